@@ -1,0 +1,92 @@
+"""The arrays that travel between the parts, in the order in which they arise.
+
+B is the batch, r the number of sparse tokens, n the number of patches, d the encoder's width and
+K the number of prototypes (method.md section 1).
+"""
+
+from __future__ import annotations
+
+import jax
+from flax import struct
+
+
+@struct.dataclass
+class Batch:
+    """Images as they leave the data pipeline: uint8 canvases, each filled from its top left corner.
+
+    Attributes:
+        image: (B, Hc, Wc, 3) uint8; pixels outside height x width are zero and never read.
+        height: (B,) int32, rows of the canvas that hold the image.
+        width: (B,) int32, columns of the canvas that hold the image.
+        index: (B,) uint32, position of the image in the endless global stream. All randomness of
+            an image is derived from it, so that no draw depends on the layout of the batch.
+    """
+
+    image: jax.Array
+    height: jax.Array
+    width: jax.Array
+    index: jax.Array
+
+
+@struct.dataclass
+class Views:
+    """All views of a batch of images, float32 RGB in [0, 1].
+
+    Attributes:
+        image: (B, H, W, 3), the first global crop without colour change ("the image itself").
+        masked: (B, Vg, H, W, 3), the global crops with colour change; masked[:, 0] is `image`'s crop.
+        visible: (B, Vg, keep) int32, the patches of each masked view that the encoder sees.
+        local: (B, Vl, h, w, 3), the local crops with colour change.
+    """
+
+    image: jax.Array
+    masked: jax.Array
+    visible: jax.Array
+    local: jax.Array
+
+
+@struct.dataclass
+class Tokens:
+    """What the encoder returns.
+
+    Attributes:
+        cls: (B, 1, d) class token.
+        S: (B, r, d) semantic tokens: *what*.
+        U: (B, n, d) dense patch features; for a masked view only its visible patches.
+    """
+
+    cls: jax.Array
+    S: jax.Array
+    U: jax.Array
+
+
+@struct.dataclass
+class Factors:
+    """The factorization of the dense features, Z = L S.
+
+    Attributes:
+        L: (B, n, r) localization matrix: *where*; every row sums to one.
+        Z: (B, n, d) low-rank reassembly.
+    """
+
+    L: jax.Array
+    Z: jax.Array
+
+
+@struct.dataclass
+class Features:
+    """What `sparse_vis.encode` returns; shapes as in Tokens and Factors.
+
+    Attributes:
+        cls: (B, 1, d).
+        sparse: (B, r, d), S.
+        dense: (B, n, d), U.
+        spatial: (B, n, r), L.
+        lowrank: (B, n, d), Z = L S.
+    """
+
+    cls: jax.Array
+    sparse: jax.Array
+    dense: jax.Array
+    spatial: jax.Array
+    lowrank: jax.Array
