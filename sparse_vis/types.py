@@ -90,3 +90,77 @@ class Features:
     dense: jax.Array
     spatial: jax.Array
     lowrank: jax.Array
+
+
+@struct.dataclass
+class Outputs:
+    """What the student computes from the views of one batch; D is the prototypes' dimension.
+
+    Attributes:
+        tokens: Tokens of the image. factors: Factors of the image.
+        reconstruction: (B, H, W, 3) unclipped pixels, or (B, n, codes) logits.
+        masked_S: (B, Vg, r, d) semantic tokens of the masked views.
+        sparse: (B, r, D) embeddings of the image's S. cls: (B, 1, D) of its CLS.
+        masked_sparse: (B, Vg, r, D). masked_cls: (B, Vg, D). local_cls: (B, Vl, D).
+        sparse_prototypes: (D, K). cls_prototypes: (D, K).
+    """
+
+    tokens: Tokens
+    factors: Factors
+    reconstruction: jax.Array
+    masked_S: jax.Array
+    sparse: jax.Array
+    cls: jax.Array
+    masked_sparse: jax.Array
+    masked_cls: jax.Array
+    local_cls: jax.Array
+    sparse_prototypes: jax.Array
+    cls_prototypes: jax.Array
+
+
+@struct.dataclass
+class TargetSource:
+    """Embeddings that give the targets: of the image itself, or of the teacher's view.
+
+    Attributes:
+        S: (B, r, d) semantic tokens that matches refer to.
+        sparse: (B, r, D). cls: (B, 1, D).
+        sparse_prototypes: (D, K). cls_prototypes: (D, K).
+    """
+
+    S: jax.Array
+    sparse: jax.Array
+    cls: jax.Array
+    sparse_prototypes: jax.Array
+    cls_prototypes: jax.Array
+
+
+@struct.dataclass
+class Potentials:
+    """Sinkhorn's column potentials over the global batch, one vector per head.
+
+    Attributes:
+        sparse: (K,) float32. cls: (K,) float32.
+    """
+
+    sparse: jax.Array
+    cls: jax.Array
+
+
+@struct.dataclass
+class Targets:
+    """Everything the student is compared with; nothing in here carries a gradient.
+
+    Attributes:
+        source: TargetSource that scores the prototypes.
+        potentials: Potentials; targets are softmax(source @ prototypes / temperature + potentials).
+        image_match: (B, r) int32, the source token of every token of the image.
+        masked_match: (B, Vg, r) int32, the source token of every token of every masked view.
+        reconstruction: (B, H, W, 3) pixels, or (B, n) int32 codes.
+    """
+
+    source: TargetSource
+    potentials: Potentials
+    image_match: jax.Array
+    masked_match: jax.Array
+    reconstruction: jax.Array

@@ -1,0 +1,45 @@
+"""From the configuration to the objects that compute; nothing below here sees a ConfigDict."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from sparse_vis.losses.spec import LossSpec
+from sparse_vis.models.decoder import Decoder
+from sparse_vis.models.encoder import Encoder
+from sparse_vis.models.factorize import Factorizer
+from sparse_vis.models.heads import PrototypeHead
+from sparse_vis.models.stellar import Stellar
+from sparse_vis.views import ViewSpec
+
+
+def build_model(config: ConfigDict) -> Stellar:
+    """The model of config.model, computing as config.efficiency says."""
+    m, e = config.model, config.efficiency
+    how = dict(dtype=e.dtype, attention=e.attention, remat=e.remat, unroll=e.unroll)
+
+    def head() -> PrototypeHead:
+        return PrototypeHead(m.width, m.prototypes.hidden, m.prototypes.dim, m.prototypes.count)
+
+    return Stellar(
+        encoder=Encoder(
+            m.image_size, m.patch, m.width, m.layers, m.heads, m.mlp_dim, queries=m.tokens, **how
+        ),
+        factorizer=Factorizer(m.width, m.spatial_temperature, e.dtype),
+        decoder=Decoder(
+            m.width, m.decoder.width, m.decoder.layers, m.decoder.heads, m.decoder.mlp_dim, m.patch,
+            codes=m.tokenizer.codes if m.target == "vq" else 0, **how,
+        ),
+        sparse_head=head(),
+        cls_head=head(),
+    )  # fmt: skip
+
+
+def build_loss(config: ConfigDict) -> LossSpec:
+    """Weights and temperatures of config.loss."""
+    return LossSpec(**config.loss, prototype_chunk=config.efficiency.prototype_chunk)
+
+
+def build_views(config: ConfigDict) -> ViewSpec:
+    """How views are drawn: config.views at the model's image and patch size."""
+    return ViewSpec(size=config.model.image_size, patch_size=config.model.patch, **config.views)

@@ -1,0 +1,128 @@
+"""The complete configuration with the published values; files in configs/ change what they need.
+
+Sections `model`, `loss`, `views`, `teacher`, `optimizer`, `data` and `train` change results. Section
+`efficiency` changes speed and memory only.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def _model() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            image_size=224,  # pixels; side of the global views and of the position table's image
+            patch=16,
+            width=768,
+            layers=12,
+            heads=12,
+            mlp_dim=3072,
+            tokens=16,  # r
+            spatial_temperature=0.06,  # tau of L
+            target="pixel",  # "pixel" or "vq"
+            decoder=dict(width=512, layers=6, heads=8, mlp_dim=2048),
+            prototypes=dict(count=16384, dim=256, hidden=2048),
+            tokenizer=dict(path="", codes=1024),  # MaskGIT-VQGAN weights, for target="vq"
+        )
+    )
+
+
+def _loss() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            reconstruction=10.0,  # published: 10 for pixels, 0.05 for VQ codes
+            token_clustering=1.0,
+            cls_clustering=1.0,
+            set_alignment=1.0,
+            cls_masked=1.0,
+            cls_local=1.0,
+            koleo_image=0.1,
+            koleo_masked=0.1,
+            student_temperature=0.12,
+            sinkhorn_temperature=0.06,
+            sinkhorn_iterations=3,  # 0: plain softmax targets
+            matching="entropic",  # "entropic" (published) or "exact" (one to one)
+            match_epsilon=0.1,
+            match_iterations=5,
+        )
+    )
+
+
+def _views() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            global_count=8,
+            global_scale=(0.36, 1.0),
+            local_count=8,
+            local_size=96,
+            local_scale=(0.06, 0.36),
+            aspect=(3 / 4, 4 / 3),
+            flip_probability=0.5,
+            jitter_probability=0.8,
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0.2,
+            hue=0.1,
+            grey_probability=0.2,
+            blur_probability=0.5,
+            blur_sigma=(0.1, 2.0),  # pixels
+            masking_ratio=0.8,
+            mask_kind="gaussian",  # "gaussian", "uniform" or "block"
+            focus_probability=0.5,  # share of gaussian masks pulled to a centre, the rest are uniform
+        )
+    )
+
+
+def _data() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            source="scenes",  # "scenes", "folder" or "tfds:<name>"
+            path="",  # folder of images, or TFDS data_dir
+            split="train",
+            canvas=512,  # side of the uint8 canvas; larger images are reduced to fit
+            on_error="stop",  # or "substitute": take the next readable image and count
+            workers=0,
+            threads=4,
+            scenes=dict(size=64, records=50_000, max_digits=4, single_digit=False),
+        )
+    )
+
+
+def default_config() -> ConfigDict:
+    """The published recipe of B/16 with the pixel target, as a locked ConfigDict."""
+    config = ConfigDict(
+        dict(
+            name="default",
+            seed=0,
+            init="",  # weights to start from: MAE file, released file, or one of our workdirs
+            model=_model(),
+            loss=_loss(),
+            views=_views(),
+            teacher=dict(enabled=False, momentum=0.996, final_momentum=0.996),  # cosine if they differ
+            data=_data(),
+            optimizer=dict(
+                peak_lr=1.5e-4, final_lr=1e-6, warmup=0.1, schedule="cosine", weight_decay=0.04, b1=0.9,
+                b2=0.999, clip=3.0,
+            ),  # fmt: skip
+            train=dict(
+                batch=2048,
+                steps=93_750,
+                log_every=50,
+                save_every=1000,
+                keep=2,  # newest checkpoints kept
+                max_bad_steps=3,  # non-finite steps in a row before the run stops
+            ),
+            efficiency=dict(
+                dtype="bfloat16",
+                remat=False,
+                unroll=1,
+                attention="xla",
+                microbatches=1,
+                mesh=(-1, 1),  # devices along (data, fsdp); -1 takes what is left
+                prototype_chunk=2048,
+            ),
+            eval=dict(tasks=(), train_records=2000, test_records=1000, batch=250),
+        )
+    )
+    return config.lock()

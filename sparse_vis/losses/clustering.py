@@ -1,0 +1,34 @@
+"""Cross-entropy between Sinkhorn targets and the student's prototype distribution."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sparse_vis.ops.prototypes import streamed_logsumexp
+
+
+def prototype_cross_entropy(
+    x: Float[Array, "*rows D"],
+    target: Float[Array, "*rows D"],
+    prototypes: Float[Array, "D K"],
+    temperature: float,
+    chunk: int,
+) -> Float[Array, ""]:
+    """Mean over rows of CE(T, softmax(x W / temperature)) without a [rows, K] array.
+
+    Equals logsumexp(x W / temperature) - x . (T W^T) / temperature, as rows of T sum to one
+    (method.md section 5).
+
+    Args:
+        x: (..., D) student embeddings, float32.
+        target: (..., D), T W^T: the prototype that each row's target expects (`expected_prototype`).
+        prototypes: (D, K), W. temperature: the student's (published: 0.12).
+        chunk: prototypes held in memory at a time.
+
+    Returns:
+        Scalar float32, in nats.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    norm = streamed_logsumexp(rows, prototypes, temperature, jnp.zeros(prototypes.shape[1]), chunk)
+    return jnp.mean(norm - jnp.sum(rows * target.reshape(rows.shape), axis=-1) / temperature)

@@ -1,0 +1,89 @@
+"""Z to pixels or code logits (method.md section 4)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from sparse_vis.models.linear import uniform_init, uniform_linear
+from sparse_vis.models.vit import Trunk
+
+
+def fourier_positions(matrix: Float[Array, "2 f"], grid: tuple[int, int]) -> Float[Array, "n two_f"]:
+    """Random Fourier code of the patch centres; channels alternate sin, cos; x before y.
+
+    Args:
+        matrix: (2, f) fixed Gaussian matrix. grid: (rows, columns).
+
+    Returns:
+        (rows*columns, 2f) float32, row-major.
+    """
+    rows, columns = grid
+    y = 2 * (jnp.arange(rows) + 0.5) / rows - 1
+    x = 2 * (jnp.arange(columns) + 0.5) / columns - 1
+    coordinates = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    angle = 2 * jnp.pi * jnp.matmul(coordinates, matrix, precision=jax.lax.Precision.HIGHEST)
+    return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(rows * columns, -1)
+
+
+class Decoder(nn.Module):
+    """Linear, position code, pre-LN blocks and a head per patch.
+
+    Attributes:
+        input_width: d of the features. width, layers, heads, mlp_dim: sizes of the decoder.
+        patch: patch side in pixels. codes: size of the codebook, or 0 for pixels.
+        dtype, attention, remat, unroll: as in Trunk.
+    """
+
+    input_width: int
+    width: int
+    layers: int
+    heads: int
+    mlp_dim: int
+    patch: int
+    codes: int
+    dtype: str = "float32"
+    attention: str = "xla"
+    remat: bool = False
+    unroll: int = 1
+
+    def setup(self):
+        self.proj = uniform_linear(self.width, self.input_width, self.dtype)
+        self.fourier = self.param("fourier", nn.initializers.normal(1.0), (2, self.width // 2))
+        self.trunk = Trunk(
+            self.layers, self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.remat,
+            self.unroll,
+        )  # fmt: skip
+        if self.codes:
+            self.head = uniform_linear(self.codes, self.width)
+        else:
+            # The published head is a transposed convolution, for which PyTorch takes as fan-in the
+            # size of the produced patch, and whose bias is one number per colour.
+            init = uniform_init(self.patch * self.patch * 3)
+            self.pixel_kernel = self.param("pixel_kernel", init, (self.width, self.patch**2, 3))
+            self.pixel_bias = self.param("pixel_bias", init, (3,))
+
+    def features(self, Z: Float[Array, "B n d"], grid: tuple[int, int]) -> Float[Array, "B n w"]:
+        """Decoder features before the head; the Fourier matrix takes no gradient."""
+        code = fourier_positions(jax.lax.stop_gradient(self.fourier), grid)
+        return self.trunk(self.proj(Z) + code.astype(self.dtype))
+
+    def __call__(self, Z: Float[Array, "B n d"], grid: tuple[int, int]) -> Array:
+        """Reconstruct.
+
+        Args:
+            Z: (B, n, d) features. grid: (rows, columns) of the n patches.
+
+        Returns:
+            Pixel target: (B, rows*p, columns*p, 3) float32, unclipped. VQ target: (B, n, codes)
+            float32 logits.
+        """
+        features = self.features(Z, grid).astype(jnp.float32)
+        if self.codes:
+            return self.head(features)
+        pixels = jnp.einsum("bnw,wpc->bnpc", features, self.pixel_kernel) + self.pixel_bias
+        (rows, columns), p = grid, self.patch
+        pixels = pixels.reshape(-1, rows, columns, p, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        return pixels.reshape(-1, rows * p, columns * p, 3)

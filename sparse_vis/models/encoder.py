@@ -1,0 +1,110 @@
+"""Pixels and latent queries in, class token, semantic tokens S and dense features U out."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from sparse_vis.models.linear import VIT_INIT
+from sparse_vis.models.vit import Trunk
+from sparse_vis.ops.resize import resize_bicubic
+from sparse_vis.types import Tokens
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B n p2C"]:
+    """Cut images into rows of pixels (row, column, channel), one row per patch, row-major.
+
+    A remainder at the bottom and right that does not fill a patch is dropped.
+    """
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch, width // patch
+    images = images[:, : rows * patch, : columns * patch]
+    images = images.reshape(batch, rows, patch, columns, patch, channels)
+    return images.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+
+
+def resize_position_table(
+    table: Float[Array, "m d"], grid: tuple[int, int]
+) -> Float[Array, "n d"]:
+    """Patch part of a position table, brought to another grid by PyTorch's bicubic interpolation.
+
+    Args:
+        table: (g*g, d), learned on a square grid. grid: (rows, columns) wanted.
+
+    Returns:
+        (rows*columns, d); the table itself where the grid is its own.
+    """
+    side = math.isqrt(table.shape[0])
+    if grid == (side, side):
+        return table
+    resized = resize_bicubic(table.reshape(side, side, -1), grid, align_corners=False)
+    return resized.reshape(grid[0] * grid[1], -1)
+
+
+class Encoder(nn.Module):
+    """ViT over [CLS, visible patches, r queries] (method.md section 2).
+
+    Attributes:
+        image_size: side of the square image that the position table is made for, in pixels.
+        patch: patch side in pixels. width, layers, heads, mlp_dim: sizes of the ViT.
+        queries: r, number of semantic tokens.
+        dtype, attention, remat, unroll: as in Trunk.
+    """
+
+    image_size: int
+    patch: int
+    width: int
+    layers: int
+    heads: int
+    mlp_dim: int
+    queries: int
+    dtype: str = "float32"
+    attention: str = "xla"
+    remat: bool = False
+    unroll: int = 1
+
+    @nn.compact
+    def __call__(
+        self, pixels: Float[Array, "B H W 3"], visible: Int[Array, "B keep"] | None = None
+    ) -> Tokens:
+        """Encode images of any size of at least one patch.
+
+        Args:
+            pixels: (B, H, W, 3) RGB in [0, 1]; ImageNet normalisation happens here.
+            visible: (B, keep) patch indices to compute; all patches if None.
+
+        Returns:
+            Tokens with cls (B, 1, d), S (B, r, d) and U (B, n or keep, d).
+        """
+        batch, height, width, _ = pixels.shape
+        patches = patchify((pixels - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD), self.patch)
+        side = self.image_size // self.patch
+        cls = self.param("cls_token", VIT_INIT, (self.width,))
+        cls_position = self.param("cls_position", VIT_INIT, (self.width,))
+        table = self.param("position_table", VIT_INIT, (side * side, self.width))
+        queries = self.param("queries", nn.initializers.normal(self.width**-0.5), (self.queries, self.width))
+        positions = resize_position_table(table, (height // self.patch, width // self.patch))[None]
+        if visible is not None:
+            patches = jnp.take_along_axis(patches, visible[:, :, None], axis=1)
+            positions = positions[0][visible]
+        embed = nn.Dense(self.width, dtype=self.dtype, kernel_init=VIT_INIT, name="patch_embedding")
+        tokens = embed(patches) + positions.astype(self.dtype)
+
+        def spread(x):
+            return jnp.broadcast_to(x.astype(self.dtype), (batch, *x.shape))
+
+        tokens = jnp.concatenate([spread((cls + cls_position)[None]), tokens, spread(queries)], axis=1)
+        tokens = Trunk(
+            self.layers, self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.remat,
+            self.unroll, name="trunk",
+        )(tokens)  # fmt: skip
+        return Tokens(
+            cls=tokens[:, :1], S=tokens[:, tokens.shape[1] - self.queries :],
+            U=tokens[:, 1 : tokens.shape[1] - self.queries],
+        )  # fmt: skip

@@ -1,0 +1,111 @@
+"""The model: encoder, factorization, decoder and both prototype heads, wired together.
+
+No losses and no randomness live here.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from sparse_vis.models.decoder import Decoder
+from sparse_vis.models.encoder import Encoder
+from sparse_vis.models.factorize import Factorizer
+from sparse_vis.models.heads import PrototypeHead
+from sparse_vis.types import Factors, Outputs, TargetSource, Tokens, Views
+
+
+def fold(x: Float[Array, "B V *rest"]) -> Float[Array, "BV *rest"]:
+    """Join batch and view axis, view index fastest."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+class Stellar(nn.Module):
+    """STELLAR. `encode`, `factorize` and `decode` are its three steps; see each part for shapes."""
+
+    encoder: Encoder
+    factorizer: Factorizer
+    decoder: Decoder
+    sparse_head: PrototypeHead
+    cls_head: PrototypeHead
+
+    @property
+    def patch(self) -> int:
+        return self.encoder.patch
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image of this size in pixels."""
+        return height // self.patch, width // self.patch
+
+    def encode(
+        self, pixels: Float[Array, "B H W 3"], visible: Int[Array, "B keep"] | None = None
+    ) -> Tokens:
+        """Tokens of images in [0, 1]; `visible` restricts the computation to some patches."""
+        return self.encoder(pixels, visible)
+
+    def factorize(self, tokens: Tokens) -> Factors:
+        """L and Z = L S of encoded images."""
+        return self.factorizer(tokens.U, tokens.S)
+
+    def decode(self, Z: Float[Array, "B n d"], grid: tuple[int, int]) -> Array:
+        """Unclipped pixels (B, rows*p, columns*p, 3), or code logits (B, n, codes)."""
+        return self.decoder(Z, grid)
+
+    def target_source(self, pixels: Float[Array, "B H W 3"]) -> TargetSource:
+        """Embeddings from which targets are made; needs only encoder and heads."""
+        return self.as_source(self.encode(pixels))
+
+    def as_source(self, tokens: Tokens) -> TargetSource:
+        return TargetSource(
+            S=tokens.S, sparse=self.sparse_head(tokens.S), cls=self.cls_head(tokens.cls),
+            sparse_prototypes=self.sparse_head.prototypes, cls_prototypes=self.cls_head.prototypes,
+        )  # fmt: skip
+
+    def __call__(self, views: Views) -> Outputs:
+        """All that the objective needs, with one encoder call per shape of view.
+
+        Args:
+            views: Views of B images, Vg masked and Vl local ones each.
+
+        Returns:
+            Outputs.
+        """
+        batch, height, width, _ = views.image.shape
+        tokens = self.encode(views.image)
+        factors = self.factorize(tokens)
+        masked = self.encode(fold(views.masked), fold(views.visible))
+        masked_S = masked.S.reshape(batch, -1, *masked.S.shape[1:])
+        if views.local.shape[1]:
+            local_cls = self.cls_head(self.encode(fold(views.local)).cls).reshape(batch, -1, self.cls_head.dim)
+        else:
+            local_cls = jnp.zeros((batch, 0, self.cls_head.dim))
+        source = self.as_source(tokens)
+        return Outputs(
+            tokens=tokens,
+            factors=factors,
+            reconstruction=self.decode(factors.Z, self.grid(height, width)),
+            masked_S=masked_S,
+            sparse=source.sparse,
+            cls=source.cls,
+            masked_sparse=self.sparse_head(masked_S),
+            masked_cls=self.cls_head(masked.cls).reshape(batch, -1, self.cls_head.dim),
+            local_cls=local_cls,
+            sparse_prototypes=source.sparse_prototypes,
+            cls_prototypes=source.cls_prototypes,
+        )
+
+
+def shape_views(model: Stellar) -> Views:
+    """Views of the smallest batch, to initialise or trace the model with."""
+    size = model.encoder.image_size
+    image = jnp.zeros((1, size, size, 3))
+    return Views(
+        image=image, masked=image[:, None], visible=jnp.zeros((1, 1, 1), jnp.int32), local=image[:, None]
+    )
+
+
+def init_params(model: Stellar, key: Array) -> dict:
+    """Randomly initialised parameter tree (float32, layers stacked), as method.md section 5 says."""
+    return jax.jit(model.init)(key, shape_views(model))["params"]

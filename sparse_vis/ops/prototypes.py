@@ -1,0 +1,84 @@
+"""Sums over prototypes, streamed in chunks so that no [rows, K] array stays in memory.
+
+The cross-entropy between targets T (rows sum to one) and softmax(x W / t) is
+logsumexp(x W / t) - x . (T W^T) / t. Both parts are sums over K prototypes; each chunk is
+computed again on the way back instead of being stored.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def _chunks(count: int, chunk: int) -> int:
+    return count // chunk if chunk and count > chunk and count % chunk == 0 else 1
+
+
+def _split(prototypes: Array, parts: int) -> Array:
+    """(D, K) -> (parts, D, K / parts)."""
+    return prototypes.reshape(prototypes.shape[0], parts, -1).transpose(1, 0, 2)
+
+
+def streamed_logsumexp(
+    x: Float[Array, "rows D"],
+    prototypes: Float[Array, "D K"],
+    temperature: float,
+    potentials: Float[Array, " K"],
+    chunk: int,
+) -> Float[Array, " rows"]:
+    """log sum_k exp(x . w_k / temperature + g_k) for every row, differentiable in x and prototypes.
+
+    Args:
+        x: (rows, D) float32 embeddings. prototypes: (D, K) float32.
+        temperature: divisor of the logits. potentials: (K,) added to the scaled logits.
+        chunk: prototypes held at a time; 0, or one that does not divide K, means all at once.
+
+    Returns:
+        (rows,) float32.
+    """
+    parts = _chunks(prototypes.shape[1], chunk)
+    if parts == 1:
+        return jax.nn.logsumexp(x @ prototypes / temperature + potentials, axis=-1)
+
+    @jax.checkpoint
+    def body(total, part):
+        w, g = part
+        return jnp.logaddexp(total, jax.nn.logsumexp(x @ w / temperature + g, axis=-1)), None
+
+    start = jnp.full(x.shape[:1], -jnp.inf, jnp.float32)
+    return jax.lax.scan(body, start, (_split(prototypes, parts), potentials.reshape(parts, -1)))[0]
+
+
+def expected_prototype(
+    x: Float[Array, "rows D"],
+    prototypes: Float[Array, "D K"],
+    temperature: float,
+    potentials: Float[Array, " K"],
+    values: Float[Array, "D K"],
+    chunk: int,
+) -> Float[Array, "rows D"]:
+    """sum_k T_k values_k with T = softmax(x W / temperature + g): where each row's target points.
+
+    Differentiable in `values` alone; the assignments T are targets and carry no gradient.
+
+    Args:
+        x: (rows, D) float32 embeddings that give the targets. prototypes: (D, K) that scored them.
+        temperature: Sinkhorn temperature. potentials: (K,) Sinkhorn column potentials.
+        values: (D, K) prototypes that the student uses. chunk: as in `streamed_logsumexp`.
+
+    Returns:
+        (rows, D) float32.
+    """
+    x, prototypes, potentials = jax.lax.stop_gradient((x, prototypes, potentials))
+    norm = streamed_logsumexp(x, prototypes, temperature, potentials, chunk)[:, None]
+    parts = _chunks(prototypes.shape[1], chunk)
+
+    @jax.checkpoint
+    def body(total, part):
+        w, g, v = part
+        return total + jnp.exp(x @ w / temperature + g - norm) @ v.T, None
+
+    scanned = (_split(prototypes, parts), potentials.reshape(parts, -1), _split(values, parts))
+    return jax.lax.scan(body, jnp.zeros_like(x), scanned)[0]

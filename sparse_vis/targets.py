@@ -1,0 +1,89 @@
+"""What the student is compared with. Every stop_gradient between targets and losses is here."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sparse_vis.losses.spec import LossSpec
+from sparse_vis.ops.matching import entropic_match, exact_match
+from sparse_vis.ops.sinkhorn import column_potentials
+from sparse_vis.types import Outputs, Potentials, Targets, TargetSource
+
+
+def own_source(outputs: Outputs) -> TargetSource:
+    """The image itself as the source of its targets (the main recipe, without teacher)."""
+    return TargetSource(
+        S=outputs.tokens.S, sparse=outputs.sparse, cls=outputs.cls,
+        sparse_prototypes=outputs.sparse_prototypes, cls_prototypes=outputs.cls_prototypes,
+    )  # fmt: skip
+
+
+def balance(source: TargetSource, spec: LossSpec) -> Potentials:
+    """Sinkhorn potentials of both heads over all rows of the (global) batch in `source`.
+
+    Args:
+        source: TargetSource with embeddings (B, r, D) and (B, 1, D).
+        spec: loss settings; a head that no term uses is not computed and gets zeros.
+
+    Returns:
+        Potentials.
+    """
+
+    def one(used: bool, x: Array, prototypes: Array) -> Array:
+        if not used or spec.sinkhorn_iterations == 0:
+            return jnp.zeros(prototypes.shape[1])
+        scores = jax.lax.stop_gradient(x.reshape(-1, x.shape[-1]) @ prototypes)
+        return column_potentials(scores, spec.sinkhorn_temperature, spec.sinkhorn_iterations)
+
+    return Potentials(
+        sparse=one(spec.uses_sparse_targets, source.sparse, source.sparse_prototypes),
+        cls=one(spec.uses_cls_targets, source.cls, source.cls_prototypes),
+    )
+
+
+def match_tokens(
+    S: Float[Array, "N r d"], target_S: Float[Array, "N r d"], spec: LossSpec
+) -> Int[Array, "N r"]:
+    """Index of the target token of each token, by the matching that the configuration names."""
+    S, target_S = jax.lax.stop_gradient((S, target_S))
+    if spec.matching == "exact":
+        return exact_match(S, target_S)
+    return entropic_match(S, target_S, spec.match_epsilon, spec.match_iterations)
+
+
+def make_targets(
+    outputs: Outputs,
+    source: TargetSource,
+    potentials: Potentials,
+    reconstruction: Array,
+    spec: LossSpec,
+    *,
+    teacher: bool,
+) -> Targets:
+    """Assignments and matches for one batch.
+
+    Args:
+        outputs: the student's Outputs. source: where targets come from (own or teacher's).
+        potentials: Sinkhorn potentials of the global batch.
+        reconstruction: pixels (B, H, W, 3) or codes (B, n).
+        spec: loss settings.
+        teacher: whether `source` is another network's, so that the image's own tokens need matching.
+
+    Returns:
+        Targets, without gradient.
+    """
+    batch, count = source.S.shape[:2]
+    views = outputs.masked_S.shape[1]
+    own = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (batch, count))
+    repeated = jnp.repeat(source.S, views, axis=0)
+    masked = match_tokens(outputs.masked_S.reshape(repeated.shape), repeated, spec)
+    targets = Targets(
+        source=source,
+        potentials=potentials,
+        image_match=match_tokens(outputs.tokens.S, source.S, spec) if teacher else own,
+        masked_match=masked.reshape(batch, views, count),
+        reconstruction=reconstruction,
+    )
+    return jax.lax.stop_gradient(targets)
