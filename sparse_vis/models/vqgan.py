@@ -1,0 +1,205 @@
+"""The frozen MaskGIT-VQGAN: images to code grids and back (method.md section 4).
+
+Architecture: Chang et al., MaskGIT (arXiv 2202.04200). Weights are read by sparse_vis.interop.maskgit.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from sparse_vis.errors import UserError
+
+GROUPS = 32
+
+
+def _conv(features: int, size: int, dtype: DTypeLike, name: str, use_bias: bool = True) -> nn.Conv:
+    # Codes are argmins: where float32 is asked for, TF32 or bf16 passes inside it would change some of them.
+    precision = jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+    kernel = (size, size)
+    return nn.Conv(
+        features, kernel, padding="SAME", use_bias=use_bias, dtype=dtype, precision=precision, name=name
+    )
+
+
+def _norm_silu(x: jax.Array, dtype: DTypeLike, name: str) -> jax.Array:
+    # Flax takes the statistics in float32 whatever the dtype; two passes, as E[x^2] - E[x]^2 cancels.
+    norm = nn.GroupNorm(num_groups=GROUPS, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+    return nn.silu(norm(x))
+
+
+class ResBlock(nn.Module):
+    """Two pre-activated 3x3 convolutions and a residual connection.
+
+    Attributes:
+        channels: output channels. dtype: of the computation.
+    """
+
+    channels: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w channels"]:
+        """The block's output at the same resolution."""
+        out = _conv(self.channels, 3, self.dtype, "conv1", use_bias=False)(_norm_silu(x, self.dtype, "norm1"))
+        out = _conv(self.channels, 3, self.dtype, "conv2", use_bias=False)(
+            _norm_silu(out, self.dtype, "norm2")
+        )
+        if x.shape[-1] == self.channels:
+            return x + out
+        # The released weights were trained with the shortcut on the block's output instead of its input.
+        return out + _conv(self.channels, 1, self.dtype, "nin_shortcut", use_bias=False)(out)
+
+
+class Encoder(nn.Module):
+    """Pixels to latents at 1 / 2^(levels - 1) of the resolution; attributes as in VQGAN."""
+
+    hidden_channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    z_channels: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w z"]:
+        """Latents in the dtype of the computation."""
+        x = _conv(self.hidden_channels, 3, self.dtype, "conv_in", use_bias=False)(x)
+        for level, mult in enumerate(self.channel_mult):
+            for block in range(self.num_res_blocks):
+                x = ResBlock(self.hidden_channels * mult, self.dtype, name=f"down_{level}_block_{block}")(x)
+            if level < len(self.channel_mult) - 1:
+                x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+        for block in range(self.num_res_blocks):
+            x = ResBlock(x.shape[-1], self.dtype, name=f"mid_{block}")(x)
+        return _conv(self.z_channels, 1, self.dtype, "conv_out")(_norm_silu(x, self.dtype, "norm_out"))
+
+
+class Decoder(nn.Module):
+    """Codebook vectors to pixels, unclipped; attributes as in VQGAN."""
+
+    hidden_channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B h w z"]) -> Float[Array, "B H W 3"]:
+        """Pixels in the dtype of the computation."""
+        x = _conv(self.hidden_channels * self.channel_mult[-1], 3, self.dtype, "conv_in")(x)
+        for block in range(self.num_res_blocks):
+            x = ResBlock(x.shape[-1], self.dtype, name=f"mid_{block}")(x)
+        for level, mult in reversed(list(enumerate(self.channel_mult))):
+            channels = self.hidden_channels * mult
+            for block in range(self.num_res_blocks):
+                x = ResBlock(channels, self.dtype, name=f"up_{level}_block_{block}")(x)
+            if level > 0:
+                x = x.repeat(2, axis=1).repeat(2, axis=2)
+                x = _conv(channels, 3, self.dtype, f"up_{level}_upsample_conv")(x)
+        return _conv(3, 3, self.dtype, "conv_out")(_norm_silu(x, self.dtype, "norm_out"))
+
+
+class VQGAN(nn.Module):
+    """Tokenizer with three methods, encode, codes, decode: `vqgan.apply({"params": p}, x, method="encode")`.
+
+    Attributes:
+        hidden_channels: channels at full resolution, a multiple of 32; 128 in the released network.
+        channel_mult: channels per level as multiples of hidden_channels, finest first; (1, 1, 2, 2, 4).
+        num_res_blocks: residual blocks per level and in the middle; 2.
+        z_channels: z, width of latents and codebook vectors; 256.
+        num_embeddings: codebook size; 1024.
+        dtype: of the convolutions; parameters, norm statistics and the code search stay float32.
+    """
+
+    hidden_channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    z_channels: int
+    num_embeddings: int
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        if self.hidden_channels % GROUPS:
+            raise UserError(f"VQGAN: hidden_channels is {self.hidden_channels}; use a multiple of {GROUPS}.")
+        sizes = (self.hidden_channels, self.channel_mult, self.num_res_blocks)
+        self.encoder = Encoder(*sizes, self.z_channels, self.dtype)
+        self.decoder = Decoder(*sizes, self.dtype)
+        self.codebook = self.param(
+            "codebook", nn.initializers.normal(1.0), (self.num_embeddings, self.z_channels)
+        )
+
+    def encode(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w z"]:
+        """Continuous latents of images.
+
+        Args:
+            pixels: (B, H, W, 3) RGB in [0, 1]; a remainder of the sides modulo 2^(levels - 1) is lost.
+
+        Returns:
+            (B, h, w, z) float32, h = H // 2^(levels - 1).
+
+        Raises:
+            UserError: an image smaller than one code.
+        """
+        stride = 2 ** (len(self.channel_mult) - 1)
+        height, width = pixels.shape[1:3]
+        if min(height, width) < stride:
+            raise UserError(
+                f"The tokenizer got images of {height}x{width}; give at least {stride}x{stride} pixels."
+            )
+        return self.encoder(pixels).astype(jnp.float32)
+
+    def codes(self, latent: Float[Array, "B h w z"]) -> Int[Array, "B n"]:
+        """Index of the codebook vector nearest to each latent: argmin_k |e_k|^2 - 2 z.e_k.
+
+        Args:
+            latent: (B, h, w, z) as from `encode`.
+
+        Returns:
+            (B, h w) int32, row-major; the lowest index among equals.
+        """
+        z = latent.astype(jnp.float32).reshape(latent.shape[0], -1, self.z_channels)
+        products = jnp.einsum("bnz,kz->bnk", z, self.codebook, precision=jax.lax.Precision.HIGHEST)
+        # |z|^2 is the same for all k, and adding it would only cost digits.
+        return jnp.argmin(jnp.sum(self.codebook**2, axis=-1) - 2 * products, axis=-1).astype(jnp.int32)
+
+    def decode(self, codes: Int[Array, "B h w"]) -> Float[Array, "B H W 3"]:
+        """Images from codes.
+
+        Args:
+            codes: (B, h, w) integers in [0, num_embeddings).
+
+        Returns:
+            (B, h 2^(levels - 1), w 2^(levels - 1), 3) float32 RGB, clipped to [0, 1].
+        """
+        pixels = self.decoder(jnp.take(self.codebook, codes, axis=0))
+        return jnp.clip(pixels.astype(jnp.float32), 0.0, 1.0)
+
+    def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+        """Images after a round trip through the codes; shapes as in `encode` and `decode`."""
+        latent = self.encode(pixels)
+        return self.decode(self.codes(latent).reshape(latent.shape[:3]))
+
+
+def code_agreement(tokenizer: VQGAN, params: dict, images: Float[Array, "B H W 3"]) -> float:
+    """Share of codes that the tokenizer in bfloat16 keeps relative to float32.
+
+    It holds for the device that computes it: between operations XLA's CPU backend keeps more than bfloat16.
+
+    Args:
+        tokenizer: of any dtype.
+        params: its parameters.
+        images: (B, H, W, 3) RGB in [0, 1].
+
+    Returns:
+        A number in [0, 1].
+    """
+
+    def codes_in(dtype: DTypeLike) -> np.ndarray:
+        vqgan = tokenizer.clone(dtype=dtype)
+        run = jax.jit(lambda p, x: vqgan.apply({"params": p}, x, method=lambda m, x: m.codes(m.encode(x))))
+        return np.asarray(run(params, images))
+
+    return float(np.mean(codes_in(jnp.bfloat16) == codes_in(jnp.float32)))
