@@ -1,0 +1,156 @@
+"""How well the localization matrix finds objects: segments of L against true instance masks."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int, Integer
+
+from sparse_vis.errors import UserError
+from sparse_vis.evals.features import AnyArray
+
+# Images handled at once: bounds the memory of the full-resolution intermediates.
+BLOCK = 64
+
+
+def token_segments(
+    L: Float[AnyArray, "N n r"], grid: tuple[int, int], size: tuple[int, int]
+) -> Int[np.ndarray, "N H W"]:
+    """Every pixel's strongest token: argmax over r of L interpolated bilinearly to full resolution.
+
+    L is interpolated *before* the argmax (half-pixel centres, edges held), so that segment borders are not
+    tied to the patch grid; interpolating the argmax itself would be nearest-neighbour staircases.
+
+    Args:
+        L: (N, n, r) localization matrix, n = gh·gw patches in row-major order.
+        grid: (gh, gw) patches down and across.
+        size: (H, W) pixels that the grid covers, gh·p and gw·p: an image whose sides are no multiples of the
+            patch p loses its remainder at the bottom and right, so crop the true masks likewise.
+
+    Returns:
+        (N, H, W) int32 in 0 … r−1.
+
+    Raises:
+        UserError: n is not gh·gw.
+    """
+    gh, gw = grid
+    L = np.asarray(L, np.float32)
+    N, n, r = L.shape
+    if n != gh * gw:
+        raise UserError(
+            f"L has {n} patches but the grid {gh}x{gw} has {gh * gw}; pass the grid L was computed on."
+        )
+    down, across = _bilinear(gh, size[0]), _bilinear(gw, size[1])
+    segments = np.empty((N, *size), np.int32)
+    for start in range(0, N, BLOCK):
+        part = L[start : start + BLOCK].reshape(-1, gh, gw * r)
+        tall = (down @ part).reshape(-1, size[0], gw, r)
+        segments[start : start + BLOCK] = (across @ tall).argmax(axis=-1)
+    return segments
+
+
+def _bilinear(source: int, target: int) -> Float[np.ndarray, "target source"]:
+    """Matrix that interpolates `source` samples at `target` half-pixel centres; every row sums to one."""
+    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    distance = np.abs(position[:, None] - np.arange(source))
+    return np.maximum(0, 1 - distance).astype(np.float32)
+
+
+def foreground_ari(
+    pred: Integer[AnyArray, "N H W"], true: Integer[AnyArray, "N H W"]
+) -> Float[np.ndarray, " N"]:
+    """Adjusted Rand index between predicted segments and true instances, over foreground pixels only.
+
+    ARI = (Σ_ij C(n_ij, 2) − E) / ((A + B)/2 − E), A = Σ_i C(a_i, 2), B = Σ_j C(b_j, 2), E = A·B / C(n, 2),
+    where n_ij counts the pixels of instance i in segment j, and a, b are its margins.
+
+    Args:
+        pred: (N, H, W) segment of every pixel, small non-negative integers.
+        true: (N, H, W) instance of every pixel, 0 is background and left out.
+
+    Returns:
+        (N,) float64, at most 1; chance is 0; nan where an image has fewer than two instances.
+
+    Raises:
+        UserError: negative numbers in a mask.
+
+    Source: Hubert and Arabie 1985, "Comparing partitions".
+    """
+    counts = _contingency(pred, true)[:, 1:].astype(np.float64)
+    instances = counts.sum(axis=2)
+    total = _pairs(instances.sum(axis=1))
+    both = _pairs(counts).sum(axis=(1, 2))
+    a, b = _pairs(instances).sum(axis=1), _pairs(counts.sum(axis=1)).sum(axis=1)
+    expected = a * b / np.maximum(total, 1)
+    spread = (a + b) / 2 - expected
+    # With two or more instances the spread is zero only if both partitions are single pixels: they agree.
+    ari = np.where(spread > 0, (both - expected) / np.where(spread > 0, spread, 1), 1.0)
+    return np.where((instances > 0).sum(axis=1) >= 2, ari, np.nan)
+
+
+def best_token_iou(
+    pred: Integer[AnyArray, "N H W"], true: Integer[AnyArray, "N H W"]
+) -> Float[np.ndarray, " N"]:
+    """The best IoU of each true instance with any segment, averaged over an image's instances.
+
+    A segment counts with all its pixels, also those on background; one segment may serve several instances.
+
+    Args:
+        pred: (N, H, W) segment of every pixel, small non-negative integers.
+        true: (N, H, W) instance of every pixel, 0 is background and no instance.
+
+    Returns:
+        (N,) float64 in [0, 1]; nan where an image has no instance.
+
+    Raises:
+        UserError: negative numbers in a mask.
+    """
+    counts = _contingency(pred, true)
+    instances = counts.sum(axis=2)[:, 1:]
+    union = instances[:, :, None] + counts.sum(axis=1)[:, None, :] - counts[:, 1:]
+    best = (counts[:, 1:] / np.maximum(union, 1)).max(axis=2, initial=0)
+    number = (instances > 0).sum(axis=1)
+    return np.where(number > 0, best.sum(axis=1) / np.maximum(number, 1), np.nan)
+
+
+def mean_best_overlap(pred: Integer[AnyArray, "N H W"], true: Integer[AnyArray, "N H W"]) -> float:
+    """mBO of a data set: the mean of `best_token_iou` over the images that have an instance.
+
+    This is the instance-level mBO of the object-centric literature: background is no object, and every image
+    counts alike however many objects it holds. It is the mean best-token IoU under its usual name.
+
+    Args:
+        pred: (N, H, W) segment of every pixel.
+        true: (N, H, W) instance of every pixel, 0 is background.
+
+    Returns:
+        float in [0, 1]; nan if no image has an instance.
+
+    Raises:
+        UserError: negative numbers in a mask.
+
+    Source: Pont-Tuset et al. 2017, "Multiscale Combinatorial Grouping"; averaged as in Seitzer et al. 2023.
+    """
+    best = best_token_iou(pred, true)
+    found = best[~np.isnan(best)]
+    return float(found.mean()) if found.size else float("nan")
+
+
+def _pairs(n: np.ndarray) -> np.ndarray:
+    return n * (n - 1) / 2
+
+
+def _contingency(
+    pred: Integer[AnyArray, "N H W"], true: Integer[AnyArray, "N H W"]
+) -> Int[np.ndarray, "N T P"]:
+    """Pixels of each image per pair of true label and segment."""
+    pred, true = np.asarray(pred), np.asarray(true)
+    for name, mask in (("predicted segments", pred), ("true masks", true)):
+        if mask.size == 0 or mask.min() < 0:
+            raise UserError(f"The {name} are empty or hold negative numbers; label pixels 0, 1, 2, ….")
+    T, P = int(true.max()) + 1, int(pred.max()) + 1
+    counts = np.empty((len(true), T, P), np.int64)
+    for start in range(0, len(true), BLOCK):
+        t, p = true[start : start + BLOCK].astype(np.int64), pred[start : start + BLOCK]
+        cell = (np.arange(len(t))[:, None, None] * T + t) * P + p
+        counts[start : start + BLOCK] = np.bincount(cell.ravel(), minlength=len(t) * T * P).reshape(-1, T, P)
+    return counts
