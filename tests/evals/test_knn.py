@@ -54,6 +54,16 @@ def test_blocks_change_nothing(monkeypatch):
         assert len(np.unique(whole[k])) > 1
 
 
+def test_filling_of_the_last_block_is_never_a_neighbour(monkeypatch):
+    monkeypatch.setattr(knn, "TRAIN_BLOCK", 4)
+    train_x = -np.array([[1, 0.1], [1, 1], [1, 2], [1, 3], [1, 4]], np.float32)  # all cosines are negative
+    test_x = np.array([[1, -0.2], [0.1, 1]], np.float32)
+    predicted = knn.knn_predict(train_x, np.array([3, 0, 2, 1, 4]), test_x, classes=5, ks=(1,))
+    cosine = test_x @ (train_x / np.linalg.norm(train_x, axis=1, keepdims=True)).T
+    np.testing.assert_array_equal(predicted[1], np.array([3, 0, 2, 1, 4])[cosine.argmax(axis=1)])
+    assert predicted[1][1] != 4
+
+
 def test_accuracy_equals_sklearn():
     train_x, train_y, test_x, test_y = problem(2)
     accuracy = knn.knn_accuracy(train_x, train_y, test_x, test_y, classes=5, ks=(10, 50))
