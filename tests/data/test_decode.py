@@ -1,0 +1,98 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparse_vis.data.decode import decode, to_canvas, to_square
+from sparse_vis.errors import UserError
+
+pytestmark = pytest.mark.fast
+
+
+def encoded(pixels, form="PNG", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("form,options", [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_lossless_files_decode_exactly(form, options):
+    pixels = noise(13, 29)
+    np.testing.assert_array_equal(decode({"image": encoded(pixels, form, **options), "name": "a"}), pixels)
+
+
+def test_exif_orientation_turns_the_image_upright():
+    pixels = noise(8, 16)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored a quarter turn counter-clockwise
+    found = decode({"image": encoded(pixels, exif=exif), "name": "a"})
+    np.testing.assert_array_equal(found, np.rot90(pixels, -1))
+
+
+def test_grey_palette_alpha_and_16_bit_become_rgb():
+    grey = noise(6, 6)[..., 0]
+    expected = np.repeat(grey[..., None], 3, -1)
+    deep = grey.astype(np.uint16) * 256 + 77
+    buffer = io.BytesIO()
+    Image.fromarray(grey).convert("P").save(buffer, "PNG")
+    alpha = np.dstack([expected, np.full_like(grey, 9)])
+    for data in (encoded(grey), encoded(deep), buffer.getvalue(), encoded(alpha)):
+        np.testing.assert_array_equal(decode({"image": data, "name": "a"}), expected)
+
+
+def test_arrays_pass_through():
+    pixels = noise(4, 5)
+    np.testing.assert_array_equal(decode({"image": pixels, "name": "a"}), pixels)
+
+
+@pytest.mark.parametrize("form,options", [("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {})])
+@pytest.mark.parametrize("lost", [2, 200, "half"])
+def test_truncated_files_raise_and_are_named(form, options, lost):
+    data = encoded(noise(60, 80), form, **options)
+    data = data[: len(data) // 2] if lost == "half" else data[:-lost]
+    with pytest.raises(UserError, match=r"'cat/x\.jpg'"):
+        decode({"image": data, "name": "cat/x.jpg"})
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", encoded(noise(60, 80))[:-3000]])
+def test_other_damage_is_one_sentence(data):
+    with pytest.raises(UserError, match=r"^Cannot decode 'x\.png' .*repair or remove it$") as error:
+        decode({"image": data, "name": "x.png"})
+    assert "0x" not in str(error.value)
+
+
+def test_canvas_keeps_small_images_at_the_top_left():
+    pixels = noise(20, 30)
+    canvas, height, width = to_canvas(pixels, 32, min_side=16, name="a")
+    assert (height, width) == (20, 30) and canvas.shape == (32, 32, 3) and canvas.dtype == np.uint8
+    np.testing.assert_array_equal(canvas[:20, :30], pixels)
+    assert canvas[20:].max() == 0 and canvas[:, 30:].max() == 0
+
+
+def test_canvas_reduces_large_images_without_aliasing():
+    board = (np.indices((128, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    canvas, height, width = to_canvas(np.repeat(board[..., None], 3, -1), 32, min_side=16, name="a")
+    assert (height, width) == (32, 16)
+    # Every target pixel covers as many black as white ones; picking samples would give 0 and 255.
+    assert np.abs(canvas[2:30, 2:14].astype(int) - 127).max() <= 2
+
+
+def test_canvas_names_images_smaller_than_a_patch():
+    for shape in ((15, 40), (320, 20)):  # the second is that small only once it fits
+        with pytest.raises(UserError, match=r"'tiny.png'.*patch of 16"):
+            to_canvas(noise(*shape), 64, min_side=16, name="tiny.png")
+    to_canvas(noise(16, 40), 64, min_side=16, name="a")
+
+
+def test_square_cuts_the_centre():
+    pixels = noise(10, 16)
+    found = to_square(pixels, 8, short_side=10, resample=Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(found, pixels[1:9, 4:12])
+    mask = np.repeat(np.repeat(np.arange(6, dtype=np.uint8).reshape(2, 3), 4, 0), 4, 1)
+    found = to_square(mask, 2, short_side=2, resample=Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(found, [[0, 1], [3, 4]])

@@ -1,0 +1,213 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparse_vis.data.loader import train_batches
+from sparse_vis.data.sources import FolderSource
+from sparse_vis.errors import UserError
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Records whose pixels say which record they are; those in `bad` cannot be read."""
+
+    count: int
+    bad: tuple[int, ...] = ()
+    classes: tuple[str, ...] = ()
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise UserError(f"Cannot decode 'record {index}': repair or remove it")
+        return {"image": np.full((9, 10 + index % 3, 3), index, np.uint8), "name": f"record {index}"}
+
+
+def batches(source, start=0, stop=6, **changes):
+    arguments = dict(
+        global_batch=4, seed=1, start_step=start, stop_step=stop, canvas=16, min_side=8, workers=0, threads=2,
+        on_error="stop", process_index=0, process_count=1,
+    )  # fmt: skip
+    return train_batches(source, **{**arguments, **changes})
+
+
+def numbers(found):
+    """Which record each image is, by its pixels: (steps, b)."""
+    return np.stack([batch.image[:, 0, 0, 0] for batch, _ in found])
+
+
+def assert_same(found, expected):
+    found, expected = list(found), list(expected)
+    assert len(found) == len(expected) > 0
+    for (a, substituted_a), (b, substituted_b) in zip(found, expected, strict=True):
+        assert substituted_a == substituted_b
+        for name in ("image", "height", "width", "index"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+@pytest.mark.fast
+def test_batches_are_filled_canvases_with_consecutive_positions():
+    batch, substituted = list(batches(Numbered(13)))[2]
+    assert substituted == 0
+    assert batch.image.shape == (4, 16, 16, 3) and batch.image.dtype == np.uint8
+    assert batch.height.dtype == batch.width.dtype == np.int32 and batch.index.dtype == np.uint32
+    np.testing.assert_array_equal(batch.index, [8, 9, 10, 11])
+    for image, height, width in zip(batch.image, batch.height, batch.width, strict=True):
+        assert height == 9 and width == 10 + image[0, 0, 0] % 3
+        assert (image[:height, :width] == image[0, 0]).all()
+        assert image[height:].max() == 0 and image[:, width:].max() == 0
+
+
+@pytest.mark.fast
+def test_every_epoch_is_a_new_permutation():
+    epochs = numbers(batches(Numbered(40), stop=30)).reshape(3, 40)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(40))
+    orders = {epoch.tobytes() for epoch in epochs} | {np.arange(40, dtype=np.uint8).tobytes()}
+    assert len(orders) == 4
+    assert (numbers(batches(Numbered(40), stop=10, seed=2)).ravel() != epochs[0]).any()
+
+
+@pytest.mark.fast
+def test_any_start_gives_the_rest_of_the_stream():
+    whole = list(batches(Numbered(13), stop=9))
+    for start in (1, 4, 8):
+        assert_same(batches(Numbered(13), start, 9), whole[start:])
+    assert list(batches(Numbered(13), 9, 9)) == []
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("threads", [0, 1, 5])
+def test_threads_do_not_change_the_stream(threads):
+    assert_same(batches(Numbered(13), threads=threads), batches(Numbered(13)))
+
+
+@pytest.mark.fast
+def test_processes_share_one_global_batch():
+    source = Numbered(13, bad=(5,))
+    whole = list(batches(source, on_error="substitute"))
+    parts = [list(batches(source, on_error="substitute", process_index=k, process_count=2)) for k in (0, 1)]
+    for (expected, count), (left, count_left), (right, count_right) in zip(whole, *parts, strict=True):
+        assert count == count_left + count_right
+        for name in ("image", "height", "width", "index"):
+            both = np.concatenate([getattr(left, name), getattr(right, name)])
+            np.testing.assert_array_equal(both, getattr(expected, name))
+
+
+def test_workers_do_not_change_the_stream_nor_does_a_resume_with_them():
+    source = Numbered(13, bad=(5,))
+    whole = list(batches(source, on_error="substitute"))
+    assert_same(batches(source, start=1, workers=2, threads=1, on_error="substitute"), whole[1:])
+
+
+@pytest.mark.fast
+def test_the_next_usable_record_stands_in_and_is_counted():
+    plain = numbers(batches(Numbered(13))).ravel()
+    found = list(batches(Numbered(13, bad=(5, 7)), on_error="substitute"))
+    wrong = [position for position in range(24) if plain[position] in (5, 7)]
+    assert len(wrong) >= 2 and sum(count for _, count in found) == len(wrong)
+    beyond = numbers(batches(Numbered(13), stop=8)).ravel()
+    for position, number in enumerate(numbers(found).ravel()):
+        rest = [n for n in beyond[position:] if n not in (5, 7)]
+        assert number == rest[0]
+    np.testing.assert_array_equal(np.concatenate([b.index for b, _ in found]), np.arange(24))
+
+
+@pytest.mark.fast
+def test_nothing_usable_is_an_error_not_a_loop():
+    with pytest.raises(UserError, match="None of 3 records"):
+        list(batches(Numbered(3, bad=(0, 1, 2)), on_error="substitute"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(8):
+        Image.effect_noise((40, 30), 50).convert("RGB").save(tmp_path / f"{number}.jpg")
+    data = (tmp_path / "6.jpg").read_bytes()
+    (tmp_path / "6.jpg").write_bytes(data[: len(data) // 2])
+    return tmp_path
+
+
+def assert_names_the_file(folder, **changes):
+    with pytest.raises(UserError) as error:
+        list(batches(FolderSource(str(folder)), canvas=32, **changes))
+    message = str(error.value)
+    assert message.startswith("Cannot decode '6.jpg'") and "\n" not in message
+    assert "--config.data.on_error=substitute" in message
+    assert error.value.__cause__ is None and error.value.__suppress_context__
+
+
+@pytest.mark.fast
+def test_a_truncated_file_stops_with_one_sentence_or_is_replaced(folder):
+    assert_names_the_file(folder)
+    found = list(batches(FolderSource(str(folder)), canvas=32, on_error="substitute", stop=4))
+    assert sum(count for _, count in found) == 2  # two epochs of eight
+
+
+def test_a_truncated_file_stops_workers_too(folder):
+    assert_names_the_file(folder, workers=1)
+
+
+@pytest.mark.fast
+def test_an_image_smaller_than_a_patch_is_named():
+    with pytest.raises(UserError, match=r"'record \d+' is 1\dx9 .*patch of 10"):
+        list(batches(Numbered(4), min_side=10))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "changes,culprit",
+    [(dict(on_error="skip"), "'skip'"), (dict(process_count=3), "Batch size 4"), (dict(seed=-1), "Seed -1")],
+)
+def test_wrong_arguments_fail_at_once(changes, culprit):
+    with pytest.raises(UserError, match=culprit):
+        batches(Numbered(4), **changes)
+
+
+PARENT = """
+import multiprocessing, os, signal, sys
+from sparse_vis.data.loader import train_batches
+from sparse_vis.data.scenes import SceneSource, SceneSpec
+
+if __name__ == "__main__":
+    source = SceneSource(SceneSpec(size=32), split="test", seed=0)
+    settings = dict(global_batch=4, seed=0, start_step=0, stop_step=10**6, canvas=32, min_side=8, workers=1)
+    stream = train_batches(
+        source, **settings, threads=1, on_error="stop", process_index=0, process_count=1
+    )
+    next(stream)
+    with open(sys.argv[1], "w") as file:
+        print(*(child.pid for child in multiprocessing.active_children()), file=file)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script, pids = tmp_path / "parent.py", tmp_path / "pids"
+    script.write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    done = subprocess.run([sys.executable, str(script), str(pids)], env=environment, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    (worker,) = map(int, pids.read_text().split())
+    deadline = time.monotonic() + 10
+    while _alive(worker):
+        if time.monotonic() > deadline:
+            os.kill(worker, signal.SIGKILL)
+            pytest.fail("a worker outlived its parent")
+        time.sleep(0.1)
+
+
+def _alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
