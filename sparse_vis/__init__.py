@@ -1,0 +1,18 @@
+"""STELLAR in JAX: images as a few semantic tokens S and a localization matrix L.
+
+    model, params = sparse_vis.load("runs/quickstart")
+    out = sparse_vis.encode(model, params, images)
+    pixels = sparse_vis.reconstruct(model, params, out)
+
+Nothing heavy is imported before one of these names is used.
+"""
+
+import importlib
+
+__all__ = ["encode", "load", "reconstruct"]
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        return getattr(importlib.import_module("sparse_vis.api"), name)
+    raise AttributeError(f"module 'sparse_vis' has no attribute {name!r}")

@@ -79,12 +79,16 @@ def _data() -> ConfigDict:
         dict(
             source="scenes",  # "scenes", "folder" or "tfds:<name>"
             path="",  # folder of images, or TFDS data_dir
-            split="train",
+            split="train",  # scenes: train, validation, test; folder: subfolder or ""; TFDS: any split
             canvas=512,  # side of the uint8 canvas; larger images are reduced to fit
             on_error="stop",  # or "substitute": take the next readable image and count
             workers=0,
             threads=4,
-            scenes=dict(size=64, records=50_000, max_digits=4, single_digit=False),
+            seed=0,  # of the scenes' content
+            scenes=dict(
+                size=64, digits="many", max_digits=4, digit_scale=(0.35, 0.55), train_records=50_000,
+                eval_records=2_000,
+            ),  # fmt: skip
         )
     )
 

@@ -83,6 +83,7 @@ class Features:
         dense: (B, n, d), U.
         spatial: (B, n, r), L.
         lowrank: (B, n, d), Z = L S.
+        size: (height, width) of the images in pixels, static.
     """
 
     cls: jax.Array
@@ -90,6 +91,7 @@ class Features:
     dense: jax.Array
     spatial: jax.Array
     lowrank: jax.Array
+    size: tuple[int, int] = struct.field(pytree_node=False)
 
 
 @struct.dataclass

@@ -1,0 +1,27 @@
+"""A small model from random initialisation on embedded scenes, with the EMA teacher.
+
+Command:   python main.py --config=configs/quickstart.py
+Hardware:  2 CPU cores, at most 6 minutes, compile included.
+Result:    a table on held-out scenes and localization.png in runs/quickstart.
+"""
+
+from sparse_vis.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.name = "quickstart"
+    config.model.update(image_size=48, patch=6, width=96, layers=4, heads=4, mlp_dim=384, tokens=8)
+    config.model.decoder.update(width=96, layers=2, heads=4, mlp_dim=384)
+    config.model.prototypes.update(count=256, dim=64, hidden=256)
+    config.views.update(
+        global_count=2, local_count=2, local_size=24, masking_ratio=0.6, hue=0.05, blur_sigma=(0.1, 0.8)
+    )
+    config.teacher.update(enabled=True, momentum=0.99, final_momentum=0.99)
+    config.data.update(source="scenes", canvas=48, threads=2)
+    config.data.scenes.update(size=48, max_digits=4)
+    config.optimizer.update(peak_lr=1e-3, final_lr=1e-5)
+    config.train.update(batch=64, steps=1500, log_every=50, save_every=500)
+    config.efficiency.dtype = "float32"
+    config.eval.tasks = ("scenes",)
+    return config

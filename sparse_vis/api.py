@@ -1,0 +1,104 @@
+"""The notebook interface: load a model, encode images, reconstruct them."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sparse_vis.build import build_model
+from sparse_vis.errors import UserError
+from sparse_vis.models.stellar import Stellar, init_params
+from sparse_vis.train import checkpoint, settings
+from sparse_vis.types import Features
+
+
+def load(path: str | pathlib.Path, *, dtype: str = "float32") -> tuple[Stellar, dict]:
+    """Load a trained model; restores the parameters only, on any device, whatever trained them.
+
+    Args:
+        path: workdir of main.py (its newest checkpoint) or one step folder.
+        dtype: of the computation; parameters are float32.
+
+    Returns:
+        (model, params) for `encode` and `reconstruct`.
+
+    Raises:
+        UserError: no checkpoint there, or an incomplete or damaged one.
+    """
+    step = checkpoint.find_step(pathlib.Path(path))
+    config = settings.from_plain(checkpoint.read_config(step), step / "config")
+    config.efficiency.update(dtype=dtype, remat=False, attention="xla")
+    model = build_model(config)
+    abstract = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+    return model, checkpoint.restore_params(step, abstract)
+
+
+def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:
+    """Images as float32 in [0, 1].
+
+    Args:
+        images: (B, H, W, 3) uint8, or float in [0, 1]. patch: smallest side.
+
+    Raises:
+        UserError: another shape or dtype, or a side below the patch size.
+    """
+    shape = getattr(images, "shape", None)
+    if shape is None or len(shape) != 4 or shape[-1] != 3:
+        raise UserError(f"images have shape {shape}; give (B, H, W, 3) RGB, e.g. images[None] for a single one.")
+    if min(shape[1:3]) < patch:
+        raise UserError(f"images of {shape[1]}x{shape[2]} px are smaller than a patch ({patch} px); enlarge them.")
+    images = jnp.asarray(images)
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return images.astype(jnp.float32)
+    raise UserError(f"images have dtype {images.dtype}; give uint8, or float in [0, 1].")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model: Stellar, params: dict, pixels: Array) -> Features:
+    variables = {"params": params}
+    tokens = model.apply(variables, pixels, method="encode")
+    factors = model.apply(variables, tokens, method="factorize")
+    return Features(
+        cls=tokens.cls, sparse=tokens.S, dense=tokens.U, spatial=factors.L, lowrank=factors.Z,
+        size=pixels.shape[1:3],
+    )  # fmt: skip
+
+
+def encode(model: Stellar, params: dict, images: Array) -> Features:
+    """Encode images into sparse tokens S, localization L, dense features U and Z = L S.
+
+    Args:
+        model, params: of `load`.
+        images: (B, H, W, 3) uint8, or float in [0, 1]; any H, W of at least a patch.
+
+    Returns:
+        Features: cls (B, 1, d), sparse (B, r, d), dense (B, n, d), spatial (B, n, r) and
+        lowrank (B, n, d). Works inside jit.
+
+    Raises:
+        UserError: wrong shape or dtype.
+    """
+    return _encode(model, params, as_pixels(images, model.patch))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _reconstruct(model: Stellar, params: dict, Z: Array, grid: tuple[int, int]) -> Array:
+    return jnp.clip(model.apply({"params": params}, Z, grid, method="decode"), 0, 1)
+
+
+def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array, "B H W 3"]:
+    """Pixels from Z = L S alone.
+
+    Args:
+        model, params: of `load`. features: of `encode`; only lowrank (B, n, d) is read.
+
+    Returns:
+        (B, H, W, 3) float32 clipped to [0, 1]; H and W are whole patches.
+    """
+    return _reconstruct(model, params, features.lowrank, model.grid(*features.size))

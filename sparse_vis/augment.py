@@ -1,0 +1,213 @@
+"""Colour operations on float32 RGB in [0, 1]; every one clips its result to [0, 1] (method.md section 6).
+
+Brightness, contrast and saturation are the same blend, factor * colour + (1 - factor) * base, with black, the
+image's mean grey and each pixel's own grey as the base. The arithmetic runs on three separate colour planes:
+interleaved channels keep CPUs from vectorising it and make XLA compute shared parts once per channel.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from sparse_vis.errors import UserError
+from sparse_vis.ops.resize import apply_matrices
+
+Image = Float[Array, "*batch H W 3"]
+Factor = float | Float[Array, "*#batch"]  # one number for all images, or one per image
+Plane = Float[Array, "*batch H W"]
+Planes = tuple[Plane, Plane, Plane]
+
+GREY_WEIGHTS = (0.2989, 0.587, 0.114)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+BLUR_RADIUS = 4  # 9 taps
+
+
+@struct.dataclass
+class Colour:
+    """The colour change of one view.
+
+    Attributes:
+        jitter, grey, blur: () bool, whether each of them is applied.
+        order, strength: of the jitter, (4,) int32 and (4,) float32, see `colour_jitter`.
+        sigma: () float32, standard deviation of the blur in pixels.
+    """
+
+    jitter: jax.Array
+    grey: jax.Array
+    blur: jax.Array
+    order: jax.Array
+    strength: jax.Array
+    sigma: jax.Array
+
+
+def _planes(image: Image) -> Planes:
+    return image[..., 0], image[..., 1], image[..., 2]
+
+
+def _image(planes: Planes) -> Image:
+    return jnp.stack(planes, axis=-1)
+
+
+def _per_pixel(factor: float | Array) -> Array:
+    return jnp.asarray(factor, jnp.float32)[..., None, None]
+
+
+def _where(condition: Bool[Array, ""], chosen: Planes, other: Planes) -> Planes:
+    return tuple(jnp.where(condition, a, b) for a, b in zip(chosen, other, strict=True))
+
+
+def _grey(planes: Planes) -> Plane:
+    return sum(weight * plane for weight, plane in zip(GREY_WEIGHTS, planes, strict=True))
+
+
+def _mean_grey(planes: Planes) -> Float[Array, "*batch 1 1"]:
+    return _grey(planes).mean(axis=(-2, -1), keepdims=True)
+
+
+def _blend(planes: Planes, base: float | Array, factor: Array) -> Planes:
+    return tuple(jnp.clip(factor * plane + (1 - factor) * base, 0, 1) for plane in planes)
+
+
+def _turn_hue(planes: Planes, shift: Array) -> Planes:
+    red, green, blue = planes
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+    divisor = jnp.where(chroma > 0, chroma, 1.0)  # grey pixels have no hue and keep their colour
+    green_or_blue = jnp.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
+    sextant = jnp.where(value == red, (green - blue) / divisor, green_or_blue) + 6 * shift
+
+    def channel(position: int) -> Plane:
+        k = (sextant + position) / 6
+        k = 6 * (k - jnp.floor(k))  # jnp.mod is many times slower on CPU
+        return jnp.clip(value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1), 0, 1)
+
+    return channel(5), channel(3), channel(1)
+
+
+def brightness(image: Image, factor: Factor) -> Image:
+    """Multiplies by the factor.
+
+    Args:
+        image: (..., H, W, 3) float32 in [0, 1].
+        factor: () or (...) float32, 1 changes nothing.
+    """
+    return _image(_blend(_planes(image), 0.0, _per_pixel(factor)))
+
+
+def contrast(image: Image, factor: Factor) -> Image:
+    """Blends with the mean grey of the image.
+
+    Args:
+        image: (..., H, W, 3) float32 in [0, 1].
+        factor: () or (...) float32, 1 changes nothing, 0 gives the mean grey.
+    """
+    planes = _planes(image)
+    return _image(_blend(planes, _mean_grey(planes), _per_pixel(factor)))
+
+
+def saturation(image: Image, factor: Factor) -> Image:
+    """Blends every pixel with its own grey.
+
+    Args:
+        image: (..., H, W, 3) float32 in [0, 1].
+        factor: () or (...) float32, 1 changes nothing, 0 gives greyscale.
+    """
+    planes = _planes(image)
+    return _image(_blend(planes, _grey(planes), _per_pixel(factor)))
+
+
+def hue(image: Image, shift: Factor) -> Image:
+    """Turns the hue of the HSV hexcone by a part of the circle; value and saturation stay.
+
+    Args:
+        image: (..., H, W, 3) float32 in [0, 1].
+        shift: () or (...) float32, 1 is the whole circle.
+
+    Source: Smith, "Color gamut transform pairs", 1978.
+    """
+    return _image(_turn_hue(_planes(image), _per_pixel(shift)))
+
+
+def greyscale(image: Image) -> Image:
+    """Replaces every pixel by its grey, .2989 R + .587 G + .114 B.
+
+    Args:
+        image: (..., H, W, 3) float32 in [0, 1].
+    """
+    return _image((jnp.clip(_grey(_planes(image)), 0, 1),) * 3)
+
+
+def _blur_matrix(size: int, sigma: Float[Array, "*batch"]) -> Float[Array, "*batch size size"]:
+    """Gaussian taps on the diagonals, those beyond the border reflected back inside."""
+    distance = jnp.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
+    taps = jnp.exp(-0.5 * (distance / sigma[..., None]) ** 2)
+    taps = (taps / taps.sum(-1, keepdims=True))[..., None, None]
+    pixels = jnp.arange(size)
+    source = jnp.abs(pixels + distance[:, None])
+    source = (size - 1) - jnp.abs((size - 1) - source)
+    return sum(taps[..., k, :, :] * (source[k][:, None] == pixels) for k in range(len(distance)))
+
+
+def gaussian_blur(image: Image, sigma: Factor) -> Image:
+    """Gaussian blur, 9 x 9 taps, the border reflected without repeating the edge.
+
+    Args:
+        image: (..., H, W, 3) float32 in [0, 1], H and W at least 5.
+        sigma: () or (...) float32, standard deviation in pixels, above 0.
+
+    Raises:
+        UserError: an image with fewer pixels than the reflection needs.
+    """
+    height, width = image.shape[-3:-1]
+    if min(height, width) <= BLUR_RADIUS:
+        raise UserError(
+            f"cannot blur {height} x {width} pixels: use views of at least {BLUR_RADIUS + 1} px a side"
+        )
+    # Two matrices instead of shifted sums: XLA fuses what comes before into a shifted sum and computes it
+    # again for every tap, six times slower on CPU.
+    sigma = jnp.asarray(sigma, jnp.float32)
+    return jnp.clip(apply_matrices(image, _blur_matrix(height, sigma), _blur_matrix(width, sigma)), 0, 1)
+
+
+def _jitter(planes: Planes, order: Int[Array, " 4"], strength: Float[Array, " 4"]) -> Planes:
+    def turn(planes: Planes, operation_and_factor):
+        operation, factor = operation_and_factor
+        is_contrast = operation == CONTRAST
+        base = jnp.where(
+            is_contrast, _mean_grey(planes), jnp.where(operation == SATURATION, _grey(planes), 0.0)
+        )
+        return _where(operation == HUE, _turn_hue(planes, factor), _blend(planes, base, factor)), None
+
+    # lax.switch under vmap would run all four operations at every turn; with the base of one blend selected
+    # it is a blend and a hue. A loop, because XLA fuses unrolled turns and computes early ones repeatedly.
+    return jax.lax.scan(turn, planes, (order, strength[order]))[0]
+
+
+def colour_jitter(
+    image: Float[Array, "H W 3"], order: Int[Array, " 4"], strength: Float[Array, " 4"]
+) -> Float[Array, "H W 3"]:
+    """Brightness, contrast, saturation and hue in a given order, for one image (vmap it for more).
+
+    Args:
+        image: (H, W, 3) float32 in [0, 1].
+        order: (4,) int32, a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE: the first turn first.
+        strength: (4,) float32, three factors and the shift, indexed by the operation (not by its turn).
+    """
+    return _image(_jitter(_planes(image), order, strength))
+
+
+def recolour(image: Float[Array, "H W 3"], colour: Colour) -> Float[Array, "H W 3"]:
+    """Jitter, then greyscale, then blur, each where `colour` says so, for one image.
+
+    Args:
+        image: (H, W, 3) float32 in [0, 1].
+        colour: what to apply.
+    """
+    planes = _planes(image)
+    planes = _where(colour.jitter, _jitter(planes, colour.order, colour.strength), planes)
+    grey = jnp.clip(_grey(planes), 0, 1)
+    image = _image(_where(colour.grey, (grey, grey, grey), planes))
+    return jnp.where(colour.blur, gaussian_blur(image, colour.sigma), image)

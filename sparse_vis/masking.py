@@ -1,0 +1,93 @@
+"""Which patches of a masked view the encoder sees (method.md section 6).
+
+Every patch gets a random score and the smallest are kept; the kinds differ in what pulls scores down.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from sparse_vis.errors import UserError
+
+KINDS = ("uniform", "gaussian", "block")
+FOCUS_WIDTH = (0.1, 0.5)  # standard deviation of the pull, in sides of the grid
+
+
+def visible_count(patches: int, ratio: float) -> int:
+    """Number of patches kept, ⌊(1 - ratio) n⌋ in Python's floating point as published, at least one.
+
+    Args:
+        patches: n, patches of the view.
+        ratio: part of the patches that is dropped, in [0, 1).
+
+    Raises:
+        UserError: no patches, or a ratio outside [0, 1).
+    """
+    if patches < 1:
+        raise UserError(
+            f"a view of {patches} patches cannot be masked: use a view at least as large as a patch"
+        )
+    if not 0 <= ratio < 1:
+        raise UserError(f"masking ratio {ratio} is outside [0, 1): choose the part of the patches to drop")
+    return max(int((1 - ratio) * patches), 1)
+
+
+def _pick(uniform: Float[Array, ""], count: int | Array) -> Int[Array, ""]:
+    """Integer in [0, count), from a number in [0, 1)."""
+    return jnp.floor(uniform * count).astype(jnp.int32)
+
+
+def _focus(uniform: Float[Array, " 4"], grid: tuple[int, int], probability: float) -> Float[Array, "gh gw"]:
+    """exp(-dist² / 2 (σ side)²) around a random patch, or zero everywhere where no focus is drawn."""
+    height, width = grid
+    # The recordings tell a centre on a patch from one spread evenly between the first and last patch centres.
+    row, column = _pick(uniform[0], height), _pick(uniform[1], width)
+    side = math.sqrt(height * width)  # a grid that is not square: the side of the square of equal area
+    sigma = side * (FOCUS_WIDTH[0] + (FOCUS_WIDTH[1] - FOCUS_WIDTH[0]) * uniform[2])
+    distance2 = (jnp.arange(height)[:, None] - row) ** 2 + (jnp.arange(width) - column) ** 2
+    return jnp.where(uniform[3] < probability, jnp.exp(-distance2 / (2 * sigma**2)), 0.0)
+
+
+def _block(uniform: Float[Array, " 4"], grid: tuple[int, int], keep: int) -> Float[Array, "gh gw"]:
+    """One inside a random square of ⌊√keep⌋ patches a side, zero elsewhere."""
+    inside = []
+    for u, patches in zip(uniform[:2], grid, strict=True):
+        side = min(math.isqrt(keep), patches)
+        start = _pick(u, patches - side + 1)
+        position = jnp.arange(patches)
+        inside.append((position >= start) & (position < start + side))
+    return (inside[0][:, None] & inside[1]).astype(jnp.float32)
+
+
+def visible_patches(
+    key: PRNGKeyArray, grid: tuple[int, int], ratio: float, kind: str, focus_probability: float = 0.5
+) -> Int[Array, " keep"]:
+    """Indices of the patches a masked view keeps, ascending, row-major.
+
+    Args:
+        key: random key of this view.
+        grid: (gh, gw), patches per column and per row of the view, static.
+        ratio: part of the patches that is dropped, in [0, 1), static.
+        kind: "uniform"; "gaussian", pulled to a random centre with `focus_probability`, else uniform;
+            "block", a random square first and uniform for the rest.
+        focus_probability: of the pull of "gaussian"; the published recipe has 1/2.
+
+    Raises:
+        UserError: a kind that is not in KINDS, an empty grid, or a ratio outside [0, 1).
+    """
+    patches = grid[0] * grid[1]
+    keep = visible_count(patches, ratio)
+    # One draw serves noise and pull: on CPU every further one costs half a second of compilation.
+    uniform = jax.random.uniform(key, (patches + 4,))
+    score, rest = uniform[:patches].reshape(grid), uniform[patches:]
+    if kind == "gaussian":
+        score -= _focus(rest, grid, focus_probability)
+    elif kind == "block":
+        score -= _block(rest, grid, keep)  # below every score outside: the square is kept whole
+    elif kind != "uniform":
+        raise UserError(f"mask kind {kind!r} is unknown: choose one of {', '.join(KINDS)}")
+    return jnp.sort(jnp.argsort(score.ravel())[:keep]).astype(jnp.int32)

@@ -1,0 +1,122 @@
+"""Bicubic interpolation as PyTorch does it: Keys kernel with a = -0.75, no antialiasing.
+
+A separable resize is two small matrices, one for rows and one for columns, which accelerators like better
+than gathers. `jax.image.resize(..., "cubic")` uses a = -0.5 and gives other numbers (method.md section 2).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sparse_vis.errors import UserError
+
+A = -0.75
+# The matrices are small and the pictures are targets of a loss: TF32 or bf16 products would save nothing
+# worth having and show up as noise in every view.
+PRECISION = jax.lax.Precision.HIGHEST
+
+
+def keys_kernel(distance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Cubic convolution kernel with a = -0.75.
+
+    Args:
+        distance: (...) float, absolute distance to the tap in pixels.
+
+    Source: Keys, "Cubic convolution interpolation for digital image processing", 1981.
+    """
+    x = distance
+    near = ((A + 2) * x - (A + 3)) * x * x + 1
+    far = ((A * x - 5 * A) * x + 8 * A) * x - 4 * A
+    return jnp.where(x <= 1, near, jnp.where(x < 2, far, 0.0))
+
+
+def _interpolation(
+    source: Float[Array, " out"], offset: int | Array, length: int | Array, columns: int
+) -> Float[Array, "out columns"]:
+    """Weights of the four taps around each source coordinate, clamped to [0, length), then shifted."""
+    base = jnp.floor(source)
+    matrix = jnp.zeros((source.shape[0], columns), jnp.float32)
+    for tap in (-1, 0, 1, 2):
+        weight = keys_kernel(jnp.abs(source - (base + tap)))
+        index = jnp.clip(base.astype(jnp.int32) + tap, 0, length - 1) + offset
+        matrix += jnp.where(index[:, None] == jnp.arange(columns), weight[:, None], 0.0)
+    return matrix
+
+
+def bicubic_matrix(size_in: int, size_out: int, align_corners: bool) -> Float[Array, "out in"]:
+    """Matrix that resizes a row of `size_in` pixels to `size_out` pixels; rows sum to one.
+
+    Args:
+        size_in: pixels before, static.
+        size_out: pixels after, static.
+        align_corners: whether the centres of the first and last pixels stay where they are (True), or the
+            outer edges of the image do (False).
+
+    Raises:
+        UserError: a size below one.
+    """
+    if size_in < 1 or size_out < 1:
+        raise UserError(f"cannot resize {size_in} to {size_out} pixels: both sizes must be at least 1")
+    if align_corners:
+        return crop_matrix(0, size_in, size_in, size_out)
+    source = (jnp.arange(size_out, dtype=jnp.float32) + 0.5) * (size_in / size_out) - 0.5
+    return _interpolation(source, 0, size_in, size_in)
+
+
+def crop_matrix(
+    offset: int | Int[Array, ""], length: int | Int[Array, ""], canvas: int, size_out: int
+) -> Float[Array, "out canvas"]:
+    """Matrix that cuts [offset, offset + length) out of a canvas and resizes it, align_corners=True.
+
+    The piece is cut out first: no pixel outside it has a weight (method.md section 6).
+
+    Args:
+        offset: () int32, first pixel of the piece, may be traced.
+        length: () int32, pixels of the piece, at least 1, may be traced.
+        canvas: pixels of the canvas, static.
+        size_out: pixels after, static.
+    """
+    scale = (jnp.asarray(length, jnp.float32) - 1) / max(size_out - 1, 1)
+    return _interpolation(jnp.arange(size_out, dtype=jnp.float32) * scale, offset, length, canvas)
+
+
+def apply_matrices(
+    image: Float[Array, "*batch H W C"],
+    rows: Float[Array, "*#batch h H"],
+    columns: Float[Array, "*#batch w W"],
+    precision: jax.lax.Precision = PRECISION,
+) -> Float[Array, "*batch h w C"]:
+    """Separable resize, image[h, w] = sum over H, W of rows[h, H] columns[w, W] image[H, W].
+
+    Args:
+        image: (..., H, W, C) float.
+        rows: (h, H) float32, or (..., h, H) with one matrix per image.
+        columns: (w, W) float32, or (..., w, W).
+        precision: of the matrix products.
+    """
+    image = jnp.einsum("...hH,...HWC->...hWC", rows, image, precision=precision)
+    return jnp.einsum("...wW,...hWC->...hwC", columns, image, precision=precision)
+
+
+def resize_bicubic(
+    image: Float[Array, "*batch H W C"],
+    size: tuple[int, int],
+    align_corners: bool = False,
+    precision: jax.lax.Precision = PRECISION,
+) -> Float[Array, "*batch h w C"]:
+    """Bicubic resize of whole images or position tables; the result is not clipped.
+
+    Args:
+        image: (..., H, W, C) float.
+        size: (h, w), pixels after, static.
+        align_corners: as in `bicubic_matrix`.
+        precision: of the matrix products.
+
+    Raises:
+        UserError: a size below one.
+    """
+    rows = bicubic_matrix(image.shape[-3], size[0], align_corners)
+    columns = bicubic_matrix(image.shape[-2], size[1], align_corners)
+    return apply_matrices(image, rows, columns, precision)

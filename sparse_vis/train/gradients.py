@@ -1,0 +1,122 @@
+"""Loss and gradients of a global batch, in one pass or in exact microbatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sparse_vis.losses.spec import LossSpec
+from sparse_vis.models.stellar import Stellar
+from sparse_vis.objective import objective
+from sparse_vis.targets import balance, make_targets, own_source
+from sparse_vis.types import Batch, Potentials, TargetSource, Views
+
+Tokenizer = Callable[[jax.Array], jax.Array]  # image (B, H, W, 3) -> codes (B, n)
+
+
+def loss_fn(
+    params: dict,
+    model: Stellar,
+    spec: LossSpec,
+    views: Views,
+    teacher: dict | None,
+    tokenize: Tokenizer | None,
+    potentials: Potentials | None,
+):
+    """Weighted total of one batch of views, and its terms.
+
+    Args:
+        params: the student's. model, spec: what to compute.
+        views: Views. teacher: the EMA copy, or None where the image is its own target.
+        tokenize: gives the codes of the image for the VQ target; None for pixels.
+        potentials: of the global batch, if `views` is only a part of it; else None.
+
+    Returns:
+        (total, (terms, outputs, targets)).
+    """
+    outputs = model.apply({"params": params}, views)
+    source = (
+        own_source(outputs)
+        if teacher is None
+        else model.apply({"params": teacher}, views.masked[:, 1], method="target_source")
+    )
+    reconstruction = views.image if tokenize is None else tokenize(views.image)
+    targets = make_targets(
+        outputs, source, potentials or balance(source, spec), reconstruction, spec, teacher=teacher is not None
+    )
+    total, terms = objective(outputs, targets, spec)
+    return total, (terms, outputs, targets)
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """(B, ...) -> (parts, B / parts, ...), every part spread over all devices alike."""
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def global_potentials(
+    params: dict, model: Stellar, spec: LossSpec, parts: Batch, view: Callable, teacher: dict | None
+) -> Potentials:
+    """First pass: Sinkhorn potentials of the whole batch from forward passes over its parts."""
+
+    def embed(part: Batch):
+        views = view(part)
+        weights, pixels = (params, views.image) if teacher is None else (teacher, views.masked[:, 1])
+        source = model.apply({"params": weights}, pixels, method="target_source")
+        return source.sparse, source.cls
+
+    sparse, cls = jax.lax.map(embed, parts)
+    heads = params if teacher is None else teacher
+    source = TargetSource(
+        S=sparse,
+        sparse=sparse,
+        cls=cls,
+        sparse_prototypes=heads["sparse_head"]["prototypes"],
+        cls_prototypes=heads["cls_head"]["prototypes"],
+    )
+    return balance(jax.lax.stop_gradient(source), spec)
+
+
+def loss_and_gradients(
+    params: dict,
+    model: Stellar,
+    spec: LossSpec,
+    batch: Batch,
+    view: Callable[[Batch], Views],
+    teacher: dict | None,
+    tokenize: Tokenizer | None,
+    microbatches: int,
+):
+    """Total, terms and gradients of the global batch.
+
+    With microbatches the Sinkhorn potentials of the whole batch come first, so that the result is
+    that of a single pass, up to rounding. (DEVIATION: the published accumulation balances each
+    part on its own and thereby changes the objective.)
+
+    Args:
+        params, model, spec, teacher, tokenize: as in `loss_fn`.
+        batch: Batch of B images. view: Batch -> Views. microbatches: parts, a divisor of B.
+
+    Returns:
+        (total, terms, gradients).
+    """
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    if microbatches == 1:
+        (total, (terms, _, _)), gradients = gradient(params, model, spec, view(batch), teacher, tokenize, None)
+        return total, terms, gradients
+    parts = split_batch(batch, microbatches)
+    potentials = global_potentials(params, model, spec, parts, view, teacher)
+
+    def one(part: Batch):
+        (total, (terms, _, _)), gradients = gradient(
+            params, model, spec, view(part), teacher, tokenize, potentials
+        )
+        return total, terms, gradients
+
+    def accumulate(total, part):
+        return jax.tree.map(jnp.add, total, one(part)), None
+
+    first, rest = (jax.tree.map(lambda x, s=s: x[s], parts) for s in (0, slice(1, None)))
+    summed, _ = jax.lax.scan(accumulate, one(first), rest)
+    return jax.tree.map(lambda x: x / microbatches, summed)

@@ -1,0 +1,81 @@
+"""Devices as a (data, fsdp) mesh, and where each array lives on it.
+
+The batch is split over both axes, parameters and optimizer state over fsdp by rules on their paths.
+The mathematics contains no collectives: under jit, a sum over the batch is already global.
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from sparse_vis.errors import UserError
+
+BATCH = P(("data", "fsdp"))
+
+# First match wins. Kernels are split along their first matrix axis; what is small stays whole everywhere.
+RULES = (
+    (r"blocks/.*kernel$", P(None, "fsdp")),
+    (r"(kernel|prototypes|pixel_kernel|position_table)$", P("fsdp")),
+    (r"", P()),
+)
+
+
+def make_mesh(shape: tuple[int, int]) -> Mesh:
+    """Mesh over all devices of all processes.
+
+    Args:
+        shape: devices along (data, fsdp); one of them may be -1 and takes what is left.
+
+    Raises:
+        UserError: the shape does not cover the devices.
+    """
+    devices = jax.device_count()
+    sizes = list(shape)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = devices // -int(np.prod(sizes))
+    if -1 in sizes or int(np.prod(sizes)) != devices:
+        raise UserError(
+            f"config.efficiency.mesh={tuple(shape)} does not cover the {devices} devices; "
+            "use (-1, 1), or two numbers whose product is the number of devices."
+        )
+    return jax.make_mesh(tuple(sizes), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def path_name(path) -> str:
+    """Key path of a pytree leaf as a/b/c."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def state_sharding(mesh: Mesh, state):
+    """NamedSharding of every leaf of a train state, parameter tree or its gradients.
+
+    An axis that the mesh does not divide stays whole.
+
+    Args:
+        mesh: of `make_mesh`. state: pytree of arrays or ShapeDtypeStructs.
+    """
+
+    def one(path, leaf):
+        name = path_name(path)
+        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+        fits = len(spec) <= len(leaf.shape) and all(
+            axis is None or size % mesh.shape[axis] == 0
+            for axis, size in zip(spec, leaf.shape, strict=False)
+        )
+        return NamedSharding(mesh, spec if fits else P())
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+def global_batch(mesh: Mesh, local):
+    """One global array per leaf from each process's part of the batch.
+
+    Args:
+        mesh: of `make_mesh`. local: pytree of numpy arrays with this process's rows.
+    """
+    sharding = NamedSharding(mesh, BATCH)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), local)

@@ -1,0 +1,50 @@
+"""AdamW with warm-up, cosine decay and gradient clipping (method.md section 7)."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from sparse_vis.errors import UserError
+from sparse_vis.train.mesh import path_name
+
+
+def learning_rate(
+    peak_lr: float, final_lr: float, warmup: float, schedule: str, steps: int
+) -> optax.Schedule:
+    """Learning rate per step.
+
+    Args:
+        peak_lr: after warm-up. final_lr: at the last step (cosine only).
+        warmup: share of the steps with linear warm-up from zero (cosine only).
+        schedule: "cosine" or "constant". steps: of the run.
+
+    Raises:
+        UserError: unknown schedule.
+    """
+    if schedule == "constant":
+        return optax.constant_schedule(peak_lr)
+    if schedule == "cosine":
+        ramp = round(warmup * steps)
+        return optax.warmup_cosine_decay_schedule(0.0 if ramp else peak_lr, peak_lr, ramp, steps, final_lr)
+    raise UserError(f"config.optimizer.schedule={schedule!r} is unknown; use 'cosine' or 'constant'.")
+
+
+def _trained(params):
+    """True for every trained leaf: all but the decoder's Fourier matrix."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) != "decoder/fourier", params)
+
+
+def make_optimizer(
+    schedule: optax.Schedule, *, weight_decay: float, b1: float, b2: float, clip: float
+) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW; decay acts on biases and norms too, not on the Fourier matrix.
+
+    Args:
+        schedule: learning rate per step. weight_decay: per unit of learning rate.
+        b1, b2: moments' decay. clip: largest norm of the whole gradient.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.adamw(schedule, b1=b1, b2=b2, eps=1e-8, weight_decay=weight_decay, mask=_trained),
+    )

@@ -1,0 +1,114 @@
+"""One training step as a pure function: views, forward, targets, objective, gradient, update, metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from sparse_vis.losses.spec import LossSpec
+from sparse_vis.models.stellar import Stellar, init_params
+from sparse_vis.train.ema import momentum_at, teacher_params, update_teacher
+from sparse_vis.train.gradients import loss_and_gradients
+from sparse_vis.types import Batch
+from sparse_vis.views import ViewSpec, make_views
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run carries from step to step.
+
+    Attributes:
+        step: int32, steps taken, skipped ones included.
+        params: float32 parameter tree. opt_state: of optax. teacher: EMA copy, or None.
+        bad_steps: int32, non-finite steps that were not applied. bad_in_a_row: the latest of them.
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+    teacher: dict | None
+    bad_steps: jax.Array
+    bad_in_a_row: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything static about a run's step.
+
+    Attributes:
+        model, loss, views: what is computed. optimizer, schedule: how parameters move.
+        steps: of the run. seed: of all randomness. microbatches: parts of the global batch.
+        use_teacher, momentum, final_momentum: the EMA teacher's.
+    """
+
+    model: Stellar
+    loss: LossSpec
+    views: ViewSpec
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    steps: int
+    seed: int
+    microbatches: int
+    use_teacher: bool
+    momentum: float
+    final_momentum: float
+
+
+def initial_state(recipe: Recipe, params: dict | None = None) -> TrainState:
+    """State of step 0 from the recipe's seed, or around given parameters."""
+    if params is None:
+        params = init_params(recipe.model, jax.random.key(recipe.seed))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero,
+        params=params,
+        opt_state=recipe.optimizer.init(params),
+        teacher=jax.tree.map(jnp.copy, teacher_params(params)) if recipe.use_teacher else None,
+        bad_steps=zero,
+        bad_in_a_row=zero,
+    )
+
+
+def train_step(
+    recipe: Recipe, state: TrainState, batch: Batch, tokenize: Callable | None = None
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step; a non-finite one leaves parameters, optimizer and teacher as they were.
+
+    Args:
+        recipe: static settings. state: TrainState. batch: Batch of the global batch.
+        tokenize: image (B, H, W, 3) -> codes (B, n) for the VQ target.
+
+    Returns:
+        (new state, metrics): unweighted terms, `total`, `gradient_norm`, `learning_rate`,
+        `bad_steps`; float32 scalars.
+    """
+    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    teacher = None
+    if recipe.use_teacher:
+        momentum = momentum_at(state.step, recipe.steps, recipe.momentum, recipe.final_momentum)
+        teacher = update_teacher(state.teacher, state.params, momentum)
+    total, terms, gradients = loss_and_gradients(
+        state.params, recipe.model, recipe.loss, batch, lambda part: make_views(key, part, recipe.views),
+        teacher, tokenize, recipe.microbatches,
+    )  # fmt: skip
+    norm = optax.global_norm(gradients)
+    good = jnp.isfinite(total) & jnp.isfinite(norm)
+
+    def apply(state: TrainState) -> TrainState:
+        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(params=params, opt_state=opt_state, teacher=teacher)
+
+    bad = 1 - good.astype(jnp.int32)
+    new = jax.lax.cond(good, apply, lambda state: state, state).replace(
+        step=state.step + 1, bad_steps=state.bad_steps + bad, bad_in_a_row=(state.bad_in_a_row + 1) * bad
+    )
+    return new, {
+        "total": total, **terms, "gradient_norm": norm, "learning_rate": recipe.schedule(state.step),
+        "bad_steps": new.bad_steps.astype(jnp.float32),
+    }  # fmt: skip

@@ -1,0 +1,182 @@
+"""Batch -> Views on the accelerator: random resized crops, flips, colour and masks, pure functions of a key.
+
+All draws of a view come from the key folded with the image's global index, a purpose and the view's number:
+they depend neither on the layout of the batch nor on devices (method.md section 6).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from sparse_vis import augment
+from sparse_vis.crops import Box, crop, sample_box
+from sparse_vis.errors import UserError
+from sparse_vis.masking import KINDS, visible_count, visible_patches
+from sparse_vis.types import Batch, Views
+
+
+class Purpose(enum.IntEnum):
+    """What a random draw is for; the numbers are part of the random streams, so never renumber them."""
+
+    BOX = 0
+    FLIP = 1
+    COLOUR = 2
+    MASK = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewSpec:
+    """How the views are drawn; the defaults are the published recipe at patch 16 (method.md section 6).
+
+    Attributes:
+        size, local_size: pixels a side of global and local views.
+        global_count, local_count: views per image; the first global view is the image itself.
+        global_scale, local_scale: range of the crop's part of the image's area.
+        aspect: range of the crop's width / height, drawn evenly on a logarithmic scale.
+        flip_probability: of a horizontal flip.
+        jitter_probability: of the four jitters together; brightness, contrast and saturation are drawn from
+            1 ± the value, hue from ± the value (parts of the circle).
+        grey_probability, blur_probability: of greyscale and Gaussian blur; blur_sigma is in pixels.
+        masking_ratio: part of the patches that masked views drop.
+        mask_kind, focus_probability: see `masking.visible_patches`.
+        patch_size: pixels a side.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    size: int = 224
+    global_count: int = 8
+    global_scale: tuple[float, float] = (0.36, 1.0)
+    local_count: int = 8
+    local_size: int = 96
+    local_scale: tuple[float, float] = (0.06, 0.36)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = 0.5
+    jitter_probability: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grey_probability: float = 0.2
+    blur_probability: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    masking_ratio: float = 0.8
+    mask_kind: str = "gaussian"
+    focus_probability: float = 0.5
+    patch_size: int = 16
+
+    def __post_init__(self):
+        if self.global_count < 1 or self.local_count < 0:
+            raise UserError(
+                "views need global_count >= 1 and local_count >= 0: the first global view is the image"
+            )
+        sizes = {"size": self.size} | ({"local_size": self.local_size} if self.local_count else {})
+        for name, size in sizes.items():
+            # The blur reflects four pixels at the border.
+            if size < max(self.patch_size, 5):
+                raise UserError(
+                    f"{name}={size} is too small: use at least a patch of {self.patch_size} and 5 px"
+                )
+        for name in ("global_scale", "local_scale", "aspect", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high or (name.endswith("scale") and high > 1):
+                raise UserError(
+                    f"{name}={(low, high)} is no range: use 0 < low <= high (and high <= 1 for scales)"
+                )
+        for name in ("flip", "jitter", "grey", "blur", "focus"):
+            value = getattr(self, f"{name}_probability")
+            if not 0 <= value <= 1:
+                raise UserError(f"{name}_probability={value} is no probability: use a value from 0 to 1")
+        if self.mask_kind not in KINDS:
+            raise UserError(f"mask_kind={self.mask_kind!r} is unknown: choose one of {', '.join(KINDS)}")
+        visible_count(math.prod(self.grid), self.masking_ratio)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and per row of a global view."""
+        return (self.size // self.patch_size,) * 2
+
+
+def sample_colour(key: PRNGKeyArray, spec: ViewSpec) -> augment.Colour:
+    """Random colour change of one view.
+
+    Args:
+        key: random key.
+        spec: ranges and probabilities.
+    """
+    uniform = jax.random.uniform(key, (12,))
+    # Indexed as augment.BRIGHTNESS ... HUE: three factors around 1 and a shift around 0.
+    reach = jnp.array([spec.brightness, spec.contrast, spec.saturation, spec.hue])
+    return augment.Colour(
+        jitter=uniform[0] < spec.jitter_probability,
+        grey=uniform[1] < spec.grey_probability,
+        blur=uniform[2] < spec.blur_probability,
+        order=jnp.argsort(uniform[3:7]),
+        strength=jnp.array([1.0, 1.0, 1.0, 0.0]) + reach * (2 * uniform[7:11] - 1),
+        sigma=spec.blur_sigma[0] + (spec.blur_sigma[1] - spec.blur_sigma[0]) * uniform[11],
+    )
+
+
+def _crops(canvas, boxes: Box, flips, size: int) -> Float[Array, "views size size 3"]:
+    """The boxes of one image, clipped to [0, 1] and perhaps flipped."""
+
+    def one(box: Box, flip):
+        image = jnp.clip(crop(canvas, box, size), 0, 1)
+        return jnp.where(flip, image[:, ::-1], image)
+
+    return jax.vmap(one)(boxes, flips)
+
+
+def _views_of_image(key, canvas, height, width, spec: ViewSpec) -> Views:
+    """All views of one image; `key` is already the image's own. Local views count on after global ones."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    purposes, views = jnp.arange(len(Purpose)), jnp.arange(spec.global_count + spec.local_count)
+    keys = jax.vmap(fold, (0, None))(fold(key, purposes), views)
+    scales = jnp.where(
+        views[:, None] < spec.global_count, jnp.array(spec.global_scale), jnp.array(spec.local_scale)
+    )
+
+    def box(key, scale):
+        return sample_box(key, height, width, scale, spec.aspect)
+
+    def visible(key):
+        return visible_patches(key, spec.grid, spec.masking_ratio, spec.mask_kind, spec.focus_probability)
+
+    boxes = jax.vmap(box)(keys[Purpose.BOX], scales)
+    flips = jax.vmap(lambda key: jax.random.uniform(key) < spec.flip_probability)(keys[Purpose.FLIP])
+    colours = jax.vmap(lambda key: sample_colour(key, spec))(keys[Purpose.COLOUR])
+
+    def crops_and_colour(part: slice, size: int):
+        own_boxes, own_flips, own_colours = jax.tree.map(lambda draws: draws[part], (boxes, flips, colours))
+        crops = _crops(canvas, own_boxes, own_flips, size)
+        # DEVIATION: the published code draws the colour change once per batch, we for every view.
+        return crops, jax.vmap(augment.recolour)(crops, own_colours)
+
+    crops, masked = crops_and_colour(slice(None, spec.global_count), spec.size)
+    _, local = crops_and_colour(slice(spec.global_count, None), spec.local_size)
+    return Views(crops[0], masked, jax.vmap(visible)(keys[Purpose.MASK, : spec.global_count]), local)
+
+
+def make_views(key: PRNGKeyArray, batch: Batch, spec: ViewSpec) -> Views:
+    """All views of a batch; call it inside jit, with `spec` static.
+
+    Args:
+        key: random key of this step (seed and step already folded in).
+        batch: B images on uint8 canvases.
+        spec: how the views are drawn.
+
+    Returns:
+        Views; `local` has no views along its second axis where spec.local_count is 0.
+    """
+
+    def one(canvas, height, width, index):
+        return _views_of_image(jax.random.fold_in(key, index), canvas, height, width, spec)
+
+    return jax.vmap(one)(batch.image, batch.height, batch.width, batch.index)

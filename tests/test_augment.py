@@ -1,0 +1,131 @@
+"""Colour operations against the recordings, colorsys and SciPy."""
+
+import colorsys
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from scipy import ndimage
+
+from sparse_vis import augment
+from sparse_vis.errors import UserError
+from tests.golden_data import FOLDER, close
+
+pytestmark = pytest.mark.fast
+
+BY_NUMBER = [jax.jit(f) for f in (augment.brightness, augment.contrast, augment.saturation, augment.hue)]
+BRIGHTNESS, CONTRAST, SATURATION, HUE = BY_NUMBER
+BLENDS = {"brightness": BRIGHTNESS, "contrast": CONTRAST, "saturation": SATURATION}
+BLUR, GREYSCALE, JITTER = (
+    jax.jit(f) for f in (augment.gaussian_blur, augment.greyscale, augment.colour_jitter)
+)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return load_file(FOLDER / "views.safetensors")
+
+
+@pytest.fixture(scope="module")
+def image():
+    return jax.random.uniform(jax.random.key(0), (3, 16, 20, 3))
+
+
+@pytest.mark.parametrize("name", BLENDS)
+@pytest.mark.parametrize("factor", ["0.6", "1.37"])
+def test_blends_match_the_recordings(recorded, name, factor):
+    close(BLENDS[name](recorded["image"], float(factor)), recorded[f"colour.{name}.{factor}"])
+
+
+@pytest.mark.parametrize("shift", ["-0.1", "0.07"])
+def test_hue_matches_the_recordings(recorded, shift):
+    close(HUE(recorded["image"], float(shift)), recorded[f"colour.hue.{shift}"])
+
+
+@pytest.mark.parametrize("sigma", ["0.1", "0.7", "2.0"])
+def test_blur_matches_the_recordings(recorded, sigma):
+    close(BLUR(recorded["image"], float(sigma)), recorded[f"colour.blur9.sigma{sigma}"])
+
+
+def test_grey_matches_the_recordings(recorded):
+    close(GREYSCALE(recorded["image"]), recorded["colour.grey"])
+
+
+def test_jitter_chain_matches_the_recordings(recorded):
+    order = jnp.array([augment.CONTRAST, augment.HUE, augment.SATURATION, augment.BRIGHTNESS])
+    strength = jnp.array([1.2, 1.3, 0.85, -0.05])
+    chain = jax.jit(jax.vmap(augment.colour_jitter, (0, None, None)))
+    close(
+        chain(recorded["image"], order, strength),
+        recorded["colour.contrast1.3_hue-0.05_saturation0.85_brightness1.2"],
+    )
+
+
+def test_jitter_follows_every_order(image):
+    orders = jnp.array(list(itertools.permutations(range(4))))
+    strength = jnp.array([1.35, 0.65, 1.2, 0.1])
+    ours = jax.jit(jax.vmap(augment.colour_jitter, (None, 0, None)))(image[0], orders, strength)
+    for order, result in zip(orders.tolist(), ours, strict=True):
+        expected = image[0]
+        for operation in order:
+            expected = BY_NUMBER[operation](expected, strength[operation])
+        np.testing.assert_allclose(result, expected, atol=2e-6, err_msg=str(order))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.05, -0.1, 1 / 3, 1.0])
+def test_hue_agrees_with_colorsys(shift):
+    primaries = list(itertools.product([0.0, 0.5, 1.0], repeat=3))  # greys and ties included
+    pixels = np.concatenate([primaries, np.random.default_rng(0).uniform(size=(50, 3))])
+    hsv = [colorsys.rgb_to_hsv(*pixel) for pixel in pixels]
+    expected = [colorsys.hsv_to_rgb((h + shift) % 1, s, v) for h, s, v in hsv]
+    ours = HUE(jnp.asarray(pixels, jnp.float32)[None], shift)[0]
+    np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (5, 9)])
+def test_blur_of_tiny_views_agrees_with_scipy(size):
+    image = np.random.default_rng(0).uniform(size=(*size, 3))
+    expected = image
+    for axis in (0, 1):
+        expected = ndimage.gaussian_filter1d(expected, 1.7, axis=axis, mode="mirror", radius=4)
+    np.testing.assert_allclose(BLUR(jnp.asarray(image, jnp.float32), 1.7), expected, atol=2e-6)
+
+
+def test_blur_refuses_what_it_cannot_reflect():
+    with pytest.raises(UserError, match="5 px"):
+        BLUR(jnp.zeros((8, 4, 3)), 1.0)
+
+
+@pytest.mark.parametrize("operation", [*BY_NUMBER, BLUR])
+def test_one_factor_per_image(image, operation):
+    factors = jnp.array([0.3, 1.1, 1.9])
+    together = operation(image, factors)
+    apart = jnp.stack([operation(one, float(f)) for one, f in zip(image, factors, strict=True)])
+    np.testing.assert_allclose(together, apart, atol=2e-6)
+
+
+@pytest.mark.parametrize("operation", BLENDS.values())
+def test_results_are_clipped(image, operation):
+    strong = np.asarray(operation(image, 3.0))
+    assert strong.min() >= 0 and strong.max() == 1
+
+
+def test_recolour_applies_what_it_is_told(image):
+    image = image[0]
+    on, off = jnp.array(True), jnp.array(False)
+    order, strength, sigma = jnp.arange(4), jnp.array([0.8, 1.2, 0.9, 0.05]), jnp.float32(1.5)
+    recolour = jax.jit(augment.recolour)
+
+    def apply(jitter, grey, blur):
+        return recolour(image, augment.Colour(jitter, grey, blur, order, strength, sigma))
+
+    np.testing.assert_array_equal(apply(off, off, off), image)
+    jittered = JITTER(image, order, strength)
+    np.testing.assert_allclose(apply(on, off, off), jittered, atol=2e-6)
+    np.testing.assert_allclose(apply(off, on, off), GREYSCALE(image), atol=2e-6)
+    np.testing.assert_allclose(apply(off, off, on), BLUR(image, sigma), atol=2e-6)
+    chain = BLUR(GREYSCALE(jittered), sigma)
+    np.testing.assert_allclose(apply(on, on, on), chain, atol=2e-6)
