@@ -124,14 +124,9 @@ def sample_colour(key: PRNGKeyArray, spec: ViewSpec) -> augment.Colour:
     )
 
 
-def _crops(canvas, boxes: Box, flips, size: int) -> Float[Array, "views size size 3"]:
-    """The boxes of one image, clipped to [0, 1] and perhaps flipped."""
-
-    def one(box: Box, flip):
-        image = jnp.clip(crop(canvas, box, size), 0, 1)
-        return jnp.where(flip, image[:, ::-1], image)
-
-    return jax.vmap(one)(boxes, flips)
+def _crop_and_flip(canvas, box: Box, flip, size: int) -> Float[Array, "size size 3"]:
+    image = jnp.clip(crop(canvas, box, size), 0, 1)
+    return jnp.where(flip, image[:, ::-1], image)
 
 
 def _views_of_image(key, canvas, height, width, spec: ViewSpec) -> Views:
@@ -155,7 +150,7 @@ def _views_of_image(key, canvas, height, width, spec: ViewSpec) -> Views:
 
     def crops_and_colour(part: slice, size: int):
         own_boxes, own_flips, own_colours = jax.tree.map(lambda draws: draws[part], (boxes, flips, colours))
-        crops = _crops(canvas, own_boxes, own_flips, size)
+        crops = jax.vmap(lambda box, flip: _crop_and_flip(canvas, box, flip, size))(own_boxes, own_flips)
         # DEVIATION: the published code draws the colour change once per batch, we for every view.
         return crops, jax.vmap(augment.recolour)(crops, own_colours)
 

@@ -14,12 +14,16 @@ from sparse_vis.types import Batch
 from sparse_vis.views import ViewSpec, make_views, sample_colour
 from tests.golden_data import FOLDER, close
 
-pytestmark = pytest.mark.fast
-
 SIGMAS = 5
 LEVELS = [0.05, 0.25, 0.5, 0.75, 0.95]
 SPEC = ViewSpec(size=24, global_count=3, local_count=2, local_size=16, patch_size=8)
-PLAIN = dataclasses.replace(SPEC, jitter_probability=0.0, grey_probability=0.0, blur_probability=0.0)
+PLAIN = dataclasses.replace(
+    SPEC, jitter_probability=0.0, grey_probability=0.0, blur_probability=0.0, flip_probability=0.0
+)
+# Always flipped and jittered, never grey; without local views.
+FLIPPED = dataclasses.replace(
+    SPEC, jitter_probability=1.0, grey_probability=0.0, flip_probability=1.0, local_count=0
+)
 views_of = jax.jit(make_views, static_argnums=2)
 crop_of = jax.jit(crop, static_argnums=2)
 box_of = jax.jit(sample_box, static_argnums=(3, 4))
@@ -45,12 +49,18 @@ def views(batch):
     return views_of(jax.random.key(1), batch, SPEC)
 
 
+@pytest.fixture(scope="module")
+def plain(batch):
+    return views_of(jax.random.key(1), batch, PLAIN)
+
+
 def box_from_corners(corners):
     (left, top), (right, bottom) = corners[0].astype(int), corners[2].astype(int)
     return tuple(jnp.int32(v) for v in (top, left, bottom - top + 1, right - left + 1))
 
 
 @pytest.mark.parametrize("name, size", [("global", 32), ("local", 16)])
+@pytest.mark.fast
 def test_crops_match_the_recordings(recorded, name, size):
     canvas = np.full((60, 70, 3), 9.0, np.float32)  # what lies beyond the image must not be seen
     canvas[:48, :64] = recorded["image"][0]
@@ -58,6 +68,7 @@ def test_crops_match_the_recordings(recorded, name, size):
         close(crop_of(canvas, box_from_corners(corners), size), raw)
 
 
+@pytest.mark.fast
 def test_bytes_are_scaled_to_one():
     canvas = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     box = tuple(jnp.int32(v) for v in (2, 3, 5, 5))
@@ -65,6 +76,7 @@ def test_bytes_are_scaled_to_one():
 
 
 @pytest.mark.parametrize("name, scale", [("global", (0.36, 1.0)), ("local", (0.06, 0.36))])
+@pytest.mark.fast
 def test_boxes_are_distributed_as_recorded(recorded, name, scale):
     count, height, width = 20_000, 48, 64
     keys = jax.random.split(jax.random.key(0), count)
@@ -94,6 +106,7 @@ def test_boxes_are_distributed_as_recorded(recorded, name, scale):
 @pytest.mark.parametrize(
     "size, box", [((10, 100), (0, 43, 10, 13)), ((90, 9), (39, 0, 12, 9)), ((20, 1), (9, 0, 1, 1))]
 )
+@pytest.mark.fast
 def test_where_nothing_fits_the_largest_centred_box_is_taken(size, box):
     drawn = box_of(jax.random.key(0), *map(jnp.int32, size), (0.99, 1.0), (3 / 4, 4 / 3))
     assert tuple(map(int, drawn)) == box
@@ -112,8 +125,10 @@ def test_draws_do_not_depend_on_the_layout_of_the_batch(batch, views):
     order = np.array([2, 0, 3, 1])
     permuted = views_of(jax.random.key(1), jax.tree.map(lambda a: a[order], batch), SPEC)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b)[order]), permuted, views)
+    # A batch of another size is another program: the same draws, the last bit of a pixel may differ.
     part = views_of(jax.random.key(1), jax.tree.map(lambda a: a[1:2], batch), SPEC)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b)[1:2]), part, views)
+    np.testing.assert_array_equal(part.visible, views.visible[1:2])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, np.asarray(b)[1:2], atol=5e-7), part, views)
 
 
 def test_another_key_gives_other_views(batch, views):
@@ -130,53 +145,59 @@ def test_canvas_beyond_the_image_is_never_read(batch, views):
     jax.tree.map(np.testing.assert_array_equal, noisy, views)
 
 
-def test_the_image_is_the_first_masked_view_without_colour(batch, views):
-    plain = views_of(jax.random.key(1), batch, PLAIN)
+def mirrored(images):
+    return np.asarray(images)[..., ::-1, :]
+
+
+def test_the_image_is_the_first_masked_view_without_colour(plain):
     np.testing.assert_array_equal(plain.masked[:, 0], plain.image)
-    np.testing.assert_array_equal(plain.image, views.image)
-    assert (np.asarray(plain.masked[:, 1]) != np.asarray(plain.image)).any((1, 2, 3)).all()
+    # The fourth image is so narrow that all its boxes may be the fallback.
+    assert (np.asarray(plain.masked[:3, 1]) != np.asarray(plain.image[:3])).any((1, 2, 3)).all()
 
 
-def test_flips_mirror_the_crop(batch):
-    key = jax.random.key(1)
-    never = views_of(key, batch, dataclasses.replace(PLAIN, flip_probability=0.0))
-    always = views_of(key, batch, dataclasses.replace(PLAIN, flip_probability=1.0))
-    np.testing.assert_array_equal(always.masked, never.masked[:, :, :, ::-1])
-    np.testing.assert_array_equal(always.local, never.local[:, :, :, ::-1])
-    half = views_of(key, batch, PLAIN)
-    flipped = (np.asarray(half.masked) == np.asarray(always.masked)).all((2, 3, 4))
-    assert 0 < flipped.mean() < 1
+def test_colour_and_flips_leave_the_crop_alone(plain, views):
+    same = (np.asarray(views.image) == np.asarray(plain.image)).all((1, 2, 3))
+    turned = (np.asarray(views.image) == mirrored(plain.image)).all((1, 2, 3))
+    assert (same ^ turned).all() and same.any() and turned.any()
+
+
+def test_without_local_views(batch, plain, views):
+    flipped = views_of(jax.random.key(1), batch, FLIPPED)
+    assert flipped.local.shape == (4, 0, 16, 16, 3)
+    np.testing.assert_array_equal(flipped.visible, views.visible)
+    np.testing.assert_array_equal(flipped.image, mirrored(plain.image))
 
 
 def test_every_view_has_its_own_colour(batch):
-    flat = batch.replace(image=np.broadcast_to(np.uint8([200, 90, 40]), batch.image.shape))
-    masked = np.asarray(views_of(jax.random.key(1), flat, SPEC).masked)
-    changed = masked[:, :, 0, 0].reshape(-1, 3)
-    changed = changed[np.abs(changed - np.array([200, 90, 40]) / 255).max(1) > 1e-3]
-    assert len(changed) > 4 and len(np.unique(changed.round(4), axis=0)) == len(changed)
+    full = Batch(
+        np.full_like(batch.image, [200, 90, 40]),
+        np.full(4, 40, np.int32),
+        np.full(4, 48, np.int32),
+        batch.index,
+    )
+    masked = np.asarray(views_of(jax.random.key(1), full, FLIPPED).masked)
+    colours = masked[:, :, 0, 0].reshape(-1, 3)
+    assert len(np.unique(colours.round(4), axis=0)) == len(colours)
 
 
+@pytest.mark.fast
 def test_colour_is_drawn_as_the_recipe_says():
     count = 20_000
     draw = jax.jit(jax.vmap(lambda key: sample_colour(key, ViewSpec())))
-    colour = jax.tree.map(np.asarray, draw(jax.random.split(jax.random.key(5), count)))
+    colour = draw(jax.random.split(jax.random.key(5), count))
     for applied, rate in ((colour.jitter, 0.8), (colour.grey, 0.2), (colour.blur, 0.5)):
         assert abs(applied.mean() - rate) < SIGMAS * np.sqrt(rate * (1 - rate) / count)
-    _, orders = np.unique(colour.order, axis=0, return_counts=True)
+    _, orders = np.unique(np.asarray(colour.order), axis=0, return_counts=True)
     assert len(orders) == 24 and np.abs(orders - count / 24).max() < SIGMAS * np.sqrt(count / 24)
     ranges = {0: (0.6, 1.4), 1: (0.6, 1.4), 2: (0.8, 1.2), 3: (-0.1, 0.1)}
-    drawn = [(colour.strength[:, i], *ends) for i, ends in ranges.items()] + [(colour.sigma, 0.1, 2.0)]
+    drawn = [(np.asarray(colour.strength)[:, i], *ends) for i, ends in ranges.items()] + [
+        (np.asarray(colour.sigma), 0.1, 2.0)
+    ]
     for values, low, high in drawn:
         part = (values - low) / (high - low)  # even on [0, 1]: mean 1/2, variance 1/12
         assert part.min() > -1e-6 and part.max() < 1 + 1e-6
         assert abs(part.mean() - 0.5) < SIGMAS / np.sqrt(12 * count)
         assert abs(part.var() - 1 / 12) < SIGMAS / np.sqrt(180 * count)
-
-
-def test_without_local_views(batch, views):
-    alone = views_of(jax.random.key(1), batch, dataclasses.replace(SPEC, local_count=0))
-    assert alone.local.shape == (4, 0, 16, 16, 3)
-    np.testing.assert_array_equal(alone.visible, views.visible)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +213,7 @@ def test_without_local_views(batch, views):
         ({"masking_ratio": 1.0}, "ratio 1.0"),
     ],
 )
+@pytest.mark.fast
 def test_wrong_settings_are_named(wrong, culprit):
     with pytest.raises(UserError, match=culprit):
         ViewSpec(**wrong)
