@@ -1,0 +1,74 @@
+"""Images of a folder, decoded in threads ahead of their use, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sparse_vis.data.decode import decode, to_square
+from sparse_vis.data.sources import Source
+from sparse_vis.errors import UserError
+
+
+class Loaded(NamedTuple):
+    """An image ready for the encoder; height and width are those of the upright original, in pixels."""
+
+    name: str
+    height: int
+    width: int
+    pixels: np.ndarray  # (size, size, 3) uint8
+
+
+def load_image(source: Source, index: int, size: int, short_side: int, patch: int) -> Loaded:
+    """Decode one image, resize its short side (bicubic, antialiased) and cut the centre.
+
+    Args:
+        source: random-access records. index: of the image. size, short_side, patch: in pixels.
+
+    Raises:
+        UserError: it cannot be decoded, or is smaller than a patch.
+    """
+    record = source[index]
+    pixels = decode(record)
+    height, width = pixels.shape[:2]
+    if min(height, width) < patch:
+        raise UserError(
+            f"Image {record['name']!r} is {width}x{height} pixels, smaller than a patch of {patch}: remove it"
+        )
+    square = to_square(pixels, size, short_side=short_side, resample=Image.Resampling.BICUBIC)
+    return Loaded(record["name"], height, width, square)
+
+
+def load_ahead(
+    load: Callable[[int], Loaded], names: list[str], indices: list[int], threads: int, ahead: int
+) -> Iterator[tuple[str, Future]]:
+    """Run `load` in threads, in order and at most `ahead` images before they are asked for."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[str, Future]] = deque()
+        for index in indices:
+            waiting.append((names[index], pool.submit(load, index)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def usable(
+    futures: Iterator[tuple[str, Future]], on_error: str, skipped: list[tuple[str, str]]
+) -> Iterator[Loaded]:
+    """Loaded images; one that cannot be used ends the extraction, or is noted in `skipped`.
+
+    Raises:
+        UserError: an image cannot be used and on_error is "stop".
+    """
+    for name, future in futures:
+        try:
+            yield future.result()
+        except UserError as error:
+            if on_error == "stop":
+                raise UserError(f"{error}, or pass --on-error=skip") from None
+            skipped.append((name, str(error)))
