@@ -11,8 +11,8 @@ from sparse_vis.config import default_config
 def get_config():
     config = default_config()
     config.name = "quickstart"
-    config.model.update(image_size=48, patch=6, width=96, layers=4, heads=4, mlp_dim=384, tokens=8)
-    config.model.decoder.update(width=96, layers=2, heads=4, mlp_dim=384)
+    config.model.update(image_size=48, patch=6, width=64, layers=4, heads=2, mlp_dim=256, tokens=8)
+    config.model.decoder.update(width=64, layers=2, heads=2, mlp_dim=256)
     config.model.prototypes.update(count=256, dim=64, hidden=256)
     config.views.update(
         global_count=2, local_count=2, local_size=24, masking_ratio=0.6, hue=0.05, blur_sigma=(0.1, 0.8)

@@ -11,30 +11,48 @@ from jaxtyping import Array, Float
 
 from sparse_vis.build import build_model
 from sparse_vis.errors import UserError
-from sparse_vis.models.stellar import Stellar, init_params
-from sparse_vis.train import checkpoint, settings
+from sparse_vis.interop.load import read_model
+from sparse_vis.interop.maskgit import load_tokenizer
+from sparse_vis.models.stellar import Stellar
 from sparse_vis.types import Features
 
 
-def load(path: str | pathlib.Path, *, dtype: str = "float32") -> tuple[Stellar, dict]:
-    """Load a trained model; restores the parameters only, on any device, whatever trained them.
+def load(
+    path: str | pathlib.Path,
+    name: str | None = None,
+    *,
+    tokenizer: str | pathlib.Path | None = None,
+    tokenizer_dtype: str = "float32",
+    dtype: str = "float32",
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> tuple[Stellar, dict]:
+    """Load a model; restores the parameters only, on any device, whatever trained them.
 
     Args:
-        path: workdir of main.py (its newest checkpoint) or one step folder.
-        dtype: of the computation; parameters are float32.
+        path: workdir of main.py (its newest checkpoint) or one step folder; a released .safetensors
+            file with its config.json beside it; a release folder; or hf://microsoft/STELLAR/stellar-b16.
+        name: of the model, where a release folder holds several.
+        tokenizer: weights of the VQ tokenizer (torch, safetensors or Flax file); by default the file
+            that the checkpoint or manifest names. Only `reconstruct` of VQ models needs it.
+        tokenizer_dtype, dtype: of the computation; parameters are float32.
+        revision, local_files_only: for hf:// addresses.
 
     Returns:
         (model, params) for `encode` and `reconstruct`.
 
     Raises:
-        UserError: no checkpoint there, or an incomplete or damaged one.
+        UserError: nothing loadable there; names what is missing, damaged or of another shape.
     """
-    step = checkpoint.find_step(pathlib.Path(path))
-    config = settings.from_plain(checkpoint.read_config(step), step / "config")
+    found = read_model(path, name, revision=revision, local_files_only=local_files_only)
+    config = found.config
     config.efficiency.update(dtype=dtype, remat=False, attention="xla")
-    model = build_model(config)
-    abstract = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
-    return model, checkpoint.restore_params(step, abstract)
+    model, params = build_model(config), jax.tree.map(jnp.asarray, found.params)
+    weights = tokenizer or found.tokenizer
+    if config.model.target == "vq" and weights is not None:
+        vqgan, vqgan_params = load_tokenizer(weights, tokenizer_dtype)
+        model, params = model.clone(tokenizer=vqgan), {**params, "tokenizer": vqgan_params}
+    return model, params
 
 
 def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:
@@ -89,7 +107,11 @@ def encode(model: Stellar, params: dict, images: Array) -> Features:
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _reconstruct(model: Stellar, params: dict, Z: Array, grid: tuple[int, int]) -> Array:
-    return jnp.clip(model.apply({"params": params}, Z, grid, method="decode"), 0, 1)
+    variables = {"params": params}
+    decoded = model.apply(variables, Z, grid, method="decode")
+    if model.decoder.codes:
+        return model.apply(variables, decoded, grid, method="decode_codes")
+    return jnp.clip(decoded, 0, 1)
 
 
 def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array, "B H W 3"]:
@@ -99,6 +121,15 @@ def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array
         model, params: of `load`. features: of `encode`; only lowrank (B, n, d) is read.
 
     Returns:
-        (B, H, W, 3) float32 clipped to [0, 1]; H and W are whole patches.
+        (B, H, W, 3) float32 clipped to [0, 1]; H and W are whole patches. With the VQ target every
+        patch becomes one code of the tokenizer, 16 px wide: 256x256 at 224 px and patch 14.
+
+    Raises:
+        UserError: a VQ model without its tokenizer.
     """
+    if model.decoder.codes and model.tokenizer is None:
+        raise UserError(
+            "this model reconstructs through a VQ tokenizer, whose weights are not at hand; "
+            "give them as sparse_vis.load(path, tokenizer=FILE)."
+        )
     return _reconstruct(model, params, features.lowrank, model.grid(*features.size))

@@ -99,7 +99,9 @@ def default_config() -> ConfigDict:
         dict(
             name="default",
             seed=0,
-            init="",  # weights to start from: MAE file, released file, or one of our workdirs
+            init="",  # weights to start from: MAE file, released file or folder, hf:// address, or our workdir
+            init_name="",  # of the model, where `init` is a release of several
+            init_heads="keep",  # or "fresh": random prototype heads instead of those of `init`
             model=_model(),
             loss=_loss(),
             views=_views(),

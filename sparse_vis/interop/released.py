@@ -44,12 +44,13 @@ def _pixel_head_in(tensors: Tensors) -> dict:
     return {"pixel_kernel": kernel, "pixel_bias": tensors["reconstruction_head.bias"]}
 
 
-def params_to_tensors(params: dict, patch: int) -> Tensors:
+def params_to_tensors(params: dict, patch: int, *, copy: bool = True) -> Tensors:
     """Our parameter tree -> released names and torch layouts, without the unused tensors.
 
     Args:
         params: tree of `init_params`; gradients of the same structure work too.
         patch: patch side in pixels.
+        copy: make every array contiguous; False leaves views, enough to read shapes.
 
     Returns:
         dict of float32 arrays.
@@ -72,7 +73,7 @@ def params_to_tensors(params: dict, patch: int) -> Tensors:
     }
     for ours, theirs in _HEADS.items():
         tensors |= _head_out(params[ours], theirs)
-    return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    return {name: np.ascontiguousarray(value) for name, value in tensors.items()} if copy else tensors
 
 
 def teacher_to_tensors(teacher: dict, patch: int) -> Tensors:
@@ -122,3 +123,24 @@ def tensors_to_teacher(tensors: Tensors, layers: int) -> dict:
         },
         **{ours: _head_in(tensors, theirs) for ours, theirs in _TEACHER_HEADS.items()},
     }
+
+
+def unused_tensors(params: dict) -> Tensors:
+    """Zeros for the tensors that the published module declares and never reads, so that it loads strictly.
+
+    Args:
+        params: our parameter tree.
+    """
+    width = params["encoder"]["cls_token"].shape[-1]
+    decoder = params["decoder"]["proj"]["bias"].shape[-1]
+    shapes = {
+        "encoder.pooler.dense.weight": (width, width),
+        "encoder.pooler.dense.bias": (width,),
+        "decoder.pooler.dense.weight": (decoder, decoder),
+        "decoder.pooler.dense.bias": (decoder,),
+        "decoder.embeddings.cls_token": (1, 1, decoder),
+        "decoder.embeddings.position_embeddings": (1, 197, decoder),
+        "decoder.embeddings.patch_embeddings.projection.weight": (decoder, 3, 16, 16),
+        "decoder.embeddings.patch_embeddings.projection.bias": (decoder,),
+    }
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}

@@ -14,6 +14,8 @@ from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.encoder import Encoder
 from sparse_vis.models.factorize import Factorizer
 from sparse_vis.models.heads import PrototypeHead
+from sparse_vis.models.vqgan import VQGAN
+from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Factors, Outputs, TargetSource, Tokens, Views
 
 
@@ -23,13 +25,18 @@ def fold(x: Float[Array, "B V *rest"]) -> Float[Array, "BV *rest"]:
 
 
 class Stellar(nn.Module):
-    """STELLAR. `encode`, `factorize` and `decode` are its three steps; see each part for shapes."""
+    """STELLAR. `encode`, `factorize` and `decode` are its three steps; see each part for shapes.
+
+    The tokenizer of the VQ target is frozen: its parameters are no part of `init_params`. Add them to the
+    tree as "tokenizer" to use `codes` and `decode_codes`.
+    """
 
     encoder: Encoder
     factorizer: Factorizer
     decoder: Decoder
     sparse_head: PrototypeHead
     cls_head: PrototypeHead
+    tokenizer: VQGAN | None = None
 
     @property
     def patch(self) -> int:
@@ -52,6 +59,23 @@ class Stellar(nn.Module):
     def decode(self, Z: Float[Array, "B n d"], grid: tuple[int, int]) -> Array:
         """Unclipped pixels (B, rows*p, columns*p, 3), or code logits (B, n, codes)."""
         return self.decoder(Z, grid)
+
+    def codes(self, pixels: Float[Array, "B H W 3"]) -> Int[Array, "B n"]:
+        """VQ targets of images: one code per patch, (B, n) int32, row-major.
+
+        Where a patch is not as wide as a code, the image is first resized (bicubic, a = -0.75), so that
+        codes and patches form the same grid: 224 -> 256 px at patch 14.
+        """
+        grid = self.grid(*pixels.shape[1:3])
+        size = tuple(cells * self.tokenizer.stride for cells in grid)
+        if pixels.shape[1:3] != size:
+            covered = pixels[:, : grid[0] * self.patch, : grid[1] * self.patch]
+            pixels = resize_bicubic(covered, size, align_corners=False)
+        return self.tokenizer.codes(self.tokenizer.encode(pixels))
+
+    def decode_codes(self, logits: Float[Array, "B n codes"], grid: tuple[int, int]) -> Float[Array, "B h w 3"]:
+        """Pixels in [0, 1] from code logits: the most likely code of every patch, through the tokenizer."""
+        return self.tokenizer.decode(jnp.argmax(logits, axis=-1).reshape(-1, *grid))
 
     def target_source(self, pixels: Float[Array, "B H W 3"]) -> TargetSource:
         """Embeddings from which targets are made; needs only encoder and heads."""

@@ -131,6 +131,11 @@ class VQGAN(nn.Module):
             "codebook", nn.initializers.normal(1.0), (self.num_embeddings, self.z_channels)
         )
 
+    @property
+    def stride(self) -> int:
+        """Pixels a side of one code."""
+        return 2 ** (len(self.channel_mult) - 1)
+
     def encode(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w z"]:
         """Continuous latents of images.
 
@@ -143,11 +148,10 @@ class VQGAN(nn.Module):
         Raises:
             UserError: an image smaller than one code.
         """
-        stride = 2 ** (len(self.channel_mult) - 1)
         height, width = pixels.shape[1:3]
-        if min(height, width) < stride:
+        if min(height, width) < self.stride:
             raise UserError(
-                f"The tokenizer got images of {height}x{width}; give at least {stride}x{stride} pixels."
+                f"The tokenizer got images of {height}x{width}; give at least {self.stride}x{self.stride} pixels."
             )
         return self.encoder(pixels).astype(jnp.float32)
 

@@ -13,8 +13,6 @@ from sparse_vis.objective import objective
 from sparse_vis.targets import balance, make_targets, own_source
 from sparse_vis.types import Batch, Potentials, TargetSource, Views
 
-Tokenizer = Callable[[jax.Array], jax.Array]  # image (B, H, W, 3) -> codes (B, n)
-
 
 def loss_fn(
     params: dict,
@@ -22,7 +20,7 @@ def loss_fn(
     spec: LossSpec,
     views: Views,
     teacher: dict | None,
-    tokenize: Tokenizer | None,
+    tokenizer: dict | None,
     potentials: Potentials | None,
 ):
     """Weighted total of one batch of views, and its terms.
@@ -30,7 +28,7 @@ def loss_fn(
     Args:
         params: the student's. model, spec: what to compute.
         views: Views. teacher: the EMA copy, or None where the image is its own target.
-        tokenize: gives the codes of the image for the VQ target; None for pixels.
+        tokenizer: frozen parameters of the VQ tokenizer; None for pixels.
         potentials: of the global batch, if `views` is only a part of it; else None.
 
     Returns:
@@ -42,7 +40,9 @@ def loss_fn(
         if teacher is None
         else model.apply({"params": teacher}, views.masked[:, 1], method="target_source")
     )
-    reconstruction = views.image if tokenize is None else tokenize(views.image)
+    reconstruction = views.image
+    if tokenizer is not None:
+        reconstruction = model.apply({"params": {"tokenizer": tokenizer}}, views.image, method="codes")
     targets = make_targets(
         outputs, source, potentials or balance(source, spec), reconstruction, spec, teacher=teacher is not None
     )
@@ -85,7 +85,7 @@ def loss_and_gradients(
     batch: Batch,
     view: Callable[[Batch], Views],
     teacher: dict | None,
-    tokenize: Tokenizer | None,
+    tokenizer: dict | None,
     microbatches: int,
 ):
     """Total, terms and gradients of the global batch.
@@ -95,7 +95,7 @@ def loss_and_gradients(
     part on its own and thereby changes the objective.)
 
     Args:
-        params, model, spec, teacher, tokenize: as in `loss_fn`.
+        params, model, spec, teacher, tokenizer: as in `loss_fn`.
         batch: Batch of B images. view: Batch -> Views. microbatches: parts, a divisor of B.
 
     Returns:
@@ -103,14 +103,14 @@ def loss_and_gradients(
     """
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
-        (total, (terms, _, _)), gradients = gradient(params, model, spec, view(batch), teacher, tokenize, None)
+        (total, (terms, _, _)), gradients = gradient(params, model, spec, view(batch), teacher, tokenizer, None)
         return total, terms, gradients
     parts = split_batch(batch, microbatches)
     potentials = global_potentials(params, model, spec, parts, view, teacher)
 
     def one(part: Batch):
         (total, (terms, _, _)), gradients = gradient(
-            params, model, spec, view(part), teacher, tokenize, potentials
+            params, model, spec, view(part), teacher, tokenizer, potentials
         )
         return total, terms, gradients
 

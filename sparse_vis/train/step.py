@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -75,13 +74,13 @@ def initial_state(recipe: Recipe, params: dict | None = None) -> TrainState:
 
 
 def train_step(
-    recipe: Recipe, state: TrainState, batch: Batch, tokenize: Callable | None = None
+    recipe: Recipe, state: TrainState, batch: Batch, tokenizer: dict | None = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step; a non-finite one leaves parameters, optimizer and teacher as they were.
 
     Args:
         recipe: static settings. state: TrainState. batch: Batch of the global batch.
-        tokenize: image (B, H, W, 3) -> codes (B, n) for the VQ target.
+        tokenizer: frozen parameters of the VQ tokenizer; None for the pixel target.
 
     Returns:
         (new state, metrics): unweighted terms, `total`, `gradient_norm`, `learning_rate`,
@@ -94,7 +93,7 @@ def train_step(
         teacher = update_teacher(state.teacher, state.params, momentum)
     total, terms, gradients = loss_and_gradients(
         state.params, recipe.model, recipe.loss, batch, lambda part: make_views(key, part, recipe.views),
-        teacher, tokenize, recipe.microbatches,
+        teacher, tokenizer, recipe.microbatches,
     )  # fmt: skip
     norm = optax.global_norm(gradients)
     good = jnp.isfinite(total) & jnp.isfinite(norm)
