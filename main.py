@@ -1,37 +1,50 @@
-"""Train: `python main.py --config=configs/quickstart.py [--workdir=DIR] [--config.train.steps=100]`.
+"""Train, then evaluate: python main.py --config=configs/quickstart.py
 
-Started again with the same workdir, a run continues. With --workdir and no --config, the configuration
-saved there is used. --help lists the flags; other tools are `python -m sparse_vis.<tool> --help`.
+    --config=FILE              an experiment of configs/; every setting is in sparse_vis/config.py
+    --config.train.steps=100   any setting of it, from the command line
+    --workdir=DIR              folder of the run (default: runs/<config name>)
+
+Started again with the same workdir, a run continues where it was. With --workdir and no --config, the
+configuration saved there is used. Other tools: python -m sparse_vis.<tool> --help
 """
 
+import os
 import pathlib
 import sys
+
+# On two CPU cores XLA's own thread pool deadlocks under a queue of steps. Read once, when JAX starts.
+os.environ.setdefault("PJRT_NPROC", "32")
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sparse_vis.errors import UserError
+from sparse_vis.errors import UserError, command_line
+from sparse_vis.train import arguments, settings
+from sparse_vis.train.stop import StopSignal
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; override with --config.a.b=value.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default: runs/<config name>).")
 
 
-def main(arguments):
-    if len(arguments) > 1:
-        raise UserError(f"unexpected argument {arguments[1]!r}; flags are written --name=value.")
+def parse(argv):
+    """The flags, or one sentence on what is wrong with them; --help shows this file's docstring."""
+    if {"-h", "--help", "-help"} & set(argv):
+        print(__doc__)
+        sys.exit(0)
+    return arguments.parse(argv)
+
+
+def main(_):
+    stop = StopSignal().listen()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    from sparse_vis.train import settings
-    from sparse_vis.train.run import run
-
     if CONFIG.value is None and WORKDIR.value is None:
         raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
     config = CONFIG.value or settings.read(pathlib.Path(WORKDIR.value))
-    run(config, pathlib.Path(WORKDIR.value or f"runs/{config.name}"))
+    from sparse_vis.train.run import run  # heavy, so only once the flags are known to be right
+
+    run(config, pathlib.Path(WORKDIR.value or f"runs/{config.name}"), stop)
 
 
 if __name__ == "__main__":
-    try:
-        app.run(main)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command_line(lambda: app.run(main, flags_parser=parse))

@@ -1,8 +1,9 @@
 """Records -> batches of canvases, through Grain: one endless shuffled stream that every process agrees on.
 
-The stream is a function of (source, seed) alone: the record at position p = step * global_batch + slot is
-the p-th of the shuffled, repeated source. Process k of P takes b = global_batch / P slots from k * b.
-So the number of processes, workers and threads changes nothing, and the step says where to go on.
+The stream is a function of (source, seed) alone: the record at position p is the p-th of the shuffled,
+repeated source. Every step takes the next global_batch positions, of which process k of P takes
+b = global_batch / P from k * b on. So the number of processes, workers and threads changes nothing, and one
+number, the position of the next image, says where to go on, with another batch size too.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def train_batches(
     *,
     global_batch: int,
     seed: int,
-    start_step: int,
-    stop_step: int,
+    start_index: int,
+    steps: int,
     canvas: int,
     min_side: int,
     workers: int,
@@ -46,14 +47,14 @@ def train_batches(
     process_index: int,
     process_count: int,
 ) -> Iterator[tuple[Batch, int]]:
-    """Iterates over this process's part of the batches of steps [start_step, stop_step).
+    """Iterates over this process's part of the next batches of the stream.
 
     Args:
         source: random-access records.
         global_batch: images per step over all processes; a multiple of process_count.
         seed: decides the order, 0 to 2**32 - 1; every epoch is shuffled anew.
-        start_step: first step, hence the position to resume at.
-        stop_step: the step before which the iterator ends.
+        start_index: position in the stream of the first image.
+        steps: number of batches.
         canvas: side of the square canvases in pixels.
         min_side: smallest side, in pixels, that an image may have on its canvas: the patch size.
         workers: decoding processes; 0 decodes in this one.
@@ -83,10 +84,10 @@ def train_batches(
     local = global_batch // process_count
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
     load = _Load(
-        stream, len(source), global_batch, local, start_step, process_index, canvas, min_side, on_error
+        stream, len(source), global_batch, local, start_index, process_index, canvas, min_side, on_error
     )
     batches = (
-        grain.MapDataset.range((stop_step - start_step) * local)
+        grain.MapDataset.range(steps * local)
         .map(load)
         .batch(local, drop_remainder=True)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
@@ -125,7 +126,7 @@ class _Load:
     records: int
     global_batch: int
     local: int
-    start_step: int
+    start_index: int
     process_index: int
     canvas: int
     min_side: int
@@ -133,7 +134,7 @@ class _Load:
 
     def __call__(self, i: int) -> dict[str, np.ndarray]:
         step, slot = divmod(int(i), self.local)
-        position = (self.start_step + step) * self.global_batch + self.process_index * self.local + slot
+        position = self.start_index + step * self.global_batch + self.process_index * self.local + slot
         for skipped in range(self.records):
             try:
                 pixels, height, width = self._read(position + skipped)

@@ -8,6 +8,7 @@ that one cut short is never taken for a checkpoint.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 
 import jax
@@ -17,10 +18,27 @@ from orbax.checkpoint import args as A
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from sparse_vis.errors import UserError
+from sparse_vis.train.settings import plain
 from sparse_vis.train.step import TrainState
 
 FOLDER = "checkpoints"
 ITEMS = ("params", "rest", "data", "config")
+
+
+def prepare(workdir: pathlib.Path) -> None:
+    """Create a workdir.
+
+    Raises:
+        UserError: it cannot be created or written to.
+    """
+    try:
+        (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
+        writable = os.access(workdir, os.W_OK) and os.access(workdir / FOLDER, os.W_OK)
+        reason = "permission denied"
+    except OSError as error:
+        writable, reason = False, error.strerror
+    if not writable:
+        raise UserError(f"cannot write to workdir {workdir} ({reason}); give another --workdir.")
 
 
 def open_manager(workdir: pathlib.Path, keep: int) -> ocp.CheckpointManager:
@@ -32,20 +50,20 @@ def open_manager(workdir: pathlib.Path, keep: int) -> ocp.CheckpointManager:
     policy = preservation_policy.AnyPreservationPolicy(
         [
             preservation_policy.LatestN(keep),
-            preservation_policy.BestN(
-                get_metric_fn=lambda metrics: -metrics["total"], n=1, keep_checkpoints_without_metrics=False
-            ),
+            preservation_policy.BestN(get_metric_fn=_merit, n=1, keep_checkpoints_without_metrics=False),
         ]
     )
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, best_fn=lambda metrics: -metrics["total"], enable_async_checkpointing=True
+        preservation_policy=policy,
+        best_fn=_merit,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,  # what a kill in the middle of a save leaves behind
     )
     return ocp.CheckpointManager((workdir / FOLDER).resolve(), options=options)
 
 
-def plain(config: ConfigDict) -> dict:
-    """The configuration as JSON keeps it (tuples become lists)."""
-    return json.loads(config.to_json())
+def _merit(metrics: dict[str, float]) -> float:
+    return -metrics["total"]
 
 
 def save(
@@ -55,19 +73,50 @@ def save(
 
     Args:
         manager: of `open_manager`. state: TrainState.
-        next_index: global stream position. config: of the run. metrics: host floats, with `total`.
+        next_index: global stream position. config: of the run.
+        metrics: finite host floats; without a `total` the checkpoint is no candidate for the best one.
+
+    Raises:
+        UserError: this save, or the previous one, cannot be written.
     """
-    rest = state.replace(params=None)
-    manager.save(
-        int(state.step),
-        args=A.Composite(
-            params=A.StandardSave(state.params),
-            rest=A.StandardSave(rest),
-            data=A.JsonSave({"next_index": next_index}),
-            config=A.JsonSave(plain(config)),
-        ),
-        metrics=metrics,
-        force=True,
+    items = dict(
+        params=A.StandardSave(state.params),
+        rest=A.StandardSave(state.replace(params=None)),
+        data=A.JsonSave({"next_index": next_index}),
+        config=A.JsonSave(plain(config)),
+    )
+    try:
+        manager.save(
+            int(state.step),
+            args=A.Composite(**items),
+            metrics=metrics if "total" in metrics else None,
+            force=True,
+        )
+    except Exception as error:
+        raise _unwritable(manager, error) from error
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Wait until everything is on disk.
+
+    Raises:
+        UserError: a checkpoint could not be written.
+    """
+    try:
+        manager.wait_until_finished()
+    except Exception as error:
+        raise _unwritable(manager, error) from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _unwritable(manager: ocp.CheckpointManager, error: Exception) -> UserError:
+    return UserError(
+        f"a checkpoint cannot be written to {manager.directory} ({_reason(error)}); earlier ones are intact: "
+        "mend that and give the same command again."
     )
 
 
@@ -75,7 +124,9 @@ def _abstract(tree, sharding):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, sharding)
 
 
-def restore(manager: ocp.CheckpointManager, abstract: TrainState, sharding: TrainState) -> tuple[TrainState, int]:
+def restore(
+    manager: ocp.CheckpointManager, abstract: TrainState, sharding: TrainState
+) -> tuple[TrainState, int]:
     """Newest state, placed as `sharding` says, and the data position.
 
     Args:
@@ -86,53 +137,53 @@ def restore(manager: ocp.CheckpointManager, abstract: TrainState, sharding: Trai
     """
     step = manager.latest_step()
     target = _abstract(abstract, sharding)
+    items = dict(
+        params=A.StandardRestore(target.params),
+        rest=A.StandardRestore(target.replace(params=None)),
+        data=A.JsonRestore(),
+    )
     try:
-        out = manager.restore(
-            step,
-            args=A.Composite(
-                params=A.StandardRestore(target.params),
-                rest=A.StandardRestore(target.replace(params=None)),
-                data=A.JsonRestore(),
-            ),
-        )
+        out = manager.restore(step, args=A.Composite(**items))
+        return out["rest"].replace(params=out["params"]), out["data"]["next_index"]
     except Exception as error:
         raise unreadable(pathlib.Path(manager.directory) / str(step), error) from error
-    return out["rest"].replace(params=out["params"]), out["data"]["next_index"]
 
 
 def unreadable(folder: pathlib.Path, error: Exception) -> UserError:
     """The sentence for a checkpoint that is there but cannot be read."""
-    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     return UserError(
-        f"checkpoint {folder} is incomplete or damaged ({reason}); "
+        f"checkpoint {folder} is incomplete or damaged ({_reason(error)}); "
         "delete that folder to go on from an earlier step, or restore it from a copy."
     )
 
 
 def find_step(path: pathlib.Path) -> pathlib.Path:
-    """The step folder meant by a workdir (its newest complete step), its checkpoints folder, or a step folder.
+    """The step folder that a path means.
 
     Args:
-        path: of any of the three.
+        path: of a workdir or its checkpoints folder (their newest step), or of a step folder.
 
     Raises:
         UserError: nothing there, no complete checkpoint, or a step folder that lacks something.
     """
     if not path.is_dir():
-        raise UserError(f"checkpoint {path} does not exist; give a workdir of main.py or one of its step folders.")
+        raise UserError(
+            f"checkpoint {path} does not exist; give a workdir of main.py or one of its step folders."
+        )
     if not path.name.isdigit():
         folder = path / FOLDER if (path / FOLDER).is_dir() else path
         steps = [p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()]
         if not steps:
             raise UserError(
-                f"{path} holds no complete checkpoint; train with main.py --workdir={path}, or give another folder."
+                f"{path} holds no complete checkpoint; train one with main.py --workdir={path}, "
+                "or give another folder."
             )
         path = max(steps, key=lambda p: int(p.name))
     missing = [item for item in ITEMS if not (path / item).is_dir()]
     if missing:
         raise UserError(
             f"checkpoint {path} is incomplete: it lacks {', '.join(missing)}; "
-            "delete that folder to fall back to an earlier step."
+            "delete that folder to go on from an earlier step, or restore it from a copy."
         )
     return path
 

@@ -2,29 +2,73 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_model
+from sparse_vis.errors import UserError
+from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import init_params
+from sparse_vis.models.vqgan import VQGAN
+from sparse_vis.train import settings
 from sparse_vis.train.loop import Run
+from sparse_vis.train.stop import StopSignal
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
     """Train to the end, or continue, and evaluate when training is complete.
 
     Args:
-        config: complete configuration. workdir: folder of the run.
+        config: complete configuration. workdir: folder of the run. stop: noticed after every step.
 
     Raises:
         UserError: anything the user can mend.
     """
-    training = Run(config, workdir)
-    training.train()
-    if training.step < config.train.steps or "scenes" not in config.eval.tasks or not training.main:
+    settings.check(config)
+    training = Run(config, workdir, initial=initial_weights(config), tokenizer=read_tokenizer(config))
+    training.train(stop)
+    stop.message = (
+        "SIGTERM in the evaluation: training is complete and saved; the same command evaluates again."
+    )
+    stop.keep = False
+    if stop.received:
+        print(f"SIGTERM: saved step {training.step} in {workdir}; the same command continues.", flush=True)
+    elif training.main:
+        evaluate(config, workdir, training)
+
+
+def initial_weights(config: ConfigDict) -> Callable[[], dict] | None:
+    """Reads the parameters that config.init names when called; None for a random start."""
+    if not config.init:
+        return None
+    from sparse_vis.train.init import initial_params
+
+    return functools.partial(initial_params, config)
+
+
+def read_tokenizer(config: ConfigDict) -> tuple[VQGAN, dict] | None:
+    """Module and parameters of the VQ target's tokenizer; None for the pixel target.
+
+    Raises:
+        UserError: no file is named, or it cannot be read.
+    """
+    if config.model.target != "vq":
+        return None
+    if not config.model.tokenizer.path:
+        raise UserError(
+            "config.model.target=vq needs --config.model.tokenizer.path=FILE with MaskGIT-VQGAN weights."
+        )
+    return load_tokenizer(config.model.tokenizer.path, config.efficiency.dtype)
+
+
+def evaluate(config: ConfigDict, workdir: pathlib.Path, training: Run) -> None:
+    """The evaluations of config.eval.tasks on a trained run."""
+    if "scenes" not in config.eval.tasks:
         return
     from sparse_vis.evals import scenes
 
@@ -34,4 +78,5 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         "trained": jax.tree.map(np.asarray, training.state.params),
     }
     print(scenes.table(scenes.evaluate(model, weights, config, workdir)), flush=True)
-    print(f"\n{workdir}/evaluation.json has these numbers, {workdir}/localization.png the token maps.", flush=True)
+    files = f"{workdir}/evaluation.json has these numbers, {workdir}/localization.png the token maps."
+    print(f"\n{files}", flush=True)

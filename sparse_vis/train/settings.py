@@ -2,50 +2,123 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import pathlib
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
 from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
 
+LARGEST = 3.4e38  # of float32, in which everything is computed
+AT_LEAST_ONE = (
+    *(f"model.{name}" for name in ("image_size", "patch", "width", "layers", "heads", "mlp_dim", "tokens")),
+    *(f"model.decoder.{name}" for name in ("width", "layers", "heads", "mlp_dim")),
+    *(f"model.prototypes.{name}" for name in ("count", "dim", "hidden")),
+    *(f"train.{name}" for name in ("batch", "steps", "log_every", "save_every", "keep", "max_bad_steps")),
+    *(f"eval.{name}" for name in ("batch", "train_records", "test_records")),
+    *(f"efficiency.{name}" for name in ("microbatches", "unroll", "prototype_chunk")),
+    "data.canvas",
+)  # fmt: skip
+NOT_NEGATIVE = ("data.workers", "data.threads", "loss.sinkhorn_iterations", "seed", "data.seed")
+CHOICES = {
+    "model.target": ("pixel", "vq"),
+    "loss.matching": ("entropic", "exact"),
+    "data.on_error": ("stop", "substitute"),
+    "optimizer.schedule": ("cosine", "constant"),
+    "efficiency.dtype": ("float32", "bfloat16", "float16"),
+    "efficiency.attention": ("xla", "cudnn"),
+}
 
-def check(config: ConfigDict, processes: int = 1) -> None:
+
+def check(config: ConfigDict, devices: int = 1) -> None:
     """Refuse settings that cannot work together.
 
     Args:
-        config: complete configuration. processes: of the run.
+        config: complete configuration. devices: of all processes of the run.
 
     Raises:
         UserError: names the settings and a remedy.
     """
-    m, t, v = config.model, config.train, config.views
-    rules = (
-        (m.image_size % m.patch == 0, f"config.model.image_size={m.image_size} is no multiple of "
-         f"config.model.patch={m.patch}; choose one that is"),
-        (m.width % m.heads == 0, f"config.model.width={m.width} is no multiple of config.model.heads={m.heads}; "
-         "choose one that is"),
-        (m.target in ("pixel", "vq"), f"config.model.target={m.target!r} is unknown; use 'pixel' or 'vq'"),
-        (config.loss.matching in ("entropic", "exact"), f"config.loss.matching={config.loss.matching!r} is "
-         "unknown; use 'entropic' or 'exact'"),
-        (m.tokens > 1 or not (config.loss.koleo_image or config.loss.koleo_masked), "KoLeo needs at least two "
-         "tokens; with config.model.tokens=1 set config.loss.koleo_image and koleo_masked to 0"),
-        (not config.teacher.enabled or v.global_count >= 2, "the teacher sees the second global view; set "
-         "config.views.global_count to at least 2"),
-        (v.local_count > 0 or not config.loss.cls_local, "config.loss.cls_local needs local views; set "
-         "config.views.local_count above 0, or the weight to 0"),
-        (t.batch % (processes * config.efficiency.microbatches) == 0, f"config.train.batch={t.batch} is no "
-         f"multiple of processes x microbatches ({processes} x {config.efficiency.microbatches}); choose one that is"),
-        (min(t.steps, t.batch, t.log_every, t.save_every, t.keep) >= 1, "steps, batch, log_every, save_every "
-         "and keep of config.train must be at least 1"),
-        (config.data.on_error in ("stop", "substitute"), f"config.data.on_error={config.data.on_error!r} is "
-         "unknown; use 'stop' or 'substitute'"),
-    )  # fmt: skip
-    for holds, sentence in rules:
-        if not holds:
-            raise UserError(sentence + ".")
+    # In this order and lazily: later checks rely on what the earlier ones refuse.
+    checks = itertools.chain(wrong_values(config), wrong_ranges(config), contradictions(config, devices))
+    for sentence in checks:
+        raise UserError(sentence + ".")
+
+
+def at(config: ConfigDict, name: str):
+    """The setting of a dotted name."""
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def wrong_values(config: ConfigDict) -> Iterator[str]:
+    """Numbers that float32 cannot hold, and tuples of another form than the default's."""
+    defaults = leaves(default_config())
+    for name, value in leaves(config).items():
+        default, items = defaults.get(name), value if isinstance(value, tuple) else (value,)
+        if isinstance(default, tuple) and default:
+            numbers = all(isinstance(x, int | float) for x in items)
+            if len(items) != len(default) or not numbers:
+                yield f"config.{name}={value} is wrong; write it like the default, '{default}'"
+        if any(isinstance(x, float) and not abs(x) < LARGEST for x in items):
+            yield f"config.{name}={value} is no number that float32 can hold; choose a smaller one"
+
+
+def wrong_ranges(config: ConfigDict) -> Iterator[str]:
+    """Single settings outside their range."""
+    for names, least in ((AT_LEAST_ONE, 1), (NOT_NEGATIVE, 0)):
+        for name in names:
+            if at(config, name) < least:
+                yield f"config.{name}={at(config, name)} is too small; it must be at least {least}"
+    for name, choices in CHOICES.items():
+        if at(config, name) not in choices:
+            yield f"config.{name}={at(config, name)!r} is unknown; use {' or '.join(map(repr, choices))}"
+
+
+def contradictions(config: ConfigDict, devices: int) -> Iterator[str]:
+    """Settings that exclude each other."""
+    m, t, v, e = config.model, config.train, config.views, config.efficiency
+    if m.image_size % m.patch:
+        yield (
+            f"config.model.image_size={m.image_size} is no multiple of config.model.patch={m.patch}; "
+            "choose one that is"
+        )
+    for name, part in (("model", m), ("model.decoder", m.decoder)):
+        if part.width % part.heads:
+            yield f"config.{name}.width={part.width} is no multiple of its heads ({part.heads}); change one"
+    if m.tokens < 2 and (config.loss.koleo_image or config.loss.koleo_masked):
+        yield "KoLeo needs two tokens; set config.loss.koleo_image and koleo_masked to 0, or add tokens"
+    if config.teacher.enabled and v.global_count < 2:
+        yield "the teacher sees the second global view; set config.views.global_count to at least 2"
+    if not v.local_count and config.loss.cls_local:
+        yield "config.loss.cls_local needs local views; set config.views.local_count above 0, or it to 0"
+    if t.batch % (devices * e.microbatches):
+        yield (
+            f"config.train.batch={t.batch} is no multiple of devices x config.efficiency.microbatches "
+            f"({devices} x {e.microbatches}); choose one that is"
+        )
+    if config.data.canvas < m.patch:
+        yield f"config.data.canvas={config.data.canvas} is smaller than a patch ({m.patch} px); enlarge it"
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> dict:
+    """Dotted name -> value of every setting."""
+    found = {}
+    for name, value in config.items():
+        found |= (
+            leaves(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name: value}
+        )
+    return found
+
+
+def plain(config: ConfigDict) -> dict:
+    """The configuration as JSON keeps it (tuples become lists)."""
+    return json.loads(config.to_json())
 
 
 def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
@@ -55,7 +128,7 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
         plain: nested dict. source: where it came from, for the message.
 
     Raises:
-        UserError: it names a setting that this version does not know.
+        UserError: it names a setting that this version does not know, or gives one a wrong type.
     """
     config = default_config()
 
@@ -71,7 +144,10 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
             else:
                 target[name] = tuple(value) if isinstance(value, list) else value
 
-    fill(config, plain, "")
+    try:
+        fill(config, plain, "")
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{source} is no configuration ({error}); restore it from a copy.") from None
     return config
 
 
@@ -85,9 +161,11 @@ def read(workdir: pathlib.Path) -> ConfigDict:
     try:
         return from_plain(json.loads(path.read_text()), path)
     except FileNotFoundError:
-        raise UserError(f"{workdir} holds no config.json; start the run with --config=configs/NAME.py.") from None
+        raise UserError(
+            f"{workdir} holds no config.json; start the run with --config=configs/NAME.py."
+        ) from None
     except json.JSONDecodeError:
-        raise UserError(f"{path} is no valid JSON; give --config=configs/NAME.py to write it again.") from None
+        raise UserError(f"{path} is no valid JSON; give --config=configs/NAME.py to replace it.") from None
 
 
 def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
@@ -111,7 +189,8 @@ def check_resume(saved: dict, now: dict, workdir: pathlib.Path) -> list[str]:
     Raises:
         UserError: config.model or the presence of a teacher differs.
     """
-    changed = differences(saved, now)
+    # Where the tokenizer's file lies is no matter.
+    changed = [line for line in differences(saved, now) if not line.startswith("model.tokenizer.path")]
     fatal = [line for line in changed if line.startswith(("model.", "teacher.enabled"))]
     if fatal:
         raise UserError(

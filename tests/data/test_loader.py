@@ -32,9 +32,10 @@ class Numbered:
 
 
 def batches(source, start=0, stop=6, **changes):
+    """Steps start to stop, of four images each."""
     arguments = dict(
-        global_batch=4, seed=1, start_step=start, stop_step=stop, canvas=16, min_side=8, workers=0, threads=2,
-        on_error="stop", process_index=0, process_count=1,
+        global_batch=4, seed=1, start_index=4 * start, steps=stop - start, canvas=16, min_side=8,
+        workers=0, threads=2, on_error="stop", process_index=0, process_count=1,
     )  # fmt: skip
     return train_batches(source, **{**arguments, **changes})
 
@@ -82,6 +83,14 @@ def test_any_start_gives_the_rest_of_the_stream():
     for start in (1, 4, 8):
         assert_same(batches(Numbered(13), start, 9), whole[start:])
     assert list(batches(Numbered(13), 9, 9)) == []
+
+
+@pytest.mark.fast
+def test_another_batch_size_continues_the_same_stream():
+    whole = list(batches(Numbered(13), stop=6))
+    rest = list(batches(Numbered(13), start=2, steps=8, global_batch=2))
+    np.testing.assert_array_equal(numbers(rest).ravel(), numbers(whole).ravel()[8:])
+    np.testing.assert_array_equal(np.concatenate([batch.index for batch, _ in rest]), np.arange(8, 24))
 
 
 @pytest.mark.fast
@@ -179,7 +188,7 @@ from sparse_vis.data.scenes import SceneSource, SceneSpec
 
 if __name__ == "__main__":
     source = SceneSource(SceneSpec(size=32), split="test", seed=0)
-    settings = dict(global_batch=4, seed=0, start_step=0, stop_step=10**6, canvas=32, min_side=8, workers=1)
+    settings = dict(global_batch=4, seed=0, start_index=0, steps=10**6, canvas=32, min_side=8, workers=1)
     stream = train_batches(
         source, **settings, threads=1, on_error="stop", process_index=0, process_count=1
     )

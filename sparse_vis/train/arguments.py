@@ -1,0 +1,136 @@
+"""The command line of main.py: flags in, one sentence out where something is wrong with them."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import pathlib
+import re
+import traceback
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from sparse_vis.config import default_config
+from sparse_vis.errors import UserError
+from sparse_vis.train.settings import at, leaves
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """Parse absl's flags, --config and its overrides among them.
+
+    Args:
+        arguments: of the process, its name first.
+
+    Returns:
+        The process's name.
+
+    Raises:
+        UserError: a wrong flag, configuration file, setting or value.
+    """
+    settings = [m[1] for a in arguments[1:] if (m := re.match(r"--?(?:no)?config\.([^=]+)", a))]
+    file = config_file(arguments)
+    if file is not None:
+        check_config_file(file)
+    elif settings:
+        raise UserError(
+            f"--config.{settings[0]} changes a configuration file: add --config=configs/NAME.py before it."
+        )
+    for name in settings:
+        check_setting(name)
+    try:
+        rest = flags.FLAGS(arguments)
+    except flags.Error as error:
+        raise UserError(explain(error, file)) from None
+    except Exception as error:  # whatever the user's own get_config() raises
+        raise UserError(f"configuration file {file} fails: {where(error, file)}; correct it.") from None
+    if file is not None and not isinstance(flags.FLAGS["config"].value, ConfigDict):
+        raise UserError(f"get_config() of {file} returns no ConfigDict; end it with `return config`.")
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value.")
+    return rest
+
+
+def config_file(arguments: list[str]) -> pathlib.Path | None:
+    """The file of --config=FILE or --config FILE; what follows a colon in it is for its get_config()."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config") and (equals or following):
+            return pathlib.Path((value if equals else following).split(":")[0])
+    return None
+
+
+def check_config_file(path: pathlib.Path) -> None:
+    """Refuse a configuration file that is missing, is not Python, or defines no get_config.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UserError: names the file and a remedy.
+    """
+    try:
+        source = path.read_bytes()
+        ast.parse(source)
+    except OSError as error:
+        raise UserError(f"configuration file {path}: {error.strerror}; give one of configs/.") from None
+    except SyntaxError as error:
+        raise UserError(
+            f"configuration file {path} is not Python (line {error.lineno}: {error.msg}); correct it."
+        ) from None
+    except ValueError as error:
+        raise UserError(f"configuration file {path} is not Python ({error}); give one of configs/.") from None
+    if b"get_config" not in source:
+        raise UserError(
+            f"configuration file {path} defines no get_config(); write one as in configs/quickstart.py."
+        )
+
+
+def check_setting(name: str) -> None:
+    """Refuse the name of a setting that does not exist.
+
+    Args:
+        name: dotted, as after `--config.`.
+
+    Raises:
+        UserError: names the nearest settings.
+    """
+    known = list(leaves(default_config()))
+    if name in known or any(k.startswith(f"{name}.") for k in known):
+        return
+    # A misspelt name, or one in the wrong section: whole names and last parts are compared.
+    last = {k: k.rsplit(".", 1)[-1] for k in known}
+    alike = difflib.get_close_matches(name.rsplit(".", 1)[-1], set(last.values()), n=2, cutoff=0.7)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    nearest += [k for leaf in alike for k in known if last[k] == leaf and k not in nearest]
+    hint = (
+        f"did you mean {' or '.join(f'config.{k}' for k in nearest[:4])}?"
+        if nearest
+        else "config.py lists all."
+    )
+    raise UserError(f"--config.{name} is no setting of sparse_vis/config.py: {hint}")
+
+
+def where(error: Exception, file: pathlib.Path) -> str:
+    """Type and message of an exception, with the line of the file that it comes from."""
+    # absl passes some exceptions on as text with their traceback in it.
+    text = "".join(traceback.format_exception(error))
+    lines = re.findall(rf'File "[^"]*{re.escape(file.name)}", line (\d+)', text)
+    # ConfigDict quotes its own message, with what it proposes in the last of several lines.
+    kind, _, message = text.strip().splitlines()[-1].partition(": ")
+    message = kind + ": " + message.split("\\n")[-1].strip("'").rstrip(".")
+    return f"line {lines[-1]}: {message}" if lines else message
+
+
+def explain(error: flags.Error, file: pathlib.Path | None) -> str:
+    """absl's message as one sentence with a remedy; `file` is that of --config."""
+    if file is not None and str(error).startswith(f"flag --config={file}"):
+        return f"configuration file {file} fails: {where(error, file)}; correct it."
+    message = " ".join(str(error).split()).rstrip(".")
+    override = re.match(r"flag --config\.([\w.]+)=", message)
+    if override is None:
+        return f"{message}; python main.py --help shows the flags."
+    value = at(default_config(), override[1])
+    if isinstance(value, ConfigDict):
+        return f"{message}; set its parts one by one, e.g. --config.{override[1]}.{next(iter(value))}=VALUE."
+    return f"{message}; give a value of the kind of the default, {value!r}."

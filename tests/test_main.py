@@ -1,0 +1,87 @@
+"""The command line of main.py: one sentence and a status, never a traceback."""
+
+import subprocess
+import sys
+
+import pytest
+from main_process import ROOT, TINY
+
+QUICKSTART = "--config=configs/quickstart.py"
+
+
+def call(*arguments):
+    return subprocess.run(
+        [sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+def sentence(*arguments):
+    """The error that main.py prints."""
+    done = call(*arguments)
+    assert done.returncode == 1 and done.stdout == "", done
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments,culprit,remedy",
+    [
+        ([QUICKSTART, "--config.train.stepz=3"], "--config.train.stepz", "config.train.steps"),
+        ([QUICKSTART, "--config.batch=3"], "--config.batch", "config.train.batch"),
+        ([QUICKSTART, "--config.train.steps=many"], "'many'", "the default, 93750"),
+        ([QUICKSTART, "--config.train=3"], "--config.train=3", "--config.train.batch=VALUE"),
+        (["--config=configs/absent.py"], "configs/absent.py", "give one of configs/"),
+        (["--config=README.md"], "README.md", "give one of configs/"),
+        (["--config=pyproject.toml"], "pyproject.toml is not Python (line", "correct it"),
+        (["--config=sparse_vis/errors.py"], "errors.py defines no get_config", "configs/quickstart.py"),
+        (["--config.train.steps=3"], "--config.train.steps", "--config=configs/NAME.py"),
+        ([QUICKSTART, "--workdri=x"], "'workdri'", "workdir"),
+        ([QUICKSTART, "more"], "'more'", "--name=value"),
+        (["--workdir=/nowhere"], "/nowhere holds no config.json", "--config=configs/NAME.py"),
+        ([], "give --config=configs/NAME.py", "--workdir"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line_is_named_with_its_remedy(arguments, culprit, remedy):
+    message = sentence(*arguments)
+    assert culprit in message and remedy in message
+
+
+@pytest.mark.parametrize(
+    "body,culprit",
+    [
+        ("    config.train.stepz = 3\n", 'line 4: AttributeError: Did you mean "steps" instead of "stepz"?'),
+        ("    config.train.steps = int('x')\n", "line 4: ValueError: invalid literal for int()"),
+        ("    config = [3]\n", "returns no ConfigDict"),
+    ],
+)
+def test_a_failing_config_file_is_named_with_its_line(tmp_path, body, culprit):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from sparse_vis.config import default_config\n"
+        f"def get_config():\n    config = default_config()\n{body}    return config\n"
+    )
+    message = sentence(f"--config={path}")
+    assert str(path) in message and culprit in message
+
+
+def test_help_shows_the_flags_and_where_settings_are():
+    done = call("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    for text in ("--config=FILE", "--workdir=DIR", "sparse_vis/config.py", "python -m sparse_vis.<tool>"):
+        assert text in done.stdout
+    assert max(map(len, done.stdout.splitlines())) < 120
+
+
+def test_settings_that_contradict_each_other_and_workdirs_that_cannot_be(tmp_path):
+    message = sentence(f"--config={TINY}", "--config.model.patch=7", f"--workdir={tmp_path / 'run'}")
+    assert "image_size=24" in message and "patch=7" in message
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("")
+    message = sentence(f"--config={TINY}", f"--workdir={tmp_path / 'file' / 'run'}")
+    assert (
+        f"cannot write to workdir {tmp_path / 'file' / 'run'}" in message and "another --workdir" in message
+    )
+
+
+def test_main_stays_small():
+    assert len((ROOT / "main.py").read_text().splitlines()) <= 60

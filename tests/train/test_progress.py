@@ -1,0 +1,97 @@
+"""What a run reports."""
+
+import json
+import math
+
+import pytest
+
+from sparse_vis.train import progress
+from sparse_vis.train.progress import Progress
+
+
+def step_metrics(total, bad_steps=0.0):
+    return {"bad_steps": bad_steps, "koleo_image": total / 2, "learning_rate": 0.5, "total": total}
+
+
+class NoBoard:
+    def __init__(self, folder):
+        self.written = []
+
+    def write(self, step, numbers):
+        self.written.append((step, numbers))
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def still(monkeypatch):
+    """A clock that stands until it is moved, and no TensorFlow."""
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(progress, "TensorBoard", NoBoard)
+    return clock
+
+
+@pytest.mark.fast
+def test_a_line_has_step_speed_time_left_and_every_term(still, tmp_path, capsys):
+    shown = Progress(tmp_path, steps=100, batch=8, first=10, active=True)
+    still[0] += 4
+    means = shown.report(
+        30, [step_metrics(1.0), step_metrics(3.0)], {"substituted": 2.0, "input_wait_seconds": 0.0}
+    )
+    shown.close()
+    assert means["total"] == 2 and means["images_per_second"] == 40
+    line = capsys.readouterr().out
+    assert line.startswith("step 30/100  40 images/s  ETA 0:00:14  total 2  koleo_image 1  learning_rate 0.5")
+    assert line.endswith("substituted 2\n")
+    (row,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert row.pop("time") and row == {"step": 30, **means}
+    assert shown.board.written == [(30, means)]
+
+
+@pytest.mark.fast
+def test_bad_numbers_are_left_out_and_counted(still, tmp_path):
+    shown = Progress(tmp_path, steps=9, batch=8, first=0, active=True)
+    means = shown.report(2, [step_metrics(1.0), step_metrics(math.nan, 1.0)], {})
+    assert means["total"] == 1 and means["bad_steps"] == 1
+    means = shown.report(3, [step_metrics(math.inf, 2.0)], {})
+    assert "total" not in means and "koleo_image" not in means and means["bad_steps"] == 2
+    shown.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text and text.count("\n") == 2
+
+
+@pytest.mark.fast
+def test_a_restart_reports_repeated_steps_once(still, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 2, "total": 1}\n{"step": 4, "total": 2}\n{"step": 6, "total": 3}\n{"step": 8, "to'
+    )
+    shown = Progress(tmp_path, steps=9, batch=8, first=4, active=True)
+    shown.report(6, [step_metrics(5.0)], {})
+    shown.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["total"]) for row in rows] == [(2, 1), (4, 2), (6, 5)]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.fast
+def test_only_the_main_process_writes(still, tmp_path, capsys):
+    shown = Progress(tmp_path, steps=9, batch=8, first=0, active=False)
+    assert shown.report(1, [step_metrics(1.0)], {})["total"] == 1
+    shown.close()
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+
+
+def test_tensorboard_reads_the_numbers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    shown = Progress(tmp_path, steps=9, batch=8, first=0, active=True)
+    for step in (1, 2):
+        shown.report(step, [step_metrics(3.0 * step)], {})
+    shown.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    found = [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors("total")]
+    assert found == [(1, 3.0), (2, 6.0)]

@@ -1,0 +1,99 @@
+"""Runs that are killed and started again, as real processes."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from main_process import TINY, gone
+
+LAST = 24
+CLOCK = ("time", "images_per_second", "input_wait_seconds")
+
+
+def state(workdir, step=LAST):
+    """Every array of a checkpoint, and its position in the data."""
+    folder = workdir / "checkpoints" / str(step)
+    with ocp.StandardCheckpointer() as reader:
+        arrays = {item: reader.restore((folder / item).resolve()) for item in ("params", "rest")}
+    return arrays, json.loads((folder / "data" / "metadata").read_text())
+
+
+def metrics(workdir):
+    """Lines of metrics.jsonl without what depends on the clock; only valid JSON is accepted."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    return [{name: value for name, value in row.items() if name not in CLOCK} for row in rows]
+
+
+def assert_same_run(workdir, expected):
+    (arrays, position), (expected_arrays, expected_position) = state(workdir), state(expected)
+    assert position == expected_position
+    assert jax.tree.structure(arrays) == jax.tree.structure(expected_arrays)
+    leaves = jax.tree.leaves_with_path(expected_arrays)
+    assert len(leaves) > 100
+    for (path, leaf), found in zip(leaves, jax.tree.leaves(arrays), strict=True):
+        np.testing.assert_array_equal(found, leaf, err_msg=jax.tree_util.keystr(path))
+    assert metrics(workdir) == metrics(expected)
+
+
+def test_killed_stopped_and_continued_ends_bit_identical(main, finished, tmp_path):
+    """SIGKILL in a step and in a save, SIGTERM before the first step and later, with 0, 1 and 2 workers."""
+    workdir = tmp_path / "run"
+    checkpoints = workdir / "checkpoints"
+    start = [f"--config={TINY}", f"--workdir={workdir}"]
+
+    with main(*start) as run:
+        run.until("step 8/")
+        run.until((checkpoints / "6").is_dir)
+        run.kill()
+    assert f"step {LAST}/" not in run.output
+
+    with main(*start, "--config.data.workers=1") as run:
+        run.until("compiled")
+        run.until(lambda: list(checkpoints.glob("*.orbax-checkpoint-tmp")))
+        workers = run.children()
+        run.kill()
+    assert f"continuing {workdir} at step" in run.output and gone(workers) and workers
+    assert list(checkpoints.glob("*.orbax-checkpoint-tmp")), "the kill came after the save"
+
+    with main(*start, "--config.data.workers=2") as run:
+        run.until("compiling")
+        workers = run.children()
+        assert run.end(signal.SIGTERM) == 0, run.output
+    # (multiprocessing's tracker may have the last word: it warns of the semaphores that it cleans up.)
+    assert (
+        "\nSIGTERM before the first step: nothing had to be saved; the same command continues.\n"
+        in run.output
+    )
+    assert "images/s" not in run.output and gone(workers) and len(workers) >= 2
+
+    with main(*start, "--config.data.workers=2") as run:
+        run.until("images/s")
+        workers = run.children()
+        assert run.end(signal.SIGTERM) == 0, run.output
+    saved = max(int(folder.name) for folder in checkpoints.iterdir())
+    assert run.output.endswith(f"SIGTERM: saved step {saved} in {workdir}; the same command continues.\n")
+    assert saved < LAST and gone(workers) and len(workers) >= 2
+    assert not list(checkpoints.glob("*.orbax-checkpoint-tmp"))
+
+    with main(f"--workdir={workdir}") as run:
+        assert run.end() == 0, run.output
+    assert f"continuing {workdir} at step {saved}\n" in run.output
+    assert_same_run(workdir, finished)
+
+
+def test_a_finished_run_is_only_evaluated_and_a_sigterm_ends_that(main, finished):
+    before = state(finished), metrics(finished)
+    with main(f"--config={TINY}", f"--workdir={finished}", "--config.eval.tasks=scenes") as run:
+        run.until("evaluating")
+        assert run.end(signal.SIGTERM) == 0, run.output
+    assert f"{finished} is finished: step 24 of 24; nothing is trained.\n" in run.output
+    assert "compiling" not in run.output and "step 1/" not in run.output
+    assert "SIGTERM in the evaluation" in run.output.splitlines()[-1]
+    jax.tree.map(np.testing.assert_array_equal, (state(finished), metrics(finished)), before)

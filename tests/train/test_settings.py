@@ -1,0 +1,89 @@
+"""Settings that are refused before anything starts, and their way through JSON."""
+
+import json
+import pathlib
+
+import pytest
+
+from sparse_vis.config import default_config
+from sparse_vis.errors import UserError
+from sparse_vis.train import settings
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.mark.parametrize(
+    "name,value,words",
+    [
+        ("model.patch", 0, "at least 1"),
+        ("model.patch", 15, "image_size=224 is no multiple"),
+        ("model.heads", 7, "config.model.width=768"),
+        ("model.decoder.heads", 7, "config.model.decoder.width=512"),
+        ("model.target", "codes", "'pixel' or 'vq'"),
+        ("model.tokens", 1, "KoLeo"),
+        ("loss.matching", "best", "'entropic' or 'exact'"),
+        ("views.local_count", 0, "cls_local"),
+        ("views.aspect", ("3",), "like the default"),
+        ("train.batch", 2049, "2 x 1"),
+        ("train.keep", 0, "at least 1"),
+        ("efficiency.microbatches", 0, "at least 1"),
+        ("efficiency.dtype", "float8", "'float32' or 'bfloat16'"),
+        ("optimizer.peak_lr", float("nan"), "float32"),
+        ("optimizer.peak_lr", 1e39, "float32"),
+        ("data.on_error", "skip", "'stop' or 'substitute'"),
+        ("data.canvas", 8, "smaller than a patch"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy(name, value, words):
+    config = default_config()
+    section, last = name.rsplit(".", 1)
+    settings.at(config, section)[last] = value
+    with pytest.raises(UserError) as error:
+        settings.check(config, devices=2)
+    assert last in str(error.value)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_teacher_needs_a_second_view():
+    config = default_config()
+    settings.check(config, devices=8)
+    config.teacher.enabled, config.views.global_count = True, 1
+    with pytest.raises(UserError, match="global_count to at least 2"):
+        settings.check(config)
+
+
+def test_a_configuration_comes_back_from_json(tmp_path):
+    config = default_config()
+    config.views.aspect, config.name = (0.5, 2.0), "mine"
+    (tmp_path / "config.json").write_text(json.dumps(settings.plain(config)))
+    assert settings.read(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    "text,words",
+    [
+        ('{"train": {"stepz": 3}}', "train.stepz"),
+        ('{"train": 3}', "is no configuration"),
+        ('{"train": {"steps": "x"}}', "is no configuration"),
+        ('{"train": ', "no valid JSON"),
+        ("[]", "is no configuration"),
+    ],
+)
+def test_a_damaged_configuration_is_named(tmp_path, text, words):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        settings.read(tmp_path)
+    assert str(tmp_path / "config.json") in str(error.value)
+
+
+def test_a_resume_may_change_everything_but_the_architecture():
+    saved, config = settings.plain(default_config()), default_config()
+    config.train.batch, config.efficiency.remat, config.model.tokenizer.path = 64, True, "elsewhere"
+    assert settings.check_resume(saved, settings.plain(config), pathlib.Path("run")) == [
+        "train.batch: 2048 -> 64"
+    ]
+    config.model.tokens = 8
+    with pytest.raises(
+        UserError, match=r"run was trained with another architecture \(model.tokens: 16 -> 8\)"
+    ):
+        settings.check_resume(saved, settings.plain(config), pathlib.Path("run"))
