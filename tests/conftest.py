@@ -1,4 +1,17 @@
+"""Set before JAX starts: enough worker threads for a queue of steps on two cores, and quick compilation.
+
+Type annotations of public array functions are checked by beartype while the tests run.
+"""
+
 import os
 
-os.environ.setdefault("PJRT_NPROC", "32")  # two cores: long dispatch queues deadlock without it
+os.environ.setdefault("PJRT_NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+)
+
+from jaxtyping import install_import_hook
+
+CHECKED = ("ops", "losses", "models", "evals", "views", "crops", "augment", "masking", "objective", "targets")
+install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")

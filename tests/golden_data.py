@@ -30,6 +30,11 @@ def close(ours, recorded, what=""):
     )
 
 
+def read(path: pathlib.Path) -> dict:
+    """Recorded arrays as jax arrays, which is what annotated functions accept under pytest."""
+    return {name: jnp.asarray(array) for name, array in load_file(path).items()}
+
+
 @functools.cache
 def manifest() -> dict:
     return json.loads((FOLDER / "config.json").read_text())["models"]
@@ -44,7 +49,7 @@ def models_with(*keys: str) -> list[str]:
 def component(file: str) -> dict:
     """A file of single functions (components, views, masks); empty where the folder has none."""
     path = FOLDER / f"{file}.safetensors"
-    return load_file(path) if path.is_file() else {}
+    return read(path) if path.is_file() else {}
 
 
 @dataclasses.dataclass
@@ -63,7 +68,7 @@ class Recorded:
     @property
     def views(self) -> Views:
         e, run = self.expected, self.entry["run"]
-        visible = e["in.visible_patches"].astype(np.int32)
+        visible = e["in.visible_patches"].astype(jnp.int32)
         return Views(
             image=jnp.asarray(e["in.image"]),
             masked=jnp.asarray(e["in.global_views"]),
@@ -90,7 +95,7 @@ def load_recorded(name: str) -> Recorded:
         vqgan, tokenizer = load_tokenizer(found.tokenizer)
         model = model.clone(tokenizer=vqgan)
     teacher = tensors_to_teacher(found.unused, config.model.layers) if config.teacher.enabled else None
-    expected = load_file(FOLDER / entry["expected"]) if "expected" in entry else {}
+    expected = read(FOLDER / entry["expected"]) if "expected" in entry else {}
     return Recorded(entry, config, model, build_loss(config), found.params, teacher, tokenizer, expected)
 
 

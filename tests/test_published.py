@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from safetensors.numpy import load_file
 
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors
 from sparse_vis.ops.sinkhorn import assignments
@@ -21,7 +20,7 @@ from sparse_vis.train.ema import update_teacher
 from sparse_vis.train.gradients import loss_fn
 from sparse_vis.train.optimizer import make_optimizer
 from sparse_vis.types import Potentials
-from tests.golden_data import FOLDER, close, load_recorded, load_trajectory, manifest, models_with
+from tests.golden_data import FOLDER, close, load_recorded, load_trajectory, manifest, models_with, read
 
 TERMS = {
     "loss.MSE": ("reconstruction",), "loss.VQ-CE": ("reconstruction",),
@@ -89,7 +88,7 @@ def test_local_crops_and_masked_views(name):
 @pytest.mark.parametrize("name", models_with("sizes"))
 def test_other_image_sizes(name):
     r = load_recorded(name)
-    recorded = load_file(FOLDER / r.entry["sizes"])
+    recorded = read(FOLDER / r.entry["sizes"])
     sizes = [key.removeprefix("in.") for key in recorded if key.startswith("in.")]
     assert sizes
     for size in sizes:
@@ -225,7 +224,7 @@ def test_mae_backbone(folder, file):
 
     path = FOLDER / folder
     config = config_of(path)
-    recorded = load_file(path / "expected.safetensors")
+    recorded = read(path / "expected.safetensors")
     from sparse_vis.build import build_model
 
     model = build_model(config)

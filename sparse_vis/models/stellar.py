@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.encoder import Encoder
@@ -19,7 +19,7 @@ from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Factors, Outputs, TargetSource, Tokens, Views
 
 
-def fold(x: Float[Array, "B V *rest"]) -> Float[Array, "BV *rest"]:
+def fold(x: Shaped[Array, "B V *rest"]) -> Shaped[Array, "BV *rest"]:
     """Join batch and view axis, view index fastest."""
     return x.reshape(-1, *x.shape[2:])
 

@@ -1,0 +1,168 @@
+"""Single functions against their recordings (components.safetensors) and against float64 closed forms."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from sparse_vis.losses.clustering import prototype_cross_entropy
+from sparse_vis.losses.koleo import koleo
+from sparse_vis.models.decoder import fourier_positions
+from sparse_vis.ops.matching import entropic_match, entropic_plan, exact_match
+from sparse_vis.ops.prototypes import expected_prototype, streamed_logsumexp
+from sparse_vis.ops.sinkhorn import assignments, column_error, column_potentials
+from tests.golden_data import close, component
+
+pytestmark = pytest.mark.fast
+RECORDED = component("components")
+
+
+def recorded(prefix):
+    return {key.removeprefix(prefix): x for key, x in RECORDED.items() if key.startswith(prefix)}
+
+
+def sinkhorn_float64(scores, temperature, iterations):
+    """The published loop without its epsilon: shift columns, exp, then [columns, rows] in turn."""
+    scaled = np.asarray(scores, np.float64) / temperature
+    Q = np.exp(scaled - scaled.max(axis=0))
+    for _ in range(iterations):
+        Q = Q / Q.sum(axis=0)
+        Q = Q / Q.sum(axis=1, keepdims=True)
+    return Q
+
+
+def our_sinkhorn(scores, temperature, iterations):
+    potentials = jax.jit(column_potentials, static_argnums=(1, 2))(scores, temperature, iterations)
+    return assignments(scores, potentials, temperature)
+
+
+@pytest.mark.parametrize("key", [k for k in recorded("sinkhorn.temp") if k.startswith("0.5")])
+def test_sinkhorn_agrees_with_the_recording(key):
+    temperature, iterations = key.split(".iters")
+    ours = our_sinkhorn(RECORDED["sinkhorn.scores"], float(temperature), int(iterations))
+    close(ours, RECORDED[f"sinkhorn.temp{key}"])
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 10])
+@pytest.mark.parametrize("temperature", [0.06, 0.5])
+def test_sinkhorn_agrees_with_the_closed_form_without_epsilon(temperature, iterations):
+    scores = jnp.asarray(np.random.default_rng(0).normal(size=(96, 64)), jnp.float32)
+    ours = np.asarray(our_sinkhorn(scores, temperature, iterations))
+    close(ours, sinkhorn_float64(scores, temperature, iterations))
+    np.testing.assert_allclose(ours.sum(-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("key", [k for k in recorded("sinkhorn.temp") if k.startswith("0.06")])
+def test_the_published_epsilon_distorts_rows_and_ours_do_not(key):
+    """At the published temperature the recording departs from the closed form; we stay with the form."""
+    scores, iterations = RECORDED["sinkhorn.scores"], int(key.split(".iters")[1])
+    exact = sinkhorn_float64(scores, 0.06, iterations)
+    assert np.abs(RECORDED[f"sinkhorn.temp{key}"] - exact).max() > 1e-4
+    close(our_sinkhorn(scores, 0.06, iterations), exact)
+
+
+def test_sinkhorn_stays_finite_where_exp_overflows():
+    scores = 1e4 * jnp.asarray(np.random.default_rng(1).normal(size=(32, 16)), jnp.float32)
+    assert np.isfinite(our_sinkhorn(scores, 0.06, 3)).all()
+
+
+def test_column_error_falls_with_iterations():
+    scores = jnp.asarray(np.random.default_rng(2).normal(size=(256, 32)), jnp.float32)
+    errors = [float(column_error(scores, column_potentials(scores, 0.5, n), 0.5)) for n in (1, 3, 20)]
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-3
+    assert float(column_error(scores, jnp.zeros(32), 0.01)) > 0.05
+
+
+@pytest.mark.parametrize("prefix", ["match", "match_ties"])
+def test_entropic_matching(prefix):
+    pred, target = RECORDED[f"{prefix}.pred"], RECORDED[f"{prefix}.target"]
+    plans = jax.vmap(lambda a, b: entropic_plan(a, b, 0.1, 5))(pred, target)
+    close(plans, RECORDED[f"{prefix}.plan"])
+    assert np.array_equal(entropic_match(pred, target, 0.1, 5), RECORDED[f"{prefix}.index"])
+
+
+def test_exact_matching_is_scipys_assignment():
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(2, 5, 9, 4)).astype(np.float32)
+    ours = np.asarray(jax.jit(exact_match)(x, y))
+    for a, b, match in zip(x, y, ours, strict=True):
+        cost = np.linalg.norm(a[:, None] - b[None], axis=-1)
+        rows, columns = linear_sum_assignment(cost)
+        assert sorted(match) == list(range(9))
+        np.testing.assert_allclose(cost[np.arange(9), match].sum(), cost[rows, columns].sum(), rtol=1e-6)
+
+
+def test_koleo_and_its_gradient():
+    value, gradient = jax.value_and_grad(koleo)(RECORDED["koleo.input"])
+    close(value, RECORDED["koleo.loss"])
+    error = np.linalg.norm(gradient - RECORDED["koleo.grad"]) / np.linalg.norm(RECORDED["koleo.grad"])
+    assert error < 1e-4
+
+
+def test_koleo_survives_equal_tokens():
+    same = jnp.ones((1, 3, 4))
+    value, gradient = jax.value_and_grad(koleo)(same)
+    assert np.isfinite(value) and np.isfinite(gradient).all() and value > 10
+
+
+@pytest.mark.parametrize("key", [k for k in recorded("fourier.") if k != "matrix"])
+def test_fourier_positions(key):
+    grid = tuple(int(x) for x in key.split("x"))
+    expected = RECORDED[f"fourier.{key}"]
+    close(fourier_positions(RECORDED["fourier.matrix"], grid).reshape(expected.shape), expected)
+
+
+def test_cross_entropy():
+    logits, targets = RECORDED["ce.logits"], RECORDED["ce.targets"]
+    identity = jnp.eye(64)  # embeddings that are their own logits
+    ours = prototype_cross_entropy(logits, targets, identity, 0.12, 16)
+    close(ours, RECORDED["ce.loss"])
+
+
+def direct_cross_entropy(x, W, V, g, student, sinkhorn):
+    T = jax.lax.stop_gradient(jax.nn.softmax(x @ W / sinkhorn + g))
+    return -jnp.mean(jnp.sum(T * jax.nn.log_softmax(x @ V / student), axis=-1))
+
+
+@pytest.mark.parametrize("chunk", [0, 16, 48, 96])
+def test_streamed_loss_and_gradients_equal_the_direct_form(chunk):
+    rng = np.random.default_rng(4)
+    x, W, V = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((20, 8), (8, 96), (8, 96)))
+    g = jnp.asarray(rng.normal(size=96), jnp.float32)
+
+    def streamed(x, V):
+        target = expected_prototype(x, W, 0.5, g, V, chunk)
+        return prototype_cross_entropy(x, target, V, 0.7, chunk)
+
+    def direct(x, V):
+        return direct_cross_entropy(x, W, V, g, 0.7, 0.5)
+
+    a, b = (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(x, V) for f in (streamed, direct))
+    np.testing.assert_allclose(a[0], b[0], rtol=1e-6)
+    for ours, theirs in zip(a[1], b[1], strict=True):
+        assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+
+
+def test_streamed_logsumexp_without_potentials():
+    rng = np.random.default_rng(5)
+    x, W = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((7, 4), (4, 32)))
+    expected = np.log(np.exp(np.asarray(x, np.float64) @ np.asarray(W) / 0.3).sum(-1))
+    for chunk in (0, 8):
+        np.testing.assert_allclose(streamed_logsumexp(x, W, 0.3, jnp.zeros(32), chunk), expected, rtol=1e-6)
+
+
+def test_matching_by_permutation():
+    """A shuffled set is matched back to itself, by both methods."""
+    rng = np.random.default_rng(6)
+    y = jnp.asarray(rng.normal(size=(1, 6, 16)), jnp.float32)
+    entropic = jax.jit(entropic_match, static_argnums=(2, 3))
+    exact = jax.jit(exact_match)
+    for order in itertools.islice(itertools.permutations(range(6)), 0, 720, 97):
+        x = y[:, jnp.array(order)]
+        assert np.array_equal(entropic(x, y, 0.1, 5)[0], order)
+        assert np.array_equal(exact(x, y)[0], order)
