@@ -8,12 +8,13 @@ Started again with the same workdir, a run continues where it was. With --workdi
 configuration saved there is used. Other tools: python -m sparse_vis.<tool> --help
 """
 
-import os
 import pathlib
 import sys
 
-# On two CPU cores XLA's own thread pool deadlocks under a queue of steps. Read once, when JAX starts.
-os.environ.setdefault("PJRT_NPROC", "32")
+from sparse_vis import host
+
+if __name__ == "__main__":
+    host.prepare()
 
 from absl import app, flags, logging
 from ml_collections import config_flags

@@ -2,7 +2,11 @@
 
 Command:   python main.py --config=configs/quickstart.py
 Hardware:  2 CPU cores, at most 6 minutes, compile included.
-Result:    a table on held-out scenes and localization.png in runs/quickstart.
+Result:    a table on held-out scenes and localization.png in runs/quickstart: reconstruction and
+           localization clearly above untrained weights; classes at chance, for which this budget of
+           19,200 images is far too small.
+
+Reconstruction weighs 100 instead of the published 10: in minutes, pixels are what can be learnt.
 """
 
 from sparse_vis.config import default_config
@@ -14,14 +18,15 @@ def get_config():
     config.model.update(image_size=48, patch=6, width=64, layers=4, heads=2, mlp_dim=256, tokens=8)
     config.model.decoder.update(width=64, layers=2, heads=2, mlp_dim=256)
     config.model.prototypes.update(count=256, dim=64, hidden=256)
+    config.loss.reconstruction = 100.0
     config.views.update(
-        global_count=2, local_count=2, local_size=24, masking_ratio=0.6, hue=0.05, blur_sigma=(0.1, 0.8)
+        global_count=2, local_count=1, local_size=24, masking_ratio=0.75, hue=0.05, blur_sigma=(0.1, 0.8)
     )
     config.teacher.update(enabled=True, momentum=0.99, final_momentum=0.99)
     config.data.update(source="scenes", canvas=48, threads=2)
     config.data.scenes.update(size=48, max_digits=4)
-    config.optimizer.update(peak_lr=1e-3, final_lr=1e-5)
-    config.train.update(batch=64, steps=1500, log_every=50, save_every=500)
+    config.optimizer.update(peak_lr=3e-3, final_lr=1e-5)
+    config.train.update(batch=32, steps=600, log_every=50, save_every=200)
     config.efficiency.dtype = "float32"
-    config.eval.tasks = ("scenes",)
+    config.eval.update(tasks=("scenes",), train_records=1000, test_records=500)
     return config

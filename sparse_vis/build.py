@@ -77,4 +77,6 @@ def build_source(config: ConfigDict, split: str, **scenes) -> Source:
         scenes: fields of SceneSpec that differ from config.data.scenes.
     """
     spec = SceneSpec(**{**config.data.scenes, **scenes})
-    return make_source(config.data.source, split=split, path=config.data.path, seed=config.data.seed, scenes=spec)
+    return make_source(
+        config.data.source, split=split, path=config.data.path, seed=config.data.seed, scenes=spec
+    )

@@ -23,7 +23,8 @@ def _model() -> ConfigDict:
             target="pixel",  # "pixel" or "vq"
             decoder=dict(width=512, layers=6, heads=8, mlp_dim=2048),
             prototypes=dict(count=16384, dim=256, hidden=2048),
-            tokenizer=dict(path="", codes=1024),  # MaskGIT-VQGAN weights, for target="vq"
+            # MaskGIT-VQGAN weights, for target="vq"; bfloat16 is faster and changes some codes
+            tokenizer=dict(path="", codes=1024, dtype="float32"),
         )
     )
 
@@ -86,9 +87,13 @@ def _data() -> ConfigDict:
             threads=4,
             seed=0,  # of the scenes' content
             scenes=dict(
-                size=64, digits="many", max_digits=4, digit_scale=(0.35, 0.55), train_records=50_000,
+                size=64,
+                digits="many",
+                max_digits=4,
+                digit_scale=(0.35, 0.55),
+                train_records=50_000,
                 eval_records=2_000,
-            ),  # fmt: skip
+            ),
         )
     )
 
@@ -99,7 +104,7 @@ def default_config() -> ConfigDict:
         dict(
             name="default",
             seed=0,
-            init="",  # weights to start from: MAE file, released file or folder, hf:// address, or our workdir
+            init="",  # weights to start from: MAE or released file or folder, hf:// address, our workdir
             init_name="",  # of the model, where `init` is a release of several
             init_heads="keep",  # or "fresh": random prototype heads instead of those of `init`
             model=_model(),
@@ -108,9 +113,15 @@ def default_config() -> ConfigDict:
             teacher=dict(enabled=False, momentum=0.996, final_momentum=0.996),  # cosine if they differ
             data=_data(),
             optimizer=dict(
-                peak_lr=1.5e-4, final_lr=1e-6, warmup=0.1, schedule="cosine", weight_decay=0.04, b1=0.9,
-                b2=0.999, clip=3.0,
-            ),  # fmt: skip
+                peak_lr=1.5e-4,
+                final_lr=1e-6,
+                warmup=0.1,
+                schedule="cosine",
+                weight_decay=0.04,
+                b1=0.9,
+                b2=0.999,
+                clip=3.0,
+            ),
             train=dict(
                 batch=2048,
                 steps=93_750,

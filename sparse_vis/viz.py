@@ -42,7 +42,9 @@ def token_sheet(
         for axis, picture in zip(axes[row], pictures, strict=False):
             axis.imshow(picture, cmap="Set1", vmin=1, vmax=9, interpolation="nearest")
         for token in range(tokens):
-            axes[row, 4 + token].imshow(maps[..., token], cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+            axes[row, 4 + token].imshow(
+                maps[..., token], cmap="magma", vmin=0, vmax=1, interpolation="nearest"
+            )
         for axis in axes[row]:
             axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], titles, strict=True):

@@ -13,6 +13,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from sparse_vis import api, viz
@@ -30,7 +31,7 @@ COLUMNS = (
     "psnr", "fg_ari", "best_iou", "knn_sparse", "linear_sparse", "knn_cls", "linear_cls", "knn_dense",
     "linear_dense", "prototype_usage",
 )  # fmt: skip
-CLASSES, NEIGHBOURS = 10, 20
+CLASSES, NEIGHBOURS, PICTURED = 10, 20, 6
 
 
 def stellar_encoder(name: str, model: Stellar, params: dict) -> Encoder:
@@ -103,11 +104,40 @@ def read_splits(config: ConfigDict) -> tuple[Records, Records, Records]:
     )
 
 
+def measure(
+    encoder: Encoder, splits: tuple[Records, Records, Records], patch: int, batch: int
+) -> tuple[dict, dict]:
+    """All columns of one encoder but the prototypes', and its features of the scenes.
+
+    Args:
+        encoder: whose row it is. splits: of `read_splits`. patch: side in pixels. batch: images at a time.
+    """
+    scenes, *classes = splits
+    print(f"evaluating {encoder.name} on {len(scenes.image)} scenes", flush=True)
+    features = extract_features(encoder, scenes.image, batch)
+    train, test = (extract_features(encoder, part.image, batch, pool) for part in classes)
+    labels = [part.label for part in classes]
+    return image_metrics(features, scenes, patch) | class_metrics(train, labels[0], test, labels[1]), features
+
+
+def picture(features: dict, scenes: Records, patch: int) -> Figure:
+    """The first scenes with their reconstructions, masks and token maps."""
+    grid = (scenes.image.shape[1] // patch,) * 2
+    first = slice(PICTURED)
+    return viz.token_sheet(
+        scenes.image[first],
+        features["reconstruction"][first],
+        features["spatial"][first],
+        grid,
+        scenes.mask[first],
+    )
+
+
 def evaluate(model: Stellar, weights: dict[str, dict], config: ConfigDict, workdir: pathlib.Path) -> dict:
     """Measure every set of weights and raw pixels; write evaluation.json and localization.png.
 
     Args:
-        model: STELLAR. weights: row name -> parameter tree; the picture shows "trained".
+        model: STELLAR. weights: row name -> parameter tree; the picture shows the last of them.
         config: complete configuration of a run on scenes. workdir: where files go.
 
     Returns:
@@ -117,36 +147,31 @@ def evaluate(model: Stellar, weights: dict[str, dict], config: ConfigDict, workd
         UserError: the configuration's source has no masks.
     """
     if config.data.source != "scenes":
-        raise UserError("the evaluation 'scenes' needs --config.data.source=scenes: only scenes have true masks.")
-    scenes, train, test = read_splits(config)
-    encoders = [stellar_encoder(name, model, params) for name, params in weights.items()]
-    rows = {}
-    for encoder in [*encoders, raw_pixels()]:
-        print(f"evaluating {encoder.name} on {len(scenes.image)} scenes", flush=True)
-        features = extract_features(encoder, scenes.image, config.eval.batch)
-        pooled = [extract_features(encoder, part.image, config.eval.batch, pool) for part in (train, test)]
-        row = image_metrics(features, scenes, model.patch)
-        row |= class_metrics(pooled[0], train.label, pooled[1], test.label)
-        if encoder.name in weights:
-            row["prototype_usage"] = prototype_usage(model, weights[encoder.name], features["sparse"])
-        rows[encoder.name] = {column: row.get(column) for column in COLUMNS}
-        if encoder.name == "trained":
-            size = config.model.image_size
-            figure = viz.token_sheet(
-                scenes.image[:6], features["reconstruction"][:6], features["spatial"][:6],
-                (size // model.patch,) * 2, scenes.mask[:6],
-            )  # fmt: skip
-            figure.savefig(workdir / "localization.png", dpi=100)
-    rows["mean_colour"] = {"psnr": float(np.mean(mean_colour_psnr(scenes.image.astype(np.float32) / 255)))}
+        raise UserError(
+            "the evaluation 'scenes' needs --config.data.source=scenes: only scenes have true masks."
+        )
+    splits, rows = read_splits(config), {}
+    for name, params in weights.items():
+        row, features = measure(stellar_encoder(name, model, params), splits, model.patch, config.eval.batch)
+        rows[name] = row | {"prototype_usage": prototype_usage(model, params, features["sparse"])}
+    picture(features, splits[0], model.patch).savefig(workdir / "localization.png", dpi=100)
+    rows["pixels"], _ = measure(raw_pixels(), splits, model.patch, config.eval.batch)
+    rows["mean_colour"] = {"psnr": float(np.mean(mean_colour_psnr(splits[0].image.astype(np.float32) / 255)))}
+    rows = {name: {column: finite(row.get(column)) for column in COLUMNS} for name, row in rows.items()}
     (workdir / "evaluation.json").write_text(json.dumps(rows, indent=2))
     return rows
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where it is none: JSON has no NaN."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def table(rows: dict) -> str:
     """The rows as aligned text; a dash where a column does not apply."""
 
     def cell(value) -> str:
-        return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+        return "-" if value is None else f"{value:.3f}"
 
     lines = [["", *COLUMNS]] + [[name, *(cell(row.get(c)) for c in COLUMNS)] for name, row in rows.items()]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -6,9 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def matched_targets(
-    targets: Float[Array, "B r D"], match: Int[Array, "B V r"]
-) -> Float[Array, "B V r D"]:
+def matched_targets(targets: Float[Array, "B r D"], match: Int[Array, "B V r"]) -> Float[Array, "B V r D"]:
     """The target of every token of every view, gathered through the matches.
 
     Args:

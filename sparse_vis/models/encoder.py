@@ -29,9 +29,7 @@ def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B n p
     return images.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
 
 
-def resize_position_table(
-    table: Float[Array, "m d"], grid: tuple[int, int]
-) -> Float[Array, "n d"]:
+def resize_position_table(table: Float[Array, "m d"], grid: tuple[int, int]) -> Float[Array, "n d"]:
     """Patch part of a position table, brought to another grid by PyTorch's bicubic interpolation.
 
     Args:

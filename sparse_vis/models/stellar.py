@@ -19,7 +19,7 @@ from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Factors, Outputs, TargetSource, Tokens, Views
 
 
-def fold(x: Shaped[Array, "B V *rest"]) -> Shaped[Array, "BV *rest"]:
+def fold(x: Shaped[Array, "B V *rest"]) -> Shaped[Array, BV * rest]:
     """Join batch and view axis, view index fastest."""
     return x.reshape(-1, *x.shape[2:])
 
@@ -46,9 +46,7 @@ class Stellar(nn.Module):
         """Rows and columns of patches of an image of this size in pixels."""
         return height // self.patch, width // self.patch
 
-    def encode(
-        self, pixels: Float[Array, "B H W 3"], visible: Int[Array, "B keep"] | None = None
-    ) -> Tokens:
+    def encode(self, pixels: Float[Array, "B H W 3"], visible: Int[Array, "B keep"] | None = None) -> Tokens:
         """Tokens of images in [0, 1]; `visible` restricts the computation to some patches."""
         return self.encoder(pixels, visible)
 
@@ -73,7 +71,9 @@ class Stellar(nn.Module):
             pixels = resize_bicubic(covered, size, align_corners=False)
         return self.tokenizer.codes(self.tokenizer.encode(pixels))
 
-    def decode_codes(self, logits: Float[Array, "B n codes"], grid: tuple[int, int]) -> Float[Array, "B h w 3"]:
+    def decode_codes(
+        self, logits: Float[Array, "B n codes"], grid: tuple[int, int]
+    ) -> Float[Array, "B h w 3"]:
         """Pixels in [0, 1] from code logits: the most likely code of every patch, through the tokenizer."""
         return self.tokenizer.decode(jnp.argmax(logits, axis=-1).reshape(-1, *grid))
 
@@ -102,7 +102,9 @@ class Stellar(nn.Module):
         masked = self.encode(fold(views.masked), fold(views.visible))
         masked_S = masked.S.reshape(batch, -1, *masked.S.shape[1:])
         if views.local.shape[1]:
-            local_cls = self.cls_head(self.encode(fold(views.local)).cls).reshape(batch, -1, self.cls_head.dim)
+            local_cls = self.cls_head(self.encode(fold(views.local)).cls).reshape(
+                batch, -1, self.cls_head.dim
+            )
         else:
             local_cls = jnp.zeros((batch, 0, self.cls_head.dim))
         source = self.as_source(tokens)

@@ -151,7 +151,8 @@ class VQGAN(nn.Module):
         height, width = pixels.shape[1:3]
         if min(height, width) < self.stride:
             raise UserError(
-                f"The tokenizer got images of {height}x{width}; give at least {self.stride}x{self.stride} pixels."
+                f"The tokenizer got images of {height}x{width}; "
+                f"give at least {self.stride}x{self.stride} pixels."
             )
         return self.encoder(pixels).astype(jnp.float32)
 

@@ -31,7 +31,9 @@ def run_ott(cost: Float[Array, "n m"], epsilon: float, iterations: int, a: Array
     solver = sinkhorn.Sinkhorn(
         min_iterations=iterations, max_iterations=iterations, inner_iterations=1, threshold=0.0
     )
-    return solver(linear_problem.LinearProblem(geometry.Geometry(cost_matrix=cost, epsilon=epsilon), a=a, b=b))
+    return solver(
+        linear_problem.LinearProblem(geometry.Geometry(cost_matrix=cost, epsilon=epsilon), a=a, b=b)
+    )
 
 
 def column_potentials(

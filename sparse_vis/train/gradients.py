@@ -44,7 +44,12 @@ def loss_fn(
     if tokenizer is not None:
         reconstruction = model.apply({"params": {"tokenizer": tokenizer}}, views.image, method="codes")
     targets = make_targets(
-        outputs, source, potentials or balance(source, spec), reconstruction, spec, teacher=teacher is not None
+        outputs,
+        source,
+        potentials or balance(source, spec),
+        reconstruction,
+        spec,
+        teacher=teacher is not None,
     )
     total, terms = objective(outputs, targets, spec)
     return total, (terms, outputs, targets)
@@ -103,7 +108,9 @@ def loss_and_gradients(
     """
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
-        (total, (terms, _, _)), gradients = gradient(params, model, spec, view(batch), teacher, tokenizer, None)
+        (total, (terms, _, _)), gradients = gradient(
+            params, model, spec, view(batch), teacher, tokenizer, None
+        )
         return total, terms, gradients
     parts = split_batch(batch, microbatches)
     potentials = global_potentials(params, model, spec, parts, view, teacher)

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from sparse_vis.build import build_recipe, build_source
 from sparse_vis.data.loader import train_batches
 from sparse_vis.errors import UserError
+from sparse_vis.host import CPU_COMPILER_OPTIONS
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.train import checkpoint, settings
 from sparse_vis.train.mesh import BATCH, global_batch, make_mesh, state_sharding
@@ -161,7 +162,8 @@ class Run:
             # Here, because TensorFlow's import and XLA's compilation go well side by side.
             progress = Progress(self.workdir, steps, self.config.train.batch, self.step, self.main)
             exits.enter_context(contextlib.closing(progress))
-            update = lowered.compile()
+            on_cpu = jax.default_backend() == "cpu"
+            update = lowered.compile(compiler_options=CPU_COMPILER_OPTIONS if on_cpu else None)
             print(f"compiled in {time.perf_counter() - began:.0f} s", flush=True)
             progress.start_clock()
             exits.callback(checkpoint.finish, self.manager)

@@ -63,7 +63,7 @@ def read_tokenizer(config: ConfigDict) -> tuple[VQGAN, dict] | None:
         raise UserError(
             "config.model.target=vq needs --config.model.tokenizer.path=FILE with MaskGIT-VQGAN weights."
         )
-    return load_tokenizer(config.model.tokenizer.path, config.efficiency.dtype)
+    return load_tokenizer(config.model.tokenizer.path, config.model.tokenizer.dtype)
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path, training: Run) -> None:

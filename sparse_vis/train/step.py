@@ -96,10 +96,10 @@ def train_step(
         teacher, tokenizer, recipe.microbatches,
     )  # fmt: skip
     norm = optax.global_norm(gradients)
-    good = jnp.isfinite(total) & jnp.isfinite(norm)
+    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+    good = jnp.isfinite(total) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates))
 
     def apply(state: TrainState) -> TrainState:
-        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return state.replace(params=params, opt_state=opt_state, teacher=teacher)
 

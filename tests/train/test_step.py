@@ -1,0 +1,143 @@
+"""The training step: exact microbatches, skipped bad steps, terms of weight zero, the EMA, a golden step."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_vis.build import build_recipe
+from sparse_vis.train.ema import momentum_at, teacher_params, update_teacher
+from sparse_vis.train.gradients import loss_and_gradients
+from sparse_vis.train.step import initial_state, train_step
+from sparse_vis.types import Batch
+from sparse_vis.views import make_views
+from tests.train.tiny_config import get_config
+
+COUNT = 8
+
+
+@functools.cache
+def recipe(teacher=False, **loss):
+    config = get_config()
+    config.teacher.enabled = teacher
+    config.loss.update(loss)
+    return build_recipe(config)
+
+
+@functools.cache
+def step_of(r):
+    return jax.jit(functools.partial(train_step, r))
+
+
+@functools.cache
+def batch():
+    rng = np.random.default_rng(0)
+    size = 24
+    return Batch(
+        image=jnp.asarray(rng.integers(0, 256, (COUNT, size, size, 3), dtype=np.uint8)),
+        height=jnp.full(COUNT, size, jnp.int32), width=jnp.full(COUNT, size, jnp.int32),
+        index=jnp.arange(COUNT, dtype=jnp.uint32),
+    )  # fmt: skip
+
+
+def gradients(r, microbatches, state):
+    def run(params, teacher, images):
+        return loss_and_gradients(
+            params, r.model, r.loss, images, lambda part: make_views(jax.random.key(1), part, r.views),
+            teacher, None, microbatches,
+        )  # fmt: skip
+
+    return jax.jit(run)(state.params, state.teacher, batch())
+
+
+def relative(a, b):
+    """L2 distance of two gradients, relative to the second's norm."""
+    a, b = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]).astype(np.float64) for tree in (a, b)
+    )
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize(("teacher", "parts"), [(False, 4), (True, 2)])
+def test_microbatches_give_the_single_pass(teacher, parts):
+    r = recipe(teacher)
+    state = initial_state(r)
+    total, terms, whole = gradients(r, 1, state)
+    again, again_terms, accumulated = gradients(r, parts, state)
+    np.testing.assert_allclose(again, total, rtol=1e-6)
+    for name in terms:
+        np.testing.assert_allclose(again_terms[name], terms[name], rtol=1e-5, err_msg=name)
+    assert relative(accumulated, whole) < 1e-6
+
+
+def test_a_bad_step_is_counted_and_not_applied():
+    r = recipe()
+    poisoned = initial_state(r)
+    broken = jax.tree.map(lambda x: x, poisoned.params)
+    broken["cls_head"]["prototypes"] = broken["cls_head"]["prototypes"].at[0, 0].set(jnp.nan)
+    state = poisoned.replace(params=broken)
+    new, metrics = step_of(r)(state, batch())
+    assert not np.isfinite(metrics["total"])
+    assert int(new.bad_steps) == 1 and int(new.step) == 1
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), new.params, state.params)
+    assert all(jax.tree.leaves(same))
+    for before, after in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(new.opt_state), strict=True):
+        assert np.array_equal(before, after)
+
+
+def test_every_parameter_but_the_fourier_matrix_moves():
+    r = recipe()
+    state = initial_state(r)
+    new, _ = step_of(r)(state, batch())
+    new, _ = step_of(r)(new, batch())  # the first step may have rate zero
+    for path, moved in jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda a, b: not np.array_equal(a, b), new.params, state.params)
+    ):
+        assert moved == ("fourier" not in jax.tree_util.keystr(path)), jax.tree_util.keystr(path)
+
+
+def test_terms_of_weight_zero_cost_nothing():
+    """Without CLS terms the program is as small as one that has no local views to begin with."""
+
+    def flops(local_count, **weights):
+        config = get_config()
+        config.teacher.enabled = False
+        config.views.local_count = local_count
+        config.loss.update(weights)
+        r = build_recipe(config)
+        abstract = jax.eval_shape(functools.partial(initial_state, r))
+        return jax.jit(functools.partial(train_step, r)).lower(abstract, batch()).cost_analysis()["flops"]
+
+    off = dict(cls_clustering=0.0, cls_masked=0.0, cls_local=0.0)
+    assert flops(1, **off) == pytest.approx(flops(0, **off), rel=1e-3)
+    assert flops(1) > 1.05 * flops(1, **off)
+
+
+@pytest.mark.fast
+def test_teacher_momentum():
+    assert float(momentum_at(jnp.array(7), 10, 0.9, 0.9)) == pytest.approx(0.9)
+    ends = [float(momentum_at(jnp.array(step), 10, 0.9, 1.0)) for step in (0, 5, 10)]
+    assert ends == pytest.approx([0.9, 0.95, 1.0])
+    params = {name: {"w": jnp.ones(2)} for name in ("encoder", "sparse_head", "cls_head", "decoder")}
+    teacher = jax.tree.map(jnp.zeros_like, teacher_params(params))
+    new = update_teacher(teacher, params, jnp.array(0.75))
+    assert set(new) == {"encoder", "sparse_head", "cls_head"}
+    np.testing.assert_allclose(new["encoder"]["w"], 0.25)
+
+
+def test_the_step_draws_from_seed_and_index_alone():
+    """The same images in another order, at other places of the batch, give the same loss."""
+    r = recipe()
+    order = jnp.array(np.random.default_rng(2).permutation(COUNT))
+    state = initial_state(r)
+    step = step_of(r)
+    _, before = step(state, batch())
+    _, after = step(state, jax.tree.map(lambda x: x[order], batch()))
+    np.testing.assert_allclose(after["total"], before["total"], rtol=1e-6)
+    elsewhere = batch().replace(index=batch().index + 100)
+    _, other = step(state, elsewhere)
+    assert abs(float(other["total"]) - float(before["total"])) > 1e-3
