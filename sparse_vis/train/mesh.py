@@ -10,7 +10,8 @@ import re
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from sparse_vis.errors import UserError
 
@@ -63,8 +64,7 @@ def state_sharding(mesh: Mesh, state):
         name = path_name(path)
         spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
         fits = len(spec) <= len(leaf.shape) and all(
-            axis is None or size % mesh.shape[axis] == 0
-            for axis, size in zip(spec, leaf.shape, strict=False)
+            axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(spec, leaf.shape, strict=False)
         )
         return NamedSharding(mesh, spec if fits else P())
 
