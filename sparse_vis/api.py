@@ -34,7 +34,7 @@ def load(
             file with its config.json beside it; a release folder; or hf://microsoft/STELLAR/stellar-b16.
         name: of the model, where a release folder holds several.
         tokenizer: weights of the VQ tokenizer (torch, safetensors or Flax file); by default the file
-            that the checkpoint or manifest names. Only `reconstruct` of VQ models needs it.
+            that the checkpoint or manifest names, if it is there. Only `reconstruct` of VQ models needs it.
         tokenizer_dtype, dtype: of the computation; parameters are float32.
         revision, local_files_only: for hf:// addresses.
 
@@ -48,11 +48,18 @@ def load(
     config = found.config
     config.efficiency.update(dtype=dtype, remat=False, attention="xla")
     model, params = build_model(config), jax.tree.map(jnp.asarray, found.params)
-    weights = tokenizer or found.tokenizer
-    if config.model.target == "vq" and weights is not None:
-        vqgan, vqgan_params = load_tokenizer(weights, tokenizer_dtype)
-        model, params = model.clone(tokenizer=vqgan), {**params, "tokenizer": vqgan_params}
-    return model, params
+    if tokenizer is not None and config.model.target != "vq":
+        raise UserError(f"{path} reconstructs pixels and has no use for tokenizer={tokenizer}; leave it out.")
+    named = found.tokenizer if found.tokenizer is not None and found.tokenizer.is_file() else None
+    if (weights := tokenizer or named) is None:
+        return model, params
+    vqgan, vqgan_params = load_tokenizer(weights, tokenizer_dtype)
+    if vqgan.num_embeddings != config.model.tokenizer.codes:
+        raise UserError(
+            f"the tokenizer {weights} has {vqgan.num_embeddings} codes, the model of {path} predicts "
+            f"{config.model.tokenizer.codes}; give the tokenizer that the model was trained with."
+        )
+    return model.clone(tokenizer=vqgan), {**params, "tokenizer": vqgan_params}
 
 
 def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:

@@ -11,51 +11,112 @@ import json
 import pathlib
 import shutil
 
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop import manifest
-from sparse_vis.interop.load import read_model
-from sparse_vis.interop.released import params_to_tensors, unused_tensors
+from sparse_vis.interop.layout import Tensors
+from sparse_vis.interop.load import Loaded, abstract_params, read_model
+from sparse_vis.interop.maskgit import load_tokenizer
+from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
+from sparse_vis.train import checkpoint
+from sparse_vis.train.ema import teacher_params
 
 
-def export_released(checkpoint: str, output: pathlib.Path, name: str | None = None) -> pathlib.Path:
+def read_teacher(step: pathlib.Path, config: ConfigDict) -> dict:
+    """The EMA copy of one of our checkpoints, without reading its optimizer state.
+
+    Args:
+        step: step folder. config: of the checkpoint.
+
+    Returns:
+        Tree of arrays: encoder, sparse_head, cls_head.
+
+    Raises:
+        UserError: the arrays cannot be read.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    item = {"teacher": teacher_params(abstract_params(config))}
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), item)
+    arguments = ocp.args.PyTreeRestore(
+        item=placed, restore_args=ocp.checkpoint_utils.construct_restore_args(placed), partial_restore=True
+    )
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(step.resolve() / "rest", args=arguments)["teacher"]
+    except Exception as error:
+        raise checkpoint.unreadable(step, error) from error
+
+
+def released_tensors(found: Loaded) -> Tensors:
+    """All tensors of a released file: the model's, its teacher's if it has one, and those nothing reads.
+
+    Args:
+        found: a model as read.
+    """
+    patch, teacher = found.config.model.patch, None
+    if found.step is not None and found.config.teacher.enabled:
+        teacher = read_teacher(found.step, found.config)
+    # The published module declares more tensors than it reads; the source's if it has them, else zeros.
+    return {
+        **unused_tensors(found.params, teacher=teacher is not None),
+        **found.unused,
+        **(teacher_to_tensors(teacher, patch) if teacher is not None else {}),
+        **params_to_tensors(found.params, patch),
+    }
+
+
+def export_released(source: str, output: pathlib.Path, name: str | None = None) -> pathlib.Path:
     """Write a model in the released form.
 
     Args:
-        checkpoint: anything that `sparse_vis.load` takes. output: folder, made if needed.
+        source: anything that `sparse_vis.load` takes. output: folder, made if needed.
         name: of the model in a release of several.
 
     Returns:
         The path of the weights.
 
     Raises:
-        UserError: the checkpoint cannot be read, or `output` holds another model.
+        UserError: the source cannot be read, or `output` holds a model or cannot be written.
     """
-    found = read_model(checkpoint, name)
-    weights = output / f"{found.config.name}.safetensors"
     if (output / "config.json").exists():
         raise UserError(f"{output} already holds a config.json; give a new --output folder.")
-    output.mkdir(parents=True, exist_ok=True)
-    entry = manifest.from_config(found.config, weights.name)
+    found = read_model(source, name)
+    called = found.config.name.replace("/", "-")
+    weights = output / f"{called}.safetensors"
+    entry, copy = manifest.from_config(found.config, weights.name), None
     if found.tokenizer is not None and found.tokenizer.is_file():
-        shutil.copyfile(found.tokenizer, output / found.tokenizer.name)
-        entry["vq_model"]["weights"] = found.tokenizer.name
-    tensors = params_to_tensors(found.params, found.config.model.patch)
-    # The module declares more tensors than it reads; theirs if we have them, else zeros.
-    save_file({**unused_tensors(found.params), **found.unused, **tensors}, weights, {"format": "pt"})
-    (output / "config.json").write_text(json.dumps({"models": {found.config.name: entry}}, indent=1))
+        copy = output / f"{called}.vqgan{found.tokenizer.suffix}"
+        entry["vq_model"] = manifest.vq_entry(load_tokenizer(found.tokenizer)[0], copy.name)
+    tensors = released_tensors(found)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, weights, {"format": "pt"})
+        if copy is not None:
+            shutil.copyfile(found.tokenizer, copy)
+        # Last, so that an export cut short is never taken for a complete one.
+        (output / "config.json").write_text(json.dumps({"models": {called: entry}}, indent=1) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{output} cannot be written ({error}); give another --output folder.") from error
     return weights
 
 
 def main() -> None:
+    """Command line; see --help."""
     parser = argparse.ArgumentParser(prog="python -m sparse_vis.export", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, help="workdir, step folder, released file or folder, or hf:// address")
-    parser.add_argument("--name", help="model of a release folder that holds several")
-    parser.add_argument("--format", choices=["released"], default="released", help="form of the weights")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="workdir, step folder, released file or folder, or hf:// address")
+    add("--name", help="model of a release folder that holds several")
+    add("--format", choices=["released"], default="released", help="form of the weights")
+    add("--output", required=True, type=pathlib.Path, help="folder to write")
     arguments = parser.parse_args()
-    print(f"wrote {export_released(arguments.checkpoint, arguments.output, arguments.name)} and its config.json")
+    print(
+        f"wrote {export_released(arguments.checkpoint, arguments.output, arguments.name)} and its config.json"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reconstruct a folder of images: `python -m sparse_vis.reconstruct --checkpoint=WORKDIR --input=FOLDER --output=DIR`.
+"""Reconstruct a folder of images: `python -m sparse_vis.reconstruct --help`.
 
 Writes one PNG per image: the image as the model sees it, and beside it the reconstruction from S and L alone.
 With --compare-bf16 it also says what share of the codes a bfloat16 tokenizer keeps on these images.
@@ -7,10 +7,16 @@ With --compare-bf16 it also says what share of the codes a bfloat16 tokenizer ke
 from __future__ import annotations
 
 import argparse
+import collections
 import pathlib
+import sys
 import time
+import types
+from collections.abc import Callable
 
+import jax
 import numpy as np
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sparse_vis import api
@@ -18,91 +24,161 @@ from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.evals.reconstruction import psnr
+from sparse_vis.extract import open_folder
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.models.vqgan import code_agreement
 
 BATCH = 16
-MAIN_RECIPE_MARGIN = 256 / 224  # short side before the centre crop, as in the published evaluation
+SHORT_SIDE = 256 / 224  # of the crop, as in the published evaluation
 
 
-def side_by_side(image: np.ndarray, reconstruction: np.ndarray) -> Image.Image:
+def side_by_side(
+    image: Float[np.ndarray, "H W 3"], reconstruction: Float[np.ndarray, "h w 3"]
+) -> Image.Image:
     """Two images as one, at the height of the taller.
 
     Args:
         image, reconstruction: (H, W, 3) and (h, w, 3) float in [0, 1].
     """
     height = max(image.shape[0], reconstruction.shape[0])
-    sheets = [
+    parts = [
         Image.fromarray(np.uint8(np.round(255 * x))).resize((round(x.shape[1] * height / x.shape[0]), height))
         for x in (image, reconstruction)
     ]
-    sheet = Image.new("RGB", (sum(s.width for s in sheets), height))
-    sheet.paste(sheets[0], (0, 0))
-    sheet.paste(sheets[1], (sheets[0].width, 0))
+    sheet = Image.new("RGB", (sum(part.width for part in parts), height))
+    sheet.paste(parts[0], (0, 0))
+    sheet.paste(parts[1], (parts[0].width, 0))
     return sheet
 
 
-def read_batch(source: FolderSource, indices: range, size: int) -> np.ndarray:
-    """(b, size, size, 3) uint8: short side to size * 256/224, then the centre."""
-    short = round(size * MAIN_RECIPE_MARGIN)
-    images = [
-        to_square(decode(source[i]), size, short_side=short, resample=Image.Resampling.BICUBIC) for i in indices
-    ]
-    return np.stack(images)
-
-
-def tokenizer_agreement(model: Stellar, params: dict, images: np.ndarray) -> float:
-    """Share of codes that a bfloat16 tokenizer keeps relative to float32 on these images.
+def read_batch(source: FolderSource, indices: range, size: int) -> UInt8[np.ndarray, "b size size 3"]:
+    """Images with the short side resized to size * 256/224, then the centre, uint8.
 
     Raises:
-        UserError: the model has no tokenizer.
+        UserError: names the image that cannot be decoded.
     """
-    if model.tokenizer is None:
-        raise UserError("--compare-bf16 needs a VQ model with its tokenizer; give --tokenizer=FILE.")
-    return code_agreement(model.tokenizer, params["tokenizer"], images.astype(np.float32) / 255)
+    short = round(size * SHORT_SIDE)
+    bicubic = Image.Resampling.BICUBIC
+    return np.stack([to_square(decode(source[i]), size, short_side=short, resample=bicubic) for i in indices])
 
 
-def reconstruct_folder(model: Stellar, params: dict, source: FolderSource, output: pathlib.Path, compare: bool) -> None:
-    """Write a PNG per image of the source, with progress; see the module's docstring."""
-    size, began, kept, quality = model.encoder.image_size, time.perf_counter(), [], []
+def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], float]:
+    """images (b, H, W, 3) uint8 -> share of training targets that a bfloat16 tokenizer keeps, in [0, 1].
+
+    Args:
+        model, params: of sparse_vis.load, with a tokenizer.
+    """
+
+    def codes_in(dtype: str):
+        twin = model.clone(tokenizer=model.tokenizer.clone(dtype=dtype))
+        return jax.jit(lambda pixels: twin.apply({"params": params}, pixels, method="codes"))
+
+    in_float32, in_bfloat16 = codes_in("float32"), codes_in("bfloat16")
+
+    def share(images: np.ndarray) -> float:
+        pixels = images.astype(np.float32) / 255
+        return float(np.mean(np.asarray(in_float32(pixels)) == np.asarray(in_bfloat16(pixels))))
+
+    return share
+
+
+def targets_of(source: FolderSource, output: pathlib.Path) -> list[pathlib.Path]:
+    """The PNG of every image: its own name with .png; the full name kept where two would coincide."""
+    stems = [pathlib.PurePath(name).with_suffix(".png") for name in source.names]
+    count = collections.Counter(stems)
+    pairs = zip(source.names, stems, strict=True)
+    return [output / (stem if count[stem] == 1 else f"{name}.png") for name, stem in pairs]
+
+
+def reconstruct_folder(
+    model: Stellar, params: dict, source: FolderSource, output: pathlib.Path, *, compare: bool
+) -> None:
+    """Write a PNG per image of the source, and print progress, mean PSNR and the agreement if asked for.
+
+    Args:
+        model, params: of sparse_vis.load. source: images. output: folder of the PNGs, made if needed.
+        compare: whether to compare a bfloat16 tokenizer with a float32 one.
+
+    Raises:
+        UserError: names the image that cannot be decoded.
+    """
+    size, targets, began = model.encoder.image_size, targets_of(source, output), time.perf_counter()
+    agreement, kept, quality = make_agreement(model, params) if compare else None, 0.0, []
     for start in range(0, len(source), BATCH):
         indices = range(start, min(start + BATCH, len(source)))
         images = read_batch(source, indices, size)
         pixels = np.asarray(api.reconstruct(model, params, api.encode(model, params, images)))
-        for i, image, pixel in zip(indices, images.astype(np.float32) / 255, pixels, strict=True):
-            target = output / pathlib.Path(source.names[i]).with_suffix(".png")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            side_by_side(image, pixel).save(target)
-            if pixel.shape == image.shape:
-                quality.append(float(psnr(pixel[None], image[None])[0]))
-        if compare:
-            kept.append(tokenizer_agreement(model, params, images) * len(images))
+        floats = images.astype(np.float32) / 255
+        for i, image, pixel in zip(indices, floats, pixels, strict=True):
+            targets[i].parent.mkdir(parents=True, exist_ok=True)
+            side_by_side(image, pixel).save(targets[i])
+        if pixels.shape == floats.shape:  # not where 224 px come back as 256
+            quality += list(psnr(pixels, floats))
+        if agreement is not None:
+            kept += agreement(images) * len(images)
         rate = indices.stop / (time.perf_counter() - began)
-        print(f"{indices.stop}/{len(source)} images  {rate:.1f} images/s  "
-              f"ETA {(len(source) - indices.stop) / rate:.0f} s", flush=True)  # fmt: skip
+        left = (len(source) - indices.stop) / rate
+        print(f"{indices.stop}/{len(source)} images  {rate:.1f} images/s  ETA {left:.0f} s", flush=True)
     if quality:
         print(f"mean PSNR {np.mean(quality):.2f} dB")
-    if compare:
-        print(f"a bfloat16 tokenizer keeps {sum(kept) / len(source):.4f} of the codes")
+    if agreement is not None:
+        print(f"a bfloat16 tokenizer keeps {kept / len(source):.4f} of the codes")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sparse_vis.reconstruct", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, help="anything that sparse_vis.load takes")
-    parser.add_argument("--name", help="model of a release folder that holds several")
-    parser.add_argument("--input", required=True, help="folder of images")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder for the PNGs")
-    parser.add_argument("--tokenizer", help="weights of the VQ tokenizer")
-    parser.add_argument("--tokenizer-dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--compare-bf16", action="store_true", help="measure the codes a bfloat16 tokenizer keeps")
-    arguments = parser.parse_args()
-    source = FolderSource(arguments.input)
+def run(arguments: argparse.Namespace) -> None:
+    """The tool, once its arguments are parsed.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    source, output = open_folder(arguments.input), arguments.output.resolve()
+    if pathlib.Path(arguments.input).resolve() in (output, *output.parents):
+        raise UserError(
+            f"--output={arguments.output} lies in the --input folder; give another, lest images mix."
+        )
     model, params = api.load(
         arguments.checkpoint, arguments.name, tokenizer=arguments.tokenizer,
         tokenizer_dtype=arguments.tokenizer_dtype,
     )  # fmt: skip
-    reconstruct_folder(model, params, source, arguments.output, arguments.compare_bf16)
+    if model.decoder.codes and model.tokenizer is None:
+        raise UserError(
+            f"{arguments.checkpoint} reconstructs through a VQ tokenizer, whose weights are not at hand; "
+            "give --tokenizer=FILE."
+        )
+    if arguments.compare_bf16 and model.tokenizer is None:
+        raise UserError(
+            f"{arguments.checkpoint} reconstructs pixels without a tokenizer; leave out --compare-bf16."
+        )
+    try:
+        reconstruct_folder(model, params, source, output, compare=arguments.compare_bf16)
+    except OSError as error:
+        raise UserError(f"{arguments.output} cannot be written ({error}); give another --output.") from error
 
+
+def main() -> None:
+    """Command line; see --help."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sparse_vis.reconstruct",
+        description="Reconstruct every image of a folder: PNGs, side by side.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="workdir, step folder, released file or folder, or hf:// address")
+    add("--name", help="model of a release folder that holds several")
+    add("--input", required=True, help="folder of images")
+    add("--output", required=True, type=pathlib.Path, help="folder for the PNGs")
+    add("--tokenizer", help="weights of the VQ tokenizer, where the checkpoint does not name them")
+    add("--tokenizer-dtype", choices=["float32", "bfloat16"], default="float32", help="of its convolutions")
+    add("--compare-bf16", action="store_true", help="measure what share of codes a bfloat16 tokenizer keeps")
+    run(parser.parse_args())
+
+
+class _Module(types.ModuleType):
+    """This module, callable: importing it hides the function of the same name in the package."""
+
+    def __call__(self, *args, **kwargs):
+        return api.reconstruct(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Module
 
 if __name__ == "__main__":
     command_line(main)

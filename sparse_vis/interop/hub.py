@@ -25,8 +25,8 @@ def fetch(
         import huggingface_hub
     except ImportError:
         raise UserError(
-            f'reading {PREFIX}{address} needs huggingface_hub; run `pip install -e ".[hub]"`, or download the '
-            "files by hand and give their folder."
+            f'reading {PREFIX}{address} needs huggingface_hub; run `pip install -e ".[hub]"`, or place '
+            f"{filename} and the other files of https://huggingface.co/{address} in a folder and give that."
         ) from None
     try:
         return pathlib.Path(
@@ -35,9 +35,10 @@ def fetch(
             )
         )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        lines = str(error).strip().splitlines() or ["no reason given"]
+        reason = lines[0][:120].rstrip(" .")
         raise UserError(
-            f"{filename} of {PREFIX}{address} could not be fetched ({type(error).__name__}: {reason}); without a "
-            f"network, place {filename} and the other files of https://huggingface.co/{address} in a folder "
-            "and give that folder."
+            f"{filename} of {PREFIX}{address} could not be fetched ({type(error).__name__}: {reason}); "
+            f"without a network, place {filename} and the other files of https://huggingface.co/{address} "
+            "in a folder and give that folder."
         ) from error

@@ -7,20 +7,21 @@ import functools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_model
 from sparse_vis.errors import UserError
 from sparse_vis.interop import hub, manifest
-from sparse_vis.interop.released import UNUSED, params_to_tensors, tensors_to_params
+from sparse_vis.interop.released import UNUSED, head_out, params_to_tensors, tensors_to_params
 from sparse_vis.interop.tensors import check_tensors, read_tensors
-from sparse_vis.models.stellar import init_params
+from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.train import checkpoint, settings
 
 # A released file may hold an EMA copy beside the model, and with do_cls false it lacks the CLS head.
-_TEACHER = (r"teacher_.*",)
-_CLS_HEAD = "cls_cluster_head."
+_TEACHER = (r"teacher_(sparse_tokens|(encoder|head|cls_head)\..*)",)
+_CLS_HEAD = "cls_cluster_head"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +32,24 @@ class Loaded:
         config: complete configuration. params: parameter tree, without a tokenizer.
         tokenizer: weights of the VQ tokenizer named beside the model; None if none is named.
         unused: tensors of a released file that the model does not read, under their own names.
+        step: step folder of one of our own checkpoints, else None.
     """
 
     config: ConfigDict
     params: dict
     tokenizer: pathlib.Path | None
     unused: dict[str, np.ndarray]
+    step: pathlib.Path | None
 
 
 def abstract_params(config: ConfigDict) -> dict:
     """Shapes and dtypes of the parameter tree of a configuration; allocates nothing."""
-    return jax.eval_shape(functools.partial(init_params, build_model(config)), jax.random.key(0))
+    return _abstract_params(build_model(config))
+
+
+@functools.cache
+def _abstract_params(model: Stellar) -> dict:
+    return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
 
 
 def released_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
@@ -65,11 +73,10 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
     config = manifest.to_config(entry, name)
     found = read_tensors(weights)
     expected = released_shapes(config)
-    if not manifest.complete(entry, name)["do_cls"] and not any(k.startswith(_CLS_HEAD) for k in found):
-        fresh = init_params(build_model(config), jax.random.key(0))
-        found |= {
-            k: v for k, v in params_to_tensors(fresh, config.model.patch).items() if k.startswith(_CLS_HEAD)
-        }
+    if not manifest.complete(entry, name)["do_cls"] and not any(k.startswith(f"{_CLS_HEAD}.") for k in found):
+        # Random, as our model always has one; nothing that such a file was trained for reads it.
+        head, token = build_model(config).cls_head, jnp.zeros((1, config.model.width))
+        found |= head_out(head.init(jax.random.key(0), token)["params"], _CLS_HEAD)
     check_tensors(found, expected, (*UNUSED, *_TEACHER), weights)
     params = tensors_to_params(
         {name: np.asarray(found[name], np.float32) for name in expected},
@@ -78,47 +85,67 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
     vq = entry.get("vq_model") or {}
     tokenizer = weights.parent / vq["weights"] if "weights" in vq else None
     unused = {name: array for name, array in found.items() if name not in expected}
-    return Loaded(config, jax.tree.map(np.ascontiguousarray, params), tokenizer, unused)
+    return Loaded(config, jax.tree.map(np.ascontiguousarray, params), tokenizer, unused, None)
 
 
 def _pick(models: dict, name: str | None, folder: pathlib.Path | str) -> str:
     if name is None and len(models) == 1:
         return next(iter(models))
     if name not in models:
-        wrong = "needs a name" if name is None else f"has no model {name!r}"
-        raise UserError(f"{folder} {wrong}; choose one of {', '.join(models)} as load(path, name).")
+        wrong = "holds several models" if name is None else f"has no model {name!r}"
+        raise UserError(f"{folder} {wrong}; give one of the names {', '.join(models)}.")
     return name
 
 
-def _read_file(path: pathlib.Path) -> Loaded:
+def _read_file(path: pathlib.Path, name: str | None) -> Loaded:
     """A .safetensors file with its config.json beside it, or one of the five known names."""
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; give the path of a released .safetensors file.")
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise UserError(f"{path} is no released .safetensors file; give the path of one, or of a folder.")
     beside = path.parent / "config.json"
-    if not beside.is_file() and path.stem in manifest.KNOWN:
-        return read_released(path, {}, path.stem)
+    if not beside.is_file() and (name or path.stem) in manifest.KNOWN:
+        return read_released(path, {}, name or path.stem)
     models = manifest.read_manifest(beside)
-    names = [name for name, entry in models.items() if entry.get("weights") == path.name]
-    if not names:
-        raise UserError(f"{beside} names no model with the weights {path.name}; use the config.json released with it.")
-    return read_released(path, models[names[0]], names[0])
+    named = {key: entry for key, entry in models.items() if entry["weights"] == path.name}
+    if not named:
+        raise UserError(
+            f"{beside} names no model with the weights {path.name}; use the config.json released with it."
+        )
+    chosen = _pick(named, name, path)
+    return read_released(path, named[chosen], chosen)
+
+
+def _read_folder(path: pathlib.Path, name: str | None) -> Loaded:
+    """A release folder, with its config.json or with a file of one of the five known names."""
+    weights = path / f"{name}.safetensors"
+    if not (path / "config.json").is_file() and name in manifest.KNOWN and weights.is_file():
+        return read_released(weights, {}, name)
+    models = manifest.read_manifest(path / "config.json")
+    chosen = _pick(models, name, path)
+    return read_released(path / models[chosen]["weights"], models[chosen], chosen)
 
 
 def _read_hub(address: str, name: str | None, revision: str | None, local_files_only: bool) -> Loaded:
-    owner, repository, *rest = address.removeprefix(hub.PREFIX).split("/") + [""]
-    if not repository:
+    parts = address.removeprefix(hub.PREFIX).split("/")
+    if len(parts) not in (2, 3) or not all(parts):
         raise UserError(f"{address} is no hub address; write hf://owner/repository/model.")
     fetch = functools.partial(
-        hub.fetch, f"{owner}/{repository}", revision=revision, local_files_only=local_files_only
+        hub.fetch, "/".join(parts[:2]), revision=revision, local_files_only=local_files_only
     )
     models = manifest.read_manifest(fetch("config.json"))
-    chosen = _pick(models, rest[0] or name, address)
+    chosen = _pick(models, parts[2] if len(parts) == 3 else name, address)
     entry = models[chosen]
-    return read_released(fetch(entry["weights"]), entry, chosen)
+    loaded = read_released(fetch(entry["weights"]), entry, chosen)
+    if loaded.tokenizer is not None:
+        fetch(loaded.tokenizer.name)  # lands beside the weights
+    return loaded
 
 
 def read_model(
-    path: str | pathlib.Path, name: str | None = None, *, revision: str | None = None, local_files_only: bool = False
+    path: str | pathlib.Path,
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
 ) -> Loaded:
     """Read a model from any place that `sparse_vis.load` accepts.
 
@@ -134,16 +161,13 @@ def read_model(
     if str(path).startswith(hub.PREFIX):
         return _read_hub(str(path), name, revision, local_files_only)
     path = pathlib.Path(path)
-    if path.suffix == ".safetensors":
-        return _read_file(path)
-    if (path / "config.json").is_file() and not (path / checkpoint.FOLDER).is_dir():
-        models = manifest.read_manifest(path / "config.json")
-        chosen = _pick(models, name, path)
-        if "weights" not in models[chosen]:
-            raise UserError(f"the manifest entry of {chosen} in {path} lacks 'weights'; add it to config.json.")
-        return read_released(path / models[chosen]["weights"], models[chosen], chosen)
+    if path.is_file() or path.suffix == ".safetensors":
+        return _read_file(path, name)
+    released = (path / "config.json").is_file() or any(path.glob("*.safetensors"))
+    if released and not (path / checkpoint.FOLDER).is_dir():  # a workdir has a config.json too
+        return _read_folder(path, name)
     step = checkpoint.find_step(path)
     config = settings.from_plain(checkpoint.read_config(step), step / "config")
     params = checkpoint.restore_params(step, abstract_params(config))
     tokenizer = pathlib.Path(config.model.tokenizer.path) if config.model.tokenizer.path else None
-    return Loaded(config, params, tokenizer, {})
+    return Loaded(config, params, tokenizer, {}, step)

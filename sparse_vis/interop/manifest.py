@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
+from sparse_vis.models.vqgan import VQGAN
 
 # What the released manifest leaves to the backbone's name: embed_dim -> (layers, heads).
 BACKBONES = {768: (12, 12), 1024: (24, 16), 1280: (32, 16)}
@@ -35,14 +36,20 @@ def read_manifest(path: pathlib.Path) -> dict:
         path: of config.json.
 
     Raises:
-        UserError: no such file, no JSON, or no models in it.
+        UserError: no such file, no JSON, or no models with their weights' names in it.
     """
     try:
         models = json.loads(path.read_text())["models"]
+        lacking = [name for name, entry in models.items() if not isinstance(entry["weights"], str)]
     except FileNotFoundError:
         raise UserError(f"{path} is missing; place the release's config.json beside its weights.") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is no manifest of released models; download it again.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        models, lacking = {}, []
+    if not models or lacking:
+        raise UserError(
+            f"{path} is no manifest of released models, {{'models': {{name: {{'weights': file, ...}}}}}}; "
+            "download it again."
+        )
     return models
 
 
@@ -55,7 +62,8 @@ def complete(entry: dict, name: str) -> dict:
     Raises:
         UserError: a size that is needed and cannot be derived, or an unsupported choice.
     """
-    full = {**_RELEASED, **KNOWN.get(name, {}), **entry}
+    given = {key: value for key, value in entry.items() if value is not None}
+    full = {**_RELEASED, **KNOWN.get(name, {}), **given}
     for key in ("embed_dim", "patch_size"):
         if key not in full:
             raise UserError(f"the manifest entry of {name} lacks {key!r}; add it to config.json.")
@@ -86,12 +94,23 @@ def to_config(entry: dict, name: str) -> ConfigDict:
     Raises:
         UserError: as `complete`.
     """
-    e = complete(entry, name)
     config = default_config()
     config.name = name
+    try:
+        _fill(config, complete(entry, name))
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f"the manifest entry of {name} has a value of a wrong kind ({error}); correct it."
+        ) from None
+    config.efficiency.dtype = "float32"
+    return config
+
+
+def _fill(config: ConfigDict, e: dict) -> None:
     config.model.update(
-        image_size=e["image_size"], patch=e["patch_size"], width=e["embed_dim"], layers=e["num_hidden_layers"],
-        heads=e["num_attention_heads"], mlp_dim=e["intermediate_size"], tokens=e["num_sparse_tokens"],
+        image_size=e["image_size"], patch=e["patch_size"], width=e["embed_dim"],
+        layers=e["num_hidden_layers"], heads=e["num_attention_heads"], mlp_dim=e["intermediate_size"],
+        tokens=e["num_sparse_tokens"],
         spatial_temperature=e["spatial_temp"], target=e["recon_type"],
     )  # fmt: skip
     config.model.decoder.update(
@@ -105,8 +124,20 @@ def to_config(entry: dict, name: str) -> ConfigDict:
         config.model.tokenizer.codes = e["vq_model"]["num_embeddings"]
     if e["recon_type"] == "vq":
         config.loss.reconstruction = 0.05
-    config.efficiency.dtype = "float32"
-    return config
+
+
+def vq_entry(tokenizer: VQGAN, weights: str) -> dict:
+    """A manifest entry's `vq_model`.
+
+    Args:
+        tokenizer: its sizes. weights: file name of its tensors.
+    """
+    return {
+        "weights": weights, "num_channels": 3, "resolution": 256, "dropout": 0.0,
+        "channel_mult": list(tokenizer.channel_mult), "num_resolutions": len(tokenizer.channel_mult),
+        "hidden_channels": tokenizer.hidden_channels, "num_res_blocks": tokenizer.num_res_blocks,
+        "z_channels": tokenizer.z_channels, "num_embeddings": tokenizer.num_embeddings,
+    }  # fmt: skip
 
 
 def from_config(config: ConfigDict, weights: str) -> dict:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from sparse_vis.interop.layout import (
-    Tensors, encoder_in, encoder_out, linear_in, linear_out, trunk_in, trunk_out,
-)  # fmt: skip
+    Tensors,
+    encoder_in,
+    encoder_out,
+    linear_in,
+    linear_out,
+    trunk_in,
+    trunk_out,
+)
 
 # Written by the published code, read by nothing: poolers, and the decoder's own patch embedding.
 UNUSED = (r".*pooler\.dense\.(weight|bias)", r"decoder\.embeddings\..*")
@@ -14,7 +20,8 @@ _HEADS = {"sparse_head": "clustering_head", "cls_head": "cls_cluster_head"}
 _TEACHER_HEADS = {"sparse_head": "teacher_head", "cls_head": "teacher_cls_head"}
 
 
-def _head_out(tree: dict, prefix: str) -> Tensors:
+def head_out(tree: dict, prefix: str) -> Tensors:
+    """Our prototype head -> the tensors of one torch head."""
     return {
         f"{prefix}.layer.weight": np.asarray(tree["prototypes"]).T,
         **linear_out(tree["predictor_in"], f"{prefix}.predictor.layers.0"),
@@ -72,7 +79,7 @@ def params_to_tensors(params: dict, patch: int, *, copy: bool = True) -> Tensors
         **head,
     }
     for ours, theirs in _HEADS.items():
-        tensors |= _head_out(params[ours], theirs)
+        tensors |= head_out(params[ours], theirs)
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()} if copy else tensors
 
 
@@ -83,7 +90,7 @@ def teacher_to_tensors(teacher: dict, patch: int) -> Tensors:
         **encoder_out(teacher["encoder"], "teacher_encoder", patch),
     }
     for ours, theirs in _TEACHER_HEADS.items():
-        tensors |= _head_out(teacher[ours], theirs)
+        tensors |= head_out(teacher[ours], theirs)
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
 
 
@@ -125,19 +132,20 @@ def tensors_to_teacher(tensors: Tensors, layers: int) -> dict:
     }
 
 
-def unused_tensors(params: dict) -> Tensors:
+def unused_tensors(params: dict, *, teacher: bool) -> Tensors:
     """Zeros for the tensors that the published module declares and never reads, so that it loads strictly.
 
+    The decoder's patch embedding is that of a default ViT, 224 px in patches of 16, whatever the model's are.
+
     Args:
-        params: our parameter tree.
+        params: our parameter tree. teacher: whether an EMA copy is written too.
     """
     width = params["encoder"]["cls_token"].shape[-1]
     decoder = params["decoder"]["proj"]["bias"].shape[-1]
-    shapes = {
-        "encoder.pooler.dense.weight": (width, width),
-        "encoder.pooler.dense.bias": (width,),
-        "decoder.pooler.dense.weight": (decoder, decoder),
-        "decoder.pooler.dense.bias": (decoder,),
+    pooled = {"encoder": width, "decoder": decoder} | ({"teacher_encoder": width} if teacher else {})
+    shapes = {f"{module}.pooler.dense.weight": (size, size) for module, size in pooled.items()}
+    shapes |= {f"{module}.pooler.dense.bias": (size,) for module, size in pooled.items()}
+    shapes |= {
         "decoder.embeddings.cls_token": (1, 1, decoder),
         "decoder.embeddings.position_embeddings": (1, 197, decoder),
         "decoder.embeddings.patch_embeddings.projection.weight": (decoder, 3, 16, 16),

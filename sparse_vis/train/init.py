@@ -9,28 +9,15 @@ from ml_collections import ConfigDict
 from sparse_vis.build import build_model
 from sparse_vis.errors import UserError
 from sparse_vis.interop import mae
-from sparse_vis.interop.load import read_model
+from sparse_vis.interop.load import abstract_params, read_model
 from sparse_vis.models.encoder import resize_position_table
 from sparse_vis.models.stellar import init_params
 from sparse_vis.train.mesh import path_name
+from sparse_vis.train.settings import at
 
 HEADS = ("sparse_head", "cls_head")
-
-
-def _check_shapes(params: dict, fresh: dict, path: str) -> None:
-    ours, theirs = (
-        {path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)} for tree in (fresh, params)
-    )
-    wrong = [
-        f"{name} is {theirs.get(name)} instead of {ours.get(name)}"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-    ]
-    if wrong:
-        raise UserError(
-            f"config.init={path} has another architecture: {'; '.join(wrong[:4])}"
-            f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}; make config.model match it."
-        )
+INIT_HEADS = ("keep", "fresh")
+LISTED = 4  # tensors in an error message
 
 
 def initial_params(config: ConfigDict) -> dict:
@@ -46,19 +33,48 @@ def initial_params(config: ConfigDict) -> dict:
         float32 parameter tree.
 
     Raises:
-        UserError: nothing loadable there, or another architecture.
+        UserError: nothing loadable there, another architecture, or an unknown config.init_heads.
     """
+    if config.init_heads not in INIT_HEADS:
+        raise UserError(f"config.init_heads={config.init_heads!r} is unknown; use 'keep' or 'fresh'.")
+    given = _read(config) if config.init else {}
     fresh = init_params(build_model(config), jax.random.key(config.seed))
-    if not config.init:
-        return fresh
-    file = mae.find_file(config.init)
-    if file is not None and mae.is_backbone(file):
-        return {**fresh, "encoder": {**fresh["encoder"], **mae.read_backbone(file, config)}}
-    params = read_model(config.init, config.init_name or None).params
-    if config.init_heads == "fresh":
-        params = {**params, **{head: fresh[head] for head in HEADS}}
+    merged = {name: {**part, **given[name]} if name in given else part for name, part in fresh.items()}
+    return jax.tree.map(jnp.asarray, merged)
+
+
+def _read(config: ConfigDict) -> dict:
+    """The part of the parameter tree that config.init gives."""
+    # A release has names, a backbone has none.
+    file = None if config.init_name else mae.find_file(config.init)
+    backbone = mae.read_backbone(file, config) if file is not None else None
+    if backbone is not None:
+        return {"encoder": backbone}
+    found = read_model(config.init, config.init_name or None)
+    left_out = HEADS if config.init_heads == "fresh" else ()
+    params = {name: part for name, part in found.params.items() if name not in left_out}
     grid = (config.model.image_size // config.model.patch,) * 2
     table = resize_position_table(jnp.asarray(params["encoder"]["position_table"]), grid)
-    params = {**params, "encoder": {**params["encoder"], "position_table": table}}
-    _check_shapes(params, fresh, config.init)
-    return jax.tree.map(jnp.asarray, params)
+    params["encoder"] = {**params["encoder"], "position_table": table}
+    _check(params, found.config, config, left_out)
+    return params
+
+
+def _check(params: dict, theirs: ConfigDict, config: ConfigDict, left_out: tuple[str, ...]) -> None:
+    wanted = {name: part for name, part in abstract_params(config).items() if name not in left_out}
+    ours, found = (
+        {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (wanted, params)
+    )
+    wrong = [f"{name} is missing" for name in ours if name not in found]
+    wrong += [f"{name} is not wanted" for name in found if name not in ours]
+    wrong += [f"{n} is {found[n]} instead of {ours[n]}" for n in ours if n in found and ours[n] != found[n]]
+    for name in ("heads", "decoder.heads"):  # which no tensor's shape shows
+        if at(theirs.model, name) != at(config.model, name):
+            wrong.append(f"{name} is {at(theirs.model, name)} instead of {at(config.model, name)}")
+    if wrong:
+        rest = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        raise UserError(
+            f"config.init={config.init} has another architecture: {'; '.join(wrong[:LISTED])}{rest}; "
+            "make config.model match it."
+        )

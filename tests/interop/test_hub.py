@@ -1,0 +1,100 @@
+"""Hub addresses against a cache on disk; nothing here uses the network."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+
+import sparse_vis
+from sparse_vis.errors import UserError
+from sparse_vis.interop import hub
+from sparse_vis.interop.load import read_model
+
+pytestmark = pytest.mark.fast
+GOLDEN = Path(__file__).parents[1] / "golden"
+COMMIT = "0123456789012345678901234567890123456789"
+FILES = ("config.json", "pixel_p16.safetensors", "vq_p16.safetensors", "vq_p16.vqgan.safetensors")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A hub cache with the golden models as microsoft/STELLAR at branch main."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--microsoft--STELLAR"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    for name in FILES:
+        shutil.copyfile(GOLDEN / name, snapshot / name)
+    return snapshot
+
+
+@pytest.mark.parametrize("arguments", [("/pixel_p16",), ("", "pixel_p16")])
+def test_a_model_of_the_cache(cache, arguments):
+    address, *name = arguments
+    model, params = sparse_vis.load(f"hf://microsoft/STELLAR{address}", *name, local_files_only=True)
+    assert model.encoder.width == 48
+    expected = read_model(GOLDEN, "pixel_p16").params["sparse_head"]["prototypes"]
+    np.testing.assert_array_equal(params["sparse_head"]["prototypes"], expected)
+
+
+def test_the_tokenizer_is_fetched_too(cache):
+    model, _ = sparse_vis.load("hf://microsoft/STELLAR/vq_p16", local_files_only=True)
+    assert model.tokenizer.num_embeddings == 128
+    (cache / "vq_p16.vqgan.safetensors").unlink()
+    with pytest.raises(UserError, match=r"^vq_p16\.vqgan\.safetensors of hf://microsoft/STELLAR could not"):
+        sparse_vis.load("hf://microsoft/STELLAR/vq_p16", local_files_only=True)
+
+
+def test_the_revision_is_passed_on(cache):
+    commit = {"revision": COMMIT, "local_files_only": True}
+    assert sparse_vis.load("hf://microsoft/STELLAR/pixel_p16", **commit)
+    with pytest.raises(UserError, match=r"^config\.json of hf://microsoft/STELLAR could not be fetched"):
+        sparse_vis.load("hf://microsoft/STELLAR/pixel_p16", revision="v2", local_files_only=True)
+
+
+def test_offline_the_error_says_where_files_go(cache):
+    with pytest.raises(UserError) as caught:
+        sparse_vis.load("hf://nobody/NOTHING/x", local_files_only=True)
+    message = str(caught.value)
+    assert message.startswith(
+        "config.json of hf://nobody/NOTHING could not be fetched (LocalEntryNotFoundError: "
+    )
+    remedy = "place config.json and the other files of https://huggingface.co/nobody/NOTHING in a folder"
+    assert remedy in message and "\n" not in message
+
+
+def test_a_reason_without_words_does_not_matter(monkeypatch):
+    def fail(*_, **__):
+        raise TimeoutError
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(UserError, match=r"\(TimeoutError: no reason given\); without a network, place"):
+        hub.fetch("a/b", "config.json")
+
+
+def test_without_huggingface_hub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(
+        UserError, match=r'needs huggingface_hub; run `pip install -e "\.\[hub\]"`, or place conf'
+    ):
+        sparse_vis.load("hf://microsoft/STELLAR/stellar-b16")
+
+
+@pytest.mark.parametrize("address", ["hf://", "hf://microsoft", "hf://microsoft/", "hf://a/b/c/d"])
+def test_what_is_no_address(address):
+    with pytest.raises(UserError, match="is no hub address; write hf://owner/repository/model"):
+        sparse_vis.load(address)
+
+
+def test_a_name_the_repository_lacks(cache):
+    with pytest.raises(
+        UserError, match="STELLAR/stellar-b61 has no model 'stellar-b61'; give one of the names pix"
+    ):
+        sparse_vis.load("hf://microsoft/STELLAR/stellar-b61", local_files_only=True)

@@ -1,0 +1,201 @@
+"""Folders of images to side-by-side PNGs, and the name that module and notebook function share."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+import sparse_vis
+import sparse_vis.reconstruct as tool
+from sparse_vis.errors import command_line
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+PIXEL, VQ, VQGAN = (GOLDEN / f"{name}.safetensors" for name in ("pixel_p16", "vq_p16", "vq_p16.vqgan"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Three images of different size, form and folder: the recorded inputs of pixel_p16, in 8 bits."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "sub").mkdir()
+    recorded = load_file(GOLDEN / "pixel_p16.expected.safetensors")["in.image"]
+    images = [Image.fromarray(np.uint8(np.round(255 * image))) for image in recorded]
+    for image, name, size in zip(
+        images, ("a.png", "sub/b.png", "c.webp"), ((73, 73), (90, 73), (73, 110)), strict=True
+    ):
+        image.resize(size).save(folder / name, **({"lossless": True} if name.endswith("webp") else {}))
+    return folder
+
+
+def run(monkeypatch, capsys, **flags):
+    """The command line: (exit message or None, standard output)."""
+    named = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in flags.items()
+    ]
+    monkeypatch.setattr(sys, "argv", ["reconstruct", *named])
+    try:
+        command_line(tool.main)
+    except SystemExit as end:
+        return end.code, capsys.readouterr().out
+    return None, capsys.readouterr().out
+
+
+def centre(path):
+    """An image as the model sees it: short side 73 = 64 * 256 / 224, then the centre of 64 px."""
+    image = np.asarray(Image.open(path).convert("RGB"))
+    top, left = (image.shape[0] - 64) // 2, (image.shape[1] - 64) // 2
+    return image[top : top + 64, left : left + 64]
+
+
+@pytest.mark.fast
+def test_pixel_model(tmp_path, monkeypatch, capsys, photos):
+    code, printed = run(monkeypatch, capsys, checkpoint=PIXEL, input=photos, output=tmp_path / "out")
+    assert code is None
+    assert sparse_vis.reconstruct is tool  # imported above; as a function it still works
+    model, params = sparse_vis.load(PIXEL)
+    errors = []
+    for name in ("a.png", "c.webp", "sub/b.png"):
+        sheet = np.asarray(Image.open((tmp_path / "out" / name).with_suffix(".png")))
+        assert sheet.shape == (64, 128, 3) and sheet.dtype == np.uint8
+        seen = centre(photos / name)
+        np.testing.assert_array_equal(sheet[:, :64], seen)
+        out = sparse_vis.encode(model, params, seen[None])
+        pixels = np.asarray(sparse_vis.reconstruct(model, params, out))[0]
+        assert np.abs(sheet[:, 64:] / 255 - pixels).max() < 0.51 / 255
+        errors.append(np.mean((pixels - seen / 255) ** 2))
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 3
+    shown = float(re.search(r"mean PSNR (\S+) dB", printed)[1])
+    assert abs(shown - np.mean(-10 * np.log10(errors))) < 0.006
+    assert re.search(r"^3/3 images  \S+ images/s  ETA 0 s$", printed, re.M)
+
+
+def test_vq_model(tmp_path, monkeypatch, capsys, photos):
+    """A release without the tokenizer, which is then given; compared with the notebook's functions."""
+    for name in ("config.json", "vq_p16.safetensors"):
+        shutil.copyfile(GOLDEN / name, tmp_path / name)
+    weights = tmp_path / "vq_p16.safetensors"
+    flags = dict(checkpoint=weights, input=photos, output=tmp_path / "out")
+    code, _ = run(monkeypatch, capsys, **flags)
+    assert code.startswith(f"error: {weights} reconstructs through a VQ tokenizer, whose weights are not at")
+    assert code.endswith("; give --tokenizer=FILE.")
+    code, printed = run(monkeypatch, capsys, **flags, tokenizer=VQGAN, compare_bf16=True)
+    assert code is None
+    model, params = sparse_vis.load(VQ)
+    names = ("a.png", "c.webp", "sub/b.png")
+    seen = np.stack([centre(photos / name) for name in names])
+    pixels = sparse_vis.reconstruct(model, params, sparse_vis.encode(model, params, seen))
+    for name, image, expected in zip(names, seen, pixels, strict=True):
+        sheet = np.asarray(Image.open((tmp_path / "out" / name).with_suffix(".png")))
+        np.testing.assert_array_equal(sheet[:, :64], image)
+        assert np.abs(sheet[:, 64:] / 255 - expected).max() < 0.51 / 255 + 1e-4
+
+    share = float(re.search(r"a bfloat16 tokenizer keeps (\S+) of the codes", printed)[1])
+    assert 0.5 < share <= 1
+
+
+@pytest.mark.fast
+def test_the_share_of_kept_codes_is_counted_on_the_training_targets():
+    """A model that says which codes each dtype gives: three of every eight agree."""
+
+    class Twin:
+        def __init__(self, dtype="none"):
+            self.tokenizer, self.dtype = self, dtype
+
+        def clone(self, dtype=None, tokenizer=None):
+            return Twin(dtype or tokenizer.dtype)
+
+        def apply(self, variables, pixels, method):
+            assert method == "codes" and variables == {"params": "weights"}
+            codes = jnp.arange(8) + jnp.round(255 * pixels[:, 0, :1, 0]).astype(int)
+            return {"float32": codes, "bfloat16": jnp.where(jnp.arange(8) < 3, codes, 0)}[self.dtype]
+
+    share = tool.make_agreement(Twin(), "weights")
+    assert share(np.full((2, 4, 4, 3), 7, np.uint8)) == 3 / 8
+
+
+@pytest.mark.fast
+def test_the_dtype_reaches_the_tokenizer(monkeypatch, capsys, photos, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        tool, "reconstruct_folder", lambda model, *_, **__: seen.append(model.tokenizer.dtype)
+    )
+    for dtype in ("float32", "bfloat16"):
+        run(monkeypatch, capsys, checkpoint=VQ, input=photos, output=tmp_path / "out", tokenizer_dtype=dtype)
+    assert seen == ["float32", "bfloat16"]
+
+
+@pytest.mark.fast
+def test_images_that_share_a_stem_do_not_overwrite_each_other(tmp_path):
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    source = tool.open_folder(str(tmp_path))
+    targets = dict(zip(source.names, tool.targets_of(source, Path("out")), strict=True))
+    assert targets == {
+        "a.jpg": Path("out/a.jpg.png"),
+        "a.png": Path("out/a.png.png"),
+        "b.png": Path("out/b.png"),
+    }
+
+
+@pytest.mark.fast
+def test_a_larger_reconstruction_is_shown_beside_the_enlarged_image():
+    sheet = np.asarray(tool.side_by_side(np.full((14, 28, 3), 0.2), np.full((16, 32, 3), 1.0)))
+    assert sheet.shape == (16, 64, 3)
+    assert (sheet[:, :32] == 51).all() and (sheet[:, 32:] == 255).all()
+
+
+@pytest.mark.fast
+def test_bad_images_are_named(tmp_path, monkeypatch, capsys, photos):
+    folder = shutil.copytree(photos, tmp_path / "in")
+    (folder / "b.jpg").write_text("no image")
+    code, _ = run(monkeypatch, capsys, checkpoint=PIXEL, input=folder, output=tmp_path / "out")
+    assert code == "error: Cannot decode 'b.jpg' (it is not an image): repair or remove it"
+
+
+@pytest.mark.fast
+def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, photos):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    good = dict(checkpoint=PIXEL, input=photos, output=tmp_path / "out")
+    cases = [
+        (dict(input=tmp_path / "empty"), r"empty.*--input"),
+        (dict(input=tmp_path / "none"), r"none' does not exist: give --input"),
+        (dict(checkpoint=tmp_path / "none"), r"checkpoint .*none does not exist; give"),
+        (dict(checkpoint=GOLDEN), "holds several models; give one of the names"),
+        (dict(compare_bf16=True), "reconstructs pixels without a tokenizer; leave out --compare-bf16"),
+        (dict(tokenizer=VQGAN), r"has no use for tokenizer=.*; leave it out"),
+        (dict(checkpoint=VQ, tokenizer=PIXEL), r"pixel_p16\.safetensors is no MaskGIT-VQGAN"),
+        (dict(output=photos), "lies in the --input folder; give another"),
+        (dict(output=photos / "sub" / "out"), "lies in the --input folder; give another"),
+        (dict(output=tmp_path / "file"), "file cannot be written .*; give another --output"),
+    ]
+    for changes, sentence in cases:
+        code, _ = run(monkeypatch, capsys, **{**good, **changes})
+        assert re.match("error: ", code) and re.search(sentence, code) and "\n" not in code, (changes, code)
+    assert sorted(p.name for p in photos.rglob("*.*")) == ["a.png", "b.png", "c.webp"]
+
+
+def test_the_function_works_before_and_after_the_module_is_imported():
+    """A VQ model without a tokenizer is refused by the function itself, before anything is computed."""
+    code = (
+        "import sparse_vis; before = sparse_vis.reconstruct\n"
+        "import sparse_vis.reconstruct as module\n"
+        "from sparse_vis import reconstruct as after\n"
+        "class M: decoder = type('D', (), {'codes': 1}); tokenizer = None\n"
+        "for call in (before, module, after, sparse_vis.reconstruct):\n"
+        "    try: call(M, {}, features=None)\n"
+        "    except ValueError as error: print(str(error)[:10], callable(module.main))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == 4 * "this model True\n"
