@@ -73,7 +73,8 @@ def test_sinkhorn_stays_finite_where_exp_overflows():
 
 def test_column_error_falls_with_iterations():
     scores = jnp.asarray(np.random.default_rng(2).normal(size=(256, 32)), jnp.float32)
-    errors = [float(column_error(scores, column_potentials(scores, 0.5, n), 0.5)) for n in (1, 3, 20)]
+    potentials = jax.jit(column_potentials, static_argnums=(1, 2))
+    errors = [float(column_error(scores, potentials(scores, 0.5, n), 0.5)) for n in (1, 3, 20)]
     assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-3
     assert float(column_error(scores, jnp.zeros(32), 0.01)) > 0.05
 
@@ -81,9 +82,10 @@ def test_column_error_falls_with_iterations():
 @pytest.mark.parametrize("prefix", ["match", "match_ties"])
 def test_entropic_matching(prefix):
     pred, target = RECORDED[f"{prefix}.pred"], RECORDED[f"{prefix}.target"]
-    plans = jax.vmap(lambda a, b: entropic_plan(a, b, 0.1, 5))(pred, target)
+    plans = jax.jit(jax.vmap(lambda a, b: entropic_plan(a, b, 0.1, 5)))(pred, target)
     close(plans, RECORDED[f"{prefix}.plan"])
-    assert np.array_equal(entropic_match(pred, target, 0.1, 5), RECORDED[f"{prefix}.index"])
+    match = jax.jit(entropic_match, static_argnums=(2, 3))(pred, target, 0.1, 5)
+    assert np.array_equal(match, RECORDED[f"{prefix}.index"])
 
 
 def test_exact_matching_is_scipys_assignment():
@@ -98,7 +100,7 @@ def test_exact_matching_is_scipys_assignment():
 
 
 def test_koleo_and_its_gradient():
-    value, gradient = jax.value_and_grad(koleo)(RECORDED["koleo.input"])
+    value, gradient = jax.jit(jax.value_and_grad(koleo))(RECORDED["koleo.input"])
     close(value, RECORDED["koleo.loss"])
     error = np.linalg.norm(gradient - RECORDED["koleo.grad"]) / np.linalg.norm(RECORDED["koleo.grad"])
     assert error < 1e-4
@@ -106,7 +108,7 @@ def test_koleo_and_its_gradient():
 
 def test_koleo_survives_equal_tokens():
     same = jnp.ones((1, 3, 4))
-    value, gradient = jax.value_and_grad(koleo)(same)
+    value, gradient = jax.jit(jax.value_and_grad(koleo))(same)
     assert np.isfinite(value) and np.isfinite(gradient).all() and value > 10
 
 

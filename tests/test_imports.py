@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "sparse_vis"
 
 # A module may import from its own line and those above it. `losses.spec` is plain numbers, hence early.
 ORDER = (
-    ("errors", "config"), ("types",), ("ops",), ("data", "losses.spec"),
+    ("errors", "config", "host"), ("types",), ("ops",), ("data", "losses.spec"),
     ("augment", "crops", "masking"), ("views",), ("models",), ("targets",), ("losses",), ("objective",),
     ("train.mesh", "train.optimizer", "train.ema", "train.gradients", "train.step"), ("build",),
     ("train.settings", "train.arguments", "train.stop", "train.checkpoint", "train.progress"),

@@ -63,7 +63,13 @@ def read_tokenizer(config: ConfigDict) -> tuple[VQGAN, dict] | None:
         raise UserError(
             "config.model.target=vq needs --config.model.tokenizer.path=FILE with MaskGIT-VQGAN weights."
         )
-    return load_tokenizer(config.model.tokenizer.path, config.model.tokenizer.dtype)
+    module, params = load_tokenizer(config.model.tokenizer.path, config.model.tokenizer.dtype)
+    if module.num_embeddings != config.model.tokenizer.codes:
+        raise UserError(
+            f"{config.model.tokenizer.path} has {module.num_embeddings} codes; "
+            f"set config.model.tokenizer.codes={module.num_embeddings}."
+        )
+    return module, params
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path, training: Run) -> None:

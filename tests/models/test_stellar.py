@@ -14,7 +14,6 @@ from sparse_vis.models.vit import Block, plain_attention
 from sparse_vis.types import Tokens
 from tests.golden_data import load_recorded, models_with
 
-pytestmark = pytest.mark.fast
 NAME = models_with("expected")[0]
 
 
@@ -29,6 +28,7 @@ def factorize(r, tokens):
     return r.model.apply({"params": r.params}, tokens, method="factorize")
 
 
+@pytest.mark.fast
 def test_rows_of_L_sum_to_one_and_Z_is_L_times_S(encoded):
     r, tokens = encoded
     factors = factorize(r, tokens)
@@ -38,6 +38,7 @@ def test_rows_of_L_sum_to_one_and_Z_is_L_times_S(encoded):
     np.testing.assert_allclose(factors.Z, product, atol=1e-5)
 
 
+@pytest.mark.fast
 def test_rank_of_Z_is_at_most_r(encoded):
     r, tokens = encoded
     Z = np.asarray(factorize(r, tokens).Z, np.float64)
@@ -47,6 +48,7 @@ def test_rank_of_Z_is_at_most_r(encoded):
     assert (values[:, tokens_count:] < 1e-5 * values[:, :1]).all()
 
 
+@pytest.mark.fast
 def test_permuting_S_permutes_L_and_leaves_Z(encoded):
     r, tokens = encoded
     order = jnp.array(np.random.default_rng(0).permutation(tokens.S.shape[1]))
@@ -75,17 +77,20 @@ def test_temperature_sharpens_L():
     assert sharp > soft
 
 
+@pytest.mark.fast
 def test_plain_attention_is_jaxs():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 7, 3, 5))
     np.testing.assert_allclose(plain_attention(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=1e-6)
 
 
+@pytest.mark.fast
 def test_patchify_keeps_pixels_in_place():
     image = jnp.arange(2 * 5 * 7 * 3, dtype=jnp.float32).reshape(2, 5, 7, 3)
     patches = np.asarray(patchify(image, 2)).reshape(2, 2, 3, 2, 2, 3)
     assert np.array_equal(patches[1, 1, 2, 0, 1], image[1, 2, 5])
 
 
+@pytest.mark.fast
 def test_l2_normalize_has_no_nan_at_zero():
     value, gradient = jax.value_and_grad(lambda x: l2_normalize(x).sum())(jnp.zeros((2, 3)))
     assert value == 0 and np.isfinite(gradient).all()

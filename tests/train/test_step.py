@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,7 @@ from sparse_vis.views import make_views
 from tests.train.tiny_config import get_config
 
 COUNT = 8
+GOLDEN_STEP = pathlib.Path(__file__).with_name("golden_step.json")
 
 
 @functools.cache
@@ -141,3 +145,18 @@ def test_the_step_draws_from_seed_and_index_alone():
     elsewhere = batch().replace(index=batch().index + 100)
     _, other = step(state, elsewhere)
     assert abs(float(other["total"]) - float(before["total"])) > 1e-3
+
+
+def test_golden_step():
+    """Two steps of the smallest configuration give the recorded numbers; views, data and seeds included."""
+    r = recipe(teacher=True)
+    state, metrics = step_of(r)(initial_state(r), batch())
+    state, metrics = step_of(r)(state, batch())
+    ours = {name: float(value) for name, value in metrics.items()}
+    if os.environ.get("UPDATE_GOLDEN_STEP"):
+        GOLDEN_STEP.write_text(json.dumps(ours, indent=1) + "\n")
+    recorded = json.loads(GOLDEN_STEP.read_text())
+    assert ours == pytest.approx(recorded, rel=1e-4), (
+        "the training step gives other numbers than before; if that is meant, say why in the commit and run "
+        "UPDATE_GOLDEN_STEP=1 python -m pytest tests/train/test_step.py -k golden_step"
+    )
