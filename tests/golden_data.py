@@ -1,4 +1,4 @@
-"""The recordings in the folder SPARSE_VIS_GOLDEN (default tests/golden), and the recorded models in our classes."""
+"""The recordings in the folder SPARSE_VIS_GOLDEN (default tests/golden), their models in our classes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
@@ -37,19 +38,49 @@ def read(path: pathlib.Path) -> dict:
 
 @functools.cache
 def manifest() -> dict:
-    return json.loads((FOLDER / "config.json").read_text())["models"]
+    """Entries of the recorded models; none where the folder has only single functions."""
+    path = FOLDER / "config.json"
+    return json.loads(path.read_text())["models"] if path.is_file() else {}
 
 
-def models_with(*keys: str) -> list[str]:
-    """Names of the recorded models whose manifest entry has all the keys."""
-    return [name for name, entry in manifest().items() if all(entry.get(key) for key in keys)]
+def recording(name: str, kind: str) -> pathlib.Path | None:
+    """A model's file of a kind (expected, sizes, trajectory), as its entry names it; else <name>.<kind>."""
+    path = FOLDER / manifest()[name].get(kind, f"{name}.{kind}.safetensors")
+    return path if path.is_file() else None
 
 
 @functools.cache
-def component(file: str) -> dict:
-    """A file of single functions (components, views, masks); empty where the folder has none."""
-    path = FOLDER / f"{file}.safetensors"
-    return read(path) if path.is_file() else {}
+def recorded_keys(name: str) -> frozenset[str]:
+    """Names of a model's recorded arrays."""
+    path = recording(name, "expected")
+    if path is None:
+        return frozenset()
+    with safe_open(path, "np") as file:
+        return frozenset(file.keys())
+
+
+def models_with(*kinds: str) -> list[str]:
+    """Names of the recorded models that have a file of each kind."""
+    return [name for name in manifest() if all(recording(name, kind) for kind in kinds)]
+
+
+def models_recording(*prefixes: str) -> list[str]:
+    """Names of the models with at least one array under one of the prefixes."""
+    return [name for name in manifest() if any(key.startswith(prefixes) for key in recorded_keys(name))]
+
+
+def files(kind: str) -> list[pathlib.Path]:
+    """The file of single functions (components, views, masks) as a list, empty where the folder has none.
+
+    As parameters of a fixture it leaves no test where there is nothing to compare with.
+    """
+    return [path for path in [FOLDER / f"{kind}.safetensors"] if path.is_file()]
+
+
+@functools.cache
+def component(kind: str) -> dict:
+    """Arrays of a file of single functions; empty where the folder has none."""
+    return next(map(read, files(kind)), {})
 
 
 @dataclasses.dataclass
@@ -68,20 +99,18 @@ class Recorded:
     @property
     def views(self) -> Views:
         e, run = self.expected, self.entry["run"]
+        batch, side = len(e["in.image"]), run["local_size"]
         visible = e["in.visible_patches"].astype(jnp.int32)
         return Views(
-            image=jnp.asarray(e["in.image"]),
-            masked=jnp.asarray(e["in.global_views"]),
-            visible=jnp.asarray(visible).reshape(run["batch"], run["num_global_views"], -1),
-            local=jnp.asarray(e["in.local_views"]),
+            image=e["in.image"],
+            masked=e["in.global_views"],
+            visible=visible.reshape(batch, e["in.global_views"].shape[1], -1),
+            local=e.get("in.local_views", jnp.zeros((batch, 0, side, side, 3))),
         )
 
 
-@functools.cache
-def load_recorded(name: str) -> Recorded:
-    entry = manifest()[name]
-    found = read_model(FOLDER, name)
-    config = found.config
+def configure(config, entry: dict, expected: dict) -> None:
+    """The settings of the recorded run; terms that it had no heads or views for get no weight."""
     if "run" in entry:
         run = entry["run"]
         config.loss.update(
@@ -90,17 +119,30 @@ def load_recorded(name: str) -> Recorded:
             match_iterations=run["match_iters"],
         )  # fmt: skip
         config.teacher.enabled = run["momentum_teacher"]
+    if not entry.get("do_cls", True):
+        config.loss.update(cls_clustering=0.0, cls_masked=0.0, cls_local=0.0)
+    if "in.local_views" not in expected:
+        config.loss.cls_local = 0.0
+
+
+@functools.cache
+def load_recorded(name: str) -> Recorded:
+    entry, path = manifest()[name], recording(name, "expected")
+    found, expected = read_model(FOLDER, name), {} if path is None else read(path)
+    config = found.config
+    configure(config, entry, expected)
     model, tokenizer = build_model(config), None
     if found.tokenizer is not None:
         vqgan, tokenizer = load_tokenizer(found.tokenizer)
         model = model.clone(tokenizer=vqgan)
-    teacher = tensors_to_teacher(found.unused, config.model.layers) if config.teacher.enabled else None
-    expected = read(FOLDER / entry["expected"]) if "expected" in entry else {}
+    teacher = None
+    if config.teacher.enabled:
+        teacher = jax.tree.map(jnp.asarray, tensors_to_teacher(found.unused, config.model.layers))
     return Recorded(entry, config, model, build_loss(config), found.params, teacher, tokenizer, expected)
 
 
 def load_trajectory(name: str) -> tuple[dict, dict]:
     """Recorded arrays and settings of a trajectory."""
-    path = FOLDER / manifest()[name]["trajectory"]
+    path = recording(name, "trajectory")
     with safe_open(path, "np") as file:
         return load_file(path), json.loads(file.metadata()["settings"])

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from sparse_vis.errors import UserError
 from sparse_vis.masking import KINDS, visible_count, visible_patches
-from tests.golden_data import FOLDER
+from tests.golden_data import files
 
 pytestmark = pytest.mark.fast
 
@@ -18,10 +18,10 @@ SIGMAS = 5
 RECORDED_NAME = {"uniform": "none", "gaussian": "gaussian", "block": "block"}
 
 
-@pytest.fixture(scope="module")
-def recorded():
-    with safe_open(FOLDER / "masks.safetensors", "numpy") as file:
-        return json.loads(file.metadata()["settings"]), load_file(FOLDER / "masks.safetensors")
+@pytest.fixture(scope="module", params=files("masks"), ids=lambda path: path.stem)
+def recorded(request):
+    with safe_open(request.param, "numpy") as file:
+        return json.loads(file.metadata()["settings"]), load_file(request.param)
 
 
 def sample(kind, grid, ratio, count, seed=0):
@@ -55,7 +55,7 @@ def test_every_patch_is_kept_as_often_as_recorded(drawn):
 def test_sums_over_patches_are_as_recorded(drawn):
     # Sharper than single patches: where the centre of a mask may lie shows in the border and in the halves.
     _, visible, recorded = drawn
-    at = np.linspace(-1, 1, 14)
+    at = np.linspace(-1, 1, visible.shape[1])
     x, y = np.meshgrid(at, at)
     for weights in (np.sign(x), np.sign(y), np.maximum(abs(x), abs(y)) == 1, x**2 + y**2):
         ours = (visible * weights).sum((1, 2))
@@ -65,17 +65,19 @@ def test_sums_over_patches_are_as_recorded(drawn):
 
 
 def test_spread_is_as_recorded(drawn):
-    kept, _, recorded = drawn
-    row, column = np.divmod(kept, 14)
-    spread = np.sqrt(row.var(1) + column.var(1)) / 14
+    kept, visible, recorded = drawn
+    side = visible.shape[1]
+    row, column = np.divmod(kept, side)
+    spread = np.sqrt(row.var(1) + column.var(1)) / side
     (quantiles,) = (a for name, a in recorded.items() if name.startswith("spread_quantiles"))
     for level, quantile in zip([0.05, 0.25, 0.5, 0.75, 0.95], quantiles, strict=True):
         error = np.sqrt(2 * level * (1 - level) / len(spread))
         assert abs((spread < quantile).mean() - level) < SIGMAS * error
 
 
-def test_kept_patches_are_sorted_and_distinct(drawn):
-    kept, _, _ = drawn
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_patches_are_sorted_and_distinct(kind):
+    kept = sample(kind, (14, 14), 0.8, 500)
     assert kept.dtype == np.int32 and kept.shape[1] == 39
     assert (np.diff(kept, axis=1) > 0).all() and kept.min() >= 0 and kept.max() < 196
 

@@ -1,16 +1,16 @@
 """Bicubic matrices against the recorded position tables and against plain loops."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from sparse_vis.errors import UserError
 from sparse_vis.ops.resize import bicubic_matrix, crop_matrix, resize_bicubic
-from tests.golden_data import FOLDER, close
+from tests.golden_data import close, component
 
 pytestmark = pytest.mark.fast
 matrix_of = jax.jit(bicubic_matrix, static_argnums=(0, 1, 2))
@@ -30,11 +30,11 @@ def keys_sample(row, x):
     return total
 
 
-@pytest.mark.parametrize("side", [6, 7, 16, 20])
-def test_position_tables_match_the_recordings(side):
-    recorded = load_file(FOLDER / "components.safetensors")
-    grid = jnp.asarray(recorded["posembed.table"][:, 1:].reshape(1, 14, 14, 48))
-    close(resize(grid, (side, side)), recorded[f"posembed.grid{side}"])
+@pytest.mark.parametrize("key", [key for key in component("components") if key.startswith("posembed.grid")])
+def test_position_tables_match_the_recordings(key):
+    table, expected = component("components")["posembed.table"][:, 1:], component("components")[key]
+    side = math.isqrt(table.shape[1])
+    close(resize(table.reshape(1, side, side, -1), expected.shape[1:3]), expected)
 
 
 @pytest.mark.parametrize("size_out", [1, 3, 7, 20])
