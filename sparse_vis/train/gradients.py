@@ -124,6 +124,7 @@ def loss_and_gradients(
     def accumulate(total, part):
         return jax.tree.map(jnp.add, total, one(part)), None
 
-    first, rest = (jax.tree.map(lambda x, s=s: x[s], parts) for s in (0, slice(1, None)))
-    summed, _ = jax.lax.scan(accumulate, one(first), rest)
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    summed, _ = jax.lax.scan(accumulate, zeros, parts)
     return jax.tree.map(lambda x: x / microbatches, summed)
