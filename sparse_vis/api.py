@@ -73,9 +73,13 @@ def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:
     """
     shape = getattr(images, "shape", None)
     if shape is None or len(shape) != 4 or shape[-1] != 3:
-        raise UserError(f"images have shape {shape}; give (B, H, W, 3) RGB, e.g. images[None] for a single one.")
+        raise UserError(
+            f"images have shape {shape}; give (B, H, W, 3) RGB, e.g. images[None] for a single one."
+        )
     if min(shape[1:3]) < patch:
-        raise UserError(f"images of {shape[1]}x{shape[2]} px are smaller than a patch ({patch} px); enlarge them.")
+        raise UserError(
+            f"images of {shape[1]}x{shape[2]} px are smaller than a patch ({patch} px); enlarge them."
+        )
     images = jnp.asarray(images)
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255
