@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -15,10 +16,9 @@ from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.train.run import run
 from sparse_vis.train.stop import StopSignal
-from tests.golden_data import FOLDER, manifest, models_with
 from tests.train.tiny_config import get_config
 
-TOKENIZER = FOLDER / manifest()[models_with("vq_model")[0]]["vq_model"]["weights"]
+TOKENIZER = pathlib.Path(__file__).parents[1] / "golden" / "vq_p16.vqgan.safetensors"
 
 
 def vq_config(patch: int, image: int):
