@@ -31,7 +31,7 @@ def sentence(*arguments):
         ([QUICKSTART, "--config.train.steps=many"], "'many'", "the default, 93750"),
         ([QUICKSTART, "--config.train=3"], "--config.train=3", "--config.train.batch=VALUE"),
         (["--config=configs/absent.py"], "configs/absent.py", "give one of configs/"),
-        (["--config=README.md"], "README.md", "give one of configs/"),
+        (["--config=README.md"], "README.md is not Python", "correct it"),
         (["--config=pyproject.toml"], "pyproject.toml is not Python (line", "correct it"),
         (["--config=sparse_vis/errors.py"], "errors.py defines no get_config", "configs/quickstart.py"),
         (["--config.train.steps=3"], "--config.train.steps", "--config=configs/NAME.py"),
