@@ -20,7 +20,6 @@ from sparse_vis.interop.load import read_model
 from tests import tiny_checkpoint
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH
 
-pytestmark = pytest.mark.fast
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ["pixel_p16", "teacher_p16", "vq_p16", "sizes_p14"]
 VQGAN = GOLDEN / "vq_p16.vqgan.safetensors"

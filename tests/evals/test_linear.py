@@ -9,8 +9,6 @@ from sklearn.preprocessing import StandardScaler
 from sparse_vis.errors import UserError
 from sparse_vis.evals import linear
 
-pytestmark = pytest.mark.fast
-
 
 def problem(seed, count=2000, classes=7, width=20, noise=1.0):
     """Gaussian classes; features of very different scale and offset; half train, half test."""

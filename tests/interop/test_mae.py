@@ -18,7 +18,6 @@ from sparse_vis.errors import UserError
 from sparse_vis.interop.mae import find_file, read_backbone
 from tests.interop.mae_config import config_of
 
-pytestmark = pytest.mark.fast
 MAE = Path(__file__).parents[1] / "golden" / "mae_p16"
 WEIGHTS = MAE / "model.safetensors"
 

@@ -27,9 +27,6 @@ MAE = GOLDEN / "mae_p16"
 ENCODER = {"patch_embedding", "cls_token", "cls_position", "position_table", "trunk"}
 
 
-pytestmark = pytest.mark.fast
-
-
 def random_start(model, key):
     """Stands for init_params, whose compilation would take longer than all that is tested here."""
     rng = np.random.default_rng(int(jax.random.key_data(key)[-1]))

@@ -79,7 +79,7 @@ def test_microbatches_give_the_single_pass(teacher, parts):
 
 
 def test_a_bad_step_is_counted_and_not_applied():
-    r = recipe()
+    r = recipe(teacher=True)
     poisoned = initial_state(r)
     broken = jax.tree.map(lambda x: x, poisoned.params)
     broken["cls_head"]["prototypes"] = broken["cls_head"]["prototypes"].at[0, 0].set(jnp.nan)
@@ -94,7 +94,7 @@ def test_a_bad_step_is_counted_and_not_applied():
 
 
 def test_every_parameter_but_the_fourier_matrix_moves():
-    r = recipe()
+    r = recipe(teacher=True)
     state = initial_state(r)
     new, _ = step_of(r)(state, batch())
     new, _ = step_of(r)(new, batch())  # the first step may have rate zero
@@ -135,7 +135,7 @@ def test_teacher_momentum():
 
 def test_the_step_draws_from_seed_and_index_alone():
     """The same images in another order, at other places of the batch, give the same loss."""
-    r = recipe()
+    r = recipe(teacher=True)
     order = jnp.array(np.random.default_rng(2).permutation(COUNT))
     state = initial_state(r)
     step = step_of(r)
