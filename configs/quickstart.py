@@ -4,7 +4,7 @@ Command:   python main.py --config=configs/quickstart.py
 Hardware:  2 CPU cores, at most 6 minutes, compile included.
 Result:    a table on held-out scenes and localization.png in runs/quickstart: reconstruction and
            localization clearly above untrained weights; classes at chance, for which this budget of
-           19,200 images is far too small.
+           16,000 images is far too small.
 
 Reconstruction weighs 100 instead of the published 10: in minutes, pixels are what can be learnt.
 """
@@ -26,7 +26,7 @@ def get_config():
     config.data.update(source="scenes", canvas=48, threads=2)
     config.data.scenes.update(size=48, max_digits=4)
     config.optimizer.update(peak_lr=3e-3, final_lr=1e-5)
-    config.train.update(batch=32, steps=600, log_every=50, save_every=200)
+    config.train.update(batch=32, steps=500, log_every=50, save_every=250)
     config.efficiency.dtype = "float32"
     config.eval.update(tasks=("scenes",), train_records=1000, test_records=500)
     return config
