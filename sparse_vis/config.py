@@ -43,6 +43,8 @@ def _loss() -> ConfigDict:
             student_temperature=0.12,
             sinkhorn_temperature=0.06,
             sinkhorn_iterations=3,  # 0: plain softmax targets
+            sinkhorn_epsilon=0.0,  # published: 1e-8, which shrinks some rows
+            balance_over="batch",  # or "microbatch": as the published gradient accumulation
             matching="entropic",  # "entropic" (published) or "exact" (one to one)
             match_epsilon=0.1,
             match_iterations=5,
@@ -60,6 +62,7 @@ def _views() -> ConfigDict:
             local_scale=(0.06, 0.36),
             aspect=(3 / 4, 4 / 3),
             flip_probability=0.5,
+            colour_per="view",  # or "batch" (published): one draw for all masked, one for all local views
             jitter_probability=0.8,
             brightness=0.4,
             contrast=0.4,

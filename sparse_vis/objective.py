@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -10,48 +11,63 @@ from sparse_vis.losses.clustering import prototype_cross_entropy
 from sparse_vis.losses.koleo import koleo
 from sparse_vis.losses.reconstruction import code_cross_entropy, pixel_mse
 from sparse_vis.losses.spec import LossSpec
-from sparse_vis.ops.prototypes import expected_prototype
+from sparse_vis.ops.prototypes import expected_prototype, streamed_logsumexp
+from sparse_vis.ops.sinkhorn import row_mass
 from sparse_vis.types import Outputs, Targets
+
+
+def expectation(
+    x: Float[Array, "B r D"], prototypes: Array, potentials: Array, values: Array, spec: LossSpec
+) -> tuple[Float[Array, "B r D"], Float[Array, "B r 1"]]:
+    """Where the target T of each row points, T W^T, and the mass of T.
+
+    Args:
+        x: embeddings that give the targets. prototypes: (D, K) that scored them.
+        potentials: (rounds, K) of Sinkhorn. values: (D, K), W, the student's prototypes. spec: settings.
+    """
+    rows, how = x.reshape(-1, x.shape[-1]), (spec.sinkhorn_temperature, spec.prototype_chunk)
+    expected = expected_prototype(rows, prototypes, how[0], potentials[-1], values, how[1])
+    mass = jnp.ones(rows.shape[:1])
+    if spec.sinkhorn_epsilon and spec.sinkhorn_iterations:
+        log_sums = [streamed_logsumexp(rows, prototypes, how[0], g, how[1]) for g in potentials]
+        mass = row_mass(jnp.stack(log_sums), spec.sinkhorn_epsilon)
+    mass = jax.lax.stop_gradient(mass)[:, None]
+    return (mass * expected).reshape(x.shape), mass.reshape(*x.shape[:-1], 1)
 
 
 def sparse_terms(outputs: Outputs, targets: Targets, spec: LossSpec) -> dict[str, Array]:
     """Clustering of the image's S and alignment of the masked views' S, unweighted."""
     source, W = targets.source, outputs.sparse_prototypes
-    expected = expected_prototype(
-        source.sparse.reshape(-1, W.shape[0]), source.sparse_prototypes, spec.sinkhorn_temperature,
-        targets.potentials.sparse, W, spec.prototype_chunk,
-    ).reshape(source.sparse.shape)  # fmt: skip
-    terms = {}
-    if spec.token_clustering:
-        target = matched_targets(expected, targets.image_match[:, None])[:, 0]
-        terms["token_clustering"] = prototype_cross_entropy(
-            outputs.sparse, target, W, spec.student_temperature, spec.prototype_chunk
+    expected = expectation(source.sparse, source.sparse_prototypes, targets.potentials.sparse, W, spec)
+    students = {
+        "token_clustering": (outputs.sparse[:, None], targets.image_match[:, None]),
+        "set_alignment": (outputs.masked_sparse, targets.masked_match),
+    }
+    return {
+        name: prototype_cross_entropy(
+            x, *(matched_targets(part, match) for part in expected), W, spec.student_temperature,
+            spec.prototype_chunk,
         )
-    if spec.set_alignment:
-        target = matched_targets(expected, targets.masked_match)
-        terms["set_alignment"] = prototype_cross_entropy(
-            outputs.masked_sparse, target, W, spec.student_temperature, spec.prototype_chunk
-        )
-    return terms
+        for name, (x, match) in students.items()
+        if getattr(spec, name)
+    }  # fmt: skip
 
 
 def cls_terms(outputs: Outputs, targets: Targets, spec: LossSpec) -> dict[str, Array]:
     """Clustering of the image's CLS, alignment of the masked and local views' CLS, unweighted."""
     source, W = targets.source, outputs.cls_prototypes
-    expected = expected_prototype(
-        source.cls[:, 0], source.cls_prototypes, spec.sinkhorn_temperature, targets.potentials.cls, W,
-        spec.prototype_chunk,
-    )[:, None]  # fmt: skip
+    expected = expectation(source.cls, source.cls_prototypes, targets.potentials.cls, W, spec)
     students = {
         "cls_clustering": outputs.cls, "cls_masked": outputs.masked_cls, "cls_local": outputs.local_cls,
     }  # fmt: skip
     return {
         name: prototype_cross_entropy(
-            x, jnp.broadcast_to(expected, x.shape), W, spec.student_temperature, spec.prototype_chunk
+            x, *(jnp.broadcast_to(part, (*x.shape[:-1], part.shape[-1])) for part in expected), W,
+            spec.student_temperature, spec.prototype_chunk,
         )
         for name, x in students.items()
         if getattr(spec, name)
-    }
+    }  # fmt: skip
 
 
 def objective(

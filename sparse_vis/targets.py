@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from sparse_vis.losses.spec import LossSpec
 from sparse_vis.ops.matching import entropic_match, exact_match
-from sparse_vis.ops.sinkhorn import column_potentials
+from sparse_vis.ops.sinkhorn import column_potentials, published_potentials
 from sparse_vis.types import Outputs, Potentials, Targets, TargetSource
 
 
@@ -33,9 +33,12 @@ def balance(source: TargetSource, spec: LossSpec) -> Potentials:
 
     def one(used: bool, x: Array, prototypes: Array) -> Array:
         if not used or spec.sinkhorn_iterations == 0:
-            return jnp.zeros(prototypes.shape[1])
+            return jnp.zeros((1, prototypes.shape[1]))
         scores = jax.lax.stop_gradient(x.reshape(-1, x.shape[-1]) @ prototypes)
-        return column_potentials(scores, spec.sinkhorn_temperature, spec.sinkhorn_iterations)
+        how = (spec.sinkhorn_temperature, spec.sinkhorn_iterations)
+        if spec.sinkhorn_epsilon:
+            return published_potentials(scores, *how, spec.sinkhorn_epsilon)
+        return column_potentials(scores, *how)[None]
 
     return Potentials(
         sparse=one(spec.uses_sparse_targets, source.sparse, source.sparse_prototypes),

@@ -139,10 +139,11 @@ class TargetSource:
 
 @struct.dataclass
 class Potentials:
-    """Sinkhorn's column potentials over the global batch, one vector per head.
+    """Sinkhorn's column potentials over the global batch, for each head.
 
     Attributes:
-        sparse: (K,) float32. cls: (K,) float32.
+        sparse, cls: (rounds, K) float32, of which the last gives the targets. With the published epsilon
+            there is one of every round, from which the mass of a row follows; else only the last.
     """
 
     sparse: jax.Array
@@ -155,7 +156,7 @@ class Targets:
 
     Attributes:
         source: TargetSource that scores the prototypes.
-        potentials: Potentials; targets are softmax(source @ prototypes / temperature + potentials).
+        potentials: Potentials; targets are softmax(source @ prototypes / temperature + potentials[-1]).
         image_match: (B, r) int32, the source token of every token of the image.
         masked_match: (B, Vg, r) int32, the source token of every token of every masked view.
         reconstruction: (B, H, W, 3) pixels, or (B, n) int32 codes.

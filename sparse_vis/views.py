@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import math
 
 import jax
@@ -40,6 +41,7 @@ class ViewSpec:
         global_scale, local_scale: range of the crop's part of the image's area.
         aspect: range of the crop's width / height, drawn evenly on a logarithmic scale.
         flip_probability: of a horizontal flip.
+        colour_per: "view", or "batch" as published: one draw for all masked views, one for all local ones.
         jitter_probability: of the four jitters together; brightness, contrast and saturation are drawn from
             1 ± the value, hue from ± the value (parts of the circle).
         grey_probability, blur_probability: of greyscale and Gaussian blur; blur_sigma is in pixels.
@@ -59,6 +61,7 @@ class ViewSpec:
     local_scale: tuple[float, float] = (0.06, 0.36)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip_probability: float = 0.5
+    colour_per: str = "view"
     jitter_probability: float = 0.8
     brightness: float = 0.4
     contrast: float = 0.4
@@ -94,6 +97,8 @@ class ViewSpec:
             value = getattr(self, f"{name}_probability")
             if not 0 <= value <= 1:
                 raise UserError(f"{name}_probability={value} is no probability: use a value from 0 to 1")
+        if self.colour_per not in ("view", "batch"):
+            raise UserError(f"colour_per={self.colour_per!r} is unknown: choose 'view' or 'batch'")
         if self.mask_kind not in KINDS:
             raise UserError(f"mask_kind={self.mask_kind!r} is unknown: choose one of {', '.join(KINDS)}")
         visible_count(math.prod(self.grid), self.masking_ratio)
@@ -129,7 +134,7 @@ def _crop_and_flip(canvas, box: Box, flip, size: int) -> Float[Array, "size size
     return jnp.where(flip, image[:, ::-1], image)
 
 
-def _views_of_image(key, canvas, height, width, spec: ViewSpec) -> Views:
+def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Views:
     """All views of one image; `key` is already the image's own. Local views count on after global ones."""
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     purposes, views = jnp.arange(len(Purpose)), jnp.arange(spec.global_count + spec.local_count)
@@ -146,12 +151,15 @@ def _views_of_image(key, canvas, height, width, spec: ViewSpec) -> Views:
 
     boxes = jax.vmap(box)(keys[Purpose.BOX], scales)
     flips = jax.vmap(lambda key: jax.random.uniform(key) < spec.flip_probability)(keys[Purpose.FLIP])
-    colours = jax.vmap(lambda key: sample_colour(key, spec))(keys[Purpose.COLOUR])
+    # DEVIATION: the published code draws the colour change once per batch, we for every view.
+    colour_keys = keys[Purpose.COLOUR]
+    if spec.colour_per == "batch":
+        colour_keys = fold(batch_key, (views >= spec.global_count).astype(jnp.int32))
+    colours = jax.vmap(lambda key: sample_colour(key, spec))(colour_keys)
 
     def crops_and_colour(part: slice, size: int):
         own_boxes, own_flips, own_colours = jax.tree.map(lambda draws: draws[part], (boxes, flips, colours))
         crops = jax.vmap(lambda box, flip: _crop_and_flip(canvas, box, flip, size))(own_boxes, own_flips)
-        # DEVIATION: the published code draws the colour change once per batch, we for every view.
         return crops, jax.vmap(augment.recolour)(crops, own_colours)
 
     crops, masked = crops_and_colour(slice(None, spec.global_count), spec.size)
@@ -171,7 +179,10 @@ def make_views(key: PRNGKeyArray, batch: Batch, spec: ViewSpec) -> Views:
         Views; `local` has no views along its second axis where spec.local_count is 0.
     """
 
+    # One level deeper than any key of an image, so that no two streams meet.
+    batch_key = functools.reduce(jax.random.fold_in, (0, Purpose.COLOUR, 0), key)
+
     def one(canvas, height, width, index):
-        return _views_of_image(jax.random.fold_in(key, index), canvas, height, width, spec)
+        return _views_of_image(jax.random.fold_in(key, index), batch_key, canvas, height, width, spec)
 
     return jax.vmap(one)(batch.image, batch.height, batch.width, batch.index)

@@ -12,11 +12,22 @@ from scipy.optimize import linear_sum_assignment
 
 from sparse_vis.losses.clustering import prototype_cross_entropy
 from sparse_vis.losses.koleo import koleo
+from sparse_vis.losses.spec import LossSpec
 from sparse_vis.models.decoder import fourier_positions
+from sparse_vis.objective import expectation
 from sparse_vis.ops.matching import entropic_match, entropic_plan, exact_match
 from sparse_vis.ops.prototypes import expected_prototype, streamed_logsumexp
-from sparse_vis.ops.sinkhorn import assignments, column_error, column_potentials
+from sparse_vis.ops.sinkhorn import (
+    assignments,
+    column_error,
+    column_potentials,
+    published_potentials,
+    row_mass,
+)
+from sparse_vis.targets import balance
+from sparse_vis.types import TargetSource
 from tests.golden_data import close, component
+from tests.train.tiny_config import get_config
 
 pytestmark = pytest.mark.fast
 RECORDED = component("components")
@@ -64,6 +75,42 @@ def test_the_published_epsilon_distorts_rows_and_ours_do_not(key):
     exact = sinkhorn_float64(scores, 0.06, iterations)
     assert np.abs(RECORDED[f"sinkhorn.temp{key}"] - exact).max() > 1e-4
     close(our_sinkhorn(scores, 0.06, iterations), exact)
+
+
+@pytest.mark.parametrize("key", recorded("sinkhorn.temp"))
+def test_the_switch_gives_the_published_rows(key):
+    temperature, iterations = float(key.split(".iters")[0]), int(key.split(".iters")[1])
+    scores, published = RECORDED["sinkhorn.scores"], RECORDED[f"sinkhorn.temp{key}"]
+
+    @jax.jit
+    def switched(scores):
+        rounds = published_potentials(scores, temperature, iterations, 1e-8)
+        log_sums = jax.nn.logsumexp(scores / temperature + rounds[:, None], axis=-1)
+        return row_mass(log_sums, 1e-8)[:, None] * assignments(scores, rounds[-1], temperature)
+
+    close(switched(scores), published)
+
+
+def test_the_switch_reaches_the_loss():
+    """The clustering term with the published epsilon is the cross-entropy with the recorded rows."""
+    scores, T = RECORDED["sinkhorn.scores"], np.asarray(RECORDED["sinkhorn.temp0.06.iters3"], np.float64)
+    spec = LossSpec(**{**get_config().loss, "sinkhorn_epsilon": 1e-8}, prototype_chunk=16)
+    identity = jnp.eye(scores.shape[-1])  # embeddings that are their own logits
+
+    @jax.jit
+    def loss(x, W):
+        source = TargetSource(
+            S=x, sparse=x, cls=x[:, :1], sparse_prototypes=identity, cls_prototypes=identity
+        )
+        potentials = balance(source, spec).sparse
+        expected, mass = expectation(x, identity, potentials, W, spec)
+        return prototype_cross_entropy(x, expected, mass, W, spec.student_temperature, 16)
+
+    x = jnp.asarray(scores).reshape(6, 16, 64)
+    logits = np.asarray(scores, np.float64) / spec.student_temperature
+    log_p = logits - logits.max(-1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(-1, keepdims=True))
+    np.testing.assert_allclose(loss(x, identity), -(T * log_p).sum(-1).mean(), rtol=1e-5)
 
 
 def test_sinkhorn_stays_finite_where_exp_overflows():
@@ -124,7 +171,7 @@ def test_fourier_positions(key):
 def test_cross_entropy(key):
     logits, targets = RECORDED["ce.logits"], RECORDED["ce.targets"]
     identity = jnp.eye(logits.shape[-1])  # embeddings that are their own logits
-    ours = prototype_cross_entropy(logits, targets, identity, 0.12, 16)
+    ours = prototype_cross_entropy(logits, targets, jnp.ones((*logits.shape[:-1], 1)), identity, 0.12, 16)
     close(ours, RECORDED[key])
 
 
@@ -141,7 +188,7 @@ def test_streamed_loss_and_gradients_equal_the_direct_form(chunk):
 
     def streamed(x, V):
         target = expected_prototype(x, W, 0.5, g, V, chunk)
-        return prototype_cross_entropy(x, target, V, 0.7, chunk)
+        return prototype_cross_entropy(x, target, jnp.ones((20, 1)), V, 0.7, chunk)
 
     def direct(x, V):
         return direct_cross_entropy(x, W, V, g, 0.7, 0.5)

@@ -167,13 +167,13 @@ def test_assignments(name):
     _, terms, outputs, targets, _ = step(name)
     source = targets.source
     scores = source.sparse @ source.sparse_prototypes
-    rows = assignments(scores, targets.potentials.sparse, t)
+    rows = assignments(scores, targets.potentials.sparse[-1], t)
     if r.teacher is None:
         loss = terms["token_clustering"]
         compare({"logits": scores, "assignments": rows, "loss": loss}, e, "cluster")
         return
     tokens, _ = encode(r.model, {**r.params, **r.teacher}, r.views.masked[:, 1])
-    cls = assignments(source.cls @ source.cls_prototypes, targets.potentials.cls, t)
+    cls = assignments(source.cls @ source.cls_prototypes, targets.potentials.cls[-1], t)
     ours = {"cls": tokens.cls, "sparse": source.S, "assignments": rows, "cls_assignments": cls}
     compare(ours, e, "teacher")
     scores = outputs.sparse @ outputs.sparse_prototypes

@@ -181,6 +181,19 @@ def test_every_view_has_its_own_colour(batch):
     assert len(np.unique(colours.round(4), axis=0)) == len(colours)
 
 
+def test_published_colour_is_one_draw_for_the_batch(batch):
+    """On grey images the colour after jitter tells the draws: one for masked, another for local views."""
+    white = Batch(np.full_like(batch.image, 200), *(np.full(4, 40, np.int32),) * 2, batch.index)
+    spec = dataclasses.replace(SPEC, colour_per="batch", jitter_probability=1.0, grey_probability=0.0)
+    views = views_of(jax.random.key(1), white, spec)
+    masked, local = (np.asarray(part)[:, :, 0, 0].reshape(-1, 3) for part in (views.masked, views.local))
+    np.testing.assert_allclose(masked, masked[:1].repeat(len(masked), 0), atol=1e-5)
+    np.testing.assert_allclose(local, local[:1].repeat(len(local), 0), atol=1e-5)
+    assert np.abs(masked[0] - local[0]).max() > 1e-3
+    other = np.asarray(views_of(jax.random.key(2), white, spec).masked)[0, 0, 0, 0]
+    assert np.abs(masked[0] - other).max() > 1e-3
+
+
 @pytest.mark.fast
 def test_colour_is_drawn_as_the_recipe_says():
     count = 20_000
@@ -211,6 +224,7 @@ def test_colour_is_drawn_as_the_recipe_says():
         ({"aspect": (2.0, 1.0)}, "aspect"),
         ({"flip_probability": 1.5}, "flip_probability=1.5"),
         ({"mask_kind": "focal"}, "mask_kind='focal'"),
+        ({"colour_per": "step"}, "colour_per='step'"),
         ({"masking_ratio": 1.0}, "ratio 1.0"),
     ],
 )

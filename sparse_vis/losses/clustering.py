@@ -11,18 +11,20 @@ from sparse_vis.ops.prototypes import streamed_logsumexp
 def prototype_cross_entropy(
     x: Float[Array, "*rows D"],
     target: Float[Array, "*rows D"],
+    mass: Float[Array, "*rows 1"],
     prototypes: Float[Array, "D K"],
     temperature: float,
     chunk: int,
 ) -> Float[Array, ""]:
     """Mean over rows of CE(T, softmax(x W / temperature)) without a [rows, K] array.
 
-    Equals logsumexp(x W / temperature) - x . (T W^T) / temperature, as rows of T sum to one
+    Equals m logsumexp(x W / temperature) - x . (T W^T) / temperature where rows of T sum to m
     (method.md section 5).
 
     Args:
         x: (..., D) student embeddings, float32.
         target: (..., D), T W^T: the prototype that each row's target expects (`expected_prototype`).
+        mass: (..., 1), m: one, but for rows that the published epsilon shrinks.
         prototypes: (D, K), W. temperature: the student's (published: 0.12).
         chunk: prototypes held in memory at a time.
 
@@ -31,4 +33,5 @@ def prototype_cross_entropy(
     """
     rows = x.reshape(-1, x.shape[-1])
     norm = streamed_logsumexp(rows, prototypes, temperature, jnp.zeros(prototypes.shape[1]), chunk)
-    return jnp.mean(norm - jnp.sum(rows * target.reshape(rows.shape), axis=-1) / temperature)
+    agreement = jnp.sum(rows * target.reshape(rows.shape), axis=-1) / temperature
+    return jnp.mean(mass.reshape(norm.shape) * norm - agreement)

@@ -20,6 +20,9 @@ class LossSpec:
         koleo_image, koleo_masked: weights, published 0.1.
         student_temperature: 0.12. sinkhorn_temperature: 0.06. sinkhorn_iterations: 3; 0 gives plain
             softmax targets.
+        sinkhorn_epsilon: 0 here; published 1e-8, which shrinks rows far below every column's maximum.
+        balance_over: "batch", the global one, or "microbatch", each part alone, as the published gradient
+            accumulation does.
         matching: "entropic" (published) or "exact" (one to one).
         match_epsilon: 0.1. match_iterations: 5.
         prototype_chunk: prototypes held in memory at a time; changes no result.
@@ -36,6 +39,8 @@ class LossSpec:
     student_temperature: float
     sinkhorn_temperature: float
     sinkhorn_iterations: int
+    sinkhorn_epsilon: float
+    balance_over: str
     matching: str
     match_epsilon: float
     match_iterations: int

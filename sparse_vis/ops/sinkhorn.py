@@ -42,7 +42,7 @@ def column_potentials(
     """Column potentials g with assignments = softmax(scores / temperature + g), no gradient.
 
     DEVIATION: the published code adds 1e-8 to both sums, which shrinks rows that lie far below every
-    column's maximum; in the log domain every row sums to one.
+    column's maximum (`published_potentials`); in the log domain every row sums to one.
 
     Args:
         scores: (rows, K) float32 prototype logits of every row of the global batch.
@@ -56,6 +56,46 @@ def column_potentials(
     rows, columns = scores.shape
     out = run_ott(-scores, temperature, iterations, jnp.full(rows, 1 / rows), jnp.full(columns, 1 / columns))
     return out.g / temperature
+
+
+def published_potentials(
+    scores: Float[Array, "rows K"], temperature: float, iterations: int, epsilon: float
+) -> Float[Array, "rounds K"]:
+    """Column potentials of the published loop, which adds epsilon to each sum it divides by; no gradient.
+
+    Its assignments are row_mass * softmax(scores / temperature + g[-1]).
+
+    Args:
+        scores: (rows, K) float32 prototype logits of every row of the global batch.
+        temperature: Sinkhorn temperature. iterations: rounds of [columns, rows].
+        epsilon: published 1e-8, relative to columns whose largest entry is exp(50) at the start.
+
+    Returns:
+        (iterations, K) float32, the potentials of every round.
+    """
+    logits = jax.lax.stop_gradient(scores.astype(jnp.float32)) / temperature
+    f, g = jnp.zeros(logits.shape[0]), 50 - jnp.max(logits, axis=0)
+    rounds = []
+    for _ in range(iterations):
+        g -= jnp.logaddexp(g + jax.nn.logsumexp(logits + f[:, None], axis=0), jnp.log(epsilon))
+        f -= jnp.logaddexp(f + jax.nn.logsumexp(logits + g, axis=1), jnp.log(epsilon))
+        rounds.append(g)
+    return jnp.stack(rounds)
+
+
+def row_mass(log_sums: Float[Array, "rounds rows"], epsilon: float) -> Float[Array, " rows"]:
+    """Sum of each row of the published assignments: s / (s + epsilon), s before the last division.
+
+    Args:
+        log_sums: (rounds, rows), logsumexp(scores / temperature + g) of each round's potentials g.
+        epsilon: that of `published_potentials`.
+    """
+    f, mass = jnp.zeros(log_sums.shape[1]), jnp.ones(log_sums.shape[1])
+    for log_sum in log_sums:
+        divisor = jnp.logaddexp(f + log_sum, jnp.log(epsilon))
+        mass = jnp.exp(f + log_sum - divisor)
+        f -= divisor
+    return mass
 
 
 def assignments(

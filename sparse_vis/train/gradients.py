@@ -97,7 +97,7 @@ def loss_and_gradients(
 
     With microbatches the Sinkhorn potentials of the whole batch come first, so that the result is
     that of a single pass, up to rounding. (DEVIATION: the published accumulation balances each
-    part on its own and thereby changes the objective.)
+    part on its own and thereby changes the objective; loss.balance_over="microbatch" does that.)
 
     Args:
         params, model, spec, teacher, tokenizer: as in `loss_fn`.
@@ -113,7 +113,9 @@ def loss_and_gradients(
         )
         return total, terms, gradients
     parts = split_batch(batch, microbatches)
-    potentials = global_potentials(params, model, spec, parts, view, teacher)
+    potentials = None
+    if spec.balance_over == "batch":
+        potentials = global_potentials(params, model, spec, parts, view, teacher)
 
     def one(part: Batch):
         (total, (terms, _, _)), gradients = gradient(

@@ -23,10 +23,13 @@ AT_LEAST_ONE = (
     *(f"efficiency.{name}" for name in ("microbatches", "unroll", "prototype_chunk")),
     "data.canvas",
 )  # fmt: skip
-NOT_NEGATIVE = ("data.workers", "data.threads", "loss.sinkhorn_iterations", "seed", "data.seed")
+NOT_NEGATIVE = (
+    "data.workers", "data.threads", "loss.sinkhorn_iterations", "loss.sinkhorn_epsilon", "seed", "data.seed",
+)  # fmt: skip
 CHOICES = {
     "model.target": ("pixel", "vq"),
     "loss.matching": ("entropic", "exact"),
+    "loss.balance_over": ("batch", "microbatch"),
     "data.on_error": ("stop", "substitute"),
     "optimizer.schedule": ("cosine", "constant"),
     "efficiency.dtype": ("float32", "bfloat16", "float16"),
