@@ -18,7 +18,7 @@ import numpy as np
 
 from sparse_vis.data.ahead import Loaded, load_ahead, load_image, usable
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.errors import UserError
+from sparse_vis.errors import UserError, command_line
 from sparse_vis.shards import (
     DTYPES,
     SKIPPED,
@@ -255,11 +255,11 @@ def main() -> None:
     arguments = _parser().parse_args()
     try:
         extract(**vars(arguments))
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except OSError as error:
+        raise UserError(f"{error}; complete shards are kept, the same command continues.") from None
     except KeyboardInterrupt:
         sys.exit("interrupted: complete shards are kept, the same command continues")
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

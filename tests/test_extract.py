@@ -15,7 +15,7 @@ from PIL import Image
 
 import sparse_vis
 from sparse_vis import extract as command
-from sparse_vis.errors import UserError
+from sparse_vis.errors import UserError, command_line
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -204,7 +204,7 @@ def test_command_line_prints_one_sentence(tmp_path, monkeypatch, capsys):
     arguments = [f"--checkpoint={tmp_path}", f"--input={tmp_path}", f"--output={tmp_path / 'out'}"]
     monkeypatch.setattr(sys, "argv", ["extract", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        command.main()
+        command_line(command.main)
     assert str(stopped.value).startswith("error: Folder") and "\n" not in str(stopped.value)
     for wrong, sentence in (("--outputs=cls,spare", "'spare' is unknown"), ("--batch=0", "'0' is no number")):
         monkeypatch.setattr(sys, "argv", ["extract", *arguments, wrong])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -186,25 +185,3 @@ class VQGAN(nn.Module):
         """Images after a round trip through the codes; shapes as in `encode` and `decode`."""
         latent = self.encode(pixels)
         return self.decode(self.codes(latent).reshape(latent.shape[:3]))
-
-
-def code_agreement(tokenizer: VQGAN, params: dict, images: Float[Array, "B H W 3"]) -> float:
-    """Share of codes that the tokenizer in bfloat16 keeps relative to float32.
-
-    It holds for the device that computes it: between operations XLA's CPU backend keeps more than bfloat16.
-
-    Args:
-        tokenizer: of any dtype.
-        params: its parameters.
-        images: (B, H, W, 3) RGB in [0, 1].
-
-    Returns:
-        A number in [0, 1].
-    """
-
-    def codes_in(dtype: DTypeLike) -> np.ndarray:
-        vqgan = tokenizer.clone(dtype=dtype)
-        run = jax.jit(lambda p, x: vqgan.apply({"params": p}, x, method=lambda m, x: m.codes(m.encode(x))))
-        return np.asarray(run(params, images))
-
-    return float(np.mean(codes_in(jnp.bfloat16) == codes_in(jnp.float32)))

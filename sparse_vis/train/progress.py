@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 import pathlib
 import queue
@@ -12,6 +11,7 @@ import threading
 import time
 
 import numpy as np
+from clu import metrics
 
 JSONL = "metrics.jsonl"
 
@@ -74,13 +74,18 @@ def keep_until(path: pathlib.Path, step: int) -> None:
 
 
 def average(window: list[dict[str, float]]) -> dict[str, float]:
-    """Mean over the finite numbers of each name; a name without any is left out.
+    """clu's mean over the finite numbers of each name; a name without any is left out.
 
     Args:
         window: metrics per step.
     """
-    finite = {name: [m[name] for m in window if math.isfinite(m[name])] for name in window[0]}
-    return {name: float(np.mean(values)) for name, values in finite.items() if values}
+    values = {name: np.array([m[name] for m in window], np.float32) for name in window[0]}
+    finite = {name: np.isfinite(v) for name, v in values.items()}
+    return {
+        name: float(metrics.Average.from_model_output(values[name], mask=finite[name]).compute())
+        for name in values
+        if finite[name].any()
+    }
 
 
 class Progress:

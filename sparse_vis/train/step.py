@@ -24,7 +24,7 @@ class TrainState:
     Attributes:
         step: int32, steps taken, skipped ones included.
         params: float32 parameter tree. opt_state: of optax. teacher: EMA copy, or None.
-        bad_steps: int32, non-finite steps that were not applied. bad_in_a_row: the latest of them.
+        bad_steps: int32, non-finite steps that were not applied.
     """
 
     step: jax.Array
@@ -32,7 +32,6 @@ class TrainState:
     opt_state: optax.OptState
     teacher: dict | None
     bad_steps: jax.Array
-    bad_in_a_row: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +68,6 @@ def initial_state(recipe: Recipe, params: dict | None = None) -> TrainState:
         opt_state=recipe.optimizer.init(params),
         teacher=jax.tree.map(jnp.copy, teacher_params(params)) if recipe.use_teacher else None,
         bad_steps=zero,
-        bad_in_a_row=zero,
     )
 
 
@@ -105,7 +103,7 @@ def train_step(
 
     bad = 1 - good.astype(jnp.int32)
     new = jax.lax.cond(good, apply, lambda state: state, state).replace(
-        step=state.step + 1, bad_steps=state.bad_steps + bad, bad_in_a_row=(state.bad_in_a_row + 1) * bad
+        step=state.step + 1, bad_steps=state.bad_steps + bad
     )
     return new, {
         "total": total, **terms, "gradient_norm": norm, "learning_rate": recipe.schedule(state.step),

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from sparse_vis.errors import UserError
-from sparse_vis.models.vqgan import VQGAN, ResBlock, _norm_silu, code_agreement
+from sparse_vis.models.vqgan import VQGAN, ResBlock, _norm_silu
 
 SMALL = VQGAN(hidden_channels=32, channel_mult=(1, 2), num_res_blocks=1, z_channels=8, num_embeddings=16)
 
@@ -127,17 +127,3 @@ def test_too_small_images_and_bad_widths(params):
         run(SMALL, params, jnp.zeros((1, 1, 8, 3)), "encode")
     with pytest.raises(UserError, match=r"hidden_channels is 48; use a multiple of 32"):
         SMALL.clone(hidden_channels=48).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-
-
-def test_code_agreement_counts_what_bfloat16_changes(params):
-    vqgan = SMALL.clone(num_embeddings=128)
-    images = jax.random.uniform(jax.random.key(3), (2, 8, 16, 3))
-    latent = run(SMALL, params, images, "encode").reshape(64, 8)
-    # Two vectors for every latent, on either side: float32 takes the nearer, in bfloat16 it is a toss-up.
-    step = 1e-4 * jax.random.normal(jax.random.key(4), latent.shape)
-    params = params | {"codebook": jnp.stack([latent + step, latent - 3 * step], axis=1).reshape(128, 8)}
-    half = vqgan.clone(dtype=jnp.bfloat16)
-    rounded = run(half, params, run(half, params, images, "encode"), "codes")
-    share = np.mean(np.asarray(rounded).ravel() == np.arange(0, 128, 2))
-    assert 0.2 < share < 0.8
-    assert code_agreement(vqgan, params, images) == pytest.approx(share, abs=0.05)

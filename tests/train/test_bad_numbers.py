@@ -47,7 +47,6 @@ def test_bad_steps_are_not_applied_and_stop_the_run(main, finished, tmp_path):
     after = read(workdir / "checkpoints" / "22")
     counters = {name: after["rest"].pop(name) - before["rest"].pop(name) for name in ("step", "bad_steps")}
     assert counters == {"step": 4, "bad_steps": 4}
-    assert after["rest"].pop("bad_in_a_row") == 4 and before["rest"].pop("bad_in_a_row") == 0
     jax.tree.map(np.testing.assert_array_equal, after, before)
     rows = metrics(workdir)
     assert [row["bad_steps"] for row in rows if row["step"] > 18] == [1, 2, 3, 4]
