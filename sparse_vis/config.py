@@ -81,9 +81,9 @@ def _views() -> ConfigDict:
 def _data() -> ConfigDict:
     return ConfigDict(
         dict(
-            source="scenes",  # "scenes", "folder" or "tfds:<name>"
-            path="",  # folder of images, or TFDS data_dir
-            split="train",  # scenes: train, validation, test; folder: subfolder or ""; TFDS: any split
+            source="scenes",  # "scenes", "folder", "packed" or "tfds:<name>"
+            path="",  # folder of images or shards, or TFDS data_dir
+            split="train",  # scenes: train, validation, test; folder, packed: subfolder or ""; TFDS: any
             canvas=512,  # side of the uint8 canvas; larger images are reduced to fit
             on_error="stop",  # or "substitute": take the next readable image and count
             workers=0,

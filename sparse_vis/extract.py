@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sparse_vis.data.ahead import Loaded, load_ahead, load_image, usable
-from sparse_vis.data.sources import FolderSource
+from sparse_vis.data.sources import open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.shards import (
     DTYPES,
@@ -60,18 +60,6 @@ class Progress:
             eta = datetime.timedelta(seconds=round(left / rate)) if rate else "unknown"
             note = f"  {self.skipped} skipped" if self.skipped else ""
             print(f"{self.done}/{self.total} images  {rate:.1f} images/s  ETA {eta}{note}", flush=True)
-
-
-def open_folder(path: str) -> FolderSource:
-    """All images below a folder, in sorted order.
-
-    Raises:
-        UserError: the folder is missing or holds no image.
-    """
-    try:
-        return FolderSource(path)
-    except UserError as error:  # its remedy names the flag of main.py
-        raise UserError(str(error).replace("--config.data.path", "--input")) from None
 
 
 def make_encoder(model, params: dict, batch: int, outputs: tuple[str, ...], dtype: str):

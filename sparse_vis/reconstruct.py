@@ -21,10 +21,9 @@ from PIL import Image
 
 from sparse_vis import api
 from sparse_vis.data.decode import decode, to_square
-from sparse_vis.data.sources import FolderSource
+from sparse_vis.data.sources import FolderSource, open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.evals.reconstruction import psnr
-from sparse_vis.extract import open_folder
 from sparse_vis.models.stellar import Stellar
 
 BATCH = 16

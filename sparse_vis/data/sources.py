@@ -1,4 +1,4 @@
-"""Random-access records: embedded scenes, a folder of images, a prepared TFDS data set."""
+"""Random-access records: embedded scenes, a folder of images, packed images, a prepared TFDS data set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+from sparse_vis.data.packed import PackedSource
 from sparse_vis.data.scenes import SceneSource, SceneSpec
+from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
@@ -91,72 +93,26 @@ def _list_images(path: str) -> list[str]:
     return sorted(names)
 
 
-class TfdsSource:
-    """A data set that TFDS has prepared as ArrayRecord; neither TensorFlow nor network is needed to read it.
-
-    Args:
-        name: TFDS name, e.g. "imagenet2012" or "name/config:1.0.0".
-        split: TFDS split, e.g. "train[:90%]".
-        data_dir: folder in which the data set was prepared.
+def open_folder(path: str) -> FolderSource:
+    """All images below the folder that a tool's --input names.
 
     Raises:
-        UserError: not prepared there, not as ArrayRecord, unknown split, or records without `image`.
+        UserError: the folder is missing or holds no image.
     """
-
-    def __init__(self, name: str, *, split: str, data_dir: str):
-        import tensorflow_datasets as tfds
-
-        self.name, self.split, self.data_dir = name, split, data_dir
-        prepare = (
-            f"run `tfds build {name} --data_dir={data_dir} --file_format=array_record` "
-            "(needs TensorFlow) or set --config.data.path to the folder that holds it"
-        )
-        try:
-            builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-        except (tfds.core.DatasetNotFoundError, FileNotFoundError):
-            raise UserError(f"TFDS does not know data set {name!r} in {data_dir!r}: {prepare}") from None
-        if not builder.info.splits:
-            raise UserError(f"TFDS data set {name!r} is not prepared in {data_dir!r}: {prepare}")
-        if "image" not in builder.info.features:
-            raise UserError(f"TFDS data set {name!r} has no feature 'image': choose an image data set")
-        try:
-            self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        except NotImplementedError:
-            raise UserError(f"TFDS data set {name!r} is not stored as ArrayRecord: {prepare}") from None
-        except ValueError as error:
-            raise UserError(
-                f"TFDS data set {name!r} has no split {split!r} ({str(error).splitlines()[0]}): "
-                "correct --config.data.split"
-            ) from None
-        if not len(self._records):
-            raise UserError(f"Split {split!r} of TFDS data set {name!r} is empty: choose a larger one")
-        label = dict(builder.info.features).get("label")
-        self.classes = tuple(label.names) if hasattr(label, "names") else ()
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        found = self._records[index]
-        # The key is not kept by TFDS, so the position stands in where a data set has no file names.
-        name = found["file_name"].decode() if "file_name" in found else f"{self.name}/{self.split}#{index}"
-        record = {"image": found["image"], "name": name}
-        if self.classes:
-            record["label"] = int(found["label"])
-        return record
-
-    def __repr__(self) -> str:
-        return f"TfdsSource({self.name!r}, split={self.split!r}, data_dir={self.data_dir!r})"
+    try:
+        return FolderSource(path)
+    except UserError as error:  # its remedy names the flag of main.py
+        raise UserError(str(error).replace("--config.data.path", "--input")) from None
 
 
 def make_source(name: str, *, split: str, path: str, seed: int, scenes: SceneSpec) -> Source:
     """Builds the source that a configuration names.
 
     Args:
-        name: "scenes", "folder" or "tfds:<name>".
-        split: scenes: "train", "validation" or "test"; folder: subfolder of `path` to read, "" for all of it;
-            TFDS: any split string, e.g. "train[:90%]".
-        path: the folder of images, or TFDS's data_dir; not read for scenes.
+        name: "scenes", "folder", "packed" or "tfds:<name>".
+        split: scenes: "train", "validation" or "test"; folder and packed: subfolder of `path` to read, ""
+            for `path` itself; TFDS: any split string, e.g. "train[:90%]".
+        path: the folder of images or shards, or TFDS's data_dir; not read for scenes.
         seed: decides the scenes; not read otherwise.
         scenes: what scenes look like; not read otherwise.
 
@@ -165,8 +121,9 @@ def make_source(name: str, *, split: str, path: str, seed: int, scenes: SceneSpe
     """
     if name == "scenes":
         return SceneSource(scenes, split=split, seed=seed)
-    if name == "folder":
-        return FolderSource(os.path.join(path, split) if split else path)
+    if name in ("folder", "packed"):
+        kind = FolderSource if name == "folder" else PackedSource
+        return kind(os.path.join(path, split) if split else path)
     if name.startswith("tfds:"):
         return TfdsSource(name.removeprefix("tfds:"), split=split, data_dir=path)
-    raise UserError(f"Unknown data source {name!r}: choose 'scenes', 'folder' or 'tfds:<name>'")
+    raise UserError(f"Unknown data source {name!r}: choose 'scenes', 'folder', 'packed' or 'tfds:<name>'")

@@ -78,7 +78,7 @@ def test_missing_empty_and_unreadable_folders_are_named(tmp_path):
 
 @pytest.mark.fast
 def test_unknown_source_offers_the_known_ones():
-    with pytest.raises(UserError, match=r"'imagenet'.*'scenes', 'folder' or 'tfds:<name>'"):
+    with pytest.raises(UserError, match=r"'imagenet'.*'scenes', 'folder', 'packed' or 'tfds:<name>'"):
         make_source("imagenet", split="train", path="", seed=0, scenes=SMALL)
 
 
@@ -175,7 +175,9 @@ def test_tfds_errors_are_one_sentence(tiny, tmp_path):
         make_source(f"tfds:{name}", split=split, path=str(path), seed=0, scenes=SMALL)
 
     for name in ("no_such_data", "mnist"):
-        with pytest.raises(UserError, match=f"{name}.*tfds build {name} --data_dir.*array_record") as error:
+        with pytest.raises(
+            UserError, match=f"{name}.*tfds.builder.'{name}', data_dir=.*array_record"
+        ) as error:
             make(name)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no split 'test'") as error:

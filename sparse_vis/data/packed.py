@@ -1,0 +1,171 @@
+"""Packed images: the files of a folder in a few large shards, written by `python -m sparse_vis.data.pack`.
+
+Shards are ArrayRecord; a record is a msgpack map of `image` (the bytes of the file), `name` and, where the
+folder has classes, `label`. The file packed.json beside them says what they hold: docs/imagenet.md.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from sparse_vis.errors import UserError
+
+METADATA, VERSION = "packed.json", 1
+KEYS = ("version", "images", "images_sha256", "classes", "shard_size", "records", "shards")
+NAME_ERRORS = "surrogateescape"  # a file's name need not be UTF-8
+COMMAND = "python -m sparse_vis.data.pack"
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The content of a packed folder's packed.json.
+
+    Raises:
+        UserError: it is damaged, or of another version.
+        FileNotFoundError: there is none.
+    """
+    path = folder / METADATA
+    try:
+        metadata = json.loads(path.read_text())
+        version = metadata["version"]
+        complete = version != VERSION or set(KEYS) <= metadata.keys()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise UserError(f"{path} is damaged: delete its folder and repeat `{COMMAND}`")
+    if version != VERSION:
+        raise UserError(
+            f"{path} is of version {version}, this program reads {VERSION}: "
+            f"pack the images again with `{COMMAND}`"
+        )
+    return metadata
+
+
+def has_shard(folder: Path, name: str, shard: dict[str, Any]) -> bool:
+    """Whether a shard lies in the folder at its full length."""
+    path = folder / name
+    return path.is_file() and path.stat().st_size == shard["bytes"]
+
+
+def describe(names: list[str], classes: tuple[str, ...], shard_size: int) -> dict[str, Any]:
+    """The metadata of a packed folder without shards.
+
+    Args:
+        names, classes: of the folder's images. shard_size: images per shard.
+    """
+    return {
+        "version": VERSION,
+        "images": len(names),
+        "images_sha256": hashlib.sha256("\n".join(names).encode(errors=NAME_ERRORS)).hexdigest(),
+        "classes": list(classes),
+        "shard_size": shard_size,
+        "records": 0,
+        "shards": {},
+    }
+
+
+def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """The metadata to go on from: of an earlier call with the same images, or new.
+
+    Args:
+        output: folder, made if needed. new: of `describe`.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"Output {str(output)!r} is a file: give --output a new or empty folder")
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        found = read_metadata(output)
+    except FileNotFoundError:
+        if any(output.iterdir()):
+            raise UserError(
+                f"Folder {str(output)!r} holds something else: give --output a new or empty folder"
+            ) from None
+        write_metadata(output, new)
+        return new
+    changed = [name for name in new if name not in ("records", "shards") and found[name] != new[name]]
+    if changed:
+        raise UserError(
+            f"Folder {str(output)!r} was packed from other images or with another --shard-size "
+            f"({', '.join(changed)}): repeat its command, or give --output another folder"
+        )
+    return found
+
+
+def write_metadata(output: Path, metadata: dict[str, Any]) -> None:
+    """Replace packed.json, so that it is there whole or not at all."""
+    partial = output / f"{METADATA}.partial"
+    partial.write_text(json.dumps(metadata, indent=1) + "\n")
+    os.replace(partial, output / METADATA)
+
+
+class PackedSource:
+    """Records of a packed folder: those of the folder source, in the same order.
+
+    Args:
+        path: the folder that `python -m sparse_vis.data.pack` wrote.
+
+    Raises:
+        UserError: it is no packed folder, is not finished, or lacks a shard or part of one.
+    """
+
+    def __init__(self, path: str):
+        import grain
+
+        folder, self.path = Path(path), path
+        try:
+            metadata = read_metadata(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"Folder {path!r} holds no packed images ({METADATA}): write them with "
+                f"`{COMMAND} --input=FOLDER --output=...`, or correct --config.data.path and "
+                '--config.data.split (a subfolder, or "")'
+            ) from None
+        shards = metadata["shards"]
+        done = sum(shard["records"] + len(shard["skipped"]) for shard in shards.values())
+        if done != metadata["images"]:
+            raise UserError(
+                f"Packed folder {path!r} is unfinished ({done} of {metadata['images']} images): "
+                f"repeat the `{COMMAND}` that began it"
+            )
+        for name, shard in shards.items():
+            if not has_shard(folder, name, shard):
+                state = "cut short" if (folder / name).exists() else "missing"
+                raise UserError(
+                    f"Shard {name!r} of {path!r} is {state}: copy it again, or repeat the `{COMMAND}` "
+                    "that wrote it"
+                )
+        self.classes = tuple(metadata["classes"])
+        self._shards = list(shards)
+        self._ends = list(itertools.accumulate(shard["records"] for shard in shards.values()))
+        # With the number of records in brackets no shard is opened before it is read.
+        files = [f"{folder / name}[0:{shard['records']}]" for name, shard in shards.items()]
+        self._records = grain.sources.ArrayRecordDataSource(files)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        try:
+            return msgpack.unpackb(self._records[index], unicode_errors=NAME_ERRORS)
+        except (RuntimeError, ValueError) as error:
+            shard = self._shards[bisect.bisect_right(self._ends, index)]
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"Shard {shard!r} of {self.path!r} is damaged ({reason}): copy it again, or delete it and "
+                f"repeat the `{COMMAND}` that wrote it"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"PackedSource({self.path!r}, {len(self)} images)"

@@ -1,0 +1,81 @@
+"""A prepared TFDS data set as random-access records: docs/imagenet.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparse_vis.errors import UserError
+
+
+class TfdsSource:
+    """A data set that TFDS has prepared as ArrayRecord; neither TensorFlow nor network is needed to read it.
+
+    Args:
+        name: TFDS name, e.g. "imagenet2012" or "name/config:1.0.0".
+        split: TFDS split, e.g. "train[:90%]".
+        data_dir: folder in which the data set was prepared.
+
+    Raises:
+        UserError: not prepared there, not as ArrayRecord, unknown split, or records without `image`.
+    """
+
+    def __init__(self, name: str, *, split: str, data_dir: str):
+        import tensorflow_datasets as tfds
+
+        self.name, self.split, self.data_dir = name, split, data_dir
+        # Not `tfds build`, which needs Apache Beam; docs/imagenet.md.
+        prepare = (
+            'run `python -c "import tensorflow_datasets as tfds; '
+            f"tfds.builder({name!r}, data_dir={data_dir!r}, file_format='array_record')"
+            '.download_and_prepare()"`'
+        )
+        prepare_or_find = f"{prepare} or set --config.data.path to the folder that holds it"
+        try:
+            builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+        except (tfds.core.DatasetNotFoundError, FileNotFoundError):
+            raise UserError(
+                f"TFDS does not know data set {name!r} in {data_dir!r}: {prepare_or_find}"
+            ) from None
+        if not builder.info.splits:
+            raise UserError(f"TFDS data set {name!r} is not prepared in {data_dir!r}: {prepare_or_find}")
+        if "image" not in builder.info.features:
+            raise UserError(f"TFDS data set {name!r} has no feature 'image': choose an image data set")
+        try:
+            self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        except NotImplementedError:
+            # A folder keeps its format, so another one is needed.
+            raise UserError(
+                f"TFDS data set {name!r} in {data_dir!r} is not stored as ArrayRecord: {prepare} with "
+                "another data_dir and set --config.data.path to it"
+            ) from None
+        except ValueError as error:
+            raise UserError(
+                f"TFDS data set {name!r} has no split {split!r} ({str(error).splitlines()[0]}): "
+                "correct --config.data.split"
+            ) from None
+        if not len(self._records):
+            raise UserError(f"Split {split!r} of TFDS data set {name!r} is empty: choose a larger one")
+        label = dict(builder.info.features).get("label")
+        self.classes = tuple(label.names) if hasattr(label, "names") else ()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            found = self._records[index]
+        except RuntimeError as error:  # all that ArrayRecord raises
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"Record {index} of TFDS data set {self.name!r} cannot be read ({reason}): "
+                f"restore or prepare {self.data_dir!r} again"
+            ) from None
+        # The key is not kept by TFDS, so the position stands in where a data set has no file names.
+        name = found["file_name"].decode() if "file_name" in found else f"{self.name}/{self.split}#{index}"
+        record = {"image": found["image"], "name": name}
+        if self.classes:
+            record["label"] = int(found["label"])
+        return record
+
+    def __repr__(self) -> str:
+        return f"TfdsSource({self.name!r}, split={self.split!r}, data_dir={self.data_dir!r})"

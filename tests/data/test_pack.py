@@ -1,0 +1,210 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordReader
+from PIL import Image
+
+from sparse_vis.data import pack
+from sparse_vis.data.loader import train_batches
+from sparse_vis.data.records import read_records
+from sparse_vis.data.scenes import SceneSpec
+from sparse_vis.data.sources import make_source
+from sparse_vis.errors import UserError
+
+NAMES = ("cat/a.jpg", "cat/b.png", "cat/deep/c.webp", "dog/d.JPEG", "dog/e.png", "dog/ü.png", "top.png")
+SHARDS = [f"images-0000{k}-of-00004.array_record" for k in range(4)]
+
+
+def source(path, name="packed", split=""):
+    return make_source(name, split=split, path=str(path), seed=0, scenes=SceneSpec())
+
+
+def write(path, value, size=(12, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value,) * 3).save(path)
+
+
+def run(folder, output, **changes):
+    settings = {"shard_size": 2, "threads": 2, "on_error": "stop"} | changes
+    pack.pack(folder=str(folder), output=output, **settings)
+
+
+def metadata(output):
+    return json.loads((output / "packed.json").read_text())
+
+
+@pytest.fixture
+def images(tmp_path):
+    for value, name in enumerate(NAMES):
+        write(tmp_path / "images" / name, 10 * value)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def packed(images, tmp_path):
+    run(images, tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+@pytest.mark.fast
+def test_packed_records_are_those_of_the_folder(images, packed):
+    folder, found = source(images, "folder"), source(packed.parent, split="packed")
+    assert len(found) == len(folder) == 7 and found.classes == folder.classes == ("cat", "dog")
+    assert [found[i] for i in range(7)] == [folder[i] for i in range(7)]
+    assert [found[i]["label"] for i in range(7)] == [0, 0, 0, 1, 1, 1, -1]
+    again = pickle.loads(pickle.dumps(found))  # as worker processes get it
+    assert again[5] == folder[5] and repr(again) == repr(found)
+    for index in (-1, 7):
+        with pytest.raises(IndexError):
+            found[index]
+    a, b = (read_records(s, start=0, stop=7, size=8, short_side=9) for s in (folder, found))
+    assert a.name == b.name and (a.label == b.label).all() and (a.image == b.image).all()
+    options = ArrayRecordReader(str(packed / SHARDS[0])).writer_options_string()
+    assert "group_size:1," in options
+    described = metadata(packed)
+    assert described["version"] == 1 and described["records"] == 7 and described["classes"] == ["cat", "dog"]
+    assert {name: shard["records"] for name, shard in described["shards"].items()} == dict(
+        zip(SHARDS, (2, 2, 2, 1), strict=True)
+    )
+
+
+def test_loader_gives_the_same_batches_from_packed_and_folder(images, packed):
+    def batches(found, workers):
+        return [
+            batch
+            for batch, _ in train_batches(
+                found, global_batch=4, seed=1, start_index=3, steps=3, canvas=16, min_side=4, workers=workers,
+                threads=2, on_error="stop", process_index=0, process_count=1,
+            )
+        ]  # fmt: skip
+
+    expected = batches(source(images, "folder"), 0)
+    for workers in (0, 1):
+        found = batches(source(packed), workers)
+        assert len(found) == 3
+        for a, b in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(a.image, b.image)
+            np.testing.assert_array_equal(a.index, b.index)
+
+
+@pytest.mark.fast
+def test_flat_folder_has_no_labels(tmp_path):
+    write(tmp_path / "images" / "a.png", 5)
+    name = os.fsdecode(b"\xff.png")  # no UTF-8
+    (tmp_path / "images" / name).write_bytes((tmp_path / "images" / "a.png").read_bytes())
+    run(tmp_path / "images", tmp_path / "packed")
+    found = source(tmp_path / "packed")
+    assert found.classes == () and "label" not in found[0] and [r["name"] for r in found] == ["a.png", name]
+
+
+@pytest.mark.fast
+def test_interrupted_packing_goes_on(images, tmp_path, monkeypatch):
+    output, read = tmp_path / "packed", pack.read_record
+
+    def interrupted(folder, index):
+        if index == 5:
+            raise KeyboardInterrupt
+        return read(folder, index)
+
+    monkeypatch.setattr(pack, "read_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(images, output, threads=1)
+    assert sorted(os.listdir(output)) == [*SHARDS[:2], "packed.json"]
+    with pytest.raises(UserError, match=r"unfinished \(4 of 7 images\): repeat the `python -m sparse_vis"):
+        source(output)
+    (output / f"{SHARDS[2]}.partial").write_bytes(b"left by a killed process")
+    asked = []
+    monkeypatch.setattr(pack, "read_record", lambda folder, i: asked.append(i) or read(folder, i))
+    before = [(output / name).stat().st_mtime_ns for name in SHARDS[:2]]
+    run(images, output)
+    assert sorted(asked) == [4, 5, 6] and not list(output.glob("*.partial"))
+    assert before == [(output / name).stat().st_mtime_ns for name in SHARDS[:2]]
+    folder, found = source(images, "folder"), source(output)
+    assert [found[i] for i in range(7)] == [folder[i] for i in range(7)]
+
+
+@pytest.mark.fast
+def test_missing_cut_and_damaged_shards_are_named_and_written_again(images, packed):
+    path, folder = packed / SHARDS[1], source(images, "folder")
+    whole = path.read_bytes()
+
+    def refused(match, open_=lambda: source(packed)):
+        with pytest.raises(UserError, match=match) as error:
+            open_()
+        assert SHARDS[1] in str(error.value) and "\n" not in str(error.value)
+
+    path.unlink()
+    refused("is missing: copy it again, or repeat the `python -m sparse_vis.data.pack` that wrote it")
+    path.write_bytes(whole[: len(whole) // 2])
+    refused("is cut short")
+    run(images, packed)
+    assert path.read_bytes() == whole
+    image = folder[2]["image"]
+    path.write_bytes(whole.replace(image, bytes(len(image))))
+    found = source(packed)
+    refused(r"is damaged \(.*\): copy it again, or delete it", lambda: found[2])
+    assert found[4] == folder[4]
+
+
+@pytest.mark.fast
+def test_bad_images_stop_with_their_name_or_are_skipped_and_listed(images, tmp_path, capsys):
+    whole = (images / "cat" / "b.png").read_bytes()
+    (images / "cat" / "b.png").write_bytes(whole[:50])
+    (images / "top.png").write_text("no image")
+    with pytest.raises(UserError, match=r"'cat/b\.png'.*repair or remove it, or pass --on-error=skip"):
+        run(images, tmp_path / "packed")
+    run(images, tmp_path / "packed", on_error="skip")
+    printed, folder, found = capsys.readouterr().out, source(images, "folder"), source(tmp_path / "packed")
+    assert "skipped: Cannot decode 'cat/b.png'" in printed and "skipped: Cannot decode 'top.png'" in printed
+    assert "5 images of 2 classes in 4 shards, 2 skipped" in printed and "7/7 images" in printed
+    assert list(found) == [folder[i] for i in (0, 2, 3, 4, 5)]
+    listed = [name for s in metadata(tmp_path / "packed")["shards"].values() for name, _ in s["skipped"]]
+    assert listed == ["cat/b.png", "top.png"]
+    for name in NAMES:
+        (images / name).write_text("no image")
+    with pytest.raises(UserError, match="None of the 7 images can be used"):
+        run(images, tmp_path / "none", on_error="skip")
+
+
+@pytest.mark.fast
+def test_other_folders_are_refused(images, packed, tmp_path):
+    before = (packed / "packed.json").read_text()
+    with pytest.raises(UserError, match=r"another --shard-size \(shard_size\)"):
+        run(images, packed, shard_size=3)
+    write(images / "dog" / "new.png", 1)
+    with pytest.raises(UserError, match=r"other images .*\(images, images_sha256\)"):
+        run(images, packed)
+    with pytest.raises(UserError, match="holds something else"):
+        run(images, images)
+    with pytest.raises(UserError, match="is a file"):
+        run(images, images / "top.png")
+    with pytest.raises(UserError, match="--shard-size=0 is too small"):
+        run(images, tmp_path / "new", shard_size=0)
+    with pytest.raises(UserError, match=r"holds no packed images \(packed.json\).*--config.data.split"):
+        source(tmp_path, split="train[:90%]")
+    (packed / "packed.json").write_text(before.replace('"version": 1', '"version": 2'))
+    with pytest.raises(UserError, match="of version 2, this program reads 1"):
+        source(packed)
+    (packed / "packed.json").write_text(before[:100])
+    with pytest.raises(UserError, match=r"packed\.json is damaged"):
+        source(packed)
+
+
+@pytest.mark.fast
+def test_command_line(images, tmp_path):
+    def command(*arguments):
+        line = [sys.executable, "-m", "sparse_vis.data.pack", *arguments]
+        return subprocess.run(line, capture_output=True, text=True, timeout=60)
+
+    done = command(f"--input={images}", f"--output={tmp_path / 'packed'}")
+    assert done.returncode == 0, done.stderr
+    assert "7/7 images" in done.stdout and "images/s  ETA 0:00:00" in done.stdout
+    assert len(source(tmp_path / "packed")) == 7
+    done = command(f"--input={tmp_path / 'gone'}", f"--output={tmp_path / 'packed'}")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "--input" in done.stderr
