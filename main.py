@@ -3,11 +3,13 @@
     --config=FILE              an experiment of configs/; every setting is in sparse_vis/config.py
     --config.train.steps=100   any setting of it, from the command line
     --workdir=DIR              folder of the run (default: runs/<config name>)
+    --distributed=auto         be one process of several; launch/ has the starters, docs/pods.md the rest
 
 Started again with the same workdir, a run continues where it was. With --workdir and no --config, the
 configuration saved there is used. Other tools: python -m sparse_vis.<tool> --help
 """
 
+import contextlib
 import pathlib
 import sys
 
@@ -25,6 +27,7 @@ from sparse_vis.train.stop import StopSignal
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default: runs/<config name>).")
+DISTRIBUTED = flags.DEFINE_string("distributed", None, "auto, or HOST:PORT,PROCESSES,PROCESS.")
 
 
 def parse(argv):
@@ -42,9 +45,11 @@ def main(_):
     if CONFIG.value is None and WORKDIR.value is None:
         raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
     config = CONFIG.value or settings.read(pathlib.Path(WORKDIR.value))
-    from sparse_vis.train.run import run  # heavy, so only once the flags are known to be right
+    from sparse_vis.train.distributed import joined  # heavy, so only once the flags are known to be right
+    from sparse_vis.train.run import run
 
-    run(config, pathlib.Path(WORKDIR.value or f"runs/{config.name}"), stop)
+    with joined(DISTRIBUTED.value) if DISTRIBUTED.value else contextlib.nullcontext():
+        run(config, pathlib.Path(WORKDIR.value or f"runs/{config.name}"), stop)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -62,7 +63,9 @@ def start_state(
     abstract = jax.eval_shape(build)
     sharding = state_sharding(mesh, abstract)
     if newest is None:
-        return jax.jit(build, out_shardings=sharding)(initial and initial()), 0
+        # From host memory, because arrays of one device cannot enter a program of several processes.
+        given = jax.tree.map(np.asarray, initial()) if initial else None
+        return jax.jit(build, out_shardings=sharding)(given), 0
     state, position = checkpoint.restore(manager, abstract, sharding)
     print(f"continuing {workdir} at step {newest}", flush=True)
     return state, position
@@ -95,7 +98,8 @@ class Run:
         recipe, self.tokenizer = build_recipe(config), None
         if tokenizer is not None:
             recipe = dataclasses.replace(recipe, model=recipe.model.clone(tokenizer=tokenizer[0]))
-            self.tokenizer = jax.device_put(tokenizer[1], NamedSharding(self.mesh, PartitionSpec()))
+            params = jax.tree.map(np.asarray, tokenizer[1])
+            self.tokenizer = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
         checkpoint.prepare(workdir)
         self.manager = checkpoint.open_manager(workdir, config.train.keep)
         self.state, self.position = start_state(config, recipe, self.mesh, self.manager, workdir, initial)

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_model
@@ -38,8 +38,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
     stop.keep = False
     if stop.received:
         print(f"SIGTERM: saved step {training.step} in {workdir}; the same command continues.", flush=True)
-    elif training.main:
-        evaluate(config, workdir, training)
+    elif "scenes" in config.eval.tasks:
+        params = multihost_utils.process_allgather(training.state.params, tiled=True)
+        if jax.process_count() > 1:
+            jax.distributed.shutdown()  # the others are done; process 0 evaluates alone
+            stop.listen()  # SIGTERM was jax.distributed's until here
+        if training.main:
+            evaluate(config, workdir, params)
 
 
 def initial_weights(config: ConfigDict) -> Callable[[], dict] | None:
@@ -72,16 +77,14 @@ def read_tokenizer(config: ConfigDict) -> tuple[VQGAN, dict] | None:
     return module, params
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path, training: Run) -> None:
-    """The evaluations of config.eval.tasks on a trained run."""
-    if "scenes" not in config.eval.tasks:
-        return
+def evaluate(config: ConfigDict, workdir: pathlib.Path, params: dict) -> None:
+    """The evaluation on scenes of trained parameters, in host memory."""
     from sparse_vis.evals import scenes
 
     model = build_model(config)
     weights = {
         "untrained": init_params(model, jax.random.key(config.seed)),
-        "trained": jax.tree.map(np.asarray, training.state.params),
+        "trained": params,
     }
     print(scenes.table(scenes.evaluate(model, weights, config, workdir)), flush=True)
     files = f"{workdir}/evaluation.json has these numbers, {workdir}/localization.png the token maps."

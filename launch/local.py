@@ -1,0 +1,147 @@
+"""Several processes of main.py on this machine, over the loopback address.
+
+    python launch/local.py --processes=2 --devices=2 -- --config=configs/quickstart.py --workdir=runs/two
+
+    --processes=2    how many
+    --devices=2      of each: GPUs where there are any, else virtual devices of the CPU (default: 1)
+    --               what follows is for main.py
+
+Shows what process 0 prints, and the end of another's output if that one dies. SIGTERM and Ctrl-C save and
+stop all processes; a second one kills them. When one dies, the others are ended within 10 seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import pathlib
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+MAIN = pathlib.Path(__file__).parent.parent / "main.py"
+GRACE_SECONDS = 10  # for the others to say what is wrong, after one died; then they are killed
+LAST_LINES = 20  # of a process that is not shown until it dies
+
+
+def environment(devices: int, process: int) -> dict[str, str]:
+    """The environment of one process: its GPUs, and its virtual CPU devices should there be no GPU."""
+    flags = [
+        f for f in os.environ.get("XLA_FLAGS", "").split() if "force_host_platform_device_count" not in f
+    ]
+    gpus = re.findall(r"[^,\s]+", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    gpus = gpus or [str(number) for number in range((process + 1) * devices)]
+    return {
+        **os.environ,
+        "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"]),
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus[process * devices : (process + 1) * devices]),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def free_address() -> str:
+    """A loopback address with a port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+class Processes:
+    """The processes of one run.
+
+    Args:
+        command: of one process; --distributed=… is added. processes, devices: as on the command line.
+    """
+
+    def __init__(self, command: list[str], processes: int, devices: int):
+        address = free_address()
+        self.ended = queue.Queue()  # indices in the order of their end
+        self.last_lines = [collections.deque(maxlen=LAST_LINES) for _ in range(processes)]
+        self.signals = 0
+        self.all, self.readers = [], []
+        for index in range(processes):
+            # In a session of its own, so that Ctrl-C reaches this process alone, which passes it on.
+            process = subprocess.Popen(
+                [*command, f"--distributed={address},{processes},{index}"],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                env=environment(devices, index) | {"JAX_COORDINATOR_BIND_ADDRESS": address},
+                start_new_session=True,
+            )  # fmt: skip
+            self.all.append(process)
+            self.readers.append(threading.Thread(target=self._read, args=(index,), daemon=True))
+            threading.Thread(target=self._wait, args=(index,), daemon=True).start()
+            self.readers[-1].start()
+
+    def _read(self, index: int) -> None:
+        for line in self.all[index].stdout:
+            if index == 0:
+                print(line, end="", flush=True)
+            else:
+                self.last_lines[index].append(line)
+
+    def _wait(self, index: int) -> None:
+        self.all[index].wait()
+        self.ended.put(index)
+
+    def stop(self, *_) -> None:
+        """Signal handler: SIGTERM to all, the second time SIGKILL."""
+        self.signals += 1
+        self.send(signal.SIGTERM if self.signals == 1 else signal.SIGKILL)
+
+    def send(self, number: int) -> None:
+        """A signal to every process that is there."""
+        for process in self.all:
+            process.send_signal(number)
+
+    def outcome(self) -> str | None:
+        """Wait for the end of all; None if all ended well, else one sentence."""
+        dead, deadline = None, 0.0
+        try:
+            for _ in self.all:
+                index = self.ended.get(timeout=None if dead is None else max(deadline - time.monotonic(), 0))
+                if dead is None and self.all[index].returncode:
+                    dead, deadline = index, time.monotonic() + GRACE_SECONDS
+        except queue.Empty:
+            self.send(signal.SIGKILL)
+        for reader in self.readers:
+            reader.join(1)  # not for ever: data workers may hold the pipe open a little longer
+        if dead is None:
+            return None
+        for line in self.last_lines[dead]:
+            print(f"[process {dead}] {line}", end="", file=sys.stderr)
+        status = self.all[dead].returncode
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return (
+            f"process {dead} of {len(self.all)} {how}, so the others were ended too; mend what is wrong and "
+            "give the same command again: it continues from the newest checkpoint."
+        )
+
+
+def main() -> None:
+    """Start the processes and wait for them."""
+    parser = argparse.ArgumentParser(
+        usage=__doc__.split("\n\n")[1].strip(), description=__doc__.split("\n\n", 2)[2], add_help=True,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--processes", type=int, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--devices", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.processes < 1 or given.devices < 1:
+        sys.exit("error: --processes and --devices must be at least 1.")
+    processes = Processes([sys.executable, str(MAIN), *given.arguments], given.processes, given.devices)
+    signal.signal(signal.SIGTERM, processes.stop)
+    signal.signal(signal.SIGINT, processes.stop)
+    sentence = processes.outcome()
+    if sentence:
+        sys.exit(f"error: {sentence}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""One process of several: find the others, speak once, and never wait for one that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+
+import jax
+
+from sparse_vis.errors import UserError
+
+# A process that is silent for so long counts as dead, and JAX ends the others. JAX's default is 100 s.
+HEARTBEAT_SECONDS = 30
+
+
+@contextlib.contextmanager
+def joined(others: str) -> Iterator[None]:
+    """Be one process of a run while the context lasts; only process 0 writes to stdout.
+
+    Call it before anything else of JAX. An exception inside ends this process with status 1 on the spot: the
+    usual way out waits for the other processes, which would be waiting for this one.
+
+    Args:
+        others: "auto" where JAX finds the processes itself (Slurm, TPU pods, Kubernetes, Open MPI), else
+            HOST:PORT,PROCESSES,PROCESS: where process 0 listens, how many there are, which this is.
+
+    Raises:
+        UserError: `others` is neither, or nothing is found.
+    """
+    _initialize(others)
+    process, count = jax.process_index(), jax.process_count()
+    if process:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            raise
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        what = str(error) if isinstance(error, UserError) else "stopped by what is printed above"
+        print(f"error: process {process} of {count}: {what}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def _initialize(others: str) -> None:
+    options = dict(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    if others != "auto":
+        match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", others)
+        if match is None or int(match[3]) >= int(match[2]):
+            raise UserError(
+                f"--distributed={others} is neither auto nor HOST:PORT,PROCESSES,PROCESS "
+                "(processes count from 0); launch/local.py shows how it is used."
+            )
+        options |= dict(
+            coordinator_address=match[1], num_processes=int(match[2]), process_id=int(match[3]),
+            cluster_detection_method="deactivate",
+        )  # fmt: skip
+    try:
+        jax.distributed.initialize(**options)
+    except ValueError as error:
+        raise UserError(
+            f"--distributed=auto finds no other processes ({error}); start them with launch/slurm.sh or "
+            "launch/tpu_pod.sh, or give HOST:PORT,PROCESSES,PROCESS."
+        ) from None
