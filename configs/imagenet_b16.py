@@ -2,9 +2,9 @@
 
 Command:   python main.py --config=configs/imagenet_b16.py --config.data.path=TFDS_DIR \
                --config.model.tokenizer.path=FILE
-           TFDS_DIR holds ImageNet as ArrayRecord (`tfds build imagenet2012 --data_dir=TFDS_DIR
-           --file_format=array_record`), FILE is maskgit-vqgan-imagenet-f16-256.bin (fun-research/TiTok) or
-           the Flax file of the MaskGIT release. With the pixel target no tokenizer is needed:
+           TFDS_DIR holds ImageNet as ArrayRecord; docs/imagenet.md prepares it, or packs a folder of images
+           instead. FILE is maskgit-vqgan-imagenet-f16-256.bin (fun-research/TiTok) or the Flax file of the
+           MaskGIT release. With the pixel target no tokenizer is needed:
            --config.model.target=pixel --config.loss.reconstruction=10
 Hardware:  published: 16 A100 with 80 GB, 128 images each. Fewer devices: raise
            --config.efficiency.microbatches, which changes nothing but memory and time.
