@@ -45,11 +45,12 @@ def main(_):
     if CONFIG.value is None and WORKDIR.value is None:
         raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
     config = CONFIG.value or settings.read(pathlib.Path(WORKDIR.value))
-    from sparse_vis.train.distributed import joined  # heavy, so only once the flags are known to be right
+    from sparse_vis.train import checkpoint, distributed  # heavy, hence only now, with good flags
     from sparse_vis.train.run import run
 
-    with joined(DISTRIBUTED.value) if DISTRIBUTED.value else contextlib.nullcontext():
-        run(config, pathlib.Path(WORKDIR.value or f"runs/{config.name}"), stop)
+    workdir, others = pathlib.Path(WORKDIR.value or f"runs/{config.name}"), DISTRIBUTED.value
+    with distributed.joined(others, checkpoint.newest_step(workdir)) if others else contextlib.nullcontext():
+        run(config, workdir, stop)
 
 
 if __name__ == "__main__":

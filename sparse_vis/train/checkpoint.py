@@ -157,6 +157,11 @@ def unreadable(folder: pathlib.Path, error: Exception) -> UserError:
     )
 
 
+def newest_step(workdir: pathlib.Path) -> int:
+    """The newest step that a workdir has a folder for; 0 if there is none."""
+    return max((int(p.name) for p in (workdir / FOLDER).glob("*") if p.name.isdigit()), default=0)
+
+
 def find_step(path: pathlib.Path) -> pathlib.Path:
     """The step folder that a path means.
 

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 
 import jax
+from jax.experimental import multihost_utils
 
 from sparse_vis.errors import UserError
 
@@ -18,7 +19,7 @@ HEARTBEAT_SECONDS = 30
 
 
 @contextlib.contextmanager
-def joined(others: str) -> Iterator[None]:
+def joined(others: str, step: int) -> Iterator[None]:
     """Be one process of a run while the context lasts; only process 0 writes to stdout.
 
     Call it before anything else of JAX. An exception inside ends this process with status 1 on the spot: the
@@ -27,11 +28,15 @@ def joined(others: str) -> Iterator[None]:
     Args:
         others: "auto" where JAX finds the processes itself (Slurm, TPU pods, Kubernetes, Open MPI), else
             HOST:PORT,PROCESSES,PROCESS: where process 0 listens, how many there are, which this is.
+        step: from which the run goes on.
 
     Raises:
         UserError: `others` is neither, or nothing is found.
     """
     _initialize(others)
+    # Told of a SIGTERM before it knows a step, JAX lets the processes agree on step 1: a continued run would
+    # never reach that. So before the devices start, which takes a while.
+    multihost_utils.reached_preemption_sync_point(step)
     process, count = jax.process_index(), jax.process_count()
     if process:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -19,7 +19,7 @@ import os, signal, sys, time
 from sparse_vis.train import distributed
 assert distributed.HEARTBEAT_SECONDS <= 30
 distributed.HEARTBEAT_SECONDS = 4
-with distributed.joined(sys.argv[1]):
+with distributed.joined(sys.argv[1], 0):
     import jax
     print(jax.process_index(), jax.device_count(), flush=True)
     if jax.process_index() == int(sys.argv[2]):
