@@ -26,7 +26,7 @@ def get_config():
     config.data.update(source="scenes", canvas=48, threads=2)
     config.data.scenes.update(size=48, max_digits=4)
     config.optimizer.update(peak_lr=3e-3, final_lr=1e-5)
-    config.train.update(batch=32, steps=500, log_every=50, save_every=250)
+    config.train.update(batch=32, steps=500, log_every=50, save_every=250, health_every=100)
     config.efficiency.dtype = "float32"
     config.eval.update(tasks=("scenes",), train_records=1000, test_records=500)
     return config

@@ -130,6 +130,7 @@ def default_config() -> ConfigDict:
                 steps=93_750,
                 log_every=50,
                 save_every=1000,
+                health_every=250,  # steps between measures of health, taken with the next report; 0: never
                 keep=2,  # newest checkpoints kept
                 max_bad_steps=3,  # non-finite steps in a row before the run stops
             ),

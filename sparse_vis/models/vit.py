@@ -5,11 +5,22 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from sparse_vis.models.linear import VIT_INIT
 
 LAYER_NORM_EPSILON = 1e-12
+
+
+def batch_sharded(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
+    """x with its batch spread over all devices of the mesh in use; x itself where there is none.
+
+    A loop's carry is laid out by its body: without this, fsdp's split of the parameters wins, and every
+    device computes activations of the whole batch (tests/train/test_mesh.py).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
 
 
 def layer_norm(dtype, name: str | None = None) -> nn.LayerNorm:
@@ -51,6 +62,7 @@ class Block(nn.Module):
         def dense(features, name):
             return nn.Dense(features, dtype=self.dtype, kernel_init=VIT_INIT, name=name)
 
+        x = batch_sharded(x)
         batch, length, _ = x.shape
         y = layer_norm(self.dtype, "norm_attention")(x)
         qkv = dense(3 * self.width, "qkv")(y).reshape(batch, length, 3, self.heads, -1)

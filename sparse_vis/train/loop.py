@@ -22,6 +22,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.host import CPU_COMPILER_OPTIONS
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.train import checkpoint, settings
+from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.mesh import BATCH, global_batch, make_mesh, state_sharding
 from sparse_vis.train.progress import Progress
 from sparse_vis.train.step import Recipe, TrainState, initial_state, train_step
@@ -35,8 +36,13 @@ LONGEST_QUEUE = 2
 def compile_step(recipe: Recipe, mesh, state: TrainState):
     """The jitted step with its placement fixed and the old state's memory reused."""
     sharding, everywhere = state_sharding(mesh, state), NamedSharding(mesh, PartitionSpec())
+
+    def step(state: TrainState, batch, tokenizer):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the blocks where the batch lives
+            return train_step(recipe, state, batch, tokenizer)
+
     return jax.jit(
-        functools.partial(train_step, recipe),
+        step,
         in_shardings=(sharding, NamedSharding(mesh, BATCH), everywhere),
         out_shardings=(sharding, everywhere),
         donate_argnums=0,
@@ -107,17 +113,25 @@ class Run:
             (workdir / "config.json").write_text(json.dumps(settings.plain(config), indent=2))
         self.step = int(self.state.step)
         self.substituted, self.bad_row = 0, []
-        self.update = compile_step(recipe, self.mesh, self.state)
+        self.recipe, self.update = recipe, compile_step(recipe, self.mesh, self.state)
 
-    def batches(self):
-        """This process's batches from the saved position on."""
-        data, train = self.config.data, self.config.train
+    def batches(self, size: int, position: int, steps: int, workers: int):
+        """This process's part of the global batches of a size, from a position of the stream on."""
+        data = self.config.data
         return train_batches(
-            self.source, global_batch=train.batch, seed=self.config.seed, start_index=self.position,
-            steps=train.steps - self.step, canvas=data.canvas, min_side=self.config.model.patch,
-            workers=data.workers, threads=data.threads, on_error=data.on_error,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            self.source, global_batch=size, seed=self.config.seed, start_index=position, steps=steps,
+            canvas=data.canvas, min_side=self.config.model.patch, workers=workers, threads=data.threads,
+            on_error=data.on_error, process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
+
+    def health_check(self) -> HealthCheck | None:
+        """Measures health on the stream's first images, as many as are computed at a time."""
+        if not self.config.train.health_every:
+            return None
+        size = self.config.train.batch // self.config.efficiency.microbatches
+        with contextlib.closing(self.batches(size, position=0, steps=1, workers=0)) as batches:
+            batch = global_batch(self.mesh, next(batches)[0])
+        return HealthCheck(self.recipe, self.mesh, batch, due=self.step + self.config.train.health_every)
 
     def next_batch(self, batches):
         """The next global batch on the devices."""
@@ -158,7 +172,10 @@ class Run:
             print(f"{self.workdir} is finished: step {self.step} of {steps}; nothing is trained.", flush=True)
             return {}
         with contextlib.ExitStack() as exits:
-            batches = exits.enter_context(contextlib.closing(self.batches()))
+            coming = self.batches(
+                self.config.train.batch, self.position, steps - self.step, self.config.data.workers
+            )
+            batches = exits.enter_context(contextlib.closing(coming))
             batch = self.next_batch(batches)
             print("compiling the step ...", flush=True)
             began = time.perf_counter()
@@ -169,6 +186,7 @@ class Run:
             on_cpu = jax.default_backend() == "cpu"
             update = lowered.compile(compiler_options=CPU_COMPILER_OPTIONS if on_cpu else None)
             print(f"compiled in {time.perf_counter() - began:.0f} s", flush=True)
+            self.health = self.health_check()
             progress.start_clock()
             exits.callback(checkpoint.finish, self.manager)
             return self._steps(update, batches, batch, progress, stop or StopSignal())
@@ -186,6 +204,9 @@ class Run:
                 window = jax.tree.map(float, jax.device_get(window))
                 self.check_finite(window)
                 extra = {"input_wait_seconds": waiting, "substituted": float(self.substituted)}
+                if self.health and self.step >= self.health.due:
+                    extra |= self.health(self.step, self.state)
+                    self.health.due = self.step - self.step % train.health_every + train.health_every
                 means, window, waiting = progress.report(self.step, window, extra), [], 0.0
             if saves:
                 checkpoint.save(self.manager, self.state, self.position, self.config, means)

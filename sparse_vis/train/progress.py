@@ -138,7 +138,7 @@ class Progress:
         rate = means["images_per_second"]
         left = datetime.timedelta(seconds=round((self.steps - step) * self.batch / rate))
         last = ("gradient_norm", "learning_rate", "input_wait_seconds", "substituted", "bad_steps")
-        terms = [name for name in means if name not in (*last, "total", "images_per_second")]
+        terms = [n for n in means if n not in (*last, "total", "images_per_second") and "/" not in n]
         names = ["total", *terms, "gradient_norm", "learning_rate"]
         names += [name for name in last[2:] if means.get(name)]
         numbers = "  ".join(f"{name} {means[name]:.4g}" for name in names if name in means)

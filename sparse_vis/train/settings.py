@@ -24,7 +24,8 @@ AT_LEAST_ONE = (
     "data.canvas",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "data.workers", "data.threads", "loss.sinkhorn_iterations", "loss.sinkhorn_epsilon", "seed", "data.seed",
+    "train.health_every", "data.workers", "data.threads", "loss.sinkhorn_iterations", "loss.sinkhorn_epsilon",
+    "seed", "data.seed",
 )  # fmt: skip
 CHOICES = {
     "model.target": ("pixel", "vq"),

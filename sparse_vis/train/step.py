@@ -61,13 +61,12 @@ def initial_state(recipe: Recipe, params: dict | None = None) -> TrainState:
     """State of step 0 from the recipe's seed, or around given parameters."""
     if params is None:
         params = init_params(recipe.model, jax.random.key(recipe.seed))
-    zero = jnp.zeros((), jnp.int32)
     return TrainState(
-        step=zero,
+        step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=recipe.optimizer.init(params),
         teacher=jax.tree.map(jnp.copy, teacher_params(params)) if recipe.use_teacher else None,
-        bad_steps=zero,
+        bad_steps=jnp.zeros((), jnp.int32),
     )
 
 

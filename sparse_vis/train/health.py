@@ -1,0 +1,173 @@
+"""Measures of S, L, prototypes and matches on fixed images, and words for a collapse."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from sparse_vis.ops.sinkhorn import column_error
+from sparse_vis.targets import balance, make_targets, own_source
+from sparse_vis.train.mesh import BATCH
+from sparse_vis.train.step import Recipe, TrainState
+from sparse_vis.types import Batch
+from sparse_vis.views import make_views
+
+REMEDIES = (
+    "Usual remedies: a lower config.optimizer.peak_lr or a longer warmup, all alignment and KoLeo terms on, "
+    "config.teacher.enabled=True, a larger batch, fewer prototypes, or weights to start from (config.init)."
+)
+
+
+def effective_rank(x: Float[Array, "*sets rows d"]) -> Float[Array, "*sets"]:
+    """(tr C)^2 / tr(C^2) of the centred rows' covariance C: from 1 to min(rows - 1, d)."""
+    x = x - jnp.mean(x, axis=-2, keepdims=True)
+    C = jnp.swapaxes(x, -1, -2) @ x if x.shape[-1] < x.shape[-2] else x @ jnp.swapaxes(x, -1, -2)
+    return jnp.trace(C, axis1=-2, axis2=-1) ** 2 / jnp.maximum(jnp.sum(C**2, axis=(-2, -1)), 1e-30)
+
+
+def entropy(p: Float[Array, "*rows k"]) -> Float[Array, "*rows"]:
+    """Entropy of distributions along the last axis, in nats."""
+    return jnp.sum(jnp.where(p > 0, -p * jnp.log(jnp.maximum(p, 1e-30)), 0), axis=-1)
+
+
+def spread(x: Float[Array, "B r D"]) -> Float[Array, " r"]:
+    """How far the images' unit vectors differ, for each query: 1 - |mean|^2, 0 where all are alike."""
+    # In this form small spreads keep their digits; a single image has none.
+    return jnp.mean(jnp.sum((x - jnp.mean(x, axis=0)) ** 2, axis=-1), axis=0) if len(x) > 1 else jnp.nan
+
+
+def token_measures(S: Float[Array, "B r d"]) -> dict[str, Float[Array, ""]]:
+    """Effective rank of all tokens of the batch, and of those of one image (mean).
+
+    Args:
+        S: (B, r, d) float32.
+    """
+    return {
+        "S_rank": effective_rank(S.reshape(-1, S.shape[-1])),
+        "S_rank_in_image": jnp.mean(effective_rank(S)),
+    }
+
+
+def localization_measures(L: Float[Array, "B n r"]) -> dict[str, Float[Array, ""]]:
+    """Extreme singular values of L / sqrt(n), entropy of its rows, share of tokens that win a patch.
+
+    Args:
+        L: (B, n, r) float32 with rows that sum to one.
+    """
+    n, r = L.shape[1:]
+    squares = jnp.linalg.eigvalsh(jnp.swapaxes(L, 1, 2) @ L / n)
+    singular = jnp.mean(jnp.sqrt(jnp.maximum(squares, 0)), axis=0)
+    wins = jnp.any(jnp.argmax(L, axis=-1)[..., None] == jnp.arange(r), axis=1)
+    return {
+        "L_singular_largest": singular[-1],
+        "L_singular_smallest": singular[0],
+        "L_entropy": jnp.mean(entropy(L)) / jnp.log(r),
+        "L_coverage": jnp.mean(wins),
+    }
+
+
+def prototype_measures(scores: Float[Array, "rows K"]) -> dict[str, Float[Array, ""]]:
+    """Share of prototypes that win a row, and entropy of the wins; both relative to what is possible."""
+    rows, count = scores.shape
+    wins = jnp.zeros(count).at[jnp.argmax(scores, axis=-1)].add(1)
+    most = min(rows, count)
+    return {
+        "prototype_usage": jnp.sum(wins > 0) / most,
+        "prototype_entropy": entropy(wins / rows) / jnp.log(most),
+    }
+
+
+def measure(
+    recipe: Recipe, params: dict, teacher: dict | None, batch: Batch, previous: Array
+) -> tuple[dict[str, Array], Array]:
+    """Health on a batch whose views are those of step 0, so that numbers of different steps compare.
+
+    Args:
+        recipe: of the run. params: the student's. teacher: EMA copy or None.
+        batch: Batch of B images, the same each time.
+        previous: (B, Vg, r) int32 matches of the last measurement; -1 at the first.
+
+    Returns:
+        (measures, matches): float32 scalars. `S_spread` and `cls_spread` are those of the heads' embeddings,
+        `match_changed` is the share of tokens of masked views whose partner is another than in `previous`,
+        `sinkhorn_error` the total variation between the use of prototypes in the targets and equal use.
+    """
+    views = make_views(jax.random.fold_in(jax.random.key(recipe.seed), 0), batch, recipe.views)
+    model, spec = recipe.model, recipe.loss
+    outputs = model.apply({"params": params}, views)
+    source = own_source(outputs)
+    if teacher is not None:
+        source = model.apply({"params": teacher}, views.masked[:, 1], method="target_source")
+    potentials = balance(source, spec)
+    matches = make_targets(
+        outputs, source, potentials, views.image, spec, teacher=teacher is not None
+    ).masked_match
+    dim = outputs.sparse.shape[-1]
+    scores = source.sparse.reshape(-1, dim) @ source.sparse_prototypes
+    measures = {
+        "cls_spread": jnp.mean(spread(outputs.cls)),
+        "S_spread": jnp.mean(spread(outputs.sparse)),
+        **token_measures(outputs.tokens.S.astype(jnp.float32)),
+        **localization_measures(outputs.factors.L),
+        **prototype_measures(outputs.sparse.reshape(-1, dim) @ outputs.sparse_prototypes),
+        "sinkhorn_error": column_error(scores, potentials.sparse[-1], spec.sinkhorn_temperature),
+        "match_changed": jnp.mean(matches != previous),
+    }
+    return measures, matches
+
+
+def complaints(measures: dict[str, float], tokens: int) -> dict[str, str]:
+    """What looks like collapse: name of the measure -> what it means.
+
+    Args:
+        measures: of `measure`, as floats. tokens: r.
+    """
+    limits = {
+        "S_rank_in_image": (1 + 0.1 * (tokens - 2), "the tokens of an image are nearly alike"),
+        "prototype_entropy": (0.05, "nearly all tokens choose the same prototype"),
+        "cls_spread": (1e-5, "CLS is the same for every image"),
+        "L_coverage": (1.2 / tokens, "one token covers the whole of every image"),
+    }
+    return {
+        name: meaning for name, (limit, meaning) in limits.items() if measures.get(name, math.inf) < limit
+    }
+
+
+class HealthCheck:
+    """Measures health on the same images again and again, and says in words when a run has collapsed.
+
+    Args:
+        recipe: of the run. mesh: of its state. batch: global Batch on the mesh.
+        due: step from which on the next measurement is wanted; for the caller to move.
+    """
+
+    def __init__(self, recipe: Recipe, mesh: Mesh, batch: Batch, due: int):
+        rows, everywhere = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
+        shape = (len(batch.index), recipe.views.global_count, recipe.model.encoder.queries)
+        self.batch, self.last, self.complaints, self.said = batch, {}, {}, set()
+        self.matches = jax.jit(lambda: -jnp.ones(shape, jnp.int32), out_shardings=rows)()
+        self.due = due
+
+        def on_mesh(*arguments):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the blocks where the batch lives
+                return measure(recipe, *arguments)
+
+        self.measure = jax.jit(on_mesh, out_shardings=(everywhere, rows))
+
+    def __call__(self, step: int, state: TrainState) -> dict[str, float]:
+        """Finite measures under names with `health/` before them; prints what two in a row complain about."""
+        found, self.matches = self.measure(state.params, state.teacher, self.batch, self.matches)
+        measures = {name: float(x) for name, x in found.items() if math.isfinite(x)}
+        if not self.last:
+            measures.pop("match_changed", None)
+        now = complaints(measures, self.matches.shape[-1])
+        lasting = [name for name in now if name in self.complaints and name not in self.said]
+        if lasting:
+            meanings = ", ".join(f"{now[name]} ({name} {measures[name]:.2g})" for name in lasting)
+            print(f"warning: collapse at step {step}: {meanings}. {REMEDIES}", flush=True)
+        self.said, self.complaints, self.last = self.said | set(lasting), now, measures
+        return {f"health/{name}": value for name, value in measures.items()}

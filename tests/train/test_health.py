@@ -1,0 +1,93 @@
+"""Measures of health where the answer is known, a run that collapses on purpose, and one that does not."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_vis.train.health import (
+    complaints,
+    effective_rank,
+    localization_measures,
+    prototype_measures,
+    spread,
+)
+from sparse_vis.train.loop import Run
+from tests.train.tiny_config import get_config
+
+NAMES = {
+    "S_rank", "S_rank_in_image", "S_spread", "cls_spread", "L_singular_largest", "L_singular_smallest",
+    "L_entropy", "L_coverage", "prototype_usage", "prototype_entropy", "sinkhorn_error", "match_changed",
+}  # fmt: skip
+
+
+@pytest.mark.fast
+def test_rank_and_spread():
+    rng = np.random.default_rng(0)
+    flat = rng.normal(size=(50, 1)) * rng.normal(size=(1, 8)) + rng.normal(size=8)
+    assert float(effective_rank(jnp.asarray(flat, jnp.float32))) == pytest.approx(1, abs=1e-4)
+    x = rng.normal(size=(3, 40, 5))
+    for ours, rows in zip(effective_rank(jnp.asarray(x, jnp.float32)), x, strict=True):
+        eigenvalues = np.linalg.eigvalsh(np.cov(rows.T))
+        assert float(ours) == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-4)
+    units = np.stack([[1.0, 0.0], [0.0, 1.0]])[:, None]
+    np.testing.assert_allclose(spread(jnp.asarray(units)), 0.5)
+    assert float(spread(jnp.ones((3, 1, 4)) / 2)[0]) == 0 and math.isnan(spread(jnp.ones((1, 1, 4))))
+
+
+@pytest.mark.fast
+def test_localization():
+    rng = np.random.default_rng(1)
+    L = rng.dirichlet(np.ones(4), size=(3, 9))
+    ours = localization_measures(jnp.asarray(L, jnp.float32))
+    singular = np.linalg.svd(L / 3, compute_uv=False)
+    assert float(ours["L_singular_largest"]) == pytest.approx(singular[:, 0].mean(), rel=1e-4)
+    assert float(ours["L_singular_smallest"]) == pytest.approx(singular[:, -1].mean(), rel=1e-3)
+    assert float(ours["L_entropy"]) == pytest.approx(-(L * np.log(L)).sum(-1).mean() / np.log(4), rel=1e-5)
+    assert float(ours["L_coverage"]) == np.mean([len(set(rows.argmax(-1))) / 4 for rows in L])
+    hard = localization_measures(jnp.eye(4)[None, [0, 0, 2, 2]])
+    assert float(hard["L_coverage"]) == 0.5 and float(hard["L_entropy"]) == 0
+
+
+@pytest.mark.fast
+def test_prototypes():
+    scores = jnp.zeros((4, 8)).at[jnp.arange(4), jnp.array([1, 1, 5, 7])].set(1.0)
+    ours = prototype_measures(scores)
+    assert float(ours["prototype_usage"]) == 0.75
+    entropy = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)) / math.log(4)
+    assert float(ours["prototype_entropy"]) == pytest.approx(entropy)
+    assert float(prototype_measures(jnp.eye(8)[jnp.zeros(4, int)])["prototype_entropy"]) == 0
+
+
+def run(tmp_path, capsys, **changes):
+    """Output and rows of metrics of a short run of the tiny configuration."""
+    config = get_config()
+    config.data.scenes.update(train_records=64)
+    config.train.update(batch=16, steps=40, log_every=10, save_every=40, health_every=10)
+    config.update_from_flattened_dict(changes)
+    Run(config, tmp_path / "run").train()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    return capsys.readouterr().out, rows
+
+
+def test_a_run_that_collapses_says_so(tmp_path, capsys):
+    """Alignment removed and a rate a hundred times too high."""
+    off = {f"loss.{name}": 0.0 for name in ("set_alignment", "cls_masked", "cls_local")}
+    output, rows = run(tmp_path, capsys, **off, **{"teacher.enabled": False, "optimizer.peak_lr": 1.0})
+    (alarm,) = [line for line in output.splitlines() if "collapse" in line]
+    assert alarm.startswith("warning: collapse at step 20: ")
+    assert "the same prototype" in alarm and "covers the whole" in alarm and "peak_lr" in alarm
+    assert rows[-1]["health/prototype_entropy"] == 0
+
+
+def test_a_healthy_run_is_silent(tmp_path, capsys):
+    output, rows = run(tmp_path, capsys)
+    assert "collapse" not in output and "health/" not in output
+    measured = {name.removeprefix("health/") for name in rows[-1] if name.startswith("health/")}
+    assert measured == NAMES
+    assert "health/match_changed" not in rows[1] and 0 <= rows[-1]["health/match_changed"] <= 1
+    assert complaints({name.removeprefix("health/"): x for name, x in rows[-1].items()}, 4) == {}
+    assert jax.tree.all(jax.tree.map(math.isfinite, rows))
