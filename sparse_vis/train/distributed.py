@@ -16,6 +16,10 @@ from sparse_vis.errors import UserError
 
 # A process that is silent for so long counts as dead, and JAX ends the others. JAX's default is 100 s.
 HEARTBEAT_SECONDS = 30
+LOST = (
+    "stopped by what is printed above; if another process ended first, the cause is in that one's output. "
+    "The same command continues from the newest checkpoint."
+)
 
 
 @contextlib.contextmanager
@@ -47,7 +51,7 @@ def joined(others: str, step: int) -> Iterator[None]:
             raise
         if not isinstance(error, UserError):
             traceback.print_exc()
-        what = str(error) if isinstance(error, UserError) else "stopped by what is printed above"
+        what = str(error) if isinstance(error, UserError) else LOST
         print(f"error: process {process} of {count}: {what}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)
