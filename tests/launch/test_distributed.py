@@ -139,6 +139,6 @@ def test_tpu_workers_get_the_arguments_as_they_were_given(commands):
 def test_a_wrong_place_is_named(given):
     with (
         pytest.raises(UserError, match=f"^--distributed={given} is neither auto nor HOST:PORT,"),
-        joined(given),
+        joined(given, 0),
     ):
         raise AssertionError("entered")
