@@ -16,8 +16,8 @@ LAYER_NORM_EPSILON = 1e-12
 def batch_sharded(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
     """x with its batch spread over all devices of the mesh in use; x itself where there is none.
 
-    A loop's carry is laid out by its body: without this, fsdp's split of the parameters wins, and every
-    device computes activations of the whole batch (tests/train/test_mesh.py).
+    Without it, split kernels have their gradients formed from activations of other devices' images, which are
+    gathered for that: five times the traffic at B/16 (docs/scaling.md).
     """
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))

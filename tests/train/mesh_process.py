@@ -1,0 +1,133 @@
+"""One step of a tiny configuration on virtual devices, as a process: loss, gradient, update, matches.
+
+    python -m tests.train.mesh_process --output=FILE.npz --mesh=1,1 --mesh=4,2
+    python -m tests.train.mesh_process --output=FILE.npz --mesh=4,2 --coordinator=127.0.0.1:PORT \
+        --processes=2 --process=0
+
+A mesh of fewer devices than there are takes the first ones. Names in the file are MESH/TENSOR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sparse_vis.build import build_recipe
+from sparse_vis.interop.released import params_to_tensors
+from sparse_vis.ops.sinkhorn import column_potentials
+from sparse_vis.train.ema import update_teacher
+from sparse_vis.train.gradients import loss_fn
+from sparse_vis.train.loop import compile_step
+from sparse_vis.train.mesh import BATCH, global_batch, make_mesh, state_sharding
+from sparse_vis.train.step import initial_state
+from sparse_vis.types import Batch
+from sparse_vis.views import make_views
+from tests.train.tiny_config import get_config
+
+IMAGES, SIZE = 16, 24
+
+
+def config():
+    """The tiny configuration, which has a teacher, with a batch that 8 devices divide and a constant rate."""
+    config = get_config()
+    config.train.batch = IMAGES
+    config.optimizer.update(schedule="constant", peak_lr=1e-3)
+    return config
+
+
+def local_batch() -> Batch:
+    """This process's rows of the 16 images."""
+    rng = np.random.default_rng(0)
+    whole = Batch(
+        image=rng.integers(0, 256, (IMAGES, SIZE, SIZE, 3), dtype=np.uint8),
+        height=np.full(IMAGES, SIZE, np.int32), width=np.full(IMAGES, SIZE, np.int32),
+        index=np.arange(IMAGES, dtype=np.uint32),
+    )  # fmt: skip
+    rows = IMAGES // jax.process_count()
+    start = jax.process_index() * rows
+    return jax.tree.map(lambda x: x[start : start + rows], whole)
+
+
+def matches(recipe, mesh, state, batch):
+    """The target token of each token of the image and of the masked views, in the step from this state."""
+    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    views = make_views(key, batch, recipe.views)
+    teacher = update_teacher(state.teacher, state.params, recipe.momentum)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        _, (_, _, targets) = loss_fn(state.params, recipe.model, recipe.loss, views, teacher, None, None)
+    return targets.image_match, targets.masked_match
+
+
+def one_step(shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What must not depend on the mesh, from a step on one of this shape; and the program's text."""
+    settings = config()
+    mesh, recipe = make_mesh(shape, jax.devices()[: shape[0] * shape[1]]), build_recipe(settings)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    build = functools.partial(initial_state, recipe)
+    sharding = state_sharding(mesh, jax.eval_shape(build))
+    state, batch = jax.jit(build, out_shardings=sharding)(), global_batch(mesh, local_batch())
+    step = compile_step(recipe, mesh, state)
+    # In one program, the forward pass that both need is compiled once.
+    both = jax.jit(lambda state, batch: (step(state, batch, None), matches(recipe, mesh, state, batch)))
+    program = both.lower(state, batch).compile()
+    gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
+    (state, metrics), found = jax.device_get(gather(jax.block_until_ready(program(state, batch))))
+    # After the first step Adam's mean is (1 - b1) times the gradient, scaled by the clip.
+    scale = np.maximum(1, metrics["gradient_norm"] / settings.optimizer.clip) / (1 - settings.optimizer.b1)
+    mean = optax.tree_utils.tree_get(state.opt_state, "mu")
+    gradients = jax.tree.map(lambda x: scale * x.astype(np.float64), mean)
+
+    def named(kind, tree):
+        return {f"{kind}/{name}": x for name, x in params_to_tensors(tree, settings.model.patch).items()}
+
+    return {
+        "image_match": found[0], "masked_match": found[1], "step": program.as_text(),
+        **{f"metric/{name}": value for name, value in metrics.items()},
+        **named("gradient", gradients), **named("params", state.params),
+    }  # fmt: skip
+
+
+def small_programs() -> dict[str, str]:
+    """Text of two programs on 8 devices: Sinkhorn over sharded rows, and a sort of each column."""
+    over, scores = NamedSharding(make_mesh((4, 2)), BATCH), jax.ShapeDtypeStruct((64, 48), np.float32)
+
+    def text(function):
+        return jax.jit(function, in_shardings=over).lower(scores).compile().as_text()
+
+    return {
+        "sinkhorn": text(lambda x: column_potentials(x, 0.06, 3)),
+        "sorting": text(lambda x: jax.numpy.sort(x, axis=0)[0]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mesh", action="append", required=True, help="DATA,FSDP; may be repeated")
+    parser.add_argument("--programs", action="store_true", help="add the text of some small programs")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
+    arguments = parser.parse_args()
+    if arguments.coordinator:
+        jax.distributed.initialize(arguments.coordinator, arguments.processes, arguments.process)
+    found = {}
+    for mesh in arguments.mesh:
+        data, fsdp = map(int, mesh.split(","))
+        found |= {f"{mesh}/{name}": value for name, value in one_step((data, fsdp)).items()}
+    if arguments.programs:
+        found |= {f"program/{name}": value for name, value in small_programs().items()}
+    if jax.process_index() == 0:
+        np.savez(arguments.output, **found)
+    if arguments.coordinator:
+        multihost_utils.sync_global_devices("done")
+
+
+if __name__ == "__main__":
+    main()
