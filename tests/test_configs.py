@@ -107,6 +107,17 @@ def test_published_recipe(name):
 
 
 @pytest.mark.fast
+def test_two_stage_recipe_from_random_initialisation():
+    first, second = (read(f"imagenet_b16_scratch{stage}")[0] for stage in (1, 2))
+    main = read("imagenet_b16")[0]
+    assert first.teacher.enabled and first.teacher.momentum == 0.996 and not second.teacher.enabled
+    assert (first.views.masking_ratio, second.views.masking_ratio) == (0.6, 0.8)
+    assert (first.train.steps, second.train.steps) == (main.train.steps, main.train.steps // 2)
+    assert first.init == "" and second.init == f"runs/{first.name}" and second.init_heads == "keep"
+    assert first.model == main.model and second.model == main.model
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize("name", NAMES)
 def test_parameter_counts(name):
     config = completed(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -48,14 +49,19 @@ def batch():
     )  # fmt: skip
 
 
-def gradients(r, microbatches, state, images=None):
-    def run(params, teacher, images):
+@functools.cache
+def gradient_program(r, microbatches, count=COUNT):
+    def run(state, images):
         return loss_and_gradients(
-            params, r.model, r.loss, images, lambda part: make_views(jax.random.key(1), part, r.views),
-            teacher, None, microbatches,
+            state.params, r.model, r.loss, images, lambda part: make_views(jax.random.key(1), part, r.views),
+            state.teacher, None, microbatches,
         )  # fmt: skip
 
-    return jax.jit(run)(state.params, state.teacher, batch() if images is None else images)
+    return jax.jit(run).lower(initial_state(r), jax.tree.map(lambda x: x[:count], batch())).compile()
+
+
+def gradients(r, microbatches):
+    return gradient_program(r, microbatches)(initial_state(r), batch())
 
 
 def relative(a, b):
@@ -66,35 +72,32 @@ def relative(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-@functools.cache
-def single_pass(teacher):
-    r = recipe(teacher)
-    return gradients(r, 1, initial_state(r))
-
-
 @pytest.mark.parametrize(("teacher", "parts"), [(False, 2), (False, 4), (False, 8), (True, 2)])
 def test_microbatches_give_the_single_pass(teacher, parts):
     r = recipe(teacher)
-    total, terms, whole = single_pass(teacher)
-    again, again_terms, accumulated = gradients(r, parts, initial_state(r))
+    total, terms, whole = gradients(r, 1)
+    again, again_terms, accumulated = gradients(r, parts)
     np.testing.assert_allclose(again, total, rtol=1e-6)
     for name in terms:
         np.testing.assert_allclose(again_terms[name], terms[name], rtol=1e-5, err_msg=name)
     assert relative(accumulated, whole) < 1e-6
 
 
+def test_microbatches_save_memory():
+    """By XLA's account of the compiled programs: what is not parameters shrinks with every halving."""
+    bytes_of = [gradient_program(recipe(), m).memory_analysis().temp_size_in_bytes for m in (1, 2, 4, 8)]
+    assert all(after < before for before, after in itertools.pairwise(bytes_of)), bytes_of
+    assert bytes_of[-1] < 0.5 * bytes_of[0], bytes_of
+
+
 def test_the_published_accumulation_balances_each_part_alone():
     """It is the mean over the parts, each as a batch of its own, and not the whole batch's loss."""
-    r = recipe(balance_over="microbatch")
-    state = initial_state(r)
-    total, _, accumulated = gradients(r, 2, state)
-    halves = [
-        gradients(r, 1, state, jax.tree.map(lambda x, i=i: x[i::2], batch())) for i in range(2)
-    ]  # fmt: skip
-    np.testing.assert_allclose(total, (halves[0][0] + halves[1][0]) / 2, rtol=1e-6)
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, halves[0][2], halves[1][2])
-    assert relative(accumulated, mean) < 1e-6
-    assert abs(float(total - single_pass(False)[0])) > 1e-4
+    r, half = recipe(balance_over="microbatch"), gradient_program(recipe(), 1, COUNT // 2)
+    total, _, accumulated = gradients(r, 2)
+    parts = [half(initial_state(r), jax.tree.map(lambda x, i=i: x[i::2], batch())) for i in range(2)]
+    np.testing.assert_allclose(total, (parts[0][0] + parts[1][0]) / 2, rtol=1e-6)
+    assert relative(accumulated, jax.tree.map(lambda a, b: (a + b) / 2, parts[0][2], parts[1][2])) < 1e-6
+    assert abs(float(total - gradients(recipe(), 1)[0])) > 1e-4
 
 
 def test_a_bad_step_is_counted_and_not_applied():
