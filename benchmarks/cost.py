@@ -1,0 +1,144 @@
+"""Work, memory traffic and collectives of a compiled program per step and chip, loops multiplied out."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+
+from benchmarks.hlo import COLLECTIVES, FREE, Instruction, Program, flops, parse, size
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one step asks of one chip.
+
+    Attributes:
+        flops: of matrix products and convolutions, two per multiply-add, recomputation included.
+        bytes: read from and written to the chip's main memory.
+        cycles: the compiler's estimate for everything but collectives; 0 where it makes none (CPU).
+        collectives: (kind, chips in a group, what it belongs to) -> (count, bytes).
+    """
+
+    flops: float
+    bytes: float
+    cycles: float
+    collectives: dict[tuple[str, int, str], tuple[int, float]]
+
+
+def group_size(instruction: Instruction, devices: int) -> int:
+    """Chips that take part in one group of a collective."""
+    rest = instruction.rest
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'([^']+)'", found[2]))
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
+        return int(found[1])
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return len(found[1].split(","))
+    return 2 if "source_target_pairs" in rest else devices  # a permutation has pairs; no groups means all
+
+
+def purpose(instruction: Instruction) -> str:
+    """Forward or backward pass and the part of the model, from the operation's name in the Python program."""
+    found = re.search(r'op_name="([^"]*)"', instruction.rest)
+    if found is None:
+        return "made by the compiler"  # pieces of a collective that it cut up
+    name = found[1]
+    parts = [part for part in ("encoder", "decoder", "tokenizer", "sparse_head", "cls_head") if part in name]
+    return f"{'backward' if 'transpose(' in name else 'forward'} {parts[0] if parts else 'other'}"
+
+
+def collective(instruction: Instruction, shape_of) -> tuple[str, float] | None:
+    """(kind, bytes of the whole array on one chip) of a collective; None for any other instruction."""
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES:
+        return None
+    operands = sum(size(shape_of(name)) for name in instruction.operands)
+    result = size(instruction.shape)
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
+        result -= operands  # the pair (what goes in, what comes out)
+    return kind, max(operands, result)
+
+
+def touched(program: Program, fusion: Instruction, shape_of) -> float:
+    """Bytes that a fusion reads and writes; of an array that it slices or updates, only that part."""
+    lines = program.computations[fusion.attribute("calls").lstrip("%")]
+    users = collections.defaultdict(list)
+    for line in lines:
+        for position, name in enumerate(line.operands):
+            users[name].append((line, position))
+
+    def ends(name: str) -> list[tuple[Instruction, int]]:
+        return [
+            end
+            for line, position in users[name]
+            for end in (ends(line.name) if line.opcode in ("bitcast", "copy") else [(line, position)])
+        ]
+
+    total, parameters = 0.0, [line for line in lines if line.opcode == "parameter"]
+    for line in parameters:
+        outer = fusion.operands[int(re.match(r"\d+", line.rest)[0])]
+        whole, uses = size(shape_of(outer), True), ends(line.name)
+        parts = [
+            size(user.shape) if user.opcode in ("dynamic-slice", "slice") else 0.0
+            for user, position in uses
+            if position == 0 and user.opcode in ("dynamic-slice", "slice", "dynamic-update-slice")
+        ]
+        total += min(whole, sum(parts)) if uses and len(parts) == len(uses) else whole
+    updates = [line for line in lines if line.opcode == "dynamic-update-slice"]
+    written = size(fusion.shape, True)
+    for line in updates:
+        written -= min(written, size(line.shape) - size(shape_of(line.operands[1])))
+    return total + written
+
+
+def traffic(program: Program, instruction: Instruction, shape_of) -> float:
+    """Bytes that an instruction reads from and writes to main memory."""
+    opcode = instruction.opcode
+    if opcode in FREE or opcode.endswith("-done"):
+        return 0.0
+    if opcode == "fusion":
+        return touched(program, instruction, shape_of)
+    result = size(instruction.shape, True)
+    if opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * result
+    if opcode == "dynamic-update-slice":
+        return 2 * size(shape_of(instruction.operands[1]), True)
+    return result + sum(size(shape_of(name), True) for name in instruction.operands)
+
+
+def cost(text: str, devices: int, loops: bool = True) -> Cost:
+    """Totals of a compiled program.
+
+    Args:
+        text: `compiled.as_text()`. devices: chips of the program.
+        loops: False counts the body of every loop once, as XLA's own analysis does.
+    """
+    program = parse(text)
+
+    def shape_of(name: str) -> str:
+        return program.instructions[name].shape
+
+    work, moved, cycles, seen = 0.0, 0.0, 0.0, set()
+    found = collections.defaultdict(lambda: (0, 0.0))
+    for name, times in program.runs.items():
+        times = times if loops else 1
+        for line in program.computations[name]:
+            work += times * flops(line, shape_of)
+            if name not in program.fused:
+                moved += times * traffic(program, line, shape_of)
+                estimate = re.search(r'"estimated_cycles":"?(\d+)', line.rest)
+                cycles += times * int(estimate[1]) if estimate else 0
+            entry, group = collective(line, shape_of), group_size(line, devices)
+            channel = line.attribute("channel_id")
+            # The TPU compiler spreads one collective over several fusions with the same channel.
+            if entry is None or group == 1 or (name in program.fused and channel in seen):
+                continue
+            seen |= {channel} if name in program.fused else set()
+            # All-reduces of which each chip keeps its own part are fusions of this name.
+            kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else entry[0]
+            count, total = found[kind, group, purpose(line)]
+            found[kind, group, purpose(line)] = count + times, total + times * entry[1]
+    return Cost(work, moved, cycles, dict(found))

@@ -1,0 +1,191 @@
+"""Compile the real training step for chips that are not here, and say what it asks of each of them.
+
+    python benchmarks/dryrun.py --config=configs/imagenet_h14.py --topology=v5e:16x16
+    python benchmarks/dryrun.py --config=configs/imagenet_b16.py --mesh=4,2
+
+    --config=FILE              an experiment of configs/; any setting of it: --config.efficiency.remat=True
+    --topology=v5e:16x16       TPU chips, by kind and arrangement; needs libtpu (pip install -e ".[tpu]")
+    --mesh=DATA,FSDP           instead of config.efficiency.mesh; without --topology, on virtual CPU devices
+    --json=FILE                the same numbers for programs
+
+No weights, images or chips are needed. The first compilation of a large model takes minutes.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
+
+from sparse_vis import host
+
+if __name__ == "__main__":
+    host.prepare()
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from benchmarks.report import report
+from sparse_vis.errors import UserError, command_line
+from sparse_vis.train import arguments, settings
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "TPU chips, such as v5e:16x16.")
+MESH = flags.DEFINE_list("mesh", None, "DATA,FSDP.")
+JSON = flags.DEFINE_string("json", None, "File for the numbers.")
+
+
+def parse(argv):
+    """The flags, or one sentence on what is wrong with them; --help shows this file's docstring."""
+    if {"-h", "--help", "-help"} & set(argv):
+        print(__doc__)
+        sys.exit(0)
+    return arguments.parse(argv)
+
+
+def mesh_shape() -> tuple[int, int] | None:
+    """--mesh as two numbers."""
+    if MESH.value is None:
+        return None
+    if len(MESH.value) != 2 or not all(part.isdecimal() and int(part) for part in MESH.value):
+        raise UserError(f"--mesh={','.join(MESH.value)} is no mesh; give two numbers, as in --mesh=4,2.")
+    return int(MESH.value[0]), int(MESH.value[1])
+
+
+def tpu_devices(topology: str) -> list:
+    """Devices of a TPU topology, which can be compiled for.
+
+    Raises:
+        UserError: libtpu is missing, or does not know the topology.
+    """
+    from jax.experimental import topologies
+
+    from benchmarks.chips import CHIPS
+
+    if topology.split(":")[0] not in CHIPS:
+        raise UserError(f"--topology={topology} is unknown; use {', '.join(CHIPS)}, as in v5e:16x16.")
+    try:
+        return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+    except Exception as error:  # whatever the plugin raises, of any type
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--topology={topology} cannot be compiled for ({reason}); use an arrangement that exists, "
+            'such as v5e:16x16, v4:2x2x4 or v5p:4x4x4, and pip install -e ".[tpu]" for libtpu.'
+        ) from None
+
+
+def tokenizer_of(config):
+    """The released VQ tokenizer with abstract parameters; (None, None) for the pixel target."""
+    import jax
+    import jax.numpy as jnp
+
+    from sparse_vis.models.vqgan import VQGAN
+
+    if config.model.target != "vq":
+        return None, None
+    module = VQGAN(128, (1, 1, 2, 2, 4), 2, 256, config.model.tokenizer.codes, config.model.tokenizer.dtype)
+    return module, jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+
+
+def compile_for(config, devices):
+    """The step that main.py would run on these devices, compiled without any data."""
+    import jax
+    import jax.numpy as jnp
+
+    from sparse_vis.build import build_recipe
+    from sparse_vis.train.loop import compile_step
+    from sparse_vis.train.mesh import make_mesh
+    from sparse_vis.train.step import initial_state
+    from sparse_vis.types import Batch
+
+    recipe, (tokenizer, params) = build_recipe(config), tokenizer_of(config)
+    recipe = dataclasses.replace(recipe, model=recipe.model.clone(tokenizer=tokenizer))
+    state = jax.eval_shape(functools.partial(initial_state, recipe))
+    images, side = config.train.batch, config.data.canvas
+    shape = functools.partial(jax.ShapeDtypeStruct, (images,))
+    batch = Batch(
+        image=jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8),
+        height=shape(jnp.int32), width=shape(jnp.int32), index=shape(jnp.uint32),
+    )  # fmt: skip
+    mesh = make_mesh(config.efficiency.mesh, devices)
+    lowered = compile_step(recipe, mesh, state).lower(state, batch, params)
+    on_cpu = devices[0].platform == "cpu"
+    try:
+        return lowered.compile(host.CPU_COMPILER_OPTIONS if on_cpu else None), dict(mesh.shape)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
+        much = f"{used[1]} of {used[2]}" if used else "more than there is"
+        raise UserError(
+            f"the step does not fit the chips' memory: it uses {much}; set --config.efficiency.remat=True, "
+            "raise --config.efficiency.microbatches, or split parameters over more chips (FSDP of --mesh)."
+        ) from None
+
+
+def measure(config, topology: str | None, devices: list) -> dict:
+    """All numbers of one compilation, as JSON keeps them."""
+    from benchmarks.chips import CHIPS, link_bytes, seconds
+    from benchmarks.cost import cost
+
+    began = time.perf_counter()
+    compiled, mesh = compile_for(config, devices)
+    took, memory = time.perf_counter() - began, compiled.memory_analysis()
+    analysis = compiled.cost_analysis()
+    found = cost(compiled.as_text(), len(devices))
+    result = {
+        "topology": topology or f"{len(devices)} virtual CPU devices", "chips": len(devices), "mesh": mesh,
+        "batch": config.train.batch, "efficiency": settings.plain(config)["efficiency"],
+        "compile_seconds": took,
+        "memory": {
+            "arguments": memory.argument_size_in_bytes, "outputs": memory.output_size_in_bytes,
+            "reused": memory.alias_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
+            "program": memory.generated_code_size_in_bytes,
+        },
+        "flops": found.flops, "bytes": found.bytes, "cycles": found.cycles,
+        "xla_loops_once": {"flops": analysis["flops"], "bytes": analysis["bytes accessed"]},
+        "collectives": [
+            {
+                "kind": kind, "group": group, "part": part, "count": count, "bytes": size,
+                "sent_bytes": link_bytes(kind, group, size),
+            }
+            for (kind, group, part), (count, size) in sorted(found.collectives.items())
+        ],
+    }  # fmt: skip
+    m = result["memory"]
+    m["peak"] = m["arguments"] + m["outputs"] - m["reused"] + m["temporaries"] + m["program"]
+    if topology:
+        chip = CHIPS[topology.split(":")[0]]
+        result["seconds"] = seconds(found, chip)
+        result["share_of_peak"] = found.flops / chip.flops / result["seconds"]["step"]
+        m["of_chip"] = chip.memory
+    return result
+
+
+def main(_):
+    config, mesh = CONFIG.value, mesh_shape()
+    if config is None or (TOPOLOGY.value is None and mesh is None):
+        raise UserError("give --config=configs/NAME.py, and --topology=v5e:16x16 or --mesh=DATA,FSDP.")
+    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
+    if TOPOLOGY.value is None:
+        devices = f"--xla_force_host_platform_device_count={mesh[0] * mesh[1]}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
+    import jax  # only now, as it reads the environment
+
+    devices = tpu_devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
+    with config.unlocked():
+        config.efficiency.mesh = mesh or config.efficiency.mesh
+    settings.check(config, len(devices))
+    result = measure(config, TOPOLOGY.value, devices)
+    print(report(result), flush=True)
+    if JSON.value:
+        pathlib.Path(JSON.value).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    command_line(lambda: app.run(main, flags_parser=parse))

@@ -1,0 +1,152 @@
+"""The text of a compiled XLA program: its instructions, and how often each of them runs.
+
+XLA's own cost analysis counts the body of a loop once, however often it runs; a scanned stack of 32 layers
+then looks like one. Here every instruction counts as often as the loops around it run.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+BYTES = dict(
+    pred=1, s4=0.5, u4=0.5, s8=1, u8=1, s16=2, u16=2, bf16=2, f16=2, s32=4, u32=4, f32=4, s64=8, u64=8, f64=8,
+    f8e4m3fn=1, f8e5m2=1, c64=8, c128=16, token=0,
+)  # fmt: skip
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# No traffic of their own: they name or regroup what others read and write, or run another computation.
+FREE = (
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
+    "after-all", "partition-id", "replica-id", "opt-barrier",
+)  # fmt: skip
+HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
+ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^}]*\})?")
+
+
+@dataclasses.dataclass
+class Instruction:
+    """One line: `shape` as text, names of its operands, and everything after them."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: list[str]
+    rest: str
+    root: bool
+
+    def attribute(self, name: str, default: str = "") -> str:
+        found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^,\s]+)", self.rest)
+        return found[1] if found else default
+
+
+@dataclasses.dataclass
+class Program:
+    """Computations by name, the instruction of every name, and how often each computation runs per step."""
+
+    computations: dict[str, list[Instruction]]
+    instructions: dict[str, Instruction]
+    runs: dict[str, int]
+    fused: set[str]
+
+
+def dimensions(text: str) -> list[int]:
+    """Sizes of the first array in a shape's text."""
+    return [int(n) for n in ARRAY.search(text)[2].split(",") if n]
+
+
+def size(text: str, only_main_memory: bool = False) -> float:
+    """Bytes of all arrays in a shape's text; those in a chip's on-chip memory, S(1), may be left out."""
+    return sum(
+        BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n)
+        for kind, dims, layout in ARRAY.findall(text)
+        if not (only_main_memory and "S(1)" in layout)
+    )
+
+
+def trip_count(loop: Instruction, computations: dict) -> int:
+    """How often a while loop runs: as XLA notes it, else the bound that its condition compares with.
+
+    Raises:
+        ValueError: the condition compares with no constant.
+    """
+    known = re.search(r'known_trip_count[^\d]*"?n"?[^\d]*(\d+)', loop.rest)
+    if known:
+        return int(known[1])
+    condition = computations[loop.attribute("condition").lstrip("%")]
+    bounds = [int(m[1]) for i in condition if i.opcode == "constant" and (m := re.match(r"(\d+)\)", i.rest))]
+    if len(bounds) != 1:
+        raise ValueError(f"the bound of loop {loop.name} is not in its condition")
+    return bounds[0]
+
+
+def called(instruction: Instruction) -> list[str]:
+    """Computations that an instruction runs; scalar reducers are none."""
+    attributes = ("body", "condition", "calls", "true_computation", "false_computation")
+    names = [instruction.attribute(name) for name in attributes]
+    if instruction.opcode == "call":
+        names.append(instruction.attribute("to_apply"))
+    names += instruction.attribute("branch_computations").strip("{}").split(",")
+    return [name.strip().lstrip("%") for name in names if name.strip()]
+
+
+def parse(text: str) -> Program:
+    """Read the text of a compiled program (`compiled.as_text()`); branches of a conditional all count."""
+    computations, entry, current = {}, "", []
+    for line in text.splitlines():
+        if header := HEADER.match(line):
+            current = computations[header[2]] = []
+            entry = header[2] if header[1] else entry
+        elif found := LINE.match(line):
+            root, name, shape, opcode, rest = found.groups()
+            operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+            current.append(Instruction(name, shape, opcode, operands, rest, bool(root)))
+    runs, fused = collections.Counter(), set()
+
+    def visit(name: str, times: int) -> None:
+        runs[name] += times
+        for instruction in computations[name]:
+            inner = times * (trip_count(instruction, computations) if instruction.opcode == "while" else 1)
+            for other in called(instruction):
+                if instruction.opcode == "fusion" or name in fused:
+                    fused.add(other)
+                visit(other, inner)
+
+    visit(entry, 1)
+    instructions = {i.name: i for lines in computations.values() for i in lines}
+    return Program(computations, instructions, dict(runs), fused)
+
+
+def flops(instruction: Instruction, shape_of) -> float:
+    """Floating-point operations of a matrix product or convolution, two per multiply-add; else 0.
+
+    Args:
+        instruction: of the program. shape_of: name -> shape text.
+    """
+    if instruction.opcode == "dot":
+        lhs = dimensions(shape_of(instruction.operands[0]))
+        axes = re.findall(r"\d+", instruction.attribute("lhs_contracting_dims"))
+        return 2 * math.prod(dimensions(instruction.shape)) * math.prod(lhs[int(a)] for a in axes)
+    if instruction.opcode != "convolution":
+        return 0
+    labels = re.split(r"_|->", instruction.attribute("dim_labels"))
+    shapes = [shape_of(n) for n in instruction.operands[:2]] + [instruction.shape]
+    sizes = (zip(label, dimensions(shape), strict=True) for label, shape in zip(labels, shapes, strict=True))
+    lhs, rhs, out = map(dict, sizes)
+    window = dict(re.findall(r"(\w+)=(\S+)", instruction.attribute("window").strip("{}")))
+    total = 2 * out["b"] * out["f"] * rhs["i"]
+    for axis, count in enumerate(map(int, filter(None, window.get("size", "").split("x")))):
+
+        def setting(name, default, axis=axis):
+            return window[name].split("x")[axis] if name in window else default
+
+        # The TPU compiler writes batched products as convolutions with holes; only what meets data counts.
+        stride, dilate, holes = (int(setting(n, 1)) for n in ("stride", "rhs_dilate", "lhs_dilate"))
+        low = int(setting("pad", "0_0").split("_")[0])
+        at = np.arange(out[str(axis)])[:, None] * stride + np.arange(count) * dilate - low
+        total *= int(np.sum((at >= 0) & (at <= (lhs[str(axis)] - 1) * holes) & (at % holes == 0)))
+    return total

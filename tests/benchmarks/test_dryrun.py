@@ -1,0 +1,182 @@
+"""The dry run: what it counts where the answer is known, and the tool itself on virtual devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.chips import CHIPS, link_bytes, seconds
+from benchmarks.cost import Cost, cost
+from tests.main_process import ROOT, TINY
+
+# Two loops, one in the other, as the TPU and the CPU compiler write them; 8 devices.
+PROGRAM = """HloModule step, num_partitions=8
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner_body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %p = (s32[], f32[4,8]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[4,8]{1,0} get-tuple-element(%p), index=1
+  %reduced = f32[4,8]{1,0} all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %next = (s32[], f32[4,8]) tuple(%i, %reduced)
+}
+
+%inner_condition (q: (s32[], f32[4,8])) -> pred[] {
+  %q = (s32[], f32[4,8]) parameter(0)
+  %bound = s32[]{:T(128)} constant(5)
+  %j = s32[]{:T(128)} get-tuple-element(%q), index=0
+  ROOT %less = pred[] compare(%j, %bound), direction=LT
+}
+
+%piece (r: bf16[2,8]) -> bf16[16,8] {
+  %r = bf16[2,8]{1,0} parameter(0)
+  ROOT %gathered = bf16[16,8]{1,0} all-gather(%r), channel_id=7, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+%other_piece (s: bf16[2,8]) -> bf16[16,8] {
+  %s = bf16[2,8]{1,0} parameter(0)
+  ROOT %again = bf16[16,8]{1,0} all-gather(%s), channel_id=7, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+%outer_body (t: (s32[], f32[4,8], bf16[2,8])) -> (s32[], f32[4,8], bf16[2,8]) {
+  %t = (s32[], f32[4,8], bf16[2,8]) parameter(0)
+  %k = s32[] get-tuple-element(%t), index=0
+  %y = f32[4,8]{1,0} get-tuple-element(%t), index=1
+  %w = bf16[2,8]{1,0} get-tuple-element(%t), index=2
+  %one = bf16[16,8]{1,0} fusion(%w), kind=kCustom, calls=%piece, metadata={op_name="jit(f)/transpose(jvp(S))/encoder/dot"}
+  %two = bf16[16,8]{1,0} fusion(%w), kind=kCustom, calls=%other_piece
+  %start = (s32[], f32[4,8]) tuple(%k, %y)
+  %loop = (s32[], f32[4,8]) while(%start), condition=%inner_condition, body=%inner_body
+  %z = f32[4,8]{1,0} get-tuple-element(%loop), index=1
+  ROOT %out = (s32[], f32[4,8], bf16[2,8]) tuple(%k, %z, %w)
+}
+
+%outer_condition (u: (s32[], f32[4,8], bf16[2,8])) -> pred[] {
+  %u = (s32[], f32[4,8], bf16[2,8]) parameter(0)
+  %l = s32[] get-tuple-element(%u), index=0
+  %many = s32[] constant(100)
+  ROOT %lt = pred[] compare(%l, %many), direction=LT
+}
+
+ENTRY %main (x: f32[4,8], w: bf16[2,8]) -> f32[4,8] {
+  %x.1 = f32[4,8]{1,0} parameter(0)
+  %w.1 = bf16[2,8]{1,0} parameter(1)
+  %zero = s32[] constant(0)
+  %init = (s32[], f32[4,8], bf16[2,8]) tuple(%zero, %x.1, %w.1)
+  %whole = (s32[], f32[4,8], bf16[2,8]) while(%init), condition=%outer_condition, body=%outer_body, backend_config={"known_trip_count":{"n":"3"}}
+  %result = f32[4,8]{1,0} get-tuple-element(%whole), index=1
+  %alone = f32[4,8]{1,0} all-reduce(%result), replica_groups=[8,1]<=[8], to_apply=%add
+  %moved-start = (f32[4,8]{1,0}, f32[4,8]{1,0}) collective-permute-start(%alone), source_target_pairs={{0,1},{1,0}}
+  ROOT %moved = f32[4,8]{1,0} collective-permute-done(%moved-start)
+}
+"""  # noqa: E501
+
+
+@pytest.mark.fast
+def test_collectives_of_nested_loops():
+    """3 x 5 all-reduces of 128 bytes in groups of 4; 3 gathers in two pieces each; a group of one is none."""
+    found = cost(PROGRAM, 8).collectives
+    assert found == {
+        ("all-reduce", 4, "made by the compiler"): (15, 15 * 128.0),
+        ("all-gather", 8, "made by the compiler"): (3, 3 * 256.0),
+        ("collective-permute", 2, "made by the compiler"): (1, 128.0),
+    }
+    once = cost(PROGRAM, 8, loops=False).collectives
+    assert once["all-reduce", 4, "made by the compiler"] == (1, 128.0)
+
+
+def compiled(function, *shapes):
+    return jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)).compile()
+
+
+@pytest.mark.fast
+def test_flops_of_a_scan_are_multiplied_out():
+    """7 layers of 16 x 32 times 32 x 32 are 7 products; XLA's analysis knows of one."""
+
+    def layers(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    program = compiled(layers, (16, 32), (7, 32, 32))
+    product = 2 * 16 * 32 * 32
+    assert cost(program.as_text(), 1).flops == 7 * product
+    assert cost(program.as_text(), 1, loops=False).flops == product
+    assert program.cost_analysis()["flops"] == pytest.approx(product, rel=0.1)
+
+
+@pytest.mark.fast
+def test_without_loops_flops_and_bytes_are_those_of_xla():
+    """A product and a strided, padded convolution."""
+
+    def function(x, kernel, w):
+        dims = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=dims)
+        return jnp.maximum(x, 0).reshape(2, -1) @ w
+
+    program = compiled(function, (2, 9, 9, 4), (3, 3, 4, 8), (200, 16))
+    analysis, ours = program.cost_analysis(), cost(program.as_text(), 1)
+    assert ours.flops == pytest.approx(analysis["flops"], rel=0.05)
+    assert ours.bytes == pytest.approx(analysis["bytes accessed"], rel=0.05)
+
+
+@pytest.mark.fast
+def test_seconds_on_a_chip():
+    """A ring of four sends 2 x 3/4 of an array to reduce it, 3/4 to gather it."""
+    assert link_bytes("all-reduce", 4, 100.0) == 150 and link_bytes("all-gather", 4, 100.0) == 75
+    assert link_bytes("collective-permute", 2, 100.0) == 100
+    chip = CHIPS["v5e"]
+    work = Cost(chip.flops, 2 * chip.bandwidth, 0.0, {("all-reduce", 2, "x"): (1, chip.links)})
+    assert seconds(work, chip) == pytest.approx(dict(compute=1, memory=2, links=1, chip=2, step=3))
+
+
+def dryrun(*arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "dryrun.py"), *arguments],
+        capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""},
+    )  # fmt: skip
+
+
+def test_the_tool_on_virtual_devices(tmp_path):
+    out = tmp_path / "numbers.json"
+    done = dryrun(
+        f"--config={TINY}", "--mesh=2,2", f"--json={out}", "--config.train.batch=8",
+        "--config.teacher.enabled=False", "--config.views.local_count=0", "--config.loss.cls_local=0.0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["chips"] == 4 and found["mesh"] == {"data": 2, "fsdp": 2} and found["batch"] == 8
+    assert found["flops"] > 0 and found["memory"]["peak"] > found["memory"]["arguments"] > 0
+    # One layer in each trunk: every kernel of the encoder, 16 x (48 + 16 + 32 + 32) numbers of four bytes, is
+    # gathered once by the image and once by the masked views.
+    (encoder,) = (
+        c for c in found["collectives"] if (c["kind"], c["part"]) == ("all-gather", "forward encoder")
+    )
+    assert encoder["group"] == 2 and encoder["bytes"] == encoder["count"] * 4 * 16 * 128 / 4
+    assert "of the CPU program" in done.stdout and "all-gather" in done.stdout
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "give --config=configs/NAME.py"),
+        ((f"--config={TINY}", "--topology=v9:4x4"), "v9:4x4 is unknown"),
+        ((f"--config={TINY}", "--mesh=4"), "--mesh=4 is no mesh"),
+        ((f"--config={TINY}", "--mesh=3,1"), "config.train.batch=4 is no multiple"),
+    ],
+)
+def test_wrong_input_is_one_sentence(arguments, sentence):
+    done = dryrun(*arguments)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and sentence in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
