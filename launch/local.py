@@ -7,7 +7,8 @@
     --               what follows is for main.py
 
 Shows what process 0 prints, and the end of another's output if that one dies. SIGTERM and Ctrl-C save and
-stop all processes; a second one kills them. When one dies, the others are ended within 10 seconds.
+stop all processes; another one two seconds later kills them. When one dies, the others are ended within 10
+seconds.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import time
 
 MAIN = pathlib.Path(__file__).parent.parent / "main.py"
 GRACE_SECONDS = 10  # for the others to say what is wrong, after one died; then they are killed
+SAME_SECONDS = 2  # `timeout` and others send a signal to a process and to its group: that is one, not two
 LAST_LINES = 20  # of a process that is not shown until it dies
 
 
@@ -63,7 +65,7 @@ class Processes:
         address = free_address()
         self.ended = queue.Queue()  # indices in the order of their end
         self.last_lines = [collections.deque(maxlen=LAST_LINES) for _ in range(processes)]
-        self.signals = 0
+        self.signalled = None
         self.all, self.readers = [], []
         for index in range(processes):
             # In a session of its own, so that Ctrl-C reaches this process alone, which passes it on.
@@ -91,8 +93,12 @@ class Processes:
 
     def stop(self, *_) -> None:
         """Signal handler: SIGTERM to all, the second time SIGKILL."""
-        self.signals += 1
-        self.send(signal.SIGTERM if self.signals == 1 else signal.SIGKILL)
+        now = time.monotonic()
+        if self.signalled is None:
+            self.signalled = now
+            self.send(signal.SIGTERM)
+        elif now - self.signalled > SAME_SECONDS:
+            self.send(signal.SIGKILL)
 
     def send(self, number: int) -> None:
         """A signal to every process that is there."""

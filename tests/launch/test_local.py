@@ -16,7 +16,7 @@ import importlib.util, sys
 spec = importlib.util.spec_from_file_location("local", {path!r})
 local = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(local)
-local.MAIN, local.GRACE_SECONDS = {program!r}, 1
+local.MAIN, local.GRACE_SECONDS, local.SAME_SECONDS = {program!r}, 1, 0.5
 local.main()
 """
 HEADER = """
@@ -130,6 +130,9 @@ def test_a_signal_reaches_all_and_a_second_one_kills(launch, number, tmp_path):
         file.unlink()
     (tmp_path / "stubborn").touch()
     process = ready_and_signalled()
+    process.send_signal(number)  # at once, as `timeout` does: not meant twice
+    time.sleep(0.6)
+    assert process.poll() is None
     process.send_signal(number)
     assert process.wait(20) == 1 and "killed by SIGKILL" in process.stderr.read()
 

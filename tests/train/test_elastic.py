@@ -40,8 +40,8 @@ class Launcher(Main):
     def __exit__(self, *_) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            time.sleep(0.5)
-            self.process.terminate()  # the second SIGTERM kills the processes
+            time.sleep(2.5)
+            self.process.terminate()  # so late, the second SIGTERM kills the processes
         self.process.wait()
 
     def signal_second(self, number: int) -> None:
