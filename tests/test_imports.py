@@ -14,7 +14,7 @@ ORDER = (
     ("errors", "config", "host"), ("types",), ("ops",), ("data", "losses.spec"),
     ("augment", "crops", "masking"), ("views",), ("models",), ("targets",), ("losses",), ("objective",),
     ("train.mesh", "train.optimizer", "train.ema", "train.gradients", "train.step"), ("build",),
-    ("train.settings", "train.arguments", "train.stop", "train.checkpoint", "train.progress"),
+    ("train.settings", "train.arguments", "train.stop", "train.checkpoint", "train.progress", "train.health"),
     ("interop",), ("train.init",), ("train.loop",), ("api", "viz"), ("evals",), ("train.run",),
 )  # fmt: skip
 

@@ -142,15 +142,18 @@ class HealthCheck:
 
     Args:
         recipe: of the run. mesh: of its state. batch: global Batch on the mesh.
-        due: step from which on the next measurement is wanted; for the caller to move.
+        every: steps between measurements. step: at which the run begins.
+
+    Attributes:
+        due: step from which on the next measurement is wanted: the next multiple of `every`.
     """
 
-    def __init__(self, recipe: Recipe, mesh: Mesh, batch: Batch, due: int):
+    def __init__(self, recipe: Recipe, mesh: Mesh, batch: Batch, every: int, step: int):
         rows, everywhere = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
         shape = (len(batch.index), recipe.views.global_count, recipe.model.encoder.queries)
         self.batch, self.last, self.complaints, self.said = batch, {}, {}, set()
         self.matches = jax.jit(lambda: -jnp.ones(shape, jnp.int32), out_shardings=rows)()
-        self.due = due
+        self.every, self.due = every, (step // every + 1) * every
 
         def on_mesh(*arguments):
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the blocks where the batch lives
@@ -160,6 +163,7 @@ class HealthCheck:
 
     def __call__(self, step: int, state: TrainState) -> dict[str, float]:
         """Finite measures under names with `health/` before them; prints what two in a row complain about."""
+        self.due = (step // self.every + 1) * self.every
         found, self.matches = self.measure(state.params, state.teacher, self.batch, self.matches)
         measures = {name: float(x) for name, x in found.items() if math.isfinite(x)}
         if not self.last:

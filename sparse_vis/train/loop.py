@@ -131,7 +131,7 @@ class Run:
         size = self.config.train.batch // self.config.efficiency.microbatches
         with contextlib.closing(self.batches(size, position=0, steps=1, workers=0)) as batches:
             batch = global_batch(self.mesh, next(batches)[0])
-        return HealthCheck(self.recipe, self.mesh, batch, due=self.step + self.config.train.health_every)
+        return HealthCheck(self.recipe, self.mesh, batch, self.config.train.health_every, self.step)
 
     def next_batch(self, batches):
         """The next global batch on the devices."""
@@ -206,7 +206,6 @@ class Run:
                 extra = {"input_wait_seconds": waiting, "substituted": float(self.substituted)}
                 if self.health and self.step >= self.health.due:
                     extra |= self.health(self.step, self.state)
-                    self.health.due = self.step - self.step % train.health_every + train.health_every
                 means, window, waiting = progress.report(self.step, window, extra), [], 0.0
             if saves:
                 checkpoint.save(self.manager, self.state, self.position, self.config, means)
