@@ -54,6 +54,12 @@ def local_batch() -> Batch:
     return jax.tree.map(lambda x: x[start : start + rows], whole)
 
 
+@functools.cache
+def start_state():
+    """The state of step 0 as numpy arrays."""
+    return jax.device_get(initial_state(build_recipe(config())))
+
+
 def matches(recipe, mesh, state, batch):
     """The target token of each token of the image and of the masked views, in the step from this state."""
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
@@ -69,9 +75,9 @@ def one_step(shape: tuple[int, int]) -> dict[str, np.ndarray]:
     settings = config()
     mesh, recipe = make_mesh(shape, jax.devices()[: shape[0] * shape[1]]), build_recipe(settings)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    build = functools.partial(initial_state, recipe)
-    sharding = state_sharding(mesh, jax.eval_shape(build))
-    state, batch = jax.jit(build, out_shardings=sharding)(), global_batch(mesh, local_batch())
+    state = start_state()
+    state = jax.device_put(state, state_sharding(mesh, state))
+    batch = global_batch(mesh, local_batch())
     step = compile_step(recipe, mesh, state)
     # In one program, the forward pass that both need is compiled once.
     both = jax.jit(lambda state, batch: (step(state, batch, None), matches(recipe, mesh, state, batch)))
