@@ -9,10 +9,12 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "sparse_vis"
 
-# A module may import from its own line and those above it. `losses.spec` is plain numbers, hence early.
+# A module may import from its own line and those above it. `losses.spec` is plain numbers, hence early;
+# so are the networks behind rFID and LPIPS, whose weights `interop` reads.
 ORDER = (
     ("errors", "config", "host"), ("types",), ("ops",), ("data", "losses.spec"),
-    ("augment", "crops", "masking"), ("views",), ("models",), ("targets",), ("losses",), ("objective",),
+    ("augment", "crops", "masking"), ("views",),
+    ("models", "evals.inception", "evals.lpips"), ("targets",), ("losses",), ("objective",),
     ("train.mesh", "train.optimizer", "train.ema", "train.gradients", "train.step"), ("build",),
     ("train.settings", "train.arguments", "train.stop", "train.checkpoint", "train.progress", "train.health"),
     ("interop",), ("train.init",), ("train.loop",), ("api", "viz"), ("evals",), ("train.run",),
