@@ -9,6 +9,8 @@ Source: Szegedy et al., "Rethinking the Inception architecture" (arXiv 1512.0056
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,7 @@ def tf1_bilinear_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "out i
 
 
 class Inception(nn.Module):
-    """The network up to the pooled features; without parameters of its own sizes, as there is only one."""
+    """The network up to the pooled features; it comes in one size, so there is nothing to set."""
 
     @nn.compact
     def __call__(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B 2048"]:
@@ -153,7 +155,7 @@ class BlockD(nn.Module):
 class BlockE(nn.Module):
     """1x1, split 3x3 and pooled branches at 8 x 8; pool: what the last branch starts with."""
 
-    pool: object
+    pool: Callable[[jax.Array], jax.Array]
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w 2048"]:

@@ -1,0 +1,152 @@
+"""Fréchet distance between two sets of features, and rFID: between images and their reconstructions.
+
+Source: Heusel et al., "GANs trained by a two time-scale update rule" (arXiv 1706.08500); features of
+sparse_vis.evals.inception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from sparse_vis.data.decode import to_square
+from sparse_vis.errors import UserError
+from sparse_vis.evals.features import AnyArray
+
+SIDE = 256
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and scatter of the features seen so far, float64; features themselves are not kept.
+
+    Attributes:
+        count: rows seen. mean: (f,). scatter: (f, f), Σ (x − mean)(x − mean)ᵀ.
+    """
+
+    count: int
+    mean: Float[np.ndarray, " f"]
+    scatter: Float[np.ndarray, "f f"]
+
+    @classmethod
+    def empty(cls, size: int) -> Moments:
+        """Of no rows of `size` features."""
+        return cls(0, np.zeros(size), np.zeros((size, size)))
+
+    def update(self, features: Float[AnyArray, "B f"]) -> Moments:
+        """The moments with the rows of one more batch, of any size.
+
+        Batches are centred before they are squared: Σ x xᵀ − n mean meanᵀ would cancel for large means.
+
+        Raises:
+            UserError: features that are not finite.
+        """
+        x = np.asarray(features, np.float64)
+        if not np.isfinite(x).all():
+            raise UserError(
+                "Some features are not finite; check the images and the feature network's weights."
+            )
+        if len(x) == 0:
+            return self
+        mean = x.mean(axis=0)
+        count, step = self.count + len(x), mean - self.mean
+        between = np.outer(step, step) * (self.count * len(x) / count)
+        return Moments(
+            count, self.mean + step * (len(x) / count), self.scatter + (x - mean).T @ (x - mean) + between
+        )
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """‖m₁ − m₂‖² + tr(C₁ + C₂ − 2 (C₁ C₂)^½), with covariances over n − 1.
+
+    With C = F Fᵀ the last trace is the sum of the singular values of F₁ᵀ F₂. Both factors come from symmetric
+    eigendecompositions, so nothing can become complex, and sets with fewer images than features (singular C)
+    need no jitter; scipy.linalg.sqrtm of the unsymmetric C₁ C₂ fails or returns noise there.
+
+    Args:
+        a, b: of two sets of the same features.
+
+    Returns:
+        Squared distance, 0 or more.
+
+    Raises:
+        UserError: a set of fewer than two rows, or features of two sizes.
+    """
+    if min(a.count, b.count) < 2:
+        raise UserError(
+            f"The Fréchet distance needs at least 2 images a set, these have {a.count} and {b.count}."
+        )
+    if len(a.mean) != len(b.mean):
+        raise UserError(
+            f"The sets have {len(a.mean)} and {len(b.mean)} features; compute both with the same network."
+        )
+    shared = np.linalg.svd(_factor(a).T @ _factor(b), compute_uv=False).sum()
+    spread = np.trace(a.scatter) / (a.count - 1) + np.trace(b.scatter) / (b.count - 1)
+    # Rounding may leave equal sets a hair below zero.
+    return max(0.0, float(np.sum((a.mean - b.mean) ** 2) + spread - 2 * shared))
+
+
+def _factor(moments: Moments) -> Float[np.ndarray, "f rank"]:
+    """F with F Fᵀ the covariance; directions that hold nothing but rounding are left out."""
+    values, vectors = np.linalg.eigh(moments.scatter / (moments.count - 1))
+    real = values > len(values) * np.finfo(np.float64).eps * values[-1]
+    return vectors[:, real] * np.sqrt(values[real])
+
+
+def protocol_crop(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "256 256 3"]:
+    """Short side to 256 pixels (Pillow's bicubic, antialiased, rounded to 8 bits), then the centre 256 x 256.
+
+    Both sets of rFID and LPIPS pass through it; an image of 256 x 256 comes back as it is. The long side and
+    the offset of the crop are rounded otherwise than torchvision's: up to one pixel of difference.
+
+    Args:
+        image: uint8 (H, W, 3).
+    """
+    return to_square(image, SIDE, short_side=SIDE, resample=Image.Resampling.BICUBIC)
+
+
+def to_uint8(images: Float[AnyArray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Reconstructions in [0, 1] as the 8-bit images that a file would hold: clipped and rounded.
+
+    Args:
+        images: (...) float.
+    """
+    return np.uint8(np.round(255 * np.clip(np.asarray(images, np.float32), 0, 1)))
+
+
+def image_moments(
+    features: Callable[[UInt8[np.ndarray, "B 256 256 3"]], Float[AnyArray, "B f"]],
+    images: Iterable[UInt8[np.ndarray, "H W 3"]],
+    batch_size: int,
+) -> Moments:
+    """Moments of the features of images, each passed through `protocol_crop`.
+
+    Args:
+        features: the network; it is called with one batch shape only, so it may be jitted.
+        images: uint8 (H, W, 3) each, of any sizes; read once, one batch at a time.
+        batch_size: images per call.
+
+    Raises:
+        UserError: no images, or features that are not finite.
+    """
+    moments, batch = None, []
+
+    def add() -> Moments:
+        # The last batch is filled up with copies, which are not counted.
+        filled = np.stack(batch + batch[-1:] * (batch_size - len(batch)))
+        found = np.asarray(features(filled))[: len(batch)]
+        return (moments or Moments.empty(found.shape[1])).update(found)
+
+    for image in images:
+        batch.append(protocol_crop(image))
+        if len(batch) == batch_size:
+            moments, batch = add(), []
+    if batch:
+        moments = add()
+    if moments is None:
+        raise UserError("There are no images to compute the Fréchet distance of; give at least two.")
+    return moments
