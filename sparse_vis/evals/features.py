@@ -34,6 +34,19 @@ class Encoder:
     features: Callable[[AnyArray], dict[str, AnyArray]]
 
 
+@dataclass(frozen=True)
+class Split:
+    """Labelled features of one part of a data set.
+
+    Attributes:
+        x: (N, f) float, one vector per image.
+        y: (N,) int, class of each row, 0 … classes−1.
+    """
+
+    x: AnyArray
+    y: AnyArray
+
+
 def extract_features(
     encoder: Encoder,
     images: AnyArray,

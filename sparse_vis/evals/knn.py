@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int
 
 from sparse_vis.errors import UserError
-from sparse_vis.evals.features import AnyArray, check_labelled
+from sparse_vis.evals.features import AnyArray, Split, check_labelled
 
 KS = (10, 20, 100, 200)
-# One block of similarities is TEST_BLOCK x TRAIN_BLOCK float32 (32 MB), whatever the size of the data set.
-TEST_BLOCK = 512
-TRAIN_BLOCK = 16_384
+# One block of similarities is QUERY_BLOCK x GALLERY_BLOCK float32 (32 MB), whatever the size of the data set.
+QUERY_BLOCK = 512
+GALLERY_BLOCK = 16_384
 
 
 def knn_accuracy(
-    train_features: Float[AnyArray, "N f"],
-    train_labels: Integer[AnyArray, " n_labels"],
-    test_features: Float[AnyArray, "M f"],
-    test_labels: Integer[AnyArray, " m_labels"],
-    *,
-    classes: int,
-    ks: Sequence[int] = KS,
-    temperature: float = 0.07,
+    train: Split, test: Split, *, classes: int, ks: Sequence[int] = KS, temperature: float = 0.07
 ) -> dict[int, float]:
     """Top-1 accuracy of `knn_predict` for every k.
 
     Args:
-        train_features: (N, f) float, not normalised.
-        train_labels: (N,) int in 0 … classes−1.
-        test_features: (M, f) float.
-        test_labels: (M,) int in 0 … classes−1.
+        train: voters. test: rows to classify. Neither is normalised yet.
         classes: number of classes.
         ks: numbers of neighbours.
         temperature: T of the vote.
@@ -46,17 +36,14 @@ def knn_accuracy(
     Raises:
         UserError: see `knn_predict`.
     """
-    check_labelled("test", test_features, test_labels, classes)
-    predicted = knn_predict(
-        train_features, train_labels, test_features, classes=classes, ks=ks, temperature=temperature
-    )
-    return {k: float(np.mean(p == np.asarray(test_labels))) for k, p in predicted.items()}
+    check_labelled("test", test.x, test.y, classes)
+    predicted = knn_predict(train, test.x, classes=classes, ks=ks, temperature=temperature)
+    return {k: float(np.mean(p == np.asarray(test.y))) for k, p in predicted.items()}
 
 
 def knn_predict(
-    train_features: Float[AnyArray, "N f"],
-    train_labels: Integer[AnyArray, " n_labels"],
-    test_features: Float[AnyArray, "M f"],
+    train: Split,
+    test_x: Float[AnyArray, "M f"],
     *,
     classes: int,
     ks: Sequence[int] = KS,
@@ -67,9 +54,8 @@ def knn_predict(
     Among equal votes the lowest class wins, among equal similarities the earlier row counts as nearer.
 
     Args:
-        train_features: (N, f) float, L2-normalised here.
-        train_labels: (N,) int in 0 … classes−1.
-        test_features: (M, f) float, L2-normalised here.
+        train: voters, L2-normalised here.
+        test_x: (M, f) float, L2-normalised here.
         classes: number of classes.
         ks: numbers of neighbours, each from 1 to N.
         temperature: T of the vote.
@@ -82,22 +68,41 @@ def knn_predict(
 
     Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination".
     """
-    check_labelled("train", train_features, train_labels, classes)
+    check_labelled("train", train.x, train.y, classes)
     for k in ks:
-        if not 1 <= k <= len(train_features):
+        if not 1 <= k <= len(train.x):
             raise UserError(
-                f"kNN with k={k} is impossible with {len(train_features)} training samples; choose every k "
-                f"between 1 and {len(train_features)}."
+                f"kNN with k={k} is impossible with {len(train.x)} training samples; choose every k "
+                f"between 1 and {len(train.x)}."
             )
     order = tuple(sorted(set(ks)))
-    labels = jnp.asarray(train_labels, jnp.int32)
-    train = _blocks(_normalise(train_features), TRAIN_BLOCK)
-    votes = []
-    for block in _blocks(_normalise(test_features), TEST_BLOCK):
-        similarity, index = _nearest(train, jnp.asarray(block), len(train_features), order[-1])
-        votes.append(np.asarray(_vote(similarity, labels[index], order, classes, temperature)))
-    predicted = np.concatenate(votes, axis=1)[:, : len(test_features)]
+    labels = jnp.asarray(train.y, jnp.int32)
+    votes = [
+        np.asarray(_vote(similarity, labels[index], order, classes, temperature))
+        for similarity, index in nearest_blocks(train.x, test_x, order[-1])
+    ]
+    predicted = np.concatenate(votes, axis=1)[:, : len(test_x)]
     return {k: predicted[order.index(k)] for k in ks}
+
+
+def nearest_blocks(
+    gallery: Float[AnyArray, "N f"], queries: Float[AnyArray, "M f"], k: int
+) -> Iterator[tuple[Float[Array, "B k"], Int[Array, "B k"]]]:
+    """The k gallery rows of largest cosine for every query, block by block.
+
+    Memory beyond the features is bounded by a block of similarities, whatever N and M.
+
+    Args:
+        gallery: (N, f) float, N ≥ k, not normalised yet.
+        queries: (M, f) float, not normalised yet.
+        k: number of neighbours.
+
+    Yields:
+        cosines, falling, and the gallery rows they belong to; the last block is filled up beyond row M.
+    """
+    blocks = _blocks(_normalise(gallery), GALLERY_BLOCK)
+    for block in _blocks(_normalise(queries), QUERY_BLOCK):
+        yield _nearest(blocks, jnp.asarray(block), len(gallery), k)
 
 
 def _normalise(x: Float[AnyArray, "N f"]) -> Float[np.ndarray, "N f"]:

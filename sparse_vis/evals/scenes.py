@@ -20,7 +20,7 @@ from sparse_vis import api, viz
 from sparse_vis.build import build_source
 from sparse_vis.data.records import Records, read_records
 from sparse_vis.errors import UserError
-from sparse_vis.evals.features import Encoder, extract_features, pool, raw_pixels
+from sparse_vis.evals.features import Encoder, Split, extract_features, pool, raw_pixels
 from sparse_vis.evals.knn import knn_accuracy
 from sparse_vis.evals.linear import linear_accuracies
 from sparse_vis.evals.localization import best_token_iou, foreground_ari, token_segments
@@ -82,9 +82,8 @@ def class_metrics(train: dict, train_y, test: dict, test_y) -> dict[str, float]:
     out = {}
     for name, result in linear_accuracies(train, train_y, test, test_y, classes=CLASSES).items():
         out[f"linear_{name}"] = result.accuracy
-        votes = knn_accuracy(
-            train[name], train_y, test[name], test_y, classes=CLASSES, ks=(min(NEIGHBOURS, len(train_y)),)
-        )
+        known, asked = Split(train[name], train_y), Split(test[name], test_y)
+        votes = knn_accuracy(known, asked, classes=CLASSES, ks=(min(NEIGHBOURS, len(train_y)),))
         out[f"knn_{name}"] = next(iter(votes.values()))
     return out
 

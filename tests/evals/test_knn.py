@@ -6,6 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from sparse_vis.errors import UserError
 from sparse_vis.evals import knn
+from sparse_vis.evals.features import Split
 
 pytestmark = pytest.mark.fast
 
@@ -18,79 +19,79 @@ def problem(seed, train=300, test=90, classes=5, width=12):
         0.1, 9, (train + test, 1)
     )
     x = x.astype(np.float32)
-    return x[:train], labels[:train], x[train:], labels[train:]
+    return Split(x[:train], labels[:train]), Split(x[train:], labels[train:])
 
 
-def loop(train_x, train_y, test_x, k, temperature, classes):
+def loop(train, test_x, k, temperature, classes):
     """The definition, one pair of rows at a time."""
     predicted = []
     for row in test_x.astype(np.float64):
-        cosine = [row @ t / np.linalg.norm(row) / np.linalg.norm(t) for t in train_x.astype(np.float64)]
+        cosine = [row @ t / np.linalg.norm(row) / np.linalg.norm(t) for t in train.x.astype(np.float64)]
         votes = [0.0] * classes
         for i in sorted(range(len(cosine)), key=lambda i: -cosine[i])[:k]:
-            votes[train_y[i]] += np.exp(cosine[i] / temperature)
+            votes[train.y[i]] += np.exp(cosine[i] / temperature)
         predicted.append(int(np.argmax(votes)))
     return np.array(predicted)
 
 
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_predictions_equal_the_loop(temperature):
-    train_x, train_y, test_x, _ = problem(0)
+    train, test = problem(0)
     ks = (40, 1, 300)
-    predicted = knn.knn_predict(train_x, train_y, test_x, classes=5, ks=ks, temperature=temperature)
+    predicted = knn.knn_predict(train, test.x, classes=5, ks=ks, temperature=temperature)
     assert tuple(predicted) == ks
     for k in ks:
-        np.testing.assert_array_equal(predicted[k], loop(train_x, train_y, test_x, k, temperature, 5))
+        np.testing.assert_array_equal(predicted[k], loop(train, test.x, k, temperature, 5))
 
 
 def test_blocks_change_nothing(monkeypatch):
-    train_x, train_y, test_x, _ = problem(1)
-    whole = knn.knn_predict(train_x, train_y, test_x, classes=5, ks=(3, 30))
-    monkeypatch.setattr(knn, "TRAIN_BLOCK", 17)  # smaller than k, and neither block divides its set
-    monkeypatch.setattr(knn, "TEST_BLOCK", 32)
-    parts = knn.knn_predict(train_x, train_y, test_x, classes=5, ks=(3, 30))
+    train, test = problem(1)
+    whole = knn.knn_predict(train, test.x, classes=5, ks=(3, 30))
+    monkeypatch.setattr(knn, "GALLERY_BLOCK", 17)  # smaller than k, and neither block divides its set
+    monkeypatch.setattr(knn, "QUERY_BLOCK", 32)
+    parts = knn.knn_predict(train, test.x, classes=5, ks=(3, 30))
     for k in (3, 30):
         np.testing.assert_array_equal(parts[k], whole[k])
         assert len(np.unique(whole[k])) > 1
 
 
 def test_filling_of_the_last_block_is_never_a_neighbour(monkeypatch):
-    monkeypatch.setattr(knn, "TRAIN_BLOCK", 4)
+    monkeypatch.setattr(knn, "GALLERY_BLOCK", 4)
     train_x = -np.array([[1, 0.1], [1, 1], [1, 2], [1, 3], [1, 4]], np.float32)  # all cosines are negative
     test_x = np.array([[1, -0.2], [0.1, 1]], np.float32)
-    predicted = knn.knn_predict(train_x, np.array([3, 0, 2, 1, 4]), test_x, classes=5, ks=(1,))
+    predicted = knn.knn_predict(Split(train_x, np.array([3, 0, 2, 1, 4])), test_x, classes=5, ks=(1,))
     cosine = test_x @ (train_x / np.linalg.norm(train_x, axis=1, keepdims=True)).T
     np.testing.assert_array_equal(predicted[1], np.array([3, 0, 2, 1, 4])[cosine.argmax(axis=1)])
     assert predicted[1][1] != 4
 
 
 def test_accuracy_equals_sklearn():
-    train_x, train_y, test_x, test_y = problem(2)
-    accuracy = knn.knn_accuracy(train_x, train_y, test_x, test_y, classes=5, ks=(10, 50))
+    train, test = problem(2)
+    accuracy = knn.knn_accuracy(train, test, classes=5, ks=(10, 50))
     for k in (10, 50):
         model = KNeighborsClassifier(
             k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07), algorithm="brute"
         )
-        assert accuracy[k] == pytest.approx(model.fit(train_x, train_y).score(test_x, test_y), abs=1e-9)
+        assert accuracy[k] == pytest.approx(model.fit(train.x, train.y).score(test.x, test.y), abs=1e-9)
         assert 0.3 < accuracy[k] < 1
 
 
 def test_small_temperature_stays_finite():
-    train_x, train_y, test_x, _ = problem(3)
-    predicted = knn.knn_predict(train_x, train_y, test_x, classes=5, ks=(1, 20), temperature=1e-3)
+    train, test = problem(3)
+    predicted = knn.knn_predict(train, test.x, classes=5, ks=(1, 20), temperature=1e-3)
     assert np.mean(predicted[1] == predicted[20]) > 0.9
 
 
 def test_bad_input_is_named():
-    train_x, train_y, test_x, test_y = problem(4)
+    train, test = problem(4)
     with pytest.raises(UserError, match=r"k=301 .* 300 training samples"):
-        knn.knn_accuracy(train_x, train_y, test_x, test_y, classes=5, ks=(10, 301))
+        knn.knn_accuracy(train, test, classes=5, ks=(10, 301))
     with pytest.raises(UserError, match="k=0"):
-        knn.knn_accuracy(train_x, train_y, test_x, test_y, classes=5, ks=(0,))
+        knn.knn_accuracy(train, test, classes=5, ks=(0,))
     with pytest.raises(UserError, match="train labels go from 0 to 4"):
-        knn.knn_predict(train_x, train_y, test_x, classes=4, ks=(1,))
+        knn.knn_predict(train, test.x, classes=4, ks=(1,))
     with pytest.raises(UserError, match="89 labels"):
-        knn.knn_accuracy(train_x, train_y, test_x, test_y[1:], classes=5, ks=(1,))
-    test_x[3, 2] = np.nan
+        knn.knn_accuracy(train, Split(test.x, test.y[1:]), classes=5, ks=(1,))
+    test.x[3, 2] = np.nan
     with pytest.raises(UserError, match="test features hold NaN"):
-        knn.knn_accuracy(train_x, train_y, test_x, test_y, classes=5, ks=(1,))
+        knn.knn_accuracy(train, test, classes=5, ks=(1,))
