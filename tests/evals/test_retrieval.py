@@ -54,7 +54,7 @@ def test_leave_one_out_among_copies():
 
 def test_bad_input_is_named():
     query = labelled(2, 10)
-    with pytest.raises(UserError, match=r"from 1 to 9.*\(10,\)"):
+    with pytest.raises(UserError, match=r"between 1 and 9.*\(10,\)"):
         recall_at_k(query, ks=(10,))
     with pytest.raises(UserError, match="query set has 10 features and 9 labels"):
         recall_at_k(Split(query.x, query.y[1:]))

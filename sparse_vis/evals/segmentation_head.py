@@ -1,0 +1,98 @@
+"""The segmentation head: what it classifies, how its logits reach the pixels, and its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Integer
+
+from sparse_vis.evals.features import AnyArray
+from sparse_vis.evals.miou import IGNORE
+from sparse_vis.models.linear import uniform_linear
+
+
+class Tokens(NamedTuple):
+    """What a head classifies.
+
+    Attributes:
+        x: (B, t, f) float. One token per patch (U or Z), or the r tokens of S.
+        L: (B, n, t) float, how tokens spread over patches; None where the tokens are the patches.
+    """
+
+    x: AnyArray
+    L: AnyArray | None = None
+
+
+class Head(nn.Module):
+    """BatchNorm (or none), then a 1×1 convolution: the same linear map at every token."""
+
+    classes: int
+    batch_norm: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B t f"], train: bool) -> Float[Array, "B t classes"]:
+        if self.batch_norm:
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
+        return uniform_linear(self.classes, x.shape[-1])(x)
+
+
+def variants(features: Mapping[str, AnyArray]) -> dict[str, Tokens]:
+    """The inputs that an encoder's features allow: "U", "Z" = L S, and "SL", the factors alone.
+
+    Args:
+        features: keys dense (B, n, d), sparse (B, r, d) and spatial (B, n, r) of evals/features.py.
+    """
+    found = {}
+    if "dense" in features:
+        found["U"] = Tokens(features["dense"])
+    if "sparse" in features and "spatial" in features:
+        S, L = features["sparse"], features["spatial"]
+        found |= {"Z": Tokens(L @ S), "SL": Tokens(S, L)}
+    return found
+
+
+def pixel_logits(
+    logits: Float[Array, "B t classes"],
+    L: Float[Array, "B n t"] | None,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+) -> Float[Array, "B H W classes"]:
+    """Logits of tokens at every pixel, interpolated bilinearly (half-pixel centres, edges held).
+
+    Where L is given the tokens' class *probabilities* are spread and interpolated, and their logarithm is
+    returned: p(class | pixel) = Σ_t L[pixel, t] softmax(logits[t]). Spreading logits instead would be nothing
+    new: rows of L sum to one, so L (S W + b) = Z W + b, the linear head on Z.
+
+    Args:
+        logits: (B, t, classes) of the head. L: see Tokens.
+        grid: (gh, gw) patches, row-major. size: (H, W) pixels that the grid covers.
+    """
+    patches = logits if L is None else jnp.matmul(L, jax.nn.softmax(logits), precision="highest")
+    image = patches.reshape(len(patches), *grid, -1)
+    image = jax.image.resize(image, (len(image), *size, image.shape[-1]), "bilinear", antialias=False)
+    return image if L is None else jnp.log(jnp.maximum(image, 1e-12))
+
+
+def segmentation_loss(
+    logits: Float[Array, "B H W classes"], labels: Integer[Array, "B H W"], dice: float | Array = 1.0
+) -> Float[Array, ""]:
+    """Mean cross-entropy plus dice · (1 − mean over classes of (2 Σ p y + 1) / (Σ p + Σ y + 1)).
+
+    Both leave out pixels labelled 255; the Dice sums run over all other pixels of the batch.
+
+    Args:
+        logits: (B, H, W, classes). labels: (B, H, W) class or 255. dice: weight of the second term.
+    """
+    known = labels != IGNORE
+    y = jnp.where(known, labels, 0)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    p = jax.nn.softmax(logits) * known[..., None]
+    one_hot = jax.nn.one_hot(y, logits.shape[-1]) * known[..., None]
+    both, each = (p * one_hot).sum((0, 1, 2)), (p + one_hot).sum((0, 1, 2))
+    overlap = jnp.mean((2 * both + 1) / (each + 1))
+    return jnp.sum(cross_entropy * known) / jnp.maximum(known.sum(), 1) + dice * (1 - overlap)

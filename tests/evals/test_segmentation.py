@@ -1,0 +1,136 @@
+"""Segmentation against scikit-learn, torch, hand-made cases, and a problem that factors must solve."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, jaccard_score
+
+from sparse_vis.errors import UserError
+from sparse_vis.evals import miou
+from sparse_vis.evals import segmentation as seg
+from sparse_vis.evals import segmentation_head as seg_head
+
+
+@pytest.mark.fast
+def test_confusion_and_miou_equal_sklearn():
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 5, (3, 8, 9)).astype(np.uint8)
+    predicted = np.where(rng.random(true.shape) < 0.6, true, rng.integers(0, 5, true.shape))
+    true[rng.random(true.shape) < 0.2] = miou.IGNORE
+    kept = true != miou.IGNORE
+    matrix = miou.confusion(predicted, true, 5)
+    np.testing.assert_array_equal(matrix, confusion_matrix(true[kept], predicted[kept], labels=range(5)))
+    mean, iou = miou.mean_iou(matrix)
+    np.testing.assert_allclose(iou, jaccard_score(true[kept], predicted[kept], average=None), rtol=1e-12)
+    assert mean == pytest.approx(jaccard_score(true[kept], predicted[kept], average="macro"), rel=1e-12)
+
+
+@pytest.mark.fast
+def test_miou_by_hand():
+    true, predicted = np.array([0, 0, 1, 255, 0]), np.array([0, 2, 1, 3, 0])
+    mean, iou = miou.mean_iou(miou.confusion(predicted, true, 5))
+    # Class 2 was only predicted: IoU 0, it counts. Classes 3 (on an ignored pixel) and 4 do not occur.
+    np.testing.assert_allclose(iou, [2 / 3, 1, 0, np.nan, np.nan])
+    assert mean == pytest.approx(5 / 9)
+    assert np.isnan(miou.mean_iou(np.zeros((3, 3), np.int64))[0])
+
+
+@pytest.mark.fast
+def test_loss_equals_torch():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(2, 5, 6, 4)).astype(np.float32) * 3
+    labels = rng.integers(0, 4, (2, 5, 6))
+    labels[:, 1:3] = miou.IGNORE
+    x, y = torch.tensor(logits).permute(0, 3, 1, 2), torch.tensor(labels)
+    entropy = torch.nn.functional.cross_entropy(x, y, ignore_index=255)
+    assert float(seg_head.segmentation_loss(jnp.asarray(logits), jnp.asarray(labels), 0.0)) == pytest.approx(
+        float(entropy), rel=1e-6
+    )
+    keep = y != 255
+    p = torch.softmax(x, 1).permute(0, 2, 3, 1)[keep].double()
+    one_hot = torch.nn.functional.one_hot(y[keep], 4).double()
+    scores = [
+        (2 * (p[:, c] * one_hot[:, c]).sum() + 1) / (p[:, c].sum() + one_hot[:, c].sum() + 1)
+        for c in range(4)
+    ]
+    expected = float(entropy) + 0.5 * (1 - float(sum(scores)) / 4)
+    got = seg_head.segmentation_loss(jnp.asarray(logits), jnp.asarray(labels), 0.5)
+    assert float(got) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("size", [(12, 10), (7, 9), (3, 2)])
+def test_interpolation_equals_torch(size):
+    logits = np.random.default_rng(2).normal(size=(2, 6, 4)).astype(np.float32)
+    image = torch.tensor(logits).reshape(2, 3, 2, 4).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(image, size, mode="bilinear", align_corners=False)
+    got = seg_head.pixel_logits(jnp.asarray(logits), None, (3, 2), size)
+    np.testing.assert_allclose(got, expected.permute(0, 2, 3, 1), atol=1e-5)
+
+
+@pytest.mark.fast
+def test_factors_spread_probabilities():
+    # Two tokens, each sure of its class; a patch that is 70 % token 0 is class 0 with probability 0.7.
+    logits = jnp.array([[[20.0, 0.0], [0.0, 20.0]]])
+    L = jnp.array([[[0.7, 0.3], [0.1, 0.9]]])
+    got = np.exp(seg_head.pixel_logits(logits, L, (1, 2), (1, 4)))
+    at = np.array([0.7, 0.55, 0.25, 0.1])  # pixel centres at -1/4, 1/4, 3/4 and 5/4 patches, edges held
+    np.testing.assert_allclose(got[0, 0], np.stack([at, 1 - at], -1), atol=1e-5)
+
+
+def toy(count, seed):
+    """Images of 4x4 patches of 3x3 pixels: each of 3 tokens has its class in S and its region in L."""
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, 3, (count, 4, 4))
+    kinds = np.stack([rng.permutation(3) for _ in range(count)])  # class of each token
+    S = np.eye(3)[kinds] * 2 - 1 + 0.3 * rng.normal(size=(count, 3, 3))
+    mine = true[:, :, :, None] == kinds[:, None, None, :]
+    L = (mine * 0.85 + 0.05).reshape(count, 16, 3)
+    labels = true.repeat(3, axis=1).repeat(3, axis=2).astype(np.uint8)
+    # Interpolation blurs borders between patches, so only the pixel at the centre of a patch is judged.
+    judged = np.full_like(labels, miou.IGNORE)
+    judged[:, 1::3, 1::3] = labels[:, 1::3, 1::3]
+    return {"sparse": S.astype(np.float32), "spatial": L.astype(np.float32)}, judged
+
+
+@pytest.mark.parametrize("protocol", [seg.PUBLISHED, seg.LINEAR])
+def test_head_learns_classes_from_the_factors_alone(protocol):
+    train, labels = toy(24, 0)
+    test, test_labels = toy(24, 1)
+    # Few steps here, so a larger rate than published.
+    quick = seg.Protocol(protocol.batch_norm, protocol.dice, 0.03, protocol.weight_decay, epochs=40)
+    tokens, held_out = seg_head.variants(train)["SL"], seg_head.variants(test)["SL"]
+    head, variables = seg.fit_head(lambda epoch: [(tokens, labels)], (4, 4), 3, quick)
+    parts = [
+        (seg_head.Tokens(held_out.x[i:j], held_out.L[i:j]), test_labels[i:j]) for i, j in ((0, 10), (10, 24))
+    ]
+    matrix = seg.confusion_of(head, variables, parts, (4, 4))
+    assert matrix.sum() == (test_labels != miou.IGNORE).sum()
+    assert miou.mean_iou(matrix)[0] > 0.9
+    # Tokens without their places say nothing: the same head on a flat L is at chance.
+    flat = [(seg_head.Tokens(held_out.x, np.full_like(held_out.L, 1 / 3)), test_labels)]
+    assert miou.mean_iou(seg.confusion_of(head, variables, flat, (4, 4)))[0] < 0.4
+
+
+@pytest.mark.fast
+def test_variants_follow_what_the_encoder_gives():
+    train, _ = toy(2, 2)
+    found = seg_head.variants(train | {"dense": np.ones((2, 16, 5))})
+    assert list(found) == ["U", "Z", "SL"]
+    np.testing.assert_allclose(
+        found["Z"].x, np.einsum("bnr,brd->bnd", train["spatial"], train["sparse"]), rtol=1e-5
+    )
+    assert found["U"].L is None and found["Z"].L is None
+    assert list(seg_head.variants({"dense": train["sparse"]})) == ["U"]
+
+
+@pytest.mark.fast
+def test_bad_input_is_named():
+    tokens = seg_head.Tokens(np.zeros((2, 6, 3), np.float32))
+    with pytest.raises(UserError, match="patches do not fit 2 label maps and the grid 2x2"):
+        seg.fit_head(lambda epoch: [(tokens, np.zeros((2, 4, 4), int))], (2, 2), 3)
+    with pytest.raises(UserError, match="labels go from 0 to 3; with 3 classes"):
+        seg.fit_head(lambda epoch: [(tokens, np.array([[[0, 3]]] * 2))], (2, 3), 3)
+    with pytest.raises(UserError, match="no training batches"):
+        seg.fit_head(lambda epoch: [], (2, 3), 3)
