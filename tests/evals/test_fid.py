@@ -69,6 +69,14 @@ def test_fewer_images_than_features():
     assert apart == pytest.approx(0.25, rel=1e-9)
 
 
+def test_a_set_of_equal_images():
+    x = np.random.default_rng(10).normal(size=(5, 3))
+    same = moments(np.ones((2, 3)))
+    expected = np.sum((x.mean(axis=0) - 1) ** 2) + x.var(axis=0, ddof=1).sum()
+    assert frechet_distance(same, moments(x)) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(same, same) == 0
+
+
 def test_protocol_crop_is_pillows():
     image = np.random.default_rng(8).integers(0, 256, (300, 451, 3), dtype=np.uint8)
     resized = Image.fromarray(image).resize((385, 256), Image.Resampling.BICUBIC)
