@@ -1,0 +1,195 @@
+"""Multinomial logistic regression with AdamW, one classifier per learning rate under one vmap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Integer
+
+from sparse_vis.errors import UserError
+from sparse_vis.evals.features import AnyArray, Split
+
+LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
+# Rows handled at once outside training: bounds the float64 statistics and the logits of all rates.
+BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How probes are trained: AdamW, cosine to zero, from zero weights, on standardised features.
+
+    Attributes:
+        learning_rates: peak rates, one classifier each.
+        validation_fraction: share of train that is held out to choose.
+        steps: optimizer steps.
+        batch_size: rows per step (all fitted rows where there are fewer).
+        weight_decay: decoupled, as in AdamW.
+        seed: of the held-out rows and of the order of the others.
+    """
+
+    learning_rates: tuple[float, ...] = LEARNING_RATES
+    validation_fraction: float = 0.1
+    steps: int = 500
+    batch_size: int = 256
+    weight_decay: float = 1e-4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The classifier of the best learning rate.
+
+    Attributes:
+        weight, bias: (1, f, classes) and (1, classes). shift, scale: (f,), the standardisation.
+        learning_rate: its rate. loss: its held-out cross-entropy.
+        validation: held-out accuracy of every learning rate, in their order.
+    """
+
+    weight: Array
+    bias: Array
+    shift: np.ndarray
+    scale: np.ndarray
+    learning_rate: float
+    loss: float
+    validation: tuple[float, ...]
+
+
+def fit_rates(train: Split, classes: int, protocol: Protocol) -> Probe:
+    """One classifier per learning rate on part of the rows; keeps the one that is best on the rows held out.
+
+    Of equal held-out accuracies the lowest loss wins.
+
+    Args:
+        train: labelled features. classes: number of classes. protocol: see there.
+
+    Raises:
+        UserError: no rows left to hold out or to fit.
+    """
+    rng = np.random.default_rng(protocol.seed)
+    held_out, fitted = _split(len(train.x), protocol.validation_fraction, rng)
+    batches = _batches(fitted, protocol.steps, protocol.batch_size, rng)
+    shift, scale = _moments(train.x, fitted)
+    x, y = jnp.asarray(train.x, jnp.float32), jnp.asarray(train.y, jnp.int32)
+    rates = jnp.asarray(protocol.learning_rates)
+    probes = _fit(x, y, batches, shift, scale, rates, protocol.weight_decay, classes)
+
+    accuracy, _, loss = _evaluate(probes, train, held_out, shift, scale)
+    best = int(np.lexsort((loss, -accuracy))[0])
+    return Probe(
+        **jax.tree.map(lambda p: p[best : best + 1], probes),
+        shift=shift,
+        scale=scale,
+        learning_rate=protocol.learning_rates[best],
+        loss=float(loss[best]),
+        validation=tuple(float(a) for a in accuracy),
+    )
+
+
+def scores(probe: Probe, split: Split) -> Float[np.ndarray, " 3"]:
+    """Top-1 and top-5 accuracy and mean cross-entropy on all rows of a split."""
+    weights = {"weight": probe.weight, "bias": probe.bias}
+    return _evaluate(weights, split, np.arange(len(split.x)), probe.shift, probe.scale)[:, 0]
+
+
+def _split(count: int, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    held_out = round(fraction * count)
+    if not 0 < held_out < count:
+        raise UserError(
+            f"validation_fraction={fraction} of {count} training samples holds out {held_out}; give more "
+            "samples or another fraction."
+        )
+    order = rng.permutation(count).astype(np.int32)
+    return order[:held_out], order[held_out:]
+
+
+def _batches(
+    rows: Int[np.ndarray, " N"], steps: int, batch_size: int, rng: np.random.Generator
+) -> Int[np.ndarray, "steps batch"]:
+    batch_size = min(batch_size, len(rows))
+    epochs = -(-steps * batch_size // len(rows))
+    order = np.concatenate([rng.permutation(rows) for _ in range(epochs)])
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def _moments(
+    x: Float[AnyArray, "N f"], rows: Int[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
+    """Mean and inverse deviation of the given rows; 0 for a feature that never varies, which drops it."""
+    x = np.asarray(x)
+    blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+    mean = sum(x[b].sum(axis=0, dtype=np.float64) for b in blocks) / len(rows)
+    deviation = np.sqrt(sum(np.square(x[b] - mean).sum(axis=0) for b in blocks) / len(rows))
+    varies = deviation > 1e-6 * deviation.max()
+    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def _logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B classes"]:
+    return jnp.matmul(x, probe["weight"], precision=jax.lax.Precision.HIGHEST) + probe["bias"]
+
+
+@partial(jax.jit, static_argnames="classes")
+def _fit(
+    x: Float[Array, "N f"],
+    y: Int[Array, " N"],
+    batches: Int[AnyArray, "steps batch"],
+    shift: Float[AnyArray, " f"],
+    scale: Float[AnyArray, " f"],
+    learning_rates: Float[Array, " rates"],
+    weight_decay: Float[Array, ""],
+    classes: int,
+) -> dict[str, Array]:
+    """One classifier per learning rate: weight (rates, f, classes) and bias (rates, classes)."""
+    steps = len(batches)
+
+    def loss(probe, rows):
+        logits = _logits(probe, (x[rows] - shift) * scale)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
+
+    def fit(rate):
+        optimizer = optax.adamw(
+            lambda step: rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps)), weight_decay=weight_decay
+        )
+        probe = {"weight": jnp.zeros((x.shape[1], classes)), "bias": jnp.zeros(classes)}
+
+        def update(state, rows):
+            probe, optimizer_state = state
+            change, optimizer_state = optimizer.update(jax.grad(loss)(probe, rows), optimizer_state, probe)
+            return (optax.apply_updates(probe, change), optimizer_state), None
+
+        return jax.lax.scan(update, (probe, optimizer.init(probe)), batches)[0][0]
+
+    return jax.vmap(fit)(learning_rates)
+
+
+def _evaluate(
+    probes: dict[str, Array],
+    split: Split,
+    rows: Integer[np.ndarray, " n"],
+    shift: Float[np.ndarray, " f"],
+    scale: Float[np.ndarray, " f"],
+) -> np.ndarray:
+    """Top-1, top-5 and mean cross-entropy of every probe on the given rows: (3, rates)."""
+    x, y = np.asarray(split.x), np.asarray(split.y)
+    blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+    return sum(np.asarray(_sums(probes, (x[b] - shift) * scale, y[b]), np.float64) for b in blocks) / len(
+        rows
+    )
+
+
+@jax.jit
+def _sums(
+    probes: dict[str, Array], x: Float[AnyArray, "B f"], y: Integer[AnyArray, " B"]
+) -> Float[Array, "3 rates"]:
+    logits = jax.vmap(_logits, in_axes=(0, None))(probes, x)
+    true = jnp.take_along_axis(logits, y[None, :, None], axis=2)
+    # As argmax and top_k do: of equal logits the lower class comes first.
+    before = (logits > true) | ((logits == true) & (jnp.arange(logits.shape[2]) < y[:, None]))
+    rank = before.sum(axis=2)
+    loss = jax.nn.logsumexp(logits, axis=2) - true[..., 0]
+    return jnp.stack([(rank < 1).sum(axis=1), (rank < 5).sum(axis=1), loss.sum(axis=1)])
