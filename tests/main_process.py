@@ -11,7 +11,7 @@ import time
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = ROOT / "tests" / "train" / "tiny_config.py"
-WAIT = 180  # seconds; for a machine that is busy with other things
+WAIT = 600  # seconds; for a machine that is busy with other things
 
 
 def environment(folder: pathlib.Path) -> dict[str, str]:
