@@ -115,8 +115,12 @@ class Run:
         self.substituted, self.bad_row = 0, []
         self.recipe, self.update = recipe, compile_step(recipe, self.mesh, self.state)
 
-    def batches(self, size: int, position: int, steps: int, workers: int):
-        """This process's part of the global batches of a size, from a position of the stream on."""
+    def batches(self):
+        """This process's batches from the saved position on."""
+        train = self.config.train
+        return self._stream(train.batch, self.position, train.steps - self.step, self.config.data.workers)
+
+    def _stream(self, size: int, position: int, steps: int, workers: int):
         data = self.config.data
         return train_batches(
             self.source, global_batch=size, seed=self.config.seed, start_index=position, steps=steps,
@@ -129,7 +133,7 @@ class Run:
         if not self.config.train.health_every:
             return None
         size = self.config.train.batch // self.config.efficiency.microbatches
-        with contextlib.closing(self.batches(size, position=0, steps=1, workers=0)) as batches:
+        with contextlib.closing(self._stream(size, position=0, steps=1, workers=0)) as batches:
             batch = global_batch(self.mesh, next(batches)[0])
         return HealthCheck(self.recipe, self.mesh, batch, self.config.train.health_every, self.step)
 
@@ -172,10 +176,7 @@ class Run:
             print(f"{self.workdir} is finished: step {self.step} of {steps}; nothing is trained.", flush=True)
             return {}
         with contextlib.ExitStack() as exits:
-            coming = self.batches(
-                self.config.train.batch, self.position, steps - self.step, self.config.data.workers
-            )
-            batches = exits.enter_context(contextlib.closing(coming))
+            batches = exits.enter_context(contextlib.closing(self.batches()))
             batch = self.next_batch(batches)
             print("compiling the step ...", flush=True)
             began = time.perf_counter()

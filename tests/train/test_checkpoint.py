@@ -10,7 +10,7 @@ from sparse_vis.train.step import TrainState
 
 def state(step):
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero + step, {"w": jnp.full(3, step, jnp.float32)}, (), None, zero, zero)
+    return TrainState(zero + step, {"w": jnp.full(3, step, jnp.float32)}, (), None, zero)
 
 
 @pytest.mark.fast
