@@ -1,4 +1,4 @@
-"""Multinomial logistic regression with AdamW, one classifier per learning rate under one vmap."""
+"""Logistic regression with AdamW, one classifier per learning rate under one vmap."""
 
 from __future__ import annotations
 
@@ -59,6 +59,30 @@ class Probe:
     validation: tuple[float, ...]
 
 
+def fit_all(
+    train: Split, classes: int, protocol: Protocol
+) -> tuple[dict[str, Array], np.ndarray, np.ndarray, np.ndarray]:
+    """One classifier per learning rate, on the rows that are not held out.
+
+    Args:
+        train: y is (N,) int for softmax cross-entropy, or (N, classes) bool for one sigmoid per class.
+        classes: number of classes. protocol: see there.
+
+    Returns:
+        weight (rates, f, classes) and bias (rates, classes); shift and scale (f,); the rows held out.
+
+    Raises:
+        UserError: no rows left to hold out or to fit.
+    """
+    rng = np.random.default_rng(protocol.seed)
+    held_out, fitted = _split(len(train.x), protocol.validation_fraction, rng)
+    batches = _batches(fitted, protocol.steps, protocol.batch_size, rng)
+    shift, scale = _moments(train.x, fitted)
+    x, y = jnp.asarray(train.x, jnp.float32), jnp.asarray(train.y, jnp.int32)
+    rates = jnp.asarray(protocol.learning_rates)
+    return _fit(x, y, batches, shift, scale, rates, protocol.weight_decay, classes), shift, scale, held_out
+
+
 def fit_rates(train: Split, classes: int, protocol: Protocol) -> Probe:
     """One classifier per learning rate on part of the rows; keeps the one that is best on the rows held out.
 
@@ -70,14 +94,7 @@ def fit_rates(train: Split, classes: int, protocol: Protocol) -> Probe:
     Raises:
         UserError: no rows left to hold out or to fit.
     """
-    rng = np.random.default_rng(protocol.seed)
-    held_out, fitted = _split(len(train.x), protocol.validation_fraction, rng)
-    batches = _batches(fitted, protocol.steps, protocol.batch_size, rng)
-    shift, scale = _moments(train.x, fitted)
-    x, y = jnp.asarray(train.x, jnp.float32), jnp.asarray(train.y, jnp.int32)
-    rates = jnp.asarray(protocol.learning_rates)
-    probes = _fit(x, y, batches, shift, scale, rates, protocol.weight_decay, classes)
-
+    probes, shift, scale, held_out = fit_all(train, classes, protocol)
     accuracy, _, loss = _evaluate(probes, train, held_out, shift, scale)
     best = int(np.lexsort((loss, -accuracy))[0])
     return Probe(
@@ -136,7 +153,7 @@ def _logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B 
 @partial(jax.jit, static_argnames="classes")
 def _fit(
     x: Float[Array, "N f"],
-    y: Int[Array, " N"],
+    y: Int[Array, N * classes],
     batches: Int[AnyArray, "steps batch"],
     shift: Float[AnyArray, " f"],
     scale: Float[AnyArray, " f"],
@@ -149,6 +166,8 @@ def _fit(
 
     def loss(probe, rows):
         logits = _logits(probe, (x[rows] - shift) * scale)
+        if y.ndim == 2:
+            return optax.sigmoid_binary_cross_entropy(logits, y[rows]).mean()
         return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
 
     def fit(rate):
