@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int
 
 from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray, Split
@@ -40,25 +40,6 @@ class Protocol:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Probe:
-    """The classifier of the best learning rate.
-
-    Attributes:
-        weight, bias: (1, f, classes) and (1, classes). shift, scale: (f,), the standardisation.
-        learning_rate: its rate. loss: its held-out cross-entropy.
-        validation: held-out accuracy of every learning rate, in their order.
-    """
-
-    weight: Array
-    bias: Array
-    shift: np.ndarray
-    scale: np.ndarray
-    learning_rate: float
-    loss: float
-    validation: tuple[float, ...]
-
-
 def fit_all(
     train: Split, classes: int, protocol: Protocol
 ) -> tuple[dict[str, Array], np.ndarray, np.ndarray, np.ndarray]:
@@ -81,36 +62,6 @@ def fit_all(
     x, y = jnp.asarray(train.x, jnp.float32), jnp.asarray(train.y, jnp.int32)
     rates = jnp.asarray(protocol.learning_rates)
     return _fit(x, y, batches, shift, scale, rates, protocol.weight_decay, classes), shift, scale, held_out
-
-
-def fit_rates(train: Split, classes: int, protocol: Protocol) -> Probe:
-    """One classifier per learning rate on part of the rows; keeps the one that is best on the rows held out.
-
-    Of equal held-out accuracies the lowest loss wins.
-
-    Args:
-        train: labelled features. classes: number of classes. protocol: see there.
-
-    Raises:
-        UserError: no rows left to hold out or to fit.
-    """
-    probes, shift, scale, held_out = fit_all(train, classes, protocol)
-    accuracy, _, loss = _evaluate(probes, train, held_out, shift, scale)
-    best = int(np.lexsort((loss, -accuracy))[0])
-    return Probe(
-        **jax.tree.map(lambda p: p[best : best + 1], probes),
-        shift=shift,
-        scale=scale,
-        learning_rate=protocol.learning_rates[best],
-        loss=float(loss[best]),
-        validation=tuple(float(a) for a in accuracy),
-    )
-
-
-def scores(probe: Probe, split: Split) -> Float[np.ndarray, " 3"]:
-    """Top-1 and top-5 accuracy and mean cross-entropy on all rows of a split."""
-    weights = {"weight": probe.weight, "bias": probe.bias}
-    return _evaluate(weights, split, np.arange(len(split.x)), probe.shift, probe.scale)[:, 0]
 
 
 def _split(count: int, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +97,8 @@ def _moments(
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
-def _logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B classes"]:
+def logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B classes"]:
+    """One classifier's logits of standardised rows: weight (f, classes), bias (classes,)."""
     return jnp.matmul(x, probe["weight"], precision=jax.lax.Precision.HIGHEST) + probe["bias"]
 
 
@@ -165,10 +117,10 @@ def _fit(
     steps = len(batches)
 
     def loss(probe, rows):
-        logits = _logits(probe, (x[rows] - shift) * scale)
+        out = logits(probe, (x[rows] - shift) * scale)
         if y.ndim == 2:
-            return optax.sigmoid_binary_cross_entropy(logits, y[rows]).mean()
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
+            return optax.sigmoid_binary_cross_entropy(out, y[rows]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(out, y[rows]).mean()
 
     def fit(rate):
         optimizer = optax.adamw(
@@ -184,31 +136,3 @@ def _fit(
         return jax.lax.scan(update, (probe, optimizer.init(probe)), batches)[0][0]
 
     return jax.vmap(fit)(learning_rates)
-
-
-def _evaluate(
-    probes: dict[str, Array],
-    split: Split,
-    rows: Integer[np.ndarray, " n"],
-    shift: Float[np.ndarray, " f"],
-    scale: Float[np.ndarray, " f"],
-) -> np.ndarray:
-    """Top-1, top-5 and mean cross-entropy of every probe on the given rows: (3, rates)."""
-    x, y = np.asarray(split.x), np.asarray(split.y)
-    blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
-    return sum(np.asarray(_sums(probes, (x[b] - shift) * scale, y[b]), np.float64) for b in blocks) / len(
-        rows
-    )
-
-
-@jax.jit
-def _sums(
-    probes: dict[str, Array], x: Float[AnyArray, "B f"], y: Integer[AnyArray, " B"]
-) -> Float[Array, "3 rates"]:
-    logits = jax.vmap(_logits, in_axes=(0, None))(probes, x)
-    true = jnp.take_along_axis(logits, y[None, :, None], axis=2)
-    # As argmax and top_k do: of equal logits the lower class comes first.
-    before = (logits > true) | ((logits == true) & (jnp.arange(logits.shape[2]) < y[:, None]))
-    rank = before.sum(axis=2)
-    loss = jax.nn.logsumexp(logits, axis=2) - true[..., 0]
-    return jnp.stack([(rank < 1).sum(axis=1), (rank < 5).sum(axis=1), loss.sum(axis=1)])
