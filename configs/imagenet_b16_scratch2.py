@@ -1,4 +1,4 @@
-"""STELLAR B/16 on ImageNet from random initialisation, second of two stages: the main recipe, without teacher.
+"""STELLAR B/16 on ImageNet from random initialisation, second of two stages: the main recipe.
 
 Command:   python main.py --config=configs/imagenet_b16_scratch2.py --config.data.path=TFDS_DIR \
                --config.model.tokenizer.path=FILE
@@ -7,7 +7,7 @@ Command:   python main.py --config=configs/imagenet_b16_scratch2.py --config.dat
 Hardware:  as configs/imagenet_b16.py.
 Result:    see configs/imagenet_b16_scratch1.py.
 
-75 epochs at a masking ratio of 0.8: the weights of the first stage, heads included, and a new optimizer.
+75 epochs without teacher at a masking ratio of 0.8: the weights of the first stage, heads included, and a new optimizer.
 """
 
 from sparse_vis.config import default_config

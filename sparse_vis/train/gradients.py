@@ -71,7 +71,8 @@ def global_potentials(
         source = model.apply({"params": weights}, pixels, method="target_source")
         return source.sparse, source.cls
 
-    sparse, cls = jax.lax.map(embed, parts)
+    # Images before parts: rows of the joined array then stay on their devices. Sinkhorn asks for no order.
+    sparse, cls = (x.swapaxes(0, 1) for x in jax.lax.map(embed, parts))
     heads = params if teacher is None else teacher
     source = TargetSource(
         S=sparse,

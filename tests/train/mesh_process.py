@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import types
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from sparse_vis.build import build_recipe
 from sparse_vis.interop.released import params_to_tensors
 from sparse_vis.ops.sinkhorn import column_potentials
 from sparse_vis.train.ema import update_teacher
-from sparse_vis.train.gradients import loss_fn
+from sparse_vis.train.gradients import global_potentials, loss_fn, split_batch
 from sparse_vis.train.loop import compile_step
 from sparse_vis.train.mesh import BATCH, global_batch, make_mesh, state_sharding
 from sparse_vis.train.step import initial_state
@@ -100,15 +101,25 @@ def one_step(shape: tuple[int, int]) -> dict[str, np.ndarray]:
 
 
 def small_programs() -> dict[str, str]:
-    """Text of two programs on 8 devices: Sinkhorn over sharded rows, and a sort of each column."""
-    over, scores = NamedSharding(make_mesh((4, 2)), BATCH), jax.ShapeDtypeStruct((64, 48), np.float32)
+    """Text of programs on 8 devices: Sinkhorn, also from microbatches, and a sort of each column."""
+    mesh, recipe, params = make_mesh((4, 2)), build_recipe(config()), start_state().params
+    scores = jax.ShapeDtypeStruct((64, 48), np.float32)
+    images = jax.ShapeDtypeStruct((IMAGES, SIZE, SIZE, 3), np.float32)
 
-    def text(function):
-        return jax.jit(function, in_shardings=over).lower(scores).compile().as_text()
+    def text(function, x):
+        return jax.jit(function, in_shardings=NamedSharding(mesh, BATCH)).lower(x).compile().as_text()
+
+    def from_microbatches(images):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return global_potentials(
+                params, recipe.model, recipe.loss, split_batch(images, 2),
+                lambda part: types.SimpleNamespace(image=part), None,
+            )  # fmt: skip
 
     return {
-        "sinkhorn": text(lambda x: column_potentials(x, 0.06, 3)),
-        "sorting": text(lambda x: jax.numpy.sort(x, axis=0)[0]),
+        "sinkhorn": text(lambda x: column_potentials(x, 0.06, 3), scores),
+        "sorting": text(lambda x: jax.numpy.sort(x, axis=0)[0], scores),
+        "microbatches": text(from_microbatches, images),
     }
 
 

@@ -119,6 +119,8 @@ def test_sinkhorn_gathers_nothing_of_the_batch(steps):
     assert moved(sinkhorn) == [] and len(moved(steps["program"]["sorting"])) > 0
     reduced = re.findall(r"= (\w+\[[\d,]*\])\S* all-reduce(?:-start)?\(", sinkhorn)
     assert set(reduced) == {"f32[48]"}
+    # Nor where the rows come from microbatches, image by image.
+    assert moved(steps["program"]["microbatches"]) == []
     # In the whole step too, unless parameters are split, nothing is gathered or exchanged.
     assert moved(steps["8,1"]["step"]) == [] and "all-reduce" in str(steps["8,1"]["step"])
 
