@@ -7,7 +7,8 @@ Command:   python main.py --config=configs/imagenet_b16_scratch2.py --config.dat
 Hardware:  as configs/imagenet_b16.py.
 Result:    see configs/imagenet_b16_scratch1.py.
 
-75 epochs without teacher at a masking ratio of 0.8: the weights of the first stage, heads included, and a new optimizer.
+75 epochs without teacher at a masking ratio of 0.8: the weights of the first stage, heads included, and a
+new optimizer.
 """
 
 from sparse_vis.config import default_config
