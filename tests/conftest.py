@@ -13,3 +13,8 @@ from jaxtyping import install_import_hook
 
 CHECKED = ("ops", "losses", "models", "evals", "views", "crops", "augment", "masking", "objective", "targets")
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
+
+
+def pytest_collection_modifyitems(items):
+    """The long files first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: "train" not in item.path.parts)

@@ -127,7 +127,8 @@ def test_parameter_counts(name):
         assert count(tree["encoder"]) == PLAIN_VIT[name] + config.model.tokens * config.model.width
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The two stages from random initialisation have the step of imagenet_b16.
+@pytest.mark.parametrize("name", [name for name in NAMES if "scratch" not in name])
 def test_a_step_traces_at_full_size(name):
     config = completed(name)
     images = 2 * config.efficiency.microbatches

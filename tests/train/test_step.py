@@ -26,7 +26,7 @@ GOLDEN_STEP = pathlib.Path(__file__).with_name("golden_step.json")
 
 
 @functools.cache
-def recipe(teacher=False, **loss):
+def recipe(teacher, **loss):
     config = get_config()
     config.teacher.enabled = teacher
     config.loss.update(loss)
@@ -50,18 +50,25 @@ def batch():
 
 
 @functools.cache
+def views():
+    """Of the whole batch, so that the programs below need not compile them."""
+    return jax.jit(make_views, static_argnums=2)(jax.random.key(1), batch(), recipe(False).views)
+
+
+@functools.cache
 def gradient_program(r, microbatches, count=COUNT):
-    def run(state, images):
+    def run(state, images, views):
         return loss_and_gradients(
-            state.params, r.model, r.loss, images, lambda part: make_views(jax.random.key(1), part, r.views),
+            state.params, r.model, r.loss, images, lambda part: jax.tree.map(lambda x: x[part.index], views),
             state.teacher, None, microbatches,
         )  # fmt: skip
 
-    return jax.jit(run).lower(initial_state(r), jax.tree.map(lambda x: x[:count], batch())).compile()
+    images = jax.tree.map(lambda x: x[:count], batch())
+    return jax.jit(run).lower(initial_state(r), images, views()).compile()
 
 
 def gradients(r, microbatches):
-    return gradient_program(r, microbatches)(initial_state(r), batch())
+    return gradient_program(r, microbatches)(initial_state(r), batch(), views())
 
 
 def relative(a, b):
@@ -85,19 +92,20 @@ def test_microbatches_give_the_single_pass(teacher, parts):
 
 def test_microbatches_save_memory():
     """By XLA's account of the compiled programs: what is not parameters shrinks with every halving."""
-    bytes_of = [gradient_program(recipe(), m).memory_analysis().temp_size_in_bytes for m in (1, 2, 4, 8)]
+    bytes_of = [gradient_program(recipe(False), m).memory_analysis().temp_size_in_bytes for m in (1, 2, 4, 8)]
     assert all(after < before for before, after in itertools.pairwise(bytes_of)), bytes_of
     assert bytes_of[-1] < 0.5 * bytes_of[0], bytes_of
 
 
 def test_the_published_accumulation_balances_each_part_alone():
     """It is the mean over the parts, each as a batch of its own, and not the whole batch's loss."""
-    r, half = recipe(balance_over="microbatch"), gradient_program(recipe(), 1, COUNT // 2)
+    r, half = recipe(False, balance_over="microbatch"), gradient_program(recipe(False), 1, COUNT // 2)
     total, _, accumulated = gradients(r, 2)
-    parts = [half(initial_state(r), jax.tree.map(lambda x, i=i: x[i::2], batch())) for i in range(2)]
+    halves = [jax.tree.map(lambda x, i=i: x[i::2], batch()) for i in range(2)]
+    parts = [half(initial_state(r), images, views()) for images in halves]
     np.testing.assert_allclose(total, (parts[0][0] + parts[1][0]) / 2, rtol=1e-6)
     assert relative(accumulated, jax.tree.map(lambda a, b: (a + b) / 2, parts[0][2], parts[1][2])) < 1e-6
-    assert abs(float(total - gradients(recipe(), 1)[0])) > 1e-4
+    assert abs(float(total - gradients(recipe(False), 1)[0])) > 1e-4
 
 
 def test_a_bad_step_is_counted_and_not_applied():
