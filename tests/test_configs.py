@@ -117,7 +117,6 @@ def test_two_stage_recipe_from_random_initialisation():
     assert first.model == main.model and second.model == main.model
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("name", NAMES)
 def test_parameter_counts(name):
     config = completed(name)

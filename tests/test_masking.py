@@ -12,8 +12,6 @@ from sparse_vis.errors import UserError
 from sparse_vis.masking import KINDS, visible_count, visible_patches
 from tests.golden_data import files
 
-pytestmark = pytest.mark.fast
-
 SIGMAS = 5
 RECORDED_NAME = {"uniform": "none", "gaussian": "gaussian", "block": "block"}
 

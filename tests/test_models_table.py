@@ -12,7 +12,6 @@ from sparse_vis.interop import manifest
 from sparse_vis.interop.load import abstract_params, released_shapes
 from sparse_vis.models.vqgan import VQGAN
 
-pytestmark = pytest.mark.fast
 TABLE = Path(__file__).parent.parent / "docs" / "models.md"
 # method.md sections 1, 4, 5 and 9: width, layers, patch, tokens
 SIZES = {

@@ -53,7 +53,6 @@ QUICK = {"xla_backend_optimization_level": 0}
 compiled = functools.partial(jax.jit, compiler_options=QUICK)
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("name", manifest())
 def test_every_tensor_comes_back(name):
     r = load_recorded(name)
@@ -94,14 +93,12 @@ def features(tokens, factors):
     }  # fmt: skip
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("name", models_recording("encode."))
 def test_encode(name):
     r = load_recorded(name)
     compare(features(*encode(r.model, r.params, r.expected["in.image"])), r.expected, "encode")
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("name", models_recording("decode."))
 def test_decode(name):
     r = load_recorded(name)
@@ -111,7 +108,6 @@ def test_decode(name):
     compare({"x_hat": x_hat, "features": decoded}, r.expected, "decode")
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("name", models_recording("encode_local."))
 def test_local_crops(name):
     r = load_recorded(name)
@@ -120,7 +116,6 @@ def test_local_crops(name):
     compare(features(*found), r.expected, "encode_local")
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("name", models_recording("masked."))
 def test_masked_views(name):
     r = load_recorded(name)
@@ -130,7 +125,6 @@ def test_masked_views(name):
     compare(features(*found), r.expected, "masked")
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("name", models_with("sizes"))
 def test_other_image_sizes(name):
     r = load_recorded(name)

@@ -84,7 +84,6 @@ ENTRY %main (x: f32[4,8], w: bf16[2,8]) -> f32[4,8] {
 """  # noqa: E501
 
 
-@pytest.mark.fast
 def test_collectives_of_nested_loops():
     """3 x 5 all-reduces of 128 bytes in groups of 4; 3 gathers in two pieces each; a group of one is none."""
     found = cost(PROGRAM, 8).collectives
@@ -101,7 +100,6 @@ def compiled(function, *shapes):
     return jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)).compile()
 
 
-@pytest.mark.fast
 def test_flops_of_a_scan_are_multiplied_out():
     """7 layers of 16 x 32 times 32 x 32 are 7 products; XLA's analysis knows of one."""
 
@@ -115,7 +113,6 @@ def test_flops_of_a_scan_are_multiplied_out():
     assert program.cost_analysis()["flops"] == pytest.approx(product, rel=0.1)
 
 
-@pytest.mark.fast
 def test_without_loops_flops_and_bytes_are_those_of_xla():
     """A product and a strided, padded convolution."""
 
@@ -130,7 +127,6 @@ def test_without_loops_flops_and_bytes_are_those_of_xla():
     assert ours.bytes == pytest.approx(analysis["bytes accessed"], rel=0.05)
 
 
-@pytest.mark.fast
 def test_seconds_on_a_chip():
     """A ring of four sends 2 x 3/4 of an array to reduce it, 3/4 to gather it."""
     assert link_bytes("all-reduce", 4, 100.0) == 150 and link_bytes("all-gather", 4, 100.0) == 75
@@ -166,7 +162,6 @@ def test_the_tool_on_virtual_devices(tmp_path):
     assert "of the CPU program" in done.stdout and "all-gather" in done.stdout
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

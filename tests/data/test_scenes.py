@@ -6,8 +6,6 @@ from sparse_vis.data import scenes
 from sparse_vis.data.scenes import SPLITS, SceneSource, SceneSpec
 from sparse_vis.errors import UserError
 
-pytestmark = pytest.mark.fast
-
 
 def source(split="train", seed=0, **spec):
     return SceneSource(SceneSpec(**spec), split=split, seed=seed)

@@ -58,7 +58,6 @@ def test_probe_learns_and_is_reproducible():
     assert wrong.losses == result.losses and wrong.accuracy < 0.1
 
 
-@pytest.mark.fast
 def test_updates_equal_torch():
     rng = np.random.default_rng(2)
     tokens = jnp.asarray(rng.normal(size=(3, 7, 2, 5)), jnp.float32)
@@ -96,7 +95,6 @@ def test_crops_change_with_the_epoch_and_follow_the_image():
     assert 0.25 < flipped < 0.75
 
 
-@pytest.mark.fast
 def test_bad_input_is_named():
     images, labels = coloured(4, 3)
     protocol = lp.Protocol(epochs=1, size=8)

@@ -43,7 +43,6 @@ def encode(tokenizer):
     return jax.jit(lambda p, x: vqgan.apply({"params": p}, x, method="encode"))
 
 
-@pytest.mark.fast
 def test_sizes_are_inferred(tokenizer):
     assert tokenizer[0] == VQGAN(
         hidden_channels=32,
@@ -55,7 +54,6 @@ def test_sizes_are_inferred(tokenizer):
     )
 
 
-@pytest.mark.fast
 def test_encode_and_codes_match_recording(tokenizer, encode, recorded):
     vqgan, params = tokenizer
     latent = encode(params, recorded["vq.input"])
@@ -91,7 +89,6 @@ def decode_float64(tensors, codes):
     return conv(norm_silu(x, "decoder.norm_out"), "decoder.conv_out").permute(0, 2, 3, 1).clamp(0, 1).numpy()
 
 
-@pytest.mark.fast
 def test_decode_matches_float64_and_recording(tokenizer, recorded, tensors):
     vqgan, params = tokenizer
     codes = jnp.asarray(recorded["vq.codes"], jnp.int32).reshape(2, 4, 4)
@@ -103,7 +100,6 @@ def test_decode_matches_float64_and_recording(tokenizer, recorded, tensors):
     assert close.mean() > 0.999
 
 
-@pytest.mark.fast
 def test_round_trip_returns_the_file(tokenizer, tensors):
     written = tokenizer_to_tensors(tokenizer[1])
     assert written.keys() == tensors.keys()
@@ -111,7 +107,6 @@ def test_round_trip_returns_the_file(tokenizer, tensors):
         np.testing.assert_array_equal(written[name], array, err_msg=name)
 
 
-@pytest.mark.fast
 def test_torch_file_gives_the_same_parameters(tmp_path, tokenizer, tensors):
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, tmp_path / "vq.bin")
     vqgan, params = load_tokenizer(tmp_path / "vq.bin")
@@ -155,7 +150,6 @@ def original_flax(tensors):
     return tree
 
 
-@pytest.mark.fast
 def test_msgpack_of_the_maskgit_release(tmp_path, tokenizer, encode, tensors, recorded):
     path = tmp_path / "tokenizer_imagenet256_checkpoint"
     tree = original_flax(tensors)
@@ -168,7 +162,6 @@ def test_msgpack_of_the_maskgit_release(tmp_path, tokenizer, encode, tensors, re
     jax.tree.map(np.testing.assert_array_equal, params, tokenizer[1])  # the decoder too
 
 
-@pytest.mark.fast
 def test_faults_of_a_msgpack_carry_its_own_names(tmp_path, tensors):
     tree = original_flax(tensors)
     del tree["params"]["decoder"]["ResBlock_3"]["Conv_1"]
@@ -177,7 +170,6 @@ def test_faults_of_a_msgpack_carry_its_own_names(tmp_path, tensors):
         load_tokenizer(tmp_path / "x.msgpack")
 
 
-@pytest.mark.fast
 def test_missing_misshapen_and_unexpected_tensors_are_named(tmp_path, tensors):
     broken = dict(tensors)
     del broken["decoder.mid.0.norm1.bias"]
@@ -193,7 +185,6 @@ def test_missing_misshapen_and_unexpected_tensors_are_named(tmp_path, tensors):
     assert "1 unexpected (loss.discriminator.weight)" in message
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("name", ["encoder.conv_in.weight", "quantize.embedding.weight"])
 def test_without_a_telling_tensor_the_file_is_refused(tmp_path, tensors, name):
     save_file({n: a for n, a in tensors.items() if n != name}, tmp_path / "x.safetensors")
@@ -201,13 +192,11 @@ def test_without_a_telling_tensor_the_file_is_refused(tmp_path, tensors, name):
         load_tokenizer(tmp_path / "x.safetensors")
 
 
-@pytest.mark.fast
 def test_another_model_is_refused():
     with pytest.raises(UserError, match=r"model.safetensors is no MaskGIT-VQGAN"):
         load_tokenizer(GOLDEN / "mae_p16" / "model.safetensors")
 
 
-@pytest.mark.fast
 def test_half_precision_file_gives_float32_parameters(tmp_path, tensors):
     save_file({n: a.astype(np.float16) for n, a in tensors.items()}, tmp_path / "half.safetensors")
     _, params = load_tokenizer(tmp_path / "half.safetensors")

@@ -46,7 +46,6 @@ def run(vqgan, params, x, method):
     return jax.jit(lambda p, x: vqgan.apply({"params": p}, x, method=method))(params, x)
 
 
-@pytest.mark.fast
 def test_released_sizes_give_256_codes():
     vqgan = VQGAN(128, (1, 1, 2, 2, 4), 2, 256, 1024)
     pixels = jax.ShapeDtypeStruct((3, 256, 256, 3), jnp.float32)
@@ -60,7 +59,6 @@ def test_released_sizes_give_256_codes():
     assert out.shape == (3, 256, 256, 3)
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("seed", range(3))
 def test_codes_are_the_nearest_vectors(params, seed):
     rng = np.random.default_rng(seed)
@@ -72,14 +70,12 @@ def test_codes_are_the_nearest_vectors(params, seed):
     np.testing.assert_array_equal(codes, distance.argmin(-1))
 
 
-@pytest.mark.fast
 def test_codes_of_codebook_vectors_are_their_row_major_indices(params):
     grid = np.random.default_rng(0).integers(0, 16, size=(2, 3, 4))
     latent = params["codebook"][grid]
     np.testing.assert_array_equal(run(SMALL, params, latent, "codes"), grid.reshape(2, 12))
 
 
-@pytest.mark.fast
 def test_shortcut_acts_on_the_output_of_the_second_convolution():
     block = ResBlock(channels=64, dtype=jnp.float32)
     x = jax.random.normal(jax.random.key(1), (1, 4, 4, 32))
@@ -91,7 +87,6 @@ def test_shortcut_acts_on_the_output_of_the_second_convolution():
     np.testing.assert_allclose(out(kernel), second + second @ np.asarray(kernel)[0, 0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.fast
 def test_group_norm_statistics_stay_float32_in_bfloat16():
     rng = np.random.default_rng(0)
     x = jnp.asarray(100 + rng.normal(size=(1, 8, 8, 64)), jnp.bfloat16)
@@ -104,7 +99,6 @@ def test_group_norm_statistics_stay_float32_in_bfloat16():
     np.testing.assert_allclose(got, y / (1 + np.exp(-y)), atol=0.03)
 
 
-@pytest.mark.fast
 def test_decode_clips_float32_and_bfloat16(params):
     loud = jax.tree.map(lambda p: 20 * p, params)
     codes = jnp.arange(16).reshape(1, 4, 4)
@@ -114,14 +108,12 @@ def test_decode_clips_float32_and_bfloat16(params):
         assert (float(pixels.min()), float(pixels.max())) == (0.0, 1.0)
 
 
-@pytest.mark.fast
 def test_remainder_of_odd_sizes_is_dropped(params):
     pixels = jax.random.uniform(jax.random.key(0), (1, 9, 11, 3))
     latent = run(SMALL, params, pixels, "encode")
     assert (latent.shape, latent.dtype) == ((1, 4, 5, 8), jnp.float32)
 
 
-@pytest.mark.fast
 def test_too_small_images_and_bad_widths(params):
     with pytest.raises(UserError, match=r"images of 1x8; give at least 2x2 pixels"):
         run(SMALL, params, jnp.zeros((1, 1, 8, 3)), "encode")
