@@ -6,7 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from sparse_vis.ops.resize import apply_matrices, crop_matrix
 
@@ -69,3 +69,11 @@ def crop(canvas: Shaped[Array, "Hc Wc 3"], box: Box, size: int) -> Float[Array, 
     rows = crop_matrix(top, height, canvas.shape[0], size)
     columns = crop_matrix(left, width, canvas.shape[1], size)
     return apply_matrices(canvas, rows, columns)
+
+
+def crop_and_flip(
+    canvas: Shaped[Array, "Hc Wc 3"], box: Box, flip: Bool[Array, ""], size: int
+) -> Float[Array, "size size 3"]:
+    """The crop, clipped to [0, 1] and mirrored horizontally where `flip` is true; Args as in `crop`."""
+    image = jnp.clip(crop(canvas, box, size), 0, 1)
+    return jnp.where(flip, image[:, ::-1], image)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_vis.data.ahead import Loaded, load_ahead, load_image, usable
+from sparse_vis.data.ahead import ON_ERROR, Loaded, load_ahead, load_image, usable
 from sparse_vis.data.sources import open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.shards import (
@@ -30,7 +30,6 @@ from sparse_vis.shards import (
 )
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
-ON_ERROR = ("stop", "skip")
 REPORT_SECONDS = 10.0
 
 

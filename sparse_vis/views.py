@@ -13,10 +13,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from sparse_vis import augment
-from sparse_vis.crops import Box, crop, sample_box
+from sparse_vis.crops import crop_and_flip, sample_box
 from sparse_vis.errors import UserError
 from sparse_vis.masking import KINDS, visible_count, visible_patches
 from sparse_vis.types import Batch, Views
@@ -129,11 +129,6 @@ def sample_colour(key: PRNGKeyArray, spec: ViewSpec) -> augment.Colour:
     )
 
 
-def _crop_and_flip(canvas, box: Box, flip, size: int) -> Float[Array, "size size 3"]:
-    image = jnp.clip(crop(canvas, box, size), 0, 1)
-    return jnp.where(flip, image[:, ::-1], image)
-
-
 def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Views:
     """All views of one image; `key` is already the image's own. Local views count on after global ones."""
     fold = jax.vmap(jax.random.fold_in, (None, 0))
@@ -159,7 +154,7 @@ def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Vi
 
     def crops_and_colour(part: slice, size: int):
         own_boxes, own_flips, own_colours = jax.tree.map(lambda draws: draws[part], (boxes, flips, colours))
-        crops = jax.vmap(lambda box, flip: _crop_and_flip(canvas, box, flip, size))(own_boxes, own_flips)
+        crops = jax.vmap(lambda box, flip: crop_and_flip(canvas, box, flip, size))(own_boxes, own_flips)
         return crops, jax.vmap(augment.recolour)(crops, own_colours)
 
     crops, masked = crops_and_colour(slice(None, spec.global_count), spec.size)

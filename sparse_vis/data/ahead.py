@@ -14,6 +14,8 @@ from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.sources import Source
 from sparse_vis.errors import UserError
 
+ON_ERROR = ("stop", "skip")  # what `usable` does with an image that cannot be used
+
 
 class Loaded(NamedTuple):
     """An image ready for the encoder; height and width are those of the upright original, in pixels."""

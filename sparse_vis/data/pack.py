@@ -20,13 +20,12 @@ from typing import Any
 import msgpack
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from sparse_vis.data.ahead import load_ahead, usable
+from sparse_vis.data.ahead import ON_ERROR, load_ahead, usable
 from sparse_vis.data.decode import decode
 from sparse_vis.data.packed import NAME_ERRORS, describe, has_shard, open_output, write_metadata
 from sparse_vis.data.sources import FolderSource, open_folder
 from sparse_vis.errors import UserError, command_line
 
-ON_ERROR = ("stop", "skip")
 # One record a group: random access reads nothing else. Image files hardly compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 

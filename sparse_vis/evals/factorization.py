@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sparse_vis.evals.features import AnyArray
+from sparse_vis.evals.localization import bilinear_weights
 from sparse_vis.ops.matching import exact_match
 
 
@@ -77,9 +78,7 @@ def seen_through(
     along_x = view_side - 1 - centre if crop.flip else centre
 
     def weights(start: int, length: int, pixels: np.ndarray) -> np.ndarray:
-        position = (start + pixels * (length - 1) / (view_side - 1) + 0.5) / patch - 0.5
-        distance = np.abs(np.clip(position, 0, grid - 1)[:, None] - np.arange(grid))
-        return np.maximum(0, 1 - distance)
+        return bilinear_weights((start + pixels * (length - 1) / (view_side - 1) + 0.5) / patch - 0.5, grid)
 
     rows, columns = weights(crop.top, crop.height, centre), weights(crop.left, crop.width, along_x)
     maps = np.asarray(L, np.float64).reshape(grid, grid, -1)

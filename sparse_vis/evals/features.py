@@ -123,6 +123,16 @@ def raw_pixels() -> Encoder:
     return Encoder(name="pixels", features=features)
 
 
+def check_labels(what: str, labels: Integer[AnyArray, " labels"], classes: int) -> None:
+    """Raises a UserError unless all labels, of which there is at least one, lie in 0 … classes−1."""
+    low, high = int(np.min(labels)), int(np.max(labels))
+    if low < 0 or high >= classes:
+        raise UserError(
+            f"The {what} labels go from {low} to {high}; with classes={classes} they must lie between 0 and "
+            f"{classes - 1}."
+        )
+
+
 def check_labelled(
     what: str, features: Float[AnyArray, "rows f"], labels: Integer[AnyArray, " labels"], classes: int
 ) -> None:
@@ -141,12 +151,7 @@ def check_labelled(
         raise UserError(
             f"The {what} set has {len(features)} features and {len(labels)} labels; give as many of each."
         )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise UserError(
-            f"The {what} labels go from {low} to {high}; with classes={classes} they must lie between 0 and "
-            f"{classes - 1}."
-        )
+    check_labels(what, labels, classes)
     # A float64 sum is finite exactly if every float32 term is, and needs no array of flags.
     with np.errstate(invalid="ignore"):
         total = np.sum(np.asarray(features), dtype=np.float64)

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, Integer, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from sparse_vis.crops import crop, sample_box
+from sparse_vis.crops import crop_and_flip, sample_box
 from sparse_vis.errors import UserError
-from sparse_vis.evals.features import AnyArray
+from sparse_vis.evals.features import AnyArray, check_labels
 from sparse_vis.models.linear import uniform_linear
 from sparse_vis.types import Batch
 
@@ -72,8 +72,7 @@ def random_crops(
     def one(canvas, height, width, index):
         box_key, flip_key = jax.random.split(jax.random.fold_in(key, index))
         box = sample_box(box_key, height, width, scale, (3 / 4, 4 / 3))
-        image = jnp.clip(crop(canvas, box, size), 0, 1)
-        return jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+        return crop_and_flip(canvas, box, jax.random.bernoulli(flip_key), size)
 
     return jax.vmap(one)(batch.image, batch.height, batch.width, batch.index)
 
@@ -105,7 +104,7 @@ def published_linear(
     for epoch in range(protocol.epochs):
         key, batches = jax.random.fold_in(crops_key, epoch), []
         for batch, labels in train(epoch):
-            _check(labels, classes, "train")
+            check_labels("train", labels, classes)
             tokens = jnp.asarray(encode(random_crops(key, batch, protocol.size, protocol.scale)))
             if params is None:
                 params = head.init(weights_key, tokens)["params"]
@@ -122,7 +121,7 @@ def _measure(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[
     hits = np.zeros(2)
     count = 0
     for images, labels in test:
-        _check(labels, head.classes, "test")
+        check_labels("test", labels, head.classes)
         scale = 255 if images.dtype == np.uint8 else 1
         logits = head.apply({"params": params}, jnp.asarray(encode(jnp.asarray(images, jnp.float32) / scale)))
         top = np.asarray(jax.lax.top_k(logits, min(5, head.classes))[1])
@@ -147,12 +146,3 @@ def _update(params: dict, state, tokens: Array, labels: Array, head: Head, proto
     value, gradient = jax.value_and_grad(loss)(params)
     change, state = _optimizer(protocol).update(gradient, state, params)
     return optax.apply_updates(params, change), state, value
-
-
-def _check(labels: Integer[AnyArray, " B"], classes: int, name: str) -> None:
-    low, high = int(np.min(labels)), int(np.max(labels))
-    if low < 0 or high >= classes:
-        raise UserError(
-            f"The {name} labels go from {low} to {high}; with classes={classes} they must lie between 0 and "
-            f"{classes - 1}."
-        )

@@ -50,9 +50,13 @@ def token_segments(
 
 def _bilinear(source: int, target: int) -> Float[np.ndarray, "target source"]:
     """Matrix that interpolates `source` samples at `target` half-pixel centres; every row sums to one."""
-    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
-    distance = np.abs(position[:, None] - np.arange(source))
-    return np.maximum(0, 1 - distance).astype(np.float32)
+    return bilinear_weights((np.arange(target) + 0.5) * source / target - 0.5, source).astype(np.float32)
+
+
+def bilinear_weights(position: Float[np.ndarray, " points"], cells: int) -> Float[np.ndarray, "points cells"]:
+    """Weights of the samples 0 … cells−1 at positions between them, edges held; every row sums to one."""
+    distance = np.abs(np.clip(position, 0, cells - 1)[:, None] - np.arange(cells))
+    return np.maximum(0, 1 - distance)
 
 
 def foreground_ari(
