@@ -36,6 +36,7 @@ def build_model(config: ConfigDict) -> Stellar:
         ),
         sparse_head=head(),
         cls_head=head(),
+        bottleneck=m.bottleneck,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from sparse_vis.models.gelu import gelu
 from sparse_vis.models.linear import VIT_INIT
 
 LAYER_NORM_EPSILON = 1e-12
@@ -73,7 +74,7 @@ class Block(nn.Module):
             y = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
         x = x + dense(self.width, "attention_out")(y.reshape(batch, length, self.width))
         y = layer_norm(self.dtype, "norm_mlp")(x)
-        y = jax.nn.gelu(dense(self.mlp_dim, "mlp_in")(y), approximate=False)
+        y = gelu(dense(self.mlp_dim, "mlp_in")(y))
         return x + dense(self.width, "mlp_out")(y)
 
 

@@ -104,7 +104,7 @@ def measure(
         source = model.apply({"params": teacher}, views.masked[:, 1], method="target_source")
     potentials = balance(source, spec)
     matches = make_targets(
-        outputs, source, potentials, views.image, spec, teacher=teacher is not None
+        outputs, source, potentials, views, spec, teacher=teacher is not None
     ).masked_match
     dim = outputs.sparse.shape[-1]
     scores = source.sparse.reshape(-1, dim) @ source.sparse_prototypes
