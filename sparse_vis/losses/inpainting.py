@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from sparse_vis.models.encoder import patchify
 
 
 def hidden_mse(
-    x_hat: Float[Array, "B V H W 3"], x: Float[Array, "B V H W 3"], visible: Int[Array, "B V keep"], n: int
+    x_hat: Float[Array, "B V H W 3"],
+    x: Float[Array, "B V H W 3"],
+    visible: Integer[Array, "B V keep"],
+    n: int,
 ) -> Float[Array, ""]:
     """Mean squared error in [0, 1] over the pixels of the patches that the encoder did not see.
 

@@ -28,7 +28,7 @@ def _normal_cdf(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple:
     """The slope is formed with the value, in x's dtype: one array is kept for the way back."""
     (x,), (change,) = primals, tangents
-    wide = x.astype(jnp.float32)
+    wide = jnp.asarray(x, jnp.float32)
     cdf = _normal_cdf(wide)
     slope = cdf + wide * jnp.exp(-0.5 * wide**2) * math.sqrt(0.5 / math.pi)
-    return (wide * cdf).astype(x.dtype), change * slope.astype(x.dtype)
+    return (wide * cdf).astype(change.dtype), change * slope.astype(change.dtype)

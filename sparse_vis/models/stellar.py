@@ -64,7 +64,7 @@ class Stellar(nn.Module):
     def inpaint(
         self, U: Float[Array, "B V keep d"], visible: Int[Array, "B V keep"], grid: tuple[int, int]
     ) -> Float[Array, "B V H W 3"]:
-        """Whole views decoded from the features of their visible patches; hidden ones are zeros to the decoder."""
+        """Whole views from the features of their visible patches; hidden ones are zeros to the decoder."""
         rows = jnp.arange(U.shape[0] * U.shape[1])[:, None]
         whole = jnp.zeros((len(rows), grid[0] * grid[1], U.shape[-1]), U.dtype)
         decoded = self.decode(whole.at[rows, fold(visible)].set(fold(U)), grid)

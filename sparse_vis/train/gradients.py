@@ -42,9 +42,7 @@ def loss_fn(
     )
     if spec.inpainting:
         grid = model.grid(*views.image.shape[1:3])
-        inpainted = model.apply(
-            {"params": params}, outputs.masked_U, views.visible, grid, method="inpaint"
-        )
+        inpainted = model.apply({"params": params}, outputs.masked_U, views.visible, grid, method="inpaint")
         outputs = outputs.replace(inpainted=inpainted)
     codes = None
     if tokenizer is not None:
