@@ -19,6 +19,7 @@ def _model() -> ConfigDict:
             heads=12,
             mlp_dim=3072,
             tokens=16,  # r
+            init_std=0.02,  # of random ViT weights; narrow models need about width**-0.5
             spatial_temperature=0.06,  # tau of L
             target="pixel",  # "pixel" or "vq"
             bottleneck="factors",  # "factors": Z = L S is decoded; "dense": U itself, a baseline
@@ -94,6 +95,7 @@ def _data() -> ConfigDict:
             scenes=dict(
                 size=64,
                 digits="many",
+                colours="random",  # or "white": on black, as MNIST
                 max_digits=4,
                 digit_scale=(0.35, 0.55),
                 train_records=50_000,
