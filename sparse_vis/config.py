@@ -101,6 +101,25 @@ def _data() -> ConfigDict:
     )
 
 
+def _eval() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            tasks=(),  # names of evaluations: docs/evaluation.md
+            beside=(),  # measured too: "untrained", "pixels", "mean_colour", "pca", or what `load` accepts
+            train_split="train",  # as data.split
+            test_split="test",
+            holdout=0.0,  # share of the records that are test, where both splits are the same folder
+            train_records=2000,  # evenly spread over the split; 0: all
+            test_records=1000,
+            batch=250,  # images per call of the encoder
+            dtype="float32",  # of the encoders' computation
+            seed=0,  # of probes, crops and held-out rows
+            inception="",  # file of the 2015 Inception-v3, for rFID
+            lpips=dict(alexnet="", heads=""),  # files of LPIPS
+        )
+    )
+
+
 def default_config() -> ConfigDict:
     """The published recipe of B/16 with the pixel target, as a locked ConfigDict."""
     config = ConfigDict(
@@ -143,7 +162,7 @@ def default_config() -> ConfigDict:
                 mesh=(-1, 1),  # devices along (data, fsdp); -1 takes what is left
                 prototype_chunk=2048,
             ),
-            eval=dict(tasks=(), train_records=2000, test_records=1000, batch=250),
+            eval=_eval(),
         )
     )
     return config.lock()

@@ -14,18 +14,19 @@ from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
 
 LARGEST = 3.4e38  # of float32, in which everything is computed
+DTYPES = ("float32", "bfloat16", "float16")
 AT_LEAST_ONE = (
     *(f"model.{name}" for name in ("image_size", "patch", "width", "layers", "heads", "mlp_dim", "tokens")),
     *(f"model.decoder.{name}" for name in ("width", "layers", "heads", "mlp_dim")),
     *(f"model.prototypes.{name}" for name in ("count", "dim", "hidden")),
     *(f"train.{name}" for name in ("batch", "steps", "log_every", "save_every", "keep", "max_bad_steps")),
-    *(f"eval.{name}" for name in ("batch", "train_records", "test_records")),
+    "eval.batch",
     *(f"efficiency.{name}" for name in ("microbatches", "unroll", "prototype_chunk")),
     "data.canvas",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "train.health_every", "data.workers", "data.threads", "loss.sinkhorn_iterations", "loss.sinkhorn_epsilon",
-    "seed", "data.seed",
+    "seed", "data.seed", "eval.seed", "eval.train_records", "eval.test_records", "eval.holdout",
 )  # fmt: skip
 CHOICES = {
     "model.target": ("pixel", "vq"),
@@ -33,7 +34,8 @@ CHOICES = {
     "loss.balance_over": ("batch", "microbatch"),
     "data.on_error": ("stop", "substitute"),
     "optimizer.schedule": ("cosine", "constant"),
-    "efficiency.dtype": ("float32", "bfloat16", "float16"),
+    "efficiency.dtype": DTYPES,
+    "eval.dtype": DTYPES,
     "efficiency.attention": ("xla", "cudnn"),
 }
 
@@ -108,6 +110,22 @@ def contradictions(config: ConfigDict, devices: int) -> Iterator[str]:
         )
     if config.data.canvas < m.patch:
         yield f"config.data.canvas={config.data.canvas} is smaller than a patch ({m.patch} px); enlarge it"
+    yield from contradictions_of_evaluation(config.eval)
+
+
+def contradictions_of_evaluation(e: ConfigDict) -> Iterator[str]:
+    """Settings of config.eval that exclude each other."""
+    same = e.train_split == e.test_split
+    if same != bool(e.holdout):
+        yield (
+            f"config.eval.holdout={e.holdout} with train_split={e.train_split!r} and "
+            f"test_split={e.test_split!r}: hold a share out, e.g. 0.2, where both are the same, and only there"
+        )
+    if e.holdout >= 1:
+        yield f"config.eval.holdout={e.holdout} leaves nothing for train; choose a share below 1, e.g. 0.2"
+    for name in ("tasks", "beside"):
+        if len(set(e[name])) < len(e[name]) or not all(isinstance(item, str) for item in e[name]):
+            yield f"config.eval.{name}={e[name]} is wrong; give different names, e.g. ('knn', 'linear')"
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict:

@@ -85,23 +85,23 @@ def test_unknown_source_offers_the_known_ones():
 @pytest.mark.fast
 def test_read_records_of_scenes_are_the_records():
     found = make_source("scenes", split="test", path="", seed=3, scenes=SMALL)
-    read = read_records(found, start=5, stop=9, size=32, short_side=32)
+    read = read_records(found, range(5, 9), size=32, short_side=32)
     assert read.image.shape == (4, 32, 32, 3) and read.labels.shape == (4, 4)
     for row, index in enumerate(range(5, 9)):
         np.testing.assert_array_equal(read.image[row], found[index]["image"])
         np.testing.assert_array_equal(read.mask[row], found[index]["mask"])
         assert read.label[row] == found[index]["label"] and read.name[row] == found[index]["name"]
     with pytest.raises(UserError, match="40"):
-        read_records(found, start=0, stop=41, size=32, short_side=32)
+        read_records(found, range(41), size=32, short_side=32)
     with pytest.raises(UserError, match="Short side 16"):
-        read_records(found, start=0, stop=4, size=32, short_side=16)
+        read_records(found, range(4), size=32, short_side=16)
 
 
 @pytest.mark.fast
 def test_read_records_of_a_folder_resizes_the_short_side(tmp_path):
     write(tmp_path / "a.png", 50, size=(40, 20))
     write(tmp_path / "b.png", 90, size=(15, 35))
-    read = read_records(folder(tmp_path), start=0, stop=2, size=16, short_side=18)
+    read = read_records(folder(tmp_path), range(2), size=16, short_side=18)
     assert read.image.shape == (2, 16, 16, 3) and read.label is None and read.mask is None
     assert (read.image[0] == 50).all() and (read.image[1] == 90).all()
 

@@ -1,0 +1,97 @@
+"""One encoder on one data set: each pass over the images is made once, and all tasks share it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from sparse_vis.data.records import Records
+from sparse_vis.evals.dataset import Data
+from sparse_vis.evals.features import Encoder, encode
+from sparse_vis.evals.networks import Networks
+
+REPORT_SECONDS = 5.0
+T = TypeVar("T")
+
+
+class Reducer(NamedTuple):
+    """What is kept of a batch.
+
+    Attributes:
+        keys: of the encoder that it reads; it is left out where the encoder does not give all of them.
+        reduce: these features, the records and the networks → columns, arrays with a row per image.
+    """
+
+    keys: tuple[str, ...]
+    reduce: Callable[[dict[str, np.ndarray], Records, Networks], dict[str, np.ndarray]]
+
+
+@dataclass
+class Bench:
+    """An encoder, the images and what was already computed of them.
+
+    Attributes:
+        encoder, data, networks: see there. batch: images per call of the encoder. seed: of all random draws.
+        reducers: part → what all tasks together keep of it.
+    """
+
+    encoder: Encoder
+    data: Data
+    networks: Networks
+    batch: int
+    seed: int
+    reducers: dict[str, set[Reducer]]
+    _columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def encode(self, images: np.ndarray, *wanted: str) -> dict[str, np.ndarray]:
+        """Features of at most one batch of images."""
+        return encode(self.encoder, images, wanted, self.batch)
+
+    def columns(self, part: str) -> dict[str, np.ndarray]:
+        """What the tasks keep of a part, with "label" and "labels" where it has them; computed once."""
+        if part not in self._columns:
+            self._columns[part] = self._pass(part)
+        return self._columns[part]
+
+    def _pass(self, part: str) -> dict[str, np.ndarray]:
+        gives = set(self.encoder.gives)
+        reducers = [r for r in self.reducers[part] if gives.issuperset(r.keys)]
+        wanted = tuple(sorted({key for r in reducers for key in r.keys}))
+        kept: dict[str, list[np.ndarray]] = {}
+        images = self.data.parts[part]
+        for records in shown(images.batches(self.batch), len(images), f"{self.encoder.name}: {part} images"):
+            features = self.encode(records.image, *wanted)
+            found = {"label": records.label, "labels": records.labels}
+            for reducer in reducers:
+                found |= reducer.reduce(features, records, self.networks)
+            for name, array in found.items():
+                if array is not None:
+                    kept.setdefault(name, []).append(array)
+        return {name: np.concatenate(arrays) for name, arrays in kept.items()}
+
+
+def shown(
+    batches: Iterable[T], total: int, what: str, count: Callable[[T], int] | None = None
+) -> Iterator[T]:
+    """The batches, while printing images done, images/s and the time left.
+
+    Args:
+        batches: of records, or of anything with `count`. total: images in all of them. what: is done.
+        count: images of a batch.
+    """
+    began = printed = time.perf_counter()
+    done, first = 0, 0
+    for batch in batches:
+        yield batch
+        done += count(batch) if count else len(batch.image)
+        now = time.perf_counter()
+        if not first:  # which compiles
+            first, began = done, now
+        if now - printed >= REPORT_SECONDS or done >= total:
+            printed, rate = now, (done - first) / max(now - began, 1e-9)
+            left = f"{(total - done) / rate:.0f} s" if rate else "unknown"
+            print(f"{what}: {done}/{total}  {rate:.1f} images/s  ETA {left}", flush=True)

@@ -1,0 +1,28 @@
+"""The evaluations by name."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from sparse_vis.evals import scenes
+from sparse_vis.evals.bench import Bench
+from sparse_vis.evals.class_tasks import KNN, LINEAR, RETRIEVAL
+from sparse_vis.evals.image_tasks import LOCALIZATION, RECONSTRUCTION
+from sparse_vis.evals.task import Result, Task
+
+
+def _scenes(bench: Bench, config: ConfigDict) -> Result:
+    return Result({"": scenes.row(bench, bench.seed)})
+
+
+TASKS = {
+    "scenes": Task(
+        _scenes, ("mask", "label"), ("reconstruction", "spatial", "sparse", "cls", "dense"), scenes.reducers,
+        lambda e: {"neighbours": scenes.NEIGHBOURS, "classes": "scenes with one digit"},
+    ),
+    "knn": KNN,
+    "linear": LINEAR,
+    "retrieval": RETRIEVAL,
+    "localization": LOCALIZATION,
+    "reconstruction": RECONSTRUCTION,
+}  # fmt: skip
