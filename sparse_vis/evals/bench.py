@@ -61,6 +61,8 @@ class Bench:
         gives = set(self.encoder.gives)
         reducers = [r for r in self.reducers[part] if gives.issuperset(r.keys)]
         wanted = tuple(sorted({key for r in reducers for key in r.keys}))
+        if not reducers:
+            return {}
         kept: dict[str, list[np.ndarray]] = {}
         images = self.data.parts[part]
         for records in shown(images.batches(self.batch), len(images), f"{self.encoder.name}: {part} images"):
@@ -93,5 +95,5 @@ def shown(
             first, began = done, now
         if now - printed >= REPORT_SECONDS or done >= total:
             printed, rate = now, (done - first) / max(now - began, 1e-9)
-            left = f"{(total - done) / rate:.0f} s" if rate else "unknown"
-            print(f"{what}: {done}/{total}  {rate:.1f} images/s  ETA {left}", flush=True)
+            speed = f"  {rate:.1f} images/s  ETA {(total - done) / rate:.0f} s" if rate else ""
+            print(f"{what}: {done}/{total}{speed}", flush=True)

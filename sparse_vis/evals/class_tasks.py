@@ -28,6 +28,8 @@ def pooled_splits(bench: Bench) -> dict[str, tuple[Split, Split]]:
     """Pooled feature → its labelled train and test rows."""
     train, test = (bench.columns(part) for part in bench.data.labelled)
     names = [name for name in NAMES.values() if name in train]
+    if not names:
+        return {}
     (x, y), (test_x, test_y) = (without_unlabelled(columns, names) for columns in (train, test))
     return {name: (Split(x[name], y), Split(test_x[name], test_y)) for name in names}
 

@@ -7,7 +7,6 @@ import pathlib
 import time
 from dataclasses import dataclass
 
-import jax
 from ml_collections import ConfigDict
 
 from sparse_vis.data.decode import decode
@@ -77,16 +76,15 @@ def make_plan(config: ConfigDict) -> Plan:
     return Plan(tuple(config.eval.tasks), data, networks)
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path) -> Results:
+def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> Results:
     """Run the tasks that are not finished, write evaluation.json after each, then print the tables.
 
     Args:
-        config: complete configuration. workdir: of the run; results go there.
+        config: complete configuration. workdir: of the run; results go there. plan: of `make_plan`.
 
     Raises:
         UserError: anything the user can mend.
     """
-    plan = make_plan(config)
     own, model = own_encoder(config, workdir)
     train = plan.data.parts["train"]
     others = [beside_encoder(name, config, model, train) for name in config.eval.beside]
@@ -118,7 +116,8 @@ def _evaluate_one(encoder: Encoder, plan: Plan, config: ConfigDict, results: Res
         began = time.perf_counter()
         print(f"evaluating {encoder.name}: {name}", flush=True)
         result = _measure(name, bench, config)
-        results.add(encoder.name, name, settings[name], result, time.perf_counter() - began)
+        ran = {"from": encoder.about.get("from"), "seconds": round(time.perf_counter() - began, 1)}
+        results.add(encoder.name, name, settings[name], result, ran)
     if "scenes" in left and encoder.name == OWN and {"reconstruction", "spatial"} <= set(encoder.gives):
         scenes.draw(bench, results.path.with_name("localization.png"))
 
@@ -126,20 +125,19 @@ def _evaluate_one(encoder: Encoder, plan: Plan, config: ConfigDict, results: Res
 def _measure(name: str, bench: Bench, config: ConfigDict) -> Result:
     task, encoder = TASKS[name], bench.encoder
     if not set(task.reads) & set(encoder.gives):
-        lacking = ", ".join(encoder.absent.get(key, f"it gives no {key}") for key in task.reads)
-        return Result({}, {name: f"{encoder.name}: {lacking}"})
+        why = [encoder.absent[key] for key in task.reads if key in encoder.absent]
+        return Result({}, {name: why[0] if why else f"it gives no {' or '.join(task.reads)}"})
     return task.measure(bench, config)
 
 
 def _settings(name: str, encoder: Encoder, plan: Plan, config: ConfigDict) -> dict:
     task = TASKS[name]
     return {
-        "encoder": dict(encoder.about),
+        "encoder": {key: value for key, value in encoder.about.items() if key != "from"},
         "data": plan.data.about,
         "protocol": task.protocol(config.eval),
         "networks": {**plan.networks.about, "absent": plan.networks.absent} if task.networks else {},
         "batch": config.eval.batch,
         "seed": config.eval.seed,
         "dtype": config.eval.dtype,
-        "device": jax.devices()[0].device_kind,
     }

@@ -128,7 +128,7 @@ def _held_out(count: int, share: float, test: bool) -> Int[np.ndarray, " N"]:
 
 
 def _spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]:
-    """`count` of the records at even distances (all of them for 0), so that sorted folders give every class."""
+    """`count` of the records at even distances, or all for 0: sorted folders give of every class."""
     if not count or count >= len(indices):
         return indices
     return indices[np.arange(count) * len(indices) // count]

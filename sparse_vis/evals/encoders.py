@@ -91,8 +91,8 @@ def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, Ste
             return backbone_encoder(OWN, config, backbone, about), None
     else:
         raise UserError(
-            f"{workdir} holds no checkpoint and config.init names no weights; train first, correct --workdir, "
-            "or give --config.init=PLACE."
+            f"{workdir} holds no checkpoint and config.init names no weights; train first, correct "
+            "--workdir, or give --config.init=PLACE."
         )
     model, params = api.load(place, name or None, tokenizer=tokenizer, dtype=config.eval.dtype)
     return stellar_encoder(OWN, model, params, about), model

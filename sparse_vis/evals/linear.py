@@ -77,8 +77,8 @@ def sweep(
 ) -> Sweep:
     """Probes of several features at several learning rates, trained together; one look at test.
 
-    All features and rates train under one vmap and see the same rows. Feature and rate are chosen on a held-out
-    part of train: of equal accuracies the lowest loss wins; nothing is refitted.
+    All features and rates train under one vmap and see the same rows. Feature and rate are chosen on a
+    held-out part of train: of equal accuracies the lowest loss wins; nothing is refitted.
 
     Args:
         train, test: the same names → (N, f) and (M, f) features, as from `candidates` or `pool`.

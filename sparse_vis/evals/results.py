@@ -10,6 +10,7 @@ import platform
 from collections.abc import Iterable
 from importlib.metadata import version
 
+import jax
 import numpy as np
 
 from sparse_vis.evals.task import Result
@@ -25,7 +26,7 @@ class Results:
         workdir: where evaluation.json and evaluation.md go; results already there are kept.
 
     Attributes:
-        encoders: encoder → {"about", "tasks": task → {"settings", "metrics", "absent", "details", …}}.
+        encoders: encoder → task → {"settings", "metrics", "absent", "details", "ran"}.
     """
 
     def __init__(self, workdir: pathlib.Path):
@@ -37,15 +38,19 @@ class Results:
         known = self.encoders.get(encoder, {}).get(task)
         return known is not None and known["settings"] == plain(settings)
 
-    def add(self, encoder: str, task: str, settings: dict, result: Result, seconds: float) -> None:
-        """Keep a result, in place of an earlier one of the pair."""
+    def add(self, encoder: str, task: str, settings: dict, result: Result, ran: dict) -> None:
+        """Keep a result, in place of an earlier one of the pair.
+
+        Args:
+            encoder, task: their names. settings: what decides the numbers. result: the numbers.
+            ran: what else is worth knowing of this run; not compared when finished work is looked for.
+        """
         self.encoders.setdefault(encoder, {})[task] = {
             "settings": plain(settings),
             "metrics": plain(result.metrics),
             "absent": result.absent,
             "details": plain(result.details),
-            "seconds": round(seconds, 1),
-            "versions": versions(),
+            "ran": {**ran, "device": jax.devices()[0].device_kind, **versions()},
         }
         write(self.path, json.dumps({"format": FORMAT, "encoders": self.encoders}, indent=1) + "\n")
 
@@ -104,7 +109,7 @@ def plain(value):
 
 
 def versions() -> dict[str, str]:
-    """What computed a result; not compared when finished work is looked for."""
+    """Versions of what computes a result."""
     return {
         "sparse_vis": version("sparse-vis") if _installed("sparse-vis") else "source",
         "python": platform.python_version(),

@@ -32,9 +32,9 @@ def reducers(data: Data) -> dict[str, tuple[Reducer, ...]]:
 
 
 def row(bench: Bench, seed: int) -> dict[str, float]:
-    """The columns that an encoder has: psnr (dB), fg_ari, best_iou, kNN and linear accuracies, prototype_usage.
+    """The columns that an encoder has: psnr (dB), fg_ari, best_iou, accuracies, and prototype_usage.
 
-    prototype_usage is the share of the prototypes that are the best match of at least one token.
+    The last is the share of the prototypes that are the best match of at least one token.
 
     Args:
         bench: of the encoder. seed: of the linear probes.

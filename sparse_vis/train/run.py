@@ -29,20 +29,20 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
         UserError: anything the user can mend.
     """
     settings.check(config)
-    if config.eval.tasks:
-        command.make_plan(config)  # says at once what would fail after days of training
-    elif mode == "evaluate":
+    if mode == "evaluate" and not config.eval.tasks:
         raise UserError("--mode=evaluate needs tasks; give e.g. --config.eval.tasks=\"('knn', 'linear')\".")
+    # Before training, so that what would fail after days is said at once.
+    plan = command.make_plan(config) if config.eval.tasks else None
     if mode == "train":
         train(config, workdir, stop)
-    if stop.received or not config.eval.tasks:
+    if stop.received or plan is None:
         return
     stop.message = "SIGTERM in the evaluation: finished tasks are saved; the same command does the others."
     stop.keep = False
     if jax.process_index() == 0:
         if jax.process_count() > 1:
             stop.listen()  # SIGTERM was jax.distributed's until here
-        command.evaluate(config, workdir)
+        command.evaluate(config, workdir, plan)
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:

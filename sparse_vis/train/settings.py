@@ -118,8 +118,8 @@ def contradictions_of_evaluation(e: ConfigDict) -> Iterator[str]:
     same = e.train_split == e.test_split
     if same != bool(e.holdout):
         yield (
-            f"config.eval.holdout={e.holdout} with train_split={e.train_split!r} and "
-            f"test_split={e.test_split!r}: hold a share out, e.g. 0.2, where both are the same, and only there"
+            f"config.eval.holdout={e.holdout} with train_split={e.train_split!r} and test_split="
+            f"{e.test_split!r}: hold a share out, e.g. 0.2, where both are the same, and only there"
         )
     if e.holdout >= 1:
         yield f"config.eval.holdout={e.holdout} leaves nothing for train; choose a share below 1, e.g. 0.2"
