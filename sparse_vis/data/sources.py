@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sparse_vis.data.packed import PackedSource
 from sparse_vis.data.scenes import SceneSource, SceneSpec
@@ -14,6 +14,7 @@ from sparse_vis.errors import UserError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
+@runtime_checkable
 class Source(Protocol):
     """Records by number; picklable, since worker processes get a copy.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -18,6 +19,10 @@ def as_unit(images: AnyArray) -> Float[np.ndarray, "B H W 3"]:
     """Images as float32 in [0, 1]."""
     scale = 255.0 if images.dtype == np.uint8 else 1.0
     return np.asarray(images, np.float32) / np.float32(scale)
+
+
+def _patches(images: AnyArray, patch: int) -> Float[np.ndarray, "B n values"]:
+    return np.asarray(patchify(jnp.asarray(as_unit(images)), patch))
 
 
 def raw_pixels() -> Encoder:
@@ -54,7 +59,7 @@ def patch_pca(train: Part, patch: int, width: int) -> Encoder:
     def components() -> tuple[np.ndarray, np.ndarray]:
         count, total, products = 0, np.zeros(3 * patch * patch), np.zeros((3 * patch * patch,) * 2)
         for records in chosen.batches(100):
-            rows = np.asarray(patchify(as_unit(records.image), patch), np.float64).reshape(-1, len(total))
+            rows = _patches(records.image, patch).astype(np.float64).reshape(-1, len(total))
             count, total, products = count + len(rows), total + rows.sum(0), products + rows.T @ rows
         mean = total / count
         _, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
@@ -63,7 +68,7 @@ def patch_pca(train: Part, patch: int, width: int) -> Encoder:
     def features(images, wanted):
         del wanted
         mean, basis = components()
-        return {"dense": (np.asarray(patchify(as_unit(images), patch)) - mean) @ basis}
+        return {"dense": (_patches(images, patch) - mean) @ basis}
 
     about = {"baseline": "pca", "patch": patch, "components": width, "images": len(chosen)}
     return Encoder("pca", ("dense",), features, about=about)

@@ -83,7 +83,7 @@ class Results:
         return "\n".join(["", f"## {task}", "", *markdown(lines), *([""] if notes else []), *notes])
 
 
-def cell(value: float | None) -> str:
+def cell(value: float | int | None) -> str:
     """A number of a table; a dash where there is none."""
     return "-" if value is None else f"{value:.0f}" if value == int(value) > 9 else f"{value:.4g}"
 
