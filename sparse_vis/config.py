@@ -114,8 +114,24 @@ def _eval() -> ConfigDict:
             batch=250,  # images per call of the encoder
             dtype="float32",  # of the encoders' computation
             seed=0,  # of probes, crops and held-out rows
+            masks="",  # folder of PNG label maps with the images' names; 255: pixels that do not count
+            mask_classes=0,  # number of classes in them
             inception="",  # file of the 2015 Inception-v3, for rFID
             lpips=dict(alexnet="", heads=""),  # files of LPIPS
+            # Published constants of the probes that train, to be changed only where they cannot be afforded.
+            reconstruction_probe=dict(
+                target="pixel",  # or "vq" (published), which needs model.tokenizer.path
+                learning_rate=1e-4,
+                weight_decay=0.01,
+                batch_size=128,
+                epochs=20,
+                width=512,
+                layers=6,
+                heads=8,
+                mlp_dim=2048,
+            ),
+            segmentation=dict(batch=16, epochs=80),
+            linear_published=dict(learning_rate=1e-3, weight_decay=1e-4, batch_size=2048, epochs=30),
         )
     )
 

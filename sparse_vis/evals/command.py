@@ -13,9 +13,10 @@ from sparse_vis.data.decode import decode
 from sparse_vis.errors import UserError
 from sparse_vis.evals import scenes
 from sparse_vis.evals.bench import Bench, Reducer
-from sparse_vis.evals.dataset import Data, open_data
+from sparse_vis.evals.dataset import Data, Part, open_data
 from sparse_vis.evals.encoders import BASELINES, OWN, beside_encoder, own_encoder
 from sparse_vis.evals.features import Encoder
+from sparse_vis.evals.label_maps import check_maps
 from sparse_vis.evals.networks import Networks
 from sparse_vis.evals.results import Results, write
 from sparse_vis.evals.task import Result
@@ -24,6 +25,7 @@ from sparse_vis.evals.tasks import TASKS
 LACKING = {
     "label": "class labels: a folder with a subfolder per class has them, scenes have them",
     "mask": "true instance masks: only scenes have them",
+    "map": "label maps: scenes have them, --config.eval.masks=FOLDER gives them to others",
 }
 
 
@@ -53,15 +55,7 @@ def make_plan(config: ConfigDict) -> Plan:
             raise UserError(f"config.eval.tasks names {name!r}, which is no task; use {' or '.join(alike)}.")
     data = open_data(config)
     for part in data.parts.values():
-        record = part.source[int(part.indices[0])]
-        decode(record)
-        for name in config.eval.tasks:
-            for need in TASKS[name].needs:
-                if need not in record:
-                    raise UserError(
-                        f"the evaluation {name!r} needs {LACKING[need]}; {part.source!r} has none: "
-                        f"leave {name!r} out of config.eval.tasks."
-                    )
+        _check_part(part, config.eval.tasks)
     for place in config.eval.beside:
         if place not in BASELINES and "://" not in place and not pathlib.Path(place).exists():
             raise UserError(
@@ -74,6 +68,21 @@ def make_plan(config: ConfigDict) -> Plan:
         for metric, why in networks.absent.items():
             print(f"note: {metric} will be absent: {why}", flush=True)
     return Plan(tuple(config.eval.tasks), data, networks)
+
+
+def _check_part(part: Part, names: tuple[str, ...]) -> None:
+    """Refuse tasks that need what the records of a part do not have."""
+    record = part.source[int(part.indices[0])]
+    decode(record)
+    has = {*record, *(("map",) if part.map_classes else ())}
+    for name in names:
+        for need in set(TASKS[name].needs) - has:
+            raise UserError(
+                f"the evaluation {name!r} needs {LACKING[need]}; {part.source!r} has none: "
+                f"leave {name!r} out of config.eval.tasks."
+            )
+        if "map" in TASKS[name].needs:
+            check_maps(part)
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> Results:

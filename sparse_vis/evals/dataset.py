@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ class Part:
         source: random-access records. indices: (N,) which of them, in order.
         size: side of the square images in pixels. short_side: before the centre is cut out.
         threads: batches read at a time.
+        masks: folder of label maps; None where the source brings its own, or there are none.
+        map_classes: number of classes in label maps; 0 without.
     """
 
     source: Source
@@ -34,6 +37,8 @@ class Part:
     size: int
     short_side: int
     threads: int
+    masks: pathlib.Path | None = None
+    map_classes: int = 0
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -88,7 +93,11 @@ def open_data(config: ConfigDict) -> Data:
         split, count = (e.test_split, e.test_records) if test else (e.train_split, e.train_records)
         source = _open(config, split, **changed)
         indices = _held_out(len(source), e.holdout, test) if e.holdout else np.arange(len(source))
-        return Part(source, _spread(indices, count), size, short_side, config.data.threads)
+        folder = config.data.source in ("folder", "packed") and split
+        masks = (pathlib.Path(e.masks) / split if folder else pathlib.Path(e.masks)) if e.masks else None
+        maps = e.mask_classes if masks else len(source.classes) + 1 if scenes else 0
+        rows = _spread(indices, count)
+        return Part(source, rows, size, short_side, config.data.threads, masks, maps)
 
     parts, labelled = {"train": part(False), "test": part(True)}, ("train", "test")
     if scenes and config.data.scenes.digits == "many":
@@ -98,6 +107,7 @@ def open_data(config: ConfigDict) -> Data:
     about = {
         "source": config.data.source, "path": config.data.path, "holdout": e.holdout, "image_size": size,
         "short_side": short_side,
+        "masks": e.masks, "mask_classes": e.mask_classes,
         "parts": {name: {"records": len(p), "of": repr(p.source)} for name, p in parts.items()},
     }  # fmt: skip
     source = parts["train"].source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import zlib
 
@@ -19,6 +20,7 @@ from sparse_vis.interop import mae
 from sparse_vis.models.encoder import Encoder as Vit
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.train import checkpoint, settings
+from sparse_vis.types import Features
 
 OWN = "trained"  # row of the run's own model
 BASELINES = ("untrained", "pixels", "mean_colour", "pca")
@@ -57,11 +59,17 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
             found["reconstruction"] = api.reconstruct(model, params, out)
         return {key: found[key] for key in wanted}
 
+    def decode(S, L):
+        side = math.isqrt(L.shape[1]) * model.patch
+        out = Features(cls=None, sparse=S, dense=None, spatial=L, lowrank=L @ S, size=(side, side))
+        return api.reconstruct(model, params, out)
+
     gives = ("cls", "sparse", "dense", "spatial", "prototype", "reconstruction")
     return Encoder(
         name,
         tuple(key for key in gives if key not in absent),
         features,
+        None if absent else decode,
         prototypes=prototypes.shape[1],
         about={**about, "crc32": checksum(params), "patch": model.patch, "tokens": model.encoder.queries},
         absent=absent,

@@ -7,7 +7,10 @@ from ml_collections import ConfigDict
 from sparse_vis.evals import scenes
 from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.class_tasks import KNN, LINEAR, RETRIEVAL
+from sparse_vis.evals.decoder_task import RECONSTRUCTION_PROBE
 from sparse_vis.evals.image_tasks import LOCALIZATION, RECONSTRUCTION
+from sparse_vis.evals.published_task import LINEAR_PUBLISHED
+from sparse_vis.evals.segmentation_task import SEGMENTATION
 from sparse_vis.evals.task import Result, Task
 
 
@@ -22,7 +25,10 @@ TASKS = {
     ),
     "knn": KNN,
     "linear": LINEAR,
+    "linear_published": LINEAR_PUBLISHED,
     "retrieval": RETRIEVAL,
+    "segmentation": SEGMENTATION,
     "localization": LOCALIZATION,
+    "reconstruction_probe": RECONSTRUCTION_PROBE,
     "reconstruction": RECONSTRUCTION,
 }  # fmt: skip

@@ -1,0 +1,79 @@
+"""The published reconstruction probe on a data set: Z of STELLAR, U of other encoders."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+
+from sparse_vis.data.records import in_batches, read_records
+from sparse_vis.evals.bench import Bench, shown
+from sparse_vis.evals.columns import compared, quality
+from sparse_vis.evals.dataset import Part
+from sparse_vis.evals.decoder_probe import DecoderProbe, Protocol, fit
+from sparse_vis.evals.features import square_grid
+from sparse_vis.evals.task import Result, Task
+from sparse_vis.interop.maskgit import load_tokenizer
+
+read_tokenizer = functools.cache(load_tokenizer)
+
+
+def protocol(e: ConfigDict) -> Protocol:
+    """The published constants, with what config.eval.reconstruction_probe changes of them."""
+    return Protocol(**{name: value for name, value in e.reconstruction_probe.items() if name != "target"})
+
+
+def probed(bench: Bench, images: UInt8[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N n d"]:
+    """The features that the decoder gets: Z = L S where the encoder factorizes, else U."""
+    found = []
+    for start in range(0, len(images), bench.batch):
+        features = bench.encode(images[start : start + bench.batch], "sparse", "spatial", "dense")
+        if {"sparse", "spatial"} <= features.keys():
+            found.append(features["spatial"] @ features["sparse"])
+        else:
+            found.append(features["dense"])
+    return np.concatenate(found)
+
+
+def _epoch(bench: Bench, train: Part, number: int, chosen: Protocol):
+    """Shuffled images with their features: the test protocol's squares, the same ones every epoch."""
+    order = np.random.default_rng((bench.seed, number)).permutation(train.indices)
+    what = f"{bench.encoder.name}: reconstruction_probe, epoch {number + 1} of {chosen.epochs}"
+
+    def load(indices: np.ndarray) -> np.ndarray:
+        return read_records(train.source, indices, size=train.size, short_side=train.short_side).image
+
+    batches = in_batches(load, order, chosen.batch_size, train.threads)
+    for images in shown(batches, len(train), what, len):
+        yield probed(bench, images), images
+
+
+def _measure(bench: Bench, config: ConfigDict) -> Result:
+    train, test = bench.data.parts["train"], bench.data.parts["test"]
+    patches = probed(bench, next(test.first(1).batches(1)).image).shape[1]
+    if patches == 1:
+        return Result({}, {"reconstruction_probe": "it has one token for the whole image"})
+    chosen, t = protocol(config.eval), config.model.tokenizer
+    vq = config.eval.reconstruction_probe.target == "vq"
+    tokenizer = read_tokenizer(t.path, t.dtype) if vq else None
+    probe = DecoderProbe(square_grid(patches), test.size, chosen, tokenizer, bench.seed)
+    losses = fit(probe, lambda number: _epoch(bench, train, number, chosen))
+    kept: dict[str, list[np.ndarray]] = {}
+    what = f"{bench.encoder.name}: reconstruction_probe, test images"
+    for records in shown(test.batches(bench.batch), len(test), what):
+        reconstruction = probe.reconstruct(probed(bench, records.image))
+        for name, column in compared(reconstruction, records.image, bench.networks).items():
+            kept.setdefault(name, []).append(column)
+    columns = {name: np.concatenate(parts) for name, parts in kept.items()}
+    metrics, absent = quality(columns, bench.networks, test)
+    feature = "Z" if {"sparse", "spatial"} <= set(bench.encoder.gives) else "U"
+    return Result({feature: metrics}, absent, {"losses": losses})
+
+
+RECONSTRUCTION_PROBE = Task(
+    _measure, (), ("dense",), lambda data: {},
+    lambda e: {"target": e.reconstruction_probe.target, **dataclasses.asdict(protocol(e))}, networks=True,
+)  # fmt: skip
