@@ -116,6 +116,7 @@ def _eval() -> ConfigDict:
             seed=0,  # of probes, crops and held-out rows
             masks="",  # folder of PNG label maps with the images' names; 255: pixels that do not count
             mask_classes=0,  # number of classes in them
+            expected=(),  # published figures: rows (task, of, metric, figure, tolerance); docs/evaluation.md
             inception="",  # file of the 2015 Inception-v3, for rFID
             lpips=dict(alexnet="", heads=""),  # files of LPIPS
             # Published constants of the probes that train, to be changed only where they cannot be afforded.

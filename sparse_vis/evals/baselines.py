@@ -21,7 +21,8 @@ def as_unit(images: AnyArray) -> Float[np.ndarray, "B H W 3"]:
     return np.asarray(images, np.float32) / np.float32(scale)
 
 
-def _patches(images: AnyArray, patch: int) -> Float[np.ndarray, "B n values"]:
+def patches_of(images: AnyArray, patch: int) -> Float[np.ndarray, "B n values"]:
+    """The pixels of every patch in a row, in [0, 1]."""
     return np.asarray(patchify(jnp.asarray(as_unit(images)), patch))
 
 
@@ -59,7 +60,7 @@ def patch_pca(train: Part, patch: int, width: int) -> Encoder:
     def components() -> tuple[np.ndarray, np.ndarray]:
         count, total, products = 0, np.zeros(3 * patch * patch), np.zeros((3 * patch * patch,) * 2)
         for records in chosen.batches(100):
-            rows = _patches(records.image, patch).astype(np.float64).reshape(-1, len(total))
+            rows = patches_of(records.image, patch).astype(np.float64).reshape(-1, len(total))
             count, total, products = count + len(rows), total + rows.sum(0), products + rows.T @ rows
         mean = total / count
         _, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
@@ -68,7 +69,7 @@ def patch_pca(train: Part, patch: int, width: int) -> Encoder:
     def features(images, wanted):
         del wanted
         mean, basis = components()
-        return {"dense": (_patches(images, patch) - mean) @ basis}
+        return {"dense": (patches_of(images, patch) - mean) @ basis}
 
     about = {"baseline": "pca", "patch": patch, "components": width, "images": len(chosen)}
     return Encoder("pca", ("dense",), features, about=about)

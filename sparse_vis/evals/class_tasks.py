@@ -83,12 +83,16 @@ def _linear(bench: Bench, config: ConfigDict) -> Result:
 
 KNN = Task(
     _knn, ("label",), MEANS, _labelled_means,
-    lambda e: {"k": knn.KS, "temperature": 0.07, "feature": "L2-normalised"},
+    lambda config: {"k": knn.KS, "temperature": 0.07, "feature": "L2-normalised"},
 )  # fmt: skip
 LINEAR = Task(
-    _linear, ("label",), MEANS, _sweep_reducers, lambda e: dataclasses.asdict(SweepProtocol(seed=e.seed))
+    _linear,
+    ("label",),
+    MEANS,
+    _sweep_reducers,
+    lambda config: dataclasses.asdict(SweepProtocol(seed=config.eval.seed)),
 )
 RETRIEVAL = Task(
     _retrieval, ("label",), MEANS, _labelled_means,
-    lambda e: {"k": retrieval.KS, "gallery": "all other test images"},
+    lambda config: {"k": retrieval.KS, "gallery": "all other test images"},
 )  # fmt: skip

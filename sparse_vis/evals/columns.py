@@ -49,6 +49,14 @@ RECONSTRUCTED = Reducer(("reconstruction",), _reconstructed)
 PROTOTYPE = Reducer(("prototype",), _prototype)
 
 
+def at_size(images: Float[AnyArray, "N h w 3"], size: int) -> Float[np.ndarray, "N size size 3"]:
+    """Square images in [0, 1], resized to `size` pixels (Pillow's bicubic, by way of 8 bits) if need be."""
+    if images.shape[1:3] == (size, size):
+        return np.asarray(images, np.float32)
+    resized = [Image.fromarray(x).resize((size, size), Image.Resampling.BICUBIC) for x in to_uint8(images)]
+    return np.stack(resized).astype(np.float32) / 255
+
+
 def compared(
     reconstruction: Float[AnyArray, "N h w 3"], images: UInt8[np.ndarray, "N H W 3"], networks: Networks
 ) -> dict[str, np.ndarray]:
@@ -61,16 +69,10 @@ def compared(
     Args:
         reconstruction: in [0, 1]. images: as the encoder saw them. networks: see there.
     """
-    coded = to_uint8(reconstruction)
-    same = np.asarray(reconstruction, np.float32)
-    if same.shape != images.shape:
-        side = images.shape[2], images.shape[1]
-        resized = [Image.fromarray(x).resize(side, Image.Resampling.BICUBIC) for x in coded]
-        same = np.stack(resized).astype(np.float32) / 255
-    true = images.astype(np.float32) / 255
+    same, true = at_size(reconstruction, images.shape[1]), images.astype(np.float32) / 255
     found = {"psnr": psnr(same, true), "ssim": ssim(same, true)}
-    if len(networks.about):
-        x, y = at_256(coded), at_256(images)
+    if networks.about:
+        x, y = at_256(to_uint8(reconstruction)), at_256(images)
         found |= {"lpips": networks.lpips(x, y), "inception": networks.inception(x)}
     return {name: array for name, array in found.items() if array is not None}
 

@@ -21,6 +21,7 @@ from sparse_vis.evals.networks import Networks
 from sparse_vis.evals.results import Results, write
 from sparse_vis.evals.task import Result
 from sparse_vis.evals.tasks import TASKS
+from sparse_vis.evals.verdict import verdict
 
 LACKING = {
     "label": "class labels: a folder with a subfolder per class has them, scenes have them",
@@ -85,11 +86,14 @@ def _check_part(part: Part, names: tuple[str, ...]) -> None:
             check_maps(part)
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> Results:
+def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]:
     """Run the tasks that are not finished, write evaluation.json after each, then print the tables.
 
     Args:
         config: complete configuration. workdir: of the run; results go there. plan: of `make_plan`.
+
+    Returns:
+        The figures of config.eval.expected that were not met.
 
     Raises:
         UserError: anything the user can mend.
@@ -102,12 +106,14 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> Results:
     for encoder in (own, *others):
         _evaluate_one(encoder, plan, config, results)
     text = results.tables([e.name for e in (own, *others)], plan.tasks)
+    compared, missed = verdict(results, OWN, config.eval.expected)
+    text += compared if config.eval.expected else ""
     title = f"# Evaluation of {own.about['from']}\n"
     write(workdir / "evaluation.md", f"{title}{text}\n")
     print(
         f"{text}\n\n{results.path} has these numbers and all settings, evaluation.md the tables.", flush=True
     )
-    return results
+    return missed
 
 
 def _evaluate_one(encoder: Encoder, plan: Plan, config: ConfigDict, results: Results) -> None:
@@ -144,7 +150,7 @@ def _settings(name: str, encoder: Encoder, plan: Plan, config: ConfigDict) -> di
     return {
         "encoder": {key: value for key, value in encoder.about.items() if key != "from"},
         "data": plan.data.about,
-        "protocol": task.protocol(config.eval),
+        "protocol": task.protocol(config),
         "networks": {**plan.networks.about, "absent": plan.networks.absent} if task.networks else {},
         "batch": config.eval.batch,
         "seed": config.eval.seed,

@@ -25,7 +25,8 @@ class Protocol:
     """How the decoder is made and trained; the defaults are the published ones (method.md section 8).
 
     Attributes:
-        learning_rate, weight_decay: of AdamW, constant. batch_size: images per step. epochs: passes over train.
+        learning_rate, weight_decay: of AdamW, constant. batch_size: images per step.
+        epochs: passes over train.
         width, layers, heads, mlp_dim: of the decoder (method.md section 4).
     """
 

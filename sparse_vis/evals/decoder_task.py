@@ -15,6 +15,7 @@ from sparse_vis.evals.columns import compared, quality
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.decoder_probe import DecoderProbe, Protocol, fit
 from sparse_vis.evals.features import square_grid
+from sparse_vis.evals.networks import identity
 from sparse_vis.evals.task import Result, Task
 from sparse_vis.interop.maskgit import load_tokenizer
 
@@ -73,7 +74,13 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     return Result({feature: metrics}, absent, {"losses": losses})
 
 
+def _settings(config: ConfigDict) -> dict:
+    target, path = config.eval.reconstruction_probe.target, config.model.tokenizer.path
+    tokenizer = {"tokenizer": identity(path), "dtype": config.model.tokenizer.dtype} if target == "vq" else {}
+    return {"target": target, **dataclasses.asdict(protocol(config.eval)), **tokenizer}
+
+
 RECONSTRUCTION_PROBE = Task(
     _measure, (), ("dense",), lambda data: {},
-    lambda e: {"target": e.reconstruction_probe.target, **dataclasses.asdict(protocol(e))}, networks=True,
+    _settings, networks=True,
 )  # fmt: skip

@@ -23,9 +23,9 @@ def _reconstruction(bench: Bench, config: ConfigDict) -> Result:
 
 LOCALIZATION = Task(
     _localization, ("mask",), ("spatial",), lambda data: {"test": (LOCALIZED,)},
-    lambda e: {"segments": "argmax over tokens of L, interpolated bilinearly"},
+    lambda config: {"segments": "argmax over tokens of L, interpolated bilinearly"},
 )  # fmt: skip
 RECONSTRUCTION = Task(
     _reconstruction, (), ("reconstruction",), lambda data: {"test": (RECONSTRUCTED,)},
-    lambda e: {"images": "as the encoder sees them"}, networks=True,
+    lambda config: {"images": "as the encoder sees them"}, networks=True,
 )  # fmt: skip

@@ -43,7 +43,7 @@ class Networks:
         self.absent = {
             metric: why for metric, why in (("rfid", missing["inception"]), ("lpips", lpips)) if why
         }
-        self.about = {name: _identity(path) for name, (path, _) in files.items() if not missing[name]}
+        self.about = {name: identity(path) for name, (path, _) in files.items() if not missing[name]}
         self._inception = None if missing["inception"] else _jitted(*load_inception(inception))
         self._lpips = None if lpips else _jitted(*load_lpips(alexnet, heads))
         self._moments: dict[Part, Moments] = {}
@@ -89,7 +89,8 @@ def _missing(name: str, path: str, what: str) -> str:
     return "" if pathlib.Path(path).is_file() else f"config.eval.{name}={path} does not exist; give {what}"
 
 
-def _identity(path: str) -> dict[str, str]:
+def identity(path: str) -> dict[str, str]:
+    """Name and checksum of a file."""
     with open(path, "rb") as file:
         return {"file": pathlib.Path(path).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 

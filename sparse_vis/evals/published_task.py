@@ -83,5 +83,5 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
 
 LINEAR_PUBLISHED = Task(
-    _measure, ("label",), READS, lambda data: {}, lambda e: dataclasses.asdict(protocol(e))
+    _measure, ("label",), READS, lambda data: {}, lambda config: dataclasses.asdict(protocol(config.eval))
 )

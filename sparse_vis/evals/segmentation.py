@@ -85,7 +85,7 @@ class Probe:
         return np.asarray(_predict(self.variables, tokens, self.head, self.grid, size))
 
     def judge(self, tokens: Tokens, labels: AnyArray) -> None:
-        """Add a batch to the confusion matrix at the labels' own resolution; args and errors as in `learn`."""
+        """Add a batch to the confusion matrix at the labels' own size; args and errors as in `learn`."""
         _check(tokens, labels, self.grid, self.head.classes)
         self.matrix += confusion(self.predict(tokens, labels.shape[1:]), labels, self.head.classes)
 

@@ -112,8 +112,8 @@ def _judge(probe: Probe, tokens: Tokens, labels: list[np.ndarray]) -> None:
 
 SEGMENTATION = Task(
     _measure, ("map",), ("dense", "spatial"), lambda data: {},
-    lambda e: {
-        "batch": e.segmentation.batch,
-        "heads": {name: dataclasses.asdict(p) for name, p in protocols(e).items()},
+    lambda config: {
+        "batch": config.eval.segmentation.batch,
+        "heads": {name: dataclasses.asdict(p) for name, p in protocols(config.eval).items()},
     },
 )  # fmt: skip

@@ -37,7 +37,7 @@ class Task:
         needs: keys that records must have: "label", "mask".
         reads: keys of the encoder without any of which there is nothing to measure.
         reducers: data → part → what is kept of its images in the shared pass.
-        protocol: config.eval → every constant of the protocol, plain values.
+        protocol: configuration → every constant of the protocol, plain values.
         networks: whether the networks behind rFID and LPIPS are part of it.
     """
 

@@ -8,8 +8,10 @@ from sparse_vis.evals import scenes
 from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.class_tasks import KNN, LINEAR, RETRIEVAL
 from sparse_vis.evals.decoder_task import RECONSTRUCTION_PROBE
+from sparse_vis.evals.factorization_task import FACTORIZATION
 from sparse_vis.evals.image_tasks import LOCALIZATION, RECONSTRUCTION
 from sparse_vis.evals.published_task import LINEAR_PUBLISHED
+from sparse_vis.evals.rate_task import RATE
 from sparse_vis.evals.segmentation_task import SEGMENTATION
 from sparse_vis.evals.task import Result, Task
 
@@ -21,7 +23,7 @@ def _scenes(bench: Bench, config: ConfigDict) -> Result:
 TASKS = {
     "scenes": Task(
         _scenes, ("mask", "label"), ("reconstruction", "spatial", "sparse", "cls", "dense"), scenes.reducers,
-        lambda e: {"neighbours": scenes.NEIGHBOURS, "classes": "scenes with one digit"},
+        lambda config: {"neighbours": scenes.NEIGHBOURS, "classes": "scenes with one digit"},
     ),
     "knn": KNN,
     "linear": LINEAR,
@@ -31,4 +33,6 @@ TASKS = {
     "localization": LOCALIZATION,
     "reconstruction_probe": RECONSTRUCTION_PROBE,
     "reconstruction": RECONSTRUCTION,
+    "factorization": FACTORIZATION,
+    "rate": RATE,
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import sys
 from collections.abc import Callable
 
 import jax
@@ -42,7 +43,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
     if jax.process_index() == 0:
         if jax.process_count() > 1:
             stop.listen()  # SIGTERM was jax.distributed's until here
-        command.evaluate(config, workdir, plan)
+        missed = command.evaluate(config, workdir, plan)
+        if missed:
+            sys.exit(f"{len(missed)} of {len(config.eval.expected)} figures not met: {'; '.join(missed)}.")
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:

@@ -133,6 +133,12 @@ def contradictions_of_evaluation(e: ConfigDict) -> Iterator[str]:
             f"config.eval.holdout={e.holdout} with train_split={e.train_split!r} and test_split="
             f"{e.test_split!r}: hold a share out, e.g. 0.2, where both are the same, and only there"
         )
+    for row in e.expected:
+        if len(row) != 5 or row[0] not in e.tasks or not all(isinstance(x, int | float) for x in row[3:]):
+            yield (
+                f"config.eval.expected has the row {row}; write (task, what is measured, metric, figure, "
+                "tolerance), the task one of config.eval.tasks"
+            )
     if bool(e.masks) != bool(e.mask_classes):
         yield (
             f"config.eval.masks={e.masks!r} and mask_classes={e.mask_classes} do not fit: give both, the "
