@@ -68,8 +68,14 @@ def read_records(source: Source, indices: Sequence[int], *, size: int, short_sid
         name=tuple(columns["name"]),
         label=np.array(columns["label"], np.int32) if columns["label"] else None,
         mask=np.stack(columns["mask"]) if columns["mask"] else None,
-        labels=np.stack(columns["labels"]) if columns["labels"] else None,
+        labels=_padded(columns["labels"]) if columns["labels"] else None,
     )
+
+
+def _padded(sets: list[np.ndarray]) -> Int32[np.ndarray, "n k"]:
+    """Sets of classes as rows, filled up with -1 to the longest."""
+    longest = max(map(len, sets))
+    return np.stack([np.pad(row, (0, longest - len(row)), constant_values=-1) for row in sets])
 
 
 def in_batches(

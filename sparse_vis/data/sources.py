@@ -29,7 +29,8 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns `image` (bytes of a file, or uint8 (H, W, 3)), `name` and, if there is one, `label` (int).
 
-        Scenes add `mask` (H, W) uint8 and `labels` (4,) int32.
+        A source whose images have sets of classes adds `labels`, int32, whose −1 mean nothing: TFDS data sets
+        with a sequence `labels`, and scenes, which have four places and `mask` (H, W) uint8 too.
         """
         ...
 

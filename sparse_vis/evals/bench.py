@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from sparse_vis.data.records import Records
-from sparse_vis.evals.dataset import Data
+from sparse_vis.evals.dataset import Data, multi_hot
 from sparse_vis.evals.features import Encoder, encode
 from sparse_vis.evals.networks import Networks
 
@@ -52,7 +52,7 @@ class Bench:
         return encode(self.encoder, images, wanted, self.batch)
 
     def columns(self, part: str) -> dict[str, np.ndarray]:
-        """What the tasks keep of a part, with "label" and "labels" where it has them; computed once."""
+        """What the tasks keep of a part, with "label" and "sets" (flags) where it has them; computed once."""
         if part not in self._columns:
             self._columns[part] = self._pass(part)
         return self._columns[part]
@@ -67,7 +67,8 @@ class Bench:
         images = self.data.parts[part]
         for records in shown(images.batches(self.batch), len(images), f"{self.encoder.name}: {part} images"):
             features = self.encode(records.image, *wanted)
-            found = {"label": records.label, "labels": records.labels}
+            sets = None if records.labels is None else multi_hot(records.labels, self.data.classes)
+            found = {"label": records.label, "sets": sets}
             for reducer in reducers:
                 found |= reducer.reduce(features, records, self.networks)
             for name, array in found.items():

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from sparse_vis.evals import knn, retrieval
 from sparse_vis.evals.bench import Bench, Reducer
 from sparse_vis.evals.columns import CONCATENATED, POOLED
-from sparse_vis.evals.dataset import Data, multi_hot, without_unlabelled
+from sparse_vis.evals.dataset import Data, without_unlabelled
 from sparse_vis.evals.features import POOLED as NAMES
 from sparse_vis.evals.features import Split
 from sparse_vis.evals.linear import candidates, sweep
@@ -60,21 +60,21 @@ def _sweep_reducers(data: Data) -> dict[str, tuple[Reducer, ...]]:
 def _linear(bench: Bench, config: ConfigDict) -> Result:
     data, protocol = bench.data, SweepProtocol(seed=bench.seed)
     train, test = (bench.columns(part) for part in data.labelled)
-    names = list(candidates(train))
-    (x, y), (test_x, test_y) = (
-        without_unlabelled({**columns, **candidates(columns)}, names) for columns in (train, test)
-    )
-    found = sweep(x, y, test_x, test_y, classes=data.classes, protocol=protocol)
-    metrics = {
-        name: {"accuracy": result.accuracy, "top5": result.top5}
-        for name, result in {"chosen": found.chosen, **found.alone}.items()
-    }
-    details = dataclasses.asdict(found.chosen)
+    metrics, details = {"chosen": {}}, {}
+    if "label" in train:
+        names = list(candidates(train))
+        (x, y), (test_x, test_y) = (
+            without_unlabelled({**columns, **candidates(columns)}, names) for columns in (train, test)
+        )
+        found = sweep(x, y, test_x, test_y, classes=data.classes, protocol=protocol)
+        metrics = {
+            name: {"accuracy": result.accuracy, "top5": result.top5}
+            for name, result in {"chosen": found.chosen, **found.alone}.items()
+        }
+        details = dataclasses.asdict(found.chosen)
     if data.sets:
         parts = [bench.columns(part) for part in ("train", "test")]
-        (x, y), (test_x, test_y) = (
-            (candidates(part), multi_hot(part["labels"], data.classes)) for part in parts
-        )
+        (x, y), (test_x, test_y) = ((candidates(part), part["sets"]) for part in parts)
         sets = multilabel_probe(x, y, test_x, test_y, protocol=protocol)
         metrics["chosen"]["map"] = sets.mean_average_precision
         details["sets"] = dataclasses.asdict(sets)
@@ -87,7 +87,7 @@ KNN = Task(
 )  # fmt: skip
 LINEAR = Task(
     _linear,
-    ("label",),
+    ("class",),
     MEANS,
     _sweep_reducers,
     lambda config: dataclasses.asdict(SweepProtocol(seed=config.eval.seed)),

@@ -24,7 +24,8 @@ from sparse_vis.evals.tasks import TASKS
 from sparse_vis.evals.verdict import verdict
 
 LACKING = {
-    "label": "class labels: a folder with a subfolder per class has them, scenes have them",
+    "label": "one class per image: a folder with a subfolder per class has them, scenes have them",
+    "class": "class labels: a folder with a subfolder per class has them, scenes have them",
     "mask": "true instance masks: only scenes have them",
     "map": "label maps: scenes have them, --config.eval.masks=FOLDER gives them to others",
 }
@@ -76,6 +77,7 @@ def _check_part(part: Part, names: tuple[str, ...]) -> None:
     record = part.source[int(part.indices[0])]
     decode(record)
     has = {*record, *(("map",) if part.map_classes else ())}
+    has |= {"class"} if has & {"label", "labels"} else set()
     for name in names:
         for need in set(TASKS[name].needs) - has:
             raise UserError(
@@ -98,9 +100,9 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]
     Raises:
         UserError: anything the user can mend.
     """
-    own, model = own_encoder(config, workdir)
+    own, weights = own_encoder(config, workdir)
     train = plan.data.parts["train"]
-    others = [beside_encoder(name, config, model, train) for name in config.eval.beside]
+    others = [beside_encoder(name, config, weights, train) for name in config.eval.beside]
     workdir.mkdir(parents=True, exist_ok=True)
     results = Results(workdir)
     for encoder in (own, *others):

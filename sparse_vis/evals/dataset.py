@@ -107,7 +107,6 @@ def open_data(config: ConfigDict) -> Data:
     about = {
         "source": config.data.source, "path": config.data.path, "holdout": e.holdout, "image_size": size,
         "short_side": short_side,
-        "masks": e.masks, "mask_classes": e.mask_classes,
         "parts": {name: {"records": len(p), "of": repr(p.source)} for name, p in parts.items()},
     }  # fmt: skip
     source = parts["train"].source

@@ -76,34 +76,42 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
     )
 
 
-def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, Stellar | None]:
+def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tuple[Stellar, dict] | None]:
     """The newest checkpoint of a workdir, else the weights that config.init names.
 
     Returns:
-        The encoder, named "trained", and its model; None for an MAE backbone.
+        The encoder, named "trained", and its model and parameters; None for these of an MAE backbone.
 
     Raises:
         UserError: neither is there, or it cannot be loaded, or the checkpoint has another architecture.
     """
-    tokenizer = config.model.tokenizer.path or None
+    place, name = str(workdir), None
     if checkpoint.newest_step(workdir):
         folder = checkpoint.find_step(workdir)
-        settings.check_resume(checkpoint.read_config(folder), settings.plain(config), workdir)
-        about = {"from": str(folder), "step": int(folder.name)}
-        place, name = folder, None
+        saved = settings.from_plain(checkpoint.read_config(folder), folder)
+        settings.check_resume(settings.plain(saved), settings.plain(config), workdir)
     elif config.init:
-        about, place, name = {"from": config.init, "name": config.init_name}, config.init, config.init_name
-        file = None if config.init_name else mae.find_file(config.init)
+        place, name = config.init, config.init_name or None
+        file = None if name else mae.find_file(place)
         backbone = mae.read_backbone(file, config) if file is not None else None
         if backbone is not None:
-            return backbone_encoder(OWN, config, backbone, about), None
+            return backbone_encoder(OWN, config, backbone, {"from": place}), None
     else:
         raise UserError(
             f"{workdir} holds no checkpoint and config.init names no weights; train first, correct "
             "--workdir, or give --config.init=PLACE."
         )
-    model, params = api.load(place, name or None, tokenizer=tokenizer, dtype=config.eval.dtype)
-    return stellar_encoder(OWN, model, params, about), model
+    about, tokenizer = origin(place, name), config.model.tokenizer.path or None
+    model, params = api.load(about["from"], name, tokenizer=tokenizer, dtype=config.eval.dtype)
+    return stellar_encoder(OWN, model, params, about), (model, params)
+
+
+def origin(place: str, name: str | None = None) -> dict:
+    """Where weights come from: of a workdir the newest step's folder, at this moment, and its number."""
+    if checkpoint.newest_step(pathlib.Path(place)):
+        folder = checkpoint.find_step(pathlib.Path(place))
+        return {"from": str(folder), "step": int(folder.name)}
+    return {"from": place, **({"name": name} if name else {})}
 
 
 def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict) -> Encoder:
@@ -131,12 +139,12 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
     return Encoder(name, ("cls", "dense"), features, about={**about, "crc32": checksum(backbone)})
 
 
-def beside_encoder(name: str, config: ConfigDict, model: Stellar | None, train: Part) -> Encoder:
+def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | None, train: Part) -> Encoder:
     """An encoder of config.eval.beside.
 
     Args:
         name: of BASELINES, or a place that `sparse_vis.load` accepts. config: complete configuration.
-        model: the run's own, for "untrained". train: images that "pca" is fitted on.
+        own: the run's own model and parameters, for "untrained". train: images that "pca" is fitted on.
 
     Raises:
         UserError: nothing loadable there, or its patches do not fit the images.
@@ -148,17 +156,19 @@ def beside_encoder(name: str, config: ConfigDict, model: Stellar | None, train: 
     if name == "pca":
         return patch_pca(train, config.model.patch, config.model.width)
     if name == "untrained":
-        if model is None:
+        if own is None:
             raise UserError(
                 "config.eval.beside='untrained' has no meaning beside an MAE backbone; leave it out."
             )
-        plain = model.clone(tokenizer=None)
-        params = init_params(plain, jax.random.key(config.seed))
-        return stellar_encoder(name, plain, params, {"seed": config.seed})
-    model, params = api.load(name, dtype=config.eval.dtype)
+        model, trained = own
+        frozen = {key: trained[key] for key in ("tokenizer",) if key in trained}
+        params = init_params(model.clone(tokenizer=None), jax.random.key(config.seed)) | frozen
+        return stellar_encoder(name, model, params, {"seed": config.seed})
+    about = origin(name)
+    model, params = api.load(about["from"], dtype=config.eval.dtype)
     if config.model.image_size % model.patch:
         raise UserError(
             f"config.eval.beside={name} has patches of {model.patch} px, which do not fill images of "
             f"config.model.image_size={config.model.image_size}; leave it out or change the image size."
         )
-    return stellar_encoder(name, model, params, {"from": name})
+    return stellar_encoder(name, model, params, about)

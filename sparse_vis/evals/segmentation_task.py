@@ -113,6 +113,7 @@ def _judge(probe: Probe, tokens: Tokens, labels: list[np.ndarray]) -> None:
 SEGMENTATION = Task(
     _measure, ("map",), ("dense", "spatial"), lambda data: {},
     lambda config: {
+        "masks": config.eval.masks, "mask_classes": config.eval.mask_classes,
         "batch": config.eval.segmentation.batch,
         "heads": {name: dataclasses.asdict(p) for name, p in protocols(config.eval).items()},
     },

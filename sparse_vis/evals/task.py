@@ -34,7 +34,7 @@ class Task:
 
     Attributes:
         measure: bench and complete configuration → Result.
-        needs: keys that records must have: "label", "mask".
+        needs: what records must have: "label", "class" (a label or a set), "mask" (instances), "map".
         reads: keys of the encoder without any of which there is nothing to measure.
         reducers: data → part → what is kept of its images in the shared pass.
         protocol: configuration → every constant of the protocol, plain values.
