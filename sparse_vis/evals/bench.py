@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from sparse_vis.evals.features import Encoder, encode
 from sparse_vis.evals.networks import Networks
 
 REPORT_SECONDS = 5.0
-T = TypeVar("T")
 
 
 class Reducer(NamedTuple):
@@ -57,6 +56,10 @@ class Bench:
             self._columns[part] = self._pass(part)
         return self._columns[part]
 
+    def progress(self, what: str, images: int) -> Progress:
+        """To be told of images as they are handled."""
+        return Progress(f"{self.encoder.name}: {what}", images)
+
     def _pass(self, part: str) -> dict[str, np.ndarray]:
         gives = set(self.encoder.gives)
         reducers = [r for r in self.reducers[part] if gives.issuperset(r.keys)]
@@ -65,7 +68,8 @@ class Bench:
             return {}
         kept: dict[str, list[np.ndarray]] = {}
         images = self.data.parts[part]
-        for records in shown(images.batches(self.batch), len(images), f"{self.encoder.name}: {part} images"):
+        progress = self.progress(f"{part} images", len(images))
+        for records in images.batches(self.batch):
             features = self.encode(records.image, *wanted)
             sets = None if records.labels is None else multi_hot(records.labels, self.data.classes)
             found = {"label": records.label, "sets": sets}
@@ -74,27 +78,29 @@ class Bench:
             for name, array in found.items():
                 if array is not None:
                     kept.setdefault(name, []).append(array)
+            progress.add(len(records.image))
         return {name: np.concatenate(arrays) for name, arrays in kept.items()}
 
 
-def shown(
-    batches: Iterable[T], total: int, what: str, count: Callable[[T], int] | None = None
-) -> Iterator[T]:
-    """The batches, while printing images done, images/s and the time left.
+class Progress:
+    """Prints images done, images/s and the time left, now and then and at the end.
 
     Args:
-        batches: of records, or of anything with `count`. total: images in all of them. what: is done.
-        count: images of a batch.
+        what: is done. total: images, over all epochs.
     """
-    began = printed = time.perf_counter()
-    done, first = 0, 0
-    for batch in batches:
-        yield batch
-        done += count(batch) if count else len(batch.image)
+
+    def __init__(self, what: str, total: int):
+        self.what, self.total, self.done = what, total, 0
+        self.first, self.began = 0, 0.0
+        self.printed = time.perf_counter()
+
+    def add(self, images: int) -> None:
+        """Count images that were handled."""
         now = time.perf_counter()
-        if not first:  # which compiles
-            first, began = done, now
-        if now - printed >= REPORT_SECONDS or done >= total:
-            printed, rate = now, (done - first) / max(now - began, 1e-9)
-            speed = f"  {rate:.1f} images/s  ETA {(total - done) / rate:.0f} s" if rate else ""
-            print(f"{what}: {done}/{total}{speed}", flush=True)
+        self.done += images
+        if not self.first:  # which compiles
+            self.first, self.began = self.done, now
+        if now - self.printed >= REPORT_SECONDS or self.done >= self.total:
+            self.printed, rate = now, (self.done - self.first) / max(now - self.began, 1e-9)
+            speed = f"  {rate:.1f} images/s  ETA {(self.total - self.done) / rate:.0f} s" if rate else ""
+            print(f"{self.what}: {self.done}/{self.total}{speed}", flush=True)

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from sparse_vis.data.records import in_batches, read_records
-from sparse_vis.evals.bench import Bench, shown
+from sparse_vis.evals.bench import Bench, Progress
 from sparse_vis.evals.columns import compared, quality
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.decoder_probe import DecoderProbe, Protocol, fit
@@ -39,17 +39,16 @@ def probed(bench: Bench, images: UInt8[np.ndarray, "N H W 3"]) -> Float[np.ndarr
     return np.concatenate(found)
 
 
-def _epoch(bench: Bench, train: Part, number: int, chosen: Protocol):
+def _epoch(bench: Bench, train: Part, number: int, batch_size: int, progress: Progress):
     """Shuffled images with their features: the test protocol's squares, the same ones every epoch."""
     order = np.random.default_rng((bench.seed, number)).permutation(train.indices)
-    what = f"{bench.encoder.name}: reconstruction_probe, epoch {number + 1} of {chosen.epochs}"
 
     def load(indices: np.ndarray) -> np.ndarray:
         return read_records(train.source, indices, size=train.size, short_side=train.short_side).image
 
-    batches = in_batches(load, order, chosen.batch_size, train.threads)
-    for images in shown(batches, len(train), what, len):
+    for images in in_batches(load, order, batch_size, train.threads):
         yield probed(bench, images), images
+        progress.add(len(images))
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
@@ -61,13 +60,15 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     vq = config.eval.reconstruction_probe.target == "vq"
     tokenizer = read_tokenizer(t.path, t.dtype) if vq else None
     probe = DecoderProbe(square_grid(patches), test.size, chosen, tokenizer, bench.seed)
-    losses = fit(probe, lambda number: _epoch(bench, train, number, chosen))
+    progress = bench.progress("reconstruction_probe", chosen.epochs * len(train))
+    losses = fit(probe, lambda number: _epoch(bench, train, number, chosen.batch_size, progress))
     kept: dict[str, list[np.ndarray]] = {}
-    what = f"{bench.encoder.name}: reconstruction_probe, test images"
-    for records in shown(test.batches(bench.batch), len(test), what):
+    progress = bench.progress("reconstruction_probe, test images", len(test))
+    for records in test.batches(bench.batch):
         reconstruction = probe.reconstruct(probed(bench, records.image))
         for name, column in compared(reconstruction, records.image, bench.networks).items():
             kept.setdefault(name, []).append(column)
+        progress.add(len(records.image))
     columns = {name: np.concatenate(parts) for name, parts in kept.items()}
     metrics, absent = quality(columns, bench.networks, test)
     feature = "Z" if {"sparse", "spatial"} <= set(bench.encoder.gives) else "U"

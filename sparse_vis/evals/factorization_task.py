@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from sparse_vis.crops import crop_and_flip, sample_box
 from sparse_vis.evals import factorization as measures
-from sparse_vis.evals.bench import Bench, shown
+from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.columns import at_size
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.factorization import Crop
@@ -27,7 +28,7 @@ SHIFT = 4  # a moved map goes right by this part of the grid
 def random_view(key, image, size: int):
     """A random crop of an image, resized to `size`, and its box and flip."""
     box_key, flip_key = jax.random.split(key)
-    box = sample_box(box_key, image.shape[0], image.shape[1], SCALE, ASPECT)
+    box = sample_box(box_key, *jnp.asarray(image.shape[:2]), SCALE, ASPECT)
     flip = jax.random.bernoulli(flip_key)
     return crop_and_flip(image, box, flip, size), box, flip
 
@@ -40,12 +41,14 @@ def few(part: Part, count: int) -> Part:
 def factors(bench: Bench, part: Part, *more: str) -> dict[str, np.ndarray]:
     """S, L and other features of all images of a part, with the images and the labels."""
     kept: dict[str, list[np.ndarray]] = {}
-    for records in shown(part.batches(bench.batch), len(part), f"{bench.encoder.name}: features"):
+    progress = bench.progress("features", len(part))
+    for records in part.batches(bench.batch):
         found = bench.encode(records.image, "sparse", "spatial", *more) | {"image": records.image}
         if records.label is not None:
             found["label"] = records.label
         for name, array in found.items():
             kept.setdefault(name, []).append(array)
+        progress.add(len(records.image))
     return {name: np.concatenate(arrays) for name, arrays in kept.items()}
 
 
@@ -94,7 +97,7 @@ def _edits(bench: Bench, test: dict[str, np.ndarray]) -> dict[str, dict[str, flo
     grid, tokens = square_grid(L.shape[1]), np.arange(len(S)) % S.shape[1]
     shift = (0, max(1, grid[1] // SHIFT))
     moved = np.stack(
-        [measures.move_token(own, token, shift, grid) for own, token in zip(L, tokens, strict=True)]
+        [measures.move_token(own, int(token), shift, grid) for own, token in zip(L, tokens, strict=True)]
     )
     swapped = S.copy()
     swapped[np.arange(len(S)), tokens] = np.roll(S, 1, axis=0)[np.arange(len(S)), tokens]

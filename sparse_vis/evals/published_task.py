@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.records import in_batches
-from sparse_vis.evals.bench import Bench, shown
+from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import POOLED, AnyArray
 from sparse_vis.evals.linear_published import Protocol, published_linear
@@ -57,6 +57,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     train, test = (bench.data.parts[name] for name in bench.data.labelled)
     chosen = dataclasses.replace(protocol(config.eval), size=config.model.image_size)
     key = next(key for key in READS if key in bench.encoder.gives)
+    progress = bench.progress("linear_published", chosen.epochs * len(train))
     canvas = max(config.data.canvas, config.model.image_size)
 
     def encode(images: AnyArray) -> np.ndarray:
@@ -65,9 +66,9 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
     def epoch(number: int):
         order = np.random.default_rng((bench.seed, number)).permutation(len(train))
-        what = f"{bench.encoder.name}: linear_published, epoch {number + 1} of {chosen.epochs}"
-        parts = canvases(train, order, canvas, bench.batch)
-        return shown(parts, len(train), what, lambda part: len(part[1]))
+        for part in canvases(train, order, canvas, bench.batch):
+            yield part
+            progress.add(len(part[1]))
 
     def known():
         for records in test.batches(bench.batch):

@@ -72,11 +72,11 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     def quality(x: AnyArray, test_x: AnyArray) -> dict[str, float]:
         return {"psnr_linear": linear_psnr(x, images[0], test_x, images[1]), **accuracy(x, test_x)}
 
-    metrics: dict[str, dict[str, float]] = {}
+    metrics: dict[str, dict[str, float | int]] = {}
     coded = [codings(part["sparse"], part["spatial"]) for part in parts]
     for name, (S, L) in coded[1].items():
         train_S, train_L = coded[0][name]
-        row: dict[str, float] = {"bytes": S.bytes + L.bytes}
+        row: dict[str, float | int] = {"bytes": S.bytes + L.bytes}
         if bench.encoder.decode is not None:
             pixels = decode_all(bench, S.values, L.values, size)
             row["psnr"] = float(np.mean(psnr(pixels, as_unit(images[1]))))

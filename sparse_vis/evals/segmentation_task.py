@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.records import BICUBIC, in_batches
-from sparse_vis.evals.bench import Bench, shown
+from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import square_grid
 from sparse_vis.evals.label_maps import centre_square, label_map, random_square
@@ -83,12 +83,12 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
                     probes[variant, name] = Probe(grid, train.map_classes, protocol, bench.seed)
                 yield probes[variant, name], tokens
 
+    progress = bench.progress("segmentation", config.eval.segmentation.epochs * len(train))
     for epoch in range(config.eval.segmentation.epochs):
-        what = f"{bench.encoder.name}: segmentation, epoch {epoch + 1} of {config.eval.segmentation.epochs}"
-        cuts = training_cuts(train, bench.seed, epoch, batch)
-        for images, labels in shown(cuts, len(train), what, lambda cut: len(cut[1])):
+        for images, labels in training_cuts(train, bench.seed, epoch, batch):
             for probe, tokens in each(images):
                 probe.learn(tokens, np.stack(labels))
+            progress.add(len(images))
         if not probes:
             return Result({}, {"segmentation": "it has one token for the whole image"})
     for images, labels in test_cuts(test, bench.batch):

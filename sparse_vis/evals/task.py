@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from sparse_vis.evals.bench import Bench, Reducer
 from sparse_vis.evals.dataset import Data
 
-Metrics = dict[str, dict[str, float]]
+Metrics = dict[str, dict[str, float | int]]
 
 
 @dataclass(frozen=True)
