@@ -1,8 +1,9 @@
-"""Train, then evaluate: python main.py --config=configs/quickstart.py
+"""Train, then evaluate, or only that: python main.py --config=configs/quickstart.py [--mode=evaluate]
 
     --config=FILE              an experiment of configs/; every setting is in sparse_vis/config.py
     --config.train.steps=100   any setting of it, from the command line
     --workdir=DIR              folder of the run (default: runs/<config name>)
+    --mode=evaluate            only the tasks of config.eval: docs/evaluation.md
     --distributed=auto         be one process of several; launch/ has the starters, docs/pods.md the rest
 
 Started again with the same workdir, a run continues where it was. With --workdir and no --config, the
@@ -27,6 +28,7 @@ from sparse_vis.train.stop import StopSignal
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default: runs/<config name>).")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and evaluate, or only evaluate.")
 DISTRIBUTED = flags.DEFINE_string("distributed", None, "auto, or HOST:PORT,PROCESSES,PROCESS.")
 
 
@@ -50,7 +52,7 @@ def main(_):
 
     workdir, others = pathlib.Path(WORKDIR.value or f"runs/{config.name}"), DISTRIBUTED.value
     with distributed.joined(others, checkpoint.newest_step(workdir)) if others else contextlib.nullcontext():
-        run(config, workdir, stop)
+        run(config, workdir, MODE.value, stop)
 
 
 if __name__ == "__main__":

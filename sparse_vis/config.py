@@ -105,6 +105,42 @@ def _data() -> ConfigDict:
     )
 
 
+def _eval() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            tasks=(),  # names of evaluations: docs/evaluation.md
+            beside=(),  # measured too: "untrained", "pixels", "mean_colour", "pca", or what `load` accepts
+            train_split="train",  # as data.split
+            test_split="test",
+            holdout=0.0,  # share of the records that are test, where both splits are the same folder
+            train_records=2000,  # evenly spread over the split; 0: all
+            test_records=1000,
+            batch=250,  # images per call of the encoder
+            dtype="float32",  # of the encoders' computation
+            seed=0,  # of probes, crops and held-out rows
+            masks="",  # folder of PNG label maps with the images' names; 255: pixels that do not count
+            mask_classes=0,  # number of classes in them
+            expected=(),  # published figures: rows (task, of, metric, figure, tolerance); docs/evaluation.md
+            inception="",  # file of the 2015 Inception-v3, for rFID
+            lpips=dict(alexnet="", heads=""),  # files of LPIPS
+            # Published constants of the probes that train, to be changed only where they cannot be afforded.
+            reconstruction_probe=dict(
+                target="pixel",  # or "vq" (published), which needs model.tokenizer.path
+                learning_rate=1e-4,
+                weight_decay=0.01,
+                batch_size=128,
+                epochs=20,
+                width=512,
+                layers=6,
+                heads=8,
+                mlp_dim=2048,
+            ),
+            segmentation=dict(batch=16, epochs=80),
+            linear_published=dict(learning_rate=1e-3, weight_decay=1e-4, batch_size=2048, epochs=30),
+        )
+    )
+
+
 def default_config() -> ConfigDict:
     """The published recipe of B/16 with the pixel target, as a locked ConfigDict."""
     config = ConfigDict(
@@ -147,7 +183,7 @@ def default_config() -> ConfigDict:
                 mesh=(-1, 1),  # devices along (data, fsdp); -1 takes what is left
                 prototype_chunk=2048,
             ),
-            eval=dict(tasks=(), train_records=2000, test_records=1000, batch=250),
+            eval=_eval(),
         )
     )
     return config.lock()

@@ -1,8 +1,12 @@
-"""A stretch of a source as arrays, in order: what evaluations read."""
+"""Records of a source as arrays, in order: what evaluations read."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -13,6 +17,7 @@ from sparse_vis.data.sources import Source
 from sparse_vis.errors import UserError
 
 BICUBIC, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,36 +29,35 @@ class Records:
         name: n names.
         label: (n,) int32 class, -1 where a record has none; None if the source has no labels.
         mask: (n, size, size) uint8 instances, 0 for ground; None if the source has no masks.
-        labels: (n, 4) int32 classes of the instances, padded with -1; None if the source has no masks.
+        labels: (n, k) int32 set of classes in each image, padded with -1; None if the source has no sets.
     """
 
     image: UInt8[np.ndarray, "n size size 3"]
     name: tuple[str, ...]
     label: Int32[np.ndarray, " n"] | None
     mask: UInt8[np.ndarray, "n size size"] | None
-    labels: Int32[np.ndarray, "n 4"] | None
+    labels: Int32[np.ndarray, "n k"] | None
 
 
-def read_records(source: Source, *, start: int, stop: int, size: int, short_side: int) -> Records:
-    """Reads records [start, stop) in the source's order: short side resized (bicubic), centre cut out.
+def read_records(source: Source, indices: Sequence[int], *, size: int, short_side: int) -> Records:
+    """Reads records in the given order: short side resized (bicubic), centre cut out.
 
     Args:
         source: random-access records.
-        start: first record.
-        stop: end of the range; must not exceed len(source).
+        indices: numbers of the records, at least one.
         size: side of the square images in pixels.
         short_side: length of the short side before the cut, at least `size`; published: 256 for 224.
 
     Raises:
-        UserError: the range is empty or too long, short_side is below size, or a record cannot be decoded.
+        UserError: no or too large numbers, short_side is below size, or a record cannot be decoded.
     """
-    if not 0 <= start < stop <= len(source):
-        raise UserError(f"Records {start} to {stop} asked of {source!r} with {len(source)}: ask for fewer")
+    if not len(indices) or not 0 <= min(indices) <= max(indices) < len(source):
+        raise UserError(f"{len(indices)} records asked of {source!r} with {len(source)}: ask for fewer")
     if short_side < size:
         raise UserError(f"Short side {short_side} is below the image size {size}: raise it to {size} or more")
     columns: dict[str, list] = {"image": [], "name": [], "label": [], "mask": [], "labels": []}
-    for index in range(start, stop):
-        record = source[index]
+    for index in indices:
+        record = source[int(index)]
         record["image"] = to_square(decode(record), size, short_side=short_side, resample=BICUBIC)
         if "mask" in record:
             record["mask"] = to_square(record["mask"], size, short_side=short_side, resample=NEAREST)
@@ -64,5 +68,34 @@ def read_records(source: Source, *, start: int, stop: int, size: int, short_side
         name=tuple(columns["name"]),
         label=np.array(columns["label"], np.int32) if columns["label"] else None,
         mask=np.stack(columns["mask"]) if columns["mask"] else None,
-        labels=np.stack(columns["labels"]) if columns["labels"] else None,
+        labels=_padded(columns["labels"]) if columns["labels"] else None,
     )
+
+
+def _padded(sets: list[np.ndarray]) -> Int32[np.ndarray, "n k"]:
+    """Sets of classes as rows, filled up with -1 to the longest."""
+    longest = max(map(len, sets))
+    return np.stack([np.pad(row, (0, longest - len(row)), constant_values=-1) for row in sets])
+
+
+def in_batches(
+    load: Callable[[np.ndarray], T], indices: np.ndarray, batch_size: int, threads: int
+) -> Iterator[T]:
+    """What `load` makes of batches of numbers, in order; threads load the next ones meanwhile.
+
+    Args:
+        load: numbers of the records of one batch → anything. indices: of all records.
+        batch_size: records per call, the last one may have fewer. threads: batches loaded at a time.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque = deque()
+        try:
+            for start in range(0, len(indices), batch_size):
+                waiting.append(pool.submit(load, indices[start : start + batch_size]))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

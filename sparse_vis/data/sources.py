@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sparse_vis.data.packed import PackedSource
 from sparse_vis.data.scenes import SceneSource, SceneSpec
@@ -14,6 +14,7 @@ from sparse_vis.errors import UserError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
+@runtime_checkable
 class Source(Protocol):
     """Records by number; picklable, since worker processes get a copy.
 
@@ -28,7 +29,8 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns `image` (bytes of a file, or uint8 (H, W, 3)), `name` and, if there is one, `label` (int).
 
-        Scenes add `mask` (H, W) uint8 and `labels` (4,) int32.
+        A source whose images have sets of classes adds `labels`, int32, whose −1 mean nothing: TFDS data sets
+        with a sequence `labels`, and scenes, which have four places and `mask` (H, W) uint8 too.
         """
         ...
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from sparse_vis.errors import UserError
 
 
@@ -55,8 +57,10 @@ class TfdsSource:
             ) from None
         if not len(self._records):
             raise UserError(f"Split {split!r} of TFDS data set {name!r} is empty: choose a larger one")
-        label = dict(builder.info.features).get("label")
-        self.classes = tuple(label.names) if hasattr(label, "names") else ()
+        label, sets = (dict(builder.info.features).get(name) for name in ("label", "labels"))
+        sets = getattr(sets, "feature", None)  # of a sequence
+        self._labels = [n for n, feature in (("label", label), ("labels", sets)) if hasattr(feature, "names")]
+        self.classes = tuple((label if "label" in self._labels else sets).names) if self._labels else ()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -73,8 +77,10 @@ class TfdsSource:
         # The key is not kept by TFDS, so the position stands in where a data set has no file names.
         name = found["file_name"].decode() if "file_name" in found else f"{self.name}/{self.split}#{index}"
         record = {"image": found["image"], "name": name}
-        if self.classes:
+        if "label" in self._labels:
             record["label"] = int(found["label"])
+        if "labels" in self._labels:
+            record["labels"] = np.asarray(found["labels"], np.int32)
         return record
 
     def __repr__(self) -> str:

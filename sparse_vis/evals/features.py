@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -14,24 +15,35 @@ from sparse_vis.errors import UserError
 AnyArray = Array | np.ndarray
 
 # The names an encoder may return, and the number of dimensions of each array (the batch first).
-RANKS = {"sparse": 3, "cls": 3, "dense": 3, "spatial": 3, "reconstruction": 4}
-POOLED = ("sparse", "cls", "dense")
+RANKS = {"sparse": 3, "cls": 3, "dense": 3, "spatial": 3, "reconstruction": 4, "prototype": 2}
+# What is kept of token sets: the mean over the tokens, under these names.
+POOLED = {"sparse": "mean_S", "cls": "cls", "dense": "mean_U"}
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A named function from images to features; what a model cannot give is left out of the dict.
+    """A named function from images to features; what a model cannot give is not measured for it.
 
     Attributes:
-        name: row of the result table.
-        features: images (B, H, W, 3), uint8 or float in [0, 1], to a dict with any of the keys
-            sparse (B, r, d), S; cls (B, 1, d); dense (B, n, d), U; spatial (B, n, r), L;
-            reconstruction (B, H, W, 3), pixels clipped to [0, 1]. It is called with one batch shape only,
-            so it may be jitted. An evaluation whose key is absent has no value for this encoder.
+        name: row of the result tables.
+        gives: the keys it can give, of
+            sparse (B, r, d), S; cls (B, 1, d); dense (B, n, d), U; spatial (B, n, r), L; reconstruction
+            (B, h, w, 3), pixels clipped to [0, 1]; prototype (B, r), each token's most likely prototype.
+        features: images (B, H, W, 3), uint8 or float in [0, 1], and the keys wanted, all of `gives`, to a
+            dict of these. It is called with one batch shape only, so it may be jitted.
+        decode: S (B, r, d) and L (B, n, r) to pixels (B, h, w, 3) clipped to [0, 1]; None without a decoder.
+        prototypes: number of prototypes; 0 without.
+        about: what decides its numbers (weights' checksum, seed …), plain values for the record of results.
+        absent: key -> why it is not given, where the user can mend that.
     """
 
     name: str
-    features: Callable[[AnyArray], dict[str, AnyArray]]
+    gives: tuple[str, ...]
+    features: Callable[[AnyArray, tuple[str, ...]], dict[str, AnyArray]]
+    decode: Callable[[AnyArray, AnyArray], AnyArray] | None = None
+    prototypes: int = 0
+    about: Mapping = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,80 +59,73 @@ class Split:
     y: AnyArray
 
 
-def extract_features(
-    encoder: Encoder,
-    images: AnyArray,
-    batch_size: int,
-    reduce: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None,
+def encode(
+    encoder: Encoder, images: AnyArray, wanted: tuple[str, ...], batch_size: int
 ) -> dict[str, np.ndarray]:
-    """All features of a set of images, computed batch by batch.
+    """The wanted features of at most one batch of images, as far as the encoder gives them.
 
-    The last batch is filled up with copies of its last image, so that the encoder compiles once.
+    A smaller batch is filled up with copies of its last image, so that the encoder compiles once.
 
     Args:
         encoder: see Encoder.
-        images: (N, H, W, 3), uint8 or float in [0, 1]; read in slices, so it may be memory-mapped.
-        batch_size: images per call of the encoder.
-        reduce: applied to each batch before it is kept, for example `pool` where all of U would not fit.
+        images: (N, H, W, 3), uint8 or float in [0, 1], 1 ≤ N ≤ batch_size.
+        wanted: keys of the contract. batch_size: images per call of the encoder.
 
     Returns:
-        The encoder's keys (or those of `reduce`), each float32 with N rows.
+        key → float32 array of N rows.
 
     Raises:
-        UserError: no images, or the encoder breaks its contract.
+        UserError: the encoder breaks its contract.
     """
-    if len(images) == 0:
-        raise UserError("There are no images to evaluate; give at least one.")
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
-    parts: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(images), batch_size):
-        batch = np.asarray(images[start : start + batch_size])
-        kept = len(batch)
-        padding = [(0, batch_size - kept)] + [(0, 0)] * (batch.ndim - 1)
-        # Reading the result at once keeps one batch in flight: many unread ones hang JAX on few cores.
-        out = jax.device_get(encoder.features(np.pad(batch, padding, mode="edge")))
-        _check_contract(encoder.name, out, batch_size)
-        out = {key: np.asarray(value[:kept], np.float32) for key, value in out.items()}
-        for key, value in (reduce(out) if reduce else out).items():
-            parts.setdefault(key, []).append(value)
-    return {key: np.concatenate(values) for key, values in parts.items()}
+    wanted = tuple(key for key in wanted if key in encoder.gives)
+    if not wanted:
+        return {}
+    padding = [(0, batch_size - len(images))] + [(0, 0)] * (images.ndim - 1)
+    # Reading the result at once keeps one batch in flight: many unread ones hang JAX on few cores.
+    out = jax.device_get(encoder.features(np.pad(images, padding, mode="edge"), wanted))
+    _check_contract(encoder.name, wanted, out, batch_size)
+    return {key: np.asarray(out[key][: len(images)], np.float32) for key in wanted}
 
 
-def _check_contract(name: str, out: dict[str, np.ndarray], batch_size: int) -> None:
-    for key, value in out.items():
+def _check_contract(name: str, wanted: tuple[str, ...], out: dict[str, np.ndarray], batch_size: int) -> None:
+    for key in wanted:
         if key not in RANKS:
+            raise UserError(f"Encoder '{name}' gives the unknown key '{key}'; known are {', '.join(RANKS)}.")
+        if key not in out:
+            raise UserError(f"Encoder '{name}' did not return '{key}', which it says it gives; correct it.")
+        if out[key].ndim != RANKS[key] or len(out[key]) != batch_size:
             raise UserError(
-                f"Encoder '{name}' returned the unknown key '{key}'; known are {', '.join(RANKS)}."
-            )
-        if value.ndim != RANKS[key] or len(value) != batch_size:
-            raise UserError(
-                f"Encoder '{name}' returned '{key}' of shape {value.shape}; "
+                f"Encoder '{name}' returned '{key}' of shape {out[key].shape}; "
                 f"it must have {RANKS[key]} dimensions and {batch_size} rows."
             )
 
 
-def pool(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One vector per image: mean S ("sparse"), CLS ("cls") and mean U ("dense"), as far as present.
+def square_grid(patches: int) -> tuple[int, int]:
+    """Rows and columns of the n patches of a square image, as all images of evaluations are.
+
+    Raises:
+        UserError: n is no square.
+    """
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise UserError(f"{patches} patches are no square grid; choose an image size and a patch that fit.")
+    return side, side
+
+
+def pool(features: Mapping[str, AnyArray]) -> dict[str, np.ndarray]:
+    """One vector per image: "mean_S", "cls" and "mean_U", as far as present.
 
     Args:
-        features: as from `extract_features`, tokens on axis 1.
+        features: as from `encode`, tokens on axis 1; keys that are not token sets are dropped.
 
     Returns:
-        dict of (N, d) float32 arrays; keys that are not token sets are dropped.
+        dict of (N, d) float32 arrays.
     """
-    return {key: features[key].mean(axis=1, dtype=np.float32) for key in POOLED if key in features}
-
-
-def raw_pixels() -> Encoder:
-    """The baseline "pixels": the whole image is one dense token, so its pooled feature is the flat image."""
-
-    def features(images: AnyArray) -> dict[str, AnyArray]:
-        scale = 255.0 if images.dtype == np.uint8 else 1.0
-        flat = np.asarray(images, np.float32).reshape(len(images), 1, -1)
-        return {"dense": flat / np.float32(scale)}
-
-    return Encoder(name="pixels", features=features)
+    return {
+        name: np.asarray(features[key]).mean(axis=1, dtype=np.float32)
+        for key, name in POOLED.items()
+        if key in features
+    }
 
 
 def check_labels(what: str, labels: Integer[AnyArray, " labels"], classes: int) -> None:

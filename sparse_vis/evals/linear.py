@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,29 +33,37 @@ class LinearResult:
     validation: dict[str, tuple[float, ...]]
 
 
-def candidates(features: Mapping[str, AnyArray]) -> dict[str, Float[np.ndarray, "B _"]]:
-    """One vector per image in each of the sweep's forms, as far as the encoder's features allow.
+def candidates(columns: Mapping[str, AnyArray]) -> dict[str, Float[np.ndarray, "N _"]]:
+    """One vector per image in each of the sweep's forms, as far as pooled features allow.
 
     "mean_S"; "concat_S", the tokens of S side by side in the order of their queries; "cls"; "cls_mean_U", CLS
     and mean U side by side. An encoder with neither S nor CLS (raw pixels, PCA) has "mean_U" instead.
 
     Args:
-        features: sparse (B, r, d), cls (B, 1, d) and dense (B, n, d), any of them. Fits `extract_features` as
-            `reduce`, so that U is never kept.
+        columns: mean_S (N, d), concat_S (N, r·d), cls (N, d) and mean_U (N, d), any of them; others are
+            left out.
     """
-    out, found = {}, {key: np.asarray(value, np.float32) for key, value in features.items()}
-    if "sparse" in found:
-        S = found["sparse"]
-        out |= {"mean_S": S.mean(axis=1), "concat_S": S.reshape(len(S), -1)}
-    if "cls" in found:
-        out["cls"] = found["cls"][:, 0]
-    if "dense" in found:
-        mean = found["dense"].mean(axis=1)
-        if "cls" in found:
-            out["cls_mean_U"] = np.concatenate([out["cls"], mean], axis=1)
-        elif "sparse" not in found:
-            out["mean_U"] = mean
+    out = {name: np.asarray(columns[name]) for name in ("mean_S", "concat_S", "cls") if name in columns}
+    if "mean_U" in columns:
+        if "cls" in columns:
+            out["cls_mean_U"] = np.concatenate([columns["cls"], columns["mean_U"]], axis=1)
+        elif "mean_S" not in columns:
+            out["mean_U"] = np.asarray(columns["mean_U"])
     return out
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep finds.
+
+    Attributes:
+        chosen: the feature and rate that are best on held-out rows, measured on test.
+        alone: feature → the same where there is no other feature to choose. Taking the best of these would be
+            choosing on test.
+    """
+
+    chosen: LinearResult
+    alone: dict[str, LinearResult]
 
 
 def sweep(
@@ -65,12 +74,11 @@ def sweep(
     *,
     classes: int,
     protocol: Protocol = Protocol(),
-) -> LinearResult:
-    """The best of several features and learning rates, chosen on a held-out part of train; one look at test.
+) -> Sweep:
+    """Probes of several features at several learning rates, trained together; one look at test.
 
-    All rates of a feature train together under one vmap. Features follow one another, because their widths
-    differ (d, r·d, d, 2d): padding all to r·d would cost three times as much at r = 16. All see the
-    same rows. Of equal held-out accuracies the lowest loss wins; nothing is refitted.
+    All features and rates train under one vmap and see the same rows. Feature and rate are chosen on a
+    held-out part of train: of equal accuracies the lowest loss wins; nothing is refitted.
 
     Args:
         train, test: the same names → (N, f) and (M, f) features, as from `candidates` or `pool`.
@@ -86,31 +94,13 @@ def sweep(
     for name in train:
         check_labelled(f"train ({name})", train[name], train_y, classes)
         check_labelled(f"test ({name})", test[name], test_y, classes)
-    best = {name: fit_rates(Split(x, train_y), classes, protocol) for name, x in train.items()}
-    chosen = min(best, key=lambda name: (-max(best[name].validation), best[name].loss))
-    top1, top5, _ = scores(best[chosen], Split(test[chosen], test_y))
-    return LinearResult(
-        accuracy=float(top1),
-        top5=float(top5),
-        feature=chosen,
-        learning_rate=best[chosen].learning_rate,
-        validation={name: probe.validation for name, probe in best.items()},
-    )
-
-
-def linear_accuracies(
-    train: Mapping[str, Float[AnyArray, "N _"]],
-    train_y: Integer[AnyArray, " n_labels"],
-    test: Mapping[str, Float[AnyArray, "M _"]],
-    test_y: Integer[AnyArray, " m_labels"],
-    *,
-    classes: int,
-    protocol: Protocol = Protocol(),
-) -> dict[str, LinearResult]:
-    """`sweep` of each feature by itself: one result per feature. Args and errors as there."""
-    return {
-        name: sweep(
-            {name: train[name]}, train_y, {name: test[name]}, test_y, classes=classes, protocol=protocol
+    best = fit_rates(train, train_y, classes, protocol)
+    alone = {}
+    for name, probe in best.items():
+        top1, top5, _ = scores(probe, Split(test[name], test_y))
+        alone[name] = LinearResult(
+            float(top1), float(top5), name, probe.learning_rate, {name: probe.validation}
         )
-        for name in train
-    }
+    first = min(best, key=lambda name: (-max(best[name].validation), best[name].loss))
+    validation = {name: probe.validation for name, probe in best.items()}
+    return Sweep(dataclasses.replace(alone[first], validation=validation), alone)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,15 +24,17 @@ Encode = Callable[[AnyArray], AnyArray]
 
 @dataclass(frozen=True)
 class Protocol:
-    """The published constants; batch size (2048) and image sizes of test come with the batches.
+    """The published constants; the size of test images comes with them.
 
     Attributes:
-        learning_rate, weight_decay: of AdamW, constant. epochs: passes over train.
+        learning_rate, weight_decay: of AdamW, constant. batch_size: images per step.
+        epochs: passes over train.
         size: pixels a side of the crops. scale: range of their part of the image's area.
     """
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
+    batch_size: int = 2048
     epochs: int = 30
     size: int = 224
     scale: tuple[float, float] = (0.2, 1.0)
@@ -90,7 +92,7 @@ def published_linear(
 
     Args:
         encode: images (B, H, W, 3) in [0, 1] → tokens (B, r, d), S or another encoder's; jitted by its owner.
-        train: number of the epoch → its shuffled batches of canvases (published: 2048) and classes (B,).
+        train: number of the epoch → its shuffled images in parts of any size, as canvases, and their classes.
         test: images as they are encoded (published: short side 256, centre crop 224, bicubic, as
             `read_records` makes them), uint8 or float in [0, 1], and classes (B,).
         classes: number of classes. protocol: see there. seed: of crops, flips and first weights.
@@ -103,18 +105,33 @@ def published_linear(
     params, state, losses = None, None, []
     for epoch in range(protocol.epochs):
         key, batches = jax.random.fold_in(crops_key, epoch), []
-        for batch, labels in train(epoch):
+        for tokens, labels in _steps(encode, key, train(epoch), protocol):
             check_labels("train", labels, classes)
-            tokens = jnp.asarray(encode(random_crops(key, batch, protocol.size, protocol.scale)))
             if params is None:
                 params = head.init(weights_key, tokens)["params"]
                 state = optimizer.init(params)
-            params, state, loss = _update(params, state, tokens, jnp.asarray(labels), head, protocol)
+            params, state, loss = _update(params, state, tokens, labels, head, protocol)
             batches.append(float(loss))  # reading it keeps one step in flight: many hang JAX on few cores
         losses.append(float(np.mean(batches)) if batches else float("nan"))
     if params is None:
         raise UserError("The linear probe has no training batches; give at least one image and one epoch.")
     return PublishedResult(*_measure(encode, head, params, test), losses=tuple(losses))
+
+
+def _steps(
+    encode: Encode, key: PRNGKeyArray, parts: Iterable, protocol: Protocol
+) -> Iterator[tuple[Array, Array]]:
+    """Tokens of fresh crops and labels, part after part, put together to the batches of the optimizer."""
+    tokens, labels = [], []
+    for batch, classes in parts:
+        tokens.append(np.asarray(encode(random_crops(key, batch, protocol.size, protocol.scale))))
+        labels.append(np.asarray(classes))
+        while sum(map(len, labels)) >= protocol.batch_size:
+            x, y = np.concatenate(tokens), np.concatenate(labels)
+            yield jnp.asarray(x[: protocol.batch_size]), jnp.asarray(y[: protocol.batch_size])
+            tokens, labels = [x[protocol.batch_size :]], [y[protocol.batch_size :]]
+    if sum(map(len, labels)):
+        yield jnp.asarray(np.concatenate(tokens)), jnp.asarray(np.concatenate(labels))
 
 
 def _measure(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[float, float]:

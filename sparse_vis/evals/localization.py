@@ -134,9 +134,13 @@ def mean_best_overlap(pred: Integer[AnyArray, "N H W"], true: Integer[AnyArray, 
 
     Source: Pont-Tuset et al. 2017, "Multiscale Combinatorial Grouping"; averaged as in Seitzer et al. 2023.
     """
-    best = best_token_iou(pred, true)
-    found = best[~np.isnan(best)]
-    return float(found.mean()) if found.size else float("nan")
+    return mean_known(best_token_iou(pred, true))
+
+
+def mean_known(scores: Float[AnyArray, " N"]) -> float:
+    """The mean over the images that have a score; nan if none has."""
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def _pairs(n: np.ndarray) -> np.ndarray:

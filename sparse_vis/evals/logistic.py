@@ -1,7 +1,8 @@
-"""Logistic regression with AdamW, one classifier per learning rate under one vmap."""
+"""Logistic regression with AdamW: one classifier per feature and learning rate, all under one vmap."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from sparse_vis.errors import UserError
-from sparse_vis.evals.features import AnyArray, Split
+from sparse_vis.evals.features import AnyArray
 
 LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
 # Rows handled at once outside training: bounds the float64 statistics and the logits of all rates.
@@ -24,7 +25,7 @@ class Protocol:
     """How probes are trained: AdamW, cosine to zero, from zero weights, on standardised features.
 
     Attributes:
-        learning_rates: peak rates, one classifier each.
+        learning_rates: peak rates, one classifier of every feature each.
         validation_fraction: share of train that is held out to choose.
         steps: optimizer steps.
         batch_size: rows per step (all fitted rows where there are fewer).
@@ -40,28 +41,53 @@ class Protocol:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """The classifiers of one feature.
+
+    Attributes:
+        weight, bias: (rates, f, classes) and (rates, classes). shift, scale: (f,), the standardisation.
+    """
+
+    weight: Array
+    bias: Array
+    shift: np.ndarray
+    scale: np.ndarray
+
+    @property
+    def probes(self) -> dict[str, Array]:
+        return {"weight": self.weight, "bias": self.bias}
+
+
 def fit_all(
-    train: Split, classes: int, protocol: Protocol
-) -> tuple[dict[str, Array], np.ndarray, np.ndarray, np.ndarray]:
-    """One classifier per learning rate, on the rows that are not held out.
+    train: Mapping[str, Float[AnyArray, "N _"]], y: AnyArray, classes: int, protocol: Protocol
+) -> tuple[dict[str, Fitted], np.ndarray]:
+    """One classifier per feature and learning rate, all trained together, on the rows that are not held out.
 
     Args:
-        train: y is (N,) int for softmax cross-entropy, or (N, classes) bool for one sigmoid per class.
+        train: name → (N, f), of any widths.
+        y: (N,) int for softmax cross-entropy, or (N, classes) bool for one sigmoid per class.
         classes: number of classes. protocol: see there.
 
     Returns:
-        weight (rates, f, classes) and bias (rates, classes); shift and scale (f,); the rows held out.
+        name → its classifiers, and the rows held out, which are the same for all.
 
     Raises:
         UserError: no rows left to hold out or to fit.
     """
     rng = np.random.default_rng(protocol.seed)
-    held_out, fitted = _split(len(train.x), protocol.validation_fraction, rng)
+    held_out, fitted = _split(len(y), protocol.validation_fraction, rng)
     batches = _batches(fitted, protocol.steps, protocol.batch_size, rng)
-    shift, scale = _moments(train.x, fitted)
-    x, y = jnp.asarray(train.x, jnp.float32), jnp.asarray(train.y, jnp.int32)
+    moments = [_moments(x, fitted) for x in train.values()]
+    xs = tuple(jnp.asarray(x, jnp.float32) for x in train.values())
     rates = jnp.asarray(protocol.learning_rates)
-    return _fit(x, y, batches, shift, scale, rates, protocol.weight_decay, classes), shift, scale, held_out
+    weight, bias = _fit(
+        xs, jnp.asarray(y, jnp.int32), batches, moments, rates, protocol.weight_decay, classes
+    )
+    found = {
+        name: Fitted(weight[i, :, : xs[i].shape[1]], bias[i], *moments[i]) for i, name in enumerate(train)
+    }
+    return found, held_out
 
 
 def _split(count: int, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -104,35 +130,50 @@ def logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B c
 
 @partial(jax.jit, static_argnames="classes")
 def _fit(
-    x: Float[Array, "N f"],
+    xs: tuple[Array, ...],
     y: Int[Array, N * classes],
     batches: Int[AnyArray, "steps batch"],
-    shift: Float[AnyArray, " f"],
-    scale: Float[AnyArray, " f"],
+    moments: list[tuple[AnyArray, AnyArray]],
     learning_rates: Float[Array, " rates"],
     weight_decay: Float[Array, ""],
     classes: int,
-) -> dict[str, Array]:
-    """One classifier per learning rate: weight (rates, f, classes) and bias (rates, classes)."""
-    steps = len(batches)
+) -> tuple[Float[Array, "features rates width classes"], Float[Array, "features rates classes"]]:
+    """Weights and biases under one vmap over (feature, rate).
 
-    def loss(probe, rows):
-        out = logits(probe, (x[rows] - shift) * scale)
+    A batch of a feature is filled up with zeros to the widest one: what multiplies a zero has no gradient, so
+    it stays where it starts, at zero, and all others are as they would be alone.
+    """
+    steps, width = len(batches), max(x.shape[1] for x in xs)
+
+    def padded(rows):
+        standard = [(x[rows] - shift) * scale for x, (shift, scale) in zip(xs, moments, strict=True)]
+        return jnp.stack([jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in standard])
+
+    def loss(probe, x, y):
+        out = logits(probe, x)
         if y.ndim == 2:
-            return optax.sigmoid_binary_cross_entropy(out, y[rows]).mean()
-        return optax.softmax_cross_entropy_with_integer_labels(out, y[rows]).mean()
+            return optax.sigmoid_binary_cross_entropy(out, y).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(out, y).mean()
 
-    def fit(rate):
-        optimizer = optax.adamw(
+    def optimizer(rate):
+        return optax.adamw(
             lambda step: rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps)), weight_decay=weight_decay
         )
-        probe = {"weight": jnp.zeros((x.shape[1], classes)), "bias": jnp.zeros(classes)}
 
-        def update(state, rows):
-            probe, optimizer_state = state
-            change, optimizer_state = optimizer.update(jax.grad(loss)(probe, rows), optimizer_state, probe)
-            return (optax.apply_updates(probe, change), optimizer_state), None
+    def start(_, rate):
+        probe = {"weight": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
+        return probe, optimizer(rate).init(probe)
 
-        return jax.lax.scan(update, (probe, optimizer.init(probe)), batches)[0][0]
+    def update(rate, x, y, probe, state):
+        change, state = optimizer(rate).update(jax.grad(loss)(probe, x, y), state, probe)
+        return optax.apply_updates(probe, change), state
 
-    return jax.vmap(fit)(learning_rates)
+    def over_both(function, by_feature, by_rate):
+        return jax.vmap(jax.vmap(function, by_rate), by_feature)
+
+    together = over_both(update, (None, 0, None, 0, 0), (0, None, None, 0, 0))
+    first = over_both(start, (0, None), (None, 0))(jnp.arange(len(xs)), learning_rates)
+    (probe, _), _ = jax.lax.scan(
+        lambda state, rows: (together(learning_rates, padded(rows), y[rows], *state), None), first, batches
+    )
+    return probe["weight"], probe["bias"]

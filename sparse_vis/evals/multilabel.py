@@ -2,51 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from sparse_vis.errors import UserError
-from sparse_vis.evals.features import AnyArray, Split
+from sparse_vis.evals.features import AnyArray
 from sparse_vis.evals.logistic import Protocol, fit_all
 
 
 @dataclass(frozen=True)
 class MultilabelResult:
-    """mAP on test of the chosen learning rate, and the held-out mAP of every rate, in their order."""
+    """mAP on test of the chosen feature and rate, and the held-out mAPs of every feature and rate."""
 
     mean_average_precision: float
+    feature: str
     learning_rate: float
-    validation: tuple[float, ...]
+    validation: dict[str, tuple[float, ...]]
 
 
-def multilabel_probe(train: Split, test: Split, *, protocol: Protocol = Protocol()) -> MultilabelResult:
-    """Linear probe with sigmoid cross-entropy; the rate of best held-out mAP (the lower of equals) sees test.
+def multilabel_probe(
+    train: Mapping[str, Float[AnyArray, "N _"]],
+    train_y: Shaped[AnyArray, "n_labels classes"],
+    test: Mapping[str, Float[AnyArray, "M _"]],
+    test_y: Shaped[AnyArray, "m_labels classes"],
+    *,
+    protocol: Protocol = Protocol(),
+) -> MultilabelResult:
+    """The sweep's probes with sigmoid cross-entropy; feature and rate of best held-out mAP see test.
+
+    Of equals the lower rate and the earlier feature are chosen.
 
     Args:
-        train, test: x (N, f) float features; y (N, classes) bool or 0/1, a row per image's set of labels.
+        train, test: the same names → (N, f) and (M, f) float features. train_y, test_y: bool or 0/1, a row
+            per image's set of labels.
         protocol: as for single labels.
 
     Raises:
         UserError: no rows left to hold out or to fit, or a part without any label.
     """
-    for name, split in (("train", train), ("test", test)):
-        if np.ndim(split.y) != 2 or len(split.x) != len(split.y):
+    for name, features, y in (("train", train, train_y), ("test", test, test_y)):
+        shapes = {key: x.shape for key, x in features.items()}
+        if any(shape[0] != len(y) for shape in shapes.values()):
             raise UserError(
-                f"The {name} set has features {np.shape(split.x)} and labels {np.shape(split.y)}; a "
+                f"The {name} set has features {shapes} and labels {np.shape(y)}; a "
                 "multi-label probe needs one row of 0/1 per image, one column per class."
             )
-    probes, shift, scale, held_out = fit_all(train, np.shape(train.y)[1], protocol)
-    weight, bias = np.asarray(probes["weight"]), np.asarray(probes["bias"])
+    found, held_out = fit_all(train, train_y, np.shape(train_y)[1], protocol)
 
-    def score(rate: int, x: AnyArray, y: AnyArray) -> float:
-        return mean_average_precision((x - shift) * scale @ weight[rate] + bias[rate], y)
+    def score(name: str, rate: int, x: AnyArray, y: AnyArray) -> float:
+        f = found[name]
+        logits = (x - f.shift) * f.scale @ np.asarray(f.weight[rate]) + np.asarray(f.bias[rate])
+        return mean_average_precision(logits, y)
 
-    x, y = np.asarray(train.x)[held_out], np.asarray(train.y)[held_out]
-    validation = tuple(score(rate, x, y) for rate in range(len(weight)))
-    best = int(np.argmax(validation))
-    return MultilabelResult(score(best, test.x, test.y), protocol.learning_rates[best], validation)
+    rates, known = range(len(protocol.learning_rates)), np.asarray(train_y)[held_out]
+    validation = {
+        name: tuple(score(name, rate, np.asarray(x)[held_out], known) for rate in rates)
+        for name, x in train.items()
+    }
+    best = max(validation, key=lambda name: max(validation[name]))
+    rate = int(np.argmax(validation[best]))
+    return MultilabelResult(
+        score(best, rate, np.asarray(test[best]), test_y), best, protocol.learning_rates[rate], validation
+    )
 
 
 def mean_average_precision(

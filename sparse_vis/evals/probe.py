@@ -1,7 +1,8 @@
-"""The linear probe of one feature: its best learning rate, and its scores."""
+"""Linear probes: the best learning rate of each feature, and its scores."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -33,28 +34,35 @@ class Probe:
     validation: tuple[float, ...]
 
 
-def fit_rates(train: Split, classes: int, protocol: Protocol) -> Probe:
-    """One classifier per learning rate on part of the rows; keeps the one that is best on the rows held out.
+def fit_rates(
+    train: Mapping[str, Float[AnyArray, "N _"]], y: Integer[AnyArray, " N"], classes: int, protocol: Protocol
+) -> dict[str, Probe]:
+    """Of every feature the classifier of the rate that is best on held-out rows, all trained together.
 
     Of equal held-out accuracies the lowest loss wins.
 
     Args:
-        train: labelled features. classes: number of classes. protocol: see there.
+        train: name → (N, f) features. y: (N,) labels. classes: number of classes. protocol: see there.
 
     Raises:
         UserError: no rows left to hold out or to fit.
     """
-    probes, shift, scale, held_out = fit_all(train, classes, protocol)
-    accuracy, _, loss = _evaluate(probes, train, held_out, shift, scale)
-    best = int(np.lexsort((loss, -accuracy))[0])
-    return Probe(
-        **jax.tree.map(lambda p: p[best : best + 1], probes),
-        shift=shift,
-        scale=scale,
-        learning_rate=protocol.learning_rates[best],
-        loss=float(loss[best]),
-        validation=tuple(float(a) for a in accuracy),
-    )
+    found, held_out = fit_all(train, y, classes, protocol)
+    probes = {}
+    for name, fitted in found.items():
+        accuracy, _, loss = _evaluate(
+            fitted.probes, Split(train[name], y), held_out, fitted.shift, fitted.scale
+        )
+        best = int(np.lexsort((loss, -accuracy))[0])
+        probes[name] = Probe(
+            **jax.tree.map(lambda p, best=best: p[best : best + 1], fitted.probes),
+            shift=fitted.shift,
+            scale=fitted.scale,
+            learning_rate=protocol.learning_rates[best],
+            loss=float(loss[best]),
+            validation=tuple(float(a) for a in accuracy),
+        )
+    return probes
 
 
 def scores(probe: Probe, split: Split) -> Float[np.ndarray, " 3"]:

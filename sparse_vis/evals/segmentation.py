@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,42 +36,58 @@ class Protocol:
 
 PUBLISHED = Protocol()
 LINEAR = Protocol(batch_norm=False, dice=0.0, learning_rate=1e-3)
-Batches = Iterable[tuple[Tokens, AnyArray]]
 
 
-def fit_head(
-    epoch: Callable[[int], Batches],
-    grid: tuple[int, int],
-    classes: int,
-    protocol: Protocol = PUBLISHED,
-    seed: int = 0,
-) -> tuple[Head, dict]:
-    """Trains a head on batches of frozen features.
+class Probe:
+    """A head in training on batches of frozen features, and its score.
+
+    Features may be of fresh crops or the same ones every time. Every new shape compiles once more.
 
     Args:
-        epoch: number of the epoch → its batches: Tokens and labels (B, H, W) int, class or 255. Features of
-            fresh crops, or the same ones every time. Every new shape compiles once more.
-        grid: (gh, gw) patches. classes: number of classes. protocol: see there. seed: of the first weights.
+        grid: (gh, gw) patches. classes: number of classes. protocol: see there; epochs are the caller's.
+        seed: of the first weights.
 
-    Returns:
-        The head and its variables.
-
-    Raises:
-        UserError: no batches, a grid that does not fit, or labels out of range.
+    Attributes:
+        matrix: (classes, classes) int64, the confusion matrix of all that was judged.
     """
-    head, optimizer = Head(classes, protocol.batch_norm), _optimizer(protocol)
-    variables, state = None, None
-    for number in range(protocol.epochs):
-        for tokens, labels in epoch(number):
-            _check(tokens, labels, grid, classes)
-            if variables is None:
-                variables = head.init(jax.random.key(seed), jnp.asarray(tokens.x), True)
-                state = optimizer.init(variables["params"])
-            variables, state, loss = _update(variables, state, tokens, labels, head, grid, protocol)
-            loss.block_until_ready()  # many steps in flight hang JAX on few cores
-    if variables is None:
-        raise UserError("Segmentation has no training batches; give at least one image and one epoch.")
-    return head, variables
+
+    def __init__(self, grid: tuple[int, int], classes: int, protocol: Protocol = PUBLISHED, seed: int = 0):
+        self.grid, self.protocol, self.seed = grid, protocol, seed
+        self.head = Head(classes, protocol.batch_norm)
+        self.matrix = np.zeros((classes, classes), np.int64)
+        self.variables, self._state = None, None
+
+    def learn(self, tokens: Tokens, labels: AnyArray) -> float:
+        """One step of the optimizer; returns the loss.
+
+        Args:
+            tokens: of B images. labels: (B, H, W) int, class or 255.
+
+        Raises:
+            UserError: a grid that does not fit, or labels out of range.
+        """
+        _check(tokens, labels, self.grid, self.head.classes)
+        if self.variables is None:
+            self.variables = self.head.init(jax.random.key(self.seed), jnp.asarray(tokens.x), True)
+            self._state = _optimizer(self.protocol).init(self.variables["params"])
+        static = self.head, self.grid, self.protocol
+        self.variables, self._state, loss = _update(self.variables, self._state, tokens, labels, *static)
+        return float(loss)  # reading it keeps one step in flight: many hang JAX on few cores
+
+    def predict(self, tokens: Tokens, size: tuple[int, int]) -> Int[np.ndarray, "B H W"]:
+        """The most likely class of every pixel of images of a size (H, W); of equals the lowest.
+
+        Raises:
+            UserError: nothing was learnt yet.
+        """
+        if self.variables is None:
+            raise UserError("Segmentation has no training batches; give at least one image and one epoch.")
+        return np.asarray(_predict(self.variables, tokens, self.head, self.grid, size))
+
+    def judge(self, tokens: Tokens, labels: AnyArray) -> None:
+        """Add a batch to the confusion matrix at the labels' own size; args and errors as in `learn`."""
+        _check(tokens, labels, self.grid, self.head.classes)
+        self.matrix += confusion(self.predict(tokens, labels.shape[1:]), labels, self.head.classes)
 
 
 def _optimizer(protocol: Protocol) -> optax.GradientTransformation:
@@ -91,35 +106,10 @@ def _update(variables: dict, state: Any, tokens: Tokens, labels: Array, head, gr
     return {**changed, "params": optax.apply_updates(variables["params"], change)}, state, value
 
 
-def predict(
-    head: Head, variables: dict, tokens: Tokens, grid: tuple[int, int], size: tuple[int, int]
-) -> Int[np.ndarray, "B H W"]:
-    """The most likely class of every pixel; of equals the lowest. Args as in `fit_head`; size: (H, W)."""
-    return np.asarray(_predict(variables, tokens, head, grid, size))
-
-
 @partial(jax.jit, static_argnames=("head", "grid", "size"))
 def _predict(variables: dict, tokens: Tokens, head, grid, size):
     logits = head.apply(variables, tokens.x, False)
     return jnp.argmax(pixel_logits(logits, tokens.L, grid, size), axis=-1)
-
-
-def confusion_of(
-    head: Head, variables: dict, test: Batches, grid: tuple[int, int]
-) -> Int[np.ndarray, "classes classes"]:
-    """The confusion matrix of a whole set at the labels' own resolution, added up batch by batch.
-
-    Args:
-        head, variables: from `fit_head`. test: batches as there; their sizes may differ. grid: (gh, gw).
-
-    Raises:
-        UserError: a grid that does not fit, or labels out of range.
-    """
-    total = np.zeros((head.classes, head.classes), np.int64)
-    for tokens, labels in test:
-        _check(tokens, labels, grid, head.classes)
-        total += confusion(predict(head, variables, tokens, grid, labels.shape[1:]), labels, head.classes)
-    return total
 
 
 def _check(tokens: Tokens, labels: AnyArray, grid: tuple[int, int], classes: int) -> None:

@@ -212,8 +212,13 @@ def restore_params(step: pathlib.Path, abstract: dict) -> dict:
     """
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
+    alone = ocp.options.MultiprocessingOptions(  # no barrier: the other processes of a run may be gone
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="alone",
+    )
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
             return checkpointer.restore(step.resolve() / "params", target)
     except Exception as error:
         raise unreadable(step, error) from error

@@ -1,50 +1,61 @@
-"""What `main.py` does: train a configuration in a workdir, then the evaluations it names."""
+"""What `main.py` does: train a configuration in a workdir, then the evaluations it names; or only these."""
 
 from __future__ import annotations
 
 import functools
 import pathlib
+import sys
 from collections.abc import Callable
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from sparse_vis.build import build_model
 from sparse_vis.errors import UserError
+from sparse_vis.evals import command
 from sparse_vis.interop.maskgit import load_tokenizer
-from sparse_vis.models.stellar import init_params
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.train import settings
 from sparse_vis.train.loop import Run
 from sparse_vis.train.stop import StopSignal
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
-    """Train to the end, or continue, and evaluate when training is complete.
+def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) -> None:
+    """Train to the end, or continue, and evaluate when training is complete; or only evaluate.
 
     Args:
-        config: complete configuration. workdir: folder of the run. stop: noticed after every step.
+        config: complete configuration. workdir: folder of the run. mode: "train" or "evaluate".
+        stop: noticed after every step.
 
     Raises:
         UserError: anything the user can mend.
     """
     settings.check(config)
+    if mode == "evaluate" and not config.eval.tasks:
+        raise UserError("--mode=evaluate needs tasks; give e.g. --config.eval.tasks=\"('knn', 'linear')\".")
+    # Before training, so that what would fail after days is said at once.
+    plan = command.make_plan(config) if config.eval.tasks else None
+    if mode == "train":
+        train(config, workdir, stop)
+    if stop.received or plan is None:
+        return
+    stop.message = "SIGTERM in the evaluation: finished tasks are saved; the same command does the others."
+    stop.keep = False
+    if jax.process_index() == 0:
+        if jax.process_count() > 1:
+            stop.listen()  # SIGTERM was jax.distributed's until here
+        missed = command.evaluate(config, workdir, plan)
+        if missed:
+            sys.exit(f"{len(missed)} of {len(config.eval.expected)} figures not met: {'; '.join(missed)}.")
+
+
+def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
+    """Train to the end or to a SIGTERM, which is the end of several processes' being together."""
     training = Run(config, workdir, initial=initial_weights(config), tokenizer=read_tokenizer(config))
     training.train(stop)
-    stop.message = (
-        "SIGTERM in the evaluation: training is complete and saved; the same command evaluates again."
-    )
-    stop.keep = False
     if stop.received:
         print(f"SIGTERM: saved step {training.step} in {workdir}; the same command continues.", flush=True)
-    elif "scenes" in config.eval.tasks:
-        params = multihost_utils.process_allgather(training.state.params, tiled=True)
-        if jax.process_count() > 1:
-            jax.distributed.shutdown()  # the others are done; process 0 evaluates alone
-            stop.listen()  # SIGTERM was jax.distributed's until here
-        if training.main:
-            evaluate(config, workdir, params)
+    elif jax.process_count() > 1:
+        jax.distributed.shutdown()  # the others are done; process 0 evaluates alone
 
 
 def initial_weights(config: ConfigDict) -> Callable[[], dict] | None:
@@ -75,17 +86,3 @@ def read_tokenizer(config: ConfigDict) -> tuple[VQGAN, dict] | None:
             f"set config.model.tokenizer.codes={module.num_embeddings}."
         )
     return module, params
-
-
-def evaluate(config: ConfigDict, workdir: pathlib.Path, params: dict) -> None:
-    """The evaluation on scenes of trained parameters, in host memory."""
-    from sparse_vis.evals import scenes
-
-    model = build_model(config)
-    weights = {
-        "untrained": init_params(model, jax.random.key(config.seed)),
-        "trained": params,
-    }
-    print(scenes.table(scenes.evaluate(model, weights, config, workdir)), flush=True)
-    files = f"{workdir}/evaluation.json has these numbers, {workdir}/localization.png the token maps."
-    print(f"\n{files}", flush=True)

@@ -14,18 +14,24 @@ from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
 
 LARGEST = 3.4e38  # of float32, in which everything is computed
+DTYPES = ("float32", "bfloat16", "float16")
 AT_LEAST_ONE = (
     *(f"model.{name}" for name in ("image_size", "patch", "width", "layers", "heads", "mlp_dim", "tokens")),
     *(f"model.decoder.{name}" for name in ("width", "layers", "heads", "mlp_dim")),
     *(f"model.prototypes.{name}" for name in ("count", "dim", "hidden")),
     *(f"train.{name}" for name in ("batch", "steps", "log_every", "save_every", "keep", "max_bad_steps")),
-    *(f"eval.{name}" for name in ("batch", "train_records", "test_records")),
+    *(f"eval.{name}" for name in ("batch", "segmentation.batch", "segmentation.epochs")),
+    *(f"eval.linear_published.{name}" for name in ("batch_size", "epochs")),
+    *(
+        f"eval.reconstruction_probe.{name}"
+        for name in ("batch_size", "epochs", "width", "layers", "heads", "mlp_dim")
+    ),
     *(f"efficiency.{name}" for name in ("microbatches", "unroll", "prototype_chunk")),
     "data.canvas",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "train.health_every", "data.workers", "data.threads", "loss.sinkhorn_iterations", "loss.sinkhorn_epsilon",
-    "seed", "data.seed",
+    "seed", "data.seed", "eval.seed", "eval.train_records", "eval.test_records", "eval.holdout",
 )  # fmt: skip
 CHOICES = {
     "model.target": ("pixel", "vq"),
@@ -34,7 +40,9 @@ CHOICES = {
     "loss.balance_over": ("batch", "microbatch"),
     "data.on_error": ("stop", "substitute"),
     "optimizer.schedule": ("cosine", "constant"),
-    "efficiency.dtype": ("float32", "bfloat16", "float16"),
+    "efficiency.dtype": DTYPES,
+    "eval.dtype": DTYPES,
+    "eval.reconstruction_probe.target": ("pixel", "vq"),
     "efficiency.attention": ("xla", "cudnn"),
 }
 
@@ -93,7 +101,8 @@ def contradictions(config: ConfigDict, devices: int) -> Iterator[str]:
             f"config.model.image_size={m.image_size} is no multiple of config.model.patch={m.patch}; "
             "choose one that is"
         )
-    for name, part in (("model", m), ("model.decoder", m.decoder)):
+    decoders = {"model.decoder": m.decoder, "eval.reconstruction_probe": config.eval.reconstruction_probe}
+    for name, part in {"model": m, **decoders}.items():
         if part.width % part.heads:
             yield f"config.{name}.width={part.width} is no multiple of its heads ({part.heads}); change one"
     if m.tokens < 2 and (config.loss.koleo_image or config.loss.koleo_masked):
@@ -111,6 +120,38 @@ def contradictions(config: ConfigDict, devices: int) -> Iterator[str]:
         )
     if config.data.canvas < m.patch:
         yield f"config.data.canvas={config.data.canvas} is smaller than a patch ({m.patch} px); enlarge it"
+    yield from contradictions_of_evaluation(config.eval)
+    if config.eval.reconstruction_probe.target == "vq" and not m.tokenizer.path:
+        yield (
+            "config.eval.reconstruction_probe.target=vq needs the codes of a tokenizer; give "
+            "--config.model.tokenizer.path=FILE, or set the target to pixel"
+        )
+
+
+def contradictions_of_evaluation(e: ConfigDict) -> Iterator[str]:
+    """Settings of config.eval that exclude each other."""
+    same = e.train_split == e.test_split
+    if same != bool(e.holdout):
+        yield (
+            f"config.eval.holdout={e.holdout} with train_split={e.train_split!r} and test_split="
+            f"{e.test_split!r}: hold a share out, e.g. 0.2, where both are the same, and only there"
+        )
+    for row in e.expected:
+        if len(row) != 5 or row[0] not in e.tasks or not all(isinstance(x, int | float) for x in row[3:]):
+            yield (
+                f"config.eval.expected has the row {row}; write (task, what is measured, metric, figure, "
+                "tolerance), the task one of config.eval.tasks"
+            )
+    if bool(e.masks) != bool(e.mask_classes):
+        yield (
+            f"config.eval.masks={e.masks!r} and mask_classes={e.mask_classes} do not fit: give both, the "
+            "folder and the number of classes in its label maps, or neither"
+        )
+    if e.holdout >= 1:
+        yield f"config.eval.holdout={e.holdout} leaves nothing for train; choose a share below 1, e.g. 0.2"
+    for name in ("tasks", "beside"):
+        if len(set(e[name])) < len(e[name]) or not all(isinstance(item, str) for item in e[name]):
+            yield f"config.eval.{name}={e[name]} is wrong; give different names, e.g. ('knn', 'linear')"
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict:

@@ -62,7 +62,7 @@ def test_packed_records_are_those_of_the_folder(images, packed):
     for index in (-1, 7):
         with pytest.raises(IndexError):
             found[index]
-    a, b = (read_records(s, start=0, stop=7, size=8, short_side=9) for s in (folder, found))
+    a, b = (read_records(s, range(7), size=8, short_side=9) for s in (folder, found))
     assert a.name == b.name and (a.label == b.label).all() and (a.image == b.image).all()
     options = ArrayRecordReader(str(packed / SHARDS[0])).writer_options_string()
     assert "group_size:1," in options

@@ -85,23 +85,23 @@ def test_unknown_source_offers_the_known_ones():
 @pytest.mark.fast
 def test_read_records_of_scenes_are_the_records():
     found = make_source("scenes", split="test", path="", seed=3, scenes=SMALL)
-    read = read_records(found, start=5, stop=9, size=32, short_side=32)
+    read = read_records(found, range(5, 9), size=32, short_side=32)
     assert read.image.shape == (4, 32, 32, 3) and read.labels.shape == (4, 4)
     for row, index in enumerate(range(5, 9)):
         np.testing.assert_array_equal(read.image[row], found[index]["image"])
         np.testing.assert_array_equal(read.mask[row], found[index]["mask"])
         assert read.label[row] == found[index]["label"] and read.name[row] == found[index]["name"]
     with pytest.raises(UserError, match="40"):
-        read_records(found, start=0, stop=41, size=32, short_side=32)
+        read_records(found, range(41), size=32, short_side=32)
     with pytest.raises(UserError, match="Short side 16"):
-        read_records(found, start=0, stop=4, size=32, short_side=16)
+        read_records(found, range(4), size=32, short_side=16)
 
 
 @pytest.mark.fast
 def test_read_records_of_a_folder_resizes_the_short_side(tmp_path):
     write(tmp_path / "a.png", 50, size=(40, 20))
     write(tmp_path / "b.png", 90, size=(15, 35))
-    read = read_records(folder(tmp_path), start=0, stop=2, size=16, short_side=18)
+    read = read_records(folder(tmp_path), range(2), size=16, short_side=18)
     assert read.image.shape == (2, 16, 16, 3) and read.label is None and read.mask is None
     assert (read.image[0] == 50).all() and (read.image[1] == 90).all()
 
@@ -119,6 +119,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from sparse_vis.data.decode import decode
+from sparse_vis.data.records import read_records
 from sparse_vis.data.scenes import SceneSpec
 from sparse_vis.data.sources import make_source
 
@@ -126,8 +127,11 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     def _info(self):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.ClassLabel(names=["even", "odd"])}))
+            "image": tfds.features.Image(shape=(None, None, 3)), **self.classes()}))
+    def classes(self):
+        return {"label": tfds.features.ClassLabel(names=["even", "odd"])}
+    def of(self, i):
+        return {"label": i % 2}
     def _split_generators(self, manager):
         return {"train": self._generate_examples()}
     def _generate_examples(self):
@@ -135,7 +139,14 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
             file = io.BytesIO()
             Image.fromarray(np.full((20, 30, 3), i, np.uint8)).save(file, "PNG")
             file.seek(0)
-            yield i, {"image": file, "label": i % 2}
+            yield i, {"image": file, **self.of(i)}
+
+class Sets(Tiny):
+    VERSION = tfds.core.Version("1.0.0")
+    def classes(self):
+        return {"labels": tfds.features.Sequence(tfds.features.ClassLabel(names=["a", "b", "c"]))}
+    def of(self, i):
+        return {"labels": list(range(i % 4))}
 
 directory = sys.argv[1]
 Tiny(data_dir=directory, file_format="array_record").download_and_prepare()
@@ -144,7 +155,11 @@ for split in ("train[:60%]", "train[60%:]"):
     source = make_source("tfds:tiny", split=split, path=directory, seed=0, scenes=SceneSpec())
     records = [source[i] for i in range(len(source))]
     rows[split] = [(int(decode(r).mean()), decode(r).shape, r["label"], r["name"]) for r in records]
-print(json.dumps([rows, source.classes, repr(source), "tensorflow" in sys.modules]))
+Sets(data_dir=directory, file_format="array_record").download_and_prepare()
+sets = make_source("tfds:sets", split="train", path=directory, seed=0, scenes=SceneSpec())
+both = read_records(sets, range(10), size=8, short_side=8)
+found = [both.label is None, both.image[:, 0, 0, 0].tolist(), both.labels.tolist(), sets.classes]
+print(json.dumps([rows, source.classes, repr(source), "tensorflow" in sys.modules, found]))
 """
 
 
@@ -161,13 +176,20 @@ def tiny(tmp_path_factory):
 
 
 def test_tfds_reads_array_record_without_tensorflow(tiny):
-    _, (rows, classes, name, tensorflow) = tiny
+    _, (rows, classes, name, tensorflow, _) = tiny
     assert [len(rows[split]) for split in rows] == [6, 4]
     every = [row for split in rows.values() for row in split]
     assert sorted(row[0] for row in every) == list(range(10))
     assert all(row[1] == [20, 30, 3] and row[2] == row[0] % 2 for row in every)
     assert len({row[3] for row in every}) == 10
     assert classes == ["even", "odd"] and "tiny" in name and not tensorflow
+
+
+def test_tfds_gives_sets_of_classes(tiny):
+    without_single, pixels, labels, classes = tiny[1][-1]
+    assert without_single and classes == ["a", "b", "c"] and sorted(pixels) == list(range(10))
+    for i, row in zip(pixels, labels, strict=True):
+        assert row == [0, 1, 2][: i % 4] + [-1] * (3 - i % 4)
 
 
 def test_tfds_errors_are_one_sentence(tiny, tmp_path):

@@ -25,7 +25,7 @@ def probe(train_x, train_y, test_x, test_y, *, classes, **protocol):
     """The sweep with one feature."""
     return linear.sweep(
         {"x": train_x}, train_y, {"x": test_x}, test_y, classes=classes, protocol=Protocol(**protocol)
-    )
+    ).chosen
 
 
 def test_accuracy_is_that_of_logistic_regression():
@@ -101,19 +101,37 @@ def test_blocks_change_nothing(monkeypatch):
     np.testing.assert_allclose(whole.validation["x"], parts.validation["x"], atol=0.011)
 
 
-def test_several_feature_sets_equal_single_calls():
+def test_features_of_different_widths_train_together_as_each_alone():
     train_x, train_y, test_x, test_y = problem(6)
-    sets = linear.linear_accuracies(
-        {"sparse": train_x, "dense": train_x[:, 9:]},
-        train_y,
-        {"sparse": test_x, "dense": test_x[:, 9:]},
-        test_y,
-        classes=7,
-    )
-    alone = probe(train_x[:, 9:], train_y, test_x[:, 9:], test_y, classes=7)
-    assert (sets["dense"].accuracy, sets["dense"].top5) == (alone.accuracy, alone.top5)
-    assert sets["dense"].validation == {"dense": alone.validation["x"]}
-    assert sets["sparse"].accuracy > sets["dense"].accuracy
+    train = {"wide": train_x, "narrow": train_x[:, 9:], "one": train_x[:, 3:4]}
+    test = {"wide": test_x, "narrow": test_x[:, 9:], "one": test_x[:, 3:4]}
+    together = linear.sweep(train, train_y, test, test_y, classes=7, protocol=Protocol(steps=60))
+    for name in train:
+        alone = probe(train[name], train_y, test[name], test_y, classes=7, steps=60)
+        ours = together.alone[name]
+        assert ours.feature == name and ours.learning_rate == alone.learning_rate
+        assert abs(ours.accuracy - alone.accuracy) <= 0.002 and abs(ours.top5 - alone.top5) <= 0.002
+        np.testing.assert_allclose(ours.validation[name], alone.validation["x"], atol=0.011)
+    assert together.alone["wide"].accuracy > together.alone["narrow"].accuracy > 0.3
+
+
+def test_filling_up_moves_no_weight():
+    """The padded columns of the narrow feature stay zero; its others are those of an unpadded fit."""
+    train_x, train_y, *_ = problem(9, count=400)
+    x = {"wide": train_x, "narrow": train_x[:, :5]}
+    held_out, fitted = logistic._split(len(train_y), 0.1, np.random.default_rng(0))
+    batches = logistic._batches(fitted, 30, 64, np.random.default_rng(1))
+    rates = np.float32([0.01, 0.1])
+
+    def fit(*names):
+        xs, moments = tuple(x[n] for n in names), [logistic._moments(x[n], fitted) for n in names]
+        return logistic._fit(xs, train_y, batches, moments, rates, 1e-4, 7)
+
+    (weight, bias), (alone, alone_bias) = fit("wide", "narrow"), fit("narrow")
+    assert weight.shape == (2, 2, 20, 7) and len(held_out) == 20
+    assert (np.asarray(weight[1, :, 5:]) == 0).all() and np.abs(alone).min(axis=(1, 2, 3)).max() > 0
+    np.testing.assert_allclose(weight[1, :, :5], alone[0], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(bias[1], alone_bias[0], rtol=1e-3, atol=1e-5)
 
 
 def test_sweep_chooses_on_the_held_out_part_not_on_test():
@@ -123,8 +141,8 @@ def test_sweep_chooses_on_the_held_out_part_not_on_test():
     noise = np.random.default_rng(0).normal(size=(400, 7)).astype(np.float32)
     train = {"trap": clean[train_y] + noise, "good": train_x, "weak": train_x[:, :2]}
     test = {"trap": clean[test_y], "good": test_x, "weak": test_x[:, :2]}
-    result = linear.sweep(train, train_y, test, test_y, classes=7, protocol=Protocol(steps=60))
-    single = linear.linear_accuracies(train, train_y, test, test_y, classes=7, protocol=Protocol(steps=60))
+    found = linear.sweep(train, train_y, test, test_y, classes=7, protocol=Protocol(steps=60))
+    result, single = found.chosen, found.alone
     assert single["trap"].accuracy > single["good"].accuracy
     assert result.feature == "good"
     assert list(result.validation) == ["trap", "good", "weak"]
@@ -135,16 +153,14 @@ def test_sweep_chooses_on_the_held_out_part_not_on_test():
 @pytest.mark.fast
 def test_candidates_are_what_the_features_allow():
     rng = np.random.default_rng(3)
-    S, cls, U = (rng.normal(size=(4, t, 3)).astype(np.float32) for t in (2, 1, 5))
-    found = linear.candidates({"sparse": S, "cls": cls, "dense": U, "spatial": np.zeros((4, 5, 2))})
-    assert {name: x.shape for name, x in found.items()} == {
-        "mean_S": (4, 3), "concat_S": (4, 6), "cls": (4, 3), "cls_mean_U": (4, 6),
-    }  # fmt: skip
-    np.testing.assert_allclose(found["mean_S"], (S[:, 0] + S[:, 1]) / 2, rtol=1e-5)
-    np.testing.assert_array_equal(found["concat_S"][:, 3:], S[:, 1])
-    np.testing.assert_allclose(found["cls_mean_U"][:, 3:], U.sum(1) / 5, rtol=1e-4, atol=1e-6)
-    assert list(linear.candidates({"dense": U})) == ["mean_U"]
-    assert list(linear.candidates({"dense": U, "cls": cls})) == ["cls", "cls_mean_U"]
+    S, concat, cls, U = (rng.normal(size=(4, f)).astype(np.float32) for f in (3, 6, 3, 3))
+    found = linear.candidates({"mean_S": S, "concat_S": concat, "cls": cls, "mean_U": U, "psnr": S[:, 0]})
+    assert list(found) == ["mean_S", "concat_S", "cls", "cls_mean_U"]
+    np.testing.assert_array_equal(found["concat_S"], concat)
+    np.testing.assert_array_equal(found["cls_mean_U"], np.hstack([cls, U]))
+    assert list(linear.candidates({"mean_U": U})) == ["mean_U"]
+    assert list(linear.candidates({"mean_U": U, "cls": cls})) == ["cls", "cls_mean_U"]
+    assert list(linear.candidates({"mean_U": U, "mean_S": S})) == ["mean_S"]
 
 
 def test_bad_input_is_named():

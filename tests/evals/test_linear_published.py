@@ -1,5 +1,7 @@
 """The published probe: its update against torch's AdamW, its crops, and a problem it must solve."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +48,7 @@ def test_probe_learns_and_is_reproducible():
 
     def probe(test_images, test_labels):
         halves = [(test_images[:50], test_labels[:50]), (test_images[50:], test_labels[50:])]
-        protocol = lp.Protocol(learning_rate=0.03, epochs=20, size=8)
+        protocol = lp.Protocol(learning_rate=0.03, batch_size=48, epochs=20, size=8)
         return lp.published_linear(encode, train, halves, classes=6, protocol=protocol)
 
     result = probe(test, test_labels)
@@ -56,6 +58,22 @@ def test_probe_learns_and_is_reproducible():
     assert probe((test / 255).astype(np.float32), test_labels) == result  # floats in [0, 1] are the same
     wrong = probe(test, (test_labels + 1) % 6)
     assert wrong.losses == result.losses and wrong.accuracy < 0.1
+
+
+def test_parts_of_any_size_become_the_optimizers_batches():
+    images, labels = coloured(25, 4)
+    protocol, key = lp.Protocol(batch_size=10, size=8), jax.random.key(3)
+
+    def steps(*borders):
+        parts = [(batch_of(images[i:j], i), labels[i:j]) for i, j in itertools.pairwise(borders)]
+        return list(lp._steps(encode, key, parts, protocol))
+
+    whole, parts = steps(0, 25), steps(0, 3, 4, 22, 25)
+    assert [len(y) for _, y in parts] == [10, 10, 5]
+    for (x, y), (other, other_y) in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(x, other, atol=1e-6)
+        np.testing.assert_array_equal(y, other_y)
+    np.testing.assert_array_equal(np.concatenate([y for _, y in parts]), labels)
 
 
 def test_updates_equal_torch():

@@ -6,7 +6,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from sparse_vis.errors import UserError
-from sparse_vis.evals.features import Split
 from sparse_vis.evals.multilabel import mean_average_precision, multilabel_probe
 
 pytestmark = pytest.mark.fast
@@ -35,13 +34,14 @@ def test_probe_is_as_good_as_one_logistic_regression_per_class():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1200, 8)).astype(np.float32)
     y = x @ rng.normal(size=(8, 4)) + 2 * rng.normal(size=(1200, 4)) > 1
-    train, test = Split(x[:700] * 30 + 5, y[:700]), Split(x[700:] * 30 + 5, y[700:])
-    result = multilabel_probe(train, test)
+    train = {"noise": rng.normal(size=(700, 3)).astype(np.float32), "x": x[:700] * 30 + 5}
+    test = {"noise": rng.normal(size=(500, 3)).astype(np.float32), "x": x[700:] * 30 + 5}
+    result = multilabel_probe(train, y[:700], test, y[700:])
     models = [LogisticRegression().fit(x[:700], y[:700, c]) for c in range(4)]
     scores = np.stack([model.decision_function(x[700:]) for model in models], axis=1)
-    expected = average_precision_score(test.y, scores, average="macro")
+    expected = average_precision_score(y[700:], scores, average="macro")
     assert 0.5 < expected < 0.95
-    assert abs(result.mean_average_precision - expected) < 0.02
-    assert len(result.validation) == 13
+    assert result.feature == "x" and abs(result.mean_average_precision - expected) < 0.02
+    assert len(result.validation["x"]) == 13 and max(result.validation["noise"]) < expected - 0.1
     with pytest.raises(UserError, match="one row of 0/1 per image"):
-        multilabel_probe(train, Split(test.x, test.y[:, 0]))
+        multilabel_probe(train, y[:700], test, y)

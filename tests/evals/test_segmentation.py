@@ -99,18 +99,19 @@ def test_head_learns_classes_from_the_factors_alone(protocol):
     train, labels = toy(24, 0)
     test, test_labels = toy(24, 1)
     # Few steps here, so a larger rate than published.
-    quick = seg.Protocol(protocol.batch_norm, protocol.dice, 0.03, protocol.weight_decay, epochs=40)
+    quick = seg.Protocol(protocol.batch_norm, protocol.dice, 0.03, protocol.weight_decay)
     tokens, held_out = seg_head.variants(train)["SL"], seg_head.variants(test)["SL"]
-    head, variables = seg.fit_head(lambda epoch: [(tokens, labels)], (4, 4), 3, quick)
-    parts = [
-        (seg_head.Tokens(held_out.x[i:j], held_out.L[i:j]), test_labels[i:j]) for i, j in ((0, 10), (10, 24))
-    ]
-    matrix = seg.confusion_of(head, variables, parts, (4, 4))
-    assert matrix.sum() == (test_labels != miou.IGNORE).sum()
-    assert miou.mean_iou(matrix)[0] > 0.9
+    probe = seg.Probe((4, 4), 3, quick)
+    losses = [probe.learn(tokens, labels) for _ in range(40)]
+    assert losses[-1] < 0.5 * losses[0]
+    for i, j in ((0, 10), (10, 24)):
+        probe.judge(seg_head.Tokens(held_out.x[i:j], held_out.L[i:j]), test_labels[i:j])
+    assert probe.matrix.sum() == (test_labels != miou.IGNORE).sum()
+    assert miou.mean_iou(probe.matrix)[0] > 0.9
     # Tokens without their places say nothing: the same head on a flat L is at chance.
-    flat = [(seg_head.Tokens(held_out.x, np.full_like(held_out.L, 1 / 3)), test_labels)]
-    assert miou.mean_iou(seg.confusion_of(head, variables, flat, (4, 4)))[0] < 0.4
+    probe.matrix[:] = 0
+    probe.judge(seg_head.Tokens(held_out.x, np.full_like(held_out.L, 1 / 3)), test_labels)
+    assert miou.mean_iou(probe.matrix)[0] < 0.4
 
 
 @pytest.mark.fast
@@ -129,8 +130,8 @@ def test_variants_follow_what_the_encoder_gives():
 def test_bad_input_is_named():
     tokens = seg_head.Tokens(np.zeros((2, 6, 3), np.float32))
     with pytest.raises(UserError, match="patches do not fit 2 label maps and the grid 2x2"):
-        seg.fit_head(lambda epoch: [(tokens, np.zeros((2, 4, 4), int))], (2, 2), 3)
+        seg.Probe((2, 2), 3).learn(tokens, np.zeros((2, 4, 4), int))
     with pytest.raises(UserError, match="labels go from 0 to 3; with 3 classes"):
-        seg.fit_head(lambda epoch: [(tokens, np.array([[[0, 3]]] * 2))], (2, 3), 3)
+        seg.Probe((2, 3), 3).learn(tokens, np.array([[[0, 3]]] * 2))
     with pytest.raises(UserError, match="no training batches"):
-        seg.fit_head(lambda epoch: [], (2, 3), 3)
+        seg.Probe((2, 3), 3).judge(tokens, np.zeros((2, 4, 4), int))

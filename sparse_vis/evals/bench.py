@@ -1,0 +1,106 @@
+"""One encoder on one data set: each pass over the images is made once, and all tasks share it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from sparse_vis.data.records import Records
+from sparse_vis.evals.dataset import Data, multi_hot
+from sparse_vis.evals.features import Encoder, encode
+from sparse_vis.evals.networks import Networks
+
+REPORT_SECONDS = 5.0
+
+
+class Reducer(NamedTuple):
+    """What is kept of a batch.
+
+    Attributes:
+        keys: of the encoder that it reads; it is left out where the encoder does not give all of them.
+        reduce: these features, the records and the networks → columns, arrays with a row per image.
+    """
+
+    keys: tuple[str, ...]
+    reduce: Callable[[dict[str, np.ndarray], Records, Networks], dict[str, np.ndarray]]
+
+
+@dataclass
+class Bench:
+    """An encoder, the images and what was already computed of them.
+
+    Attributes:
+        encoder, data, networks: see there. batch: images per call of the encoder. seed: of all random draws.
+        reducers: part → what all tasks together keep of it.
+    """
+
+    encoder: Encoder
+    data: Data
+    networks: Networks
+    batch: int
+    seed: int
+    reducers: dict[str, set[Reducer]]
+    _columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def encode(self, images: np.ndarray, *wanted: str) -> dict[str, np.ndarray]:
+        """Features of at most one batch of images."""
+        return encode(self.encoder, images, wanted, self.batch)
+
+    def columns(self, part: str) -> dict[str, np.ndarray]:
+        """What the tasks keep of a part, with "label" and "sets" (flags) where it has them; computed once."""
+        if part not in self._columns:
+            self._columns[part] = self._pass(part)
+        return self._columns[part]
+
+    def progress(self, what: str, images: int) -> Progress:
+        """To be told of images as they are handled."""
+        return Progress(f"{self.encoder.name}: {what}", images)
+
+    def _pass(self, part: str) -> dict[str, np.ndarray]:
+        gives = set(self.encoder.gives)
+        reducers = [r for r in self.reducers[part] if gives.issuperset(r.keys)]
+        wanted = tuple(sorted({key for r in reducers for key in r.keys}))
+        if not reducers:
+            return {}
+        kept: dict[str, list[np.ndarray]] = {}
+        images = self.data.parts[part]
+        progress = self.progress(f"{part} images", len(images))
+        for records in images.batches(self.batch):
+            features = self.encode(records.image, *wanted)
+            sets = None if records.labels is None else multi_hot(records.labels, self.data.classes)
+            found = {"label": records.label, "sets": sets}
+            for reducer in reducers:
+                found |= reducer.reduce(features, records, self.networks)
+            for name, array in found.items():
+                if array is not None:
+                    kept.setdefault(name, []).append(array)
+            progress.add(len(records.image))
+        return {name: np.concatenate(arrays) for name, arrays in kept.items()}
+
+
+class Progress:
+    """Prints images done, images/s and the time left, now and then and at the end.
+
+    Args:
+        what: is done. total: images, over all epochs.
+    """
+
+    def __init__(self, what: str, total: int):
+        self.what, self.total, self.done = what, total, 0
+        self.first, self.began = 0, 0.0
+        self.printed = time.perf_counter()
+
+    def add(self, images: int) -> None:
+        """Count images that were handled."""
+        now = time.perf_counter()
+        self.done += images
+        if not self.first:  # which compiles
+            self.first, self.began = self.done, now
+        if now - self.printed >= REPORT_SECONDS or self.done >= self.total:
+            self.printed, rate = now, (self.done - self.first) / max(now - self.began, 1e-9)
+            speed = f"  {rate:.1f} images/s  ETA {(self.total - self.done) / rate:.0f} s" if rate else ""
+            print(f"{self.what}: {self.done}/{self.total}{speed}", flush=True)

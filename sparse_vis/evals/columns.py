@@ -1,0 +1,92 @@
+"""What evaluations keep of each image, batch by batch: pooled features and scores, never all of U."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from sparse_vis.data.records import Records
+from sparse_vis.evals.bench import Reducer
+from sparse_vis.evals.dataset import Part
+from sparse_vis.evals.features import AnyArray, pool, square_grid
+from sparse_vis.evals.fid import Moments, frechet_distance, to_uint8
+from sparse_vis.evals.localization import best_token_iou, foreground_ari, token_segments
+from sparse_vis.evals.networks import Networks, at_256
+from sparse_vis.evals.reconstruction import psnr, ssim
+
+
+def _pooled(key: str) -> Reducer:
+    return Reducer((key,), lambda features, records, networks: pool({key: features[key]}))
+
+
+def _concatenated(features: dict, records: Records, networks: Networks) -> dict[str, np.ndarray]:
+    return {"concat_S": features["sparse"].reshape(len(features["sparse"]), -1)}
+
+
+def _localized(features: dict, records: Records, networks: Networks) -> dict[str, np.ndarray]:
+    L = features["spatial"]
+    segments = token_segments(L, square_grid(L.shape[1]), records.mask.shape[1:])
+    return {
+        "fg_ari": foreground_ari(segments, records.mask),
+        "best_iou": best_token_iou(segments, records.mask),
+    }
+
+
+def _reconstructed(features: dict, records: Records, networks: Networks) -> dict[str, np.ndarray]:
+    return compared(features["reconstruction"], records.image, networks)
+
+
+def _prototype(features: dict, records: Records, networks: Networks) -> dict[str, np.ndarray]:
+    return {"prototype": features["prototype"].astype(np.int32)}
+
+
+# Means of tokens: each key by itself, so that an encoder without S has its CLS and U.
+POOLED = tuple(_pooled(key) for key in ("sparse", "cls", "dense"))
+CONCATENATED = Reducer(("sparse",), _concatenated)
+LOCALIZED = Reducer(("spatial",), _localized)
+RECONSTRUCTED = Reducer(("reconstruction",), _reconstructed)
+PROTOTYPE = Reducer(("prototype",), _prototype)
+
+
+def at_size(images: Float[AnyArray, "N h w 3"], size: int) -> Float[np.ndarray, "N size size 3"]:
+    """Square images in [0, 1], resized to `size` pixels (Pillow's bicubic, by way of 8 bits) if need be."""
+    if images.shape[1:3] == (size, size):
+        return np.asarray(images, np.float32)
+    resized = [Image.fromarray(x).resize((size, size), Image.Resampling.BICUBIC) for x in to_uint8(images)]
+    return np.stack(resized).astype(np.float32) / 255
+
+
+def compared(
+    reconstruction: Float[AnyArray, "N h w 3"], images: UInt8[np.ndarray, "N H W 3"], networks: Networks
+) -> dict[str, np.ndarray]:
+    """Scores of reconstructions, image by image: psnr, ssim and, where their networks are, lpips, inception.
+
+    PSNR and SSIM are measured at the images' size, to which reconstructions of another size (256 for 224 px
+    at patch 14) are resized. LPIPS and the Inception features see both sides as 8-bit images through
+    `protocol_crop`.
+
+    Args:
+        reconstruction: in [0, 1]. images: as the encoder saw them. networks: see there.
+    """
+    same, true = at_size(reconstruction, images.shape[1]), images.astype(np.float32) / 255
+    found = {"psnr": psnr(same, true), "ssim": ssim(same, true)}
+    if networks.about:
+        x, y = at_256(to_uint8(reconstruction)), at_256(images)
+        found |= {"lpips": networks.lpips(x, y), "inception": networks.inception(x)}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def quality(
+    columns: dict[str, np.ndarray], networks: Networks, part: Part
+) -> tuple[dict[str, float], dict[str, str]]:
+    """PSNR, SSIM, LPIPS and rFID of a set from the columns of `compared`, and what is absent and why.
+
+    Args:
+        columns: of all images of the part. networks: see there. part: the true images.
+    """
+    metrics = {name: float(np.mean(columns[name])) for name in ("psnr", "ssim", "lpips") if name in columns}
+    if "inception" in columns:
+        found = Moments.empty(columns["inception"].shape[1]).update(columns["inception"])
+        metrics["rfid"] = frechet_distance(found, networks.true_moments(part))
+    return metrics, dict(networks.absent)

@@ -1,0 +1,156 @@
+"""The images that evaluations read: parts of any source, opened and checked, read when asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+from ml_collections import ConfigDict
+
+from sparse_vis.build import build_source
+from sparse_vis.data.records import Records, in_batches, read_records
+from sparse_vis.data.sources import Source
+from sparse_vis.errors import UserError
+from sparse_vis.evals.features import AnyArray
+
+SHORT_SIDE = 256 / 224  # of the image size, before the centre is cut out; published
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some records of a source; equal only to itself.
+
+    Attributes:
+        source: random-access records. indices: (N,) which of them, in order.
+        size: side of the square images in pixels. short_side: before the centre is cut out.
+        threads: batches read at a time.
+        masks: folder of label maps; None where the source brings its own, or there are none.
+        map_classes: number of classes in label maps; 0 without.
+    """
+
+    source: Source
+    indices: Int[np.ndarray, " N"]
+    size: int
+    short_side: int
+    threads: int
+    masks: pathlib.Path | None = None
+    map_classes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def every(self, step: int) -> Part:
+        """The part's every step-th record."""
+        return dataclasses.replace(self, indices=self.indices[::step])
+
+    def first(self, count: int) -> Part:
+        """The part's first records."""
+        return dataclasses.replace(self, indices=self.indices[:count])
+
+    def batches(self, batch_size: int) -> Iterator[Records]:
+        """All records in order; images short side first, then the centre, as the test images of probes."""
+
+        def load(rows):
+            return read_records(self.source, rows, size=self.size, short_side=self.short_side)
+
+        return in_batches(load, self.indices, batch_size, self.threads)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run of evaluations reads.
+
+    Attributes:
+        parts: by name. "train" and "test"; on scenes also "one_train" and "one_test", with one digit each.
+        labelled: names of the two parts whose single labels count.
+        classes: number of classes; 0 without labels. sets: whether records have sets of classes.
+        about: which images these are, plain values for the record of results.
+    """
+
+    parts: dict[str, Part]
+    labelled: tuple[str, str]
+    classes: int
+    sets: bool
+    about: dict
+
+
+def open_data(config: ConfigDict) -> Data:
+    """The parts that config.eval names of the source of config.data.
+
+    Raises:
+        UserError: a split that is not there, is empty, or is both train and test.
+    """
+    e, size = config.eval, config.model.image_size
+    scenes = config.data.source == "scenes"
+    # Scenes are drawn for this size and have nothing to cut off.
+    short_side = size if scenes else round(size * SHORT_SIDE)
+
+    def part(test: bool, **changed) -> Part:
+        split, count = (e.test_split, e.test_records) if test else (e.train_split, e.train_records)
+        source = _open(config, split, **changed)
+        indices = _held_out(len(source), e.holdout, test) if e.holdout else np.arange(len(source))
+        folder = config.data.source in ("folder", "packed") and split
+        masks = (pathlib.Path(e.masks) / split if folder else pathlib.Path(e.masks)) if e.masks else None
+        maps = e.mask_classes if masks else len(source.classes) + 1 if scenes else 0
+        rows = _spread(indices, count)
+        return Part(source, rows, size, short_side, config.data.threads, masks, maps)
+
+    parts, labelled = {"train": part(False), "test": part(True)}, ("train", "test")
+    if scenes and config.data.scenes.digits == "many":
+        # Only a scene of one digit has a single label.
+        parts |= {"one_train": part(False, max_digits=1), "one_test": part(True, max_digits=1)}
+        labelled = ("one_train", "one_test")
+    about = {
+        "source": config.data.source, "path": config.data.path, "holdout": e.holdout, "image_size": size,
+        "short_side": short_side,
+        "parts": {name: {"records": len(p), "of": repr(p.source)} for name, p in parts.items()},
+    }  # fmt: skip
+    source = parts["train"].source
+    return Data(parts, labelled, len(source.classes), "labels" in source[0], about)
+
+
+def _open(config: ConfigDict, split: str, **changed) -> Source:
+    try:
+        return build_source(config, split, **changed)
+    except UserError as error:
+        raise UserError(
+            f"{str(error).rstrip('.')}; evaluations read config.eval.train_split={config.eval.train_split!r} "
+            f"and test_split={config.eval.test_split!r}: for one folder give both its name and hold out a "
+            "share of it, e.g. --config.eval.holdout=0.2."
+        ) from None
+
+
+def _held_out(count: int, share: float, test: bool) -> Int[np.ndarray, " N"]:
+    """Every (1/share)-th record is for test, the others for train: sorted folders give of every class."""
+    marks = np.floor(np.arange(1, count + 1) * share) > np.floor(np.arange(count) * share)
+    indices = np.flatnonzero(marks == test)
+    if not len(indices):
+        raise UserError(
+            f"config.eval.holdout={share} of {count} images leaves none for {'test' if test else 'train'}; "
+            "give more images or another share."
+        )
+    return indices
+
+
+def _spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]:
+    """`count` of the records at even distances, or all for 0: sorted folders give of every class."""
+    if not count or count >= len(indices):
+        return indices
+    return indices[np.arange(count) * len(indices) // count]
+
+
+def without_unlabelled(
+    columns: dict[str, AnyArray], names: list[str]
+) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " N"]]:
+    """The named columns and the labels of the rows that have a label."""
+    known = np.flatnonzero(columns["label"] >= 0)
+    return {name: columns[name][known] for name in names}, columns["label"][known].astype(np.int32)
+
+
+def multi_hot(labels: Int[AnyArray, "N k"], classes: int) -> Bool[np.ndarray, "N classes"]:
+    """Sets of classes, padded with -1, as one row of flags per image."""
+    return (np.asarray(labels)[:, :, None] == np.arange(classes)).any(axis=1)

@@ -1,0 +1,105 @@
+"""Images with the class of every pixel: a scene's digits, or PNG files beside a data set."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from sparse_vis.data.decode import decode
+from sparse_vis.data.records import BICUBIC, NEAREST
+from sparse_vis.data.sources import FolderSource
+from sparse_vis.errors import UserError
+from sparse_vis.evals.dataset import Part
+from sparse_vis.evals.miou import IGNORE
+
+
+def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
+    """The class of every pixel of a record's image, 255 where it does not count.
+
+    A file of `part.masks` under the image's own name, with .png; else, for scenes, 0 for the ground and
+    1 + the digit where there is one.
+
+    Raises:
+        UserError: no such file, or one that is no map of the image's size or has a class too many.
+    """
+    if part.masks is None:
+        return np.append(0, record["labels"] + 1).astype(np.uint8)[record["mask"]]
+    path = map_path(part.masks, record["name"])
+    try:
+        with Image.open(path) as file:
+            found = np.asarray(file)
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"label map {path} cannot be read ({error}); restore it.") from None
+    shape, known = decode(record).shape[:2], found[found != IGNORE]
+    if found.shape != shape or found.dtype != np.uint8:
+        raise UserError(
+            f"label map {path} is {found.dtype} of shape {found.shape}; it must be 8-bit, one channel or a "
+            f"palette, and of its image's size {shape}."
+        )
+    if known.size and known.max() >= part.map_classes:
+        raise UserError(
+            f"label map {path} has class {known.max()}, but config.eval.mask_classes={part.map_classes}; "
+            f"raise that, or write {IGNORE} for pixels that do not count."
+        )
+    return found
+
+
+def map_path(masks: pathlib.Path, name: str) -> pathlib.Path:
+    """Where the label map of the image of a name lies."""
+    return (masks / name).with_suffix(".png")
+
+
+def check_maps(part: Part) -> None:
+    """Refuse a part whose label maps are missing; where images are files, all are looked for.
+
+    Raises:
+        UserError: names the first that is missing, or the first one if it is wrong.
+    """
+    label_map(part, part.source[int(part.indices[0])])
+    if part.masks is not None and isinstance(part.source, FolderSource):
+        paths = (map_path(part.masks, part.source.names[i]) for i in part.indices)
+        missing = next((path for path in paths if not path.is_file()), None)
+        if missing is not None:
+            raise UserError(f"label map {missing} is missing; config.eval.masks needs one for every image.")
+
+
+def random_square(
+    image: UInt8[np.ndarray, "H W 3"],
+    labels: UInt8[np.ndarray, "H W"],
+    *,
+    size: int,
+    short_side: int,
+    rng: np.random.Generator,
+) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
+    """A random square cut of image and label map, for training; the short side is resized first.
+
+    Args:
+        image, labels: of one size. size, short_side: in pixels. rng: decides place and flip (½).
+    """
+    height, width = labels.shape
+    scale = short_side / min(height, width)
+    new = max(size, round(width * scale)), max(size, round(height * scale))
+    picture = np.asarray(Image.fromarray(image).resize(new, BICUBIC))
+    classes = np.asarray(Image.fromarray(labels).resize(new, NEAREST))
+    top, left = (int(rng.integers(side - size + 1)) for side in classes.shape)
+    cut = np.s_[top : top + size, left : left + size]
+    step = -1 if rng.random() < 0.5 else 1
+    return picture[cut][:, ::step], classes[cut][:, ::step]
+
+
+def centre_square(
+    labels: UInt8[np.ndarray, "H W"], *, size: int, short_side: int
+) -> UInt8[np.ndarray, "side side"]:
+    """The part of a label map that the encoder sees of the image, at the map's own resolution.
+
+    Args:
+        labels: of the whole image. size, short_side: of the encoder's image, as in `read_records`.
+    """
+    height, width = labels.shape
+    side = round(size * min(height, width) / short_side)
+    top, left = (height - side) // 2, (width - side) // 2
+    return labels[top : top + side, left : left + side]

@@ -1,0 +1,144 @@
+"""evaluation.json and evaluation.md: every number with every setting, written whole after each task."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+
+import jax
+import numpy as np
+
+from sparse_vis.evals.task import Result
+
+FORMAT = "sparse_vis evaluation 1"
+PACKAGES = ("jax", "flax", "optax", "numpy", "pillow", "ml_collections")
+
+
+class Results:
+    """The results in a workdir, on disk after every change.
+
+    Args:
+        workdir: where evaluation.json and evaluation.md go; results already there are kept.
+
+    Attributes:
+        encoders: encoder → task → {"settings", "metrics", "absent", "details", "ran"}.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        self.path = workdir / "evaluation.json"
+        self.encoders: dict[str, dict] = _read(self.path)
+
+    def finished(self, encoder: str, task: str, settings: dict) -> bool:
+        """Whether this pair was measured with exactly these settings."""
+        known = self.encoders.get(encoder, {}).get(task)
+        return known is not None and known["settings"] == plain(settings)
+
+    def add(self, encoder: str, task: str, settings: dict, result: Result, ran: dict) -> None:
+        """Keep a result, in place of an earlier one of the pair.
+
+        Args:
+            encoder, task: their names. settings: what decides the numbers. result: the numbers.
+            ran: what else is worth knowing of this run; not compared when finished work is looked for.
+        """
+        self.encoders.setdefault(encoder, {})[task] = {
+            "settings": plain(settings),
+            "metrics": plain(result.metrics),
+            "absent": result.absent,
+            "details": plain(result.details),
+            "ran": {**ran, "device": jax.devices()[0].device_kind, **versions()},
+        }
+        write(self.path, json.dumps({"format": FORMAT, "encoders": self.encoders}, indent=1) + "\n")
+
+    def metrics(self, encoder: str, task: str) -> dict[str, dict[str, float | None]]:
+        """What was measured → metric → number, None for none."""
+        return self.encoders[encoder][task]["metrics"]
+
+    def tables(self, encoders: Iterable[str], tasks: Iterable[str]) -> str:
+        """The results of these encoders as Markdown, one table per task, with what is absent below it."""
+        encoders = list(encoders)
+        return "\n".join(self._table(encoders, task) for task in tasks)
+
+    def _table(self, encoders: list[str], task: str) -> str:
+        found = {name: self.encoders[name][task] for name in encoders}
+        rows = [
+            (name, of, metrics) for name, entry in found.items() for of, metrics in entry["metrics"].items()
+        ]
+        columns = list(dict.fromkeys(column for *_, metrics in rows for column in metrics))
+        named = any(of for _, of, _ in rows)
+        lines = [["encoder", *(["of"] if named else []), *columns]] if rows else []
+        lines += [
+            [name, *([of] if named else []), *(cell(metrics.get(c)) for c in columns)]
+            for name, of, metrics in rows
+        ]
+        absent: dict[str, list[str]] = {}
+        for name, entry in found.items():
+            for metric, why in entry["absent"].items():
+                absent.setdefault(f"{metric}: {why}", []).append(name)
+        notes = [f"- absent ({', '.join(names)}): {why}" for why, names in absent.items()]
+        return "\n".join(["", f"## {task}", "", *markdown(lines), *([""] if notes else []), *notes])
+
+
+def cell(value: float | int | None) -> str:
+    """A number of a table; a dash where there is none."""
+    return "-" if value is None else f"{value:.0f}" if value == int(value) > 9 else f"{value:.4g}"
+
+
+def markdown(lines: list[list[str]]) -> list[str]:
+    """Rows of cells, the header first, as an aligned Markdown table."""
+    if not lines:
+        return []
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = ["| " + " | ".join(t.rjust(w) for t, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    return [rows[0], "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|", *rows[1:]]
+
+
+def plain(value):
+    """A value as JSON gives it back: no tuples, no NumPy, and null for what is not finite."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes a result."""
+    return {
+        "sparse_vis": version("sparse-vis") if _installed("sparse-vis") else "source",
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except ImportError:
+        return False
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Replace a file, so that it is there whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _read(path: pathlib.Path) -> dict[str, dict]:
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] == FORMAT:
+            return found["encoders"]
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        pass
+    print(f"note: {path} is not of this version's form and is written anew.", flush=True)
+    return {}

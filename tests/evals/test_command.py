@@ -1,0 +1,255 @@
+"""The one command on a tiny checkpoint and scenes: its numbers against other ways to them, its record."""
+
+import copy
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+import sparse_vis
+from sparse_vis.data.records import read_records
+from sparse_vis.errors import UserError
+from sparse_vis.evals import command, tasks
+from sparse_vis.evals.dataset import open_data
+from sparse_vis.evals.results import Results, cell, markdown, plain
+from sparse_vis.evals.task import Result, Task
+from sparse_vis.train import settings
+from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, tiny_config, write_checkpoints
+
+TASKS = ("scenes", "knn", "linear", "retrieval", "localization", "reconstruction")
+BESIDE = ("untrained", "pixels", "mean_colour", "pca")
+COLUMNS = (
+    "psnr", "fg_ari", "best_iou", "knn_sparse", "linear_sparse", "knn_cls", "linear_cls", "knn_dense",
+    "linear_dense", "prototype_usage",
+)  # fmt: skip
+
+
+def make_config(**changed):
+    config = tiny_config()
+    config.data.update(source="scenes", canvas=SIZE, threads=2)
+    config.data.scenes.update(size=SIZE, train_records=100, eval_records=60)
+    config.eval.update(train_records=40, test_records=30, batch=16, **changed)
+    settings.check(config)
+    return config
+
+
+def evaluate(config, workdir):
+    return command.evaluate(config, workdir, command.make_plan(config))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    write_checkpoints(workdir, {3: 1, 7: 2})
+    other = tmp_path_factory.mktemp("other")
+    write_checkpoints(other, {5: 2})
+    config = make_config(tasks=TASKS, beside=(*BESIDE, str(other)))
+    evaluate(config, workdir)
+    return config, workdir, str(other), json.loads((workdir / "evaluation.json").read_text())["encoders"]
+
+
+@pytest.fixture(scope="module")
+def by_hand(measured):
+    """Features and records of the four parts, read and encoded in one go by the notebook API."""
+    config, workdir, *_ = measured
+    model, params = sparse_vis.load(workdir)
+    found = {}
+    for name, part in open_data(config).parts.items():
+        records = read_records(part.source, part.indices, size=SIZE, short_side=SIZE)
+        features = sparse_vis.encode(model, params, records.image)
+        found[name] = records, features, np.asarray(sparse_vis.reconstruct(model, params, features))
+    return found
+
+
+def test_every_pair_has_its_result_settings_and_weights(measured):
+    *_, other, encoders = measured
+    assert list(encoders) == ["trained", *BESIDE, other]
+    for entries in encoders.values():
+        assert list(entries) == list(TASKS)
+        for entry in entries.values():
+            assert set(entry) == {"settings", "metrics", "absent", "details", "ran"}
+            assert entry["metrics"] or entry["absent"]
+            data = entry["settings"]["data"]
+            assert data["parts"]["train"]["records"] == 40 and data["parts"]["one_test"]["records"] == 30
+            assert "max_digits=1" in data["parts"]["one_train"]["of"] and data["image_size"] == SIZE
+    knn = encoders["trained"]["knn"]
+    assert knn["settings"]["encoder"]["step"] == 7 and knn["ran"]["from"].endswith("/checkpoints/7")
+    assert knn["settings"]["protocol"] == {
+        "k": [10, 20, 100, 200], "temperature": 0.07, "feature": "L2-normalised",
+    }  # fmt: skip
+    assert set(knn["ran"]) >= {"seconds", "device", "jax", "flax", "numpy", "python"}
+    rates = encoders["pixels"]["linear"]["settings"]["protocol"]["learning_rates"]
+    assert len(rates) == 13 and rates[0] == pytest.approx(1e-5) and rates[-1] == pytest.approx(0.1)
+
+
+def test_the_same_weights_have_the_same_numbers(measured):
+    *_, other, encoders = measured  # written from the same seed, to another folder, as another step
+    for name in TASKS:
+        ours, theirs = encoders["trained"][name], encoders[other][name]
+        assert ours["metrics"] == theirs["metrics"] and ours["absent"] == theirs["absent"]
+    crc = [entries["knn"]["settings"]["encoder"].get("crc32") for entries in encoders.values()]
+    assert crc[0] == crc[-1] != crc[1] and crc[2] is None
+
+
+def test_numbers_are_those_of_a_straight_computation(measured, by_hand):
+    *_, encoders = measured
+    records, _, reconstruction = by_hand["test"]
+    true = records.image / 255
+    psnr = np.mean(-10 * np.log10(np.mean((reconstruction - true) ** 2, axis=(1, 2, 3))))
+    assert encoders["trained"]["reconstruction"]["metrics"][""]["psnr"] == pytest.approx(psnr, abs=1e-3)
+    assert encoders["trained"]["scenes"]["metrics"][""]["psnr"] == pytest.approx(psnr, abs=1e-3)
+
+    (train, known, _), (test, asked, _) = by_hand["one_train"], by_hand["one_test"]
+    assert (train.label >= 0).all() and (test.label >= 0).all()
+    for name, tokens in (("mean_S", "sparse"), ("cls", "cls"), ("mean_U", "dense")):
+        x, queries = (np.asarray(getattr(f, tokens)).mean(1) for f in (known, asked))
+        x, queries = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, queries))
+        votes = KNeighborsClassifier(20, weights=lambda d: np.exp((1 - d**2 / 2) / 0.07))
+        accuracy = votes.fit(x, train.label).score(queries, test.label)
+        assert encoders["trained"]["knn"]["metrics"][name]["k20"] == pytest.approx(accuracy, abs=0.05)
+        cosines = queries @ queries.T - 2 * np.eye(len(queries))
+        same = test.label[cosines.argmax(1)] == test.label
+        others = (test.label[:, None] == test.label).sum(1) > 1
+        recall = encoders["trained"]["retrieval"]["metrics"][name]["recall1"]
+        assert recall == pytest.approx(same[others].mean(), abs=0.05)
+
+
+def test_what_does_not_apply_is_absent_with_its_reason(measured):
+    *_, encoders = measured
+    assert encoders["trained"]["knn"]["absent"] == dict.fromkeys(
+        ("k100", "k200"), "there are only 40 training images"
+    )
+    quality = encoders["trained"]["reconstruction"]
+    assert set(quality["metrics"][""]) == {"psnr", "ssim"}
+    assert "config.eval.inception names no file" in quality["absent"]["rfid"]
+    assert "alexnet-owt-7be5be79.pth" in quality["absent"]["lpips"]
+    assert encoders["pixels"]["localization"]["metrics"] == {}
+    assert encoders["pixels"]["localization"]["absent"] == {"localization": "it gives no spatial"}
+    assert set(encoders["mean_colour"]["reconstruction"]["metrics"][""]) == {"psnr", "ssim"}
+
+
+def test_the_scenes_table_has_its_columns_and_a_picture(measured):
+    _, workdir, _, encoders = measured
+    columns = {name: set(entries["scenes"]["metrics"][""]) for name, entries in encoders.items()}
+    assert columns["trained"] == columns["untrained"] == set(COLUMNS)
+    assert columns["pixels"] == columns["pca"] == {"knn_dense", "linear_dense"}
+    assert columns["mean_colour"] == {"psnr"}
+    assert 0 < encoders["trained"]["scenes"]["metrics"][""]["prototype_usage"] <= 1
+    assert (workdir / "localization.png").stat().st_size > 1000
+    table = (workdir / "evaluation.md").read_text().split("## ")[1].splitlines()
+    assert table[0] == "scenes" and [c.strip() for c in table[2].split("|")[2:-1]] == list(COLUMNS)
+    assert [row.split("|")[1].strip() for row in table[4:8]] == [
+        "trained",
+        "untrained",
+        "pixels",
+        "mean_colour",
+    ]
+
+
+def test_sets_of_labels_are_scored_by_map(measured):
+    *_, encoders = measured
+    found = encoders["trained"]["linear"]
+    assert set(found["metrics"]) == {"chosen", "mean_S", "concat_S", "cls", "cls_mean_U"}
+    assert 0 < found["metrics"]["chosen"]["map"] < 1
+    assert found["details"]["sets"]["mean_average_precision"] == found["metrics"]["chosen"]["map"]
+    assert found["details"]["feature"] in found["metrics"]
+
+
+def counting(monkeypatch):
+    """Notes which tasks are measured of whom."""
+    seen = []
+
+    def note(name, task):
+        def measure(bench, config):
+            seen.append((bench.encoder.name, name))
+            return task.measure(bench, config)
+
+        return Task(measure, task.needs, task.reads, task.reducers, task.protocol, task.networks)
+
+    monkeypatch.setattr(command, "TASKS", {name: note(name, task) for name, task in tasks.TASKS.items()})
+    return seen
+
+
+def test_finished_pairs_are_skipped_and_changed_ones_are_not(measured, monkeypatch, capsys):
+    config, workdir, other, encoders = measured
+    config, seen = copy.deepcopy(config), counting(monkeypatch)
+    evaluate(config, workdir)
+    assert seen == [] and "trained: knn is finished" in capsys.readouterr().out
+    assert json.loads((workdir / "evaluation.json").read_text())["encoders"] == encoders
+    config.eval.update(tasks=("reconstruction", "knn"), beside=("pixels",), test_records=20)
+    evaluate(config, workdir)
+    assert seen == [("trained", "reconstruction"), ("trained", "knn"), ("pixels", "knn")]
+    after = json.loads((workdir / "evaluation.json").read_text())["encoders"]
+    assert after["trained"]["knn"]["settings"]["data"]["parts"]["test"]["records"] == 20
+    assert after["trained"]["linear"] == encoders["trained"]["linear"]  # not asked for, so kept
+    assert after[other] == encoders[other]
+
+
+def test_what_is_finished_survives_a_later_failure(measured, tmp_path, monkeypatch):
+    config = copy.deepcopy(measured[0])
+    config.eval.update(tasks=("knn", "retrieval"), beside=())
+    write_checkpoints(tmp_path, {2: 4})
+
+    def fail(bench, config):
+        raise RuntimeError("power cut")
+
+    failing = Task(fail, ("label",), ("sparse",), lambda data: {}, lambda e: {})
+    monkeypatch.setattr(command, "TASKS", {**tasks.TASKS, "retrieval": failing})
+    with pytest.raises(RuntimeError, match="power cut"):
+        evaluate(config, tmp_path)
+    assert list(Results(tmp_path).encoders["trained"]) == ["knn"]
+    assert [p.name for p in tmp_path.glob("*.partial")] == []
+    seen = counting(monkeypatch)
+    evaluate(config, tmp_path)
+    assert seen == [("trained", "retrieval")]
+
+
+@pytest.mark.fast
+def test_bad_input_is_named_before_anything_is_read(tmp_path):
+    def refused(match, **changed):
+        with pytest.raises(UserError, match=match) as error:
+            config = make_config(**changed)
+            evaluate(config, tmp_path / "nothing")
+        assert "\n" not in str(error.value)
+
+    refused("'lineal', which is no task; use linear", tasks=("lineal",))
+    refused("no task; use scenes or knn or linear", tasks=("zzz",))
+    refused("'runs/absent', which is neither a path nor", tasks=("knn",), beside=("runs/absent",))
+    refused("holds no checkpoint and config.init names no weights", tasks=("knn",))
+    refused(r"holdout=0.0 with train_split='test' and test_split='test'", train_split="test")
+    refused("eval.holdout=1.5", train_split="test", holdout=1.5)
+    refused("give different names", tasks=("knn", "knn"))
+    refused("scenes have no split 'train2'.*config.eval.train_split", tasks=("knn",), train_split="train2")
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.fast
+def test_another_architecture_is_refused(measured):
+    config = copy.deepcopy(measured[0])
+    config.model.tokens = TOKENS + 1
+    with pytest.raises(UserError, match="was trained with another architecture"):
+        evaluate(config, measured[1])
+    assert config.model.patch == PATCH
+
+
+@pytest.mark.fast
+def test_a_file_of_another_form_is_written_anew(tmp_path, capsys):
+    path = tmp_path / "evaluation.json"
+    for text in ('{"trained": {"psnr": 3}}', "{", "[]"):
+        path.write_text(text)
+        assert Results(tmp_path).encoders == {}
+        assert "is written anew" in capsys.readouterr().out
+    results = Results(tmp_path)
+    results.add("e", "t", {"k": (1, 2)}, Result({"": {"x": 0.5, "y": float("nan")}}), {})
+    again = Results(pathlib.Path(tmp_path))
+    assert again.metrics("e", "t") == {"": {"x": 0.5, "y": None}}
+    assert again.finished("e", "t", {"k": [1, 2]}) and not again.finished("e", "t", {"k": [1]})
+
+
+@pytest.mark.fast
+def test_tables():
+    assert markdown([["a", "of"], ["1", "long"]]) == ["| a |   of |", "|--:|-----:|", "| 1 | long |"]
+    assert [cell(x) for x in (None, 0.12345, 1234.0, 1, 23.4567)] == ["-", "0.1235", "1234", "1", "23.46"]
+    assert plain({"a": (np.int64(1), float("inf"))}) == {"a": [1, None]}

@@ -1,0 +1,268 @@
+"""Tasks on made-up images with made-up encoders, where the right answer is known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from sparse_vis.config import default_config
+from sparse_vis.data.decode import to_square
+from sparse_vis.data.sources import FolderSource
+from sparse_vis.errors import UserError
+from sparse_vis.evals import factorization_task, rate_task, segmentation_task
+from sparse_vis.evals.baselines import as_unit, patches_of
+from sparse_vis.evals.bench import Bench
+from sparse_vis.evals.dataset import Data, Part
+from sparse_vis.evals.features import Encoder
+from sparse_vis.evals.label_maps import centre_square, check_maps, label_map, random_square
+from sparse_vis.evals.networks import Networks
+from sparse_vis.evals.reconstruction import psnr
+from sparse_vis.evals.tasks import TASKS
+
+SIZE, PATCH, GRID = 32, 8, (4, 4)
+PALETTE = np.float32([[0.1, 0.1, 0.9], [0.1, 0.9, 0.1], [0.9, 0.1, 0.1]])
+
+
+class Pictures:
+    """Images in memory, with labels and, where given, classes of their pixels."""
+
+    classes = ("a", "b", "c")
+
+    def __init__(self, images, labels=None):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        record = {"image": self.images[index], "name": str(index)}
+        return record if self.labels is None else record | {"label": int(self.labels[index])}
+
+
+def mosaics(count, seed, side=SIZE):
+    """Images of patches in the palette's colours, large areas of each; and the colour of every patch."""
+    rng = np.random.default_rng(seed)
+    which = rng.integers(0, 3, (count, 2, 2)).repeat(2, axis=1).repeat(2, axis=2)
+    pixels = PALETTE[which].repeat(side // 4, axis=1).repeat(side // 4, axis=2)
+    return np.uint8(np.rint(255 * pixels)), which
+
+
+def nearest_colour(images):
+    """L: which of the palette's colours every patch has on average, one-hot."""
+    means = patches_of(images, PATCH).reshape(len(images), 16, -1, 3).mean(2)
+    closest = np.linalg.norm(means[:, :, None] - PALETTE, axis=-1).argmin(-1)
+    return np.eye(3, dtype=np.float32)[closest]
+
+
+def ideal():
+    """An encoder that factorizes mosaics perfectly: S the palette, L where each colour is."""
+
+    def features(images, wanted):
+        L = nearest_colour(images)
+        S = np.broadcast_to(PALETTE, (len(images), 3, 3))
+        found = {"sparse": S, "spatial": L, "dense": L @ S}
+        return {key: found[key] for key in wanted}
+
+    def decode(S, L):
+        colours = (L @ S).reshape(-1, 4, 4, 3)
+        return np.clip(colours.repeat(PATCH, axis=1).repeat(PATCH, axis=2), 0, 1)
+
+    return Encoder("ideal", ("sparse", "spatial", "dense"), features, decode)
+
+
+def bench_of(encoder, train, test, *, masks=None, classes=0):
+    parts = {
+        name: Part(source, np.arange(len(source)), SIZE, SIZE, 1, masks, classes)
+        for name, source in (("train", train), ("test", test))
+    }
+    count = 3 if train[0].get("label") is not None else 0
+    data = Data(parts, ("train", "test"), count, False, {})
+    return Bench(encoder, data, Networks("", "", "", 4), 8, 0, {"train": set(), "test": set()})
+
+
+def test_factorization_of_an_encoder_that_factorizes():
+    images, which = mosaics(40, 0)
+    labels = which[:, 0, 0]  # the colour of a corner: L knows it
+    bench = bench_of(ideal(), Pictures(images, labels), Pictures(*(a[:16] for a in (images, labels))))
+    found = factorization_task.FACTORIZATION.measure(bench, default_config())
+    values = {name: (m["value"], m["compared_with"]) for name, m in found.metrics.items()}
+    assert found.absent == {}
+    assert values["S of a view"] == pytest.approx((1, 1))
+    assert values["L of a view"][0] > 0.9 > 0.8 > values["L of a view"][1]
+    assert values["L of a view, other crop"][1] < 0.85
+    assert abs(values["position in S (R2)"][0]) < 0.05  # S is the same everywhere
+    assert values["class in L"][0] == 1 > values["class in L"][1]
+    # Not 1: where the map left, the others share evenly, and one-hot maps cannot show that.
+    assert values["L after a moved map"][0] > 0.9 > 0.85 > values["L after a moved map"][1]
+    # This encoder's S is the palette whatever it sees: a swapped token (by its own copy) changes nothing.
+    assert values["S after a swapped token"] == pytest.approx((1, 1))
+
+
+def test_a_swapped_token_is_found_again_by_an_encoder_that_looks():
+    images, _ = mosaics(6, 3)
+    shade = np.linspace(0.5, 1, 6, dtype=np.float32)[:, None, None, None]
+    images = np.uint8(images * shade)  # every image has its own shade, which its S tells
+
+    def features(x, wanted):
+        # Token 0 holds the colour of the upper half, token 1 of the lower half.
+        halves = as_unit(x).reshape(len(x), 2, -1, 3).mean(2)
+        L = np.zeros((len(x), 16, 2), np.float32)
+        L[:, :8, 0] = L[:, 8:, 1] = 1
+        return {key: {"sparse": halves, "spatial": L, "dense": L @ halves}[key] for key in wanted}
+
+    def decode(S, L):
+        return (L @ S).reshape(-1, 4, 4, 3).repeat(PATCH, axis=1).repeat(PATCH, axis=2)
+
+    encoder = Encoder("halves", ("sparse", "spatial", "dense"), features, decode)
+    found = factorization_task.FACTORIZATION.measure(
+        bench_of(encoder, Pictures(images), Pictures(images)), default_config()
+    )
+    swap = found.metrics["S after a swapped token"]
+    assert swap["value"] == pytest.approx(1, abs=1e-3) and swap["compared_with"] < 0.99
+    assert found.absent == {"class in L": "the source has no labels"}
+
+
+def test_rate_of_an_encoder_that_factorizes():
+    images, which = mosaics(60, 1)
+    parts = [Pictures(images[:40], which[:40, 0, 0]), Pictures(images[40:], which[40:, 0, 0])]
+    found = rate_task.RATE.measure(bench_of(ideal(), *parts), default_config())
+    rows = found.metrics
+    assert list(rows) == ["float32", "float16", "int8", "int8, top 2", "int8, top 1", "U, float32"]
+    assert rows["float32"]["bytes"] == 4 * (3 * 3 + 16 * 3) and rows["int8, top 1"]["bytes"] == 15 + 32
+    assert rows["U, float32"]["U_bytes"] == 4 * 16 * 3
+    assert rows["float32"]["psnr"] > 50 and rows["int8, top 1"]["psnr"] > 40  # one colour a patch is enough
+    assert all(row["U_bytes"] <= row["bytes"] for row in rows.values() if {"U_bytes", "bytes"} <= row.keys())
+    assert "U_bytes" not in rows["int8, top 1"]  # 47 bytes hold no component of 16 patches with their scales
+    # The mean of S is the same for all images, the mean of U is the mix of colours.
+    assert rows["float32"]["accuracy"] < 0.6 <= rows["float32"]["U_accuracy"] + 0.2
+
+
+@pytest.mark.fast
+def test_the_linear_decoder_by_hand():
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8) for n in (60, 20))
+    pixels = [patches_of(images, 8) for images in (train, test)]
+    perfect = rate_task.linear_psnr(pixels[0], train, pixels[1], test)
+    assert perfect > 45
+    nothing = [np.ones((len(x), 4, 1), np.float32) for x in (train, test)]
+    mean = pixels[0].reshape(-1, 192).mean(0)
+    guess = (
+        np.broadcast_to(mean.reshape(8, 8, 3), (2, 2, 8, 8, 3)).transpose(0, 2, 1, 3, 4).reshape(16, 16, 3)
+    )
+    expected = psnr(np.broadcast_to(guess, test.shape), as_unit(test)).mean()
+    assert rate_task.linear_psnr(nothing[0], train, nothing[1], test) == pytest.approx(expected, abs=1e-3)
+
+
+def write_folder(folder, count, seed):
+    """Pictures of 60x40 with one colour per 20-pixel square, and their maps beside them, in subfolders."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        which = rng.integers(0, 3, (2, 3)).astype(np.uint8).repeat(20, axis=0).repeat(20, axis=1)
+        which[0, 0] = 255
+        for kind, array in (("images", np.uint8(255 * PALETTE)[which % 3]), ("maps", which)):
+            path = folder / kind / "class" / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(array)
+            if kind == "maps" and i % 2:  # as a palette file, as PASCAL's are
+                image = Image.fromarray(array, mode="P")
+                image.putpalette(list(range(256)) * 3)
+            image.save(path)
+    return FolderSource(str(folder / "images"))
+
+
+def test_segmentation_from_colours(tmp_path, monkeypatch):
+    for name in ("PUBLISHED", "LINEAR"):  # a few steps at a larger rate
+        quick = dataclasses.replace(getattr(segmentation_task, name), learning_rate=0.05)
+        monkeypatch.setattr(segmentation_task, name, quick)
+    source = write_folder(tmp_path, 12, 0)
+
+    def colours(images, wanted):
+        return {"dense": patches_of(images, 2).reshape(len(images), 256, -1, 3).mean(2)}
+
+    def blind(images, wanted):
+        return {"dense": np.ones((len(images), 256, 3), np.float32)}
+
+    config = default_config()
+    config.eval.segmentation.update(batch=4, epochs=15)
+    found = {}
+    for name, features in (("colours", colours), ("blind", blind)):
+        encoder = Encoder(name, ("dense",), features)
+        bench = bench_of(encoder, source, source, masks=tmp_path / "maps", classes=3)
+        found[name] = segmentation_task.SEGMENTATION.measure(bench, config)
+    assert list(found["colours"].metrics) == ["U, published", "U, linear"]
+    scores = {name: result.metrics["U, published"]["miou"] for name, result in found.items()}
+    assert scores["colours"] > 0.8 and scores["blind"] < 0.3
+    assert len(found["colours"].details["U, linear"]["iou"]) == 3
+
+
+def test_one_token_for_the_whole_image_has_no_place(tmp_path):
+    source = write_folder(tmp_path, 3, 1)
+    encoder = Encoder("pixels", ("dense",), lambda x, wanted: {"dense": as_unit(x).reshape(len(x), 1, -1)})
+    bench = bench_of(encoder, source, source, masks=tmp_path / "maps", classes=3)
+    for name in ("segmentation", "reconstruction_probe"):
+        found = TASKS[name].measure(bench, default_config())
+        assert found.metrics == {} and found.absent == {name: "it has one token for the whole image"}
+
+
+@pytest.mark.fast
+def test_maps_are_read_cut_and_checked(tmp_path):
+    source = write_folder(tmp_path, 3, 2)
+    part = Part(source, np.arange(3), SIZE, SIZE, 1, tmp_path / "maps", 3)
+    check_maps(part)
+    maps = [label_map(part, source[i]) for i in range(3)]
+    assert all(m.shape == (40, 60) and set(np.unique(m)) <= {0, 1, 2, 255} for m in maps)
+    small = Part(source, np.arange(3), SIZE, SIZE, 1, tmp_path / "maps", 1)
+    with pytest.raises(UserError, match=r"00\.png has class 2, but config\.eval\.mask_classes=1; raise that"):
+        label_map(small, source[0])
+    Image.fromarray(maps[0][:20]).save(tmp_path / "maps" / "class" / "00.png")
+    with pytest.raises(UserError, match=r"00\.png is uint8 of shape \(20, 60\).*image's size \(40, 60\)"):
+        check_maps(part)
+    Image.fromarray(maps[0]).save(tmp_path / "maps" / "class" / "00.png")
+    (tmp_path / "maps" / "class" / "02.png").unlink()
+    with pytest.raises(UserError, match=r"label map .*02\.png is missing; config\.eval\.masks"):
+        check_maps(part)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("shape", [(50, 80), (81, 47), (64, 64)])
+def test_a_map_is_cut_where_the_image_is(shape):
+    """Of a map whose values are places, the cut at full resolution shows what the encoder's square shows."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.uint8)
+    for places in (rows, columns):
+        seen = to_square(places, 28, short_side=32, resample=Image.Resampling.NEAREST).astype(float)
+        cut = centre_square(places, size=28, short_side=32)
+        assert cut.shape[0] == cut.shape[1] == round(28 * min(shape) / 32)
+        pixel = min(shape) / 32
+        assert abs(seen.min() - cut.min()) <= pixel + 1 and abs(seen.max() - cut.max()) <= pixel + 1
+
+
+@pytest.mark.fast
+def test_training_squares_keep_image_and_map_together():
+    rng = np.random.default_rng(0)
+    which = rng.integers(0, 3, (3, 4)).astype(np.uint8).repeat(16, axis=0).repeat(16, axis=1)
+    image, flips, corners = np.uint8(255 * PALETTE)[which], set(), set()
+    for seed in range(20):
+        x, y = random_square(image, which, size=28, short_side=32, rng=np.random.default_rng(seed))
+        assert x.shape == (28, 28, 3) and y.shape == (28, 28)
+        colour = np.linalg.norm(as_unit(x[None])[0][:, :, None] - PALETTE, axis=-1).argmin(-1)
+        assert (colour == y).mean() > 0.85  # all but borders, which bicubic mixes
+        flips.add(y.tobytes() < y[:, ::-1].tobytes())
+        corners.add(y.tobytes())
+    assert len(corners) > 10 and len(flips) == 2
+
+
+@pytest.mark.fast
+def test_scenes_have_maps_of_classes():
+    record = {"mask": np.array([[0, 1], [2, 0]], np.uint8), "labels": np.array([7, 0, -1, -1], np.int32)}
+    part = Part(Pictures(np.zeros((1, 2, 2, 3), np.uint8)), np.arange(1), 2, 2, 1, None, 11)
+    np.testing.assert_array_equal(label_map(part, record), [[0, 8], [1, 0]])
+
+
+@pytest.mark.fast
+def test_every_task_has_a_protocol_of_plain_values(tmp_path):
+    config = default_config()
+    for name, task in TASKS.items():
+        assert isinstance(task.protocol(config), dict), name
+        assert task.reads and not isinstance(task.protocol(config), ConfigDict)
