@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Float, UInt8
 from PIL import Image
 
@@ -92,8 +93,13 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 def _factor(moments: Moments) -> Float[np.ndarray, "f rank"]:
     """F with F Fᵀ the covariance; directions that hold nothing but rounding are left out."""
-    values, vectors = np.linalg.eigh(moments.scatter / (moments.count - 1))
-    real = values > len(values) * np.finfo(np.float64).eps * values[-1]
+    size = len(moments.mean)
+    # n rows span n − 1 directions: looking for no more saves most of the time where images are few.
+    least = max(0, size - moments.count + 1)
+    values, vectors = scipy.linalg.eigh(
+        moments.scatter / (moments.count - 1), subset_by_index=(least, size - 1)
+    )
+    real = values > size * np.finfo(np.float64).eps * values[-1]
     return vectors[:, real] * np.sqrt(values[real])
 
 
