@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Float, UInt8
 from PIL import Image
 
@@ -63,9 +64,9 @@ class Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """‖m₁ − m₂‖² + tr(C₁ + C₂ − 2 (C₁ C₂)^½), with covariances over n − 1.
 
-    With C = F Fᵀ the last trace is the sum of the singular values of F₁ᵀ F₂. Both factors come from symmetric
-    eigendecompositions, so nothing can become complex, and sets with fewer images than features (singular C)
-    need no jitter; scipy.linalg.sqrtm of the unsymmetric C₁ C₂ fails or returns noise there.
+    With C = F Fᵀ the last trace is the sum of the singular values of F₁ᵀ F₂. The factors are real and have
+    as many columns as C has rank, so nothing can become complex, and sets with fewer images than features
+    (singular C) need no jitter; scipy.linalg.sqrtm of the unsymmetric C₁ C₂ fails or returns noise there.
 
     Args:
         a, b: of two sets of the same features.
@@ -91,10 +92,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _factor(moments: Moments) -> Float[np.ndarray, "f rank"]:
-    """F with F Fᵀ the covariance; directions that hold nothing but rounding are left out."""
-    values, vectors = np.linalg.eigh(moments.scatter / (moments.count - 1))
-    real = values > len(values) * np.finfo(np.float64).eps * values[-1]
-    return vectors[:, real] * np.sqrt(values[real])
+    """F with F Fᵀ the covariance: Cholesky's, with pivots; it ends where nothing but rounding is left."""
+    covariance = moments.scatter / (moments.count - 1)
+    factor, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
+    found = np.empty((len(covariance), rank))
+    found[pivots - 1] = np.tril(factor)[:, :rank]
+    return found
 
 
 def protocol_crop(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "256 256 3"]:

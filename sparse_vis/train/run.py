@@ -11,7 +11,6 @@ import jax
 from ml_collections import ConfigDict
 
 from sparse_vis.errors import UserError
-from sparse_vis.evals import command
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.train import settings
@@ -32,8 +31,12 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
     settings.check(config)
     if mode == "evaluate" and not config.eval.tasks:
         raise UserError("--mode=evaluate needs tasks; give e.g. --config.eval.tasks=\"('knn', 'linear')\".")
-    # Before training, so that what would fail after days is said at once.
-    plan = command.make_plan(config) if config.eval.tasks else None
+    plan = None
+    if config.eval.tasks:
+        from sparse_vis.evals import command  # here, for its imports take seconds
+
+        # Before training, so that what would fail after days is said at once.
+        plan = command.make_plan(config)
     if mode == "train":
         train(config, workdir, stop)
     if stop.received or plan is None:

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 import sparse_vis
@@ -253,3 +254,47 @@ def test_tables():
     assert markdown([["a", "of"], ["1", "long"]]) == ["| a |   of |", "|--:|-----:|", "| 1 | long |"]
     assert [cell(x) for x in (None, 0.12345, 1234.0, 1, 23.4567)] == ["-", "0.1235", "1234", "1", "23.46"]
     assert plain({"a": (np.int64(1), float("inf"))}) == {"a": [1, None]}
+
+
+def test_a_folder_with_a_share_held_out_and_label_maps(tmp_path):
+    """Every task that a folder of classes allows, and a refusal of those that it does not."""
+    rng = np.random.default_rng(0)
+    for c, name in enumerate(("red", "green")):
+        for i in range(20):
+            which = rng.integers(0, 2, (2, 3)).astype(np.uint8).repeat(24, axis=0).repeat(24, axis=1)
+            pixels = np.zeros((48, 72, 3), np.uint8)
+            pixels[..., c] = 80 + 100 * which + rng.integers(0, 20)
+            for kind, array in (("images", pixels), ("maps", which)):
+                (tmp_path / kind / name).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(tmp_path / kind / name / f"{i}.png")
+    write_checkpoints(tmp_path / "run", {1: 3})
+    config = tiny_config()
+    config.data.update(source="folder", path=str(tmp_path / "images"), canvas=80, threads=2)
+    names = tuple(name for name in tasks.TASKS if name not in ("scenes", "localization"))
+    config.eval.update(
+        tasks=names, beside=("pixels",), train_split="", test_split="", holdout=0.25, batch=8,
+        masks=str(tmp_path / "maps"), mask_classes=2, train_records=0, test_records=0,
+    )  # fmt: skip
+    config.eval.linear_published.update(epochs=15, learning_rate=0.05, batch_size=15)
+    config.eval.segmentation.update(epochs=2, batch=10)
+    config.eval.reconstruction_probe.update(epochs=2, width=16, layers=1, heads=2, mlp_dim=32, batch_size=15)
+    settings.check(config)
+    evaluate(config, tmp_path / "run")
+    found = Results(tmp_path / "run").encoders
+    parts = found["trained"]["knn"]["settings"]["data"]["parts"]
+    assert {name: part["records"] for name, part in parts.items()} == {"train": 30, "test": 10}
+    assert found["pixels"]["knn"]["metrics"]["mean_U"]["k10"] == 1  # red and green
+    assert found["pixels"]["linear_published"]["metrics"]["mean_U"]["accuracy"] == 1
+    assert found["pixels"]["linear"]["metrics"]["chosen"]["accuracy"] == 1
+    ours = {name: set(entry["metrics"]) for name, entry in found["trained"].items()}
+    assert ours["linear_published"] == {"mean_S"} and ours["reconstruction_probe"] == {"Z"}
+    assert ours["segmentation"] == {
+        f"{x}, {head}" for x in ("U", "Z", "SL") for head in ("published", "linear")
+    }
+    assert ours["reconstruction"] == {""} and "class in L" in ours["factorization"]
+    losses = found["trained"]["reconstruction_probe"]["details"]["losses"]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    for name, need in (("localization", "true instance masks"), ("scenes", "true instance masks")):
+        config.eval.tasks = (name,)
+        with pytest.raises(UserError, match=f"'{name}' needs {need}.*FolderSource.*leave '{name}' out"):
+            command.make_plan(config)

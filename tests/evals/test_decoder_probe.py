@@ -85,7 +85,7 @@ def test_codes_are_learnt_and_decoded():
     losses = dp.fit(probe, lambda number: [(Z, images)])
     assert losses[0] > 3 and losses[-1] < 0.1
     expected = module.apply({"params": params}, jnp.asarray(codes.reshape(4, 4, 4)), method="decode")
-    np.testing.assert_allclose(probe.reconstruct(Z), expected, atol=1e-5)
+    np.testing.assert_allclose(probe.reconstruct(Z), expected, atol=1e-3)
 
 
 @pytest.mark.fast

@@ -12,6 +12,7 @@ from sparse_vis.evals.baselines import mean_colour, patch_pca, raw_pixels
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import Encoder, encode, pool, square_grid
 from sparse_vis.evals.reconstruction import mean_colour_psnr, psnr
+from tests.evals.pictures import Pictures
 
 pytestmark = pytest.mark.fast
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 4, 6, 3), dtype=np.uint8)
@@ -84,21 +85,6 @@ def test_mean_colour_is_the_best_constant():
     found = encode(mean_colour(), IMAGES, ("reconstruction",), 11)["reconstruction"]
     true = (IMAGES / 255).astype(np.float32)
     np.testing.assert_allclose(psnr(found, true), mean_colour_psnr(true), rtol=1e-5)
-
-
-class Pictures:
-    """A source of square images."""
-
-    classes = ()
-
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return {"image": self.images[index], "name": str(index)}
 
 
 @pytest.mark.parametrize("width", [5, 99])

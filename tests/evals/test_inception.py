@@ -10,8 +10,12 @@ from safetensors.numpy import save_file
 from torch.nn import functional
 
 from sparse_vis.errors import UserError
+from sparse_vis.evals.columns import compared, quality
+from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.inception import tf1_bilinear_matrix
+from sparse_vis.evals.networks import Networks
 from sparse_vis.interop.metric_weights import load_inception
+from tests.evals.pictures import Pictures
 
 
 class TorchInception:
@@ -173,3 +177,21 @@ def test_wrong_files_are_refused(case, tmp_path):
     save_file(state, tmp_path / "short.safetensors")
     with pytest.raises(UserError, match=r"1 missing \(Mixed_6c\.branch7x7_2\.bn\.running_var\)"):
         load_inception(tmp_path / "short.safetensors")
+
+
+def test_rfid_of_reconstructions_that_are_right_and_wrong(case):
+    """Through `compared` and `quality`, as both reconstruction tasks measure."""
+    networks = Networks(str(case[2]), "", "", batch_size=3)
+    assert set(networks.absent) == {"lpips"} and networks.about["inception"]["file"] == "inception.pth"
+    images = np.random.default_rng(2).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    images[2:] //= 3
+    part = Part(Pictures(images), np.arange(4), 32, 32, threads=1)
+    unit = images.astype(np.float32) / 255
+    right, absent = quality(compared(unit, images, networks), networks, part)
+    assert right["psnr"] == 100 and right["ssim"] == pytest.approx(1) and right["rfid"] < 1e-3
+    assert set(absent) == {"lpips"} and "config.eval.lpips.alexnet names no file" in absent["lpips"]
+    wrong, _ = quality(compared(1 - unit, images, networks), networks, part)
+    assert wrong["rfid"] > 100 * max(right["rfid"], 1e-3) and wrong["psnr"] < 15
+    # A reconstruction of another size is brought to the images' own for PSNR and SSIM.
+    larger = np.kron(unit, np.ones((1, 2, 2, 1), np.float32))
+    assert compared(larger, images, Networks("", "", "", 3))["psnr"].min() > 20

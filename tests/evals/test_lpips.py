@@ -10,6 +10,8 @@ from safetensors.numpy import save_file
 from torch.nn import functional
 
 from sparse_vis.errors import UserError
+from sparse_vis.evals.columns import compared
+from sparse_vis.evals.networks import Networks
 from sparse_vis.interop.metric_weights import load_lpips
 
 SHAPES = {
@@ -79,6 +81,35 @@ def test_matches_torch(case, size):
     np.testing.assert_allclose(lpips(x, y), lpips_in_torch(alexnet, heads, x, y), rtol=1e-4)
     np.testing.assert_allclose(lpips(x, y), lpips(y, x), rtol=1e-6)
     assert (np.asarray(lpips(x, x)) == 0).all()
+
+
+def test_columns_have_the_distance_of_each_pair_at_256_pixels(case):
+    alexnet, heads, _, folder = case
+    networks = Networks("", str(folder / "alexnet.pth"), str(folder / "alex.pth"), batch_size=2)
+    assert set(networks.absent) == {"rfid"} and set(networks.about) == {"lpips.alexnet", "lpips.heads"}
+    images = np.random.default_rng(3).integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
+    other = np.random.default_rng(4).random(images.shape, np.float32)
+    other[0] = images[0] / np.float32(255)
+    found = compared(other, images, networks)
+    assert found["lpips"][0] == 0 and set(found) == {"psnr", "ssim", "lpips"}
+    expected = lpips_in_torch(alexnet, heads, np.round(255 * other) / 255, images / np.float32(255))
+    np.testing.assert_allclose(found["lpips"], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.fast
+def test_a_network_whose_file_is_not_there_is_absent_and_says_why(case, tmp_path):
+    folder = case[-1]
+    networks = Networks(str(tmp_path / "no.pth"), str(folder / "alexnet.pth"), "", batch_size=2)
+    assert networks.absent["rfid"].startswith(
+        f"config.eval.inception={tmp_path}/no.pth does not exist; give the"
+    )
+    assert networks.absent["lpips"].startswith(
+        "config.eval.lpips.heads names no file; give the heads of LPIPS"
+    )
+    images = np.zeros((1, 256, 256, 3), np.uint8)
+    assert networks.inception(images) is None and networks.lpips(images, images) is None
+    with pytest.raises(UserError, match="does not hold"):
+        Networks(str(folder / "alexnet.pth"), "", "", batch_size=2)
 
 
 @pytest.mark.fast

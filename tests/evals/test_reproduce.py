@@ -81,6 +81,7 @@ def test_every_step_runs_and_the_exit_status_says_whether_the_figures_are_met(tm
     assert [row.split("|")[3].strip() for row in table[4:8]] == ["0.6725", "0.7326", "3.06", "0.2077"]
     assert (tmp_path / "run" / "evaluation.md").read_text().count(" missed |") == 4
 
+    assert not (tmp_path / "run" / "checkpoints").exists()  # nothing was trained
     results = Results(tmp_path / "run")
     expected = tuple(
         (task, of, metric, results.metrics("trained", task)[of][metric], 1e-6)

@@ -20,25 +20,10 @@ from sparse_vis.evals.label_maps import centre_square, check_maps, label_map, ra
 from sparse_vis.evals.networks import Networks
 from sparse_vis.evals.reconstruction import psnr
 from sparse_vis.evals.tasks import TASKS
+from tests.evals.pictures import Pictures
 
 SIZE, PATCH, GRID = 32, 8, (4, 4)
 PALETTE = np.float32([[0.1, 0.1, 0.9], [0.1, 0.9, 0.1], [0.9, 0.1, 0.1]])
-
-
-class Pictures:
-    """Images in memory, with labels and, where given, classes of their pixels."""
-
-    classes = ("a", "b", "c")
-
-    def __init__(self, images, labels=None):
-        self.images, self.labels = images, labels
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        record = {"image": self.images[index], "name": str(index)}
-        return record if self.labels is None else record | {"label": int(self.labels[index])}
 
 
 def mosaics(count, seed, side=SIZE):
