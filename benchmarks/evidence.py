@@ -23,13 +23,13 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # `benchmarks` is not installed
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from benchmarks.evidence_tables import write_tables
 from benchmarks.experiments import GROUPS, Row
 from sparse_vis.errors import UserError, command_line
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 
 
@@ -63,10 +63,9 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
     row, workdir = GROUPS[group].rows[name], workdirs / group / name / f"seed{seed}"
     workdir.mkdir(parents=True, exist_ok=True)
     arguments, began = command(row, seed, workdir), time.time()
+    start = [sys.executable, str(ROOT / "main.py"), *arguments]
     with (workdir / "log.txt").open("a") as log:
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "main.py"), *arguments], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
-        )
+        done = subprocess.run(start, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     log = (workdir / "log.txt").read_text()
     if done.returncode:
         raise UserError(f"{group}/{name} seed {seed} failed: see the end of {workdir / 'log.txt'}.")

@@ -41,8 +41,9 @@ def table(group: Group, results: list[dict]) -> str:
                 continue
             paths = [column.path.replace("ENCODER", encoder) for column in group.columns]
             values = [[x for run in runs if (x := number(run, path)) is not None] for path in paths]
-            if encoder != "trained":  # a run's health is its own
-                values = [[] if path.startswith("health") else v for path, v in zip(paths, values, strict=True)]
+            if encoder != "trained":  # health is the trained model's
+                own = [path.startswith("health") for path in paths]
+                values = [[] if no else found for no, found in zip(own, values, strict=True)]
             cells = [cell(v, column.digits) for v, column in zip(values, group.columns, strict=True)]
             alarms = str(sum(bool(run["alarms"]) for run in runs)) if encoder == "trained" else ""
             lines.append(f"| {called} | " + " | ".join(cells) + f" | {alarms} |")
@@ -63,7 +64,7 @@ def write_tables(results: pathlib.Path, page: pathlib.Path) -> None:
         found = [json.loads(file.read_text()) for file in sorted((results / name).glob("*.json"))]
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
-            raise UserError(f"{page} has no marks <!-- {name} --> and <!-- end -->; add them where it belongs.")
+            raise UserError(f"{page} has no marks <!-- {name} --> and <!-- end -->; add both.")
         body = table(group, found) if found else "*Not run yet.*"
         text = pattern.sub(lambda match, body=body: f"{match[1]}\n{body}\n\n{match[2]}", text)
     page.write_text(text)

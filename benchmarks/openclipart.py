@@ -37,7 +37,8 @@ def unpacked(package: pathlib.Path | None, folder: pathlib.Path) -> pathlib.Path
         subprocess.run(["dpkg-deb", "-x", package.resolve(), folder / "files"], check=True)
     except (OSError, subprocess.CalledProcessError, StopIteration) as error:
         raise UserError(
-            f"{PACKAGE} cannot be fetched ({error}); on Debian run apt-get update, or give --package=FILE.deb."
+            f"{PACKAGE} cannot be fetched ({error}); on Debian run apt-get update, "
+            "or give --package=FILE.deb."
         ) from None
     found = folder / "files" / "usr" / "share" / "openclipart" / "png"
     if not found.is_dir():
