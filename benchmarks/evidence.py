@@ -44,7 +44,9 @@ def health(workdir: pathlib.Path) -> dict[str, float]:
     """The last measures of health in a run's metrics."""
     found = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        found |= {name: value for name, value in json.loads(line).items() if name.startswith("health/")}
+        found |= {
+            k.removeprefix("health/"): v for k, v in json.loads(line).items() if k.startswith("health/")
+        }
     return found
 
 

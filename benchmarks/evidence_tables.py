@@ -11,10 +11,16 @@ import statistics
 from benchmarks.experiments import GROUPS, Group
 from sparse_vis.errors import UserError
 
+TRAINED = "trained"  # the encoder that a run trained, in its results
 
-def number(result: dict, path: str) -> float | None:
-    """A number of a result by its path, such as metrics/trained/knn/mean_S/k20; None where it is absent."""
-    for name in path.split("/", 4):
+
+def number(result: dict, encoder: str, path: tuple[str, ...]) -> float | None:
+    """A number of a result by its keys; None where it is absent. Health is the trained model's alone."""
+    if path[0] != "health":
+        result = result["metrics"].get(encoder)
+    elif encoder != TRAINED:
+        return None
+    for name in path:
         result = result.get(name) if isinstance(result, dict) else None
     return result if isinstance(result, int | float) else None
 
@@ -36,17 +42,16 @@ def table(group: Group, results: list[dict]) -> str:
     lines = ["| |" + "|".join(column.title for column in group.columns) + "| alarms |"]
     lines.append("|---" * (len(group.columns) + 2) + "|")
     for name, row in group.rows.items():
-        for encoder, called in (("trained", name), *((e, f"{name}: {e}") for e in row.shown)):
-            if not (runs := by_row.get(name)):
-                continue
-            paths = [column.path.replace("ENCODER", encoder) for column in group.columns]
-            values = [[x for run in runs if (x := number(run, path)) is not None] for path in paths]
-            if encoder != "trained":  # health is the trained model's
-                own = [path.startswith("health") for path in paths]
-                values = [[] if no else found for no, found in zip(own, values, strict=True)]
-            cells = [cell(v, column.digits) for v, column in zip(values, group.columns, strict=True)]
-            alarms = str(sum(bool(run["alarms"]) for run in runs)) if encoder == "trained" else ""
-            lines.append(f"| {called} | " + " | ".join(cells) + f" | {alarms} |")
+        if not (runs := by_row.get(name)):
+            continue
+        for encoder in (TRAINED, *row.shown):
+            own = encoder == TRAINED
+            cells = [name if own else f"{name}: {encoder}"]
+            for column in group.columns:
+                found = [number(run, encoder, column.path) for run in runs]
+                cells.append(cell([x for x in found if x is not None], column.digits))
+            cells.append(str(sum(bool(run["alarms"]) for run in runs)) if own else "")
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

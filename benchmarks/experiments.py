@@ -21,10 +21,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A number of a result: its title, its path in the result file (ENCODER is the row's), its digits."""
+    """A number of a result: its title, its keys in the result file, its digits.
+
+    Attributes:
+        path: of an evaluation (task, what was measured, metric), or ("health", measure).
+    """
 
     title: str
-    path: str
+    path: tuple[str, ...]
     digits: int = 3
 
 
@@ -37,20 +41,16 @@ class Group:
     rows: dict[str, Row]
 
 
-def metric(title: str, path: str, digits: int = 3) -> Column:
-    return Column(title, f"metrics/ENCODER/{path}", digits)
-
-
-KNN = metric("kNN mean S", "knn/mean_S/k20")
-LINEAR = metric("linear mean S", "linear/mean_S/accuracy")
-CLS = metric("linear CLS", "linear/cls/accuracy")
-DENSE = metric("linear mean U", "linear/mean_U/accuracy")
-PSNR = metric("PSNR", "reconstruction/decoder/psnr", 2)
-IOU = metric("best-token IoU", "localization/L/best_iou")
-ARI = metric("FG-ARI", "localization/L/fg_ari")
-RECALL = metric("recall@1", "retrieval/mean_S/recall1")
-USAGE = Column("prototypes used", "health/health/prototype_usage")
-CHANGED = Column("matches changed", "health/health/match_changed")
+KNN = Column("kNN mean S", ("knn", "mean_S", "k20"))
+LINEAR = Column("linear mean S", ("linear", "mean_S", "accuracy"))
+CLS = Column("linear CLS", ("linear", "cls", "accuracy"))
+DENSE = Column("linear mean U", ("linear", "mean_U", "accuracy"))
+PSNR = Column("PSNR", ("reconstruction", "", "psnr"), 2)
+IOU = Column("best-token IoU", ("localization", "", "best_iou"))
+ARI = Column("FG-ARI", ("localization", "", "fg_ari"))
+RECALL = Column("recall@1", ("retrieval", "mean_S", "recall1"))
+USAGE = Column("prototypes used", ("health", "prototype_usage"))
+CHANGED = Column("matches changed", ("health", "match_changed"))
 
 # What each ablation of the paper takes away; weights of zero cost nothing.
 NO_CLS = {f"loss.{name}": 0.0 for name in ("cls_clustering", "cls_masked", "cls_local")}
@@ -61,11 +61,8 @@ NO_SETS = {"loss.token_clustering": 0.0, "loss.set_alignment": 0.0, **NO_KOLEO}
 ONLY_PIXELS = {**NO_CLUSTERING, **NO_ALIGNMENT, **NO_KOLEO}
 
 
-def digits(**settings) -> Row:
-    return Row("configs/digits.py", {name.replace("__", "."): value for name, value in settings.items()})
-
-
 def changed(settings: dict) -> Row:
+    """The recipe of configs/digits.py with some settings changed."""
     return Row("configs/digits.py", settings)
 
 

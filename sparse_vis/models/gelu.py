@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x (1 + erf(x / sqrt 2)) / 2, in float32 inside.
 
-    As PyTorch writes it. `jax.nn.gelu` computes erfc instead, whose many branches make an MLP and its gradient
-    take about twice as long on CPU.
+    As PyTorch writes it. `jax.nn.gelu` computes erfc instead, whose many branches make an MLP and its
+    gradient take about twice as long on CPU.
     """
     wide = x.astype(jnp.float32)
     return (wide * _normal_cdf(wide)).astype(x.dtype)

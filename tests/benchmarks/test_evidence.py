@@ -1,0 +1,95 @@
+"""The runner of experiments: commands, finished runs, tables."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import evidence, evidence_tables
+from benchmarks.experiments import GROUPS, Column, Group, Row
+from sparse_vis.errors import UserError
+from tests.main_process import ROOT, TINY
+
+COLUMNS = (
+    Column("kNN", ("knn", "mean_S", "k10")),
+    Column("used", ("health", "prototype_usage"), 1),
+)
+TINY_SETTINGS = {
+    "train.steps": 2,
+    "train.health_every": 1,
+    "eval.tasks": "('knn',)",
+    "eval.beside": "('pixels',)",
+}
+GROUP = Group(
+    "tiny", COLUMNS, {"plain": Row(str(TINY), TINY_SETTINGS, shown=("pixels",)), "other": Row("missing.py")}
+)
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    for module in (evidence, evidence_tables):
+        monkeypatch.setattr(module, "GROUPS", {"tiny": GROUP})
+
+
+def start(monkeypatch, folder, *arguments):
+    places = [f"--workdirs={folder / 'runs'}", f"--results={folder / 'results'}"]
+    monkeypatch.setattr(sys, "argv", ["evidence.py", "--group=tiny", *places, *arguments])
+    evidence.main()
+
+
+def test_a_run_is_trained_evaluated_kept_and_not_run_again(groups, monkeypatch, tmp_path, capsys):
+    start(monkeypatch, tmp_path, "--rows=plain", "--seeds=3")
+    result = json.loads((tmp_path / "results/tiny/plain-seed3.json").read_text())
+    assert "--config.seed=3" in result["command"] and "--config.train.steps=2" in result["command"]
+    assert set(result["metrics"]) == {"trained", "pixels"}
+    assert 0 <= result["metrics"]["trained"]["knn"]["mean_S"]["k10"] <= 1
+    assert 0 < result["health"]["prototype_usage"] <= 1
+    capsys.readouterr()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
+    start(monkeypatch, tmp_path, "--rows=plain", "--seeds=3")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.fast
+def test_a_failed_run_and_an_unknown_row_are_named(groups, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="--rows=plan is no row of tiny; it has plain, other"):
+        start(monkeypatch, tmp_path, "--rows=plan")
+    with pytest.raises(UserError, match=r"tiny/other seed 0 failed: see the end of .*log\.txt"):
+        start(monkeypatch, tmp_path, "--rows=other", "--seeds=0")
+    assert "missing.py" in (tmp_path / "runs/tiny/other/seed0/log.txt").read_text()
+
+
+@pytest.mark.fast
+def test_tables_hold_mean_and_deviation_over_seeds(groups, tmp_path):
+    def result(seed, knn, pixels, alarms=()):
+        metrics = {
+            "trained": {"knn": {"mean_S": {"k10": knn}}},
+            "pixels": {"knn": {"mean_S": {"k10": pixels}}},
+        }
+        return {"row": "plain", "seed": seed, "metrics": metrics, "alarms": list(alarms),
+                "health": {"prototype_usage": 0.5}}  # fmt: skip
+
+    (tmp_path / "tiny").mkdir()
+    runs = [result(0, 0.1, 0.5), result(1, 0.2, 0.5), result(2, 0.6, 0.5, ["warning: collapse"])]
+    for run in runs:
+        (tmp_path / "tiny" / f"plain-seed{run['seed']}.json").write_text(json.dumps(run))
+    page = tmp_path / "results.md"
+    page.write_text("before\n<!-- tiny -->\nold\n<!-- end -->\nafter\n")
+    evidence_tables.write_tables(tmp_path, page)
+    text = page.read_text()
+    assert "| plain | 0.300 ± 0.265 | 0.5 ± 0.0 | 1 |" in text
+    assert "| plain: pixels | 0.500 ± 0.000 | – |  |" in text
+    assert (
+        "old" not in text and "other" not in text and text.startswith("before") and text.endswith("after\n")
+    )
+    page.write_text("no marks")
+    with pytest.raises(UserError, match="has no marks <!-- tiny -->"):
+        evidence_tables.write_tables(tmp_path, page)
+
+
+@pytest.mark.fast
+def test_the_page_of_results_has_a_place_for_every_group():
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert all(f"<!-- {name} -->" in text for name in GROUPS)
+    assert all((ROOT / row.config).is_file() for group in GROUPS.values() for row in group.rows.values())

@@ -1,0 +1,53 @@
+"""Pictures of a package in category folders: a tiny package of the same form."""
+
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from benchmarks import openclipart
+from sparse_vis.errors import UserError
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture
+def package(tmp_path):
+    tree = tmp_path / "tree"
+    png = tree / "usr/share/openclipart/png"
+    for category, count in {"animals": 50, "logos": 49, "special": 60}.items():
+        for i in range(count):
+            file = png / category / f"part{i % 2}" / f"{i:03d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (2, 2), (i, 0, 0)).save(file)
+    control = tree / "DEBIAN" / "control"
+    control.parent.mkdir()
+    control.write_text(
+        "Package: openclipart-png\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b>\nDescription: x\n"
+    )
+    subprocess.run(["dpkg-deb", "--build", tree, tmp_path / "a.deb"], check=True, capture_output=True)
+    return tmp_path / "a.deb"
+
+
+def start(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["openclipart.py", *map(str, arguments)])
+    openclipart.main()
+
+
+def test_large_categories_are_split_and_others_left_out(package, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    start(monkeypatch, f"--output={out}", f"--package={package}")
+    train, test = (sorted(p.name for p in (out / part).rglob("*.png")) for part in ("train", "test"))
+    assert [p.name for p in sorted((out / "train").iterdir())] == ["animals"]
+    assert len(train) == 40 and len(test) == 10 and not set(train) & set(test)
+    assert test[0] == "part0-000.png"
+    assert capsys.readouterr().out.split()[:5] == ["animals", "40", "train", "10", "test"]
+    with pytest.raises(UserError, match="exists already"):
+        start(monkeypatch, f"--output={out}", f"--package={package}")
+
+
+def test_another_file_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "b.deb").write_bytes(b"no package")
+    with pytest.raises(UserError, match=r"cannot be fetched .* --package=FILE\.deb"):
+        start(monkeypatch, f"--output={tmp_path / 'out'}", f"--package={tmp_path / 'b.deb'}")
