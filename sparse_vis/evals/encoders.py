@@ -16,7 +16,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.evals.baselines import mean_colour, patch_pca, raw_pixels
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import Encoder
-from sparse_vis.interop import mae
+from sparse_vis.interop import hub, mae
 from sparse_vis.models.encoder import Encoder as Vit
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.train import checkpoint, settings
@@ -166,9 +166,33 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
         return stellar_encoder(name, model, params, {"seed": config.seed})
     about = origin(name)
     model, params = api.load(about["from"], dtype=config.eval.dtype)
-    if config.model.image_size % model.patch:
+    _check_patch(name, model.patch, config)
+    return stellar_encoder(name, model, params, about)
+
+
+def check_beside(name: str, config: ConfigDict) -> None:
+    """Refuse a name of config.eval.beside that cannot be meant, without reading weights.
+
+    Raises:
+        UserError: neither a baseline nor a place; a workdir without checkpoint, or with other patches.
+    """
+    path = pathlib.Path(name)
+    if name in BASELINES or name.startswith(hub.PREFIX):
+        return
+    if not path.exists():
         raise UserError(
-            f"config.eval.beside={name} has patches of {model.patch} px, which do not fill images of "
+            f"config.eval.beside names {name!r}, which is neither a path nor one of {', '.join(BASELINES)}; "
+            "correct it."
+        )
+    if (path / checkpoint.FOLDER).is_dir():
+        folder = checkpoint.find_step(path)
+        saved = settings.from_plain(checkpoint.read_config(folder), folder)
+        _check_patch(name, saved.model.patch, config)
+
+
+def _check_patch(name: str, patch: int, config: ConfigDict) -> None:
+    if config.model.image_size % patch:
+        raise UserError(
+            f"config.eval.beside={name} has patches of {patch} px, which do not fill images of "
             f"config.model.image_size={config.model.image_size}; leave it out or change the image size."
         )
-    return stellar_encoder(name, model, params, about)
