@@ -20,7 +20,7 @@ from sparse_vis.views import ViewSpec
 def build_model(config: ConfigDict) -> Stellar:
     """The model of config.model, computing as config.efficiency says."""
     m, e = config.model, config.efficiency
-    how = dict(dtype=e.dtype, attention=e.attention, remat=e.remat, unroll=e.unroll)
+    how = dict(dtype=e.dtype, attention=e.attention, remat=e.remat, unroll=e.unroll, init_std=m.init_std)
 
     def head() -> PrototypeHead:
         return PrototypeHead(m.width, m.prototypes.hidden, m.prototypes.dim, m.prototypes.count)
@@ -36,6 +36,7 @@ def build_model(config: ConfigDict) -> Stellar:
         ),
         sparse_head=head(),
         cls_head=head(),
+        bottleneck=m.bottleneck,
     )  # fmt: skip
 
 

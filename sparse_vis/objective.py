@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from sparse_vis.losses.alignment import matched_targets
 from sparse_vis.losses.clustering import prototype_cross_entropy
+from sparse_vis.losses.inpainting import hidden_mse
 from sparse_vis.losses.koleo import koleo
 from sparse_vis.losses.reconstruction import code_cross_entropy, pixel_mse
 from sparse_vis.losses.spec import LossSpec
@@ -94,5 +95,8 @@ def objective(
         terms["koleo_image"] = koleo(outputs.tokens.S)
     if spec.koleo_masked:
         terms["koleo_masked"] = koleo(outputs.masked_S)
+    if spec.inpainting:
+        patches = outputs.tokens.U.shape[1]
+        terms["inpainting"] = hidden_mse(outputs.inpainted, targets.masked, targets.visible, patches)
     total = sum((getattr(spec, name) * value for name, value in terms.items()), start=jnp.zeros(()))
     return total, terms

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from sparse_vis.losses.spec import LossSpec
 from sparse_vis.ops.matching import entropic_match, exact_match
 from sparse_vis.ops.sinkhorn import column_potentials, published_potentials
-from sparse_vis.types import Outputs, Potentials, Targets, TargetSource
+from sparse_vis.types import Outputs, Potentials, Targets, TargetSource, Views
 
 
 def own_source(outputs: Outputs) -> TargetSource:
@@ -60,33 +60,36 @@ def make_targets(
     outputs: Outputs,
     source: TargetSource,
     potentials: Potentials,
-    reconstruction: Array,
+    views: Views,
     spec: LossSpec,
     *,
     teacher: bool,
+    codes: Int[Array, "B n"] | None = None,
 ) -> Targets:
     """Assignments and matches for one batch.
 
     Args:
         outputs: the student's Outputs. source: where targets come from (own or teacher's).
         potentials: Sinkhorn potentials of the global batch.
-        reconstruction: pixels (B, H, W, 3) or codes (B, n).
-        spec: loss settings.
+        views: what the outputs are of. spec: loss settings.
         teacher: whether `source` is another network's, so that the image's own tokens need matching.
+        codes: of the image, for the VQ target; None for pixels.
 
     Returns:
         Targets, without gradient.
     """
     batch, count = source.S.shape[:2]
-    views = outputs.masked_S.shape[1]
+    masked_views = outputs.masked_S.shape[1]
     own = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (batch, count))
-    repeated = jnp.repeat(source.S, views, axis=0)
+    repeated = jnp.repeat(source.S, masked_views, axis=0)
     masked = match_tokens(outputs.masked_S.reshape(repeated.shape), repeated, spec)
     targets = Targets(
         source=source,
         potentials=potentials,
         image_match=match_tokens(outputs.tokens.S, source.S, spec) if teacher else own,
-        masked_match=masked.reshape(batch, views, count),
-        reconstruction=reconstruction,
+        masked_match=masked.reshape(batch, masked_views, count),
+        reconstruction=views.image if codes is None else codes,
+        masked=views.masked,
+        visible=views.visible,
     )
     return jax.lax.stop_gradient(targets)

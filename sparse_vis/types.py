@@ -102,15 +102,18 @@ class Outputs:
         tokens: Tokens of the image. factors: Factors of the image.
         reconstruction: (B, H, W, 3) unclipped pixels, or (B, n, codes) logits.
         masked_S: (B, Vg, r, d) semantic tokens of the masked views.
+        masked_U: (B, Vg, keep, d) features of their visible patches.
         sparse: (B, r, D) embeddings of the image's S. cls: (B, 1, D) of its CLS.
         masked_sparse: (B, Vg, r, D). masked_cls: (B, Vg, D). local_cls: (B, Vl, D).
         sparse_prototypes: (D, K). cls_prototypes: (D, K).
+        inpainted: (B, Vg, H, W, 3) masked views decoded from what is visible; None if no term asks.
     """
 
     tokens: Tokens
     factors: Factors
     reconstruction: jax.Array
     masked_S: jax.Array
+    masked_U: jax.Array
     sparse: jax.Array
     cls: jax.Array
     masked_sparse: jax.Array
@@ -118,6 +121,7 @@ class Outputs:
     local_cls: jax.Array
     sparse_prototypes: jax.Array
     cls_prototypes: jax.Array
+    inpainted: jax.Array | None = None
 
 
 @struct.dataclass
@@ -160,6 +164,7 @@ class Targets:
         image_match: (B, r) int32, the source token of every token of the image.
         masked_match: (B, Vg, r) int32, the source token of every token of every masked view.
         reconstruction: (B, H, W, 3) pixels, or (B, n) int32 codes.
+        masked: (B, Vg, H, W, 3) whole masked views. visible: (B, Vg, keep) their visible patches.
     """
 
     source: TargetSource
@@ -167,3 +172,5 @@ class Targets:
     image_match: jax.Array
     masked_match: jax.Array
     reconstruction: jax.Array
+    masked: jax.Array
+    visible: jax.Array

@@ -20,7 +20,7 @@ def decode(record: dict[str, Any]) -> UInt8[np.ndarray, "H W 3"]:
             `name` (str) identifies it in the error.
 
     Returns:
-        uint8 (H, W, 3); transparency is dropped, 16-bit grey keeps its upper 8 bits.
+        uint8 (H, W, 3); transparent pixels lie on white, 16-bit grey keeps its upper 8 bits.
 
     Raises:
         UserError: the bytes are no image, or are damaged or cut short.
@@ -32,6 +32,9 @@ def decode(record: dict[str, Any]) -> UInt8[np.ndarray, "H W 3"]:
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16"):  # Pillow's own conversion saturates instead of scaling
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.has_transparency_data:  # under it drawings are mostly black, as are their lines
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return np.asarray(image.convert("RGB"))
     except Image.UnidentifiedImageError:
         reason = "it is not an image"

@@ -38,6 +38,7 @@ class SceneSpec:
     Attributes:
         size: side of the square image in pixels, at least 24.
         digits: "many" (1 to max_digits, anywhere) or "one" (exactly one, centred).
+        colours: "random", or "white" digits on black ground.
         max_digits: most digits of a "many" scene, 1 to 4.
         digit_scale: range of a digit's longer side as a fraction of `size`.
         train_records: number of records of the train split.
@@ -46,6 +47,7 @@ class SceneSpec:
 
     size: int = 64
     digits: str = "many"
+    colours: str = "random"
     max_digits: int = 4
     digit_scale: tuple[float, float] = (0.35, 0.55)
     train_records: int = 50_000
@@ -54,6 +56,8 @@ class SceneSpec:
     def __post_init__(self):
         if self.digits not in ("one", "many"):
             raise UserError(f"scenes.digits is {self.digits!r}: choose 'one' or 'many'")
+        if self.colours not in ("random", "white"):
+            raise UserError(f"scenes.colours is {self.colours!r}: choose 'random' or 'white'")
         if not 1 <= self.max_digits <= MAX_DIGITS:
             raise UserError(f"scenes.max_digits is {self.max_digits}: choose 1 to {MAX_DIGITS}")
         if self.size < 24:
@@ -121,14 +125,17 @@ class SceneSource:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         rng = np.random.default_rng((self.seed, list(SPLITS).index(self.split), index))
-        image = self._ground(rng)
+        white = self.spec.colours == "white"
+        size = self.spec.size
+        image = np.zeros((size, size, 3), np.float32) if white else self._ground(rng)
         mask = np.zeros(image.shape[:2], np.uint8)
         labels = np.full(MAX_DIGITS, -1, np.int32)
         one = self.spec.digits == "one"
         areas: list[int] = []
         for _ in range(1 if one else rng.integers(1, self.spec.max_digits + 1)):
             which = int(rng.integers(len(self._glyphs)))
-            if _add_digit(rng, image, mask, self._glyphs[which], areas, self.spec.digit_scale, centred=one):
+            glyph, scale = self._glyphs[which], self.spec.digit_scale
+            if _add_digit(rng, image, mask, glyph, areas, scale, centred=one, white=white):
                 labels[len(areas) - 1] = self._classes[which]
         return {
             "image": np.rint(image * 255).astype(np.uint8),
@@ -160,7 +167,9 @@ def _trim(glyph: np.ndarray) -> Image.Image:
     return Image.fromarray(glyph[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
-def _add_digit(rng, image, mask, glyph: Image.Image, areas: list[int], scale, *, centred: bool) -> bool:
+def _add_digit(
+    rng, image, mask, glyph: Image.Image, areas: list[int], scale, *, centred: bool, white: bool
+) -> bool:
     """Composites a digit in front, in place, where it leaves the others visible; False if none is found.
 
     `areas` holds the pixel count of every digit when it was drawn and grows by one.
@@ -176,7 +185,7 @@ def _add_digit(rng, image, mask, glyph: Image.Image, areas: list[int], scale, *,
             places = [((size - height) // 2, (size - width) // 2)]
         box = _free_box(mask, front, places, areas)
         if box is not None:
-            colour = _contrasting(rng, image[box].mean((0, 1)))
+            colour = np.ones(3) if white else _contrasting(rng, image[box].mean((0, 1)))
             image[box] += alpha[..., None] * (colour - image[box])
             mask[box][front] = len(areas) + 1
             areas.append(int(front.sum()))

@@ -56,11 +56,13 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
         return api.reconstruct(model, params, out)
 
     gives = ("cls", "sparse", "dense", "spatial", "prototype", "reconstruction")
+    if model.bottleneck == "dense":  # it has queries, but neither decodes nor trains what they find
+        gives = ("cls", "dense", "reconstruction")
     return Encoder(
         name,
         tuple(key for key in gives if key not in absent),
         features,
-        None if absent else decode,
+        None if absent or "spatial" not in gives else decode,
         prototypes=prototypes.shape[1],
         about={**about, "crc32": checksum(params), "patch": model.patch, "tokens": model.encoder.queries},
         absent=absent,

@@ -6,7 +6,7 @@ import dataclasses
 
 TERMS = (
     "reconstruction", "token_clustering", "cls_clustering", "set_alignment", "cls_masked", "cls_local",
-    "koleo_image", "koleo_masked",
+    "koleo_image", "koleo_masked", "inpainting",
 )  # fmt: skip
 
 
@@ -18,6 +18,7 @@ class LossSpec:
         reconstruction: 10 for pixels, 0.05 for VQ codes.
         token_clustering, cls_clustering, set_alignment, cls_masked, cls_local: weights, published 1.
         koleo_image, koleo_masked: weights, published 0.1.
+        inpainting: weight of the hidden patches of masked views, ours; published 0.
         student_temperature: 0.12. sinkhorn_temperature: 0.06. sinkhorn_iterations: 3; 0 gives plain
             softmax targets.
         sinkhorn_epsilon: 0 here; published 1e-8, which shrinks rows far below every column's maximum.
@@ -36,6 +37,7 @@ class LossSpec:
     cls_local: float
     koleo_image: float
     koleo_masked: float
+    inpainting: float
     student_temperature: float
     sinkhorn_temperature: float
     sinkhorn_iterations: int

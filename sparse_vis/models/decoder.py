@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from sparse_vis.models.linear import uniform_init, uniform_linear
+from sparse_vis.models.linear import INIT_STD, uniform_init, uniform_linear
 from sparse_vis.models.vit import Trunk
 
 
@@ -34,7 +34,7 @@ class Decoder(nn.Module):
     Attributes:
         input_width: d of the features. width, layers, heads, mlp_dim: sizes of the decoder.
         patch: patch side in pixels. codes: size of the codebook, or 0 for pixels.
-        dtype, attention, remat, unroll: as in Trunk.
+        dtype, attention, remat, unroll, init_std: as in Trunk.
     """
 
     input_width: int
@@ -48,13 +48,14 @@ class Decoder(nn.Module):
     attention: str = "xla"
     remat: bool = False
     unroll: int = 1
+    init_std: float = INIT_STD
 
     def setup(self):
         self.proj = uniform_linear(self.width, self.input_width, self.dtype)
         self.fourier = self.param("fourier", nn.initializers.normal(1.0), (2, self.width // 2))
         self.trunk = Trunk(
             self.layers, self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.remat,
-            self.unroll,
+            self.unroll, self.init_std,
         )  # fmt: skip
         if self.codes:
             self.head = uniform_linear(self.codes, self.width)

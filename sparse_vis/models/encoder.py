@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from sparse_vis.models.linear import VIT_INIT
+from sparse_vis.models.linear import INIT_STD, vit_init
 from sparse_vis.models.vit import Trunk
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Tokens
@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         image_size: side of the square image that the position table is made for, in pixels.
         patch: patch side in pixels. width, layers, heads, mlp_dim: sizes of the ViT.
         queries: r, number of semantic tokens.
-        dtype, attention, remat, unroll: as in Trunk.
+        dtype, attention, remat, unroll, init_std: as in Trunk.
     """
 
     image_size: int
@@ -66,6 +66,7 @@ class Encoder(nn.Module):
     attention: str = "xla"
     remat: bool = False
     unroll: int = 1
+    init_std: float = INIT_STD
 
     @nn.compact
     def __call__(
@@ -83,15 +84,16 @@ class Encoder(nn.Module):
         batch, height, width, _ = pixels.shape
         patches = patchify((pixels - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD), self.patch)
         side = self.image_size // self.patch
-        cls = self.param("cls_token", VIT_INIT, (self.width,))
-        cls_position = self.param("cls_position", VIT_INIT, (self.width,))
-        table = self.param("position_table", VIT_INIT, (side * side, self.width))
+        init = vit_init(self.init_std)
+        cls = self.param("cls_token", init, (self.width,))
+        cls_position = self.param("cls_position", init, (self.width,))
+        table = self.param("position_table", init, (side * side, self.width))
         queries = self.param("queries", nn.initializers.normal(self.width**-0.5), (self.queries, self.width))
         positions = resize_position_table(table, (height // self.patch, width // self.patch))[None]
         if visible is not None:
             patches = jnp.take_along_axis(patches, visible[:, :, None], axis=1)
             positions = positions[0][visible]
-        embed = nn.Dense(self.width, dtype=self.dtype, kernel_init=VIT_INIT, name="patch_embedding")
+        embed = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="patch_embedding")
         tokens = embed(patches) + positions.astype(self.dtype)
 
         def spread(x):
@@ -100,7 +102,7 @@ class Encoder(nn.Module):
         tokens = jnp.concatenate([spread((cls + cls_position)[None]), tokens, spread(queries)], axis=1)
         tokens = Trunk(
             self.layers, self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.remat,
-            self.unroll, name="trunk",
+            self.unroll, self.init_std, name="trunk",
         )(tokens)  # fmt: skip
         return Tokens(
             cls=tokens[:, :1], S=tokens[:, tokens.shape[1] - self.queries :],

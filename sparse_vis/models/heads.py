@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from sparse_vis.models.factorize import l2_normalize
+from sparse_vis.models.gelu import gelu
 from sparse_vis.models.linear import uniform_linear
 
 
@@ -37,5 +37,5 @@ class PrototypeHead(nn.Module):
         Returns:
             (..., D) float32.
         """
-        hidden = jax.nn.gelu(self.predictor_in(x.astype(jnp.float32)), approximate=False)
+        hidden = gelu(self.predictor_in(x.astype(jnp.float32)))
         return l2_normalize(self.predictor_out(hidden))

@@ -5,7 +5,12 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import random
 
-VIT_INIT = nn.initializers.normal(0.02)  # truncated at +-2 upstream, 100 standard deviations away
+INIT_STD = 0.02  # of the ViT, as published
+
+
+def vit_init(std: float):
+    """Initializer of the ViT; truncated at +-2 upstream, 100 standard deviations away."""
+    return nn.initializers.normal(std)
 
 
 def uniform_init(fan_in: int):

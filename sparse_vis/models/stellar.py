@@ -27,6 +27,7 @@ def fold(x: Shaped[Array, "B V *rest"]) -> Shaped[Array, BV * rest]:
 class Stellar(nn.Module):
     """STELLAR. `encode`, `factorize` and `decode` are its three steps; see each part for shapes.
 
+    `bottleneck` is what the decoder sees: "factors", Z = L S, or "dense", U.
     The tokenizer of the VQ target is frozen: its parameters are no part of `init_params`. Add them to the
     tree as "tokenizer" to use `codes` and `decode_codes`.
     """
@@ -36,6 +37,7 @@ class Stellar(nn.Module):
     decoder: Decoder
     sparse_head: PrototypeHead
     cls_head: PrototypeHead
+    bottleneck: str = "factors"
     tokenizer: VQGAN | None = None
 
     @property
@@ -51,12 +53,22 @@ class Stellar(nn.Module):
         return self.encoder(pixels, visible)
 
     def factorize(self, tokens: Tokens) -> Factors:
-        """L and Z = L S of encoded images."""
-        return self.factorizer(tokens.U, tokens.S)
+        """L and Z = L S of encoded images; with a "dense" bottleneck Z is U itself."""
+        factors = self.factorizer(tokens.U, tokens.S)
+        return factors.replace(Z=tokens.U) if self.bottleneck == "dense" else factors
 
     def decode(self, Z: Float[Array, "B n d"], grid: tuple[int, int]) -> Array:
         """Unclipped pixels (B, rows*p, columns*p, 3), or code logits (B, n, codes)."""
         return self.decoder(Z, grid)
+
+    def inpaint(
+        self, U: Float[Array, "B V keep d"], visible: Int[Array, "B V keep"], grid: tuple[int, int]
+    ) -> Float[Array, "B V H W 3"]:
+        """Whole views from the features of their visible patches; hidden ones are zeros to the decoder."""
+        rows = jnp.arange(U.shape[0] * U.shape[1])[:, None]
+        whole = jnp.zeros((len(rows), grid[0] * grid[1], U.shape[-1]), U.dtype)
+        decoded = self.decode(whole.at[rows, fold(visible)].set(fold(U)), grid)
+        return decoded.reshape(*U.shape[:2], *decoded.shape[1:])
 
     def codes(self, pixels: Float[Array, "B H W 3"]) -> Int[Array, "B n"]:
         """VQ targets of images: one code per patch, (B, n) int32, row-major.
@@ -113,6 +125,7 @@ class Stellar(nn.Module):
             factors=factors,
             reconstruction=self.decode(factors.Z, self.grid(height, width)),
             masked_S=masked_S,
+            masked_U=masked.U.reshape(batch, -1, *masked.U.shape[1:]),
             sparse=source.sparse,
             cls=source.cls,
             masked_sparse=self.sparse_head(masked_S),

@@ -8,7 +8,8 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from sparse_vis.models.linear import VIT_INIT
+from sparse_vis.models.gelu import gelu
+from sparse_vis.models.linear import INIT_STD, vit_init
 
 LAYER_NORM_EPSILON = 1e-12
 
@@ -49,6 +50,7 @@ class Block(nn.Module):
         width: d. heads: attention heads. mlp_dim: hidden width of the MLP.
         dtype: of the computation; parameters are float32.
         attention: "xla" (`plain_attention`), or "cudnn" for the fused kernel.
+        init_std: of the kernels.
     """
 
     width: int
@@ -56,11 +58,12 @@ class Block(nn.Module):
     mlp_dim: int
     dtype: str = "float32"
     attention: str = "xla"
+    init_std: float = INIT_STD
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
         def dense(features, name):
-            return nn.Dense(features, dtype=self.dtype, kernel_init=VIT_INIT, name=name)
+            return nn.Dense(features, dtype=self.dtype, kernel_init=vit_init(self.init_std), name=name)
 
         x = batch_sharded(x)
         batch, length, _ = x.shape
@@ -73,7 +76,7 @@ class Block(nn.Module):
             y = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
         x = x + dense(self.width, "attention_out")(y.reshape(batch, length, self.width))
         y = layer_norm(self.dtype, "norm_mlp")(x)
-        y = jax.nn.gelu(dense(self.mlp_dim, "mlp_in")(y), approximate=False)
+        y = gelu(dense(self.mlp_dim, "mlp_in")(y))
         return x + dense(self.width, "mlp_out")(y)
 
 
@@ -81,7 +84,7 @@ class Trunk(nn.Module):
     """`layers` blocks and a final LayerNorm; parameters of the blocks carry a leading layer axis.
 
     Attributes:
-        layers, width, heads, mlp_dim: sizes. dtype, attention: as in Block.
+        layers, width, heads, mlp_dim: sizes. dtype, attention, init_std: as in Block.
         remat: recompute each block's activations in the backward pass.
         unroll: how many layers of the scan are laid out one after the other.
     """
@@ -94,6 +97,7 @@ class Trunk(nn.Module):
     attention: str = "xla"
     remat: bool = False
     unroll: int = 1
+    init_std: float = INIT_STD
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
@@ -105,6 +109,8 @@ class Trunk(nn.Module):
             length=self.layers,
             unroll=self.unroll,
         )
-        blocks = block(self.width, self.heads, self.mlp_dim, self.dtype, self.attention, name="blocks")
+        blocks = block(
+            self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.init_std, name="blocks"
+        )  # fmt: skip
         x, _ = stack(blocks, x, None)
         return layer_norm(self.dtype, "norm")(x)

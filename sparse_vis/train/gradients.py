@@ -40,16 +40,21 @@ def loss_fn(
         if teacher is None
         else model.apply({"params": teacher}, views.masked[:, 1], method="target_source")
     )
-    reconstruction = views.image
+    if spec.inpainting:
+        grid = model.grid(*views.image.shape[1:3])
+        inpainted = model.apply({"params": params}, outputs.masked_U, views.visible, grid, method="inpaint")
+        outputs = outputs.replace(inpainted=inpainted)
+    codes = None
     if tokenizer is not None:
-        reconstruction = model.apply({"params": {"tokenizer": tokenizer}}, views.image, method="codes")
+        codes = model.apply({"params": {"tokenizer": tokenizer}}, views.image, method="codes")
     targets = make_targets(
         outputs,
         source,
         potentials or balance(source, spec),
-        reconstruction,
+        views,
         spec,
         teacher=teacher is not None,
+        codes=codes,
     )
     total, terms = objective(outputs, targets, spec)
     return total, (terms, outputs, targets)

@@ -103,9 +103,7 @@ def measure(
     if teacher is not None:
         source = model.apply({"params": teacher}, views.masked[:, 1], method="target_source")
     potentials = balance(source, spec)
-    matches = make_targets(
-        outputs, source, potentials, views.image, spec, teacher=teacher is not None
-    ).masked_match
+    matches = make_targets(outputs, source, potentials, views, spec, teacher=teacher is not None).masked_match
     dim = outputs.sparse.shape[-1]
     scores = source.sparse.reshape(-1, dim) @ source.sparse_prototypes
     measures = {

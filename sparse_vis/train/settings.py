@@ -35,6 +35,7 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 CHOICES = {
     "model.target": ("pixel", "vq"),
+    "model.bottleneck": ("factors", "dense"),
     "loss.matching": ("entropic", "exact"),
     "loss.balance_over": ("batch", "microbatch"),
     "data.on_error": ("stop", "substitute"),
@@ -108,6 +109,8 @@ def contradictions(config: ConfigDict, devices: int) -> Iterator[str]:
         yield "KoLeo needs two tokens; set config.loss.koleo_image and koleo_masked to 0, or add tokens"
     if config.teacher.enabled and v.global_count < 2:
         yield "the teacher sees the second global view; set config.views.global_count to at least 2"
+    if config.loss.inpainting and m.target != "pixel":
+        yield "config.loss.inpainting needs pixels; set config.model.target=pixel, or it to 0"
     if not v.local_count and config.loss.cls_local:
         yield "config.loss.cls_local needs local views; set config.views.local_count above 0, or it to 0"
     if t.batch % (devices * e.microbatches):

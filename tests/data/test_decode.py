@@ -40,9 +40,28 @@ def test_grey_palette_alpha_and_16_bit_become_rgb():
     deep = grey.astype(np.uint16) * 256 + 77
     buffer = io.BytesIO()
     Image.fromarray(grey).convert("P").save(buffer, "PNG")
-    alpha = np.dstack([expected, np.full_like(grey, 9)])
+    alpha = np.dstack([expected, np.full_like(grey, 255)])
     for data in (encoded(grey), encoded(deep), buffer.getvalue(), encoded(alpha)):
         np.testing.assert_array_equal(decode({"image": data, "name": "a"}), expected)
+
+
+def test_transparent_pixels_lie_on_white():
+    colours, opacity = noise(9, 7), noise(9, 7, seed=1)[..., 0]
+    opacity[0], opacity[1] = 0, 255
+    found = decode({"image": encoded(np.dstack([colours, opacity])), "name": "a"})
+    share = opacity[..., None] / 255
+    np.testing.assert_allclose(found, share * colours + (1 - share) * 255, atol=1)
+    assert (found[0] == 255).all() and (found[1] == colours[1]).all()
+
+
+def test_transparent_palette_entries_are_white():
+    buffer = io.BytesIO()
+    drawing = Image.fromarray(np.eye(5, dtype=np.uint8), mode="P")
+    drawing.putpalette([0, 0, 0, 200, 10, 30])
+    drawing.save(buffer, "PNG", transparency=0)
+    found = decode({"image": buffer.getvalue(), "name": "a"})
+    np.testing.assert_array_equal(found[0, 0], [200, 10, 30])
+    np.testing.assert_array_equal(found[0, 1], [255, 255, 255])
 
 
 def test_arrays_pass_through():

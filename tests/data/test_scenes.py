@@ -85,18 +85,32 @@ def test_splits_share_neither_digits_nor_regions():
         np.testing.assert_array_equal(together, np.asarray(photo))  # side by side: no column twice
 
 
+def test_white_digits_on_black_are_the_embedded_digits():
+    spec = SceneSpec(size=28, digits="one", colours="white", digit_scale=(0.7, 0.7))
+    source = SceneSource(spec, split="train", seed=0)
+    glyphs, classes = scenes._digits()
+    for record in (source[i] for i in range(5)):
+        image = record["image"].astype(np.int64)
+        rows, columns = np.flatnonzero(image.any((1, 2))), np.flatnonzero(image.any((0, 2)))
+        digit = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        same_class = [scenes._trim(glyph) for glyph in glyphs[classes == record["label"]]]
+        scaled = [np.asarray(g.resize(digit.shape[1::-1], Image.Resampling.BILINEAR)) for g in same_class]
+        assert max(digit.shape) == 20 and (digit == digit[..., :1]).all()
+        assert any(np.abs(digit[..., 0] - glyph).max() <= 1 for glyph in scaled)
+
+
 def test_a_new_digit_leaves_the_others_visible():
     glyph = scenes._trim(scenes._digits()[0][0])
     for seed in range(20):
         rng = np.random.default_rng(seed)
         image, mask = np.zeros((48, 48, 3), np.float32), np.zeros((48, 48), np.uint8)
         mask[:, :20] = 1
-        assert scenes._add_digit(rng, image, mask, glyph, [960], (0.4, 0.5), centred=False)
+        assert scenes._add_digit(rng, image, mask, glyph, [960], (0.4, 0.5), centred=False, white=False)
         assert (mask == 1).sum() >= 0.9 * 960 and (mask == 2).any()
     full, image = np.ones((48, 48), np.uint8), np.zeros((48, 48, 3), np.float32)
     full[0] = 0  # no room without hiding more than a tenth: nothing is drawn
     hidden = [int((full == 1).sum() / 0.91)]
-    assert not scenes._add_digit(rng, image, full, glyph, hidden, (0.5, 0.5), centred=False)
+    assert not scenes._add_digit(rng, image, full, glyph, hidden, (0.5, 0.5), centred=False, white=False)
     assert (full[1:] == 1).all() and not image.any() and len(hidden) == 1
 
 
@@ -104,6 +118,7 @@ def test_a_new_digit_leaves_the_others_visible():
     "wrong",
     [
         dict(digits="two"),
+        dict(colours="red"),
         dict(max_digits=5),
         dict(size=8),
         dict(digit_scale=(0.5, 2.0)),

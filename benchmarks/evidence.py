@@ -1,0 +1,121 @@
+"""Run the experiments behind docs/results.md: every row with several seeds, finished ones kept.
+
+    python benchmarks/evidence.py --group=ablations --seeds=0,1,2
+
+    --group=NAME     of benchmarks/experiments.py; without it, all of them are listed
+    --rows=A,B       only these rows of the group
+    --seeds=0,1,2    each is a run of main.py: train, then evaluate
+    --workdirs=DIR   where runs live (runs/evidence); an interrupted one continues
+    --results=DIR    one JSON file per finished run; a run that has one is skipped
+    --tables         run nothing; write the tables of all results into docs/results.md
+
+Stop it at any time and start it again. All rows run with the first seed before the second one begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
+
+from benchmarks.evidence_tables import write_tables
+from benchmarks.experiments import GROUPS, Row
+from sparse_vis.errors import UserError, command_line
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "evidence"
+
+
+def command(row: Row, seed: int, workdir: pathlib.Path) -> list[str]:
+    """Arguments of main.py for one run."""
+    settings = {**row.settings, "seed": seed}
+    overrides = [f"--config.{name}={value}" for name, value in settings.items()]
+    return [f"--config={row.config}", f"--workdir={workdir}", *overrides]
+
+
+def health(workdir: pathlib.Path) -> dict[str, float]:
+    """The last measures of health in a run's metrics."""
+    found = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        found |= {name: value for name, value in json.loads(line).items() if name.startswith("health/")}
+    return found
+
+
+def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
+    """Train and evaluate one row with one seed.
+
+    Args:
+        group, name: of the row. seed: of the run. workdirs: where runs live.
+
+    Returns:
+        What its results file holds: the command, every evaluation's metrics, the last measures of health.
+
+    Raises:
+        UserError: the run failed.
+    """
+    row, workdir = GROUPS[group].rows[name], workdirs / group / name / f"seed{seed}"
+    workdir.mkdir(parents=True, exist_ok=True)
+    arguments, began = command(row, seed, workdir), time.time()
+    start = [sys.executable, str(ROOT / "main.py"), *arguments]
+    with (workdir / "log.txt").open("a") as log:
+        done = subprocess.run(start, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    log = (workdir / "log.txt").read_text()
+    if done.returncode:
+        raise UserError(f"{group}/{name} seed {seed} failed: see the end of {workdir / 'log.txt'}.")
+    measured = json.loads((workdir / "evaluation.json").read_text())["encoders"]
+    return {
+        "group": group, "row": name, "seed": seed, "command": ["main.py", *arguments],
+        "seconds": time.time() - began, "date": datetime.date.today().isoformat(),
+        "machine": platform.machine(), "alarms": [x for x in log.splitlines() if x.startswith("warning:")],
+        "health": health(workdir),
+        "metrics": {
+            encoder: {task: result["metrics"] for task, result in tasks.items()}
+            for encoder, tasks in measured.items()
+        },
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Command line; see the docstring of this file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--group", choices=GROUPS)
+    parser.add_argument("--rows")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--workdirs", type=pathlib.Path, default=ROOT / "runs" / "evidence")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--tables", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.tables:
+        return write_tables(arguments.results, ROOT / "docs" / "results.md")
+    if arguments.group is None:
+        for name, group in GROUPS.items():
+            print(f"{name}: {group.title}\n    {', '.join(group.rows)}")
+        return None
+    rows = GROUPS[arguments.group].rows
+    wanted = arguments.rows.split(",") if arguments.rows else list(rows)
+    if unknown := [name for name in wanted if name not in rows]:
+        raise UserError(f"--rows={unknown[0]} is no row of {arguments.group}; it has {', '.join(rows)}.")
+    todo = [(name, int(seed)) for seed in arguments.seeds.split(",") for name in wanted]
+    for number, (name, seed) in enumerate(todo, 1):
+        file = arguments.results / arguments.group / f"{name}-seed{seed}.json"
+        if file.exists():
+            continue
+        print(f"{number}/{len(todo)} {name}, seed {seed} ...", flush=True)
+        result = run(arguments.group, name, seed, arguments.workdirs)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"    {result['seconds']:.0f} s -> {file}", flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    command_line(main)

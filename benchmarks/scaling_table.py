@@ -1,0 +1,53 @@
+"""The dry runs in benchmarks/results as the table of docs/scaling.md.
+
+python benchmarks/scaling_table.py
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+GIB = 2**30
+HEADER = (
+    "| model, chips | mesh | remat, microbatches | memory GiB | of chip | TFLOPs per chip (per image) "
+    "| main memory GB | step ms: chip + links | images/s | share of peak "
+    "| all-reduce, all-gather, reduce-scatter MB | compiled in |"
+)
+
+
+def row(name: str, r: dict) -> str:
+    """One dry run as a row of Markdown.
+
+    Args:
+        name: of its file, MODEL_TOPOLOGY. r: what benchmarks/dryrun.py wrote.
+    """
+    m, s, e = r["memory"], r["seconds"], r["efficiency"]
+    per_image = r["flops"] * r["chips"] / r["batch"]
+    sent = {
+        kind: sum(c["bytes"] for c in r["collectives"] if c["kind"] == kind) / 1e6
+        for kind in ("all-reduce", "all-gather", "reduce-scatter")
+    }
+    return (
+        f"| {name.split('_')[0]}, {r['topology']} | {r['mesh']['data']}, {r['mesh']['fsdp']} "
+        f"| {'yes' if e['remat'] else 'no'}, {e['microbatches']} | {m['peak'] / GIB:.2f} "
+        f"| {m['peak'] / m['of_chip']:.0%} | {r['flops'] / 1e12:.1f} ({per_image / 1e12:.3f}) "
+        f"| {r['bytes'] / 1e9:.0f} | {1e3 * s['chip']:.0f} + {1e3 * s['links']:.0f} "
+        f"| {r['batch'] / s['step']:.0f} | {r['share_of_peak']:.0%} "
+        f"| {', '.join(f'{size:.0f}' for size in sent.values())} | {r['compile_seconds'] / 60:.0f} min |"
+    )
+
+
+def main() -> None:
+    """Print the table: models, then chips."""
+    found = [(file.stem, json.loads(file.read_text())) for file in RESULTS.glob("*_v[456]*.json")]
+    found.sort(key=lambda item: (item[0].split("_")[0], item[1]["topology"].split(":")[0], item[1]["chips"]))
+    print(HEADER)
+    print("|---" * (HEADER.count("|") - 1) + "|")
+    for name, result in found:
+        print(row(name, result))
+
+
+if __name__ == "__main__":
+    main()
