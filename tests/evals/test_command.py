@@ -228,7 +228,6 @@ def test_bad_input_is_named_before_anything_is_read(tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
-@pytest.mark.fast
 def test_another_architecture_is_refused(measured):
     config = copy.deepcopy(measured[0])
     config.model.tokens = TOKENS + 1

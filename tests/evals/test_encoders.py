@@ -67,7 +67,6 @@ def test_a_vq_model_without_its_tokenizer_says_so(tmp_path):
     assert "give --config.model.tokenizer.path=FILE" in encoder.absent["reconstruction"]
 
 
-@pytest.mark.fast
 def test_patches_that_do_not_fill_the_images_are_refused():
     config = released("vq_p16")
     config.model.image_size = 56
