@@ -14,7 +14,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.evals import scenes
 from sparse_vis.evals.bench import Bench, Reducer
 from sparse_vis.evals.dataset import Data, Part, open_data
-from sparse_vis.evals.encoders import BASELINES, OWN, beside_encoder, own_encoder
+from sparse_vis.evals.encoders import OWN, beside_encoder, check_beside, own_encoder
 from sparse_vis.evals.features import Encoder
 from sparse_vis.evals.label_maps import check_maps
 from sparse_vis.evals.networks import Networks
@@ -58,12 +58,8 @@ def make_plan(config: ConfigDict) -> Plan:
     data = open_data(config)
     for part in data.parts.values():
         _check_part(part, config.eval.tasks)
-    for place in config.eval.beside:
-        if place not in BASELINES and "://" not in place and not pathlib.Path(place).exists():
-            raise UserError(
-                f"config.eval.beside names {place!r}, which is neither a path nor "
-                f"one of {', '.join(BASELINES)}; correct it."
-            )
+    for name in config.eval.beside:
+        check_beside(name, config)
     e = config.eval
     networks = Networks(e.inception, e.lpips.alexnet, e.lpips.heads, e.batch)
     if any(TASKS[name].networks for name in e.tasks):

@@ -82,7 +82,7 @@ def open_data(config: ConfigDict) -> Data:
     """The parts that config.eval names of the source of config.data.
 
     Raises:
-        UserError: a split that is not there, is empty, or is both train and test.
+        UserError: a split that is not there or is empty, or classes that train and test do not share.
     """
     e, size = config.eval, config.model.image_size
     scenes = config.data.source == "scenes"
@@ -109,7 +109,13 @@ def open_data(config: ConfigDict) -> Data:
         "short_side": short_side,
         "parts": {name: {"records": len(p), "of": repr(p.source)} for name, p in parts.items()},
     }  # fmt: skip
-    source = parts["train"].source
+    source, other = parts["train"].source, parts["test"].source
+    if source.classes != other.classes:
+        apart = sorted({*source.classes} ^ {*other.classes})
+        raise UserError(
+            f"{source!r} and {other!r} have other classes ({', '.join(apart[:4])} …); labels are numbered by "
+            "them, so give train and test the same subfolders."
+        )
     return Data(parts, labelled, len(source.classes), "labels" in source[0], about)
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import pathlib
-import zlib
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from sparse_vis import api
@@ -16,66 +12,13 @@ from sparse_vis.errors import UserError
 from sparse_vis.evals.baselines import mean_colour, patch_pca, raw_pixels
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import Encoder
-from sparse_vis.interop import mae
-from sparse_vis.models.encoder import Encoder as Vit
+from sparse_vis.evals.model_encoders import backbone_encoder, stellar_encoder
+from sparse_vis.interop import hub, mae
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.train import checkpoint, settings
-from sparse_vis.types import Features
 
 OWN = "trained"  # row of the run's own model
 BASELINES = ("untrained", "pixels", "mean_colour", "pca")
-
-
-def checksum(params: dict) -> int:
-    """CRC-32 of all parameters: tells weights apart, wherever they came from."""
-    crc = 0
-    for leaf in jax.tree.leaves(params):
-        crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
-    return crc
-
-
-def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Encoder:
-    """A STELLAR model as an Encoder of the evaluation contract.
-
-    Args:
-        name: row of the tables. model, params: of `sparse_vis.load`. about: where the weights come from.
-    """
-    absent = {}
-    if model.decoder.codes and model.tokenizer is None:
-        absent["reconstruction"] = "its VQ tokenizer is not at hand; give --config.model.tokenizer.path=FILE"
-    prototypes = params["sparse_head"]["prototypes"]
-
-    @jax.jit
-    def nearest(params, tokens):
-        source = model.apply({"params": params}, tokens, method=lambda m, x: m.sparse_head(x))
-        return jnp.argmax(source @ params["sparse_head"]["prototypes"], axis=-1)
-
-    def features(images, wanted):
-        out = api.encode(model, params, images)
-        found = {"cls": out.cls, "sparse": out.sparse, "dense": out.dense, "spatial": out.spatial}
-        if "prototype" in wanted:
-            found["prototype"] = nearest(params, out.sparse)
-        if "reconstruction" in wanted:
-            found["reconstruction"] = api.reconstruct(model, params, out)
-        return {key: found[key] for key in wanted}
-
-    def decode(S, L):
-        side = math.isqrt(L.shape[1]) * model.patch
-        out = Features(cls=None, sparse=S, dense=None, spatial=L, lowrank=L @ S, size=(side, side))
-        return api.reconstruct(model, params, out)
-
-    gives = ("cls", "sparse", "dense", "spatial", "prototype", "reconstruction")
-    if model.bottleneck == "dense":  # it has queries, but neither decodes nor trains what they find
-        gives = ("cls", "dense", "reconstruction")
-    return Encoder(
-        name,
-        tuple(key for key in gives if key not in absent),
-        features,
-        None if absent or "spatial" not in gives else decode,
-        prototypes=prototypes.shape[1],
-        about={**about, "crc32": checksum(params), "patch": model.patch, "tokens": model.encoder.queries},
-        absent=absent,
-    )
 
 
 def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tuple[Stellar, dict] | None]:
@@ -116,31 +59,6 @@ def origin(place: str, name: str | None = None) -> dict:
     return {"from": place, **({"name": name} if name else {})}
 
 
-def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict) -> Encoder:
-    """A plain ViT without queries, as the MAE initialisation is: CLS and U.
-
-    Args:
-        name: row of the tables. config: whose model's sizes the backbone has. backbone: of `read_backbone`.
-        about: where it comes from.
-    """
-    m = config.model
-    vit = Vit(
-        m.image_size, m.patch, m.width, m.layers, m.heads, m.mlp_dim, queries=0, dtype=config.eval.dtype
-    )
-    params = jax.tree.map(jnp.asarray, {**backbone, "queries": np.zeros((0, m.width), np.float32)})
-
-    @jax.jit
-    def tokens(params, images):
-        out = vit.apply({"params": params}, api.as_pixels(images, m.patch))
-        return {"cls": out.cls, "dense": out.U}
-
-    def features(images, wanted):
-        out = tokens(params, images)
-        return {key: out[key] for key in wanted}
-
-    return Encoder(name, ("cls", "dense"), features, about={**about, "crc32": checksum(backbone)})
-
-
 def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | None, train: Part) -> Encoder:
     """An encoder of config.eval.beside.
 
@@ -168,9 +86,33 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
         return stellar_encoder(name, model, params, {"seed": config.seed})
     about = origin(name)
     model, params = api.load(about["from"], dtype=config.eval.dtype)
-    if config.model.image_size % model.patch:
+    _check_patch(name, model.patch, config)
+    return stellar_encoder(name, model, params, about)
+
+
+def check_beside(name: str, config: ConfigDict) -> None:
+    """Refuse a name of config.eval.beside that cannot be meant, without reading weights.
+
+    Raises:
+        UserError: neither a baseline nor a place; a workdir without checkpoint, or with other patches.
+    """
+    path = pathlib.Path(name)
+    if name in BASELINES or name.startswith(hub.PREFIX):
+        return
+    if not path.exists():
         raise UserError(
-            f"config.eval.beside={name} has patches of {model.patch} px, which do not fill images of "
+            f"config.eval.beside names {name!r}, which is neither a path nor one of {', '.join(BASELINES)}; "
+            "correct it."
+        )
+    if (path / checkpoint.FOLDER).is_dir():
+        folder = checkpoint.find_step(path)
+        saved = settings.from_plain(checkpoint.read_config(folder), folder)
+        _check_patch(name, saved.model.patch, config)
+
+
+def _check_patch(name: str, patch: int, config: ConfigDict) -> None:
+    if config.model.image_size % patch:
+        raise UserError(
+            f"config.eval.beside={name} has patches of {patch} px, which do not fill images of "
             f"config.model.image_size={config.model.image_size}; leave it out or change the image size."
         )
-    return stellar_encoder(name, model, params, about)

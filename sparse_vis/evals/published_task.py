@@ -21,9 +21,9 @@ from sparse_vis.types import Batch
 READS = ("sparse", "dense", "cls")  # of these the first one that an encoder gives
 
 
-def protocol(e: ConfigDict) -> Protocol:
-    """The published constants, with what config.eval.linear_published changes of them."""
-    return Protocol(**e.linear_published)
+def protocol(config: ConfigDict) -> Protocol:
+    """The published constants, with what config.eval.linear_published and the image size change of them."""
+    return Protocol(**config.eval.linear_published, size=config.model.image_size)
 
 
 def canvases(
@@ -55,7 +55,7 @@ def canvases(
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
     train, test = (bench.data.parts[name] for name in bench.data.labelled)
-    chosen = dataclasses.replace(protocol(config.eval), size=config.model.image_size)
+    chosen = protocol(config)
     key = next(key for key in READS if key in bench.encoder.gives)
     progress = bench.progress("linear_published", chosen.epochs * len(train))
     canvas = max(config.data.canvas, config.model.image_size)
@@ -84,5 +84,5 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
 
 LINEAR_PUBLISHED = Task(
-    _measure, ("label",), READS, lambda data: {}, lambda config: dataclasses.asdict(protocol(config.eval))
+    _measure, ("label",), READS, lambda data: {}, lambda config: dataclasses.asdict(protocol(config))
 )

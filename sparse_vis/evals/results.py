@@ -110,18 +110,7 @@ def plain(value):
 
 def versions() -> dict[str, str]:
     """Versions of what computes a result."""
-    return {
-        "sparse_vis": version("sparse-vis") if _installed("sparse-vis") else "source",
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-    }
-
-
-def _installed(name: str) -> bool:
-    try:
-        return bool(version(name))
-    except ImportError:
-        return False
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def write(path: pathlib.Path, text: str) -> None:

@@ -218,6 +218,8 @@ def test_bad_input_is_named_before_anything_is_read(tmp_path):
     refused("'lineal', which is no task; use linear", tasks=("lineal",))
     refused("no task; use scenes or knn or linear", tasks=("zzz",))
     refused("'runs/absent', which is neither a path nor", tasks=("knn",), beside=("runs/absent",))
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    refused("empty holds no complete checkpoint", tasks=("knn",), beside=(str(tmp_path / "empty"),))
     refused("holds no checkpoint and config.init names no weights", tasks=("knn",))
     refused(r"holdout=0.0 with train_split='test' and test_split='test'", train_split="test")
     refused("eval.holdout=1.5", train_split="test", holdout=1.5)
@@ -226,7 +228,6 @@ def test_bad_input_is_named_before_anything_is_read(tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
-@pytest.mark.fast
 def test_another_architecture_is_refused(measured):
     config = copy.deepcopy(measured[0])
     config.model.tokens = TOKENS + 1

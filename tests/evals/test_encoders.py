@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.encoders import beside_encoder, own_encoder, stellar_encoder
+from sparse_vis.evals.encoders import beside_encoder, own_encoder
 from sparse_vis.evals.features import encode
+from sparse_vis.evals.model_encoders import stellar_encoder
 from sparse_vis.interop.load import read_model
 from tests.interop.mae_config import config_of
 
@@ -66,7 +67,6 @@ def test_a_vq_model_without_its_tokenizer_says_so(tmp_path):
     assert "give --config.model.tokenizer.path=FILE" in encoder.absent["reconstruction"]
 
 
-@pytest.mark.fast
 def test_patches_that_do_not_fill_the_images_are_refused():
     config = released("vq_p16")
     config.model.image_size = 56

@@ -251,3 +251,29 @@ def test_every_task_has_a_protocol_of_plain_values(tmp_path):
     for name, task in TASKS.items():
         assert isinstance(task.protocol(config), dict), name
         assert task.reads and not isinstance(task.protocol(config), ConfigDict)
+
+
+@pytest.mark.fast
+def test_all_tasks_share_one_pass_that_computes_what_they_need(capsys):
+    images, which = mosaics(20, 5)
+    calls = []
+
+    def features(x, wanted):
+        calls.append((len(x), wanted))
+        return {"dense": patches_of(x, PATCH), "cls": as_unit(x).mean((1, 2))[:, None]}
+
+    source = Pictures(images, which[:, 0, 0])
+    bench = bench_of(Encoder("e", ("dense", "cls", "prototype"), features), source, source)
+    for name in ("knn", "retrieval", "linear", "reconstruction"):
+        for part, kept in TASKS[name].reducers(bench.data).items():
+            bench.reducers[part].update(kept)
+    for name in ("knn", "retrieval", "linear"):
+        TASKS[name].measure(bench, default_config())
+    assert calls == [(8, ("cls", "dense"))] * 3 + [(8, ("cls", "dense"))] * 3  # train and test, once each
+    columns = bench.columns("train")
+    assert set(columns) == {"label", "cls", "mean_U"}
+    np.testing.assert_allclose(columns["mean_U"], patches_of(images, PATCH).mean(1), rtol=1e-5)
+    np.testing.assert_array_equal(columns["label"], which[:, 0, 0])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in printed] == ["e: train images: 20/20", "e: test images: 20/20"]
+    assert "images/s  ETA 0 s" in printed[0]
