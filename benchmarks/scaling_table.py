@@ -42,7 +42,9 @@ def row(name: str, r: dict) -> str:
 def main() -> None:
     """Print the table: models, then chips."""
     found = [(file.stem, json.loads(file.read_text())) for file in RESULTS.glob("*_v[456]*.json")]
-    found.sort(key=lambda item: (item[0].split("_")[0], item[1]["topology"].split(":")[0], item[1]["chips"]))
+    found.sort(
+        key=lambda item: (item[0].split("_")[0], item[1]["topology"].split(":")[0], item[1]["chips"], item[0])
+    )
     print(HEADER)
     print("|---" * (HEADER.count("|") - 1) + "|")
     for name, result in found:
