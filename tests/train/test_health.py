@@ -80,10 +80,22 @@ def test_a_run_that_collapses_says_so(tmp_path, capsys):
     alarms = [line for line in output.splitlines() if "collapse" in line]
     assert alarms[0].startswith("warning: collapse at step 20: ")
     assert all(line.startswith("warning: collapse at step ") and "peak_lr" in line for line in alarms)
-    # At a rate of 1, rounding decides which measure is first to last; each is named once.
-    for meaning in ("the same prototype", "covers the whole"):
-        assert sum(meaning in line for line in alarms) == 1
-    assert rows[-1]["health/prototype_entropy"] == 0
+    assert "covers the whole" in alarms[0]
+    # At a rate of 1, rounding decides what else collapses and when; nothing is named twice.
+    meanings = ("the same prototype", "covers the whole", "nearly alike", "the same for every image")
+    assert all(sum(meaning in line for line in alarms) <= 1 for meaning in meanings)
+    assert rows[-1]["health/L_coverage"] == 0.25
+
+
+@pytest.mark.fast
+def test_every_measure_has_words_below_its_limit():
+    limits = {"S_rank_in_image": 1.2, "prototype_entropy": 0.05, "cls_spread": 1e-5, "L_coverage": 0.3}
+    for name, limit in limits.items():
+        assert complaints({name: 1.01 * limit}, tokens=4) == {}
+        assert list(complaints({name: 0.99 * limit}, tokens=4)) == [name]
+    assert complaints({"prototype_entropy": 0.0}, 4) == {
+        "prototype_entropy": "nearly all tokens choose the same prototype"
+    }
 
 
 def test_a_healthy_run_is_silent(tmp_path, capsys):

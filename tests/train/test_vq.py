@@ -35,7 +35,7 @@ def vq_config(patch: int, image: int):
 
 def test_a_run_on_codes_trains_saves_and_reconstructs(tmp_path):
     config = vq_config(16, 32)
-    run(config, tmp_path, StopSignal())
+    run(config, tmp_path, "train", StopSignal())
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     codes = config.model.tokenizer.codes
     assert [line["step"] for line in lines] == [1, 2, 3]
@@ -67,4 +67,4 @@ def test_the_vq_target_without_a_tokenizer_is_one_sentence(tmp_path):
     config = vq_config(16, 32)
     config.model.tokenizer.path = ""
     with pytest.raises(UserError, match=r"config\.model\.tokenizer\.path=FILE"):
-        run(config, tmp_path, StopSignal())
+        run(config, tmp_path, "train", StopSignal())
