@@ -48,7 +48,6 @@ DENSE = Column("linear mean U", ("linear", "mean_U", "accuracy"))
 PSNR = Column("PSNR", ("reconstruction", "", "psnr"), 2)
 IOU = Column("best-token IoU", ("localization", "", "best_iou"))
 ARI = Column("FG-ARI", ("localization", "", "fg_ari"))
-RECALL = Column("recall@1", ("retrieval", "mean_S", "recall1"))
 USAGE = Column("prototypes used", ("health", "prototype_usage"))
 CHANGED = Column("matches changed", ("health", "match_changed"))
 
@@ -57,7 +56,6 @@ NO_CLS = {f"loss.{name}": 0.0 for name in ("cls_clustering", "cls_masked", "cls_
 NO_ALIGNMENT = {f"loss.{name}": 0.0 for name in ("set_alignment", "cls_masked", "cls_local")}
 NO_CLUSTERING = {"loss.token_clustering": 0.0, "loss.cls_clustering": 0.0}
 NO_KOLEO = {"loss.koleo_image": 0.0, "loss.koleo_masked": 0.0}
-NO_SETS = {"loss.token_clustering": 0.0, "loss.set_alignment": 0.0, **NO_KOLEO}
 ONLY_PIXELS = {**NO_CLUSTERING, **NO_ALIGNMENT, **NO_KOLEO}
 
 
