@@ -2,25 +2,29 @@
 
     python benchmarks/openclipart.py --output=data/openclipart
 
-Needs a Debian system with apt (`apt-get update` first) and 300 MB. Writes OUTPUT/train/CATEGORY/*.png and
-OUTPUT/test/CATEGORY/*.png: of every category with at least 50 pictures, each fifth file by name is for test.
+Needs a Debian system with apt (`apt-get update` first) and 300 MB. Writes OUTPUT/train, OUTPUT/validation and
+OUTPUT/test/CATEGORY/*.png: of every category with at least 50 pictures, each fifth file by name is for test,
+the one after it for validation. Pictures are reduced to at most 128 pixels a side, on white ground.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
+
+from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for a run from anywhere
 
 from sparse_vis.errors import UserError, command_line
 
 PACKAGE = "openclipart-png"
-FEWEST, TEST_EVERY = 50, 5
+FEWEST, FOLDS, SIDE = 50, 5, 128
+SPLITS = {0: "test", 1: "validation"}  # number of a file modulo FOLDS -> its split; all others: train
 NO_CATEGORY = ("special", "unsorted")
 
 
@@ -46,27 +50,39 @@ def unpacked(package: pathlib.Path | None, folder: pathlib.Path) -> pathlib.Path
     return found
 
 
-def arrange(categories: pathlib.Path, output: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """Copy the pictures of large categories into train and test.
+def reduce(file: pathlib.Path, target: pathlib.Path) -> None:
+    """Write a picture again with at most SIDE pixels a side, on white ground."""
+    with Image.open(file) as image:
+        drawn = image.convert("RGBA")  # before it is reduced: palettes have no colours in between
+    drawn.thumbnail((SIDE, SIDE))
+    ground = Image.new("RGBA", drawn.size, "white")
+    Image.alpha_composite(ground, drawn).convert("RGB").save(target)
+
+
+def arrange(categories: pathlib.Path, output: pathlib.Path) -> dict[str, dict[str, int]]:
+    """Reduced copies of the pictures of large categories, in folders for train, validation and test.
 
     Args:
         categories: a folder per category, with any folders below. output: must not exist yet.
 
     Returns:
-        Category -> number of pictures for train and for test.
+        Category -> split -> number of pictures.
     """
+    # The package holds drawings of up to 231 million pixels, which Pillow takes for an attack.
+    Image.MAX_IMAGE_PIXELS = None
     counts = {}
     for category in sorted(path for path in categories.iterdir() if path.is_dir()):
         files = sorted(category.rglob("*.png"))
         if category.name in NO_CATEGORY or len(files) < FEWEST:
             continue
-        split = {"test": files[::TEST_EVERY], "train": [f for i, f in enumerate(files) if i % TEST_EVERY]}
-        for name, chosen in split.items():
-            target = output / name / category.name
-            target.mkdir(parents=True)
-            for file in chosen:
-                shutil.copyfile(file, target / "-".join(file.relative_to(category).parts))
-        counts[category.name] = len(split["train"]), len(split["test"])
+        counts[category.name] = collections.Counter()
+        for number, file in enumerate(files):
+            split = SPLITS.get(number % FOLDS, "train")
+            folder = output / split / category.name
+            folder.mkdir(parents=True, exist_ok=True)
+            reduce(file, folder / "-".join(file.relative_to(category).parts))
+            counts[category.name][split] += 1
+        print(category.name, *(f"{n} {split}" for split, n in counts[category.name].items()), flush=True)
     return counts
 
 
@@ -82,10 +98,8 @@ def main() -> None:
         raise UserError(f"{arguments.output} exists already; give another --output, or remove it.")
     with tempfile.TemporaryDirectory() as folder:
         counts = arrange(unpacked(arguments.package, pathlib.Path(folder)), arguments.output)
-    for category, (train, test) in counts.items():
-        print(f"{category:20} {train:5} train {test:5} test")
-    total = [sum(count) for count in zip(*counts.values(), strict=True)]
-    print(f"{'all':20} {total[0]:5} train {total[1]:5} test")
+    total = sum(counts.values(), collections.Counter())
+    print("all:", ", ".join(f"{n} {split}" for split, n in total.items()))
 
 
 if __name__ == "__main__":

@@ -38,13 +38,24 @@ def start(monkeypatch, *arguments):
 def test_large_categories_are_split_and_others_left_out(package, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     start(monkeypatch, f"--output={out}", f"--package={package}")
-    train, test = (sorted(p.name for p in (out / part).rglob("*.png")) for part in ("train", "test"))
     assert [p.name for p in sorted((out / "train").iterdir())] == ["animals"]
-    assert len(train) == 40 and len(test) == 10 and not set(train) & set(test)
-    assert test[0] == "part0-000.png"
-    assert capsys.readouterr().out.split()[:5] == ["animals", "40", "train", "10", "test"]
+    names = {part: {p.name for p in (out / part).rglob("*.png")} for part in ("train", "validation", "test")}
+    assert {part: len(found) for part, found in names.items()} == {"train": 30, "validation": 10, "test": 10}
+    assert len(set.union(*names.values())) == 50
+    assert "part0-000.png" in names["test"] and "part0-002.png" in names["validation"]
+    assert capsys.readouterr().out.splitlines()[-1] == "all: 10 test, 10 validation, 30 train"
     with pytest.raises(UserError, match="exists already"):
         start(monkeypatch, f"--output={out}", f"--package={package}")
+
+
+def test_pictures_are_reduced_on_white(tmp_path):
+    drawing = Image.new("RGBA", (400, 200), (0, 0, 0, 0))
+    drawing.paste((255, 0, 0, 255), (0, 0, 200, 200))
+    drawing.save(tmp_path / "in.png")
+    openclipart.reduce(tmp_path / "in.png", tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as reduced:
+        assert reduced.mode == "RGB" and reduced.size == (128, 64)
+        assert reduced.getpixel((20, 32)) == (255, 0, 0) and reduced.getpixel((110, 32)) == (255, 255, 255)
 
 
 def test_another_file_is_refused(tmp_path, monkeypatch):
