@@ -33,9 +33,20 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 
 
-def command(row: Row, seed: int, workdir: pathlib.Path) -> list[str]:
-    """Arguments of main.py for one run."""
+def place(group: str, name: str, seed: int, workdirs: pathlib.Path) -> pathlib.Path:
+    """Workdir of a run."""
+    return workdirs / group / name / f"seed{seed}"
+
+
+def command(row: Row, seed: int, workdir: pathlib.Path, models: list[str]) -> list[str]:
+    """Arguments of main.py for one run.
+
+    Args:
+        row, seed, workdir: of the run. models: workdirs of finished runs to measure beside it.
+    """
     settings = {**row.settings, "seed": seed}
+    if models:
+        settings["eval.beside"] = (*row.settings.get("eval.beside", ()), *models)
     overrides = [f"--config.{name}={value}" for name, value in settings.items()]
     return [f"--config={row.config}", f"--workdir={workdir}", *overrides]
 
@@ -62,9 +73,10 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
     Raises:
         UserError: the run failed.
     """
-    row, workdir = GROUPS[group].rows[name], workdirs / group / name / f"seed{seed}"
+    row, workdir = GROUPS[group].rows[name], place(group, name, seed, workdirs)
     workdir.mkdir(parents=True, exist_ok=True)
-    arguments, began = command(row, seed, workdir), time.time()
+    others = {str(place(group, other, seed, workdirs)): other for other in row.beside}
+    arguments, began = command(row, seed, workdir, list(others)), time.time()
     start = [sys.executable, str(ROOT / "main.py"), *arguments]
     with (workdir / "log.txt").open("a") as log:
         done = subprocess.run(start, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -78,7 +90,7 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
         "machine": platform.machine(), "alarms": [x for x in log.splitlines() if x.startswith("warning:")],
         "health": health(workdir),
         "metrics": {
-            encoder: {task: result["metrics"] for task, result in tasks.items()}
+            others.get(encoder, encoder): {task: result["metrics"] for task, result in tasks.items()}
             for encoder, tasks in measured.items()
         },
     }  # fmt: skip

@@ -11,11 +11,13 @@ class Row:
 
     Attributes:
         config: file of configs/. settings: dotted name -> value, as in --config.NAME=VALUE.
-        shown: encoders measured beside the run's own that get a row too.
+        beside: rows of the same group whose models, of the same seed, are measured in this row's run too.
+        shown: encoders measured beside the run's own, rows of `beside` included, that get a row in the table.
     """
 
     config: str
     settings: dict = dataclasses.field(default_factory=dict)
+    beside: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
 
 
@@ -44,12 +46,16 @@ class Group:
 KNN = Column("kNN mean S", ("knn", "mean_S", "k20"))
 LINEAR = Column("linear mean S", ("linear", "mean_S", "accuracy"))
 CLS = Column("linear CLS", ("linear", "cls", "accuracy"))
-DENSE = Column("linear mean U", ("linear", "mean_U", "accuracy"))
+MEAN_U = Column("linear mean U", ("linear", "mean_U", "accuracy"))
+RECALL1 = Column("recall@1", ("retrieval", "mean_S", "recall1"))
+RECALL5 = Column("recall@5", ("retrieval", "mean_S", "recall5"))
 PSNR = Column("PSNR", ("reconstruction", "", "psnr"), 2)
 IOU = Column("best-token IoU", ("localization", "", "best_iou"))
 ARI = Column("FG-ARI", ("localization", "", "fg_ari"))
 USAGE = Column("prototypes used", ("health", "prototype_usage"))
 CHANGED = Column("matches changed", ("health", "match_changed"))
+RANK = Column("rank of S in an image", ("health", "S_rank_in_image"))
+SPREAD = Column("spread of CLS", ("health", "cls_spread"))
 
 # What each ablation of the paper takes away; weights of zero cost nothing.
 NO_CLS = {f"loss.{name}": 0.0 for name in ("cls_clustering", "cls_masked", "cls_local")}
@@ -59,18 +65,54 @@ NO_KOLEO = {"loss.koleo_image": 0.0, "loss.koleo_masked": 0.0}
 ONLY_PIXELS = {**NO_CLUSTERING, **NO_ALIGNMENT, **NO_KOLEO}
 
 
+# Baselines: hidden patches from those that are seen; an autoencoder of U with class tokens, without S and L.
+MAE_STYLE = {
+    **ONLY_PIXELS,
+    **NO_CLS,
+    "loss.reconstruction": 0.0,
+    "loss.inpainting": 10.0,
+    "model.bottleneck": "dense",
+}
+DENSE = {**NO_KOLEO, "loss.token_clustering": 0.0, "loss.set_alignment": 0.0, "model.bottleneck": "dense"}
+
+ABLATION = {"train.steps": 250, "train.log_every": 50, "train.health_every": 50, "eval.beside": ()}
+SMALL = {"eval.beside": (), "train.log_every": 50, "train.health_every": 50}
+UNCENTRED = {"data.scenes.digits": "many", "data.scenes.max_digits": 1, "data.scenes.digit_scale": (0.5, 0.7)}
+
+
+def compared(config: str, title: str, settings: dict) -> dict[str, Row]:
+    """The method and two models of equal budget without factorization; its run measures all of them."""
+    others = {f"{title}, MAE-style": MAE_STYLE, f"{title}, dense tokens": DENSE}
+    plain = {"eval.beside": ()}
+    return {
+        **{name: Row(config, {**settings, **changes, **plain}) for name, changes in others.items()},
+        title: Row(config, settings, beside=tuple(others), shown=("untrained", "pixels", "pca")),
+    }
+
+
 def changed(settings: dict) -> Row:
-    """The recipe of configs/digits.py with some settings changed."""
-    return Row("configs/digits.py", settings)
+    """A short run of configs/digits.py with some settings changed."""
+    return Row("configs/digits.py", {**ABLATION, **settings})
+
+
+def batch(images: int, steps: int) -> Row:
+    """A run of configs/digits.py with another batch."""
+    return Row("configs/digits.py", {**SMALL, "train.batch": images, "train.steps": steps})
 
 
 GROUPS = {
     "semantics": Group(
-        "recipes that learn classes from random initialisation",
-        (KNN, LINEAR, CLS, DENSE, PSNR, IOU, USAGE),
+        "classes from random initialisation: digits",
+        (KNN, LINEAR, CLS, MEAN_U, PSNR, IOU, USAGE),
         {
-            "digits": Row("configs/digits.py", shown=("untrained", "pixels")),
+            **compared("configs/digits.py", "centred", {}),
+            "uncentred": Row("configs/digits.py", UNCENTRED, shown=("untrained", "pixels", "pca")),
         },
+    ),
+    "clipart": Group(
+        "drawings by folder name",
+        (KNN, LINEAR, CLS, MEAN_U, RECALL1, RECALL5, PSNR, USAGE),
+        compared("configs/clipart.py", "drawings", {}),
     ),
     "ablations": Group(
         "what each part of the method is for, on centred digits",
@@ -90,5 +132,10 @@ GROUPS = {
             "r = 16": changed({"model.tokens": 16}),
             "exact matching": changed({"loss.matching": "exact"}),
         },
+    ),
+    "batches": Group(
+        "small batches: does anything collapse?",
+        (KNN, LINEAR, PSNR, USAGE, RANK, SPREAD),
+        {"16": batch(16, 600), "64": batch(64, 300), "256": batch(256, 150)},
     ),
 }

@@ -31,7 +31,8 @@ def load(
 
     Args:
         path: workdir of main.py (its newest checkpoint) or one step folder; a released .safetensors
-            file with its config.json beside it; a release folder; or hf://microsoft/STELLAR/stellar-b16.
+            file with its config.json beside it; a release folder; hf://microsoft/STELLAR/stellar-b16; or
+            "scenes-tiny", a small model that comes with the package.
         name: of the model, where a release folder holds several.
         tokenizer: weights of the VQ tokenizer (torch, safetensors or Flax file); by default the file
             that the checkpoint or manifest names, if it is there. Only `reconstruct` of VQ models needs it.

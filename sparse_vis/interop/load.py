@@ -23,6 +23,9 @@ from sparse_vis.train import checkpoint, settings
 _TEACHER = (r"teacher_(sparse_tokens|(encoder|head|cls_head)\..*)",)
 _CLS_HEAD = "cls_cluster_head"
 
+# Small trained models that come with the package: a release folder and a card (README.md) each.
+SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "checkpoints"
+
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
@@ -151,7 +154,7 @@ def read_model(
 
     Args:
         path: workdir or step folder of ours; released .safetensors file with config.json beside it;
-            release folder; or hf://owner/repository/model.
+            release folder; hf://owner/repository/model; or the name of a model that comes with the package.
         name: of the model in a release of several.
         revision, local_files_only: for the hub.
 
@@ -161,6 +164,8 @@ def read_model(
     if str(path).startswith(hub.PREFIX):
         return _read_hub(str(path), name, revision, local_files_only)
     path = pathlib.Path(path)
+    if not path.exists() and path.name == str(path) and (SHIPPED / path).is_dir():
+        path = SHIPPED / path
     if path.is_file() or path.suffix == ".safetensors":
         return _read_file(path, name)
     released = (path / "config.json").is_file() or any(path.glob("*.safetensors"))
