@@ -5,7 +5,7 @@ Command:   python benchmarks/openclipart.py --output=data/openclipart
 Hardware:  2 CPU cores.
 Result:    docs/results.md.
 
-The model is that of configs/digits.py; views have colours and flips again.
+The recipe is that of configs/digits.py; views may be mirrored.
 """
 
 from configs.digits import get_config as digits
@@ -14,8 +14,8 @@ from configs.digits import get_config as digits
 def get_config():
     config = digits()
     config.name = "clipart"
-    config.model.update(image_size=32, patch=8, tokens=8)
-    config.views.update(local_size=16, flip_probability=0.5, saturation=0.2, hue=0.1, grey_probability=0.2)
+    config.model.update(image_size=32, patch=8)
+    config.views.flip_probability = 0.5
     config.data.update(source="folder", path="data/openclipart", canvas=128)
     config.eval.update(
         tasks=("knn", "linear", "retrieval", "reconstruction"), train_records=0, test_records=0
