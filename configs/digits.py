@@ -4,7 +4,7 @@ Command:   python main.py --config=configs/digits.py
 Hardware:  2 CPU cores.
 Result:    docs/results.md: kNN and linear from S far above the untrained encoder.
 
-One token: with several, which patches hold ink is L's to say, and S need not know the digit (docs/results.md).
+One token: with several, L says which patches hold ink, and S need not know the digit (docs/results.md).
 A narrow ViT wants wider random weights than the published 0.02; few images want few prototypes, sharper
 temperatures and a teacher that follows faster; strong crops and colours teach it little in this budget.
 """
@@ -32,7 +32,7 @@ def get_config():
     config.data.update(source="scenes", canvas=28, threads=2)
     config.data.scenes.update(size=28, digits="one", colours="white", digit_scale=(0.72, 0.72))
     config.optimizer.update(peak_lr=2e-3, final_lr=1e-5)
-    config.train.update(batch=64, steps=1500, log_every=100, save_every=500, health_every=250)
+    config.train.update(batch=64, steps=3000, log_every=200, save_every=500, health_every=250)
     config.efficiency.dtype = "float32"
     config.eval.update(
         tasks=("knn", "linear", "reconstruction", "localization"),
