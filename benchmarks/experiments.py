@@ -90,7 +90,7 @@ UNCENTRED = {"data.scenes.digits": "many", "data.scenes.max_digits": 1, "data.sc
 
 def compared(config: str, title: str) -> dict[str, Row]:
     """The method and two models of equal budget without factorization; the last run measures all of them."""
-    mae, dense = f"{title}, MAE-style", f"{title}, dense tokens"
+    mae, dense = f"{title} MAE-style", f"{title} dense tokens"
     return {
         title: Row(config, shown=("untrained", "pixels", "pca")),
         mae: Row(config, {**MAE_STYLE, "eval.beside": ()}),
