@@ -1,7 +1,7 @@
 """The model that comes with the package, `sparse_vis.load("scenes-tiny")`: the quickstart, six times as long.
 
 Command:   python main.py --config=configs/scenes_tiny.py
-           python -m sparse_vis.export --checkpoint=runs/scenes-tiny --output=sparse_vis/checkpoints/scenes-tiny
+           then python -m sparse_vis.export --checkpoint=runs/scenes_tiny --output=FOLDER
 Hardware:  2 CPU cores.
 Result:    its row in README's table; sparse_vis/checkpoints/scenes-tiny/README.md.
 """
@@ -11,6 +11,6 @@ from configs.quickstart import get_config as quickstart
 
 def get_config():
     config = quickstart()
-    config.name = "scenes-tiny"
+    config.name = "scenes_tiny"
     config.train.update(steps=3000, log_every=100, save_every=250, health_every=500)
     return config
