@@ -113,7 +113,9 @@ def compile_for(config, devices):
         height=shape(jnp.int32), width=shape(jnp.int32), index=shape(jnp.uint32),
     )  # fmt: skip
     mesh = make_mesh(config.efficiency.mesh, devices)
-    lowered = compile_step(recipe, mesh, state).lower(state, batch, params)
+    lowered = compile_step(recipe, mesh, state).lower(
+        state, batch, params, jax.ShapeDtypeStruct((), jnp.uint32)
+    )
     on_cpu = devices[0].platform == "cpu"
     try:
         return lowered.compile(host.CPU_COMPILER_OPTIONS if on_cpu else None), dict(mesh.shape)

@@ -36,7 +36,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything static about a run's step.
+    """Everything static about a run's step; only the seed may be traced, so that all seeds share a program.
 
     Attributes:
         model, loss, views: what is computed. optimizer, schedule: how parameters move.
@@ -50,7 +50,7 @@ class Recipe:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     steps: int
-    seed: int
+    seed: int | jax.Array
     microbatches: int
     use_teacher: bool
     momentum: float

@@ -81,7 +81,8 @@ def one_step(shape: tuple[int, int]) -> dict[str, np.ndarray]:
     batch = global_batch(mesh, local_batch())
     step = compile_step(recipe, mesh, state)
     # In one program, the forward pass that both need is compiled once.
-    both = jax.jit(lambda state, batch: (step(state, batch, None), matches(recipe, mesh, state, batch)))
+    seed = np.uint32(recipe.seed)
+    both = jax.jit(lambda state, batch: (step(state, batch, None, seed), matches(recipe, mesh, state, batch)))
     program = both.lower(state, batch).compile()
     gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
     (state, metrics), found = jax.device_get(gather(jax.block_until_ready(program(state, batch))))
