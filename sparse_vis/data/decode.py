@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 
 from sparse_vis.errors import UserError
 
-
 ORIENTATION = 0x0112  # EXIF tag; 1: upright
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -23,35 +22,14 @@ from sparse_vis.host import CPU_COMPILER_OPTIONS
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.train import checkpoint, settings
 from sparse_vis.train.health import HealthCheck
-from sparse_vis.train.mesh import BATCH, global_batch, make_mesh, state_sharding
+from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
 from sparse_vis.train.progress import Progress
-from sparse_vis.train.step import Recipe, TrainState, initial_state, train_step
+from sparse_vis.train.step import Recipe, TrainState, compile_step, initial_state
 from sparse_vis.train.stop import StopSignal
 
 # Steps on their way at a time: enough to keep the device busy, and few enough that a SIGTERM is answered
 # soon. (On few cores, a long queue can also deadlock XLA's thread pool on CPU.)
 LONGEST_QUEUE = 2
-
-
-def compile_step(recipe: Recipe, mesh, state: TrainState):
-    """The jitted step with its placement fixed and the old state's memory reused.
-
-    Its arguments are (state, batch, tokenizer, seed): as a constant of the program, every seed of a sweep
-    would be compiled anew.
-    """
-    sharding, everywhere = state_sharding(mesh, state), NamedSharding(mesh, PartitionSpec())
-
-    def step(state: TrainState, batch, tokenizer, seed):
-        seeded = dataclasses.replace(recipe, seed=seed)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the blocks where the batch lives
-            return train_step(seeded, state, batch, tokenizer)
-
-    return jax.jit(
-        step,
-        in_shardings=(sharding, NamedSharding(mesh, BATCH), everywhere, everywhere),
-        out_shardings=(sharding, everywhere),
-        donate_argnums=0,
-    )
 
 
 def bad_terms(metrics: dict[str, float]) -> str:
