@@ -11,8 +11,6 @@
 No weights, images or chips are needed. The first compilation of a large model takes minutes.
 """
 
-import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -79,41 +77,21 @@ def tpu_devices(topology: str) -> list:
         ) from None
 
 
-def tokenizer_of(config):
-    """The released VQ tokenizer with abstract parameters; (None, None) for the pixel target."""
-    import jax
-    import jax.numpy as jnp
-
-    from sparse_vis.models.vqgan import VQGAN
-
-    if config.model.target != "vq":
-        return None, None
-    module = VQGAN(128, (1, 1, 2, 2, 4), 2, 256, config.model.tokenizer.codes, config.model.tokenizer.dtype)
-    return module, jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-
-
 def compile_for(config, devices):
     """The step that main.py would run on these devices, compiled without any data."""
     import jax
-    import jax.numpy as jnp
+    import numpy as np
 
-    from sparse_vis.build import build_recipe
-    from sparse_vis.train.loop import compile_step
+    from benchmarks.synthetic import random_batch, random_state, random_tokenizer, recipe_of
     from sparse_vis.train.mesh import make_mesh
-    from sparse_vis.train.step import initial_state
-    from sparse_vis.types import Batch
+    from sparse_vis.train.step import compile_step
 
-    recipe, (tokenizer, params) = build_recipe(config), tokenizer_of(config)
-    recipe = dataclasses.replace(recipe, model=recipe.model.clone(tokenizer=tokenizer))
-    state = jax.eval_shape(functools.partial(initial_state, recipe))
-    images, side = config.train.batch, config.data.canvas
-    shape = functools.partial(jax.ShapeDtypeStruct, (images,))
-    batch = Batch(
-        image=jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8),
-        height=shape(jnp.int32), width=shape(jnp.int32), index=shape(jnp.uint32),
-    )  # fmt: skip
+    recipe = recipe_of(config)
+    state = jax.eval_shape(lambda: random_state(recipe))
+    batch = jax.eval_shape(lambda: random_batch(config))
+    params = jax.eval_shape(lambda: random_tokenizer(recipe.model.tokenizer))
     mesh = make_mesh(config.efficiency.mesh, devices)
-    lowered = compile_step(recipe, mesh, state).lower(state, batch, params)
+    lowered = compile_step(recipe, mesh, state).lower(state, batch, params, np.uint32(recipe.seed))
     on_cpu = devices[0].platform == "cpu"
     try:
         return lowered.compile(host.CPU_COMPILER_OPTIONS if on_cpu else None), dict(mesh.shape)

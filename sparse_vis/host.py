@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pathlib
+import platform
+import re
 import sys
 
 # A training step on CPU works in hundreds of megabytes that the C library takes from the kernel and gives
@@ -14,13 +18,27 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 CPU_COMPILER_OPTIONS = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
 
 
+def cache_folder() -> pathlib.Path:
+    """Where compiled programs are kept for the next start: a folder of the user and of this kind of CPU.
+
+    Programs for CPU are machine code of the CPU that compiled them, and a home may be shared by several kinds.
+    """
+    path = pathlib.Path("/proc/cpuinfo")
+    found = re.search(r"(?:flags|Features)\s*: (.*)", path.read_text()) if path.exists() else None
+    kind = found[1] if found else platform.processor() or platform.machine()
+    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return home / "sparse_vis" / f"xla-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
+
+
 def prepare() -> None:
     """Set what must be set before Python starts; the process becomes itself again, once, with the same id.
 
-    Call it first thing in a main module. Settings that the user made stay as they are.
+    Call it first thing in a main module. Settings that the user made stay as they are, an empty one too:
+    JAX_COMPILATION_CACHE_DIR= keeps no compiled programs.
     """
     # On two cores XLA's own thread pool deadlocks under a queue of steps.
     os.environ.setdefault("PJRT_NPROC", "32")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
         os.execv(sys.executable, sys.orig_argv)

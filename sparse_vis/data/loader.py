@@ -158,7 +158,8 @@ class _Load:
 
     def _read(self, position: int) -> tuple[np.ndarray, int, int]:
         record = self.stream[position]
-        return to_canvas(decode(record), self.canvas, min_side=self.min_side, name=record["name"])
+        pixels = decode(record, at_least=self.canvas)
+        return to_canvas(pixels, self.canvas, min_side=self.min_side, name=record["name"])
 
 
 def _start_worker(index: int, count: int) -> None:

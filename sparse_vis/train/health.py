@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -153,16 +155,18 @@ class HealthCheck:
         self.matches = jax.jit(lambda: -jnp.ones(shape, jnp.int32), out_shardings=rows)()
         self.every, self.due = every, (step // every + 1) * every
 
-        def on_mesh(*arguments):
+        def on_mesh(seed, *arguments):
+            seeded = dataclasses.replace(recipe, seed=seed)  # one program for all seeds, as of the step
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the blocks where the batch lives
-                return measure(recipe, *arguments)
+                return measure(seeded, *arguments)
 
+        self.seed = jax.device_put(np.uint32(recipe.seed), everywhere)
         self.measure = jax.jit(on_mesh, out_shardings=(everywhere, rows))
 
     def __call__(self, step: int, state: TrainState) -> dict[str, float]:
         """Finite measures under names with `health/` before them; prints what two in a row complain about."""
         self.due = (step // self.every + 1) * self.every
-        found, self.matches = self.measure(state.params, state.teacher, self.batch, self.matches)
+        found, self.matches = self.measure(self.seed, state.params, state.teacher, self.batch, self.matches)
         measures = {name: float(x) for name, x in found.items() if math.isfinite(x)}
         if not self.last:
             measures.pop("match_changed", None)

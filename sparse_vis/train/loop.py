@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -23,30 +22,14 @@ from sparse_vis.host import CPU_COMPILER_OPTIONS
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.train import checkpoint, settings
 from sparse_vis.train.health import HealthCheck
-from sparse_vis.train.mesh import BATCH, global_batch, make_mesh, state_sharding
+from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
 from sparse_vis.train.progress import Progress
-from sparse_vis.train.step import Recipe, TrainState, initial_state, train_step
+from sparse_vis.train.step import Recipe, TrainState, compile_step, initial_state
 from sparse_vis.train.stop import StopSignal
 
 # Steps on their way at a time: enough to keep the device busy, and few enough that a SIGTERM is answered
 # soon. (On few cores, a long queue can also deadlock XLA's thread pool on CPU.)
 LONGEST_QUEUE = 2
-
-
-def compile_step(recipe: Recipe, mesh, state: TrainState):
-    """The jitted step with its placement fixed and the old state's memory reused."""
-    sharding, everywhere = state_sharding(mesh, state), NamedSharding(mesh, PartitionSpec())
-
-    def step(state: TrainState, batch, tokenizer):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the blocks where the batch lives
-            return train_step(recipe, state, batch, tokenizer)
-
-    return jax.jit(
-        step,
-        in_shardings=(sharding, NamedSharding(mesh, BATCH), everywhere),
-        out_shardings=(sharding, everywhere),
-        donate_argnums=0,
-    )
 
 
 def bad_terms(metrics: dict[str, float]) -> str:
@@ -65,13 +48,16 @@ def start_state(
         changed = settings.check_resume(checkpoint.read_config(folder), settings.plain(config), workdir)
         for line in changed:
             print(f"note: setting changed since the last checkpoint: {line}", flush=True)
-    build = functools.partial(initial_state, recipe)
-    abstract = jax.eval_shape(build)
+
+    def build(seed, given):
+        return initial_state(dataclasses.replace(recipe, seed=seed), given)
+
+    abstract = jax.eval_shape(build, np.uint32(recipe.seed), None)
     sharding = state_sharding(mesh, abstract)
     if newest is None:
         # From host memory, because arrays of one device cannot enter a program of several processes.
         given = jax.tree.map(np.asarray, initial()) if initial else None
-        return jax.jit(build, out_shardings=sharding)(given), 0
+        return jax.jit(build, out_shardings=sharding)(np.uint32(recipe.seed), given), 0
     state, position = checkpoint.restore(manager, abstract, sharding)
     print(f"continuing {workdir} at step {newest}", flush=True)
     return state, position
@@ -96,16 +82,18 @@ class Run:
         initial: Callable[[], dict] | None = None,
         tokenizer: tuple[VQGAN, dict] | None = None,
     ):
-        settings.check(config, jax.device_count())
+        settings.check(config, jax.device_count(), jax.default_backend())
         self.config, self.workdir = config, workdir
         self.main = jax.process_index() == 0
         self.source = build_source(config, config.data.split)
         self.mesh = make_mesh(config.efficiency.mesh)
         recipe, self.tokenizer = build_recipe(config), None
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        self.seed = jax.device_put(np.uint32(config.seed), everywhere)
         if tokenizer is not None:
             recipe = dataclasses.replace(recipe, model=recipe.model.clone(tokenizer=tokenizer[0]))
             params = jax.tree.map(np.asarray, tokenizer[1])
-            self.tokenizer = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
+            self.tokenizer = jax.device_put(params, everywhere)
         checkpoint.prepare(workdir)
         self.manager = checkpoint.open_manager(workdir, config.train.keep)
         self.state, self.position = start_state(config, recipe, self.mesh, self.manager, workdir, initial)
@@ -180,13 +168,15 @@ class Run:
             batch = self.next_batch(batches)
             print("compiling the step ...", flush=True)
             began = time.perf_counter()
-            lowered = self.update.lower(self.state, batch, self.tokenizer)
+            lowered = self.update.lower(self.state, batch, self.tokenizer, self.seed)
+            traced = time.perf_counter() - began
             # Here, because TensorFlow's import and XLA's compilation go well side by side.
             progress = Progress(self.workdir, steps, self.config.train.batch, self.step, self.main)
             exits.enter_context(contextlib.closing(progress))
             on_cpu = jax.default_backend() == "cpu"
             update = lowered.compile(compiler_options=CPU_COMPILER_OPTIONS if on_cpu else None)
-            print(f"compiled in {time.perf_counter() - began:.0f} s", flush=True)
+            took = time.perf_counter() - began
+            print(f"compiled in {took:.0f} s, {traced:.0f} of them tracing", flush=True)
             self.health = self.health_check()
             progress.start_clock()
             exits.callback(checkpoint.finish, self.manager)
@@ -195,7 +185,7 @@ class Run:
     def _steps(self, update, batches, batch, progress: Progress, stop: StopSignal) -> dict[str, float]:
         train, first, window, waiting = self.config.train, self.step + 1, [], 0.0
         while True:
-            self.state, metrics = update(self.state, batch, self.tokenizer)
+            self.state, metrics = update(self.state, batch, self.tokenizer, self.seed)
             window.append(metrics)
             self.step, self.position, stop.keep = self.step + 1, self.position + train.batch, True
             jax.block_until_ready(window[-LONGEST_QUEUE:][0])

@@ -47,17 +47,20 @@ CHOICES = {
 }
 
 
-def check(config: ConfigDict, devices: int = 1) -> None:
+def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
     """Refuse settings that cannot work together.
 
     Args:
         config: complete configuration. devices: of all processes of the run.
+        backend: jax.default_backend(), where the run's is known.
 
     Raises:
         UserError: names the settings and a remedy.
     """
     # In this order and lazily: later checks rely on what the earlier ones refuse.
-    checks = itertools.chain(wrong_values(config), wrong_ranges(config), contradictions(config, devices))
+    checks = itertools.chain(
+        wrong_values(config), wrong_ranges(config), contradictions(config, devices, backend)
+    )
     for sentence in checks:
         raise UserError(sentence + ".")
 
@@ -88,12 +91,14 @@ def wrong_ranges(config: ConfigDict) -> Iterator[str]:
         for name in names:
             if at(config, name) < least:
                 yield f"config.{name}={at(config, name)} is too small; it must be at least {least}"
+    if config.seed >= 2**32:
+        yield f"config.seed={config.seed} is too large; it must be below 2**32"
     for name, choices in CHOICES.items():
         if at(config, name) not in choices:
             yield f"config.{name}={at(config, name)!r} is unknown; use {' or '.join(map(repr, choices))}"
 
 
-def contradictions(config: ConfigDict, devices: int) -> Iterator[str]:
+def contradictions(config: ConfigDict, devices: int, backend: str) -> Iterator[str]:
     """Settings that exclude each other."""
     m, t, v, e = config.model, config.train, config.views, config.efficiency
     if m.image_size % m.patch:
@@ -120,6 +125,16 @@ def contradictions(config: ConfigDict, devices: int) -> Iterator[str]:
         )
     if config.data.canvas < m.patch:
         yield f"config.data.canvas={config.data.canvas} is smaller than a patch ({m.patch} px); enlarge it"
+    if e.attention == "cudnn" and e.dtype == "float32":
+        yield (
+            "config.efficiency.attention=cudnn has no float32; set config.efficiency.dtype=bfloat16, or "
+            "attention=xla"
+        )
+    if e.attention == "cudnn" and backend not in ("gpu", ""):
+        yield (
+            f"config.efficiency.attention=cudnn needs an NVIDIA GPU and JAX runs on {backend!r}; set "
+            "config.efficiency.attention=xla, or install jax[cuda13]"
+        )
     yield from contradictions_of_evaluation(config.eval)
     if config.eval.reconstruction_probe.target == "vq" and not m.tokenizer.path:
         yield (

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sparse_vis.losses.spec import LossSpec
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.train.ema import momentum_at, teacher_params, update_teacher
 from sparse_vis.train.gradients import loss_and_gradients
-from sparse_vis.types import Batch
+from sparse_vis.train.mesh import BATCH, state_sharding
+from sparse_vis.types import Batch, Views
 from sparse_vis.views import ViewSpec, make_views
 
 
@@ -36,7 +40,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything static about a run's step.
+    """Everything static about a run's step; only the seed may be traced, so that all seeds share a program.
 
     Attributes:
         model, loss, views: what is computed. optimizer, schedule: how parameters move.
@@ -50,7 +54,7 @@ class Recipe:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     steps: int
-    seed: int
+    seed: int | jax.Array
     microbatches: int
     use_teacher: bool
     momentum: float
@@ -71,27 +75,33 @@ def initial_state(recipe: Recipe, params: dict | None = None) -> TrainState:
 
 
 def train_step(
-    recipe: Recipe, state: TrainState, batch: Batch, tokenizer: dict | None = None
+    recipe: Recipe,
+    state: TrainState,
+    batch: Batch,
+    tokenizer: dict | None = None,
+    view: Callable[[Batch], Views] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step; a non-finite one leaves parameters, optimizer and teacher as they were.
 
     Args:
         recipe: static settings. state: TrainState. batch: Batch of the global batch.
         tokenizer: frozen parameters of the VQ tokenizer; None for the pixel target.
+        view: makes the views; None draws them as the recipe says, from its seed and the step.
 
     Returns:
         (new state, metrics): unweighted terms, `total`, `gradient_norm`, `learning_rate`,
         `bad_steps`; float32 scalars.
     """
-    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    if view is None:
+        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        view = functools.partial(make_views, key, spec=recipe.views)
     teacher = None
     if recipe.use_teacher:
         momentum = momentum_at(state.step, recipe.steps, recipe.momentum, recipe.final_momentum)
         teacher = update_teacher(state.teacher, state.params, momentum)
     total, terms, gradients = loss_and_gradients(
-        state.params, recipe.model, recipe.loss, batch, lambda part: make_views(key, part, recipe.views),
-        teacher, tokenizer, recipe.microbatches,
-    )  # fmt: skip
+        state.params, recipe.model, recipe.loss, batch, view, teacher, tokenizer, recipe.microbatches
+    )
     norm = optax.global_norm(gradients)
     updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
     good = jnp.isfinite(total) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates))
@@ -108,3 +118,24 @@ def train_step(
         "total": total, **terms, "gradient_norm": norm, "learning_rate": recipe.schedule(state.step),
         "bad_steps": new.bad_steps.astype(jnp.float32),
     }  # fmt: skip
+
+
+def compile_step(recipe: Recipe, mesh: Mesh, state: TrainState):
+    """The jitted step with its placement fixed and the old state's memory reused.
+
+    Its arguments are (state, batch, tokenizer, seed): with the seed as a constant of the program, every seed
+    of a sweep would be compiled anew.
+    """
+    sharding, everywhere = state_sharding(mesh, state), NamedSharding(mesh, PartitionSpec())
+
+    def step(state: TrainState, batch, tokenizer, seed):
+        seeded = dataclasses.replace(recipe, seed=seed)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the blocks where the batch lives
+            return train_step(seeded, state, batch, tokenizer)
+
+    return jax.jit(
+        step,
+        in_shardings=(sharding, NamedSharding(mesh, BATCH), everywhere, everywhere),
+        out_shardings=(sharding, everywhere),
+        donate_argnums=0,
+    )

@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from sparse_vis.data.decode import decode, to_canvas, to_square
 from sparse_vis.errors import UserError
@@ -24,6 +25,39 @@ def noise(height, width, seed=0):
 def test_lossless_files_decode_exactly(form, options):
     pixels = noise(13, 29)
     np.testing.assert_array_equal(decode({"image": encoded(pixels, form, **options), "name": "a"}), pixels)
+
+
+def photograph(height, width):
+    """A photograph of scikit-learn's, in another size."""
+    image = Image.fromarray(load_sample_images().images[0])
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("pixels", [photograph(375, 500), photograph(61, 47), photograph(64, 80)[..., 0]])
+@pytest.mark.parametrize(
+    "options", [{"quality": 90}, {"quality": 60, "progressive": True}, {"subsampling": 0}]
+)
+def test_jpegs_are_pillows_pixels(pixels, options):
+    data = encoded(pixels, "JPEG", **options)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode({"image": data, "name": "a"}), expected)
+
+
+@pytest.mark.parametrize("shape", [(750, 1000), (1000, 750), (130, 2000)])
+def test_a_large_jpeg_is_reduced_while_decoded_and_looks_the_same(shape):
+    """On the canvas there are at least 40 dB between it and the same photograph decoded in full."""
+    record = {"image": encoded(photograph(*shape), "JPEG", quality=90), "name": "a"}
+    reduced, full = decode(record, at_least=256), decode(record)
+    assert full.shape[:2] == shape and 256 <= max(reduced.shape) <= 256 + max(shape) / 8
+    (ours, *size), (theirs, *whole) = (to_canvas(x, 256, min_side=16, name="a") for x in (reduced, full))
+    assert size == whole and max(size) == 256
+    assert 10 * np.log10(255**2 / np.mean((ours.astype(float) - theirs) ** 2)) > 40
+
+
+def test_small_jpegs_are_not_reduced():
+    record = {"image": encoded(photograph(375, 500), "JPEG"), "name": "a"}
+    for at_least in (500, 512):
+        np.testing.assert_array_equal(decode(record, at_least=at_least), decode(record))
 
 
 def test_exif_orientation_turns_the_image_upright():

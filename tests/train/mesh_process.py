@@ -24,9 +24,8 @@ from sparse_vis.interop.released import params_to_tensors
 from sparse_vis.ops.sinkhorn import column_potentials
 from sparse_vis.train.ema import update_teacher
 from sparse_vis.train.gradients import global_potentials, loss_fn, split_batch
-from sparse_vis.train.loop import compile_step
 from sparse_vis.train.mesh import BATCH, global_batch, make_mesh, state_sharding
-from sparse_vis.train.step import initial_state
+from sparse_vis.train.step import compile_step, initial_state
 from sparse_vis.types import Batch
 from sparse_vis.views import make_views
 from tests.train.tiny_config import get_config
@@ -81,7 +80,8 @@ def one_step(shape: tuple[int, int]) -> dict[str, np.ndarray]:
     batch = global_batch(mesh, local_batch())
     step = compile_step(recipe, mesh, state)
     # In one program, the forward pass that both need is compiled once.
-    both = jax.jit(lambda state, batch: (step(state, batch, None), matches(recipe, mesh, state, batch)))
+    seed = np.uint32(recipe.seed)
+    both = jax.jit(lambda state, batch: (step(state, batch, None, seed), matches(recipe, mesh, state, batch)))
     program = both.lower(state, batch).compile()
     gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
     (state, metrics), found = jax.device_get(gather(jax.block_until_ready(program(state, batch))))

@@ -1,6 +1,7 @@
 """Runs that are killed and started again, as real processes."""
 
 import json
+import pathlib
 import signal
 
 import jax
@@ -40,6 +41,21 @@ def assert_same_run(workdir, expected):
     for (path, leaf), found in zip(leaves, jax.tree.leaves(arrays), strict=True):
         np.testing.assert_array_equal(found, leaf, err_msg=jax.tree_util.keystr(path))
     assert metrics(workdir) == metrics(expected)
+
+
+def compiled_programs(environment):
+    return sorted(
+        path.name for path in pathlib.Path(environment["JAX_COMPILATION_CACHE_DIR"]).glob("*-cache")
+    )
+
+
+def test_another_seed_compiles_nothing_anew(main, quick, finished, tmp_path):
+    """Views, first weights and health draw from the seed, which is an argument of all their programs."""
+    before = compiled_programs(quick)
+    with main(f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--config.seed=1") as run:
+        assert run.end() == 0, run.output
+    assert any("step" in name for name in before) and compiled_programs(quick) == before
+    assert metrics(tmp_path / "run")[0]["total"] != metrics(finished)[0]["total"]
 
 
 def test_killed_stopped_and_continued_ends_bit_identical(main, finished, tmp_path):

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.fast
         ("train.keep", 0, "at least 1"),
         ("efficiency.microbatches", 0, "at least 1"),
         ("efficiency.dtype", "float8", "'float32' or 'bfloat16'"),
+        ("seed", 2**32, "below 2**32"),
         ("optimizer.peak_lr", float("nan"), "float32"),
         ("optimizer.peak_lr", 1e39, "float32"),
         ("data.on_error", "skip", "'stop' or 'substitute'"),
@@ -55,6 +56,19 @@ def test_a_wrong_setting_is_named_with_its_remedy(name, value, words):
         settings.check(config, devices=2)
     assert last in str(error.value)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_fused_attention_is_refused_where_it_cannot_run():
+    config = default_config()
+    config.efficiency.attention = "cudnn"
+    settings.check(config, devices=1, backend="gpu")
+    with pytest.raises(
+        UserError, match=r"attention=cudnn needs an NVIDIA GPU and JAX runs on 'cpu'; set .*=xla"
+    ):
+        settings.check(config, devices=1, backend="cpu")
+    config.efficiency.dtype = "float32"
+    with pytest.raises(UserError, match=r"attention=cudnn has no float32; set .*dtype=bfloat16"):
+        settings.check(config, devices=1, backend="gpu")
 
 
 def test_the_teacher_needs_a_second_view():

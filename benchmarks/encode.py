@@ -1,0 +1,70 @@
+"""Time encoding on this machine: images to CLS, S, U, L and Z, no gradient.
+
+    python benchmarks/encode.py --config=configs/imagenet_b16.py --images=256
+
+    --config=FILE       an experiment of configs/; any setting of it: --config.efficiency.dtype=float32, ...
+    --images=64         images per call
+    --repeats=9         calls that are timed, after two that are not
+    --json=FILE         the same numbers for programs, with device, versions and date
+
+Images are random pixels on the device, and weights are random.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
+
+from sparse_vis import host
+
+if __name__ == "__main__":
+    host.prepare()
+
+from absl import app, flags
+
+from benchmarks import command
+from sparse_vis.errors import command_line
+
+IMAGES = flags.DEFINE_integer("images", 64, "Images per call.", lower_bound=1)
+REPEATS = flags.DEFINE_integer("repeats", 9, "Timed calls.", lower_bound=1)
+
+
+def encode(model, pixels):
+    """Tokens and Factors of images (B, H, W, 3) in [0, 1]; a method of Stellar for `apply`."""
+    tokens = model.encode(pixels)
+    return tokens, model.factorize(tokens)
+
+
+def measure(config, images: int, repeats: int) -> dict:
+    """All numbers of encoding so many images at a time, as JSON keeps them."""
+    import functools
+
+    import jax
+
+    from benchmarks.flops import encode_flops
+    from benchmarks.measure import compiled, timed
+    from benchmarks.throughput import throughput
+    from sparse_vis.build import build_model
+    from sparse_vis.models.stellar import init_params
+
+    model, size = build_model(config), config.model.image_size
+    variables = {"params": init_params(model, jax.random.key(config.seed))}
+    pixels = jax.random.uniform(jax.random.key(1), (images, size, size, 3))
+    program = compiled(functools.partial(model.apply, method=encode), variables, pixels)
+    timing = timed(lambda: program.call(variables, pixels), repeats)
+    numbers = throughput(program, timing, images, encode_flops(config), config.efficiency.dtype)
+    return {"config": config.name, "attention": config.efficiency.attention, **numbers}
+
+
+def main(_):
+    config = command.checked_config()
+    result = measure(config, IMAGES.value, REPEATS.value)
+    from benchmarks.throughput import report
+
+    print(f"{result['config']}, encode only, {command.device()}:")
+    print(report(result), flush=True)
+    command.write(result)
+
+
+if __name__ == "__main__":
+    command_line(lambda: app.run(main, flags_parser=command.parser(__doc__)))

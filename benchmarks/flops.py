@@ -1,0 +1,115 @@
+"""Floating-point operations: by formula from the sizes, and of a traced program."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from benchmarks.synthetic import BLOCKS, CHANNELS, LATENT, MULTIPLIERS
+from sparse_vis.masking import visible_count
+
+
+def block(tokens: int, width: int, mlp_dim: int) -> float:
+    """Forward pass of one transformer block over one sequence: four d x d maps, the MLP, the attention."""
+    return 2 * tokens * width * (4 * width + 2 * mlp_dim) + 4 * tokens**2 * width
+
+
+def encoder(m: ConfigDict, patches: int) -> float:
+    """Forward pass over one view of which so many patches are computed; `m` is config.model."""
+    embedding = 2 * patches * 3 * m.patch**2 * m.width
+    return embedding + m.layers * block(1 + patches + m.tokens, m.width, m.mlp_dim)
+
+
+def factorizer(m: ConfigDict, patches: int) -> float:
+    """Forward pass of two projections, the cosines and Z = L S."""
+    return 2 * (patches + m.tokens) * m.width**2 + 4 * patches * m.tokens * m.width
+
+
+def decoder(m: ConfigDict, patches: int) -> float:
+    """Forward pass over one image."""
+    d, out = m.decoder, m.tokenizer.codes if m.target == "vq" else 3 * m.patch**2
+    return 2 * patches * d.width * (m.width + out) + d.layers * block(patches, d.width, d.mlp_dim)
+
+
+def tokenizer(side: int, codes: int) -> float:
+    """VQ encoder of the released size over one image of side x side pixels, and the nearest codes."""
+    total, channels = 2 * side**2 * 9 * 3 * CHANNELS, CHANNELS
+    for level, multiplier in enumerate(MULTIPLIERS):
+        out = CHANNELS * multiplier
+        for _ in range(BLOCKS):
+            shortcut = out if channels != out else 0
+            total += 2 * side**2 * (9 * channels + 9 * out + shortcut) * out
+            channels = out
+        side //= 2 if level < len(MULTIPLIERS) - 1 else 1
+    return total + 2 * side**2 * (BLOCKS * 18 * channels**2 + LATENT * (channels + codes))
+
+
+def encode_flops(config: ConfigDict) -> float:
+    """Encoder and factorization of one image."""
+    m = config.model
+    patches = (m.image_size // m.patch) ** 2
+    return encoder(m, patches) + factorizer(m, patches)
+
+
+def step_flops(config: ConfigDict) -> dict[str, float]:
+    """Work of one training step per image, by part, for the main recipe with all published terms.
+
+    Twice the forward pass for the way back; nothing computed again counts, nor do views, Sinkhorn and
+    matching, which have no products to speak of. For the targets, prototype scores and expected prototypes.
+
+    Args:
+        config: complete configuration.
+    """
+    m, v = config.model, config.views
+    patches, p = (m.image_size // m.patch) ** 2, m.prototypes
+    views = v.global_count
+    rows = (1 + views) * (m.tokens + 1) + v.local_count
+    head = 2 * p.hidden * (m.width + p.dim)
+    scores = 2 * p.dim * p.count
+    return {
+        "encoder, image": 3 * encoder(m, patches),
+        "encoder, masked": 3 * views * encoder(m, visible_count(patches, v.masking_ratio)),
+        "encoder, local": 3 * v.local_count * encoder(m, (v.local_size // m.patch) ** 2),
+        "decoder": 3 * (factorizer(m, patches) + decoder(m, patches)),
+        "heads and losses": 3 * rows * (head + scores) + 3 * (m.tokens + 1) * scores,
+        "tokenizer": tokenizer(16 * m.image_size // m.patch, m.tokenizer.codes) if m.target == "vq" else 0.0,
+    }
+
+
+def products(jaxpr, loops: bool = True) -> float:
+    """FLOPs of all matrix products and convolutions, two per multiply-add, on any device.
+
+    Args:
+        jaxpr: of the traced function. loops: False counts the body of every scan once.
+
+    Raises:
+        ValueError: a product in a while loop, whose number of runs is not in the program.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, shapes = equation.primitive.name, [getattr(v.aval, "shape", ()) for v in equation.invars]
+        size = sum(v.aval.size for v in equation.outvars if hasattr(v.aval, "size"))
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            for axis in contracted:
+                size *= shapes[0][axis]
+            total += 2 * size
+        elif name == "conv_general_dilated":
+            kernel = equation.params["dimension_numbers"].rhs_spec  # out, in, then the window
+            for axis in kernel[1:]:
+                size *= shapes[1][axis]
+            total += 2 * size
+        parts = [products(inner, loops) for inner in _inner(equation.params)]
+        if name == "while" and any(parts) and loops:
+            raise ValueError("a matrix product runs in a while loop, as often as only the run decides")
+        times = equation.params["length"] if name == "scan" and loops else 1
+        total += times * (max(parts, default=0.0) if name == "cond" else sum(parts))
+    return total
+
+
+def _inner(params: dict):
+    """The programs within an equation's parameters."""
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            item = getattr(item, "jaxpr", item)
+            if hasattr(item, "eqns"):
+                yield item

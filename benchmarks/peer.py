@@ -1,0 +1,155 @@
+"""Time us against a PyTorch model of the same sizes: encode and full training step, in turns, on this machine.
+
+    pip install "transformers==5.24.*" "torch==2.13.*"      # both only for this
+    python benchmarks/peer.py --json=benchmarks/results/peer_cpu.json
+
+    --config=FILE       an experiment of configs/ (default: configs/imagenet_b16.py), any setting of it too;
+                        always the pixel target, float32 and no teacher
+    --encode_images=8   images per call of the encoder
+    --step_images=2     images per training step
+    --pairs=9           pairs of timed runs, the order changing from pair to pair
+    --compile=False     True: torch.compile for the peer
+    --json=FILE         the same numbers for programs, with device, versions and date
+
+The peer (benchmarks/peer_model.py) wraps transformers' ViT layers and is given our weights; before anything is
+timed, features and losses of both are compared. A step takes the same views as arrays: to draw them is in neither
+time. The last line is JSON: encode_ratio and step_ratio, peer's time / ours, above 1 where we are faster.
+"""
+
+import functools
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
+
+from sparse_vis import host
+
+if __name__ == "__main__":
+    host.prepare()
+
+from absl import app, flags
+
+from benchmarks import command
+from sparse_vis.errors import UserError, command_line
+
+ENCODE = flags.DEFINE_integer("encode_images", 8, "Images per call of the encoder.", lower_bound=1)
+STEP = flags.DEFINE_integer("step_images", 2, "Images per training step.", lower_bound=1)
+PAIRS = flags.DEFINE_integer("pairs", 9, "Pairs of timed runs.", lower_bound=2)
+COMPILE = flags.DEFINE_bool("compile", False, "torch.compile for the peer.")
+flags.FLAGS["config"].default = "configs/imagenet_b16.py"
+TOLERANCE = 1e-3  # of float32 rounding, relative, through all layers of B/16
+
+
+def prepared(config):
+    """The configuration with what both sides compute."""
+    if config.loss.inpainting or config.loss.matching != "entropic" or config.loss.sinkhorn_epsilon:
+        raise UserError("the peer has the default losses only; leave config.loss as it is.")
+    with config.unlocked():
+        config.model.target, config.efficiency.dtype, config.teacher.enabled = "pixel", "float32", False
+        config.loss.reconstruction = config.loss.reconstruction if config.loss.reconstruction > 1 else 10.0
+        config.optimizer.schedule = "constant"
+        config.train.batch = STEP.value
+    return config
+
+
+def same(name: str, ours, theirs) -> float:
+    """Largest difference relative to our largest number.
+
+    Raises:
+        UserError: above rounding: the comparison would say nothing.
+    """
+    import numpy as np
+
+    ours, theirs = np.asarray(ours), theirs.detach().numpy()
+    difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
+    if not difference < TOLERANCE:
+        raise UserError(f"the peer's {name} differs by {difference:.1e}; do not compare the times.")
+    return difference
+
+
+def encoders(config, recipe, params, peer):
+    """Both encoders as functions without arguments, and how far their features are apart."""
+    import jax
+    import torch
+
+    from benchmarks.encode import encode
+    from benchmarks.measure import compiled
+
+    size = config.model.image_size
+    pixels = jax.random.uniform(jax.random.key(1), (ENCODE.value, size, size, 3))
+    variables = {"params": params}
+    ours = compiled(functools.partial(recipe.model.apply, method=encode), variables, pixels).call
+    theirs = torch.compile(peer.encode) if COMPILE.value else peer.encode
+    channels_first = torch.from_numpy(jax.device_get(pixels).copy()).permute(0, 3, 1, 2).contiguous()
+
+    def peer_encode():
+        with torch.inference_mode():
+            return theirs(channels_first)
+
+    (tokens, factors), found = ours(variables, pixels), peer_encode()
+    differences = {"S": same("S", tokens.S, found[1]), "Z": same("Z", factors.Z, found[4])}
+    return (lambda: ours(variables, pixels)), peer_encode, differences
+
+
+def steps(config, recipe, state, peer):
+    """Both training steps as functions without arguments, and how far their first losses are apart."""
+    import jax
+
+    from benchmarks.measure import compiled
+    from benchmarks.peer_losses import Step
+    from benchmarks.peer_weights import torch_views
+    from benchmarks.synthetic import random_batch
+    from sparse_vis.train.step import train_step
+    from sparse_vis.views import make_views
+
+    views = jax.jit(functools.partial(make_views, spec=recipe.views))(jax.random.key(3), random_batch(config))
+    program = compiled(
+        lambda state, views: train_step(recipe, state, views, view=lambda v: v), state, views, donate=(0,)
+    ).call
+    o, arrays = config.optimizer, torch_views(views)
+    step = Step(
+        peer, recipe.loss, rate=o.peak_lr, weight_decay=o.weight_decay, clip=o.clip, compile=COMPILE.value
+    )
+
+    def ours():
+        nonlocal state
+        state, metrics = program(state, views)
+        return metrics
+
+    total, norm = step(*arrays)
+    metrics = ours()
+    differences = {
+        "total": same("total loss", metrics["total"], total),
+        "gradient_norm": same("gradient norm", metrics["gradient_norm"], norm),
+    }
+    return ours, (lambda: step(*arrays)), differences
+
+
+def main(_):
+    config = prepared(command.checked_config())
+    from benchmarks.flops import encode_flops, step_flops
+    from benchmarks.peer_compare import compare, peaks, report
+    from benchmarks.peer_model import Peer
+    from benchmarks.peer_weights import transplant
+    from benchmarks.synthetic import random_state, recipe_of
+
+    recipe, peer = recipe_of(config), Peer(config)
+    state = random_state(recipe)
+    transplant(state.params, peer)
+    result = {"config": config.name, "compile": COMPILE.value, "peaks": peaks()}
+    for name, make, images, flops in (
+        ("encode", lambda: encoders(config, recipe, state.params, peer), ENCODE.value, encode_flops(config)),
+        ("step", lambda: steps(config, recipe, state, peer), STEP.value, sum(step_flops(config).values())),
+    ):
+        print(f"{name}: compiling ...", flush=True)
+        ours, theirs, differences = make()
+        result[name] = compare(ours, theirs, PAIRS.value, images) | {"differences": differences}
+        print(report(name, result[name], flops, result["peaks"]), flush=True)
+    command.write(result)
+    last = {f"{name}_{key}": result[name][key] for name in ("encode", "step") for key in ("ratio", "spread")}
+    print(json.dumps(last), flush=True)
+
+
+if __name__ == "__main__":
+    command_line(lambda: app.run(main, flags_parser=command.parser(__doc__)))

@@ -1,0 +1,140 @@
+"""The peer: STELLAR's training step in PyTorch around transformers' ViT layers, written from the method.
+
+As fast as plain PyTorch gets it without leaving the library: one encoder call per shape of view, only visible
+patches embedded, scaled_dot_product_attention, fused AdamW. Pixel target, no teacher.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from ml_collections import ConfigDict
+from torch import nn
+from transformers import ViTConfig, ViTModel
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Trunk(nn.Module):
+    """Blocks and final norm of a ViTModel, without its embeddings."""
+
+    def __init__(self, width: int, layers: int, heads: int, mlp_dim: int):
+        super().__init__()
+        config = ViTConfig(
+            hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=mlp_dim,
+            hidden_act="gelu", layer_norm_eps=1e-12, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
+        )  # fmt: skip
+        model = ViTModel(config, add_pooling_layer=False)
+        self.layers, self.norm = model.layers, model.layernorm
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+class Head(nn.Module):
+    """Predictor MLP to the unit sphere, and prototypes (dim, K)."""
+
+    def __init__(self, width: int, hidden: int, dim: int, count: int):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(width, hidden), nn.Linear(hidden, dim)
+        self.prototypes = nn.Parameter(torch.randn(dim, count))
+
+    def forward(self, x):
+        return F.normalize(self.outer(F.gelu(self.inner(x))), dim=-1, eps=1e-7)
+
+
+class Peer(nn.Module):
+    """The model of config.model; `tokens`, `encode` and `forward` mirror method.md sections 2 to 5."""
+
+    def __init__(self, config: ConfigDict):
+        super().__init__()
+        m = config.model
+        self.patch, self.side, self.queries_count = m.patch, m.image_size // m.patch, m.tokens
+        self.temperature = m.spatial_temperature
+        self.cls = nn.Parameter(torch.zeros(m.width))
+        self.cls_position = nn.Parameter(torch.zeros(m.width))
+        self.positions = nn.Parameter(torch.zeros(self.side**2, m.width))
+        self.queries = nn.Parameter(torch.randn(m.tokens, m.width) * m.width**-0.5)
+        self.embedding = nn.Linear(3 * m.patch**2, m.width)
+        self.trunk = Trunk(m.width, m.layers, m.heads, m.mlp_dim)
+        self.dense_proj, self.sparse_proj = (nn.Linear(m.width, m.width) for _ in range(2))
+        d, p = m.decoder, m.prototypes
+        self.decoder_in, self.decoder = (
+            nn.Linear(m.width, d.width),
+            Trunk(d.width, d.layers, d.heads, d.mlp_dim),
+        )
+        self.register_buffer("fourier", torch.randn(2, d.width // 2))
+        self.pixel_weight = nn.Parameter(torch.zeros(d.width, m.patch**2 * 3))
+        self.pixel_bias = nn.Parameter(torch.zeros(3))
+        self.sparse_head, self.cls_head = (Head(m.width, p.hidden, p.dim, p.count) for _ in range(2))
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
+
+    def tokens(self, pixels, visible=None):
+        """(CLS, S, U) of images (B, 3, H, W); `visible` (B, keep) are the patches that are computed."""
+        batch, _, height, width = pixels.shape
+        p, rows, columns = self.patch, height // self.patch, width // self.patch
+        x = ((pixels - self.mean) / self.std).view(batch, 3, rows, p, columns, p)
+        x = x.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+        table = self.positions
+        if (rows, columns) != (self.side, self.side):
+            table = table.T.view(1, -1, self.side, self.side)
+            table = F.interpolate(table, (rows, columns), mode="bicubic", align_corners=False)
+            table = table.flatten(2)[0].T
+        if visible is None:
+            x = self.embedding(x) + table
+        else:
+            x = torch.gather(x, 1, visible[..., None].expand(-1, -1, x.shape[-1]))
+            x = self.embedding(x) + table[visible]
+        first = (self.cls + self.cls_position).expand(batch, 1, -1)
+        x = self.trunk(torch.cat([first, x, self.queries.expand(batch, -1, -1)], dim=1))
+        return x[:, 0], x[:, -self.queries_count :], x[:, 1 : -self.queries_count]
+
+    def factorize(self, S, U):
+        """L (B, n, r) and Z = L S."""
+        u = F.normalize(self.dense_proj(U), dim=-1, eps=1e-7)
+        s = F.normalize(self.sparse_proj(S), dim=-1, eps=1e-7)
+        L = torch.softmax(u @ s.transpose(1, 2) / self.temperature, dim=-1)
+        return L, L @ S
+
+    def encode(self, pixels):
+        """CLS, S, U, L and Z of images (B, 3, H, W)."""
+        cls, S, U = self.tokens(pixels)
+        return cls, S, U, *self.factorize(S, U)
+
+    def position_code(self):
+        centres = (torch.arange(self.side, dtype=torch.float32) + 0.5) / self.side * 2 - 1
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        angle = 2 * math.pi * torch.stack([x, y], dim=-1).view(-1, 2) @ self.fourier
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+    def decode(self, Z):
+        """Pixels (B, 3, H, W)."""
+        x = self.decoder(self.decoder_in(Z) + self.position_code())
+        p, g = self.patch, self.side
+        x = (x @ self.pixel_weight).view(-1, g, g, p, p, 3) + self.pixel_bias
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, g * p, g * p)
+
+    def forward(self, image, masked, visible, local):
+        """All that the losses need.
+
+        Args:
+            image: (B, 3, H, W). masked: (B, V, 3, H, W). visible: (B, V, keep). local: (B, Vl, 3, h, w).
+        """
+        batch = image.shape[0]
+        cls, S, U = self.tokens(image)
+        _, Z = self.factorize(S, U)
+        masked_cls, masked_S, _ = self.tokens(masked.flatten(0, 1), visible.flatten(0, 1))
+        local_cls, _, _ = self.tokens(local.flatten(0, 1))
+        return dict(
+            S=S, masked_S=masked_S.unflatten(0, (batch, -1)), pixels=self.decode(Z),
+            sparse=self.sparse_head(S), masked_sparse=self.sparse_head(masked_S).unflatten(0, (batch, -1)),
+            cls=self.cls_head(cls), masked_cls=self.cls_head(masked_cls).unflatten(0, (batch, -1)),
+            local_cls=self.cls_head(local_cls).unflatten(0, (batch, -1)),
+            sparse_prototypes=self.sparse_head.prototypes, cls_prototypes=self.cls_head.prototypes,
+        )  # fmt: skip

@@ -1,0 +1,88 @@
+"""Time the full training step on this machine: views, forward, targets, losses, gradients, update.
+
+    python benchmarks/step.py --config=configs/imagenet_b16.py --config.train.batch=256
+    python benchmarks/step.py --config=configs/imagenet_h14.py --config.train.batch=64 \
+        --config.model.target=pixel --config.loss.reconstruction=10
+
+    --config=FILE       an experiment of configs/; any setting of it: --config.efficiency.dtype=float32,
+                        --config.efficiency.microbatches=4, ... --config.train.batch is the batch of a step
+    --repeats=9         steps that are timed, after two that are not
+    --json=FILE         the same numbers for programs, with device, versions and date
+
+Images are random pixels and weights random, those of the VQ tokenizer too: no files are needed.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
+
+from sparse_vis import host
+
+if __name__ == "__main__":
+    host.prepare()
+
+from absl import app, flags
+
+from benchmarks import command
+from sparse_vis.errors import UserError, command_line
+
+REPEATS = flags.DEFINE_integer("repeats", 9, "Timed steps.", lower_bound=1)
+
+
+def measure(config, repeats: int) -> dict:
+    """All numbers of the step, as JSON keeps them.
+
+    Raises:
+        UserError: a step's numbers are not finite, so that its time says nothing.
+    """
+    import jax
+    import numpy as np
+
+    from benchmarks.flops import step_flops
+    from benchmarks.measure import compiled, timed
+    from benchmarks.synthetic import random_batch, random_state, random_tokenizer, recipe_of
+    from benchmarks.throughput import throughput
+    from sparse_vis.train.mesh import make_mesh
+    from sparse_vis.train.step import compile_step
+
+    recipe, batch = recipe_of(config), random_batch(config)
+    state, tokenizer = random_state(recipe), random_tokenizer(recipe.model.tokenizer)
+    seed = np.uint32(recipe.seed)
+    mesh = make_mesh(config.efficiency.mesh)
+    program = compiled(compile_step(recipe, mesh, state), state, batch, tokenizer, seed)
+    arguments = (state, batch, tokenizer, seed)
+    state, batch, tokenizer, seed = jax.device_put(arguments, program.call.input_shardings[0])
+    metrics = {}
+
+    def step():
+        nonlocal state, metrics
+        state, metrics = program.call(
+            state, batch, tokenizer, seed
+        )  # the old state is gone: its memory is reused
+        return metrics
+
+    timing = timed(step, repeats)
+    if metrics["bad_steps"]:
+        raise UserError(f"{int(metrics['bad_steps'])} of the steps were not finite; use another dtype.")
+    return {
+        "config": config.name, "target": config.model.target, "microbatches": config.efficiency.microbatches,
+        "remat": config.efficiency.remat, "attention": config.efficiency.attention,
+        **throughput(
+            program, timing, config.train.batch, sum(step_flops(config).values()), config.efficiency.dtype
+        ),
+    }  # fmt: skip
+
+
+def main(_):
+    config = command.checked_config()
+    result = measure(config, REPEATS.value)
+    from benchmarks.throughput import report
+
+    print(f"{result['config']}, {result['target']} target, full training step, {command.device()}:")
+    print(report(result), flush=True)
+    command.write(result)
+
+
+if __name__ == "__main__":
+    command_line(lambda: app.run(main, flags_parser=command.parser(__doc__)))

@@ -1,0 +1,85 @@
+"""Every attention that this backend can run, against the closed form in float64 and on hard inputs."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_vis.models.vit import Block, plain_attention
+
+# What `Block.attention` may name here; "jax" is XLA's own form of jax.nn, which fused kernels replace.
+FUSED = ("cudnn",) if jax.default_backend() == "gpu" else ()
+IMPLEMENTATIONS = {
+    "xla": plain_attention,
+    "jax": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
+    **{name: functools.partial(jax.nn.dot_product_attention, implementation=name) for name in FUSED},
+}
+DTYPES = [(name, dtype) for name in IMPLEMENTATIONS for dtype in ("float32", "bfloat16")]
+CASES = [case for case in DTYPES if case not in {(name, "float32") for name in FUSED}]
+LENGTHS = (
+    213,
+    56,
+    53,
+    273,
+    68,
+)  # of the recipes: image, masked and local views of B/16; image and masked of H/14
+
+
+def closed_form(q, k, v, change):
+    """Attention and its gradients by q, k and v for the cotangent `change`, (B, T, h, c) in float64."""
+    q, k, v, change = (np.asarray(x, np.float64) for x in (q, k, v, change))
+    scale = q.shape[-1] ** -0.5
+    scores = np.einsum("bthc,bshc->bhts", q, k) * scale
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    pull = np.einsum("bthc,bshc->bhts", change, v)
+    pull = weights * (pull - (pull * weights).sum(-1, keepdims=True)) * scale
+    return (
+        np.einsum("bhts,bshc->bthc", weights, v),
+        np.einsum("bhts,bshc->bthc", pull, k),
+        np.einsum("bhts,bthc->bshc", pull, q),
+        np.einsum("bhts,bthc->bshc", weights, change),
+    )
+
+
+def value_and_gradients(name, q, k, v, change):
+    value, pull = jax.vjp(jax.jit(IMPLEMENTATIONS[name]), q, k, v)
+    return value, *pull(change)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_values_and_gradients_are_the_closed_form(name, dtype, length):
+    arrays = jax.random.normal(jax.random.key(length), (4, 1, length, 2, 64), dtype)
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    for ours, exact in zip(value_and_gradients(name, *arrays), closed_form(*arrays), strict=True):
+        assert ours.dtype == dtype
+        assert np.linalg.norm(np.float64(ours) - exact) <= tolerance * np.linalg.norm(exact)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+@pytest.mark.parametrize("size", [1e-30, 300.0])
+def test_no_nan_where_scores_vanish_or_exceed_what_exp_can_hold(name, dtype, size):
+    """At 300 scores are near 1e5: one weight is 1, the others underflow."""
+    q, k, v, change = jax.random.normal(jax.random.key(0), (4, 1, 53, 2, 16), dtype)
+    found = value_and_gradients(name, size * q, size * k, v, change)
+    assert all(bool(jnp.isfinite(x).all()) for x in found)
+    exact = closed_form(size * q, size * k, v, change)[0]
+    np.testing.assert_allclose(np.float64(found[0]), exact, atol=1e-5 if dtype == "float32" else 5e-2)
+
+
+@pytest.mark.parametrize("name", FUSED or ["xla"])
+def test_a_block_computes_with_what_it_names(name):
+    """The default block's output, from the same block with the attention of jax.nn or a fused kernel."""
+    x = jax.random.normal(jax.random.key(0), (2, 53, 32), "bfloat16")
+    reference = Block(32, 2, 64, dtype="bfloat16")
+    params = reference.init(jax.random.key(1), x)
+    # None is not among the settings: it lets jax.nn choose, XLA on CPU.
+    ours = reference.clone(attention=name if FUSED else None).apply(params, x)
+    np.testing.assert_allclose(np.float32(ours), np.float32(reference.apply(params, x)), atol=5e-2)
