@@ -20,8 +20,9 @@ def number(result: dict, encoder: str, path: tuple[str, ...]) -> float | None:
         result = result["metrics"].get(encoder)
     elif encoder != TRAINED:
         return None
-    for name in path:
-        result = result.get(name) if isinstance(result, dict) else None
+    for names in path:
+        held = result if isinstance(result, dict) else {}
+        result = next((held[name] for name in names.split("|") if name in held), None)
     return result if isinstance(result, int | float) else None
 
 

@@ -26,7 +26,8 @@ class Column:
     """A number of a result: its title, its keys in the result file, its digits.
 
     Attributes:
-        path: of an evaluation (task, what was measured, metric), or ("health", measure).
+        path: of an evaluation (task, what was measured, metric), or ("health", measure). Of names joined by |
+            the first that a result has.
     """
 
     title: str
@@ -43,12 +44,14 @@ class Group:
     rows: dict[str, Row]
 
 
-KNN = Column("kNN mean S", ("knn", "mean_S", "k20"))
-LINEAR = Column("linear mean S", ("linear", "mean_S", "accuracy"))
+# Of mean S; where an encoder has no S, of mean U.
+KNN = Column("kNN", ("knn", "mean_S|mean_U", "k20"))
+LINEAR = Column("linear", ("linear", "mean_S|mean_U|cls_mean_U", "accuracy"))
 CLS = Column("linear CLS", ("linear", "cls", "accuracy"))
-MEAN_U = Column("linear mean U", ("linear", "mean_U", "accuracy"))
-RECALL1 = Column("recall@1", ("retrieval", "mean_S", "recall1"))
-RECALL5 = Column("recall@5", ("retrieval", "mean_S", "recall5"))
+CONCATENATED = Column("linear all of S", ("linear", "concat_S", "accuracy"))
+CLS_U = Column("linear CLS and mean U", ("linear", "cls_mean_U", "accuracy"))
+RECALL1 = Column("recall@1", ("retrieval", "mean_S|mean_U", "recall1"))
+RECALL5 = Column("recall@5", ("retrieval", "mean_S|mean_U", "recall5"))
 PSNR = Column("PSNR", ("reconstruction", "", "psnr"), 2)
 IOU = Column("best-token IoU", ("localization", "", "best_iou"))
 ARI = Column("FG-ARI", ("localization", "", "fg_ari"))
@@ -61,8 +64,7 @@ SPREAD = Column("spread of CLS", ("health", "cls_spread"))
 NO_CLS = {f"loss.{name}": 0.0 for name in ("cls_clustering", "cls_masked")}
 NO_ALIGNMENT = {f"loss.{name}": 0.0 for name in ("set_alignment", "cls_masked")}
 NO_CLUSTERING = {"loss.token_clustering": 0.0, "loss.cls_clustering": 0.0}
-NO_KOLEO = {"loss.koleo_image": 0.0, "loss.koleo_masked": 0.0}
-ONLY_PIXELS = {**NO_CLUSTERING, **NO_ALIGNMENT, **NO_KOLEO}
+ONLY_PIXELS = {**NO_CLUSTERING, **NO_ALIGNMENT}
 
 # Baselines: hidden patches from those that are seen; an autoencoder of U with class tokens, without S and L.
 MAE_STYLE = {
@@ -74,17 +76,9 @@ MAE_STYLE = {
 }
 DENSE = {"loss.token_clustering": 0.0, "loss.set_alignment": 0.0, "model.bottleneck": "dense"}
 
-# Ablations are short, and have the published terms that one token alone has no use for.
-ABLATION = {
-    "model.tokens": 4,
-    "loss.koleo_image": 0.1,
-    "loss.koleo_masked": 0.1,
-    "train.steps": 300,
-    "train.log_every": 50,
-    "train.health_every": 50,
-    "eval.beside": (),
-}
-SMALL = {"eval.beside": (), "train.log_every": 50, "train.health_every": 50}
+SHORT = {"train.steps": 500, "train.log_every": 50, "train.health_every": 50, "eval.beside": ()}
+# What one token alone has no use for: that the tokens of an image differ.
+KOLEO = {"loss.koleo_image": 0.1, "loss.koleo_masked": 0.1}
 UNCENTRED = {"data.scenes.digits": "many", "data.scenes.max_digits": 1, "data.scenes.digit_scale": (0.5, 0.7)}
 
 
@@ -99,19 +93,14 @@ def compared(config: str, title: str) -> dict[str, Row]:
 
 
 def changed(settings: dict) -> Row:
-    """A short run of configs/digits.py with four tokens and some settings changed."""
-    return Row("configs/digits.py", {**ABLATION, **settings})
-
-
-def batch(images: int, steps: int) -> Row:
-    """A run of configs/digits.py with another batch."""
-    return Row("configs/digits.py", {**SMALL, "train.batch": images, "train.steps": steps})
+    """A short run of configs/digits.py with some settings changed."""
+    return Row("configs/digits.py", {**SHORT, **settings})
 
 
 GROUPS = {
     "semantics": Group(
         "classes from random initialisation: digits",
-        (KNN, LINEAR, CLS, MEAN_U, PSNR, IOU, USAGE),
+        (KNN, LINEAR, CLS, CLS_U, PSNR, IOU, USAGE),
         {
             "uncentred": Row("configs/digits.py", UNCENTRED, shown=("untrained", "pixels", "pca")),
             **compared("configs/digits.py", "centred"),
@@ -119,31 +108,41 @@ GROUPS = {
     ),
     "clipart": Group(
         "drawings by folder name",
-        (KNN, LINEAR, CLS, MEAN_U, RECALL1, RECALL5, PSNR, USAGE),
+        (KNN, LINEAR, CLS, CLS_U, RECALL1, RECALL5, PSNR, USAGE),
         compared("configs/clipart.py", "drawings"),
     ),
     "ablations": Group(
-        "what each part of the method is for, on centred digits",
-        (KNN, LINEAR, PSNR, IOU, USAGE, CHANGED),
+        "what each part of the method is for, on centred digits with one token",
+        (KNN, LINEAR, CLS, PSNR, USAGE, SPREAD),
         {
             "full": changed({}),
             "without reconstruction": changed({"loss.reconstruction": 0.0}),
             "without clustering": changed(NO_CLUSTERING),
             "softmax targets": changed({"loss.sinkhorn_iterations": 0}),
             "without alignment": changed(NO_ALIGNMENT),
-            "without KoLeo": changed(NO_KOLEO),
             "without CLS terms": changed(NO_CLS),
             "reconstruction only": changed(ONLY_PIXELS),
-            "clustering only": changed({"loss.reconstruction": 0.0, **NO_KOLEO, **NO_ALIGNMENT}),
-            "r = 1": changed({"model.tokens": 1, **NO_KOLEO}),
-            "r = 8": changed({"model.tokens": 8}),
-            "r = 16": changed({"model.tokens": 16}),
-            "exact matching": changed({"loss.matching": "exact"}),
+            "clustering only": changed({"loss.reconstruction": 0.0, **NO_ALIGNMENT}),
+        },
+    ),
+    "tokens": Group(
+        "how many tokens, what keeps them apart, how they are matched",
+        (KNN, LINEAR, CONCATENATED, PSNR, IOU, USAGE, RANK, CHANGED),
+        {
+            "r = 1": changed({}),
+            "r = 4": changed({"model.tokens": 4, **KOLEO}),
+            "r = 8": changed({"model.tokens": 8, **KOLEO}),
+            "r = 16": changed({"model.tokens": 16, **KOLEO}),
+            "r = 4 without KoLeo": changed({"model.tokens": 4}),
+            "r = 4 exact matching": changed({"model.tokens": 4, **KOLEO, "loss.matching": "exact"}),
         },
     ),
     "batches": Group(
         "small batches: does anything collapse?",
         (KNN, LINEAR, PSNR, USAGE, RANK, SPREAD),
-        {"16": batch(16, 600), "64": batch(64, 300), "256": batch(256, 150)},
+        {
+            str(images): changed({"model.tokens": 4, **KOLEO, "train.batch": images, "train.steps": steps})
+            for images, steps in ((16, 800), (64, 400), (256, 150))
+        },
     ),
 }

@@ -12,17 +12,23 @@ from sparse_vis.errors import UserError
 from tests.main_process import ROOT, TINY
 
 COLUMNS = (
-    Column("kNN", ("knn", "mean_S", "k10")),
+    Column("kNN", ("knn", "mean_S|mean_U", "k10")),
     Column("used", ("health", "prototype_usage"), 1),
 )
 TINY_SETTINGS = {
     "train.steps": 2,
     "train.health_every": 1,
     "eval.tasks": "('knn',)",
-    "eval.beside": "('pixels',)",
+    "eval.beside": ("pixels",),
 }
 GROUP = Group(
-    "tiny", COLUMNS, {"plain": Row(str(TINY), TINY_SETTINGS, shown=("pixels",)), "other": Row("missing.py")}
+    "tiny",
+    COLUMNS,
+    {
+        "plain": Row(str(TINY), TINY_SETTINGS, shown=("pixels",)),
+        "compared": Row(str(TINY), TINY_SETTINGS, beside=("plain",)),
+        "other": Row("missing.py"),
+    },
 )
 
 
@@ -45,6 +51,11 @@ def test_a_run_is_trained_evaluated_kept_and_not_run_again(groups, monkeypatch, 
     assert set(result["metrics"]) == {"trained", "pixels"}
     assert 0 <= result["metrics"]["trained"]["knn"]["mean_S"]["k10"] <= 1
     assert 0 < result["health"]["prototype_usage"] <= 1
+    start(monkeypatch, tmp_path, "--rows=compared", "--seeds=3")
+    compared = json.loads((tmp_path / "results/tiny/compared-seed3.json").read_text())["metrics"]
+    assert (
+        set(compared) == {"trained", "pixels", "plain"} and compared["plain"] == result["metrics"]["trained"]
+    )
     capsys.readouterr()
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
     start(monkeypatch, tmp_path, "--rows=plain", "--seeds=3")
@@ -53,7 +64,7 @@ def test_a_run_is_trained_evaluated_kept_and_not_run_again(groups, monkeypatch, 
 
 @pytest.mark.fast
 def test_a_failed_run_and_an_unknown_row_are_named(groups, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="--rows=plan is no row of tiny; it has plain, other"):
+    with pytest.raises(UserError, match="--rows=plan is no row of tiny; it has plain, compared, other"):
         start(monkeypatch, tmp_path, "--rows=plan")
     with pytest.raises(UserError, match=r"tiny/other seed 0 failed: see the end of .*log\.txt"):
         start(monkeypatch, tmp_path, "--rows=other", "--seeds=0")
@@ -64,8 +75,8 @@ def test_a_failed_run_and_an_unknown_row_are_named(groups, monkeypatch, tmp_path
 def test_tables_hold_mean_and_deviation_over_seeds(groups, tmp_path):
     def result(seed, knn, pixels, alarms=()):
         metrics = {
-            "trained": {"knn": {"mean_S": {"k10": knn}}},
-            "pixels": {"knn": {"mean_S": {"k10": pixels}}},
+            "trained": {"knn": {"mean_U": {"k10": 9.0}, "mean_S": {"k10": knn}}},
+            "pixels": {"knn": {"mean_U": {"k10": pixels}}},
         }
         return {"row": "plain", "seed": seed, "metrics": metrics, "alarms": list(alarms),
                 "health": {"prototype_usage": 0.5}}  # fmt: skip
