@@ -1,4 +1,4 @@
-"""The model that comes with the package, `sparse_vis.load("scenes-tiny")`: the quickstart, six times as long.
+"""The model that comes with the package, `sparse_vis.load("scenes-tiny")`: the quickstart, three times as long.
 
 Command:   python main.py --config=configs/scenes_tiny.py
            then python -m sparse_vis.export --checkpoint=runs/scenes_tiny --output=FOLDER
@@ -12,5 +12,5 @@ from configs.quickstart import get_config as quickstart
 def get_config():
     config = quickstart()
     config.name = "scenes_tiny"
-    config.train.update(steps=3000, log_every=100, save_every=250, health_every=500)
+    config.train.update(steps=1500, log_every=100, save_every=250, health_every=500)
     return config
