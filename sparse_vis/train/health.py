@@ -127,11 +127,13 @@ def complaints(measures: dict[str, float], tokens: int) -> dict[str, str]:
         measures: of `measure`, as floats. tokens: r.
     """
     limits = {
-        "S_rank_in_image": (1 + 0.1 * (tokens - 2), "the tokens of an image are nearly alike"),
         "prototype_entropy": (0.05, "nearly all tokens choose the same prototype"),
         "cls_spread": (1e-5, "CLS is the same for every image"),
-        "L_coverage": (1.2 / tokens, "one token covers the whole of every image"),
     }
+    if tokens > 1:  # one token has nobody to differ from, and the rank of two is one whatever they are
+        limits["L_coverage"] = (1.2 / tokens, "one token covers the whole of every image")
+    if tokens > 2:
+        limits["S_rank_in_image"] = (1 + 0.1 * (tokens - 2), "the tokens of an image are nearly alike")
     return {
         name: meaning for name, (limit, meaning) in limits.items() if measures.get(name, math.inf) < limit
     }

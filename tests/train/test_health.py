@@ -98,6 +98,14 @@ def test_every_measure_has_words_below_its_limit():
     }
 
 
+@pytest.mark.fast
+def test_one_and_two_tokens_are_not_blamed_for_what_they_cannot_help():
+    alone = {"S_rank_in_image": 0.0, "L_coverage": 1.0, "prototype_entropy": 0.5, "cls_spread": 0.5}
+    assert complaints(alone, tokens=1) == {}
+    assert complaints(alone | {"S_rank_in_image": 0.999, "L_coverage": 0.7}, tokens=2) == {}
+    assert list(complaints(alone | {"cls_spread": 0.0}, tokens=1)) == ["cls_spread"]
+
+
 def test_a_healthy_run_is_silent(tmp_path, capsys):
     output, rows = run(tmp_path, capsys)
     assert "collapse" not in output and "health/" not in output
