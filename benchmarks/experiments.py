@@ -126,10 +126,9 @@ GROUPS = {
         },
     ),
     "tokens": Group(
-        "how many tokens, what keeps them apart, how they are matched",
+        "how many tokens (one: the full row above), what keeps them apart, how they are matched",
         (KNN, LINEAR, CONCATENATED, PSNR, IOU, USAGE, RANK, CHANGED),
         {
-            "r = 1": changed({}),
             "r = 4": changed({"model.tokens": 4, **KOLEO}),
             "r = 8": changed({"model.tokens": 8, **KOLEO}),
             "r = 16": changed({"model.tokens": 16, **KOLEO}),
