@@ -57,9 +57,8 @@ def measure(config, repeats: int) -> dict:
 
     def step():
         nonlocal state, metrics
-        state, metrics = program.call(
-            state, batch, tokenizer, seed
-        )  # the old state is gone: its memory is reused
+        # The old state is gone: its memory is reused.
+        state, metrics = program.call(state, batch, tokenizer, seed)
         return metrics
 
     timing = timed(step, repeats)
