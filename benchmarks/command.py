@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sparse_vis.errors import UserError
@@ -22,7 +22,10 @@ def parser(documentation: str) -> Callable:
         if {"-h", "--help", "-help"} & set(argv):
             print(documentation)
             sys.exit(0)
-        return arguments.parse(argv)
+        rest = arguments.parse(argv)
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        return rest
 
     return parse
 
