@@ -1,4 +1,4 @@
-"""The command line that benchmarks share: --config with its overrides, and --json."""
+"""The command line that benchmarks share: --config with its overrides, --repeats, --json."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sparse_vis.train import arguments, settings
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 JSON = flags.DEFINE_string("json", None, "File for the numbers.")
+REPEATS = flags.DEFINE_integer("repeats", 9, "Timed runs.", lower_bound=1)
 
 
 def parser(documentation: str) -> Callable:

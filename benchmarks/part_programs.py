@@ -124,9 +124,7 @@ def parts(recipe: Recipe, state: TrainState, batch: Batch, tokenizer: dict | Non
         "views": Part(views, (jax.random.key(3), batch), backward=False),
         **encoders(model, params, made),
         "decoder": decoding(model, params, outputs, made.image),
-        "heads and losses": heads(
-            recipe, params, outputs, made, (cls_like(made.masked), cls_like(made.local))
-        ),
+        "heads and losses": heads(recipe, params, outputs, made, cls),
         "Sinkhorn": Part(functools.partial(balance, spec=spec), (own_source(outputs),), backward=False),
         "matching": Part(functools.partial(match_tokens, spec=spec), (masked, own), backward=False),
         "optimizer": Part(update, (ones, state.opt_state, params), backward=False),

@@ -3,7 +3,7 @@
     python benchmarks/parts.py --config=configs/imagenet_b16.py --config.train.batch=64
 
     --config=FILE       an experiment of configs/, without teacher; any setting of it too
-    --repeats=5         timed runs of every part, after two that are not
+    --repeats=9         timed runs of every part, after two that are not
     --json=FILE         the same numbers for programs, with device, versions and date
 
 Every part gets the inputs that the step gives it: encoder per shape of view, factorization and decoder,
@@ -21,12 +21,10 @@ from sparse_vis import host
 if __name__ == "__main__":
     host.prepare()
 
-from absl import app, flags
+from absl import app
 
 from benchmarks import command, step
 from sparse_vis.errors import UserError, command_line
-
-flags.FLAGS["repeats"].default = 5
 
 
 def one_part(part, repeats: int) -> dict:
@@ -93,7 +91,7 @@ def table(r: dict) -> str:
 
 def main(_):
     config = command.checked_config()
-    result = measure(config, step.REPEATS.value)
+    result = measure(config, command.REPEATS.value)
     from benchmarks.throughput import report
 
     print(f"{result['config']}, {result['target']} target, full training step, {command.device()}:")

@@ -6,7 +6,7 @@
     --config=FILE       an experiment of configs/; always the pixel target, float32 and no teacher
     --encode_images=8   images per call of the encoder
     --step_images=2     images per training step
-    --pairs=9           pairs of timed runs, the order changing from pair to pair
+    --repeats=9         pairs of timed runs, the order changing from pair to pair
     --compile=False     True: torch.compile for the peer
     --json=FILE         the same numbers for programs, with device, versions and date
 
@@ -35,7 +35,6 @@ from sparse_vis.errors import UserError, command_line
 
 ENCODE = flags.DEFINE_integer("encode_images", 8, "Images per call of the encoder.", lower_bound=1)
 STEP = flags.DEFINE_integer("step_images", 2, "Images per training step.", lower_bound=1)
-PAIRS = flags.DEFINE_integer("pairs", 9, "Pairs of timed runs.", lower_bound=2)
 COMPILE = flags.DEFINE_bool("compile", False, "torch.compile for the peer.")
 TOLERANCE = 1e-3  # of float32 rounding, relative, through all layers of B/16
 
@@ -143,7 +142,7 @@ def main(_):
     ):
         print(f"{name}: compiling ...", flush=True)
         ours, theirs, differences = make()
-        result[name] = compare(ours, theirs, PAIRS.value, images) | {"differences": differences}
+        result[name] = compare(ours, theirs, command.REPEATS.value, images) | {"differences": differences}
         print(report(name, result[name], flops, result["peaks"]), flush=True)
     command.write(result)
     last = {f"{name}_{key}": result[name][key] for name in ("encode", "step") for key in ("ratio", "spread")}
