@@ -1,11 +1,11 @@
-"""The command line that benchmarks share: --config with its overrides, and --json."""
+"""The command line that benchmarks share: --config with its overrides, --repeats, --json."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sparse_vis.errors import UserError
@@ -13,6 +13,7 @@ from sparse_vis.train import arguments, settings
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 JSON = flags.DEFINE_string("json", None, "File for the numbers.")
+REPEATS = flags.DEFINE_integer("repeats", 9, "Timed runs.", lower_bound=1)
 
 
 def parser(documentation: str) -> Callable:
@@ -22,7 +23,10 @@ def parser(documentation: str) -> Callable:
         if {"-h", "--help", "-help"} & set(argv):
             print(documentation)
             sys.exit(0)
-        return arguments.parse(argv)
+        rest = arguments.parse(argv)
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        return rest
 
     return parse
 

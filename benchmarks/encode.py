@@ -26,7 +26,6 @@ from benchmarks import command
 from sparse_vis.errors import command_line
 
 IMAGES = flags.DEFINE_integer("images", 64, "Images per call.", lower_bound=1)
-REPEATS = flags.DEFINE_integer("repeats", 9, "Timed calls.", lower_bound=1)
 
 
 def encode(model, pixels):
@@ -58,7 +57,7 @@ def measure(config, images: int, repeats: int) -> dict:
 
 def main(_):
     config = command.checked_config()
-    result = measure(config, IMAGES.value, REPEATS.value)
+    result = measure(config, IMAGES.value, command.REPEATS.value)
     from benchmarks.throughput import report
 
     print(f"{result['config']}, encode only, {command.device()}:")

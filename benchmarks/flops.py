@@ -13,10 +13,14 @@ def block(tokens: int, width: int, mlp_dim: int) -> float:
     return 2 * tokens * width * (4 * width + 2 * mlp_dim) + 4 * tokens**2 * width
 
 
+def embedding(m: ConfigDict, patches: int) -> float:
+    """Forward pass of the patch embedding."""
+    return 2 * patches * 3 * m.patch**2 * m.width
+
+
 def encoder(m: ConfigDict, patches: int) -> float:
     """Forward pass over one view of which so many patches are computed; `m` is config.model."""
-    embedding = 2 * patches * 3 * m.patch**2 * m.width
-    return embedding + m.layers * block(1 + patches + m.tokens, m.width, m.mlp_dim)
+    return embedding(m, patches) + m.layers * block(1 + patches + m.tokens, m.width, m.mlp_dim)
 
 
 def factorizer(m: ConfigDict, patches: int) -> float:
@@ -62,13 +66,17 @@ def step_flops(config: ConfigDict) -> dict[str, float]:
     m, v = config.model, config.views
     patches, p = (m.image_size // m.patch) ** 2, m.prototypes
     views = v.global_count
+
+    def trained(patches: int) -> float:  # pixels take no gradient
+        return 3 * encoder(m, patches) - embedding(m, patches)
+
     rows = (1 + views) * (m.tokens + 1) + v.local_count
     head = 2 * p.hidden * (m.width + p.dim)
     scores = 2 * p.dim * p.count
     return {
-        "encoder, image": 3 * encoder(m, patches),
-        "encoder, masked": 3 * views * encoder(m, visible_count(patches, v.masking_ratio)),
-        "encoder, local": 3 * v.local_count * encoder(m, (v.local_size // m.patch) ** 2),
+        "encoder, image": trained(patches),
+        "encoder, masked": views * trained(visible_count(patches, v.masking_ratio)),
+        "encoder, local": v.local_count * trained((v.local_size // m.patch) ** 2),
         "decoder": 3 * (factorizer(m, patches) + decoder(m, patches)),
         "heads and losses": 3 * rows * (head + scores) + 3 * (m.tokens + 1) * scores,
         "tokenizer": tokenizer(16 * m.image_size // m.patch, m.tokenizer.codes) if m.target == "vq" else 0.0,

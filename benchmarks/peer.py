@@ -1,19 +1,19 @@
-"""Time us against a PyTorch model of the same sizes: encode and full training step, in turns, on this machine.
+"""Time us against a PyTorch model of the same sizes: encode and full training step, in turns.
 
     pip install "transformers==5.24.*" "torch==2.13.*"      # both only for this
-    python benchmarks/peer.py --json=benchmarks/results/peer_cpu.json
+    python benchmarks/peer.py --config=configs/imagenet_b16.py --json=benchmarks/results/peer_cpu.json
 
-    --config=FILE       an experiment of configs/ (default: configs/imagenet_b16.py), any setting of it too;
-                        always the pixel target, float32 and no teacher
+    --config=FILE       an experiment of configs/; always the pixel target, float32 and no teacher
     --encode_images=8   images per call of the encoder
     --step_images=2     images per training step
-    --pairs=9           pairs of timed runs, the order changing from pair to pair
+    --repeats=9         pairs of timed runs, the order changing from pair to pair
     --compile=False     True: torch.compile for the peer
     --json=FILE         the same numbers for programs, with device, versions and date
 
-The peer (benchmarks/peer_model.py) wraps transformers' ViT layers and is given our weights; before anything is
-timed, features and losses of both are compared. A step takes the same views as arrays: to draw them is in neither
-time. The last line is JSON: encode_ratio and step_ratio, peer's time / ours, above 1 where we are faster.
+The peer (benchmarks/peer_model.py) wraps transformers' ViT layers and is given our weights; before anything
+is timed, features and losses of both are compared. A step takes the same views as arrays: drawing them is in
+neither time. The last line is JSON: encode_ratio and step_ratio, the peer's time / ours, above 1 where we are
+faster, and their spreads.
 """
 
 import functools
@@ -35,9 +35,7 @@ from sparse_vis.errors import UserError, command_line
 
 ENCODE = flags.DEFINE_integer("encode_images", 8, "Images per call of the encoder.", lower_bound=1)
 STEP = flags.DEFINE_integer("step_images", 2, "Images per training step.", lower_bound=1)
-PAIRS = flags.DEFINE_integer("pairs", 9, "Pairs of timed runs.", lower_bound=2)
 COMPILE = flags.DEFINE_bool("compile", False, "torch.compile for the peer.")
-flags.FLAGS["config"].default = "configs/imagenet_b16.py"
 TOLERANCE = 1e-3  # of float32 rounding, relative, through all layers of B/16
 
 
@@ -144,7 +142,7 @@ def main(_):
     ):
         print(f"{name}: compiling ...", flush=True)
         ours, theirs, differences = make()
-        result[name] = compare(ours, theirs, PAIRS.value, images) | {"differences": differences}
+        result[name] = compare(ours, theirs, command.REPEATS.value, images) | {"differences": differences}
         print(report(name, result[name], flops, result["peaks"]), flush=True)
     command.write(result)
     last = {f"{name}_{key}": result[name][key] for name in ("encode", "step") for key in ("ratio", "spread")}

@@ -53,9 +53,9 @@ def report(name: str, r: dict, flops: float, peak: dict[str, float]) -> str:
     """The comparison as text; both shares of peak are of the faster library's matrix products."""
     most, lines = max(peak.values()), []
     for who in ("ours", "peer"):
-        rate = r[who]["images_per_second"]
+        rate, s = r[who]["images_per_second"], r[who]
         lines.append(
-            f"  {who}  {1e3 * r[who]['median']:8.1f} ms (least {1e3 * r[who]['min']:.1f}), {rate:.3f} images/s, "
+            f"  {who}  {1e3 * s['median']:8.1f} ms (least {1e3 * s['min']:.1f}), {rate:.3f} images/s, "
             f"{rate * flops / most:.0%} of {most / 1e9:.0f} GFLOP/s measured"
         )
     apart = ", ".join(f"{key} {value:.0e}" for key, value in r["differences"].items())

@@ -64,10 +64,8 @@ class Peer(nn.Module):
         self.trunk = Trunk(m.width, m.layers, m.heads, m.mlp_dim)
         self.dense_proj, self.sparse_proj = (nn.Linear(m.width, m.width) for _ in range(2))
         d, p = m.decoder, m.prototypes
-        self.decoder_in, self.decoder = (
-            nn.Linear(m.width, d.width),
-            Trunk(d.width, d.layers, d.heads, d.mlp_dim),
-        )
+        self.decoder_in = nn.Linear(m.width, d.width)
+        self.decoder = Trunk(d.width, d.layers, d.heads, d.mlp_dim)
         self.register_buffer("fourier", torch.randn(2, d.width // 2))
         self.pixel_weight = nn.Parameter(torch.zeros(d.width, m.patch**2 * 3))
         self.pixel_bias = nn.Parameter(torch.zeros(3))

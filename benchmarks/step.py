@@ -22,12 +22,10 @@ from sparse_vis import host
 if __name__ == "__main__":
     host.prepare()
 
-from absl import app, flags
+from absl import app
 
 from benchmarks import command
 from sparse_vis.errors import UserError, command_line
-
-REPEATS = flags.DEFINE_integer("repeats", 9, "Timed steps.", lower_bound=1)
 
 
 def measure(config, repeats: int) -> dict:
@@ -57,9 +55,8 @@ def measure(config, repeats: int) -> dict:
 
     def step():
         nonlocal state, metrics
-        state, metrics = program.call(
-            state, batch, tokenizer, seed
-        )  # the old state is gone: its memory is reused
+        # The old state is gone: its memory is reused.
+        state, metrics = program.call(state, batch, tokenizer, seed)
         return metrics
 
     timing = timed(step, repeats)
@@ -76,7 +73,7 @@ def measure(config, repeats: int) -> dict:
 
 def main(_):
     config = command.checked_config()
-    result = measure(config, REPEATS.value)
+    result = measure(config, command.REPEATS.value)
     from benchmarks.throughput import report
 
     print(f"{result['config']}, {result['target']} target, full training step, {command.device()}:")

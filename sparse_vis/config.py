@@ -181,7 +181,7 @@ def default_config() -> ConfigDict:
                 attention="xla",
                 microbatches=1,
                 mesh=(-1, 1),  # devices along (data, fsdp); -1 takes what is left
-                prototype_chunk=2048,
+                prototype_chunk=1024,
             ),
             eval=_eval(),
         )

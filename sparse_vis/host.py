@@ -21,7 +21,7 @@ CPU_COMPILER_OPTIONS = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion
 def cache_folder() -> pathlib.Path:
     """Where compiled programs are kept for the next start: a folder of the user and of this kind of CPU.
 
-    Programs for CPU are machine code of the CPU that compiled them, and a home may be shared by several kinds.
+    Programs for CPU are machine code of the CPU that compiled them, and several kinds may share a home.
     """
     path = pathlib.Path("/proc/cpuinfo")
     found = re.search(r"(?:flags|Features)\s*: (.*)", path.read_text()) if path.exists() else None

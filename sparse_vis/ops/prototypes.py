@@ -21,6 +21,28 @@ def _split(prototypes: Array, parts: int) -> Array:
     return prototypes.reshape(prototypes.shape[0], parts, -1).transpose(1, 0, 2)
 
 
+def _streamed_sum(
+    x: Array, prototypes: Array, temperature: float, potentials: Array, chunk: int
+) -> tuple[Array, Array]:
+    """Largest exponent m of each row and sum_k exp(x . w_k / temperature + g_k - m); m has no gradient.
+
+    Not as one logarithm that grows from chunk to chunk: with exponents near 40 each of its roundings would
+    show in the sixth digit of the gradients.
+    """
+    parts = _chunks(prototypes.shape[1], chunk)
+
+    @jax.checkpoint
+    def body(carry, part):
+        (largest, total), (w, g) = carry, part
+        exponents = x @ w / temperature + g
+        new = jax.lax.stop_gradient(jnp.maximum(largest, jnp.max(exponents, axis=-1)))
+        total = total * jnp.exp(largest - new) + jnp.sum(jnp.exp(exponents - new[:, None]), axis=-1)
+        return (new, total), None
+
+    start = (jnp.full(x.shape[:1], -jnp.inf, x.dtype), jnp.zeros(x.shape[:1], x.dtype))
+    return jax.lax.scan(body, start, (_split(prototypes, parts), potentials.reshape(parts, -1)))[0]
+
+
 def streamed_logsumexp(
     x: Float[Array, "rows D"],
     prototypes: Float[Array, "D K"],
@@ -38,17 +60,8 @@ def streamed_logsumexp(
     Returns:
         (rows,) float32.
     """
-    parts = _chunks(prototypes.shape[1], chunk)
-    if parts == 1:
-        return jax.nn.logsumexp(x @ prototypes / temperature + potentials, axis=-1)
-
-    @jax.checkpoint
-    def body(total, part):
-        w, g = part
-        return jnp.logaddexp(total, jax.nn.logsumexp(x @ w / temperature + g, axis=-1)), None
-
-    start = jnp.full(x.shape[:1], -jnp.inf, jnp.float32)
-    return jax.lax.scan(body, start, (_split(prototypes, parts), potentials.reshape(parts, -1)))[0]
+    largest, total = _streamed_sum(x, prototypes, temperature, potentials, chunk)
+    return largest + jnp.log(total)
 
 
 def expected_prototype(
@@ -72,13 +85,13 @@ def expected_prototype(
         (rows, D) float32.
     """
     x, prototypes, potentials = jax.lax.stop_gradient((x, prototypes, potentials))
-    norm = streamed_logsumexp(x, prototypes, temperature, potentials, chunk)[:, None]
+    largest, total = _streamed_sum(x, prototypes, temperature, potentials, chunk)
     parts = _chunks(prototypes.shape[1], chunk)
 
     @jax.checkpoint
-    def body(total, part):
+    def body(expected, part):
         w, g, v = part
-        return total + jnp.exp(x @ w / temperature + g - norm) @ v.T, None
+        return expected + jnp.exp(x @ w / temperature + g - largest[:, None]) @ v.T, None
 
     scanned = (_split(prototypes, parts), potentials.reshape(parts, -1), _split(values, parts))
-    return jax.lax.scan(body, jnp.zeros_like(x), scanned)[0]
+    return jax.lax.scan(body, jnp.zeros_like(x), scanned)[0] / total[:, None]

@@ -35,7 +35,7 @@ def case():
 
 
 def test_features_are_the_same(case):
-    config, recipe, state, views, peer = case
+    _, recipe, state, views, peer = case
 
     def encode(model, x):
         tokens = model.encode(x)

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The whole set on one GPU, in under 9 minutes: step.py and parts.py for B/16 with tokenizer, B/16 and H/14 on
+# pixels, bf16. Results go to $OUT, or to benchmarks/results/ where OUT is not set.
+#
+#     bash benchmarks/gpu.sh            # one GPU of 80 GB
+#     bash benchmarks/gpu.sh --small    # tiny sizes, on CPU too: does the script itself work?
+#
+# It needs jax with its GPU plugin, flax, optax, numpy, absl-py and jaxtyping, and two pure-Python wheels that
+# such machines often lack. Fetch them where there is a network, and bring the folder along as .whl/:
+#
+#     pip download --no-deps --only-binary=:all: -d .whl ott-jax==0.6.0 ml-collections==1.1.0 jaxopt==0.8.5
+#
+# Neither TensorFlow, grain, tensorflow-datasets nor clu is needed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${OUT:-benchmarks/results}
+mkdir -p "$out"
+limit=530 # seconds for everything; what has not begun by then is left out and said so
+
+if compgen -G ".whl/*.whl" > /dev/null; then
+  site=$(mktemp -d)
+  python3 -m pip install -q --no-index --no-deps --no-compile --target "$site" .whl/*.whl || exit 1
+  export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+fi
+
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$(mktemp -d)} # parts.py times step.py's program
+export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
+
+pixels=(--config.model.target=pixel --config.loss.reconstruction=10)
+if [[ ${1:-} == --small ]]; then
+  b16=(--config=tests/train/tiny_config.py --config.teacher.enabled=False --repeats=2)
+  h14=("${b16[@]}" --config.model.patch=12)
+  vq=(--config.model.target=vq --config.loss.reconstruction=0.05 --config.model.patch=12)
+  one=() two=(--config.efficiency.microbatches=2) keep=(--config.efficiency.remat=False)
+elif [[ $# -gt 0 ]]; then
+  echo "error: $1 is unknown; give --small or nothing." >&2
+  exit 1
+else
+  # The tokenizer in bf16; microbatches because Sinkhorn and the losses want a large batch, activations do not.
+  b16=(--config=configs/imagenet_b16.py --repeats=5 --config.efficiency.attention=xla)
+  h14=(--config=configs/imagenet_h14.py --repeats=5 --config.efficiency.attention=xla)
+  vq=(--config.model.tokenizer.dtype=bfloat16)
+  one=(--config.train.batch=128)
+  two=(--config.train.batch=256 --config.efficiency.microbatches=2)
+  keep=(--config.train.batch=32 --config.efficiency.remat=False)
+fi
+
+failed=0
+measure() { # name, program, arguments
+  local name=$1 program=$2
+  shift 2
+  if ((SECONDS > limit)); then
+    echo "== $name: left out, $SECONDS s are over"
+    failed=1
+    return
+  fi
+  echo "== $name (after $SECONDS s)"
+  timeout 240 python3 "benchmarks/$program.py" --json="$out/$name.json" "$@" 2> "$out/$name.log" &&
+    rm -f "$out/$name.log" || { failed=1; echo "failed:"; tail -n 3 "$out/$name.log"; }
+}
+
+measure b16_vq_step step "${b16[@]}" "${vq[@]}" "${one[@]}"
+measure h14_pixel_step step "${h14[@]}" "${pixels[@]}" "${one[@]}"
+measure h14_pixel_step_no_remat step "${h14[@]}" "${pixels[@]}" "${keep[@]}"
+measure b16_pixel_step step "${b16[@]}" "${pixels[@]}" "${one[@]}"
+measure b16_vq_step_microbatches step "${b16[@]}" "${vq[@]}" "${two[@]}"
+measure b16_vq_parts parts "${b16[@]}" "${vq[@]}" "${one[@]}"
+measure h14_pixel_parts parts "${h14[@]}" "${pixels[@]}" "${one[@]}"
+measure b16_encode encode "${b16[@]}" "${pixels[@]}"
+echo "== done after $SECONDS s; results in $out"
+exit $failed

@@ -1,0 +1,187 @@
+"""Benchmarks of speed: FLOPs where they are known, the tools on the smallest model, the script for a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import encode, measure, parts, throughput
+from benchmarks.flops import encode_flops, products, step_flops, tokenizer
+from benchmarks.synthetic import random_tokenizer, recipe_of
+from sparse_vis.models.stellar import init_params
+from sparse_vis.train.gradients import loss_fn
+from sparse_vis.types import Views
+from tests.main_process import ROOT, TINY, environment
+from tests.train.tiny_config import get_config
+
+SMALLEST = (
+    "--config.teacher.enabled=False", "--config.views.local_count=0", "--config.loss.cls_local=0.0",
+)  # fmt: skip
+
+
+def published(name: str):
+    return importlib.import_module(f"configs.imagenet_{name}").get_config()
+
+
+def traced(function, *shapes) -> float:
+    return products(jax.jit(function).trace(*shapes).jaxpr.jaxpr)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("name", "pixels", "codes"), [("b16", 0.597, 0.695), ("l16", 2.03, 2.13), ("h14", 4.80, 4.93)]
+)
+def test_flops_of_the_published_recipes(name, pixels, codes):
+    """TFLOP per image and step, counted independently when the project was planned."""
+    found = step_flops(published(name))
+    assert sum(found.values()) / 1e12 == pytest.approx(codes, abs=0.006)
+    assert (sum(found.values()) - found["tokenizer"]) / 1e12 == pytest.approx(pixels, abs=0.006)
+
+
+@pytest.mark.fast
+def test_products_of_a_program():
+    """7 scanned products of 16 x 32 by 32 x 32, and one convolution; XLA's analysis agrees, loops once."""
+
+    def function(x, w, image, kernel):
+        x = jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
+        dims = ("NHWC", "HWIO", "NHWC")
+        return x, jax.lax.conv_general_dilated(image, kernel, (1, 1), "VALID", dimension_numbers=dims)
+
+    shapes = [
+        jax.ShapeDtypeStruct(s, np.float32) for s in ((16, 32), (7, 32, 32), (2, 9, 9, 4), (3, 3, 4, 8))
+    ]
+    product, convolution = 2 * 16 * 32 * 32, 2 * 2 * 7 * 7 * 8 * 9 * 4
+    program = measure.compiled(function, *shapes)
+    assert program.products == 7 * product + convolution
+    assert program.products_once == product + convolution
+    assert program.xla == pytest.approx(program.products_once, rel=0.01)
+
+
+def test_the_formula_is_the_program(name="b16"):
+    """B/16 as it is traced: encoding exactly; forward and backward of a step up to 1 % computed again."""
+    config = published(name)
+    config.model.target, config.loss.reconstruction = "pixel", 10.0
+    recipe, size, v = recipe_of(config), config.model.image_size, config.views
+    params = jax.eval_shape(lambda: init_params(recipe.model, jax.random.key(0)))
+    shape = jax.ShapeDtypeStruct
+    image = shape((1, size, size, 3), jnp.float32)
+
+    def encoding(p, x):
+        return recipe.model.apply({"params": p}, x, method=encode.encode)
+
+    assert traced(encoding, params, image) == encode_flops(config)
+    views = Views(
+        image=image, masked=shape((1, v.global_count, size, size, 3), jnp.float32),
+        visible=shape((1, v.global_count, 39), jnp.int32),
+        local=shape((1, v.local_count, v.local_size, v.local_size, 3), jnp.float32),
+    )  # fmt: skip
+
+    def step(p, views):
+        return jax.grad(lambda p: loss_fn(p, recipe.model, recipe.loss, views, None, None, None)[0])(p)
+
+    assert 1 <= traced(step, params, views) / sum(step_flops(config).values()) < 1.01
+
+
+@pytest.mark.fast
+def test_the_formula_of_the_tokenizer_is_the_program():
+    module = recipe_of(published("b16")).model.tokenizer
+    params = jax.eval_shape(lambda: random_tokenizer(module))
+
+    def codes(p, x):
+        return module.apply({"params": p}, x, method=lambda m, x: m.codes(m.encode(x)))
+
+    pixels = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    assert traced(codes, params, pixels) == tokenizer(64, module.num_embeddings)
+
+
+@pytest.mark.fast
+def test_timing_and_shares():
+    """Median, least and quartiles of known times; 4 images of 1 GFLOP in half a second are 8 GFLOP/s."""
+    timing = measure.Timing((0.5, 0.4, 0.6, 0.5, 1.0))
+    assert timing.median == 0.5 and timing.min == 0.4 and timing.spread == pytest.approx(0.1 / 0.5)
+    program = measure.compiled(lambda x: x @ x, jnp.ones((8, 8)))
+    found = throughput.throughput(program, timing, 4, 1e9, "float32")
+    assert found["images_per_second"] == 8 and found["stated_peak"] is None
+    assert found["share_of_measured"] == pytest.approx(8e9 / found["measured_peak"])
+    assert measure.stated_peak("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
+    assert measure.stated_peak("TPU v5 lite", "bfloat16") == 197e12
+    assert "8.00 images/s" in throughput.report(found) and "no stated peak" in throughput.report(found)
+
+
+def test_step_without_tensorflow_and_the_data_pipeline(tmp_path):
+    """step.py where tensorflow, grain, clu and tensorflow_datasets cannot be imported."""
+    env = environment(tmp_path)
+    for module in ("grain", "clu", "tensorflow_datasets"):
+        (tmp_path / f"{module}.py").write_text("raise ImportError('not in this test')\n")
+    out = tmp_path / "step.json"
+    done = subprocess.run(
+        [sys.executable, "benchmarks/step.py", f"--config={TINY}", f"--json={out}", "--repeats=3", *SMALLEST],
+        capture_output=True, text=True, timeout=900, cwd=ROOT, env=env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert len(found["seconds"]["seconds"]) == 3 and found["images"] == 4
+    assert found["images_per_second"] == pytest.approx(4 / found["seconds"]["median"])
+    assert found["machine"]["versions"]["jax"] == jax.__version__ and found["machine"]["date"]
+    assert found["peak_memory"] > 0 and f"{found['images_per_second']:.2f} images/s" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "give --config=configs/NAME.py"),
+        ((f"--config={TINY}", "--json=nowhere/x.json"), "its folder does not exist"),
+        ((f"--config={TINY}", "--config.train.bach=4"), "did you mean config.train.batch"),
+    ],
+)
+def test_wrong_input_is_one_sentence(arguments, sentence):
+    done = subprocess.run(
+        [sys.executable, "benchmarks/step.py", *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_parts_of_the_smallest_model(capsys):
+    """Every part is there, takes time and appears in the table; only what has gradients goes back."""
+    config = get_config()
+    config.teacher.enabled, config.views.local_count, config.loss.cls_local = False, 0, 0.0
+    config.views.global_count = 1
+    found = parts.measure(config, repeats=1)
+    names = {
+        "views", "encoder, image", "encoder, masked", "decoder", "heads and losses", "Sinkhorn", "matching",
+        "optimizer",
+    }  # fmt: skip
+    assert set(found["parts"]) == names
+    trained = {name for name in names if "both" in found["parts"][name]}
+    assert trained == {"encoder, image", "encoder, masked", "decoder", "heads and losses"}
+    for name in ("encoder, image", "encoder, masked"):
+        assert found["parts"][name]["products"] == found["parts"][name]["flops"]
+    table = parts.table(found)
+    assert all(f"| {name} |" in table for name in names)
+
+
+@pytest.mark.fast
+def test_the_script_for_a_gpu_runs_the_whole_set(tmp_path):
+    """With a Python that only notes its arguments: every program once, a failing one is named at the end."""
+    fake = tmp_path / "python3"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n! echo "$@" | grep -q "b16_encode"\n')
+    fake.chmod(fake.stat().st_mode | stat.S_IEXEC)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(tmp_path / "out")}
+    script = str(ROOT / "benchmarks" / "gpu.sh")
+    done = subprocess.run(["bash", script], capture_output=True, text=True, env=env)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 8 and done.returncode == 1 and done.stdout.count("failed:") == 1
+    assert sum("imagenet_h14" in call for call in calls) == 3
+    assert all(f"--json={tmp_path}/out/" in call and "bfloat16" not in call.split("vq")[0] for call in calls)
+    wrong = subprocess.run(["bash", script, "--tiny"], capture_output=True, text=True, env=env)
+    assert wrong.returncode == 1 and "--tiny is unknown" in wrong.stderr
