@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-TINT, SHADE = 0.45, 0.75  # opacity of a token's colour where its map is 1, and of black where it is 0
+TINT, SHADE = 0.4, 0.78  # opacity of a token's colour where its map is 1, and of black where it is 0
 
 
 def token_colours(count: int) -> Float[np.ndarray, "count 3"]:
@@ -41,17 +41,31 @@ def segment_overlay(
 
 
 def map_overlay(
-    weights: Float[np.ndarray, "rows columns"], colour: Float[np.ndarray, 3]
+    weights: Float[np.ndarray, "rows columns"], colour: Float[np.ndarray, " 3"] | None = None
 ) -> UInt8[np.ndarray, "rows columns 4"]:
-    """A map as an RGBA picture to lay over the image: a tint where it is 1, darkness where it is 0.
+    """A map as an RGBA picture to lay over the image: clear where it is largest, dark where it is 0.
 
     Args:
-        weights: (rows, columns) from 0 to 1. colour: RGB in [0, 1].
+        weights: (rows, columns), not negative. colour: RGB in [0, 1] that tints what is clear; None for none.
     """
-    tint, shade = TINT * weights, SHADE * (1 - weights)
-    alpha = tint + shade
-    rgb = colour * (tint / alpha)[..., None]
-    return np.uint8(np.round(255 * np.concatenate([rgb, alpha[..., None]], axis=-1)))
+    weights = weights / max(float(weights.max()), 1e-12)
+    tint, shade = (0 if colour is None else TINT) * weights, SHADE * (1 - weights)
+    rgba = np.zeros((*weights.shape, 4))
+    rgba[..., 3] = tint + shade
+    if colour is not None:
+        rgba[..., :3] = colour * (tint / (tint + shade))[..., None]
+    return np.uint8(np.round(255 * rgba))
+
+
+def token_overlay(
+    L: Float[np.ndarray, "n r"], token: int, grid: tuple[int, int]
+) -> UInt8[np.ndarray, "rows columns 4"]:
+    """A token's localization map in its colour, relative to its largest entry, to lay over the image.
+
+    Args:
+        L: (n, r). token: its number. grid: (rows, columns) of the n patches.
+    """
+    return map_overlay(L[:, token].reshape(grid), token_colours(L.shape[-1])[token])
 
 
 def lay_over(

@@ -22,6 +22,7 @@ from sparse_vis.pictures import (
     segments,
     strongest,
     token_colours,
+    token_overlay,
 )
 
 
@@ -67,15 +68,11 @@ def token_sheet(
             instances[mask % len(instances)],
             colours[segments(maps, grid)],
             *maps.T.reshape(tokens, *grid),
-        ]  # fmt: skip
+        ]
         for image, reconstruction, maps, mask in zip(images, reconstructions, L, masks, strict=True)
     ]
     titles = ["image", "reconstruction", "true masks", "argmax L", *(f"token {i}" for i in range(tokens))]
     return panels(rows, titles)
-
-
-def _over(image: np.ndarray, L: np.ndarray, grid: tuple[int, int], token: int) -> np.ndarray:
-    return lay_over(image, map_overlay(L[:, token].reshape(grid), token_colours(L.shape[-1])[token]))
 
 
 def localization_maps(
@@ -83,13 +80,15 @@ def localization_maps(
 ) -> Figure:
     """One row per image: the image, argmax L over it, and each token's map over it in the token's colour.
 
+    Every map is shown relative to its largest entry.
+
     Args:
         images: (N, H, W, 3) uint8, whole patches. L: (N, n, r). grid: (rows, columns) of the n patches.
     """
     tokens = range(L.shape[-1])
     rows = [
         [image, lay_over(image, segment_overlay(maps, grid), smooth=False)]
-        + [_over(image, maps, grid, token) for token in tokens]
+        + [lay_over(image, token_overlay(maps, token, grid)) for token in tokens]
         for image, maps in zip(images, L, strict=True)
     ]
     return panels(rows, ["image", "argmax L", *(f"token {i}" for i in tokens)])
@@ -122,7 +121,7 @@ def matched_tokens(
     tokens = range(L.shape[-1])
     order = [np.arange(L.shape[-1]), match]
     rows = [
-        [image, *(_over(image, maps[:, chosen], grid, token) for token in tokens)]
+        [image, *(lay_over(image, token_overlay(maps[:, chosen], token, grid)) for token in tokens)]
         for image, maps, chosen in zip(pair, L, order, strict=True)
     ]
     return panels(rows, ["image", *(f"{i} → {j}" for i, j in enumerate(match))])
@@ -167,7 +166,7 @@ def prototype_page(
     rows = []
     for k in range(len(names)):
         votes = prototype_votes(L, p[:, k])
-        overlays = [map_overlay(v.reshape(grid), np.ones(3, np.float32)) for v in votes / votes.max()]
+        overlays = [map_overlay(v.reshape(grid)) for v in votes]
         rows.append([lay_over(images[i], overlays[i]) for i in strongest(votes, count)])
     figure = panels(rows, [f"{i + 1}." for i in range(count)])
     for axis, name in zip(figure.axes[::count], names, strict=True):
@@ -178,23 +177,25 @@ def prototype_page(
 def read_metrics(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Every number of a run's metrics.jsonl: name → (steps, values), in the file's order.
 
+    A last line that a kill cut short is left out.
+
     Raises:
         UserError: the file is missing, or a line of it is damaged.
     """
     found: dict[str, list[tuple[int, float]]] = {}
+    number = 0
     try:
-        for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
+        text = pathlib.Path(path).read_text()
+        for line in text[: text.rfind("\n") + 1].splitlines():
+            number += 1
             row = json.loads(line)
-            for name, value in row.items():
-                if name not in ("step", "time"):
-                    found.setdefault(name, []).append((row["step"], value))
+            for name in [name for name in row if name not in ("step", "time")]:
+                found.setdefault(name, []).append((row["step"], row[name]))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a run's metrics.jsonl.") from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is damaged in line {number}; delete that line and what follows.") from None
-    return {
-        name: tuple(np.array(column) for column in zip(*rows, strict=True)) for name, rows in found.items()
-    }
+    return {name: tuple(map(np.array, zip(*rows, strict=True))) for name, rows in found.items()}
 
 
 def curve(axis: Axes, steps: np.ndarray, values: np.ndarray, **line) -> None:

@@ -15,7 +15,6 @@ from sparse_vis.report.prototypes import Page
 from sparse_vis.report.tables import Table
 
 GENERATOR = "sparse_vis.report"  # by which a report is known before it is replaced
-WHITE = np.ones(3, np.float32)
 EDITS = {
     "removed": "is removed; the others share its place",
     "moved": "has its map moved sideways by a quarter of the image",
@@ -65,9 +64,8 @@ def region_pictures(
     whole = images[:, : grid[0] * patch, : grid[1] * patch]
     made = []
     for page in pages:
-        top = max(float(page.maps.max()), 1e-12)
         made.append([
-            (data_uri(lay_over(whole[i], map_overlay(votes.reshape(grid) / top, WHITE)), SMALL),
+            (data_uri(lay_over(whole[i], map_overlay(votes.reshape(grid))), SMALL),
              f"{names[i]}, vote {votes.max():.2g}")
             for i, votes in zip(page.images, page.maps, strict=True)
         ])  # fmt: skip

@@ -53,7 +53,9 @@ def evaluation_tables(encoders: dict[str, dict]) -> list[Table]:
 
 def _evaluation(task: str, found: dict[str, dict]) -> Table:
     lines, notes = table(found)
-    origins = [f"{name}: {place}" for name, entry in found.items() if (place := entry["ran"].get("from"))]
+    origins = [
+        f"{name}: weights of {place}" for name, entry in found.items() if (place := entry["ran"].get("from"))
+    ]
     return Table(task, lines[0] if lines else [], lines[1:], notes + origins)
 
 
