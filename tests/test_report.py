@@ -1,4 +1,4 @@
-"""The report's parts against other ways to them, and its command line on runs, released files and bad input."""
+"""The report's parts against other ways to them; its command line on runs, released files, bad input."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ def test_tables_have_every_encoder_and_health_its_words(workdir):
     assert health.head == ["measure", "held out", "training, step 100", "what"]
     assert ["L_coverage", "0.75", "0.5"] in [row[:3] for row in health.rows]
     assert health.notes == [
-        "on these images: the tokens of an image are nearly alike (S_rank_in_image 1). docs/training.md names "
-        "the remedies."
+        "on these images: the tokens of an image are nearly alike (S_rank_in_image 1). docs/training.md "
+        "names the remedies."
     ]
     assert health_table({"L_coverage": 0.75}, {}, tokens=8).notes == ["Nothing looks like collapse."]
 
@@ -207,7 +207,7 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
     ("flags", "message"),
     [
         ({"checkpoint": "nothing"}, "checkpoint nothing does not exist; give a workdir"),
-        ({"output": "{tmp}"}, "is a folder; give a file in it"),
+        ({"output": "{tmp}"}, "is a folder; give the name of an HTML file"),
         ({"output": "{tmp}/no/report.html"}, "no/report.html does not exist; make it or give another"),
         ({"output": "{tmp}/mine.html"}, "mine.html exists and is no report; give another name"),
         ({"gallery": 0}, "--gallery=0 is no number of images; give at least 1"),

@@ -126,7 +126,7 @@ def make_pairs(S: Float[np.ndarray, "N r d"], L: Float[np.ndarray, "N n r"]) -> 
     """
     others = partners(len(S))
     theirs = S[[i if other is None else other for i, other in enumerate(others)]]
-    matches = np.asarray(exact_match(S, theirs))
+    matches = np.asarray(exact_match(jnp.asarray(S), jnp.asarray(theirs)))
     return [
         Pair(S[i], L[i], theirs[i][matches[i]], matches[i], None if other is None else letter(other))
         for i, other in enumerate(others)

@@ -105,7 +105,7 @@ class Encoded:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(model: Stellar, params: dict, images: jax.Array, temperature: float) -> dict[str, jax.Array]:
+def _encode(model: Stellar, params: dict, images: jax.Array, temperature: jax.Array) -> dict[str, jax.Array]:
     features = api.encode(model, params, images)
 
     def heads(m, S, cls):

@@ -49,7 +49,7 @@ def make_pages(
     """
     used, wins = np.unique(found.winner, return_counts=True)
     order = np.argsort(-wins, kind="stable")[:pages]
-    p = probabilities(found, prototypes, list(used[order]), temperature)
+    p = probabilities(found, prototypes, used[order].tolist(), temperature)
     made = []
     for k, which in enumerate(order):
         votes = prototype_votes(found.L, p[:, k])
