@@ -148,9 +148,9 @@ def test_tables_have_every_encoder_and_health_its_words(workdir):
 
 def test_a_report_of_a_run_and_then_of_the_checkpoint_alone(workdir, tmp_path, monkeypatch, capsys):
     output = tmp_path / "report.html"
-    code, printed = run(monkeypatch, capsys, checkpoint=workdir, output=output, gallery=2, voters=3)
+    code, printed = run(monkeypatch, capsys, checkpoint=workdir, output=output, gallery=2, voters=17)
     assert code is None
-    assert re.search(r"^encoded 3/3 images  \S+ images/s  ETA 0 s$", printed, re.M)
+    assert re.search(r"^encoded 17/17 images  \S+ images/s  ETA 0 s$", printed, re.M)
     assert re.search(r"^decoded edits of 2/2 images", printed, re.M)
     page = output.read_text()
     assert page.count("<article") == 2 and page.count('data-token="') == 2 * TOKENS

@@ -155,7 +155,8 @@ def test_a_phone_scrolls_in_one_direction_only(opened):
     assert driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [360, 360]
     outside = """
         const all = "button, .stage:not(.still), .regions img, .curves svg, h1, h2, p";
-        return [...document.querySelectorAll(all)].map(x => x.getBoundingClientRect()).filter(b => b.left < 0 || b.right > 360).length"""
+        return [...document.querySelectorAll(all)]
+          .map(x => x.getBoundingClientRect()).filter(b => b.left < 0 || b.right > 360).length"""
     assert driver.execute_script(outside) == 0
     button = driver.find_elements(By.CSS_SELECTOR, ".tokens button")[1]
     button.click()  # a tap

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.pictures import segment_overlay, segments, token_colours, token_overlay
 from sparse_vis.report.edits import decoded, letter, make_pairs
-from sparse_vis.report.images import Encoded, announce
+from sparse_vis.report.images import Encoded, Progress
 
 LARGE, SMALL = 256, 144  # pixels of the longest side: pictures of the gallery, and edits
 SHARP = 96  # up to here PNG: a small picture is shown enlarged, and lossy compression would show too
@@ -103,7 +102,8 @@ def make_cards(
         found: encoded images, those of the gallery first.
         decodes: whether there is what a reconstruction needs. edits: whether edits can change it.
     """
-    began, cards, grid = time.perf_counter(), [], model.grid(*images.shape[1:3])
+    progress = Progress("decoded edits of" if edits else "drew", len(images))
+    cards, grid = [], model.grid(*images.shape[1:3])
     height, width = grid[0] * model.patch, grid[1] * model.patch
     for i, pair in enumerate(make_pairs(found.S[: len(images)], found.L[: len(images)])):
         L, pixels, close, views = pair.L, None, None, [{}] * len(pair.S)
@@ -116,5 +116,5 @@ def make_cards(
             data_uri(segment_overlay(L, grid)), segments(L, grid).tolist(), tokens,
             int(L.mean(axis=0).argmax()), pair.other,
         ))  # fmt: skip
-        announce("decoded edits of" if edits else "drew", i + 1, len(images), began)
+        progress.show(i + 1)
     return cards

@@ -128,24 +128,33 @@ def encode_all(
         model, params: of sparse_vis.load. images: (N, H, W, 3) uint8.
         temperature: of the student's softmax over prototypes.
     """
-    parts, began = [], time.perf_counter()
+    parts, progress = [], Progress("encoded", len(images))
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
         # A last, smaller batch is filled up, so that the encoder compiles once.
         padded = np.pad(batch, [(0, BATCH - len(batch)), (0, 0), (0, 0), (0, 0)], mode="edge")
         found = jax.device_get(_encode(model, params, padded, temperature))
         parts.append({name: array[: len(batch)] for name, array in found.items()})
-        announce("encoded", start + len(batch), len(images), began)
+        progress.show(start + len(batch))
     return Encoded(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
-def announce(done: str, count: int, total: int, began: float) -> None:
-    """Print a line of progress: how many of the images, how fast, how long still.
+class Progress:
+    """Prints images done, images/s and ETA; the rate leaves out the first call's images, which compile.
 
     Args:
-        done: what was done to them. count, total: images. began: time.perf_counter() at the start.
+        verb: what is done to the images. total: number of them.
     """
-    rate = count / (time.perf_counter() - began)
-    print(
-        f"{done} {count}/{total} images  {rate:.1f} images/s  ETA {(total - count) / rate:.0f} s", flush=True
-    )
+
+    def __init__(self, verb: str, total: int):
+        self.verb, self.total, self.first, self.began = verb, total, 0, 0.0
+
+    def show(self, count: int) -> None:
+        """`count` images are done."""
+        line, now = f"{self.verb} {count}/{self.total} images", time.perf_counter()
+        if not self.began:
+            self.first, self.began = count, now
+        else:
+            rate = (count - self.first) / (now - self.began)
+            line += f"  {rate:.1f} images/s  ETA {(self.total - count) / rate:.0f} s"
+        print(line, flush=True)

@@ -18,7 +18,7 @@ GENERATOR = "sparse_vis.report"  # by which a report is known before it is repla
 EDITS = {
     "removed": "is removed; the others share its place",
     "moved": "has its map moved sideways by a quarter of the image",
-    "swapped": "is replaced by its match in the image beside it",
+    "swapped": "is replaced by its match in another image",
 }
 
 
