@@ -167,6 +167,6 @@ def decoded(
     }
     views: list[dict] = [{} for _ in tokens]
     for k, (edit, i) in enumerate(((edit, i) for edit in found for i in tokens), start=1):
-        close = "" if quality[k] is None else f", PSNR {quality[k]:.1f} dB"
+        close = "" if quality[k] is None else f", PSNR {quality[k]:.1f}\u00a0dB"
         views[i][edit] = pixels[k], f"{words[edit](i)}{close}"
     return pixels[0], quality[0], views
