@@ -7,6 +7,7 @@ graph to `sparse_vis.encode`.
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -44,7 +45,7 @@ class Graph:
     def constant(self, array: np.ndarray) -> str:
         """The name of a constant."""
         name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def dense(self, x: str, layer: dict, **names) -> str:
@@ -91,9 +92,8 @@ def _block(graph: Graph, x: str, layer: dict, length: int, heads: int) -> str:
     scores = graph.add("MatMul", q, graph.add("Transpose", k, perm=[0, 1, 3, 2]))
     scores = graph.add("Mul", scores, np.float32((width // heads) ** -0.5))
     mixed = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), v)
-    mixed = graph.add(
-        "Reshape", graph.add("Transpose", mixed, perm=[0, 2, 1, 3]), np.array([0, length, width])
-    )
+    mixed = graph.add("Transpose", mixed, perm=[0, 2, 1, 3])
+    mixed = graph.add("Reshape", mixed, np.array([0, length, width]))
     x = graph.add("Add", x, graph.dense(mixed, layer["attention_out"]))
     hidden = graph.dense(graph.norm(x, layer["norm_mlp"]), layer["mlp_in"])
     cdf = graph.add("Erf", graph.add("Mul", hidden, np.float32(0.5**0.5)))
@@ -125,10 +125,7 @@ def build(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> onnx.M
     x = _tokens(graph, "images", params["encoder"], encoder.patch)
     trunk = params["encoder"]["trunk"]
     for number in range(encoder.layers):
-        layer = {
-            name: {key: array[number] for key, array in part.items()}
-            for name, part in trunk["blocks"].items()
-        }
+        layer = jax.tree.map(lambda stacked, number=number: stacked[number], trunk["blocks"])
         x = _block(graph, x, layer, 1 + patches + r, encoder.heads)
     x, sizes = graph.norm(x, trunk["norm"]), np.array([1, patches, r])
     graph.add("Split", x, sizes, names=("cls", "dense", "sparse"), axis=1)
@@ -141,11 +138,7 @@ def build(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> onnx.M
         for name, shape in outputs.items()
     ]
     whole = helper.make_graph(graph.nodes, "encoder", [images], values, graph.constants)
-    found = helper.make_model(
-        whole,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="sparse_vis",
-    )
+    opsets = [helper.make_opsetid("", OPSET)]
+    found = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION)
     onnx.checker.check_model(found)
     return found

@@ -81,7 +81,8 @@ def describe(model: Stellar, outputs: dict[str, list[int]]) -> dict:
     size = model.encoder.image_size
     return {
         "input": {
-            "name": "images", "dtype": "uint8", "shape": ["batch", size, size, 3], "layout": "NHWC, RGB, 0 to 255",
+            "name": "images", "dtype": "uint8", "shape": ["batch", size, size, 3],
+            "layout": "NHWC, RGB, 0 to 255",
         },
         "preprocessing": f"turn upright, resize the short side to {round(256 / 224 * size)} px (bicubic, "
         f"antialiased), cut out the centre of {size}x{size} px; scaling and normalisation happen inside",
@@ -119,7 +120,7 @@ def export_program(source: str, output: pathlib.Path, kind: str, name: str | Non
     weight = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if weight > MAX_BYTES:
         raise UserError(
-            f"{source} has an encoder of {weight / 2**30:.1f} GiB, and the files of --format={kind} end at 2 GiB; "
+            f"{source} has an encoder of {weight / 2**30:.1f} GiB, and files of --format={kind} end at 2 GiB; "
             "use --format=released."
         )
     image = jax.ShapeDtypeStruct((1, *2 * (model.encoder.image_size,), 3), np.uint8)

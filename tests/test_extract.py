@@ -20,7 +20,7 @@ from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = dict(
-    outputs=("cls", "sparse", "spatial"), dtype="float32", resize=None, batch=4, shard_size=3, threads=2,
+    split=None, data_dir=None, outputs=("cls", "sparse", "spatial"), dtype="float32", resize=None, batch=4, shard_size=3, threads=2,
     on_error="stop",
 )  # fmt: skip
 
@@ -47,7 +47,7 @@ def folder(tmp_path):
 
 
 def run(workdir, folder, output, **changes):
-    command.extract(checkpoint=str(workdir), folder=str(folder), output=output, **(SETTINGS | changes))
+    command.extract(checkpoint=str(workdir), name=str(folder), output=output, **(SETTINGS | changes))
 
 
 def read(output):

@@ -105,10 +105,8 @@ def pack(*, folder: str, output: Path, shard_size: int, threads: int, on_error: 
     shards, todo = metadata["shards"], unwritten(output, metadata)
     left = [index for rows in todo.values() for index in rows]
     read = functools.partial(read_record, source)
-    futures = counted(
-        load_ahead(read, left, threads, ahead=4 * threads),
-        Progress("packing", len(source), len(source) - len(left)),
-    )
+    progress = Progress("packing", len(source), len(source) - len(left))
+    futures = counted(load_ahead(read, left, threads, ahead=4 * threads), progress)
     for name, rows in todo.items():
         skipped: list[tuple[str, str]] = []
         records = write_shard(output / name, usable(source, islice(futures, len(rows)), on_error, skipped))
