@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ MEANING = {
 }
 
 
-def encoder_of(model: Stellar, params: dict):
+def encoder_of(model: Stellar, params: dict) -> Callable[[jax.Array], dict[str, jax.Array]]:
     """images (batch, H, W, 3) uint8 -> {name: (batch, tokens, width) float32} for the names of MEANING."""
 
     def encode(images):
@@ -40,7 +41,7 @@ def encoder_of(model: Stellar, params: dict):
     return encode
 
 
-def stablehlo(model: Stellar, params: dict, _) -> tuple[bytes, dict]:
+def to_stablehlo(model: Stellar, params: dict, _outputs: dict[str, list[int]]) -> tuple[bytes, dict]:
     """The serialized program of `jax.export`, for every platform at once, and what to note of it."""
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *2 * (model.encoder.image_size,), 3), np.uint8)
@@ -53,7 +54,7 @@ def stablehlo(model: Stellar, params: dict, _) -> tuple[bytes, dict]:
     return bytes(exported.serialize()), about
 
 
-def onnx(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> tuple[bytes, dict]:
+def to_onnx(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> tuple[bytes, dict]:
     """The serialized graph, and what to note of it.
 
     Raises:
@@ -69,7 +70,7 @@ def onnx(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> tuple[b
     return graph.SerializeToString(), {"opset": onnx_graph.OPSET}
 
 
-FORMATS = {"stablehlo": stablehlo, "onnx": onnx}
+FORMATS = {"stablehlo": to_stablehlo, "onnx": to_onnx}
 
 
 def describe(model: Stellar, outputs: dict[str, list[int]]) -> dict:
@@ -120,8 +121,8 @@ def export_program(source: str, output: pathlib.Path, kind: str, name: str | Non
     weight = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if weight > MAX_BYTES:
         raise UserError(
-            f"{source} has an encoder of {weight / 2**30:.1f} GiB, and files of --format={kind} end at 2 GiB; "
-            "use --format=released."
+            f"{source} has an encoder of {weight / 2**30:.1f} GiB, and files of --format={kind} end at "
+            "2 GiB; use --format=released."
         )
     image = jax.ShapeDtypeStruct((1, *2 * (model.encoder.image_size,), 3), np.uint8)
     shapes = jax.eval_shape(encoder_of(model, params), image)

@@ -129,11 +129,16 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
 
 def test_the_documented_readers(tmp_path, monkeypatch, capsys):
     """The commands and snippets of docs/compatibility.md, one after the other in a folder."""
+    config = tiny_checkpoint.tiny_config()
+    config.name = "quickstart"
+    monkeypatch.setattr(tiny_checkpoint, "tiny_config", lambda: config)
     tiny_checkpoint.write_checkpoints(tmp_path / "runs" / "quickstart", {1: 1})
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "compatibility.md").read_text()
     commands = re.findall(r"^python -m sparse_vis\.export (.*--format=(?:stablehlo|onnx).*)$", text, re.M)
-    snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "default." in code]
+    snippets = [
+        code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "exported/quickstart." in code
+    ]
     assert len(commands) == len(snippets) == 2
     model, params = sparse_vis.load("runs/quickstart")
     images = images_for(model)
@@ -145,4 +150,4 @@ def test_the_documented_readers(tmp_path, monkeypatch, capsys):
         exec(code, scope)
         assert_equal_to_encode(scope["features"], model, params, images)
     written = capsys.readouterr().out.splitlines()
-    assert written[0] == "wrote exported/default.stablehlo and its default.stablehlo.json"
+    assert written[0] == "wrote exported/quickstart.stablehlo and its quickstart.stablehlo.json"
