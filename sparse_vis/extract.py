@@ -7,10 +7,14 @@ import functools
 import os
 import signal
 import sys
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from sparse_vis.data.ahead import ON_ERROR, load_ahead, load_image, usable
+import numpy as np
+import pyarrow as pa
+
+from sparse_vis.data.ahead import ON_ERROR, Loaded, load_ahead, load_image, usable
 from sparse_vis.data.sources import Source, open_input
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.progress import Progress
@@ -86,8 +90,9 @@ def extract(
 
 
 def write_shards(
-    source: Source, shards: dict[Path, range], schema, encoder, load, *, batch: int, threads: int,
-    on_error: str, what: str,
+    source: Source, shards: dict[Path, range], schema: pa.Schema,
+    encoder: Callable[[np.ndarray], dict[str, np.ndarray]], load: Callable[[int], Loaded], *, batch: int,
+    threads: int, on_error: str, what: str,
 ) -> None:  # fmt: skip
     """Write those of the shards that are not there yet.
 

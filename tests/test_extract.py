@@ -21,8 +21,8 @@ from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = dict(
-    split=None, data_dir=None, outputs=("cls", "sparse", "spatial"), dtype="float32", resize=None, batch=4, shard_size=3, threads=2,
-    on_error="stop",
+    split=None, data_dir=None, outputs=("cls", "sparse", "spatial"), dtype="float32", resize=None, batch=4,
+    shard_size=3, threads=2, on_error="stop",
 )  # fmt: skip
 
 
