@@ -1,10 +1,11 @@
-"""Several processes of main.py on this machine, over the loopback address.
+"""Several processes of main.py, or of a tool, on this machine, over the loopback address.
 
     python launch/local.py --processes=2 --devices=2 -- --config=configs/quickstart.py --workdir=runs/two
 
     --processes=2    how many
+    --module=NAME    of this module, e.g. sparse_vis.extract, in place of main.py
     --devices=2      of each: GPUs where there are any, else virtual devices of the CPU (default: 1)
-    --               what follows is for main.py
+    --               what follows is for main.py or the tool
 
 Shows what process 0 prints, and the end of another's output if that one dies. SIGTERM and Ctrl-C save and
 stop all processes; another one two seconds later kills them. When one dies, the others are ended within 10
@@ -125,7 +126,7 @@ class Processes:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return (
             f"process {dead} of {len(self.all)} {how}, so the others were ended too; mend what is wrong and "
-            "give the same command again: it continues from the newest checkpoint."
+            "give the same command again: it continues from what was saved."
         )
 
 
@@ -137,11 +138,13 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--processes", type=int, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--devices", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--module", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.processes < 1 or given.devices < 1:
         sys.exit("error: --processes and --devices must be at least 1.")
-    processes = Processes([sys.executable, str(MAIN), *given.arguments], given.processes, given.devices)
+    program = ["-m", given.module] if given.module else [str(MAIN)]
+    processes = Processes([sys.executable, *program, *given.arguments], given.processes, given.devices)
     signal.signal(signal.SIGTERM, processes.stop)
     signal.signal(signal.SIGINT, processes.stop)
     sentence = processes.outcome()

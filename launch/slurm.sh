@@ -4,7 +4,8 @@
 #     sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 launch/slurm.sh \
 #         --config=configs/imagenet_b16.py --workdir=/shared/runs/b16
 #
-# What follows the script's name is for main.py; the workdir must be a folder that all nodes share. The same command
+# What follows the script's name is for main.py; the workdir must be a folder that all nodes share. PROGRAM="-m
+# sparse_vis.extract" in front of sbatch starts that tool in place of main.py. The same command
 # continues a run. Processes find each other through Slurm's own variables.
 #SBATCH --job-name=sparse-vis
 #SBATCH --cpus-per-task=8
@@ -15,10 +16,10 @@
 #SBATCH --signal=TERM@120
 
 trap : TERM # srun passes it on; the script waits for it
-srun --kill-on-bad-exit=1 python main.py --distributed=auto "$@"
+srun --kill-on-bad-exit=1 python ${PROGRAM:-main.py} --distributed=auto "$@"
 status=$?
 if [ $status -ne 0 ]; then
     echo "error: a process of the run ended with status $status, so Slurm ended the others too; mend what is wrong" \
-        "and give the same sbatch command again: it continues from the newest checkpoint." >&2
+        "and give the same sbatch command again: it continues from what was saved." >&2
 fi
 exit $status

@@ -5,15 +5,16 @@
 #         --config=configs/imagenet_h14.py --workdir=/mnt/shared/runs/h14
 #
 # TPU and ZONE name the slice, FOLDER is the repository on every host (installed there with pip, and jax[tpu]).
-# What follows the script's name is for main.py; the workdir must be a folder that all hosts share. The same command
+# What follows the script's name is for main.py; the workdir must be a folder that all hosts share. PROGRAM="-m
+# sparse_vis.extract" in front starts that tool in place of main.py. The same command
 # continues a run. Processes find each other through the TPU's metadata.
 
 : "${TPU:?set TPU to the name of the slice}" "${ZONE:?set ZONE to its zone}" "${FOLDER:?set FOLDER to the repository}"
 gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
-    --command="cd $(printf %q "$FOLDER") && python main.py --distributed=auto$(printf ' %q' "$@")"
+    --command="cd $(printf %q "$FOLDER") && python ${PROGRAM:-main.py} --distributed=auto$(printf ' %q' "$@")"
 status=$?
 if [ $status -ne 0 ]; then
     echo "error: a process of the run ended with status $status, so the others end too; mend what is wrong" \
-        "and give the same command again: it continues from the newest checkpoint." >&2
+        "and give the same command again: it continues from what was saved." >&2
 fi
 exit $status

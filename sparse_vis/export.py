@@ -2,6 +2,7 @@
 
 Format "released": a safetensors file in the published names and torch layouts, and its config.json. What we
 write, the published PyTorch code reads, and `sparse_vis.load(DIR)` reads back bit by bit.
+Formats "stablehlo" and "onnx": the encoder as a program that runs without this package (programs.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sparse_vis.interop.layout import Tensors
 from sparse_vis.interop.load import Loaded, abstract_params, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
+from sparse_vis.programs import FORMATS, export_program
 from sparse_vis.train import checkpoint
 from sparse_vis.train.ema import teacher_params
 
@@ -116,12 +118,20 @@ def main() -> None:
     add = parser.add_argument
     add("--checkpoint", required=True, help="workdir, step folder, released file or folder, or hf:// address")
     add("--name", help="model of a release folder that holds several")
-    add("--format", choices=["released"], default="released", help="form of the weights")
-    add("--output", required=True, type=pathlib.Path, help="folder to write")
-    arguments = parser.parse_args()
-    print(
-        f"wrote {export_released(arguments.checkpoint, arguments.output, arguments.name)} and its config.json"
+    add(
+        "--format",
+        choices=["released", *FORMATS],
+        default="released",
+        help="weights for PyTorch and us, or the encoder as a program for jax.export or onnxruntime",
     )
+    add("--output", required=True, type=pathlib.Path, help="folder to write")
+    given = parser.parse_args()
+    if given.format == "released":
+        path, beside = export_released(given.checkpoint, given.output, given.name), "config.json"
+    else:
+        path = export_program(given.checkpoint, given.output, given.format, given.name)
+        beside = f"{path.name}.json"
+    print(f"wrote {path} and its {beside}")
 
 
 if __name__ == "__main__":

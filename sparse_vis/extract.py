@@ -1,145 +1,50 @@
-"""Features of a folder of images as Parquet shards: `python -m sparse_vis.extract --help`."""
+"""Features of many images as Parquet shards: `python -m sparse_vis.extract --help`."""
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
-import hashlib
 import os
+import signal
 import sys
-import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from sparse_vis.data.ahead import ON_ERROR, Loaded, load_ahead, load_image, usable
-from sparse_vis.data.sources import open_folder
+from sparse_vis.data.sources import Source, open_input
 from sparse_vis.errors import UserError, command_line
+from sparse_vis.progress import Progress
 from sparse_vis.shards import (
     DTYPES,
-    SKIPPED,
+    finish,
     make_schema,
     open_output,
-    survey,
+    plan,
+    read_shard,
+    wait_for,
     write_shard,
-    write_text,
 )
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
-REPORT_SECONDS = 10.0
-
-
-class Progress:
-    """Prints images done, images/s and ETA; the rate leaves out the first batch, which compiles.
-
-    Args:
-        total: images of the extraction. done: of them, in shards that were already there.
-    """
-
-    def __init__(self, total: int, done: int):
-        self.total, self.done, self.skipped, self.counted = total, done, 0, 0
-        self.began, self.printed = None, time.perf_counter()
-
-    def add(self, images: int, skipped: int = 0, *, show: bool = False) -> None:
-        """Count images that were encoded or skipped; prints if asked to, or if the last line is old."""
-        now = time.perf_counter()
-        self.done, self.skipped = self.done + images + skipped, self.skipped + skipped
-        if self.began is None:
-            self.began = now
-        else:
-            self.counted += images + skipped
-        if show or now - self.printed >= REPORT_SECONDS:
-            self.printed = now
-            rate = self.counted / max(now - self.began, 1e-9)
-            left = self.total - self.done
-            eta = datetime.timedelta(seconds=round(left / rate)) if rate else "unknown"
-            note = f"  {self.skipped} skipped" if self.skipped else ""
-            print(f"{self.done}/{self.total} images  {rate:.1f} images/s  ETA {eta}{note}", flush=True)
-
-
-def make_encoder(model, params: dict, batch: int, outputs: tuple[str, ...], dtype: str):
-    """images (m <= batch, H, W, 3) uint8 -> {output: (m, tokens, width) of `dtype`}, split over all devices.
-
-    Args:
-        model, params: of sparse_vis.load. batch: images per call; rounded up to whole devices.
-        outputs: of OUTPUTS. dtype: of DTYPES.
-    """
-    import jax
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from sparse_vis.api import encode
-    from sparse_vis.train.mesh import global_batch, make_mesh
-
-    mesh = make_mesh((-1, 1))
-    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    batch = -(-batch // jax.device_count()) * jax.device_count()
-
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        # A last, smaller batch is filled up with copies, so that the encoder compiles once.
-        padded = np.pad(images, [(0, batch - len(images)), (0, 0), (0, 0), (0, 0)], mode="edge")
-        features = encode(model, params, global_batch(mesh, padded))
-        found = jax.device_get({name: getattr(features, name) for name in outputs})
-        with np.errstate(over="ignore"):  # write_shard refuses infinities
-            return {name: np.asarray(array[: len(images)], dtype) for name, array in found.items()}
-
-    return run
-
-
-def describe(checkpoint: str, model, params: dict, names: list[str], outputs: tuple[str, ...]) -> dict:
-    """The manifest's part that says which model read which images.
-
-    Args:
-        checkpoint: what was loaded. model, params: of sparse_vis.load. names: of the images.
-        outputs: of OUTPUTS.
-    """
-    import jax
-
-    from sparse_vis.api import encode
-
-    size, checksum = model.encoder.image_size, 0
-    image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-    features = jax.eval_shape(functools.partial(encode, model), params, image)
-    for leaf in jax.tree.leaves(params):  # tells models apart that share a step number
-        checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
-    return {
-        "checkpoint": checkpoint,
-        "step": int(step) if (step := Path(checkpoint).name).isdigit() else None,  # None: not of our runs
-        "weights_crc32": checksum,
-        "images": len(names),
-        "images_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
-        "image_size": size,
-        "grid": list(model.grid(size, size)),
-        "outputs": {name: list(getattr(features, name).shape[1:]) for name in outputs},
-    }
-
-
-def encode_all(
-    images: Iterator[Loaded],
-    batch: int,
-    encoder: Callable[[np.ndarray], dict[str, np.ndarray]],
-    progress: Progress,
-) -> Iterator[dict[str, list | np.ndarray]]:
-    """Columns of up to `batch` images at a time: name, height, width and the encoder's outputs."""
-    while chunk := list(islice(images, batch)):
-        names, heights, widths, pixels = zip(*chunk, strict=True)
-        features = encoder(np.stack(pixels))
-        yield {"name": list(names), "height": list(heights), "width": list(widths), **features}
-        progress.add(len(chunk))
 
 
 def extract(
-    *, checkpoint: str, folder: str, output: Path, outputs: tuple[str, ...], dtype: str, resize: int | None,
-    batch: int, shard_size: int, threads: int, on_error: str,
+    *, checkpoint: str, name: str, split: str | None, data_dir: str | None, output: Path,
+    outputs: tuple[str, ...], dtype: str, resize: int | None, batch: int, shard_size: int, threads: int,
+    on_error: str,
 ) -> None:  # fmt: skip
-    """Write features of all images of a folder, or go on where an earlier call was interrupted.
+    """Write features of all images of a source, or go on where an earlier call was interrupted.
+
+    Of n processes each writes every n-th shard, with its own devices; process 0 finishes the folder.
 
     Args:
         checkpoint: workdir, step folder, or whatever else sparse_vis.load reads.
-        folder: with images. output: folder of the shards.
+        name, split, data_dir: of the images, see `open_input`.
+        output: folder of the shards, shared by all processes.
         outputs: of OUTPUTS. dtype: "float32" or "float16", of the files; the computation is float32.
         resize: short side before the centre crop, in pixels; None: 256/224 of the model's image size.
         batch: images per call of the encoder. shard_size: images per shard. threads: that decode.
@@ -148,8 +53,11 @@ def extract(
     Raises:
         UserError: no images, no checkpoint, another extraction's output, or an image that cannot be used.
     """
-    source = open_folder(folder)
+    source = open_input(name, split, data_dir)
+    import jax
+
     from sparse_vis.api import load
+    from sparse_vis.encoding import describe, make_encoder
     from sparse_vis.train.checkpoint import FOLDER, find_step
 
     if Path(checkpoint, FOLDER).is_dir():
@@ -160,27 +68,57 @@ def extract(
     if resize < size:
         raise UserError(f"--resize={resize} is below the model's image size: raise it to {size} or more")
     outputs = tuple(name for name in OUTPUTS if name in outputs)
-    manifest = describe(checkpoint, model, params, source.names, outputs)
+    manifest = describe(checkpoint, model, params, outputs)
+    manifest |= {"images": len(source), "images_sha256": source.images_sha256}
     manifest |= {"dtype": dtype, "resize": resize, "shard_size": shard_size}
-    open_output(output, manifest)
-    todo, skipped = survey(output, len(source), shard_size)
-    left = [index for rows in todo.values() for index in rows]
-    progress = Progress(len(source), len(source) - len(left))
+    process, processes = jax.process_index(), jax.process_count()
+    open_output(output, manifest, first=process == 0)
+    shards = plan(output, len(source), shard_size)
+    # By number, so that processes need not agree on what is left, whatever order they start in.
+    mine = {path: rows for k, (path, rows) in enumerate(shards.items()) if k % processes == process}
     encoder = make_encoder(model, params, batch, outputs, dtype)
-    prepare = functools.partial(load_image, source, size=size, short_side=resize, patch=model.patch)
-    futures = load_ahead(prepare, source.names, left, threads, ahead=2 * batch)
+    write_shards(
+        source, mine, make_schema(manifest["outputs"], dtype), encoder,
+        functools.partial(load_image, source, size=size, short_side=resize, patch=model.patch),
+        batch=batch, threads=threads, on_error=on_error,
+        what="features" if processes == 1 else f"features, process {process} of {processes}",
+    )  # fmt: skip
+    wait_for(list(shards), "shards")
+    if process == 0:
+        rows, skipped = finish(output, manifest, list(shards))
+        print(f"{output}: {rows} images in {len(shards)} shards, {skipped} skipped", flush=True)
+
+
+def write_shards(
+    source: Source, shards: dict[Path, range], schema: pa.Schema,
+    encoder: Callable[[np.ndarray], dict[str, np.ndarray]], load: Callable[[int], Loaded], *, batch: int,
+    threads: int, on_error: str, what: str,
+) -> None:  # fmt: skip
+    """Write those of the shards that are not there yet.
+
+    Args:
+        source: random-access records. shards: of `plan`. schema: of `make_schema`.
+        encoder: of `make_encoder`. load: number of an image -> Loaded.
+        batch, threads, on_error: of `extract`. what: for the progress line.
+
+    Raises:
+        UserError: an image cannot be used, or a shard that is there cannot be read.
+    """
+    from sparse_vis.encoding import encode_all
+
+    todo = {path: rows for path, rows in shards.items() if not path.exists()}
+    for path in shards.keys() - todo.keys():
+        read_shard(path)  # now rather than at the end
+    left = [index for rows in todo.values() for index in rows]
+    total = sum(map(len, shards.values()))
+    progress = Progress(what, total, total - len(left))
+    futures = load_ahead(load, left, threads, ahead=2 * batch)
     for path, rows in todo.items():
-        skipped[path] = []
-        images = usable(islice(futures, len(rows)), on_error, skipped[path])
-        columns = encode_all(images, batch, encoder, progress)
-        write_shard(path, make_schema(manifest["outputs"], dtype), columns, skipped[path])
-        progress.add(0, len(skipped[path]), show=True)
-    lines = sorted(f"{name}\t{reason}\n" for entries in skipped.values() for name, reason in entries)
-    write_text(output / SKIPPED, "".join(lines))
-    print(
-        f"{output}: {len(source) - len(lines)} images in {len(skipped)} shards, {len(lines)} skipped",
-        flush=True,
-    )
+        skipped: list[tuple[str, str]] = []
+        images = usable(source, islice(futures, len(rows)), on_error, skipped)
+        write_shard(path, schema, encode_all(images, batch, encoder, progress), skipped)
+        if skipped:
+            progress.add(len(skipped))
 
 
 def _outputs(text: str) -> tuple[str, ...]:
@@ -199,8 +137,8 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sparse_vis.extract",
-        description="Write features of all images below a folder as Parquet shards (docs/extraction.md). "
-        "The same command continues an interrupted extraction.",
+        description="Write features of all images of a folder, a packed folder or a TFDS data set as "
+        "Parquet shards (docs/extraction.md). The same command continues an interrupted extraction.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -210,7 +148,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="workdir of main.py, or a step folder in it",
     )
-    add("--input", required=True, dest="folder", metavar="DIR", help="folder of JPEG, PNG or WebP images")
+    add(
+        "--input",
+        required=True,
+        dest="name",
+        metavar="DIR",
+        help="folder of JPEG, PNG or WebP images, packed folder (sparse_vis.data.pack), or tfds:<name>",
+    )
+    add("--split", help="of a TFDS data set, e.g. train[:90%%]")
+    add("--data-dir", "--data_dir", metavar="DIR", help="in which the TFDS data set was prepared")
     add(
         "--output",
         required=True,
@@ -234,18 +180,34 @@ def _parser() -> argparse.ArgumentParser:
     add("--shard-size", type=_positive, default=4096, help="images per shard")
     add("--threads", type=_positive, default=os.cpu_count(), help="that decode images")
     add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used")
+    add(
+        "--distributed", help="be one process of several: auto, or HOST:PORT,PROCESSES,PROCESS (docs/pods.md)"
+    )
     return parser
 
 
-def main() -> None:
-    """Command line; see --help."""
-    arguments = _parser().parse_args()
+def run(arguments: dict) -> None:
+    """The tool, in one process."""
     try:
-        extract(**vars(arguments))
+        extract(**arguments)
     except OSError as error:
         raise UserError(f"{error}; complete shards are kept, the same command continues.") from None
     except KeyboardInterrupt:
         sys.exit("interrupted: complete shards are kept, the same command continues")
+
+
+def main() -> None:
+    """Command line; see --help."""
+    arguments = vars(_parser().parse_args())
+    others = arguments.pop("distributed")
+    if not others:
+        return run(arguments)
+    from sparse_vis.train import distributed
+
+    with distributed.joined(others, 0):
+        # Until here it is jax.distributed's, which waits for a training step to end.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        run(arguments)
 
 
 if __name__ == "__main__":

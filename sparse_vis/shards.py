@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparse_vis.errors import UserError
+from sparse_vis.progress import REPORT_SECONDS
 
+POLL_SECONDS = 0.2
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 MANIFEST, SKIPPED = "manifest.json", "skipped.txt"
 
@@ -79,34 +82,63 @@ def write_shard(
         partial.unlink(missing_ok=True)
 
 
-def _read_skipped(path: Path) -> Skips:
+def read_shard(path: Path) -> tuple[int, Skips]:
+    """Number of rows of a finished shard, and the images that it left out.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        return [(name, reason) for name, reason in json.loads(pq.read_metadata(path).metadata[b"skipped"])]
+        found = pq.read_metadata(path)
+        skipped = json.loads(found.metadata[b"skipped"])
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"Shard {path} is damaged ({reason}): delete it to have it written again") from None
+    return found.num_rows, [(name, reason) for name, reason in skipped]
 
 
-def survey(output: Path, images: int, shard_size: int) -> tuple[dict[Path, range], dict[Path, Skips]]:
-    """What is still to do, and what finished shards left out.
+def plan(output: Path, images: int, shard_size: int) -> dict[Path, range]:
+    """Numbers of the images of every shard.
 
     Args:
         output: folder of the shards. images: of the extraction. shard_size: images per shard.
-
-    Returns:
-        (todo, skipped): image numbers by unwritten shard; skipped images by finished shard.
-
-    Raises:
-        UserError: a shard cannot be read.
     """
-    starts, todo, skipped = range(0, images, shard_size), {}, {}
+    starts, shards = range(0, images, shard_size), {}
     for number, start in enumerate(starts):
         path = output / f"features-{number:05d}-of-{len(starts):05d}.parquet"
-        if path.exists():
-            skipped[path] = _read_skipped(path)
-        else:
-            todo[path] = range(start, min(start + shard_size, images))
-    return todo, skipped
+        shards[path] = range(start, min(start + shard_size, images))
+    return shards
+
+
+def wait_for(paths: list[Path], what: str) -> None:
+    """Return when all these files are there; other processes write them.
+
+    Args:
+        paths: in a folder that the processes share. what: they are, for the line that is printed meanwhile.
+    """
+    printed = time.perf_counter()
+    while missing := [path for path in paths if not path.exists()]:
+        time.sleep(POLL_SECONDS)
+        if time.perf_counter() - printed >= REPORT_SECONDS:
+            printed = time.perf_counter()
+            print(f"waiting for {len(missing)} {what} of the other processes", flush=True)
+
+
+def finish(output: Path, manifest: dict, shards: list[Path]) -> tuple[int, int]:
+    """Write what is known when all shards are there: skipped.txt, and the manifest with the shards' rows.
+
+    Args:
+        output: folder. manifest: of `open_output`. shards: all of them.
+
+    Returns:
+        (rows, skipped images) of all shards.
+    """
+    found = {path.name: read_shard(path) for path in shards}
+    skips = sorted(f"{name}\t{reason}\n" for _, skipped in found.values() for name, reason in skipped)
+    write_text(output / SKIPPED, "".join(skips))
+    counts = {name: {"rows": rows, "skipped": len(skipped)} for name, (rows, skipped) in found.items()}
+    write_text(output / MANIFEST, json.dumps(manifest | {"shards": counts}, indent=2) + "\n")
+    return sum(rows for rows, _ in found.values()), len(skips)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -116,11 +148,12 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def open_output(output: Path, manifest: dict) -> None:
+def open_output(output: Path, manifest: dict, first: bool) -> None:
     """Create the output folder with its manifest, or make sure that it belongs to the same extraction.
 
     Args:
         output: folder. manifest: of this extraction; its "checkpoint" is a note and may differ.
+        first: whether this is the process that creates; others wait for it.
 
     Raises:
         UserError: it holds something else, or features of other settings.
@@ -130,15 +163,16 @@ def open_output(output: Path, manifest: dict) -> None:
     path = output / MANIFEST
     if output.exists() and not output.is_dir():
         raise UserError(f"Output {output} is a file: give --output a new or empty folder")
-    if not path.exists():
+    if first and not path.exists():
         if output.is_dir() and any(output.iterdir()):
             raise UserError(f"Folder {output} holds something else: give --output a new or empty folder")
         output.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(manifest, indent=2) + "\n")
         return
+    wait_for([path], "manifest")
+    free = {"checkpoint": "", "shards": {}}
     try:
-        saved = json.loads(path.read_text())
-        changed = differences(saved | {"checkpoint": ""}, manifest | {"checkpoint": ""})
+        changed = differences(json.loads(path.read_text()) | free, manifest | free)
     except (ValueError, TypeError):
         raise UserError(f"{path} is no manifest of an extraction: give --output another folder") from None
     if changed:

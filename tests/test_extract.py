@@ -15,13 +15,14 @@ from PIL import Image
 
 import sparse_vis
 from sparse_vis import extract as command
+from sparse_vis.data import pack
 from sparse_vis.errors import UserError, command_line
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = dict(
-    outputs=("cls", "sparse", "spatial"), dtype="float32", resize=None, batch=4, shard_size=3, threads=2,
-    on_error="stop",
+    split=None, data_dir=None, outputs=("cls", "sparse", "spatial"), dtype="float32", resize=None, batch=4,
+    shard_size=3, threads=2, on_error="stop",
 )  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def folder(tmp_path):
 
 
 def run(workdir, folder, output, **changes):
-    command.extract(checkpoint=str(workdir), folder=str(folder), output=output, **(SETTINGS | changes))
+    command.extract(checkpoint=str(workdir), name=str(folder), output=output, **(SETTINGS | changes))
 
 
 def read(output):
@@ -182,6 +183,14 @@ def test_folders_that_cannot_be_used(workdir, tmp_path):
         run(workdir, tmp_path / "images", tmp_path / "images" / "0.png")
     with pytest.raises(UserError, match="--resize=31 is below"):
         run(workdir, tmp_path / "images", tmp_path / "out", resize=31)
+    for changes, sentence in (
+        (dict(split="train"), r"--split=train is for --input=tfds:<name>: leave it out"),
+        (dict(data_dir="x"), r"--data-dir=x is for --input=tfds:<name>: leave it out"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            run(workdir, tmp_path / "images", tmp_path / "out", **changes)
+    with pytest.raises(UserError, match="--input=tfds:mnist needs --data-dir too"):
+        run(workdir, "tfds:mnist", tmp_path / "out", split="train")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     for text in ("{", "[]"):
@@ -213,43 +222,112 @@ def test_command_line_prints_one_sentence(tmp_path, monkeypatch, capsys):
         assert sentence in capsys.readouterr().err
 
 
-def start(workdir, folder, output, devices):
-    command = [sys.executable, "-m", "sparse_vis.extract", "--shard-size=4", "--batch=4", "--threads=2"]
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    return subprocess.Popen(
-        [*command, f"--checkpoint={workdir}", f"--input={folder}", f"--output={output}"],
-        cwd=ROOT, env={**os.environ, **flags}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def test_a_packed_folder_gives_what_its_folder_gives(workdir, folder, tmp_path):
+    Image.fromarray(image(0, 90, PATCH - 1)).save(folder / "3b.png")
+    pack.pack(folder=str(folder), output=tmp_path / "packed", shard_size=3, threads=2, on_error="stop")
+    for name, images in (("a", folder), ("b", tmp_path / "packed")):
+        run(workdir, images, tmp_path / name, outputs=("cls", "spatial"), on_error="skip")
+    (rows, schema), (expected, expected_schema) = read(tmp_path / "b"), read(tmp_path / "a")
+    assert rows == expected and list(rows) == list(expected) and len(rows) == 8 and schema == expected_schema
+    for file in ("skipped.txt", "manifest.json"):
+        assert (tmp_path / "b" / file).read_text() == (tmp_path / "a" / file).read_text()
+    assert (tmp_path / "b" / "skipped.txt").read_text().startswith("3b.png\tImage '3b.png' is 90x7 pixels")
+    shards = json.loads((tmp_path / "b" / "manifest.json").read_text())["shards"]
+    assert [(shard["rows"], shard["skipped"]) for shard in shards.values()] == [(3, 0), (2, 1), (3, 0)]
 
 
-def test_killed_between_shards_it_continues_on_other_devices(workdir, tmp_path):
-    folder, output = tmp_path / "images", tmp_path / "out"
+class Launcher:
+    """Two processes with two devices each, under launch/local.py; leaving the context ends them."""
+
+    def __init__(self, workdir, folder, output):
+        command = [
+            ROOT / "launch" / "local.py",
+            "--processes=2",
+            "--devices=2",
+            "--module=sparse_vis.extract",
+        ]
+        command += ["--", "--shard-size=4", "--batch=4", "--threads=2"]
+        command += [f"--checkpoint={workdir}", f"--input={folder}", f"--output={output}"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, command)], cwd=ROOT, env=environment, **pipes
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.terminate()  # which it passes on
+        self.process.communicate()
+
+    def until(self, condition):
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert self.process.poll() is None, self.process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def kill_first(self):
+        """SIGKILL to process 0 alone."""
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=True
+        )
+        (first,) = (
+            int(pid)
+            for pid in listed.stdout.split()
+            if b",2,0\0" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        os.kill(first, signal.SIGKILL)
+
+    def end(self):
+        shown, _ = self.process.communicate(timeout=300)
+        return self.process.returncode, shown
+
+
+def assert_same(output, expected):
+    """Rows and manifests of two extractions are equal, up to the rounding of other batches."""
+    (rows, schema), (expected_rows, expected_schema) = read(output), read(expected)
+    assert list(rows) == list(expected_rows) and schema == expected_schema
+    for name in ("cls", "sparse", "spatial"):
+        found, wanted = (np.array([row[name] for row in x.values()]) for x in (rows, expected_rows))
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    assert (output / "manifest.json").read_text() == (expected / "manifest.json").read_text()
+    assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in expected.iterdir())
+
+
+def test_two_processes_share_the_shards_and_one_killed_the_same_command_continues(workdir, tmp_path):
+    folder, output, alone = tmp_path / "images", tmp_path / "out", tmp_path / "alone"
     folder.mkdir()
     names = [f"{index:02d}.png" for index in range(18)]
     for index, name in enumerate(names):
         Image.fromarray(image(index)).save(folder / name)
-    # A pipe that nobody writes to stops the process at image 9, in the third shard.
-    (folder / names[9]).unlink()
-    os.mkfifo(folder / names[9])
-    process = start(workdir, folder, output, devices=1)
-    deadline = time.monotonic() + 120
-    while not (output / "features-00001-of-00005.parquet").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    (folder / names[9]).unlink()
-    Image.fromarray(image(9)).save(folder / names[9])
-    kept = {path: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
-    assert len(kept) == 2
-    process = start(workdir, folder, output, devices=3)  # 4 images fill up to 6
-    shown, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, shown
-    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
-    assert len(list(output.glob("*.parquet"))) == 5 and not list(output.glob("*.partial"))
-    rows, _ = read(output)
-    assert list(rows) == names
-    features = expect(workdir, folder, names)
-    for name in ("cls", "sparse", "spatial"):
-        found = np.array([row[name] for row in rows.values()]).reshape(getattr(features, name).shape)
-        np.testing.assert_allclose(found, getattr(features, name), rtol=1e-5, atol=1e-5)
+    run(workdir, folder, alone, shard_size=4)
+    # Pipes that nobody writes to stop process 0 in its second shard and process 1 in its first.
+    for name in (names[5], names[9]):
+        (folder / name).rename(tmp_path / name)
+        os.mkfifo(folder / name)
+    first = output / "features-00000-of-00005.parquet"
+    with Launcher(workdir, folder, output) as launched:
+        launched.until(first.exists)
+        launched.kill_first()
+        status, shown = launched.end()
+    assert status == 1 and "process 0 of 2 was killed by SIGKILL" in shown
+    assert list(output.glob("*.parquet")) == [first] and not (output / "skipped.txt").exists()
+    assert "shards" not in json.loads((output / "manifest.json").read_text())
+    for name in (names[5], names[9]):
+        (tmp_path / name).replace(folder / name)
+    then = first.stat().st_mtime_ns
+    with Launcher(workdir, folder, output) as launched:
+        status, shown = launched.end()
+    assert status == 0, shown
+    assert "features, process 0 of 2: 10/10 images" in shown
+    assert shown.endswith(f"{output}: 18 images in 5 shards, 0 skipped\n")
+    assert first.stat().st_mtime_ns == then
+    assert_same(output, alone)
+    # Another number of processes finishes what is missing.
+    (output / "features-00001-of-00005.parquet").unlink()
+    run(workdir, folder, output, shard_size=4)
+    assert first.stat().st_mtime_ns == then
+    assert_same(output, alone)

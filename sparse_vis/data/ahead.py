@@ -1,20 +1,21 @@
-"""Images of a folder, decoded in threads ahead of their use, in order."""
+"""Records of a source, read in threads ahead of their use, in order."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from sparse_vis.data.decode import decode, to_square
-from sparse_vis.data.sources import Source
+from sparse_vis.data.sources import FolderSource, Source
 from sparse_vis.errors import UserError
 
 ON_ERROR = ("stop", "skip")  # what `usable` does with an image that cannot be used
+T = TypeVar("T")
 
 
 class Loaded(NamedTuple):
@@ -47,30 +48,44 @@ def load_image(source: Source, index: int, size: int, short_side: int, patch: in
 
 
 def load_ahead(
-    load: Callable[[int], Loaded], names: list[str], indices: list[int], threads: int, ahead: int
-) -> Iterator[tuple[str, Future]]:
+    load: Callable[[int], T], indices: list[int], threads: int, ahead: int
+) -> Iterator[tuple[int, Future[T]]]:
     """Run `load` in threads, in order and at most `ahead` images before they are asked for."""
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[str, Future]] = deque()
+        waiting: deque[tuple[int, Future[T]]] = deque()
         for index in indices:
-            waiting.append((names[index], pool.submit(load, index)))
+            waiting.append((index, pool.submit(load, index)))
             if len(waiting) > ahead:
                 yield waiting.popleft()
         yield from waiting
 
 
 def usable(
-    futures: Iterator[tuple[str, Future]], on_error: str, skipped: list[tuple[str, str]]
-) -> Iterator[Loaded]:
-    """Loaded images; one that cannot be used ends the extraction, or is noted in `skipped`.
+    source: Source, futures: Iterator[tuple[int, Future[T]]], on_error: str, skipped: list[tuple[str, str]]
+) -> Iterator[T]:
+    """What was loaded; an image that cannot be used ends the work, or is noted in `skipped`.
+
+    Args:
+        source: that was loaded from. futures: of `load_ahead`. on_error: of ON_ERROR.
+        skipped: gets the name of the image and the reason.
 
     Raises:
         UserError: an image cannot be used and on_error is "stop".
     """
-    for name, future in futures:
+    for index, future in futures:
         try:
             yield future.result()
         except UserError as error:
             if on_error == "stop":
                 raise UserError(f"{error}, or pass --on-error=skip") from None
-            skipped.append((name, str(error)))
+            skipped.append((_name(source, index), str(error)))
+
+
+def _name(source: Source, index: int) -> str:
+    """The name of a record that could not be used, or its number where the record cannot even be read."""
+    if isinstance(source, FolderSource):
+        return source.names[index]
+    try:
+        return source[index]["name"]
+    except UserError:
+        return f"#{index}"

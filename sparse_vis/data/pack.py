@@ -7,12 +7,11 @@ once to see that it can be, and stored as it is.
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
 import os
 import sys
-import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from sparse_vis.data.decode import decode
 from sparse_vis.data.packed import NAME_ERRORS, describe, has_shard, open_output, write_metadata
 from sparse_vis.data.sources import FolderSource, open_folder
 from sparse_vis.errors import UserError, command_line
+from sparse_vis.progress import Progress
 
 # One record a group: random access reads nothing else. Image files hardly compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -79,6 +79,14 @@ def unwritten(output: Path, metadata: dict[str, Any]) -> dict[str, range]:
     return todo
 
 
+def counted(futures: Iterator[tuple[int, Future]], progress: Progress) -> Iterator[tuple[int, Future]]:
+    """The same futures, each counted when it is done."""
+    for index, future in futures:
+        future.exception()  # waits
+        progress.add(1)
+        yield index, future
+
+
 def pack(*, folder: str, output: Path, shard_size: int, threads: int, on_error: str) -> None:
     """Write the shards of a folder, or go on where an earlier call was interrupted.
 
@@ -97,20 +105,15 @@ def pack(*, folder: str, output: Path, shard_size: int, threads: int, on_error: 
     shards, todo = metadata["shards"], unwritten(output, metadata)
     left = [index for rows in todo.values() for index in rows]
     read = functools.partial(read_record, source)
-    futures = load_ahead(read, source.names, left, threads, ahead=4 * threads)
-    began, packed = time.perf_counter(), 0
+    progress = Progress("packing", len(source), len(source) - len(left))
+    futures = counted(load_ahead(read, left, threads, ahead=4 * threads), progress)
     for name, rows in todo.items():
         skipped: list[tuple[str, str]] = []
-        records = write_shard(output / name, usable(islice(futures, len(rows)), on_error, skipped))
+        records = write_shard(output / name, usable(source, islice(futures, len(rows)), on_error, skipped))
         size = (output / name).stat().st_size
         shards[name] = {"records": records, "bytes": size, "skipped": skipped}
         metadata["records"] = sum(shard["records"] for shard in shards.values())
         write_metadata(output, metadata)
-        packed += len(rows)
-        rate = packed / (time.perf_counter() - began)
-        eta = datetime.timedelta(seconds=round((len(left) - packed) / rate))
-        done = len(source) - len(left) + packed
-        print(f"{done}/{len(source)} images  {rate:.1f} images/s  ETA {eta}", flush=True)
     summarize(output, metadata)
 
 

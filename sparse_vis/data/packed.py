@@ -54,6 +54,11 @@ def has_shard(folder: Path, name: str, shard: dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == shard["bytes"]
 
 
+def sha256_of(names: list[str]) -> str:
+    """What tells sets of images apart, hexadecimal; it knows names, not contents."""
+    return hashlib.sha256("\n".join(names).encode(errors=NAME_ERRORS)).hexdigest()
+
+
 def describe(names: list[str], classes: tuple[str, ...], shard_size: int) -> dict[str, Any]:
     """The metadata of a packed folder without shards.
 
@@ -63,7 +68,7 @@ def describe(names: list[str], classes: tuple[str, ...], shard_size: int) -> dic
     return {
         "version": VERSION,
         "images": len(names),
-        "images_sha256": hashlib.sha256("\n".join(names).encode(errors=NAME_ERRORS)).hexdigest(),
+        "images_sha256": sha256_of(names),
         "classes": list(classes),
         "shard_size": shard_size,
         "records": 0,
@@ -144,7 +149,7 @@ class PackedSource:
                     f"Shard {name!r} of {path!r} is {state}: copy it again, or repeat the `{COMMAND}` "
                     "that wrote it"
                 )
-        self.classes = tuple(metadata["classes"])
+        self.classes, self.images_sha256 = tuple(metadata["classes"]), metadata["images_sha256"]
         self._shards = list(shards)
         self._ends = list(itertools.accumulate(shard["records"] for shard in shards.values()))
         # With the number of records in brackets no shard is opened before it is read.

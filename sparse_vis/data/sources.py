@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from sparse_vis.data.packed import PackedSource
+from sparse_vis.data.packed import METADATA, PackedSource, sha256_of
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.errors import UserError
@@ -55,6 +55,7 @@ class FolderSource:
                 f"Folder {path!r} holds no image ({', '.join(EXTENSIONS)}): "
                 "put images there or correct --config.data.path"
             )
+        self.images_sha256 = sha256_of(self.names)
         self.classes = tuple(sorted({name.split("/")[0] for name in self.names if "/" in name}))
         self._label = {name: label for label, name in enumerate(self.classes)}
 
@@ -105,6 +106,35 @@ def open_folder(path: str) -> FolderSource:
         return FolderSource(path)
     except UserError as error:  # its remedy names the flag of main.py
         raise UserError(str(error).replace("--config.data.path", "--input")) from None
+
+
+def open_input(
+    name: str, split: str | None, data_dir: str | None
+) -> FolderSource | PackedSource | TfdsSource:
+    """The images that a tool's --input names; `images_sha256` of the source tells them from others.
+
+    Args:
+        name: folder of images or of packed images, or "tfds:<name>".
+        split, data_dir: of a TFDS data set, see `TfdsSource`; None otherwise.
+
+    Raises:
+        UserError: nothing readable there; split or data_dir without TFDS, or TFDS without them.
+    """
+    tfds = name.startswith("tfds:")
+    for flag, value in (("--split", split), ("--data-dir", data_dir)):
+        if tfds and value is None:
+            raise UserError(f"--input={name} needs {flag} too, e.g. --split=train --data-dir=TFDS_DIR")
+        if not tfds and value is not None:
+            raise UserError(
+                f"{flag}={value} is for --input=tfds:<name>: leave it out; --input can be a subfolder"
+            )
+    if not tfds:
+        return PackedSource(name) if Path(name, METADATA).is_file() else open_folder(name)
+    try:
+        return TfdsSource(name.removeprefix("tfds:"), split=split, data_dir=data_dir)
+    except UserError as error:  # its remedies name the flags of main.py
+        text = str(error).replace("--config.data.path", "--data-dir")
+        raise UserError(text.replace("--config.data.split", "--split")) from None
 
 
 def make_source(name: str, *, split: str, path: str, seed: int, scenes: SceneSpec) -> Source:

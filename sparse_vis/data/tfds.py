@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sparse_vis.data.packed import sha256_of
 from sparse_vis.errors import UserError
 
 
@@ -59,6 +60,8 @@ class TfdsSource:
             raise UserError(f"Split {split!r} of TFDS data set {name!r} is empty: choose a larger one")
         label, sets = (dict(builder.info.features).get(name) for name in ("label", "labels"))
         sets = getattr(sets, "feature", None)  # of a sequence
+        # These decide the images and their order.
+        self.images_sha256 = sha256_of([builder.info.full_name, split, str(len(self._records))])
         self._labels = [n for n, feature in (("label", label), ("labels", sets)) if hasattr(feature, "names")]
         self.classes = tuple((label if "label" in self._labels else sets).names) if self._labels else ()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,8 +12,7 @@ from sparse_vis.data.records import Records
 from sparse_vis.evals.dataset import Data, multi_hot
 from sparse_vis.evals.features import Encoder, encode
 from sparse_vis.evals.networks import Networks
-
-REPORT_SECONDS = 5.0
+from sparse_vis.progress import Progress
 
 
 class Reducer(NamedTuple):
@@ -80,27 +78,3 @@ class Bench:
                     kept.setdefault(name, []).append(array)
             progress.add(len(records.image))
         return {name: np.concatenate(arrays) for name, arrays in kept.items()}
-
-
-class Progress:
-    """Prints images done, images/s and the time left, now and then and at the end.
-
-    Args:
-        what: is done. total: images, over all epochs.
-    """
-
-    def __init__(self, what: str, total: int):
-        self.what, self.total, self.done = what, total, 0
-        self.first, self.began = 0, 0.0
-        self.printed = time.perf_counter()
-
-    def add(self, images: int) -> None:
-        """Count images that were handled."""
-        now = time.perf_counter()
-        self.done += images
-        if not self.first:  # which compiles
-            self.first, self.began = self.done, now
-        if now - self.printed >= REPORT_SECONDS or self.done >= self.total:
-            self.printed, rate = now, (self.done - self.first) / max(now - self.began, 1e-9)
-            speed = f"  {rate:.1f} images/s  ETA {(self.total - self.done) / rate:.0f} s" if rate else ""
-            print(f"{self.what}: {self.done}/{self.total}{speed}", flush=True)

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from sparse_vis.data.records import in_batches, read_records
-from sparse_vis.evals.bench import Bench, Progress
+from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.columns import compared, quality
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.decoder_probe import DecoderProbe, Protocol, fit
@@ -18,6 +18,7 @@ from sparse_vis.evals.features import square_grid
 from sparse_vis.evals.networks import identity
 from sparse_vis.evals.task import Result, Task
 from sparse_vis.interop.maskgit import load_tokenizer
+from sparse_vis.progress import Progress
 
 read_tokenizer = functools.cache(load_tokenizer)
 

@@ -18,7 +18,7 @@ from sparse_vis.errors import UserError
 HEARTBEAT_SECONDS = 30
 LOST = (
     "stopped by what is printed above; if another process ended first, the cause is in that one's output. "
-    "The same command continues from the newest checkpoint."
+    "The same command continues from what was saved."
 )
 
 

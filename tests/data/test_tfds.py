@@ -8,14 +8,18 @@ import sys
 import tarfile
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import sparse_vis
+from sparse_vis import extract
 from sparse_vis.data.decode import decode
 from sparse_vis.data.loader import train_batches
 from sparse_vis.data.scenes import SceneSpec
 from sparse_vis.data.sources import make_source
 from sparse_vis.errors import UserError
+from tests.tiny_checkpoint import SIZE, write_checkpoints
 
 SYNSETS = ("n01440764", "n01443537", "n15075141")
 # Of the first three validation images of ILSVRC 2012: sea snake, alp, Shetland sheepdog.
@@ -90,6 +94,39 @@ def check_loader_reads_one_epoch_of_a_sub_split(path):
     assert sorted(heights) == sorted(decode(found[i]).shape[0] for i in range(54))
 
 
+def check_features_of_a_sub_split(path, files):
+    def run(output, **changes):
+        settings = dict(
+            checkpoint=str(path / "run"), name="tfds:imagenet2012", split="train[90%:]", data_dir=str(path),
+            outputs=("cls",), dtype="float32", resize=40, batch=4, shard_size=4, threads=2, on_error="stop",
+        )  # fmt: skip
+        extract.extract(output=output, **(settings | changes))
+
+    def centre(name):
+        picture = Image.open(io.BytesIO(files[name]))
+        scale = 40 / min(picture.size)
+        picture = picture.resize(
+            tuple(round(side * scale) for side in picture.size), Image.Resampling.BICUBIC
+        )
+        left, top = (picture.width - SIZE) // 2, (picture.height - SIZE) // 2
+        return np.asarray(picture.crop((left, top, left + SIZE, top + SIZE)))
+
+    write_checkpoints(path / "run", {1: 1})
+    run(path / "features")
+    found = source(path, "train[90%:]")
+    shards = sorted((path / "features").glob("*.parquet"))
+    rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+    assert len(shards) == 2 and len(rows) == 6
+    assert [row["name"] for row in rows] == [found[i]["name"] for i in range(6)]
+    model, params = sparse_vis.load(path / "run")
+    cls = sparse_vis.encode(model, params, np.stack([centre(row["name"]) for row in rows])).cls
+    np.testing.assert_allclose([row["cls"] for row in rows], cls[:, 0], rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match=r"images_sha256: \w+ -> \w+"):
+        run(path / "features", split="train[:10%]")
+    with pytest.raises(UserError, match=r"has no split 'gone' .*correct --split"):
+        run(path / "features", split="gone")
+
+
 def check_damage_and_tfrecord_are_one_sentence(path):
     def refused(match, make):
         with pytest.raises(UserError, match=match) as error:
@@ -115,4 +152,5 @@ def test_imagenet_prepared_from_archives(tmp_path):
     files = prepare(tmp_path)
     check_sub_splits_labels_names_and_bytes(tmp_path, files)
     check_loader_reads_one_epoch_of_a_sub_split(tmp_path)
+    check_features_of_a_sub_split(tmp_path, files)
     check_damage_and_tfrecord_are_one_sentence(tmp_path)

@@ -1,0 +1,144 @@
+"""The encoder as an ONNX graph, built operator by operator from the parameters.
+
+Written out because no converter fits: of jax2onnx, the releases that import beside jax 0.10 ask for an
+orbax-checkpoint older than ours, and stumble over `nn.scan` with a batch of unknown size. A test holds the
+graph to `sparse_vis.encode`.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD
+from sparse_vis.models.factorize import NORMALIZE_EPSILON
+from sparse_vis.models.stellar import Stellar
+from sparse_vis.models.vit import LAYER_NORM_EPSILON
+
+OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; what onnxruntime reads since 1.12
+BATCH = "batch"
+
+
+class Graph:
+    """Nodes and constants in the order in which they are added; a value is known by its name."""
+
+    def __init__(self):
+        self.nodes, self.constants = [], []
+
+    def add(self, operator: str, *inputs: str | np.ndarray, names: tuple[str, ...] = (), **attributes):
+        """Append a node; arrays among its inputs become constants.
+
+        Args:
+            operator: of ONNX. inputs: names or arrays. names: of the outputs; one new name if empty.
+            attributes: of the operator.
+
+        Returns:
+            The name of its first output.
+        """
+        names = names or (f"v{len(self.nodes)}",)
+        inputs = [x if isinstance(x, str) else self.constant(x) for x in inputs]
+        self.nodes.append(helper.make_node(operator, inputs, names, **attributes))
+        return names[0]
+
+    def constant(self, array: np.ndarray) -> str:
+        """The name of a constant."""
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
+        return name
+
+    def dense(self, x: str, layer: dict, **names) -> str:
+        """x W + b."""
+        return self.add("Add", self.add("MatMul", x, layer["kernel"]), layer["bias"], **names)
+
+    def norm(self, x: str, layer: dict) -> str:
+        """LayerNorm over the last axis."""
+        return self.add(
+            "LayerNormalization", x, layer["scale"], layer["bias"], axis=-1, epsilon=LAYER_NORM_EPSILON
+        )
+
+
+def _tokens(graph: Graph, images: str, params: dict, patch: int) -> str:
+    """[CLS, patches, queries] of uint8 images, with positions (method.md section 2)."""
+    pixels = graph.add("Div", graph.add("Cast", images, to=TensorProto.FLOAT), np.float32(255))
+    pixels = graph.add("Sub", pixels, np.array(IMAGENET_MEAN, np.float32))
+    pixels = graph.add("Div", pixels, np.array(IMAGENET_STD, np.float32))
+    pixels = graph.add("Transpose", pixels, perm=[0, 3, 1, 2])
+    kernel, table = params["patch_embedding"]["kernel"], params["position_table"]
+    width = table.shape[1]
+    kernel = kernel.reshape(patch, patch, 3, width).transpose(3, 2, 0, 1)
+    # Without padding a remainder that fills no patch is dropped at the bottom and right.
+    patches = graph.add("Conv", pixels, kernel, params["patch_embedding"]["bias"], strides=[patch, patch])
+    patches = graph.add("Reshape", patches, np.array([0, width, len(table)]))
+    patches = graph.add("Add", graph.add("Transpose", patches, perm=[0, 2, 1]), table)
+    count = graph.add("Shape", images, end=1)
+
+    def spread(rows: np.ndarray) -> str:
+        shape = graph.add("Concat", count, np.array(rows.shape), axis=0)
+        return graph.add("Expand", rows, shape)
+
+    cls = spread((params["cls_token"] + params["cls_position"])[None])
+    return graph.add("Concat", cls, patches, spread(params["queries"]), axis=1)
+
+
+def _block(graph: Graph, x: str, layer: dict, length: int, heads: int) -> str:
+    """A pre-LN block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    width = len(layer["norm_mlp"]["scale"])
+    qkv = graph.dense(graph.norm(x, layer["norm_attention"]), layer["qkv"])
+    qkv = graph.add("Reshape", qkv, np.array([0, length, 3, heads, width // heads]))
+    qkv = graph.add("Transpose", qkv, perm=[2, 0, 3, 1, 4])
+    q, k, v = (graph.add("Gather", qkv, np.array(part), axis=0) for part in range(3))
+    scores = graph.add("MatMul", q, graph.add("Transpose", k, perm=[0, 1, 3, 2]))
+    scores = graph.add("Mul", scores, np.float32((width // heads) ** -0.5))
+    mixed = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), v)
+    mixed = graph.add("Transpose", mixed, perm=[0, 2, 1, 3])
+    mixed = graph.add("Reshape", mixed, np.array([0, length, width]))
+    x = graph.add("Add", x, graph.dense(mixed, layer["attention_out"]))
+    hidden = graph.dense(graph.norm(x, layer["norm_mlp"]), layer["mlp_in"])
+    cdf = graph.add("Erf", graph.add("Mul", hidden, np.float32(0.5**0.5)))
+    cdf = graph.add("Mul", graph.add("Add", cdf, np.float32(1)), np.float32(0.5))
+    return graph.add("Add", x, graph.dense(graph.add("Mul", hidden, cdf), layer["mlp_out"]))
+
+
+def _factors(graph: Graph, params: dict, temperature: float) -> None:
+    """L = softmax(cos(U, S) / tau) and Z = L S (method.md section 3), from "dense" and "sparse"."""
+
+    def unit(x: str) -> str:
+        length = graph.add("ReduceL2", x, axes=[-1], keepdims=1)
+        return graph.add("Div", x, graph.add("Max", length, np.float32(NORMALIZE_EPSILON)))
+
+    rows, columns = (unit(graph.dense(x, params[f"{x}_proj"])) for x in ("dense", "sparse"))
+    cosine = graph.add("MatMul", rows, graph.add("Transpose", columns, perm=[0, 2, 1]))
+    graph.add("Softmax", graph.add("Div", cosine, np.float32(temperature)), names=("spatial",), axis=-1)
+
+
+def build(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> onnx.ModelProto:
+    """uint8 images (batch, H, W, 3) of the model's own size -> what `sparse_vis.encode` gives.
+
+    Args:
+        model: as for `sparse_vis.encode`. params: its parameters as numpy arrays.
+        outputs: [tokens, width] by name.
+    """
+    graph, encoder = Graph(), model.encoder
+    side, patches, r = encoder.image_size, len(params["encoder"]["position_table"]), encoder.queries
+    x = _tokens(graph, "images", params["encoder"], encoder.patch)
+    trunk = params["encoder"]["trunk"]
+    for number in range(encoder.layers):
+        layer = jax.tree.map(lambda stacked, number=number: stacked[number], trunk["blocks"])
+        x = _block(graph, x, layer, 1 + patches + r, encoder.heads)
+    x, sizes = graph.norm(x, trunk["norm"]), np.array([1, patches, r])
+    graph.add("Split", x, sizes, names=("cls", "dense", "sparse"), axis=1)
+    _factors(graph, params["factorizer"], model.factorizer.temperature)
+    lowrank = ("dense",) if model.bottleneck == "dense" else ("spatial", "sparse")
+    graph.add("Identity" if len(lowrank) == 1 else "MatMul", *lowrank, names=("lowrank",))
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, [BATCH, side, side, 3])
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape])
+        for name, shape in outputs.items()
+    ]
+    whole = helper.make_graph(graph.nodes, "encoder", [images], values, graph.constants)
+    opsets = [helper.make_opsetid("", OPSET)]
+    found = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION)
+    onnx.checker.check_model(found)
+    return found

@@ -1,0 +1,35 @@
+"""The line that long work over images shows; a training run has its own, train/progress.py."""
+
+from __future__ import annotations
+
+import datetime
+import time
+
+REPORT_SECONDS = 5.0
+
+
+class Progress:
+    """Prints images done, images/s and the time left, now and then and at the end.
+
+    The rate leaves out the first images that are counted, while which programs compile.
+
+    Args:
+        what: is done. total: images, over all epochs. done: of them, by an earlier call.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0):
+        self.what, self.total, self.done = what, total, done
+        self.first, self.began, self.printed = None, 0.0, time.perf_counter()
+
+    def add(self, images: int) -> None:
+        """Count images that were handled."""
+        now = time.perf_counter()
+        self.done += images
+        if self.first is None:
+            self.first, self.began = self.done, now
+        if now - self.printed < REPORT_SECONDS and self.done < self.total:
+            return
+        self.printed, rate = now, (self.done - self.first) / max(now - self.began, 1e-9)
+        left = datetime.timedelta(seconds=round((self.total - self.done) / rate)) if rate else None
+        speed = f"  {rate:.1f} images/s  ETA {left}" if rate else ""
+        print(f"{self.what}: {self.done}/{self.total} images{speed}", flush=True)

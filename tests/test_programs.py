@@ -1,0 +1,153 @@
+"""The exported encoder, run by jax.export alone and by onnxruntime, gives what `sparse_vis.encode` gives."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import sparse_vis
+from sparse_vis import export, programs
+from sparse_vis.errors import UserError
+from tests import tiny_checkpoint
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+NAMES = ("cls", "sparse", "spatial", "dense", "lowrank")
+# Runs in a folder with neither this repository nor its package.
+STABLEHLO = """
+import sys
+sys.modules["sparse_vis"] = None  # importing it fails
+import jax, numpy as np
+exported = jax.export.deserialize(open("model.stablehlo", "rb").read())
+print(*exported.platforms, exported.in_avals[0].str_short())
+for count in (2, 3):
+    np.savez(f"{count}.npz", **exported.call(np.load("images.npy")[:count]))
+assert not [name for name in sys.modules if name.startswith("sparse_vis.")]
+try:
+    import sparse_vis
+except ImportError:
+    print("no package")
+"""
+
+
+def images_for(model):
+    side = model.encoder.image_size
+    return np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+
+
+def assert_equal_to_encode(found, model, params, images):
+    features = sparse_vis.encode(model, params, images)
+    assert set(found) == set(NAMES)
+    for name in NAMES:
+        expected = np.asarray(getattr(features, name))
+        assert found[name].dtype == np.float32 and found[name].shape == expected.shape, name
+        np.testing.assert_allclose(found[name], expected, atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+def check_description(path, model, images, found):
+    """The JSON beside a program says the shapes that it takes and returns."""
+    about = json.loads(path.with_name(f"{path.name}.json").read_text())
+    assert about["input"]["shape"] == ["batch", *images.shape[1:]] and about["input"]["dtype"] == "uint8"
+    assert {name: output["shape"] for name, output in about["outputs"].items()} == {
+        name: ["batch", *array.shape[1:]] for name, array in found.items()
+    }
+    rows, columns = about["grid"]
+    assert rows * columns == found["spatial"].shape[1] and about["patch"] == model.patch
+    return about
+
+
+def test_stablehlo_runs_where_our_package_cannot_be_imported(tmp_path):
+    path = programs.export_program(GOLDEN, tmp_path / "out", "stablehlo", "pixel_p16")
+    assert path == tmp_path / "out" / "pixel_p16.stablehlo"
+    model, params = sparse_vis.load(GOLDEN, "pixel_p16")
+    alone, images = tmp_path / "alone", images_for(model)
+    alone.mkdir()
+    (alone / "model.stablehlo").write_bytes(path.read_bytes())
+    np.save(alone / "images.npy", images)
+    done = subprocess.run(
+        [sys.executable, "-c", STABLEHLO], cwd=alone, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    side = model.encoder.image_size
+    assert done.stdout.splitlines() == [f"cpu cuda tpu uint8[batch,{side},{side},3]", "no package"]
+    for count in (2, 3):
+        with np.load(alone / f"{count}.npz") as found:
+            assert_equal_to_encode(found, model, params, images[:count])
+            about = check_description(path, model, images, found)
+    assert about["platforms"] == ["cpu", "cuda", "tpu"]
+
+
+# sizes_p14: an image size that is no multiple of the patch; a model whose decoder sees U has Z = U.
+@pytest.mark.parametrize("case", ["pixel_p16", "sizes_p14", "dense bottleneck"])
+def test_onnxruntime_computes_the_same(case, tmp_path, monkeypatch):
+    source, name = GOLDEN, case
+    if case == "dense bottleneck":
+        source, name, config = tmp_path / "run", None, tiny_checkpoint.tiny_config()
+        config.model.bottleneck = "dense"
+        monkeypatch.setattr(tiny_checkpoint, "tiny_config", lambda: config)
+        tiny_checkpoint.write_checkpoints(source, {1: 1})
+    path = programs.export_program(source, tmp_path / "out", "onnx", name)
+    model, params = sparse_vis.load(source, name)
+    session, images = onnxruntime.InferenceSession(path), images_for(model)
+    (given,) = session.get_inputs()
+    assert (given.name, given.type, given.shape[0]) == ("images", "tensor(uint8)", "batch")
+    names = [output.name for output in session.get_outputs()]
+    for count in (2, 3):
+        arrays = session.run(None, {"images": images[:count]})
+        found = dict(zip(names, arrays, strict=True))
+        assert_equal_to_encode(found, model, params, images[:count])
+    check_description(path, model, images, found)
+
+
+@pytest.mark.fast
+def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "pixel_p16.onnx.json").write_text("")
+    with pytest.raises(UserError, match=r"already holds pixel_p16\.onnx\.json; give a new --output"):
+        programs.export_program(GOLDEN, tmp_path, "onnx", "pixel_p16")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnx", None)
+        patch.delitem(sys.modules, "sparse_vis.onnx_graph", raising=False)
+        patch.delattr(sparse_vis, "onnx_graph", raising=False)
+        with pytest.raises(UserError, match=r'needs the package onnx: pip install -e "\.\[onnx\]"'):
+            programs.export_program(GOLDEN, tmp_path / "out", "onnx", "pixel_p16")
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "MAX_BYTES", 1000)
+        with pytest.raises(UserError, match=r"encoder of 0\.0 GiB.*--format=stablehlo end at 2 GiB; use"):
+            programs.export_program(GOLDEN, tmp_path / "out", "stablehlo", "pixel_p16")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file cannot be written \(.*\); give another --output folder"):
+        programs.export_program(GOLDEN, tmp_path / "file", "onnx", "pixel_p16")
+
+
+def test_the_documented_readers(tmp_path, monkeypatch, capsys):
+    """The commands and snippets of docs/compatibility.md, one after the other in a folder."""
+    config = tiny_checkpoint.tiny_config()
+    config.name = "quickstart"
+    monkeypatch.setattr(tiny_checkpoint, "tiny_config", lambda: config)
+    tiny_checkpoint.write_checkpoints(tmp_path / "runs" / "quickstart", {1: 1})
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "compatibility.md").read_text()
+    commands = re.findall(r"^python -m sparse_vis\.export (.*--format=(?:stablehlo|onnx).*)$", text, re.M)
+    snippets = [
+        code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "exported/quickstart." in code
+    ]
+    assert len(commands) == len(snippets) == 2
+    model, params = sparse_vis.load("runs/quickstart")
+    images = images_for(model)
+    np.save("images.npy", images)
+    for command, code in zip(commands, snippets, strict=True):
+        monkeypatch.setattr(sys, "argv", ["export", *command.split()])
+        export.main()
+        scope = {}
+        exec(code, scope)
+        assert_equal_to_encode(scope["features"], model, params, images)
+    written = capsys.readouterr().out.splitlines()
+    assert written[0] == "wrote exported/quickstart.stablehlo and its quickstart.stablehlo.json"
