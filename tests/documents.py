@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -63,7 +64,7 @@ def links(page: pathlib.Path) -> list[str]:
 def anchors(page: pathlib.Path) -> set[str]:
     """Anchors of the headings, as GitHub makes them."""
     found, tokens = [], tokens_of(page)
-    for opening, inline in zip(tokens, tokens[1:], strict=False):
+    for opening, inline in itertools.pairwise(tokens):
         if opening.type == "heading_open":
             title = "".join(child.content for child in inline.children)
             slug = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

@@ -1,4 +1,4 @@
-"""The docs hold: links lead somewhere, commands are those of the tools, code runs, and something runs each tool."""
+"""The docs hold: links lead somewhere, tools accept the commands, code runs, and something runs each tool."""
 
 from __future__ import annotations
 
@@ -33,49 +33,71 @@ PAGES = {page.relative_to(ROOT).as_posix(): page for page in pages()}
 # Programs of the system in the docs' shell code; only the words are known here.
 SYSTEM = ("mkdir", "tar", "for", "do", "done", "apt-get", "ruff")
 # Arguments that make a command a mode of its own.
-MODE = r"--(mode=\w+|distributed|config\.init|format=\w+|compare-bf16|topology|mesh|tables|group|module=[\w.]+)(?==|$)"
+MODE = r"--(mode=\w+|distributed|format=\w+|compare-bf16|topology|mesh|tables|group|module=[\w.]+)(?==|$)"
 
-# What runs a program of the docs, mode by mode, on a small configuration.
+# What runs the docs' commands on a small configuration: file -> test -> tools and modes.
 RUN = {
-    "main.py": ".ci/run",
-    "main.py --mode=evaluate": "tests/evals/test_reproduce.py::test_every_step_runs_and_the_exit_status_says_whether_the_figures_are_met",
-    "main.py --config.init": "tests/train/test_init.py::test_our_own_checkpoint_with_its_heads_or_fresh_ones",
-    "main.py --distributed": "tests/train/test_elastic.py::test_two_processes_train_as_one_and_one_killed_ends_the_run_which_continues",
-    "launch/local.py": "tests/train/test_elastic.py::test_two_processes_train_as_one_and_one_killed_ends_the_run_which_continues",
-    "launch/local.py --module=sparse_vis.extract": "tests/test_extract.py::test_two_processes_share_the_shards_and_one_killed_the_same_command_continues",
-    "launch/slurm.sh": "tests/launch/test_distributed.py::test_slurm_processes_find_each_other_and_fail_in_one_sentence",
-    "launch/tpu_pod.sh": "tests/launch/test_distributed.py::test_tpu_workers_get_the_arguments_as_they_were_given",
-    "sparse_vis.extract": "tests/test_extract.py::test_command_line_prints_one_sentence",
-    "sparse_vis.extract --distributed": "tests/test_extract.py::test_two_processes_share_the_shards_and_one_killed_the_same_command_continues",
-    "sparse_vis.reconstruct": "tests/test_reconstruct.py::test_pixel_model",
-    "sparse_vis.reconstruct --compare-bf16": "tests/test_reconstruct.py::test_vq_model",
-    "sparse_vis.export": "tests/test_export.py::test_the_command_says_what_it_wrote",
-    "sparse_vis.export --format=released": "tests/test_export.py::test_the_command_says_what_it_wrote",
-    "sparse_vis.export --format=stablehlo": "tests/test_programs.py::test_stablehlo_runs_where_our_package_cannot_be_imported",
-    "sparse_vis.export --format=onnx": "tests/test_programs.py::test_onnxruntime_computes_the_same",
-    "sparse_vis.report": "tests/test_report.py::test_a_report_of_a_run_and_then_of_the_checkpoint_alone",
-    "sparse_vis.data.pack": "tests/data/test_pack.py::test_command_line",
-    "sparse_vis.data.scenes": "tests/data/test_scenes.py::test_the_tool_draws_a_picture",
-    "benchmarks/dryrun.py --mesh": "tests/benchmarks/test_dryrun.py::test_the_tool_on_virtual_devices",
-    "benchmarks/scaling_table.py": "tests/benchmarks/test_dryrun.py::test_the_scaling_table_has_a_row_for_every_topology",
-    "benchmarks/evidence.py --group": "tests/benchmarks/test_evidence.py::test_a_run_is_trained_evaluated_kept_and_not_run_again",
-    "benchmarks/evidence.py --tables": "tests/benchmarks/test_evidence.py::test_tables_hold_mean_and_deviation_over_seeds",
-    "pytest": ".ci/run",
-    "pip": ".ci/run",
-    "ruff": ".ci/run",
-    "-c tensorflow_datasets": "tests/data/test_tfds.py::test_imagenet_prepared_from_archives",
-    "-c re": "tests/test_visualization_page.py::test_the_page_makes_its_pictures",
+    ".ci/run": {"": ("main.py", "pytest", "pip", "ruff")},
+    "tests/evals/test_reproduce.py": {
+        "test_every_step_runs_and_the_exit_status_says_whether_the_figures_are_met": (
+            "main.py --mode=evaluate",
+        ),
+    },
+    "tests/train/test_elastic.py": {
+        "test_two_processes_train_as_one_and_one_killed_ends_the_run_which_continues": (
+            "main.py --distributed", "launch/local.py",
+        ),
+    },
+    "tests/launch/test_distributed.py": {
+        "test_slurm_processes_find_each_other_and_fail_in_one_sentence": ("launch/slurm.sh",),
+        "test_tpu_workers_get_the_arguments_as_they_were_given": ("launch/tpu_pod.sh",),
+    },
+    "tests/test_extract.py": {
+        "test_command_line_prints_one_sentence": ("sparse_vis.extract",),
+        "test_two_processes_share_the_shards_and_one_killed_the_same_command_continues": (
+            "sparse_vis.extract --distributed", "launch/local.py --module=sparse_vis.extract",
+        ),
+    },
+    "tests/test_reconstruct.py": {
+        "test_pixel_model": ("sparse_vis.reconstruct",),
+        "test_vq_model": ("sparse_vis.reconstruct --compare-bf16",),
+    },
+    "tests/test_export.py": {
+        "test_the_command_says_what_it_wrote": ("sparse_vis.export", "sparse_vis.export --format=released"),
+    },
+    "tests/test_programs.py": {
+        "test_the_documented_readers": (
+            "sparse_vis.export --format=stablehlo", "sparse_vis.export --format=onnx",
+        ),
+    },
+    "tests/test_report.py": {
+        "test_a_report_of_a_run_and_then_of_the_checkpoint_alone": ("sparse_vis.report",),
+    },
+    "tests/data/test_pack.py": {"test_command_line": ("sparse_vis.data.pack",)},
+    "tests/data/test_scenes.py": {"test_the_tool_draws_a_picture": ("sparse_vis.data.scenes",)},
+    "tests/data/test_tfds.py": {
+        "test_imagenet_prepared_from_archives": ("-c tensorflow_datasets",),
+    },
+    "tests/test_visualization_page.py": {"test_the_page_makes_its_pictures": ("-c re",)},
+    "tests/benchmarks/test_dryrun.py": {
+        "test_the_tool_on_virtual_devices": ("benchmarks/dryrun.py --mesh",),
+        "test_the_scaling_table_has_a_row_for_every_topology": ("benchmarks/scaling_table.py",),
+    },
+    "tests/benchmarks/test_evidence.py": {
+        "test_a_run_is_trained_evaluated_kept_and_not_run_again": ("benchmarks/evidence.py --group",),
+        "test_tables_hold_mean_and_deviation_over_seeds": ("benchmarks/evidence.py --tables",),
+    },
 }  # fmt: skip
 # Commands that nothing here can run, and why.
 NOT_RUN = {
     "benchmarks/dryrun.py --topology": "needs libtpu, and compiles for minutes; --mesh runs the same code",
 }
-# Python code of pages that other tests run or, in one case, that needs the network.
-CODE_ELSEWHERE = {
-    "docs/visualization.md": "tests/test_visualization_page.py::test_the_page_makes_its_pictures",
-    "docs/extraction.md": "tests/test_extract.py::test_half_precision_and_the_documented_reader",
-    "docs/compatibility.md": "tests/test_programs.py::test_the_documented_readers",
-    "docs/models.md": "tests/interop/test_hub.py::test_loads_from_the_hub",
+# Python code of pages that other tests run.
+CODE = {
+    "docs/visualization.md": ("tests/test_visualization_page.py", "test_the_page_makes_its_pictures"),
+    "docs/extraction.md": ("tests/test_extract.py", "test_half_precision_and_the_documented_reader"),
+    "docs/compatibility.md": ("tests/test_programs.py", "test_the_documented_readers"),
+    "docs/models.md": ("tests/interop/test_hub.py", "test_a_model_of_the_cache"),
 }
 
 
@@ -97,25 +119,24 @@ def key(command: Command) -> str:
         word for word in command.words if word not in ("do", "python", "python3", "-m", "sbatch", "bash")
     ]
     if words[0] == "-c":
-        return f"-c {re.search(r'import (\w+)', words[1])[1]}"
+        return "-c " + re.search(r"import (\w+)", words[1])[1]
     name = next((word for word in words if re.fullmatch(r"launch/\w+\.sh", word)), words[0])
     own = words[: words.index("--")] if "--" in words else words
     modes = sorted({match[0] for word in own if (match := re.match(MODE, word))})
     return " ".join([name, *modes]) if name.endswith(".py") or "." in name else name
 
 
-def exists(place: str) -> bool:
-    """Whether FILE or FILE::TEST is there."""
-    file, _, name = place.partition("::")
-    path = ROOT / file
-    if not name or not path.is_file():
-        return not name and path.is_file()
-    return name in {x.name for x in ast.walk(ast.parse(path.read_text())) if isinstance(x, ast.FunctionDef)}
+def tests_in(file: str) -> set[str]:
+    """Names of the tests of a file; the empty name for a script."""
+    text = (ROOT / file).read_text()
+    if not file.endswith(".py"):
+        return {""}
+    return {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
 
 
 @pytest.fixture(scope="module")
 def parsed():
-    """(command, outcome) of every command that starts a program of ours, and `--help` of every such program."""
+    """(command, outcome) of all that start a program of ours, and tool -> outcome of its --help."""
     every = [(c, p) for page in PAGES.values() for c in commands(page) if (p := program(c))]
     tools = sorted({tuple(p[: 2 if p[0] == "-m" else 1]) for _, p in every})
     asked = [p for _, p in every] + [[*tool, "--help"] for tool in tools]
@@ -154,7 +175,7 @@ def test_the_index_has_every_page():
 
 @pytest.mark.parametrize("name", PAGES)
 def test_no_command_escapes(name):
-    """Every `python …` in the raw text is in a command that was found, and every fenced block is of a known kind."""
+    """Every `python …` of the raw text is in a command that was found; fenced blocks are of known kinds."""
     page, pattern = PAGES[name], r"\bpython3? +(?=-|\w+/|\w+\.py)|\bsbatch +-|\blaunch/\w+\.sh +-"
     for language, content in fences(page):
         assert language in (*SHELL, *DATA, "python"), f"{name}: a block of {language!r}"
@@ -174,7 +195,7 @@ def test_every_command_is_accepted_by_its_parser(parsed):
 
 
 def test_the_parsers_refuse_what_does_not_exist(parsed):
-    """The check itself can fail: wrong flags, settings, files, contradictions and modules, also behind a launcher."""
+    """The check itself can fail: wrong flags, settings, files and modules, also behind a launcher."""
     wrong = [
         ["main.py", "--config=configs/quickstart.py", "--config.train.stepz=3"],
         ["main.py", "--config=configs/absent.py"],
@@ -231,11 +252,14 @@ def test_other_commands_are_known():
 
 
 def test_something_runs_every_tool_and_mode():
-    keys = {key(c): str(c) for page in PAGES.values() for c in commands(page) if c.words[0] not in SYSTEM}
-    missing = {name: where for name, where in keys.items() if name not in RUN and name not in NOT_RUN}
+    places = {
+        name: (file, test) for file, tests in RUN.items() for test, names in tests.items() for name in names
+    }
+    found = {key(c): str(c) for page in PAGES.values() for c in commands(page) if c.words[0] not in SYSTEM}
+    missing = {name: where for name, where in found.items() if name not in places and name not in NOT_RUN}
     assert not missing, f"run these, or name in RUN what does: {missing}"
-    places = {*RUN.values(), *CODE_ELSEWHERE.values()}
-    assert not [place for place in places if not exists(place)]
+    for name, (file, test) in [*places.items(), *CODE.items()]:
+        assert test in tests_in(file), f"{name}: {file} has no {test}"
 
 
 def test_code_of_the_pages_runs(tmp_path, monkeypatch):
@@ -243,7 +267,7 @@ def test_code_of_the_pages_runs(tmp_path, monkeypatch):
     write_checkpoints(tmp_path / "runs" / "quickstart", {3: 1})
     (tmp_path / "docs" / "images").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    names = [name for name, page in PAGES.items() if python_blocks(page) and name not in CODE_ELSEWHERE]
+    names = [name for name, page in PAGES.items() if python_blocks(page) and name not in CODE]
     assert {"README.md", "docs/concepts.md", "docs/api.md", "docs/faq.md"} == set(names)
     for name in names:
         space = {"images": np.zeros((2, 32, 32, 3), np.uint8)}
