@@ -85,6 +85,11 @@ def python_blocks(page: pathlib.Path) -> list[str]:
     return [content for language, content in fences(page) if language == "python"]
 
 
+def code_of(page: pathlib.Path) -> list[str]:
+    """All code, inline and in blocks."""
+    return [t.content for t in tokens_of(page) if t.type in ("code_inline", "fence")]
+
+
 def shell_texts(page: pathlib.Path) -> list[str]:
     """Fenced shell code, and inline code that begins like a command."""
     inline = [t.content for t in tokens_of(page) if t.type == "code_inline"]

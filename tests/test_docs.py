@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparse_vis.train.arguments import check_setting
 from tests.documents import (
     DATA,
     ROOT,
     SHELL,
     Command,
     anchors,
+    code_of,
     commands,
     fences,
     links,
@@ -31,7 +33,7 @@ from tests.tiny_checkpoint import write_checkpoints
 
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in pages()}
 # Programs of the system in the docs' shell code; only the words are known here.
-SYSTEM = ("mkdir", "tar", "for", "do", "done", "apt-get", "ruff")
+SYSTEM = ("mkdir", "tar", "rm", "for", "do", "done", "apt-get", "ruff")
 # Arguments that make a command a mode of its own.
 MODE = r"--(mode=\w+|distributed|format=\w+|compare-bf16|topology|mesh|tables|group|module=[\w.]+)(?==|$)"
 
@@ -126,7 +128,7 @@ def key(command: Command) -> str:
     return " ".join([name, *modes]) if name.endswith(".py") or "." in name else name
 
 
-def tests_in(file: str) -> set[str]:
+def functions_of(file: str) -> set[str]:
     """Names of the tests of a file; the empty name for a script."""
     text = (ROOT / file).read_text()
     if not file.endswith(".py"):
@@ -134,23 +136,34 @@ def tests_in(file: str) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
 
 
+# What the parsers must refuse: wrong settings, files, contradictions, flags and modules, also behind a launcher.
+WRONG = (
+    ["main.py", "--config=configs/quickstart.py", "--config.train.stepz=3"],
+    ["main.py", "--config=configs/absent.py"],
+    ["main.py", "--config=configs/quickstart.py", "--config.model.patch=7"],
+    ["-m", "sparse_vis.extract", "--checkpoint=x", "--input=y", "--output=z", "--shards=3"],
+    ["-m", "sparse_vis.reconstruct", "--checkpoint=x"],
+    ["-m", "sparse_vis.absent"],
+    ["benchmarks/dryrun.py", "--config=configs/quickstart.py", "--topologi=v5e:2x2"],
+    ["launch/local.py", "--processes=2", "--", "--config=configs/quickstart.py", "--wordir=x"],
+)
+
+
 @pytest.fixture(scope="module")
 def parsed():
-    """(command, outcome) of all that start a program of ours, and tool -> outcome of its --help."""
-    every = [(c, p) for page in PAGES.values() for c in commands(page) if (p := program(c))]
-    tools = sorted({tuple(p[: 2 if p[0] == "-m" else 1]) for _, p in every})
-    asked = [p for _, p in every] + [[*tool, "--help"] for tool in tools]
-    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0", "PYTHONPATH": str(ROOT)}
+    """Outcomes of the real parsers: of every command, of every tool's --help, and of WRONG."""
+    every = {str(c): p for page in PAGES.values() for c in commands(page) if (p := program(c))}
+    tools = {" ".join(tool): [*tool, "--help"] for p in every.values() if (tool := p[: 1 + (p[0] == "-m")])}
+    wrong = {" ".join(words): words for words in WRONG}
+    asked = [words for part in (every, tools, wrong) for words in part.values()]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.command_parsers"], input=json.dumps(asked), cwd=ROOT, env=environment,
-        capture_output=True, text=True, timeout=300,
+        [sys.executable, "-m", "tests.command_parsers"], input=json.dumps(asked), cwd=ROOT, text=True,
+        env={**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0", "PYTHONPATH": str(ROOT)},
+        capture_output=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    outcomes = json.loads(done.stdout)
-    assert len(outcomes) == len(asked)
-    return list(zip([str(c) for c, _ in every], outcomes, strict=False)), dict(
-        zip(tools, outcomes[len(every) :], strict=True)
-    )
+    outcomes = iter(json.loads(done.stdout))
+    return tuple({name: next(outcomes) for name in part} for part in (every, tools, wrong))
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -190,41 +203,30 @@ def test_no_command_escapes(name):
 
 def test_every_command_is_accepted_by_its_parser(parsed):
     assert len(parsed[0]) > 40
-    wrong = [f"{command}\n    {outcome['error']}" for command, outcome in parsed[0] if outcome["error"]]
+    wrong = [
+        f"{command}\n    {outcome['error']}" for command, outcome in parsed[0].items() if outcome["error"]
+    ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_parsers_refuse_what_does_not_exist(parsed):
-    """The check itself can fail: wrong flags, settings, files and modules, also behind a launcher."""
-    wrong = [
-        ["main.py", "--config=configs/quickstart.py", "--config.train.stepz=3"],
-        ["main.py", "--config=configs/absent.py"],
-        ["main.py", "--config=configs/quickstart.py", "--config.model.patch=7"],
-        ["-m", "sparse_vis.extract", "--checkpoint=x", "--input=y", "--output=z", "--shards=3"],
-        ["-m", "sparse_vis.reconstruct", "--checkpoint=x"],
-        ["-m", "sparse_vis.absent"],
-        ["benchmarks/dryrun.py", "--config=configs/quickstart.py", "--topologi=v5e:2x2"],
-        ["launch/local.py", "--processes=2", "--", "--config=configs/quickstart.py", "--wordir=x"],
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.command_parsers"], input=json.dumps(wrong), cwd=ROOT, text=True,
-        env={**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, capture_output=True, timeout=300,
-    )  # fmt: skip
-    outcomes = json.loads(done.stdout)
-    assert [
-        arguments for arguments, outcome in zip(wrong, outcomes, strict=True) if not outcome["error"]
-    ] == []
+    """The check above can fail."""
+    assert [words for words, outcome in parsed[2].items() if not outcome["error"]] == []
 
 
 def test_help_explains_every_flag(parsed):
     for tool, outcome in parsed[1].items():
-        shown = outcome["help"]
-        if not outcome["flags"]:
-            continue  # a program without flags
         assert outcome["error"] is None, (tool, outcome["error"])
         for flag in set(outcome["flags"]) - {"--help"}:
-            explained = re.search(rf"^ +(-\w, )?{flag}\b[^\n]*?(  +\S|\n {{8,}}\S)", shown, re.M)
-            assert explained, f"{' '.join(tool)} --help does not explain {flag}:\n{shown}"
+            explained = rf"^ +{flag}\b[^\n]*?(  +\S|\n {{8,}}\S)"
+            assert re.search(explained, outcome["help"], re.M), f"{tool} --help does not explain {flag}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_settings_that_are_named_exist(name):
+    for code in code_of(PAGES[name]):
+        for setting in re.findall(r"\bconfig\.((?!py\b|json\b)[a-z_]\w*(?:\.[a-z_]\w*)*)", code):
+            check_setting(setting)
 
 
 def test_other_commands_are_known():
@@ -259,7 +261,7 @@ def test_something_runs_every_tool_and_mode():
     missing = {name: where for name, where in found.items() if name not in places and name not in NOT_RUN}
     assert not missing, f"run these, or name in RUN what does: {missing}"
     for name, (file, test) in [*places.items(), *CODE.items()]:
-        assert test in tests_in(file), f"{name}: {file} has no {test}"
+        assert test in functions_of(file), f"{name}: {file} has no {test}"
 
 
 def test_code_of_the_pages_runs(tmp_path, monkeypatch):
