@@ -1,0 +1,285 @@
+"""The docs hold: links lead somewhere, tools accept the commands, code runs, and something runs each tool."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparse_vis.train.arguments import check_setting
+from tests.documents import (
+    DATA,
+    ROOT,
+    SHELL,
+    Command,
+    anchors,
+    code_of,
+    commands,
+    fences,
+    links,
+    pages,
+    python_blocks,
+    text_of,
+)
+from tests.tiny_checkpoint import write_checkpoints
+
+PAGES = {page.relative_to(ROOT).as_posix(): page for page in pages()}
+# Programs of the system in the docs' shell code; only the words are known here.
+SYSTEM = ("mkdir", "tar", "rm", "for", "do", "done", "apt-get", "ruff")
+# Arguments that make a command a mode of its own.
+MODE = r"--(mode=\w+|distributed|format=\w+|compare-bf16|topology|mesh|tables|group|module=[\w.]+)(?==|$)"
+
+# What runs the docs' commands on a small configuration: file -> test -> tools and modes.
+RUN = {
+    ".ci/run": {"": ("main.py", "pytest", "pip", "ruff")},
+    "tests/evals/test_reproduce.py": {
+        "test_every_step_runs_and_the_exit_status_says_whether_the_figures_are_met": (
+            "main.py --mode=evaluate",
+        ),
+    },
+    "tests/train/test_elastic.py": {
+        "test_two_processes_train_as_one_and_one_killed_ends_the_run_which_continues": (
+            "main.py --distributed", "launch/local.py",
+        ),
+    },
+    "tests/launch/test_distributed.py": {
+        "test_slurm_processes_find_each_other_and_fail_in_one_sentence": ("launch/slurm.sh",),
+        "test_tpu_workers_get_the_arguments_as_they_were_given": ("launch/tpu_pod.sh",),
+    },
+    "tests/test_extract.py": {
+        "test_command_line_prints_one_sentence": ("sparse_vis.extract",),
+        "test_two_processes_share_the_shards_and_one_killed_the_same_command_continues": (
+            "sparse_vis.extract --distributed", "launch/local.py --module=sparse_vis.extract",
+        ),
+    },
+    "tests/test_reconstruct.py": {
+        "test_pixel_model": ("sparse_vis.reconstruct",),
+        "test_vq_model": ("sparse_vis.reconstruct --compare-bf16",),
+    },
+    "tests/test_export.py": {
+        "test_the_command_says_what_it_wrote": ("sparse_vis.export", "sparse_vis.export --format=released"),
+    },
+    "tests/test_programs.py": {
+        "test_the_documented_readers": (
+            "sparse_vis.export --format=stablehlo", "sparse_vis.export --format=onnx",
+        ),
+    },
+    "tests/test_report.py": {
+        "test_a_report_of_a_run_and_then_of_the_checkpoint_alone": ("sparse_vis.report",),
+    },
+    "tests/data/test_pack.py": {"test_command_line": ("sparse_vis.data.pack",)},
+    "tests/data/test_scenes.py": {"test_the_tool_draws_a_picture": ("sparse_vis.data.scenes",)},
+    "tests/data/test_tfds.py": {
+        "test_imagenet_prepared_from_archives": ("-c tensorflow_datasets",),
+    },
+    "tests/test_visualization_page.py": {"test_the_page_makes_its_pictures": ("-c re",)},
+    "tests/benchmarks/test_dryrun.py": {
+        "test_the_tool_on_virtual_devices": ("benchmarks/dryrun.py --mesh",),
+        "test_the_scaling_table_has_a_row_for_every_topology": ("benchmarks/scaling_table.py",),
+    },
+    "tests/benchmarks/test_evidence.py": {
+        "test_a_run_is_trained_evaluated_kept_and_not_run_again": ("benchmarks/evidence.py --group",),
+        "test_tables_hold_mean_and_deviation_over_seeds": ("benchmarks/evidence.py --tables",),
+    },
+}  # fmt: skip
+# Commands that nothing here can run, and why.
+NOT_RUN = {
+    "benchmarks/dryrun.py --topology": "needs libtpu, and compiles for minutes; --mesh runs the same code",
+}
+# Python code of pages that other tests run.
+CODE = {
+    "docs/visualization.md": ("tests/test_visualization_page.py", "test_the_page_makes_its_pictures"),
+    "docs/extraction.md": ("tests/test_extract.py", "test_half_precision_and_the_documented_reader"),
+    "docs/compatibility.md": ("tests/test_programs.py", "test_the_documented_readers"),
+    "docs/models.md": ("tests/interop/test_hub.py", "test_a_model_of_the_cache"),
+}
+
+
+def program(command: Command) -> list[str] | None:
+    """What follows `python` when our program of a command runs; None where it is none of ours."""
+    words = list(command.words)
+    if words[0] in ("python", "python3"):
+        return None if words[1] == "-c" or words[1:3] == ["-m", "pytest"] else words[1:]
+    scripts = [i for i, word in enumerate(words) if re.fullmatch(r"launch/\w+\.sh", word)]
+    if scripts and (words[0] == "sbatch" or scripts[0] == 0):
+        assert os.access(ROOT / words[scripts[0]], os.X_OK), f"{command}: no such starter"
+        return [*command.variables.get("PROGRAM", "main.py").split(), *words[scripts[0] + 1 :]]
+    return None
+
+
+def key(command: Command) -> str:
+    """Tool and mode of a command, as in RUN."""
+    words = [
+        word for word in command.words if word not in ("do", "python", "python3", "-m", "sbatch", "bash")
+    ]
+    if words[0] == "-c":
+        return "-c " + re.search(r"import (\w+)", words[1])[1]
+    name = next((word for word in words if re.fullmatch(r"launch/\w+\.sh", word)), words[0])
+    own = words[: words.index("--")] if "--" in words else words
+    modes = sorted({match[0] for word in own if (match := re.match(MODE, word))})
+    return " ".join([name, *modes]) if name.endswith(".py") or "." in name else name
+
+
+def functions_of(file: str) -> set[str]:
+    """Names of the tests of a file; the empty name for a script."""
+    text = (ROOT / file).read_text()
+    if not file.endswith(".py"):
+        return {""}
+    return {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
+
+
+# What the parsers must refuse: wrong settings, files, contradictions, flags and modules, also behind a launcher.
+WRONG = (
+    ["main.py", "--config=configs/quickstart.py", "--config.train.stepz=3"],
+    ["main.py", "--config=configs/absent.py"],
+    ["main.py", "--config=configs/quickstart.py", "--config.model.patch=7"],
+    ["-m", "sparse_vis.extract", "--checkpoint=x", "--input=y", "--output=z", "--shards=3"],
+    ["-m", "sparse_vis.reconstruct", "--checkpoint=x"],
+    ["-m", "sparse_vis.absent"],
+    ["benchmarks/dryrun.py", "--config=configs/quickstart.py", "--topologi=v5e:2x2"],
+    ["launch/local.py", "--processes=2", "--", "--config=configs/quickstart.py", "--wordir=x"],
+)
+
+
+@pytest.fixture(scope="module")
+def parsed():
+    """Outcomes of the real parsers: of every command, of every tool's --help, and of WRONG."""
+    every = {str(c): p for page in PAGES.values() for c in commands(page) if (p := program(c))}
+    tools = {" ".join(tool): [*tool, "--help"] for p in every.values() if (tool := p[: 1 + (p[0] == "-m")])}
+    wrong = {" ".join(words): words for words in WRONG}
+    asked = [words for part in (every, tools, wrong) for words in part.values()]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.command_parsers"], input=json.dumps(asked), cwd=ROOT, text=True,
+        env={**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0", "PYTHONPATH": str(ROOT)},
+        capture_output=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outcomes = iter(json.loads(done.stdout))
+    return tuple({name: next(outcomes) for name in part} for part in (every, tools, wrong))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_anchors_lead_somewhere(name):
+    page = PAGES[name]
+    for link in links(page):
+        if re.match(r"https?:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), f"{name} links to {link}, which does not exist"
+        if anchor:
+            assert anchor in anchors(target), (
+                f"{name} links to {link}; the anchors there are {sorted(anchors(target))}"
+            )
+
+
+def test_the_index_has_every_page():
+    linked = {link.partition("#")[0] for link in links(ROOT / "docs" / "README.md")}
+    assert linked == {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_command_escapes(name):
+    """Every `python …` of the raw text is in a command that was found; fenced blocks are of known kinds."""
+    page, pattern = PAGES[name], r"\bpython3? +(?=-|\w+/|\w+\.py)|\bsbatch +-|\blaunch/\w+\.sh +-"
+    for language, content in fences(page):
+        assert language in (*SHELL, *DATA, "python"), f"{name}: a block of {language!r}"
+        if language != "python":
+            assert language in SHELL or not re.search(pattern, content), (
+                f"{name}: a command in a block of {language!r}"
+            )
+    code = "".join(python_blocks(page))
+    found = sum(len(re.findall(pattern, " ".join([*c.words, "-"]))) for c in commands(page))
+    assert found == len(re.findall(pattern, text_of(page))) - len(re.findall(pattern, code))
+
+
+def test_every_command_is_accepted_by_its_parser(parsed):
+    assert len(parsed[0]) > 40
+    wrong = [
+        f"{command}\n    {outcome['error']}" for command, outcome in parsed[0].items() if outcome["error"]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_parsers_refuse_what_does_not_exist(parsed):
+    """The check above can fail."""
+    assert [words for words, outcome in parsed[2].items() if not outcome["error"]] == []
+
+
+def test_help_explains_every_flag(parsed):
+    for tool, outcome in parsed[1].items():
+        assert outcome["error"] is None, (tool, outcome["error"])
+        for flag in set(outcome["flags"]) - {"--help"}:
+            explained = rf"^ +{flag}\b[^\n]*?(  +\S|\n {{8,}}\S)"
+            assert re.search(explained, outcome["help"], re.M), f"{tool} --help does not explain {flag}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_settings_that_are_named_exist(name):
+    for code in code_of(PAGES[name]):
+        for setting in re.findall(r"\bconfig\.((?!py\b|json\b)[a-z_]\w*(?:\.[a-z_]\w*)*)", code):
+            check_setting(setting)
+
+
+def test_other_commands_are_known():
+    """pip's extras and files, pytest's paths, Python's syntax; programs of the system by name."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for page in PAGES.values():
+        for command in commands(page):
+            words = [word for word in command.words if word != "do"]
+            if program(command) is not None:
+                continue
+            if words[:2] == ["python", "-c"]:
+                compile(words[2], str(command), "exec")
+            elif words[:3] == ["python", "-m", "pytest"]:
+                for word in words[3:]:
+                    assert "/" not in word or (ROOT / word).exists(), command
+            elif words[:2] == ["pip", "install"]:
+                for extra in re.findall(r"\.\[(\w+)\]", " ".join(words)):
+                    assert extra in extras, command
+                for file in re.findall(r"-r (\S+)", " ".join(words)):
+                    assert (ROOT / file).is_file(), command
+            elif words[0] == "bash":
+                assert (ROOT / words[1]).is_file(), command
+            else:
+                assert words[0] in SYSTEM, f"{command}: an unknown program"
+
+
+def test_something_runs_every_tool_and_mode():
+    places = {
+        name: (file, test) for file, tests in RUN.items() for test, names in tests.items() for name in names
+    }
+    found = {key(c): str(c) for page in PAGES.values() for c in commands(page) if c.words[0] not in SYSTEM}
+    missing = {name: where for name, where in found.items() if name not in places and name not in NOT_RUN}
+    assert not missing, f"run these, or name in RUN what does: {missing}"
+    for name, (file, test) in [*places.items(), *CODE.items()]:
+        assert test in functions_of(file), f"{name}: {file} has no {test}"
+
+
+def test_code_of_the_pages_runs(tmp_path, monkeypatch):
+    """README, concepts, API and FAQ, as they stand, in a folder where runs/quickstart is a tiny run."""
+    write_checkpoints(tmp_path / "runs" / "quickstart", {3: 1})
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    names = [name for name, page in PAGES.items() if python_blocks(page) and name not in CODE]
+    assert {"README.md", "docs/concepts.md", "docs/api.md", "docs/faq.md"} == set(names)
+    for name in names:
+        space = {"images": np.zeros((2, 32, 32, 3), np.uint8)}
+        for code in python_blocks(PAGES[name]):
+            exec(compile(code, name, "exec"), space)
+    assert space["vectors"].shape == (2, 64)
+    drawn = {path.name for path in (tmp_path / "docs" / "images").iterdir()}
+    shown = {
+        link.removeprefix("images/") for link in links(PAGES["docs/concepts.md"]) if link.endswith(".png")
+    }
+    assert drawn == shown and len(drawn) == 3
+    for picture in drawn:
+        assert np.asarray(Image.open(tmp_path / "docs" / "images" / picture)).std() > 10
