@@ -136,7 +136,7 @@ def functions_of(file: str) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
 
 
-# What the parsers must refuse: settings, files, contradictions, flags, modules; also behind a launcher.
+# What parsers must refuse: wrong settings, files, contradictions, flags, modules, also behind a launcher.
 WRONG = (
     ["main.py", "--config=configs/quickstart.py", "--config.train.stepz=3"],
     ["main.py", "--config=configs/absent.py"],
