@@ -93,6 +93,7 @@ RUN = {
 # Commands that nothing here can run, and why.
 NOT_RUN = {
     "benchmarks/dryrun.py --topology": "needs libtpu, and compiles for minutes; --mesh runs the same code",
+    "benchmarks/dryrun.py --mesh --topology": "the same",
 }
 # Python code of pages that other tests run.
 CODE = {
