@@ -1,16 +1,47 @@
-"""Pictures: arrays in, figures out."""
+"""Figures: arrays in, matplotlib figures out; `pictures` makes their parts. See docs/visualization.md."""
 
 from __future__ import annotations
 
+import json
+import pathlib
+from collections.abc import Sequence
+
 import matplotlib
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sparse_vis.errors import UserError
+from sparse_vis.pictures import (
+    lay_over,
+    map_overlay,
+    pca_colours,
+    prototype_votes,
+    segment_overlay,
+    segments,
+    strongest,
+    token_colours,
+    token_overlay,
+)
 
-def token_colours(count: int) -> Float[np.ndarray, "count 3"]:
-    """One RGB colour per token, the same for every image."""
-    return matplotlib.colormaps["hsv"](np.arange(count) / count)[:, :3].astype(np.float32)
+
+def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *, side: float = 0.95) -> Figure:
+    """A sheet of pictures without axes.
+
+    Args:
+        rows: pictures, (h, w, 3) uint8 or float in [0, 1], or (h, w) to be coloured. titles: of the columns.
+        side: of a picture in inches.
+    """
+    figure = Figure(figsize=(side * len(titles), 1.1 * side * len(rows) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for line, pictures in zip(axes, rows, strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
+            axis.imshow(picture, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=7)
+    return figure
 
 
 def token_sheet(
@@ -26,27 +57,168 @@ def token_sheet(
         images: (N, H, W, 3) uint8. reconstructions: (N, h, w, 3) in [0, 1].
         L: (N, n, r) localization matrices. grid: (rows, columns) of the n patches.
         masks: (N, H, W) uint8 instances, 0 for background.
-
-    Returns:
-        A matplotlib Figure.
     """
-    count, tokens = len(images), L.shape[-1]
+    tokens = L.shape[-1]
     colours = token_colours(tokens)
+    instances = np.array([(1, 1, 1), *matplotlib.colormaps["Set1"].colors])
+    rows = [
+        [
+            image,
+            reconstruction,
+            instances[mask % len(instances)],
+            colours[segments(maps, grid)],
+            *maps.T.reshape(tokens, *grid),
+        ]
+        for image, reconstruction, maps, mask in zip(images, reconstructions, L, masks, strict=True)
+    ]
     titles = ["image", "reconstruction", "true masks", "argmax L", *(f"token {i}" for i in range(tokens))]
-    figure = Figure(figsize=(0.95 * len(titles), 1.05 * count + 0.3), layout="constrained")
-    axes = figure.subplots(count, len(titles), squeeze=False)
-    for row in range(count):
-        maps = L[row].reshape(*grid, tokens)
-        instances = np.ma.masked_equal(masks[row], 0)
-        pictures = [images[row], reconstructions[row], instances, colours[maps.argmax(-1)]]
-        for axis, picture in zip(axes[row], pictures, strict=False):
-            axis.imshow(picture, cmap="Set1", vmin=1, vmax=9, interpolation="nearest")
-        for token in range(tokens):
-            axes[row, 4 + token].imshow(
-                maps[..., token], cmap="magma", vmin=0, vmax=1, interpolation="nearest"
-            )
-        for axis in axes[row]:
-            axis.set(xticks=[], yticks=[])
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=7)
+    return panels(rows, titles)
+
+
+def localization_maps(
+    images: UInt8[np.ndarray, "N H W 3"], L: Float[np.ndarray, "N n r"], grid: tuple[int, int]
+) -> Figure:
+    """One row per image: the image, argmax L over it, and each token's map over it in the token's colour.
+
+    Every map is shown relative to its largest entry.
+
+    Args:
+        images: (N, H, W, 3) uint8, whole patches. L: (N, n, r). grid: (rows, columns) of the n patches.
+    """
+    tokens = range(L.shape[-1])
+    rows = [
+        [image, lay_over(image, segment_overlay(maps, grid), smooth=False)]
+        + [lay_over(image, token_overlay(maps, token, grid)) for token in tokens]
+        for image, maps in zip(images, L, strict=True)
+    ]
+    return panels(rows, ["image", "argmax L", *(f"token {i}" for i in tokens)])
+
+
+def reconstructions(images: UInt8[np.ndarray, "N H W 3"], decoded: Float[np.ndarray, "N h w 3"]) -> Figure:
+    """Images above, their reconstructions below.
+
+    Args:
+        images: (N, H, W, 3) uint8. decoded: (N, h, w, 3) in [0, 1].
+    """
+    return panels([list(images), list(decoded)], [f"image {i}" for i in range(len(images))], side=1.2)
+
+
+def matched_tokens(
+    pair: UInt8[np.ndarray, "2 H W 3"],
+    L: Float[np.ndarray, "2 n r"],
+    match: Int[np.ndarray, " r"],
+    grid: tuple[int, int],
+) -> Figure:
+    """Two views or images, one above the other: every token of the first, and below it its partner.
+
+    Partners have the first's colour.
+
+    Args:
+        pair: (2, H, W, 3) uint8, whole patches. L: (2, n, r) their localization matrices.
+        match: (r,) the second's token for each of the first: `ops.matching.exact_match`, `entropic_match`.
+        grid: (rows, columns) of the n patches.
+    """
+    tokens = range(L.shape[-1])
+    order = [np.arange(L.shape[-1]), match]
+    rows = [
+        [image, *(lay_over(image, token_overlay(maps[:, chosen], token, grid)) for token in tokens)]
+        for image, maps, chosen in zip(pair, L, order, strict=True)
+    ]
+    return panels(rows, ["image", *(f"{i} → {j}" for i, j in enumerate(match))])
+
+
+def features_pca(
+    images: UInt8[np.ndarray, "N H W 3"],
+    U: Float[np.ndarray, "N n d"],
+    Z: Float[np.ndarray, "N n d"],
+    grid: tuple[int, int],
+) -> Figure:
+    """Images, and below them the three main components of their patch features U and of Z = L S.
+
+    Args:
+        images: (N, H, W, 3) uint8. U, Z: (N, n, d). grid: (rows, columns) of the n patches.
+    """
+    figure = panels(
+        [list(images), list(pca_colours(U, grid)), list(pca_colours(Z, grid))],
+        [f"image {i}" for i in range(len(images))],
+        side=1.2,
+    )
+    for axis, name in zip(figure.axes[:: len(images)], ("image", "U", "Z = L S"), strict=True):
+        axis.set_ylabel(name, fontsize=8)
+    return figure
+
+
+def prototype_page(
+    images: UInt8[np.ndarray, "N H W 3"],
+    L: Float[np.ndarray, "N n r"],
+    p: Float[np.ndarray, "N P r"],
+    grid: tuple[int, int],
+    names: Sequence[str],
+    count: int = 8,
+) -> Figure:
+    """One row per prototype: the images with the regions that vote most for it; the rest of them is dark.
+
+    Args:
+        images: (N, H, W, 3) uint8, whole patches, N ≥ count. L: (N, n, r).
+        p: (N, P, r) probability of P prototypes for every token. grid: (rows, columns) of the n patches.
+        names: of the P prototypes. count: images per row.
+    """
+    rows = []
+    for k in range(len(names)):
+        votes = prototype_votes(L, p[:, k])
+        overlays = [map_overlay(v.reshape(grid)) for v in votes]
+        rows.append([lay_over(images[i], overlays[i]) for i in strongest(votes, count)])
+    figure = panels(rows, [f"{i + 1}." for i in range(count)])
+    for axis, name in zip(figure.axes[::count], names, strict=True):
+        axis.set_ylabel(name, fontsize=7)
+    return figure
+
+
+def read_metrics(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every number of a run's metrics.jsonl: name → (steps, values), in the file's order.
+
+    A last line that a kill cut short is left out.
+
+    Raises:
+        UserError: the file is missing, or a line of it is damaged.
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    number = 0
+    try:
+        text = pathlib.Path(path).read_text()
+        for line in text[: text.rfind("\n") + 1].splitlines():
+            number += 1
+            row = json.loads(line)
+            for name in [name for name in row if name not in ("step", "time")]:
+                found.setdefault(name, []).append((row["step"], row[name]))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a run's metrics.jsonl.") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path} is damaged in line {number}; delete that line and what follows.") from None
+    return {name: tuple(map(np.array, zip(*rows, strict=True))) for name, rows in found.items()}
+
+
+def curve(axis: Axes, steps: np.ndarray, values: np.ndarray, **line) -> None:
+    """One number over the steps; a logarithmic scale where it spans more than a factor of 20."""
+    axis.plot(steps, values, **line)
+    if values.min() > 0 and values.max() > 20 * values.min():
+        axis.set_yscale("log")
+
+
+def training_curves(
+    metrics: dict[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str], columns: int = 4
+) -> Figure:
+    """Numbers of a run over its steps, one small plot each.
+
+    Args:
+        metrics: of `read_metrics`. names: of it. columns: plots per row.
+    """
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(2.4 * columns, 1.8 * lines), layout="constrained")
+    for axis, name in zip(figure.subplots(lines, columns, squeeze=False).flat, names, strict=False):
+        curve(axis, *metrics[name], linewidth=1.5)
+        axis.set_title(name, fontsize=8)
+        axis.tick_params(labelsize=7)
+    for axis in figure.axes[len(names) :]:
+        axis.set_axis_off()
     return figure

@@ -11,7 +11,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 
 from jaxtyping import install_import_hook
 
-CHECKED = ("ops", "losses", "models", "evals", "views", "crops", "augment", "masking", "objective", "targets")
+CHECKED = (
+    "ops", "losses", "models", "evals", "views", "crops", "augment", "masking", "objective", "targets",
+    "pictures", "viz", "report",
+)  # fmt: skip
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
 
 

@@ -64,23 +64,30 @@ class Results:
         return "\n".join(self._table(encoders, task) for task in tasks)
 
     def _table(self, encoders: list[str], task: str) -> str:
-        found = {name: self.encoders[name][task] for name in encoders}
-        rows = [
-            (name, of, metrics) for name, entry in found.items() for of, metrics in entry["metrics"].items()
-        ]
-        columns = list(dict.fromkeys(column for *_, metrics in rows for column in metrics))
-        named = any(of for _, of, _ in rows)
-        lines = [["encoder", *(["of"] if named else []), *columns]] if rows else []
-        lines += [
-            [name, *([of] if named else []), *(cell(metrics.get(c)) for c in columns)]
-            for name, of, metrics in rows
-        ]
-        absent: dict[str, list[str]] = {}
-        for name, entry in found.items():
-            for metric, why in entry["absent"].items():
-                absent.setdefault(f"{metric}: {why}", []).append(name)
-        notes = [f"- absent ({', '.join(names)}): {why}" for why, names in absent.items()]
+        lines, notes = table({name: self.encoders[name][task] for name in encoders})
+        notes = [f"- {note}" for note in notes]
         return "\n".join(["", f"## {task}", "", *markdown(lines), *([""] if notes else []), *notes])
+
+
+def table(found: dict[str, dict]) -> tuple[list[list[str]], list[str]]:
+    """Results of one task as rows of cells, the header first, and sentences on what is absent.
+
+    Args:
+        found: encoder → entry of evaluation.json.
+    """
+    rows = [(name, of, metrics) for name, entry in found.items() for of, metrics in entry["metrics"].items()]
+    columns = list(dict.fromkeys(column for *_, metrics in rows for column in metrics))
+    named = any(of for _, of, _ in rows)
+    lines = [["encoder", *(["of"] if named else []), *columns]] if rows else []
+    lines += [
+        [name, *([of] if named else []), *(cell(metrics.get(c)) for c in columns)]
+        for name, of, metrics in rows
+    ]
+    absent: dict[str, list[str]] = {}
+    for name, entry in found.items():
+        for metric, why in entry["absent"].items():
+            absent.setdefault(f"{metric}: {why}", []).append(name)
+    return lines, [f"absent ({', '.join(names)}): {why}" for why, names in absent.items()]
 
 
 def cell(value: float | int | None) -> str:

@@ -1,0 +1,121 @@
+"""Pictures as arrays: NumPy in, NumPy out. `viz` arranges them in figures, the report puts them on a page."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+TINT, SHADE = 0.4, 0.78  # opacity of a token's colour where its map is 1, and of black where it is 0
+
+
+def token_colours(count: int) -> Float[np.ndarray, "count 3"]:
+    """One RGB colour per token, the same for every image."""
+    return matplotlib.colormaps["hsv"](np.arange(count) / count)[:, :3].astype(np.float32)
+
+
+def segments(L: Float[np.ndarray, "*N n r"], grid: tuple[int, int]) -> Int[np.ndarray, "*N rows columns"]:
+    """Hard segmentation: the token of largest L at every patch.
+
+    Args:
+        L: (..., n, r) localization matrices. grid: (rows, columns) of the n patches, row-major.
+
+    Returns:
+        (..., rows, columns) int64 in 0 … r−1.
+    """
+    return L.argmax(axis=-1).reshape(*L.shape[:-2], *grid)
+
+
+def segment_overlay(
+    L: Float[np.ndarray, "n r"], grid: tuple[int, int], opacity: float = 0.6
+) -> UInt8[np.ndarray, "rows columns 4"]:
+    """The hard segmentation in the tokens' colours, as an RGBA picture to lay over the image.
+
+    Args:
+        L: (n, r) localization matrix. grid: (rows, columns). opacity: from 0 to 1.
+    """
+    colours = token_colours(L.shape[-1])[segments(L, grid)]
+    alpha = np.full((*grid, 1), opacity)
+    return np.uint8(np.round(255 * np.concatenate([colours, alpha], axis=-1)))
+
+
+def map_overlay(
+    weights: Float[np.ndarray, "rows columns"], colour: Float[np.ndarray, " 3"] | None = None
+) -> UInt8[np.ndarray, "rows columns 4"]:
+    """A map as an RGBA picture to lay over the image: clear where it is largest, dark where it is 0.
+
+    Args:
+        weights: (rows, columns), not negative. colour: RGB in [0, 1] that tints what is clear; None for none.
+    """
+    weights = weights / max(float(weights.max()), 1e-12)
+    tint, shade = (0 if colour is None else TINT) * weights, SHADE * (1 - weights)
+    rgba = np.zeros((*weights.shape, 4))
+    rgba[..., 3] = tint + shade
+    if colour is not None:
+        rgba[..., :3] = colour * (tint / (tint + shade))[..., None]
+    return np.uint8(np.round(255 * rgba))
+
+
+def token_overlay(
+    L: Float[np.ndarray, "n r"], token: int, grid: tuple[int, int]
+) -> UInt8[np.ndarray, "rows columns 4"]:
+    """A token's localization map in its colour, relative to its largest entry, to lay over the image.
+
+    Args:
+        L: (n, r). token: its number. grid: (rows, columns) of the n patches.
+    """
+    return map_overlay(L[:, token].reshape(grid), token_colours(L.shape[-1])[token])
+
+
+def lay_over(
+    image: UInt8[np.ndarray, "H W 3"], overlay: UInt8[np.ndarray, "rows columns 4"], *, smooth: bool = True
+) -> UInt8[np.ndarray, "H W 3"]:
+    """An RGBA picture of patches over its image.
+
+    Args:
+        image: (H, W, 3) uint8, whole patches: what exceeds the grid at the bottom and right is cut off first.
+        overlay: (rows, columns, 4) uint8. smooth: enlarged bilinearly, else patch by patch.
+    """
+    resample = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    large = Image.fromarray(overlay).resize((image.shape[1], image.shape[0]), resample)
+    return np.asarray(Image.alpha_composite(Image.fromarray(image).convert("RGBA"), large).convert("RGB"))
+
+
+def pca_colours(
+    x: Float[np.ndarray, "N n d"], grid: tuple[int, int]
+) -> Float[np.ndarray, "N rows columns 3"]:
+    """The first three principal components of patch features as red, green and blue.
+
+    The components are those of all patches of all images, so that colours compare between the images. Each is
+    stretched from its 1st to its 99th percentile to [0, 1]; signs make the entry of largest size positive.
+
+    Args:
+        x: (N, n, d) features, U or Z, d ≥ 3. grid: (rows, columns) of the n patches.
+    """
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    rows = rows - rows.mean(axis=0)
+    _, axes = np.linalg.eigh(rows.T @ rows)
+    axes = axes[:, :-4:-1]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(3)])
+    scores = rows @ axes
+    low, high = np.percentile(scores, [1, 99], axis=0)
+    colours = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return colours.astype(np.float32).reshape(len(x), *grid, 3)
+
+
+def prototype_votes(L: Float[np.ndarray, "N n r"], p: Float[np.ndarray, "N r"]) -> Float[np.ndarray, "N n"]:
+    """How much every patch votes for a prototype: its tokens' probabilities, weighted as L says.
+
+    Args:
+        L: (N, n, r) localization matrices. p: (N, r) probability of the prototype for every token.
+
+    Returns:
+        (N, n), from 0 to 1.
+    """
+    return np.einsum("inr,ir->in", L, p)
+
+
+def strongest(votes: Float[np.ndarray, "N n"], count: int) -> Int[np.ndarray, " found"]:
+    """The images whose strongest patch votes most, at most `count`, best first."""
+    return np.argsort(-votes.max(axis=1), kind="stable")[:count]

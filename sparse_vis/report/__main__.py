@@ -1,0 +1,77 @@
+"""A model on one HTML page: `python -m sparse_vis.report --help`.
+
+Configuration, curves, evaluations, held-out images with maps and edits of their tokens, prototypes, health.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from sparse_vis.errors import UserError, command_line
+from sparse_vis.evals.results import write
+from sparse_vis.report.contents import make_contents
+from sparse_vis.report.page import GENERATOR, render
+
+
+def check_output(path: pathlib.Path) -> None:
+    """Refuse, before any work, what cannot be written or should not be replaced; an earlier report is.
+
+    Raises:
+        UserError: a folder, a file that is no report, or a folder that is missing.
+    """
+    if path.is_dir():
+        raise UserError(
+            f"--output={path} is a folder; give the name of an HTML file, e.g. {path / 'report.html'}."
+        )
+    if not path.parent.is_dir():
+        raise UserError(f"the folder of --output={path} does not exist; make it or give another.")
+    if path.exists():
+        with path.open("rb") as file:
+            head = file.read(400)
+        if f'name="generator" content="{GENERATOR}"'.encode() not in head:
+            raise UserError(f"--output={path} exists and is no report; give another name.")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """The tool, once its arguments are parsed.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    check_output(arguments.output)
+    for name in ("gallery", "voters"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name}={getattr(arguments, name)} is no number of images; give at least 1.")
+    page = render(make_contents(arguments))
+    try:
+        write(arguments.output, page)
+    except OSError as error:
+        raise UserError(f"{arguments.output} cannot be written ({error}); give another --output.") from error
+    print(f"wrote {arguments.output}, {len(page.encode()) / 1e6:.1f} MB, which opens in any browser")
+
+
+def main() -> None:
+    """Command line; see --help."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sparse_vis.report", description="A model on one self-contained HTML page."
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="workdir, step folder, released file or folder, or hf:// address")
+    add("--name", help="model of a release folder that holds several")
+    add("--output", required=True, type=pathlib.Path, help="HTML file; an earlier report is replaced")
+    add("--images", help="folder of images, instead of the test split of the run's data")
+    add("--size", help="HEIGHTxWIDTH of the images in pixels; the model's square unless given")
+    add("--gallery", type=int, default=12, help="images shown with maps and edits")
+    add(
+        "--voters",
+        type=int,
+        default=256,
+        help="images that vote for prototypes and of which health is measured",
+    )
+    add("--tokenizer", help="weights of the VQ tokenizer, where the checkpoint does not name them")
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    command_line(main)

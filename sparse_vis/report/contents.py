@@ -1,0 +1,137 @@
+"""All that a report shows of a model, collected: what is absent is said."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+import jax
+
+from sparse_vis import api
+from sparse_vis.errors import UserError
+from sparse_vis.evals.results import Results
+from sparse_vis.interop.load import Loaded, read_model
+from sparse_vis.models.stellar import Stellar
+from sparse_vis.report.cards import make_cards
+from sparse_vis.report.charts import charts
+from sparse_vis.report.images import encode_all, find_images, read_images
+from sparse_vis.report.page import Contents, region_pictures
+from sparse_vis.report.prototypes import make_pages
+from sparse_vis.report.tables import evaluation_tables, flat, health_table, held_out_health
+from sparse_vis.train.progress import JSONL
+from sparse_vis.train.settings import plain
+from sparse_vis.viz import read_metrics
+
+PAGES, REGIONS = 12, 8  # prototypes shown, and images for each
+
+
+def parse_size(text: str | None, model: Stellar) -> tuple[int, int]:
+    """(height, width) in pixels of --size; the model's square without.
+
+    Raises:
+        UserError: not of the form, or smaller than a patch.
+    """
+    if text is None:
+        return (model.encoder.image_size,) * 2
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match or min(size := tuple(map(int, match.groups()))) < model.patch:
+        raise UserError(
+            f"--size={text} is no size; give HEIGHTxWIDTH in pixels, each at least a patch ({model.patch})."
+        )
+    return size
+
+
+def run_files(found: Loaded) -> tuple[dict, dict | str, str]:
+    """What a run left beside its checkpoints.
+
+    Args:
+        found: the model as read.
+
+    Returns:
+        (metrics, evaluations or why there are none, why there are no metrics or "").
+    """
+    if found.step is None:
+        why = "Absent: a released file comes without {}."
+        return {}, why.format("evaluation.json"), why.format(JSONL)
+    workdir = found.step.parents[1]
+    path = workdir / JSONL
+    metrics = read_metrics(path) if path.exists() else {}
+    results = Results(workdir)
+    encoders = results.encoders or f"Absent: there is no {results.path}; main.py --mode=evaluate writes it."
+    return (
+        metrics,
+        encoders,
+        "" if metrics else f"Absent: there is no {path}, which main.py writes in training.",
+    )
+
+
+def facts(found: Loaded, model: Stellar, params: dict) -> list[tuple[str, str]]:
+    """What a reader wants to know first."""
+    m, count = found.config.model, sum(x.size for x in jax.tree.leaves(params))
+    return [
+        ("tokens r", f"{m.tokens}"),
+        ("encoder", f"{m.layers} layers, width {m.width}"),
+        ("image, patch", f"{m.image_size} px, {m.patch} px"),
+        ("parameters", f"{count / 1e6:.3g} million"),
+        ("decoder target", "VQ codes" if model.decoder.codes else "pixels"),
+        *([("step", f"{int(found.step.name):,}")] if found.step else []),
+    ]
+
+
+def absences(model: Stellar, checkpoint: str) -> tuple[str, str]:
+    """Why there are no reconstructions, and why no edits; "" where there are."""
+    if model.decoder.codes and model.tokenizer is None:
+        why = (
+            f"Absent: {checkpoint} reconstructs through a VQ tokenizer, whose weights are not at hand; "
+            "--tokenizer=FILE gives them."
+        )
+        return f"Reconstructions and edits: {why}", why
+    if model.bottleneck == "dense":
+        return "", "Absent: this model decodes U itself, so that edits of S and L change nothing."
+    if model.encoder.queries < 2:
+        return "", "Absent: with a single token there is nothing to edit."
+    return "", ""
+
+
+def make_contents(arguments: argparse.Namespace) -> Contents:
+    """Load, encode, decode and collect.
+
+    Args:
+        arguments: of the command line.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    found = read_model(arguments.checkpoint, arguments.name)
+    images_found = find_images(found.config, arguments.images, own_run=found.step is not None)
+    metrics, encoders, no_metrics = run_files(found)
+    model, params = api.load(
+        found.step or arguments.checkpoint, arguments.name, tokenizer=arguments.tokenizer
+    )
+    size = parse_size(arguments.size, model)
+    images, names = read_images(images_found, max(arguments.voters, arguments.gallery), size)
+    temperature = found.config.loss.student_temperature
+    encoded = encode_all(model, params, images, temperature)
+    no_reconstruction, no_edits = absences(model, arguments.checkpoint)
+    shown = min(arguments.gallery, len(images))
+    cards = make_cards(
+        model,
+        params,
+        images[:shown],
+        names[:shown],
+        encoded,
+        decodes=not no_reconstruction,
+        edits=not no_edits,
+    )
+    prototypes = params["sparse_head"]["prototypes"]
+    pages = make_pages(encoded, jax.device_get(prototypes), temperature, pages=PAGES, regions=REGIONS)
+    settings = plain(found.config) if found.step else {"model": plain(found.config)["model"]}
+    return Contents(
+        title=found.config.name, facts=facts(found, model, params), origin=images_found.origin, cards=cards,
+        edits=no_edits, reconstruction=no_reconstruction, prototypes=pages,
+        pictures=region_pictures(pages, images, names, model.grid(*size), model.patch), voters=len(images),
+        curves=no_metrics or charts(metrics),
+        evaluations=encoders if isinstance(encoders, str) else evaluation_tables(encoders),
+        health=health_table(held_out_health(encoded), metrics, model.encoder.queries),
+        settings=flat(settings),
+    )  # fmt: skip

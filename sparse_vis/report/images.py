@@ -1,0 +1,160 @@
+"""The held-out images of a report, and what the model makes of them."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from ml_collections import ConfigDict
+from PIL import Image, ImageOps
+
+from sparse_vis import api
+from sparse_vis.data.decode import decode
+from sparse_vis.data.sources import Source, open_folder
+from sparse_vis.errors import UserError
+from sparse_vis.evals.dataset import open_data
+from sparse_vis.models.stellar import Stellar
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images that a report looks at.
+
+    Attributes:
+        source: random-access records. indices: which of them may be shown. origin: what they are, in words.
+    """
+
+    source: Source
+    indices: Int[np.ndarray, " N"]
+    origin: str
+
+
+def find_images(config: ConfigDict, folder: str | None, *, own_run: bool) -> HeldOut:
+    """The images of a folder, else the test images of the run's data source, as evaluations read them.
+
+    Args:
+        config: of the model. folder: of --images. own_run: whether the model is of a run of ours, whose
+            configuration names its data; a released file's does not.
+
+    Raises:
+        UserError: there are none; names the flag that gives others.
+    """
+    if folder is not None:
+        try:
+            source = open_folder(folder)
+        except UserError as error:
+            raise UserError(str(error).replace("--input", "--images")) from None
+        return HeldOut(source, np.arange(len(source)), f"folder {folder}")
+    if not own_run:
+        raise UserError("a released file does not say where its images are; give --images=FOLDER.")
+    try:
+        part = open_data(config).parts["test"]
+    except UserError as error:
+        raise UserError(
+            f"{str(error).rstrip('.')}; or give the report other images: --images=FOLDER."
+        ) from None
+    place = f" at {config.data.path}" if config.data.path else ""
+    share = f", {config.eval.holdout:.0%} held out" if config.eval.holdout else ""
+    origin = f"{config.data.source}{place}, split {config.eval.test_split!r}{share}"
+    return HeldOut(part.source, part.indices, origin)
+
+
+def read_images(
+    found: HeldOut, count: int, size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "N H W 3"], list[str]]:
+    """`count` images at even distances, or all: the largest centred part of this shape, resized (bicubic).
+
+    Args:
+        found: where they are. count: at least 1. size: (height, width) in pixels.
+
+    Returns:
+        (images, names).
+
+    Raises:
+        UserError: names the image that cannot be decoded.
+    """
+    count = min(count, len(found.indices))
+    records = [found.source[int(i)] for i in found.indices[np.arange(count) * len(found.indices) // count]]
+    bicubic = Image.Resampling.BICUBIC
+    images = [ImageOps.fit(Image.fromarray(decode(record)), size[::-1], bicubic) for record in records]
+    return np.stack([np.asarray(image) for image in images]), [record["name"] for record in records]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the model finds in N images.
+
+    Attributes:
+        S: (N, r, d). L: (N, n, r). cls: (N, 1, D), the CLS head's embeddings.
+        winner: (N, r), every token's most likely prototype.
+        embedding: (N, r, D), of the token head. normaliser: (N, r), the log-sum-exp of their logits.
+    """
+
+    S: Float[np.ndarray, "N r d"]
+    L: Float[np.ndarray, "N n r"]
+    cls: Float[np.ndarray, "N 1 D"]
+    winner: Int[np.ndarray, "N r"]
+    embedding: Float[np.ndarray, "N r D"]
+    normaliser: Float[np.ndarray, "N r"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model: Stellar, params: dict, images: jax.Array, temperature: jax.Array) -> dict[str, jax.Array]:
+    features = api.encode(model, params, images)
+
+    def heads(m, S, cls):
+        return m.sparse_head(S), m.cls_head(cls)
+
+    embedding, cls = model.apply({"params": params}, features.sparse, features.cls, method=heads)
+    logits = embedding @ params["sparse_head"]["prototypes"] / temperature
+    return {
+        "S": features.sparse, "L": features.spatial, "cls": cls, "winner": logits.argmax(axis=-1),
+        "embedding": embedding, "normaliser": jax.nn.logsumexp(logits, axis=-1),
+    }  # fmt: skip
+
+
+def encode_all(
+    model: Stellar, params: dict, images: UInt8[np.ndarray, "N H W 3"], temperature: float
+) -> Encoded:
+    """Encode images batch by batch and print progress.
+
+    Args:
+        model, params: of sparse_vis.load. images: (N, H, W, 3) uint8.
+        temperature: of the student's softmax over prototypes.
+    """
+    parts, progress = [], Progress("encoded", len(images))
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        # A last, smaller batch is filled up, so that the encoder compiles once.
+        padded = np.pad(batch, [(0, BATCH - len(batch)), (0, 0), (0, 0), (0, 0)], mode="edge")
+        found = jax.device_get(_encode(model, params, padded, temperature))
+        parts.append({name: array[: len(batch)] for name, array in found.items()})
+        progress.show(start + len(batch))
+    return Encoded(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+class Progress:
+    """Prints images done, images/s and ETA; the rate leaves out the first call's images, which compile.
+
+    Args:
+        verb: what is done to the images. total: number of them.
+    """
+
+    def __init__(self, verb: str, total: int):
+        self.verb, self.total, self.first, self.began = verb, total, 0, 0.0
+
+    def show(self, count: int) -> None:
+        """`count` images are done."""
+        line, now = f"{self.verb} {count}/{self.total} images", time.perf_counter()
+        if not self.began:
+            self.first, self.began = count, now
+        else:
+            rate = (count - self.first) / (now - self.began)
+            line += f"  {rate:.1f} images/s  ETA {(self.total - count) / rate:.0f} s"
+        print(line, flush=True)

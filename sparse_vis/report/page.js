@@ -1,0 +1,14 @@
+"use strict";
+// Pointing at a patch of an image shows its token, as pointing at the token's button does.
+for (const stage of document.querySelectorAll(".seen")) {
+  const winners = JSON.parse(stage.dataset.winners);
+  const buttons = stage.parentElement.querySelectorAll("[data-token]");
+  const show = (token) => buttons.forEach((button, i) => button.classList.toggle("on", i === token));
+  stage.addEventListener("pointermove", (event) => {
+    const box = stage.getBoundingClientRect();
+    const place = (at, length, cells) => Math.min(cells - 1, Math.max(0, Math.floor((at / length) * cells)));
+    const row = winners[place(event.clientY - box.top, box.height, winners.length)];
+    show(row[place(event.clientX - box.left, box.width, row.length)]);
+  });
+  stage.addEventListener("pointerleave", () => show(-1));
+}

@@ -1,0 +1,58 @@
+"""Prototype pages: for the most used prototypes, the image regions that vote most for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from sparse_vis.pictures import prototype_votes, strongest
+from sparse_vis.report.images import Encoded
+
+
+@dataclass(frozen=True)
+class Page:
+    """A prototype and its regions.
+
+    Attributes:
+        number: of the prototype. wins: tokens that like it best.
+        images: numbers of the images, strongest first. maps: (m, n) votes of their patches, from 0 to 1.
+    """
+
+    number: int
+    wins: int
+    images: list[int]
+    maps: Float[np.ndarray, "m n"]
+
+
+def probabilities(
+    found: Encoded, prototypes: Float[np.ndarray, "D K"], numbers: list[int], temperature: float
+) -> Float[np.ndarray, "N P r"]:
+    """The student's probability of some prototypes for every token: softmax over all K.
+
+    Args:
+        found: encoded images. prototypes: (D, K). numbers: P of the K. temperature: that of `encode_all`.
+    """
+    logits = np.einsum("ird,dp->ipr", found.embedding, prototypes[:, numbers]) / temperature
+    return np.exp(logits - found.normaliser[:, None])
+
+
+def make_pages(
+    found: Encoded, prototypes: Float[np.ndarray, "D K"], temperature: float, *, pages: int, regions: int
+) -> list[Page]:
+    """The prototypes that most tokens like best, each with the regions that vote most for it.
+
+    Args:
+        found: encoded images. prototypes: (D, K) of the token head. temperature: that of `encode_all`.
+        pages: prototypes at most. regions: images per prototype at most.
+    """
+    used, wins = np.unique(found.winner, return_counts=True)
+    order = np.argsort(-wins, kind="stable")[:pages]
+    p = probabilities(found, prototypes, used[order].tolist(), temperature)
+    made = []
+    for k, which in enumerate(order):
+        votes = prototype_votes(found.L, p[:, k])
+        best = strongest(votes, regions)
+        made.append(Page(int(used[which]), int(wins[which]), best.tolist(), votes[best]))
+    return made

@@ -1,0 +1,226 @@
+"""The report's parts against other ways to them; its command line on runs, released files, bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.special import log_softmax, softmax
+
+import sparse_vis
+from sparse_vis.errors import command_line
+from sparse_vis.evals.results import Results
+from sparse_vis.evals.task import Result
+from sparse_vis.report import __main__ as tool
+from sparse_vis.report.edits import decode, edited, make_pairs, moved_map, partners, with_map
+from sparse_vis.report.images import encode_all
+from sparse_vis.report.prototypes import make_pages
+from sparse_vis.report.tables import evaluation_tables, health_table
+from tests.tiny_checkpoint import SIZE, TOKENS, write_checkpoints
+
+GOLDEN = Path(__file__).parent / "golden"
+rng = np.random.default_rng(0)
+
+
+def write_run(workdir: Path) -> None:
+    """A checkpoint with the files that training and evaluations leave beside it."""
+    write_checkpoints(workdir, {7: 1})
+    health = {"health/S_rank_in_image": 1.01, "health/L_coverage": 0.9}
+    rows = [{"step": s, "time": 1.0, "total": 90.0 / s, "reconstruction": 0.5, **health} for s in (1, 5, 7)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = Results(workdir)
+    for encoder, accuracy in (("trained", 0.875), ("pixels", 0.3125)):
+        results.add(encoder, "knn", {}, Result({"cls": {"k20": accuracy}}), {"from": None})
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for name, size in (("a.png", (90, 60)), ("b.jpg", (60, 90)), ("c.png", (40, 40))):
+        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def run(monkeypatch, capsys, **flags):
+    """The command line: (exit message or None, standard output)."""
+    monkeypatch.setattr(sys, "argv", ["report", *(f"--{name}={value}" for name, value in flags.items())])
+    try:
+        command_line(tool.main)
+    except SystemExit as end:
+        return end.code, capsys.readouterr().out
+    return None, capsys.readouterr().out
+
+
+@pytest.mark.fast
+def test_removing_a_token_is_a_softmax_over_the_others():
+    logits = rng.normal(size=(6, 4)).astype(np.float32) * 5
+    found = with_map(softmax(logits, axis=1), 1, np.zeros(6, np.float32))
+    assert (found[:, 1] == 0).all()
+    np.testing.assert_allclose(found[:, [0, 2, 3]], softmax(logits[:, [0, 2, 3]], axis=1), rtol=2e-5)
+    alone = with_map(np.float32([[0, 1, 0]]), 1, np.zeros(1, np.float32))  # nobody else was there
+    np.testing.assert_array_equal(alone, [[0.5, 0, 0.5]])
+
+
+@pytest.mark.fast
+def test_a_moved_map_goes_where_there_is_room_and_rows_still_sum_to_one():
+    L = np.float32([[0.9, 0.1], [0.2, 0.8], [0.2, 0.8], [0.2, 0.8]] * 2)
+    column, step = moved_map(L, 0, (2, 4))
+    assert step == 1
+    np.testing.assert_array_equal(column.reshape(2, 4), np.float32([[0, 0.9, 0.2, 0.2]] * 2))
+    mirrored = L.reshape(2, 4, 2)[:, ::-1].reshape(8, 2)
+    column, step = moved_map(mirrored, 0, (2, 4))
+    assert step == -1
+    np.testing.assert_array_equal(column.reshape(2, 4), np.float32([[0.2, 0.2, 0.9, 0]] * 2))
+    L = softmax(rng.normal(size=(8, 3)), axis=1).astype(np.float32)
+    moved = with_map(L, 2, moved_map(L, 2, (2, 4))[0])
+    np.testing.assert_allclose(moved.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(moved[:, 0] / moved[:, 1], L[:, 0] / L[:, 1], rtol=1e-4)
+
+
+@pytest.mark.fast
+def test_a_swap_changes_what_and_not_where():
+    S, other = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    L = softmax(rng.normal(size=(4, 3)), axis=1).astype(np.float32)
+    found = edited(S, L, other, (2, 2))["swapped"]
+    np.testing.assert_allclose(found[1] - L @ S, np.outer(L[:, 1], other[1] - S[1]), atol=1e-5)
+
+
+@pytest.mark.fast
+def test_images_are_paired_and_their_tokens_matched():
+    assert partners(4) == [1, 0, 3, 2] and partners(3) == [1, 0, 1] and partners(1) == [None]
+    S = rng.normal(size=(1, 5, 8)).astype(np.float32)
+    order = np.array([3, 0, 4, 1, 2])
+    pairs = make_pairs(np.concatenate([S, S[:, order]]), np.zeros((2, 6, 5), np.float32))
+    assert [pair.other for pair in pairs] == ["B", "A"]
+    np.testing.assert_array_equal(order[pairs[0].match], np.arange(5))
+    np.testing.assert_array_equal(pairs[1].partner, S[0, order])
+
+
+def test_encoding_decoding_and_prototypes_agree_with_the_notebook_api(workdir):
+    model, params = sparse_vis.load(workdir)
+    images = rng.integers(0, 256, (18, SIZE, SIZE, 3), dtype=np.uint8)  # more than a batch
+    out = sparse_vis.encode(model, params, images)
+    found = encode_all(model, params, images, 0.12)
+    np.testing.assert_allclose(found.L, out.spatial, atol=1e-5)
+    pixels = decode(model, params, np.asarray(out.lowrank), (SIZE, SIZE))
+    np.testing.assert_allclose(pixels, sparse_vis.reconstruct(model, params, out), atol=1e-5)
+
+    logits = found.embedding @ np.asarray(params["sparse_head"]["prototypes"]) / 0.12
+    np.testing.assert_array_equal(found.winner, logits.argmax(axis=-1))
+    prototypes = np.asarray(params["sparse_head"]["prototypes"])
+    pages = make_pages(found, prototypes, 0.12, pages=3, regions=2)
+    wins = np.bincount(found.winner.ravel(), minlength=16)
+    assert [page.wins for page in pages] == sorted(wins, reverse=True)[: len(pages)]
+    p = np.exp(log_softmax(logits, axis=-1))[..., pages[0].number]  # (18, r)
+    votes = np.stack([found.L[i] @ p[i] for i in range(18)])
+    assert pages[0].images == list(np.argsort(-votes.max(axis=1))[:2])
+    np.testing.assert_allclose(pages[0].maps[0], votes[pages[0].images[0]], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.fast
+def test_tables_have_every_encoder_and_health_its_words(workdir):
+    (table,) = evaluation_tables(Results(workdir).encoders)
+    assert (table.title, table.head) == ("knn", ["encoder", "of", "k20"])
+    assert table.rows == [["trained", "cls", "0.875"], ["pixels", "cls", "0.3125"]]
+    metrics = {"health/L_coverage": (np.array([50, 100]), np.array([0.9, 0.5]))}
+    health = health_table({"L_coverage": 0.75, "S_rank_in_image": 1.02}, metrics, tokens=8)
+    assert health.head == ["measure", "held out", "training, step 100", "what"]
+    assert ["L_coverage", "0.75", "0.5"] in [row[:3] for row in health.rows]
+    assert health.notes == [
+        "on these images: the tokens of an image are nearly alike (S_rank_in_image 1). docs/training.md "
+        "names the remedies."
+    ]
+    assert health_table({"L_coverage": 0.75}, {}, tokens=8).notes == ["Nothing looks like collapse."]
+
+
+def test_a_report_of_a_run_and_then_of_the_checkpoint_alone(workdir, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "report.html"
+    code, printed = run(monkeypatch, capsys, checkpoint=workdir, output=output, gallery=2, voters=17)
+    assert code is None
+    assert re.search(r"^encoded 17/17 images  \S+ images/s  ETA 0 s$", printed, re.M)
+    assert re.search(r"^decoded edits of 2/2 images", printed, re.M)
+    page = output.read_text()
+    assert page.count("<article") == 2 and page.count('data-token="') == 2 * TOKENS
+    for word in (
+        "scenes, split &#39;test&#39;",
+        "0.3125",
+        "the tokens of an image are nearly alike",
+        "step 7",
+    ):
+        assert word in page
+    assert "Absent" not in page and not re.search(r'(src|href)="(?!data:|#)', page)
+    bare = tmp_path / "bare"
+    shutil.copytree(workdir / "checkpoints", bare / "checkpoints")
+    code, _ = run(
+        monkeypatch, capsys, checkpoint=bare, output=output, gallery=1, voters=1
+    )  # replaces its own
+    assert code is None
+    page = output.read_text()
+    assert (
+        f"there is no {bare / 'metrics.jsonl'}" in page and f"there is no {bare / 'evaluation.json'}" in page
+    )
+    assert "removed" in page and 'value="swapped"' not in page  # a single image has no partner
+    assert [path.name for path in tmp_path.glob("report*")] == ["report.html"]
+
+
+def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
+    tmp_path, photos, monkeypatch, capsys
+):
+    for name in ("config.json", "vq_p16.safetensors"):
+        shutil.copyfile(GOLDEN / name, tmp_path / name)
+    flags = dict(checkpoint=tmp_path / "vq_p16.safetensors", output=tmp_path / "report.html", size="40x66")
+    code, _ = run(monkeypatch, capsys, **flags)
+    assert code == "error: a released file does not say where its images are; give --images=FOLDER."
+    code, _ = run(monkeypatch, capsys, **flags, images=photos)
+    assert code is None
+    page = (tmp_path / "report.html").read_text()
+    assert (
+        "reconstructs through a VQ tokenizer, whose weights are not at hand; --tokenizer=FILE gives" in page
+    )
+    assert "a released file comes without evaluation.json" in page
+    winners = [json.loads(found) for found in re.findall(r"data-winners=\"(\[\[.*?\]\])\"", page)]
+    assert np.shape(winners) == (3, 2, 4) and page.count("--aspect: 2.0") == 3  # 32 x 64 px are whole patches
+    assert 'class="edit' not in page
+    code, _ = run(
+        monkeypatch, capsys, **flags, images=photos, tokenizer=GOLDEN / "vq_p16.vqgan.safetensors", gallery=2
+    )
+    assert code is None
+    page = (tmp_path / "report.html").read_text()
+    assert 'class="edit swapped' in page and "whose weights are not at hand" not in page
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"checkpoint": "nothing"}, "checkpoint nothing does not exist; give a workdir"),
+        ({"output": "{tmp}"}, "is a folder; give the name of an HTML file"),
+        ({"output": "{tmp}/no/report.html"}, "no/report.html does not exist; make it or give another"),
+        ({"output": "{tmp}/mine.html"}, "mine.html exists and is no report; give another name"),
+        ({"gallery": 0}, "--gallery=0 is no number of images; give at least 1"),
+        ({"images": "nowhere"}, "Folder 'nowhere' does not exist: give --images"),
+        ({"size": "4x99"}, "--size=4x99 is no size; give HEIGHTxWIDTH in pixels, each at least a patch (8)"),
+    ],
+)
+def test_bad_input_is_named_before_any_work(flags, message, workdir, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.html").write_text("<html>not a report</html>")
+    (tmp_path / "old.html").write_text('<meta name="generator" content="sparse_vis.report">old')
+    flags = {"checkpoint": workdir, "output": tmp_path / "old.html", **flags}
+    flags = {name: str(value).replace("{tmp}", str(tmp_path)) for name, value in flags.items()}
+    code, printed = run(monkeypatch, capsys, **flags)
+    assert code.startswith("error: ") and message in code and "encoded" not in printed
+    assert (tmp_path / "old.html").read_text().endswith("old")
+    assert (tmp_path / "mine.html").read_text() == "<html>not a report</html>"
