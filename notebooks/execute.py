@@ -37,6 +37,7 @@ def execute(path: pathlib.Path) -> nbformat.NotebookNode:
             timeout=TIMEOUT,
             startup_timeout=TIMEOUT,
             record_timing=False,
+            coalesce_streams=True,
             resources={"metadata": {"path": str(folder)}},
         )
         client.execute(env=env)

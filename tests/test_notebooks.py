@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, their own asserts included, and make the pictures that are stored with them."""
+"""The notebooks run, their own asserts included, and make pictures like those stored with them."""
 
 from __future__ import annotations
 
