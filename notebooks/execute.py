@@ -1,0 +1,58 @@
+"""Run notebooks and store their outputs: python notebooks/execute.py [FILE ...], all by default."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = pathlib.Path(__file__).resolve().parent
+TIMEOUT = 900  # seconds a cell may take; for a machine that is busy with other things
+
+
+def execute(path: pathlib.Path) -> nbformat.NotebookNode:
+    """The notebook with the outputs of a fresh kernel in a scratch folder; it imports this tree's package.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell raises, a failed assert included.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+    root, interpreter = FOLDER.parent, pathlib.Path(sys.executable).parent
+    env = os.environ | {"PYTHONPATH": str(root), "PATH": f"{interpreter}{os.pathsep}{os.environ['PATH']}"}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("main.py", "configs"):  # what a notebook names as ../main.py
+            pathlib.Path(scratch, name).symlink_to(root / name)
+        folder = pathlib.Path(scratch, FOLDER.name)
+        folder.mkdir()
+        client = NotebookClient(
+            notebook,
+            timeout=TIMEOUT,
+            startup_timeout=TIMEOUT,
+            record_timing=False,
+            coalesce_streams=True,
+            resources={"metadata": {"path": str(folder)}},
+        )
+        client.execute(env=env)
+    notebook.metadata.language_info = {"name": "python"}  # not the version of whoever ran it last
+    return notebook
+
+
+def main() -> None:
+    for path in map(pathlib.Path, sys.argv[1:] or sorted(map(str, FOLDER.glob("*.ipynb")))):
+        start = time.monotonic()
+        nbformat.write(execute(path), path)
+        print(
+            f"{path.name}: {time.monotonic() - start:.0f} s, {path.stat().st_size / 1e3:.0f} kB", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
