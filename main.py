@@ -7,7 +7,8 @@
     --distributed=auto         be one process of several; launch/ has the starters, docs/pods.md the rest
 
 Started again with the same workdir, a run continues where it was. With --workdir and no --config, the
-configuration saved there is used. Other tools: python -m sparse_vis.<tool> --help
+configuration saved there is used. Other tools: python -m sparse_vis.<tool> --help,
+of extract, reconstruct, export, report, data.pack
 """
 
 import contextlib

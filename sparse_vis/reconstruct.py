@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
 import pathlib
 import sys
 import time
@@ -115,8 +116,9 @@ def reconstruct_folder(
         if agreement is not None:
             kept += agreement(images) * len(images)
         rate = indices.stop / (time.perf_counter() - began)
-        left = (len(source) - indices.stop) / rate
-        print(f"{indices.stop}/{len(source)} images  {rate:.1f} images/s  ETA {left:.0f} s", flush=True)
+        left = datetime.timedelta(seconds=round((len(source) - indices.stop) / rate))
+        done = f"{indices.stop}/{len(source)} images"
+        print(f"reconstructing: {done}  {rate:.1f} images/s  ETA {left}", flush=True)
     if quality:
         print(f"mean PSNR {np.mean(quality):.2f} dB")
     if agreement is not None:
@@ -157,15 +159,22 @@ def main() -> None:
     """Command line; see --help."""
     parser = argparse.ArgumentParser(
         prog="python -m sparse_vis.reconstruct",
-        description="Reconstruct every image of a folder: PNGs, side by side.",
+        description="Reconstruct every image of a folder from S and L alone: PNGs, the image and beside it "
+        "its reconstruction. A VQ model needs its tokenizer (docs/compatibility.md). Example: "
+        "python -m sparse_vis.reconstruct --checkpoint=runs/quickstart --input=photos --output=sheets",
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="workdir, step folder, released file or folder, or hf:// address")
     add("--name", help="model of a release folder that holds several")
-    add("--input", required=True, help="folder of images")
+    add("--input", required=True, help="folder of JPEG, PNG or WebP images")
     add("--output", required=True, type=pathlib.Path, help="folder for the PNGs")
     add("--tokenizer", help="weights of the VQ tokenizer, where the checkpoint does not name them")
-    add("--tokenizer-dtype", choices=["float32", "bfloat16"], default="float32", help="of its convolutions")
+    add(
+        "--tokenizer-dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="of the tokenizer's convolutions (float32)",
+    )
     add("--compare-bf16", action="store_true", help="measure what share of codes a bfloat16 tokenizer keeps")
     run(parser.parse_args())
 
