@@ -14,6 +14,7 @@ import numpy as np
 from clu import metrics
 
 JSONL = "metrics.jsonl"
+INPUT_SHARE = 0.1  # of an interval spent waiting for images, from which on a run says so
 
 
 class TensorBoard:
@@ -98,7 +99,7 @@ class Progress:
 
     def __init__(self, workdir: pathlib.Path, steps: int, batch: int, first: int, active: bool):
         self.steps, self.batch, self.active = steps, batch, active
-        self.last_step = first
+        self.last_step, self.said_waiting = first, False
         self.start_clock()
         if active:
             keep_until(workdir / JSONL, first)
@@ -131,7 +132,18 @@ class Progress:
             self.log.write(json.dumps({"step": step, "time": time.time(), **means}, allow_nan=False) + "\n")
             self.log.flush()
             self.board.write(step, means)
+            self.mention_input(extra.get("input_wait_seconds", 0.0) / seconds)
         return means
+
+    def mention_input(self, share: float) -> None:
+        """Say once that input is the bottleneck, where waiting takes this share of an interval."""
+        if share > INPUT_SHARE and not self.said_waiting:
+            self.said_waiting = True
+            print(
+                f"note: input is the bottleneck: {share:.0%} of the time since the last line went into "
+                "waiting for images; raise config.data.workers (decoding processes) up to the free cores.",
+                flush=True,
+            )
 
     def line(self, step: int, means: dict[str, float]) -> str:
         """One line: step, speed, time left, the total, its terms and whatever else is not zero."""

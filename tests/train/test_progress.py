@@ -51,6 +51,18 @@ def test_a_line_has_step_speed_time_left_and_every_term(still, tmp_path, capsys)
 
 
 @pytest.mark.fast
+def test_a_run_says_once_that_input_is_the_bottleneck(still, tmp_path, capsys):
+    shown = Progress(tmp_path, steps=100, batch=8, first=0, active=True)
+    for step, waited in ((10, 0.3), (20, 1.2), (30, 2.0)):
+        still[0] += 4
+        shown.report(step, [step_metrics(1.0)], {"input_wait_seconds": waited})
+    shown.close()
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    (note,) = notes
+    assert note.startswith("note: input is the bottleneck: 30% of the time") and "config.data.workers" in note
+
+
+@pytest.mark.fast
 def test_bad_numbers_are_left_out_and_counted(still, tmp_path):
     shown = Progress(tmp_path, steps=9, batch=8, first=0, active=True)
     means = shown.report(2, [step_metrics(1.0), step_metrics(math.nan, 1.0)], {})

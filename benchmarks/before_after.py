@@ -1,0 +1,189 @@
+"""Time what the project does differently from the direct form, both in turns on this machine.
+
+    python benchmarks/before_after.py --json=benchmarks/results/before_after.json
+
+    --only=losses,crops   some of the pairs of benchmarks/direct_model.py, of "unroll" and of "start"
+    --repeats=9           turns that are timed, after two that are not
+    --json=FILE           the same numbers for programs, with device, versions and date
+
+A ratio is before / after, the median over the turns: above 1 where ours is faster. "unroll" is the step of
+configs/digits.py with the layers of the scan laid out; "start" is main.py started twice in an empty cache
+of compiled programs, the second time with another seed.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
+
+from sparse_vis import host
+
+if __name__ == "__main__":
+    host.prepare()
+
+from sparse_vis.errors import UserError, command_line
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def in_turns(forms: list, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds of both forms' calls, one after the other, after two turns that do not count."""
+    from benchmarks.measure import timed
+
+    turns = [[timed(form, 1, 0).seconds[0] for form in forms] for _ in range(2 + repeats)][2:]
+    return [turn[0] for turn in turns], [turn[1] for turn in turns]
+
+
+def compare(times: tuple[list[float], list[float]]) -> dict:
+    """Medians, and the median and quartile distance of the turns' ratios."""
+    from benchmarks.measure import quartile_spread
+
+    ratios = [before / after for before, after in zip(*times, strict=True)]
+    before, after = map(statistics.median, times)
+    ratio, spread = statistics.median(ratios), quartile_spread(ratios)
+    return {"seconds": [before, after], "ratio": ratio, "spread": spread}
+
+
+def differ(a, b) -> float:
+    """Largest relative L2 distance between the arrays of two results."""
+    import jax
+    import numpy as np
+
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    flat = [[np.asarray(x, np.float64).ravel() for x in pair] for pair in pairs]
+    return max(float(np.linalg.norm(x - y) / max(np.linalg.norm(x), 1e-30)) for x, y in flat)
+
+
+def measure_pair(name: str, repeats: int) -> dict:
+    """Times, temporary memory and distance of a pair's results.
+
+    Raises:
+        UserError: forms that should agree do not.
+    """
+    import numpy as np
+
+    from benchmarks.direct_model import PAIRS
+    from benchmarks.measure import compiled
+
+    pair = PAIRS[name]()
+    programs = [compiled(form, *pair.arguments) for form in pair.forms]
+    results = [program.call(*pair.arguments) for program in programs]
+    found = {"before": pair.before, "after": pair.after}
+    if pair.same:
+        found["differ"] = differ(*results)
+        if found["differ"] > 1e-4:
+            raise UserError(
+                f"{name}: both forms' results are {found['differ']:.1e} apart; correct one of them."
+            )
+    else:
+        found["agree"] = float(np.mean(np.asarray(results[0]) == np.asarray(results[1])))
+    times = in_turns([lambda p=p: p.call(*pair.arguments) for p in programs], repeats)
+    return found | compare(times) | {"temporaries": [program.temporaries for program in programs]}
+
+
+def measure_unroll(_: str, repeats: int) -> dict:
+    """The whole step of configs/digits.py with its 3 layers scanned one by one, and laid out."""
+    import numpy as np
+
+    from benchmarks.measure import compiled
+    from benchmarks.synthetic import random_batch, random_state, recipe_of
+    from configs.digits import get_config
+    from sparse_vis.train.mesh import make_mesh
+    from sparse_vis.train.step import compile_step
+
+    config, programs, steps = get_config(), [], []
+    for unroll in (1, config.model.layers):
+        config.efficiency.unroll = unroll
+        recipe, batch = recipe_of(config), random_batch(config)
+        state, seed = random_state(recipe), np.uint32(0)
+        programs.append(compiled(compile_step(recipe, make_mesh((-1, 1)), state), state, batch, None, seed))
+
+        def step(program=programs[-1], kept=[state], batch=batch, seed=seed):  # noqa: B006
+            kept[0], metrics = program.call(kept[0], batch, None, seed)
+            return metrics
+
+        steps.append(step)
+    found = {"before": "unroll=1", "after": f"unroll={config.model.layers}"} | compare(
+        in_turns(steps, repeats)
+    )
+    found["compile_seconds"] = [program.compile_seconds for program in programs]
+    return found | {"temporaries": [program.temporaries for program in programs]}
+
+
+def start(cache: str, seed: int) -> tuple[float, str]:
+    """Seconds from the start of main.py to its end after one step, and its line on compilation."""
+    with tempfile.TemporaryDirectory() as workdir:
+        arguments = [
+            "--config=configs/digits.py", f"--workdir={workdir}/run", f"--config.seed={seed}",
+            "--config.train.steps=1", "--config.train.health_every=0", "--config.eval.tasks=()",
+        ]  # fmt: skip
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True,
+            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache},
+        )  # fmt: skip
+        took = time.perf_counter() - began
+    found = re.search(r"compiled in .*", done.stdout)
+    if done.returncode or not found:
+        raise UserError(f"main.py did not train: {(done.stderr or done.stdout).strip()[-300:]}")
+    return took, found[0]
+
+
+def measure_start(_name: str, _repeats: int) -> dict:
+    """main.py with an empty cache, and again with another seed; once, as it takes long."""
+    with tempfile.TemporaryDirectory() as cache:
+        (cold, said), (warm, said_again) = start(cache, 0), start(cache, 1)
+    found = {"before": f"first start ({said})", "after": f"second start ({said_again})"}
+    return found | {"seconds": [cold, warm], "ratio": cold / warm, "spread": None}
+
+
+def row(name: str, r: dict) -> str:
+    """A result as a line of the table."""
+    before, after = (f"{x:.1f} s" if x > 5 else f"{1e3 * x:.1f} ms" for x in r["seconds"])
+    spread = "once" if r["spread"] is None else f"{r['spread']:.0%}"
+    memory = "" if "temporaries" not in r else "{:.0f} → {:.0f}".format(*(x / 1e6 for x in r["temporaries"]))
+    agreement = f"{r['differ']:.0e}" if "differ" in r else ""
+    agreement = f"{r['agree']:.1%} equal" if "agree" in r else agreement
+    cells = (name, r["before"], r["after"], before, after, f"{r['ratio']:.2f}", spread, memory, agreement)
+    return f"| {' | '.join(cells)} |"
+
+
+HEADER = "\n".join([
+    "| what | before | after | before | after | ratio | quartiles | temporaries MB | results differ by |",
+    "|" + 9 * "---|",
+])  # fmt: skip
+
+
+def main() -> None:
+    from benchmarks.direct_model import PAIRS
+    from benchmarks.record import check_json, write_json
+
+    known = {name: measure_pair for name in PAIRS} | {"unroll": measure_unroll, "start": measure_start}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    check_json(arguments.json)
+    names = arguments.only.split(",") if arguments.only else list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--only={unknown[0]} is unknown; use some of: {'; '.join(known)}.")
+    if arguments.repeats < 1:
+        raise UserError(f"--repeats={arguments.repeats} is too small; use at least 1.")
+    print(HEADER, flush=True)
+    results = {}
+    for name in names:
+        results[name] = known[name](name, arguments.repeats)
+        print(row(name, results[name]), flush=True)
+        write_json(arguments.json, {"pairs": results})
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,136 @@
+"""Direct forms of the ViT's parts that the project does without, each beside ours; all pairs by name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import random
+
+from benchmarks.direct import TOKENS, VIEWS, Pair, crops, gradient, losses, normal, targets, tokenizer
+from sparse_vis.models.encoder import Encoder, patchify
+from sparse_vis.models.gelu import gelu
+from sparse_vis.models.vit import plain_attention
+
+
+def mlp(images: int, form: Callable, theirs: Callable) -> tuple[Callable, Callable, tuple]:
+    """The MLP of a B/16 block over images with two forms of GELU, and its arguments."""
+
+    def with_gelu(act):
+        return lambda x, a, b: act(x @ a) @ b
+
+    arguments = (normal(images * 213, 768), 0.02 * normal(768, 3072), 0.02 * normal(3072, 768))
+    return form(with_gelu(theirs)), form(with_gelu(gelu)), arguments
+
+
+def erfc_gelu(x: jax.Array) -> jax.Array:
+    """jax.nn's exact GELU."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_forward(images: int) -> Pair:
+    """The MLP of B/16."""
+    *forms, arguments = mlp(images, lambda f: f, erfc_gelu)
+    return Pair("erfc (jax.nn.gelu)", "erf (models/gelu.py)", tuple(forms), arguments)
+
+
+def gelu_gradient(images: int) -> Pair:
+    """The MLP of B/16 with its gradients."""
+    *forms, arguments = mlp(images, lambda f: gradient(f, 0, 1, 2), erfc_gelu)
+    return Pair("erfc (jax.nn.gelu)", "erf, slope formed with the value", tuple(forms), arguments)
+
+
+def small_encoder() -> Encoder:
+    """B/16 with 2 of its 12 layers."""
+    return Encoder(224, 16, 768, 2, 12, 3072, queries=TOKENS)
+
+
+def view_groups(images: int) -> Pair:
+    """Masked views through 2 layers of B/16, one call per view or one for all."""
+    encoder, pixels = small_encoder(), random.uniform(random.key(0), (images, VIEWS, 224, 224, 3))
+    visible = jnp.argsort(random.uniform(random.key(1), (images, VIEWS, 196)))[..., :39]
+    params = encoder.init(random.key(2), pixels[:, 0])
+
+    def each(params, pixels, visible):
+        outputs = [encoder.apply(params, pixels[:, v], visible[:, v]).S for v in range(VIEWS)]
+        return jnp.stack(outputs, axis=1)
+
+    def together(params, pixels, visible):
+        S = encoder.apply(params, pixels.reshape(-1, 224, 224, 3), visible.reshape(-1, 39)).S
+        return S.reshape(images, VIEWS, *S.shape[1:])
+
+    forms = (gradient(each, 0), gradient(together, 0))
+    return Pair(f"{VIEWS} encoder calls", "one call per shape", forms, (params, pixels, visible))
+
+
+def visible_patches(images: int) -> Pair:
+    """Embedding of masked views: all patches and then the visible ones, or these alone; with gradient."""
+    pixels = random.uniform(random.key(0), (images * VIEWS, 224, 224, 3))
+    visible = jnp.argsort(random.uniform(random.key(1), (images * VIEWS, 196)))[:, :39, None]
+
+    def take(x, visible):
+        return jnp.take_along_axis(x, visible, axis=1)
+
+    def all_patches(kernel, pixels, visible):
+        return take(patchify(pixels, 16) @ kernel, visible)
+
+    def seen(kernel, pixels, visible):
+        return take(patchify(pixels, 16), visible) @ kernel
+
+    forms = (gradient(all_patches, 0), gradient(seen, 0))
+    arguments = (0.02 * normal(768, 768), pixels, visible)
+    return Pair("all patches embedded", "visible ones embedded", forms, arguments)
+
+
+def patch_embedding(images: int) -> Pair:
+    """Patches of 224 px images: a convolution with stride 16, or pixels times a matrix; with gradient."""
+    pixels = random.uniform(random.key(0), (images, 224, 224, 3))
+    layout = ("NHWC", "HWIO", "NHWC")
+
+    def convolution(kernel, pixels):
+        kernel = kernel.reshape(16, 16, 3, -1)
+        out = jax.lax.conv_general_dilated(pixels, kernel, (16, 16), "VALID", dimension_numbers=layout)
+        return out.reshape(images, 196, -1)
+
+    def product(kernel, pixels):
+        return patchify(pixels, 16) @ kernel
+
+    forms = (gradient(convolution, 0), gradient(product, 0))
+    return Pair("convolution", "matrix product", forms, (0.02 * normal(768, 768), pixels))
+
+
+def fused_qkv(images: int) -> Pair:
+    """Queries, keys and values of B/16: three products or one; with gradients."""
+
+    def three(x, w):
+        return jnp.concatenate([x @ part for part in jnp.split(w, 3, axis=1)], axis=1)
+
+    forms = (gradient(three, 0, 1), gradient(jnp.matmul, 0, 1))
+    return Pair("three products", "one product", forms, (normal(images * 213, 768), 0.02 * normal(768, 2304)))
+
+
+def attention(images: int, length: int) -> Pair:
+    """Attention of B/16 and its gradients."""
+    theirs = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+    forms = (gradient(theirs, 0, 1, 2), gradient(plain_attention, 0, 1, 2))
+    q, k, v = random.normal(random.key(0), (3, images, length, 12, 64))
+    return Pair("jax.nn.dot_product_attention, xla", "plain_attention", forms, (q, k, v))
+
+
+PAIRS = {
+    "losses": lambda: losses(2, 1024),
+    "losses-2048": lambda: losses(2, 2048),
+    "targets": lambda: targets(8, 1024),
+    "views": lambda: view_groups(1),
+    "visible-patches": lambda: visible_patches(2),
+    "qkv": lambda: fused_qkv(4),
+    "patch-embedding": lambda: patch_embedding(4),
+    "crops": lambda: crops(1),
+    "gelu-forward": lambda: gelu_forward(4),
+    "gelu-gradient": lambda: gelu_gradient(4),
+    "attention-image": lambda: attention(2, 213),
+    "attention-masked": lambda: attention(16, 56),
+    "tokenizer": lambda: tokenizer(128),
+}

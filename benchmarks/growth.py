@@ -1,0 +1,89 @@
+"""How the cost of training grows with batch, tokens, prototypes, image size and views, and that of matching.
+
+    python benchmarks/growth.py --json=benchmarks/results/growth.json --plot=docs/images/growth.png
+
+    --json=FILE      what is measured is kept there point by point: started again, the command does the rest
+    --plot=FILE      the same as a picture
+
+Loss and gradients of a small STELLAR (width 128, 4 layers), beside a dense ViT of the same size on the same
+views (no queries, no factorization, no prototype heads; it decodes its own patch features) and the decoder
+alone. The expected law is that of the counted matrix products. A time is the least of 7 calls, as other work
+may share the machine.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
+
+from sparse_vis import host
+
+if __name__ == "__main__":
+    host.prepare()
+
+from sparse_vis.errors import UserError, command_line
+
+
+def points() -> dict[str, dict]:
+    """Name -> what is measured there: an arm or a matching, and its sizes."""
+    from benchmarks.growth_arms import AXES, BASE, LENGTHS, MATCHINGS
+
+    found = {}
+    for axis, values in AXES.items():
+        for value in values:
+            sizes = BASE | {axis: value}
+            for arm, needs in (
+                ("stellar", BASE), ("dense", ("batch", "image", "views")), ("decoder", ("batch", "image"))
+            ):  # fmt: skip
+                own = {name: sizes[name] for name in needs}
+                found[f"{arm} {own}"] = {"arm": arm, "sizes": sizes}
+    for matching in MATCHINGS:
+        for length in LENGTHS:
+            found[f"{matching} {length}"] = {"arm": matching, "sizes": {"tokens": length}}
+    return found
+
+
+def measure(arm: str, sizes: dict) -> dict:
+    """Seconds and products of one point; of a matching, also which partners it found."""
+    import jax
+
+    from benchmarks.growth_arms import ARMS
+    from benchmarks.measure import compiled, timed
+
+    function, arguments = ARMS[arm](**sizes)
+    program = compiled(function, *arguments)
+    timing = timed(lambda: program.call(*arguments), repeats=7, warmup=1)
+    found = {"seconds": timing.min, "median": timing.median, "products": program.products}
+    if arm in ("entropic", "exact"):
+        found["partners"] = jax.device_get(program.call(*arguments)).tolist()
+    return found
+
+
+def main() -> None:
+    from benchmarks.growth_report import plot, table
+    from benchmarks.record import check_json, machine
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", required=True)
+    parser.add_argument("--plot")
+    arguments = parser.parse_args()
+    check_json(arguments.json)
+    if arguments.plot and not pathlib.Path(arguments.plot).absolute().parent.is_dir():
+        raise UserError(f"--plot={arguments.plot}: its folder does not exist; create it.")
+    path, wanted = pathlib.Path(arguments.json), points()
+    kept = json.loads(path.read_text())["points"] if path.exists() else {}
+    results = {name: kept[name] for name in wanted if name in kept}
+    for number, (name, what) in enumerate(wanted.items(), 1):
+        if name not in results:
+            results[name] = measure(**what)
+            path.write_text(json.dumps({"points": results, "machine": machine()}) + "\n")
+            print(f"{number}/{len(wanted)}  {1e3 * results[name]['seconds']:8.1f} ms  {name}", flush=True)
+    print(table(results))
+    if arguments.plot:
+        plot(results, arguments.plot)
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,148 @@
+"""Images per second of the input pipeline: JPEG files to canvases in host batches, per core and in all.
+
+    python benchmarks/input.py --json=benchmarks/results/input.json
+
+    --rounds=5       of 8 batches of 32 images for each number of workers and threads, in turns
+    --json=FILE      the same numbers for programs, with device, versions and date
+
+Files are made on the fly from scikit-learn's photographs and stay in memory: what is measured is computation.
+Per core means per second of a core's time, so that other work on the machine counts little.
+"""
+
+import argparse
+import io
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
+
+import numpy as np
+from PIL import Image
+
+from sparse_vis.data.decode import decode, to_canvas
+from sparse_vis.data.loader import train_batches
+from sparse_vis.errors import UserError, command_line
+
+CANVAS, BATCH, BATCHES, MARK = 512, 32, 8, 500
+SIZES = ((500, 375, 40), (1000, 750, 20), (2000, 1500, 8))  # width, height, files
+# (workers, threads) that are tried: within the process, and in processes of its own.
+SPLITS = ((0, 1), (0, 2), (0, 4), (1, 1), (2, 1), (2, 2))
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    """What decoding was before: Pillow alone."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def placed(pixels: np.ndarray) -> np.ndarray:
+    """On its canvas."""
+    return to_canvas(pixels, CANVAS, min_side=16, name="photograph")[0]
+
+
+def by_us(data: bytes, at_least: int = 0) -> np.ndarray:
+    """As training decodes."""
+    return decode({"image": data, "name": "photograph"}, at_least=at_least)
+
+
+FORMS = {
+    "Pillow": by_pillow,
+    "simplejpeg": by_us,
+    "Pillow, on canvas": lambda data: placed(by_pillow(data)),
+    "simplejpeg, on canvas": lambda data: placed(by_us(data)),
+    "simplejpeg, reduced while decoded, on canvas": lambda data: placed(by_us(data, CANVAS)),
+}
+
+
+def per_core(form, files: list[bytes], repeats: int = 5) -> float:
+    """Images per second of this thread's time: the best of some passes over the files."""
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.thread_time()
+        for data in files:
+            form(data)
+        best = min(best, time.thread_time() - began)
+    return len(files) / best
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Decibels between two images of bytes; None where they are equal."""
+    error = np.mean((a.astype(np.float64) - b) ** 2)
+    return float(10 * np.log10(255**2 / error)) if error else None
+
+
+def pipeline(files: list[bytes], workers: int, threads: int, batches: int) -> dict:
+    """Images per second out of `train_batches`."""
+    from benchmarks.photographs import Photographs
+
+    stream = train_batches(
+        Photographs(files, 10_000), global_batch=BATCH, seed=0, start_index=0, steps=batches + 4,
+        canvas=CANVAS, min_side=16, workers=workers, threads=threads, on_error="stop", process_index=0,
+        process_count=1,
+    )  # fmt: skip
+    for _ in range(4):  # workers start, queues fill
+        next(stream)
+    began, busy = time.perf_counter(), time.process_time()
+    for _ in range(batches):
+        next(stream)
+    took, busy = time.perf_counter() - began, time.process_time() - busy
+    stream.close()
+    rate = batches * BATCH / took
+    return {"images_per_second": rate, "per_core": None if workers else batches * BATCH / busy}
+
+
+def measure_forms() -> list[dict]:
+    """Decoding and placing for each size of file."""
+    from benchmarks.photographs import photographs
+
+    rows = []
+    for width, height, count in SIZES:
+        files = photographs(count, width, height, quality=95)
+        r = {"width": width, "height": height, "bytes": float(np.mean([len(data) for data in files]))}
+        r["per_core"] = {name: per_core(form, files) for name, form in FORMS.items()}
+        full, reduced = (placed(by_us(files[0], at_least)) for at_least in (0, CANVAS))
+        r |= {"reduced_psnr": psnr(full, reduced), "pillow_psnr": psnr(by_pillow(files[0]), by_us(files[0]))}
+        print(f"{width} x {height}, {r['bytes'] / 1e3:.0f} kB: images/s per core", flush=True)
+        for name, rate in r["per_core"].items():
+            print(f"  {rate:7.0f}  {name}")
+        same = "equal" if r["pillow_psnr"] is None else f"{r['pillow_psnr']:.1f} dB"
+        changed = "equal" if r["reduced_psnr"] is None else f"{r['reduced_psnr']:.1f} dB"
+        print(
+            f"  simplejpeg to Pillow: {same}; reduced while decoded to decoded in full: {changed}", flush=True
+        )
+        rows.append(r)
+    return rows
+
+
+def main() -> None:
+    from benchmarks.photographs import photographs
+    from benchmarks.record import check_json, write_json
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    check_json(arguments.json)
+    if arguments.rounds < 1:
+        raise UserError(f"--rounds={arguments.rounds} is too small; use at least 1.")
+    rows, splits = measure_forms(), []
+    files = photographs(40, 500, 375, quality=95)
+    print(f"500 x 375 to host batches of {BATCH}, {os.cpu_count()} cores: images/s in all", flush=True)
+    rounds = [[pipeline(files, *split, BATCHES) for split in SPLITS] for _ in range(arguments.rounds)]
+    for (workers, threads), runs in zip(SPLITS, zip(*rounds, strict=True), strict=True):
+        rate = statistics.median(run["images_per_second"] for run in runs)
+        splits.append({"workers": workers, "threads": threads, "images_per_second": rate})
+        per_core = ""
+        if not workers:
+            splits[-1]["per_core"] = statistics.median(run["per_core"] for run in runs)
+            per_core = f", {splits[-1]['per_core']:.0f} per second of core time, the batch made"
+        print(f"  {rate:7.0f}  workers={workers}, threads={threads}{per_core}", flush=True)
+    reached = rows[0]["per_core"]["simplejpeg, reduced while decoded, on canvas"]
+    print(f"{reached:.0f} images/s per core; the mark is {MARK}: {'met' if reached >= MARK else 'not met'}")
+    write_json(arguments.json, {"canvas": CANVAS, "decoding": rows, "pipeline": splits, "per_core": reached})
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,103 @@
+"""The benchmarks of growth, of direct forms and of input, at the smallest sizes."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import before_after, growth, growth_arms, growth_report
+from benchmarks import input as input_benchmark
+from benchmarks.direct import losses
+from sparse_vis.errors import UserError
+
+AXES = {
+    "batch": (1, 2), "tokens": (2,), "prototypes": (64,), "image": (64,), "views": (1,),
+}  # fmt: skip
+
+
+def start(monkeypatch, module, *arguments):
+    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
+    module.main()
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two batch sizes, two lengths of sets, all else at one value."""
+    base = {"batch": 1, "tokens": 2, "prototypes": 64, "image": 64, "views": 1}
+    for module in (growth_arms, growth_report):
+        monkeypatch.setattr(module, "AXES", AXES)
+        monkeypatch.setattr(module, "BASE", base)
+        monkeypatch.setattr(module, "LENGTHS", (16, 17))
+    monkeypatch.setitem(growth_report.NAMES, "stellar", base)
+
+
+def test_growth_is_measured_once_kept_and_drawn(small, monkeypatch, tmp_path, capsys):
+    """A point that is in the file is not measured again; the table has its ratios."""
+    wanted, products = growth.points(), {"stellar": 300.0, "dense": 100.0, "decoder": 50.0}
+    called = []
+
+    def measure(arm, sizes):
+        called.append(arm)
+        found = {"seconds": 0.002 * sizes.get("batch", 1), "products": products.get(arm, 0.0)}
+        return found | {"partners": [[0, 1, 1], [0, 1, 2]] if arm == "entropic" else [[0, 1, 2]] * 2}
+
+    monkeypatch.setattr(growth, "measure", measure)
+    out, picture = tmp_path / "growth.json", tmp_path / "growth.png"
+    for _ in range(2):
+        start(monkeypatch, growth, f"--json={out}", f"--plot={picture}")
+    assert len(called) == len(wanted) == 6 + 4 and set(json.loads(out.read_text())["points"]) == set(wanted)
+    shown = capsys.readouterr().out
+    assert "| batch | 2 | 4.0 | 2.00 | 1.00 | 4.0 | 1.00 | 3.00 | 100% |" in shown
+    assert "| 16 | 2.00 | 2.00 | 1.00 | 83.3% |" in shown  # five of six partners are the same
+    assert picture.stat().st_size > 10_000
+
+
+def test_matchings_of_clean_copies_agree():
+    """Both find the order in which a set was shuffled, when there is no noise to speak of."""
+    x, y = growth_arms.token_sets(4)
+    order = np.argmin(np.linalg.norm(np.asarray(x)[:, :, None] - np.asarray(y)[:, None], axis=-1), axis=-1)
+    function, _ = growth_arms.exact(4)
+    far = np.take_along_axis(np.asarray(y), order[..., None], axis=1)
+    assert np.array_equal(function(growth_arms.jnp.asarray(far), y), order)
+
+
+def test_a_pair_is_timed_and_must_agree(monkeypatch):
+    """The losses' forms at 64 prototypes, and what happens when one of them is wrong."""
+    from benchmarks import direct, direct_model
+
+    monkeypatch.setattr(direct, "PROTOTYPES", 64)
+    monkeypatch.setitem(direct_model.PAIRS, "losses", lambda: losses(1, 16))
+    found = before_after.measure_pair("losses", 1)
+    assert found["differ"] < 1e-5 and found["ratio"] > 0
+    assert before_after.row("losses", found).startswith("| losses | targets and logits of every view |")
+    pair = losses(1, 16)
+    wrong = direct.Pair(
+        "a", "b", (pair.forms[0], lambda *a: (2 * pair.forms[0](*a)[0], pair.forms[0](*a)[1])), pair.arguments
+    )
+    monkeypatch.setitem(direct_model.PAIRS, "losses", lambda: wrong)
+    with pytest.raises(UserError, match="losses: both forms' results are"):
+        before_after.measure_pair("losses", 1)
+
+
+def test_the_median_of_ratios():
+    found = before_after.compare(([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]))
+    assert found["ratio"] == 2.0 and found["seconds"] == [4.0, 2.0] and found["spread"] > 0
+
+
+def test_unknown_pairs_are_named(monkeypatch):
+    with pytest.raises(UserError, match=r"--only=loses is unknown; use some of: losses;"):
+        start(monkeypatch, before_after, "--only=loses")
+
+
+def test_input_counts_every_form_and_split(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(input_benchmark, "SIZES", ((96, 64, 2), (640, 480, 2)))
+    monkeypatch.setattr(input_benchmark, "SPLITS", ((0, 1),))
+    monkeypatch.setattr(input_benchmark, "BATCHES", 1)
+    out = tmp_path / "input.json"
+    start(monkeypatch, input_benchmark, "--rounds=1", f"--json={out}")
+    found = json.loads(out.read_text())
+    small, large = found["decoding"]
+    assert small["reduced_psnr"] is None and large["reduced_psnr"] > 30
+    assert small["pillow_psnr"] is None and large["pillow_psnr"] is None
+    assert found["pipeline"][0]["per_core"] > 0 and "the mark is 500" in capsys.readouterr().out
