@@ -91,15 +91,8 @@ RUN = {
     },
 }  # fmt: skip
 # Commands that nothing here can run, and why.
-<<<<<<< HEAD
-NOT_RUN = {
-    "benchmarks/dryrun.py --topology": "needs libtpu, and compiles for minutes; --mesh runs the same code",
-    "benchmarks/dryrun.py --mesh --topology": "the same",
-}
-=======
 WHY = "needs libtpu, and compiles for minutes; --mesh alone runs the same code"
 NOT_RUN = {"benchmarks/dryrun.py --topology": WHY, "benchmarks/dryrun.py --mesh --topology": WHY}
->>>>>>> docs
 # Python code of pages that other tests run.
 CODE = {
     "docs/visualization.md": ("tests/test_visualization_page.py", "test_the_page_makes_its_pictures"),

@@ -147,11 +147,7 @@ def loss_gradient(streamed):
 
 
 def test_loss_memory_is_a_tenth_of_the_direct_form():
-<<<<<<< HEAD
-    """XLA's account of both programs at K = 16384, for 128 images with 8 views, as published on one chip."""
-=======
     """XLA's account of both programs at K = 16384, for 128 images with 8 views, one device's share."""
->>>>>>> perf
     numbers = ((128, 8, 16, DIM), (128, 16, DIM), (DIM, K))
     shape = (*(array(s, jnp.float32) for s in numbers), array((128, 8, 16), jnp.int32))
     ours, direct = (
