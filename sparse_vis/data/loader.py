@@ -158,7 +158,8 @@ class _Load:
 
     def _read(self, position: int) -> tuple[np.ndarray, int, int]:
         record = self.stream[position]
-        pixels = decode(record, at_least=self.canvas)
+        # Twice the canvas: a JPEG's eighths are a coarse filter, so the last half is left to bicubic.
+        pixels = decode(record, at_least=2 * self.canvas)
         return to_canvas(pixels, self.canvas, min_side=self.min_side, name=record["name"])
 
 

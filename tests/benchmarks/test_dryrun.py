@@ -154,8 +154,8 @@ def test_the_tool_on_virtual_devices(tmp_path):
     found = json.loads(out.read_text())
     assert found["chips"] == 4 and found["mesh"] == {"data": 2, "fsdp": 2} and found["batch"] == 8
     assert found["flops"] > 0 and found["memory"]["peak"] > found["memory"]["arguments"] > 0
-    # The old state's memory becomes the new one's: what comes out beside it are some scalars.
-    assert 0 <= found["memory"]["outputs"] - found["memory"]["reused"] < 1000
+    # The old state's memory becomes the new one's: what comes out beside it are scalars and a pointer each.
+    assert 0 <= found["memory"]["outputs"] - found["memory"]["reused"] < 0.02 * found["memory"]["outputs"]
     # One layer in each trunk: every kernel of the encoder, 16 x (48 + 16 + 32 + 32) numbers of four bytes, is
     # gathered once by the image and once by the masked views.
     (encoder,) = (

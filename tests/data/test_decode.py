@@ -43,15 +43,16 @@ def test_jpegs_are_pillows_pixels(pixels, options):
     np.testing.assert_array_equal(decode({"image": data, "name": "a"}), expected)
 
 
-@pytest.mark.parametrize("shape", [(750, 1000), (1000, 750), (130, 2000)])
+@pytest.mark.parametrize("shape", [(750, 1000), (1000, 750), (130, 2000), (1500, 2000)])
 def test_a_large_jpeg_is_reduced_while_decoded_and_looks_the_same(shape):
-    """On the canvas there are at least 40 dB between it and the same photograph decoded in full."""
+    """Reduced to twice the canvas at least, as the loader asks, it is within 39 dB of decoding in full."""
     record = {"image": encoded(photograph(*shape), "JPEG", quality=90), "name": "a"}
-    reduced, full = decode(record, at_least=256), decode(record)
-    assert full.shape[:2] == shape and 256 <= max(reduced.shape) <= 256 + max(shape) / 8
+    reduced, full = decode(record, at_least=512), decode(record)
+    assert full.shape[:2] == shape and 512 <= max(reduced.shape) <= 512 + max(shape) / 8
     (ours, *size), (theirs, *whole) = (to_canvas(x, 256, min_side=16, name="a") for x in (reduced, full))
     assert size == whole and max(size) == 256
-    assert 10 * np.log10(255**2 / np.mean((ours.astype(float) - theirs) ** 2)) > 40
+    difference = (ours.astype(float) - theirs)[: size[0], : size[1]]
+    assert 10 * np.log10(255**2 / np.mean(difference**2)) > 39
 
 
 def test_small_jpegs_are_not_reduced():
