@@ -52,7 +52,7 @@ FORMS = {
     "simplejpeg": by_us,
     "Pillow, on canvas": lambda data: placed(by_pillow(data)),
     "simplejpeg, on canvas": lambda data: placed(by_us(data)),
-    "simplejpeg, reduced while decoded, on canvas": lambda data: placed(by_us(data, CANVAS)),
+    "simplejpeg, reduced while decoded, on canvas": lambda data: placed(by_us(data, 2 * CANVAS)),
 }
 
 
