@@ -52,7 +52,7 @@ FORMS = {
     "simplejpeg": by_us,
     "Pillow, on canvas": lambda data: placed(by_pillow(data)),
     "simplejpeg, on canvas": lambda data: placed(by_us(data)),
-    "simplejpeg, reduced while decoded, on canvas": lambda data: placed(by_us(data, 2 * CANVAS)),
+    "simplejpeg, reduced while decoded, on canvas": lambda data: placed(by_us(data, CANVAS)),
 }
 
 
@@ -102,7 +102,7 @@ def measure_forms() -> list[dict]:
         files = photographs(count, width, height, quality=95)
         r = {"width": width, "height": height, "bytes": float(np.mean([len(data) for data in files]))}
         r["per_core"] = {name: per_core(form, files) for name, form in FORMS.items()}
-        full, reduced = (placed(by_us(files[0], at_least)) for at_least in (0, 2 * CANVAS))
+        full, reduced = (placed(by_us(files[0], at_least)) for at_least in (0, CANVAS))
         r |= {"reduced_psnr": psnr(full, reduced), "pillow_psnr": psnr(by_pillow(files[0]), by_us(files[0]))}
         print(f"{width} x {height}, {r['bytes'] / 1e3:.0f} kB: images/s per core", flush=True)
         for name, rate in r["per_core"].items():

@@ -89,10 +89,17 @@ RUN = {
         "test_a_run_is_trained_evaluated_kept_and_not_run_again": ("benchmarks/evidence.py --group",),
         "test_tables_hold_mean_and_deviation_over_seeds": ("benchmarks/evidence.py --tables",),
     },
+    "tests/benchmarks/test_growth.py": {
+        "test_input_counts_every_form_and_split": ("benchmarks/input.py",),
+    },
 }  # fmt: skip
 # Commands that nothing here can run, and why.
 WHY = "needs libtpu, and compiles for minutes; --mesh alone runs the same code"
-NOT_RUN = {"benchmarks/dryrun.py --topology": WHY, "benchmarks/dryrun.py --mesh --topology": WHY}
+NOT_RUN = {
+    "benchmarks/dryrun.py --topology": WHY,
+    "benchmarks/dryrun.py --mesh --topology": WHY,
+    "benchmarks/peer.py": "takes minutes at the size that the page gives; test_peer.py tests its parts",
+}
 # Python code of pages that other tests run.
 CODE = {
     "docs/visualization.md": ("tests/test_visualization_page.py", "test_the_page_makes_its_pictures"),
