@@ -74,12 +74,21 @@ def test_no_nan_where_scores_vanish_or_exceed_what_exp_can_hold(name, dtype, siz
     np.testing.assert_allclose(np.float64(found[0]), exact, atol=1e-5 if dtype == "float32" else 5e-2)
 
 
-@pytest.mark.parametrize("name", FUSED or ["xla"])
-def test_a_block_computes_with_what_it_names(name):
-    """The default block's output, from the same block with the attention of jax.nn or a fused kernel."""
+@pytest.mark.parametrize("name", FUSED or ["cudnn"])
+def test_a_block_computes_with_what_it_names(name, monkeypatch):
+    """The default block's output, from the same block with a fused kernel, or with jax.nn's own in its place."""
+    asked, attention = [], jax.nn.dot_product_attention
+
+    def recorded(*arguments, implementation):
+        asked.append(implementation)
+        return attention(*arguments, implementation=implementation if FUSED else "xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
     x = jax.random.normal(jax.random.key(0), (2, 53, 32), "bfloat16")
     reference = Block(32, 2, 64, dtype="bfloat16")
     params = reference.init(jax.random.key(1), x)
-    # None is not among the settings: it lets jax.nn choose, XLA on CPU.
-    ours = reference.clone(attention=name if FUSED else None).apply(params, x)
-    np.testing.assert_allclose(np.float32(ours), np.float32(reference.apply(params, x)), atol=5e-2)
+    expected = np.float32(reference.apply(params, x))
+    assert asked == []
+    ours = reference.clone(attention=name).apply(params, x)
+    assert asked == [name]
+    np.testing.assert_allclose(np.float32(ours), expected, atol=5e-2)
