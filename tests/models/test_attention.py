@@ -76,7 +76,7 @@ def test_no_nan_where_scores_vanish_or_exceed_what_exp_can_hold(name, dtype, siz
 
 @pytest.mark.parametrize("name", FUSED or ["cudnn"])
 def test_a_block_computes_with_what_it_names(name, monkeypatch):
-    """The default block's output, from the same block with a fused kernel, or with jax.nn's own in its place."""
+    """The default block's output, from the same block with a fused kernel, or with jax.nn's own for it."""
     asked, attention = [], jax.nn.dot_product_attention
 
     def recorded(*arguments, implementation):
