@@ -50,8 +50,8 @@ pytestmark = pytest.mark.fast
 )
 def test_a_wrong_setting_is_named_with_its_remedy(name, value, words):
     config = default_config()
-    section, last = name.rsplit(".", 1)
-    settings.at(config, section)[last] = value
+    section, _, last = name.rpartition(".")
+    (settings.at(config, section) if section else config)[last] = value
     with pytest.raises(UserError) as error:
         settings.check(config, devices=2)
     assert last in str(error.value)
