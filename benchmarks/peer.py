@@ -7,7 +7,7 @@
     --encode_images=8   images per call of the encoder
     --step_images=2     images per training step
     --repeats=9         pairs of timed runs, the order changing from pair to pair
-    --compile=False     True: torch.compile for the peer
+    --compile=False     True: torch.compile for the peer, which encodes at least as fast; its step is untried
     --json=FILE         the same numbers for programs, with device, versions and date
 
 The peer (benchmarks/peer_model.py) wraps transformers' ViT layers and is given our weights; before anything
