@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from sparse_vis.models.gelu import gelu
-from sparse_vis.models.linear import INIT_STD, vit_init
+from sparse_vis.models.linear import INIT_STD, dense_product, vit_init
 
 LAYER_NORM_EPSILON = 1e-12
 
@@ -63,7 +63,13 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
         def dense(features, name):
-            return nn.Dense(features, dtype=self.dtype, kernel_init=vit_init(self.init_std), name=name)
+            return nn.Dense(
+                features,
+                dtype=self.dtype,
+                kernel_init=vit_init(self.init_std),
+                dot_general=dense_product,
+                name=name,
+            )
 
         x = batch_sharded(x)
         batch, length, _ = x.shape
