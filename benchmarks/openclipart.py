@@ -4,7 +4,8 @@
 
 Needs a Debian system with apt (`apt-get update` first) and 300 MB. Writes OUTPUT/train, OUTPUT/validation and
 OUTPUT/test/CATEGORY/*.png: of every category with at least 50 pictures, each fifth file by name is for test,
-the one after it for validation. Pictures are reduced to at most 128 pixels a side, on white ground.
+the one after it for validation. Pictures are reduced to at most 128 pixels a side, on white ground; what is
+thinner than 16 pixels then is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for a
 from sparse_vis.errors import UserError, command_line
 
 PACKAGE = "openclipart-png"
-FEWEST, FOLDS, SIDE = 50, 5, 128
+FEWEST, FOLDS, SIDE, THINNEST = 50, 5, 128, 16
 SPLITS = {0: "test", 1: "validation"}  # number of a file modulo FOLDS -> its split; all others: train
 NO_CATEGORY = ("special", "unsorted")
 
@@ -50,13 +51,16 @@ def unpacked(package: pathlib.Path | None, folder: pathlib.Path) -> pathlib.Path
     return found
 
 
-def reduce(file: pathlib.Path, target: pathlib.Path) -> None:
-    """Write a picture again with at most SIDE pixels a side, on white ground."""
+def reduce(file: pathlib.Path, target: pathlib.Path) -> bool:
+    """Write a picture again with at most SIDE pixels a side, on white ground; False, nothing, if too thin."""
     with Image.open(file) as image:
         drawn = image.convert("RGBA")  # before it is reduced: palettes have no colours in between
     drawn.thumbnail((SIDE, SIDE))
+    if min(drawn.size) < THINNEST:
+        return False
     ground = Image.new("RGBA", drawn.size, "white")
     Image.alpha_composite(ground, drawn).convert("RGB").save(target)
+    return True
 
 
 def arrange(categories: pathlib.Path, output: pathlib.Path) -> dict[str, dict[str, int]]:
@@ -80,8 +84,8 @@ def arrange(categories: pathlib.Path, output: pathlib.Path) -> dict[str, dict[st
             split = SPLITS.get(number % FOLDS, "train")
             folder = output / split / category.name
             folder.mkdir(parents=True, exist_ok=True)
-            reduce(file, folder / "-".join(file.relative_to(category).parts))
-            counts[category.name][split] += 1
+            kept = reduce(file, folder / "-".join(file.relative_to(category).parts))
+            counts[category.name][split if kept else "too thin"] += 1
         print(category.name, *(f"{n} {split}" for split, n in counts[category.name].items()), flush=True)
     return counts
 
