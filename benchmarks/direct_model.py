@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,31 +14,29 @@ from sparse_vis.models.gelu import gelu
 from sparse_vis.models.vit import plain_attention
 
 
-def mlp(images: int, form: Callable, theirs: Callable) -> tuple[Callable, Callable, tuple]:
-    """The MLP of a B/16 block over images with two forms of GELU, and its arguments."""
-
-    def with_gelu(act):
-        return lambda x, a, b: act(x @ a) @ b
-
-    arguments = (normal(images * 213, 768), 0.02 * normal(768, 3072), 0.02 * normal(3072, 768))
-    return form(with_gelu(theirs)), form(with_gelu(gelu)), arguments
-
-
 def erfc_gelu(x: jax.Array) -> jax.Array:
     """jax.nn's exact GELU."""
     return jax.nn.gelu(x, approximate=False)
 
 
-def gelu_forward(images: int) -> Pair:
-    """The MLP of B/16."""
-    *forms, arguments = mlp(images, lambda f: f, erfc_gelu)
-    return Pair("erfc (jax.nn.gelu)", "erf (models/gelu.py)", tuple(forms), arguments)
+def gelu_alone(images: int) -> Pair:
+    """GELU of the hidden numbers of B/16's MLP, with its gradient."""
+    forms = (gradient(erfc_gelu, 0), gradient(gelu, 0))
+    return Pair(
+        "erfc (jax.nn.gelu)", "erf, slope formed with the value", forms, (normal(images * 213, 3072),)
+    )
 
 
-def gelu_gradient(images: int) -> Pair:
-    """The MLP of B/16 with its gradients."""
-    *forms, arguments = mlp(images, lambda f: gradient(f, 0, 1, 2), erfc_gelu)
-    return Pair("erfc (jax.nn.gelu)", "erf, slope formed with the value", tuple(forms), arguments)
+def mlp(images: int) -> Pair:
+    """The MLP of a B/16 block with its gradients."""
+
+    def with_gelu(act):
+        return gradient(lambda x, a, b: act(x @ a) @ b, 0, 1, 2)
+
+    arguments = (normal(images * 213, 768), 0.02 * normal(768, 3072), 0.02 * normal(3072, 768))
+    return Pair(
+        "erfc (jax.nn.gelu)", "erf, slope with value", tuple(map(with_gelu, (erfc_gelu, gelu))), arguments
+    )
 
 
 def small_encoder() -> Encoder:
@@ -55,11 +52,11 @@ def view_groups(images: int) -> Pair:
 
     def each(params, pixels, visible):
         outputs = [encoder.apply(params, pixels[:, v], visible[:, v]).S for v in range(VIEWS)]
-        return jnp.stack(outputs, axis=1)
+        return jnp.stack(outputs, axis=1) ** 2  # the mean square of S, normalised, has no gradient
 
     def together(params, pixels, visible):
         S = encoder.apply(params, pixels.reshape(-1, 224, 224, 3), visible.reshape(-1, 39)).S
-        return S.reshape(images, VIEWS, *S.shape[1:])
+        return S.reshape(images, VIEWS, *S.shape[1:]) ** 2
 
     forms = (gradient(each, 0), gradient(together, 0))
     return Pair(f"{VIEWS} encoder calls", "one call per shape", forms, (params, pixels, visible))
@@ -121,15 +118,15 @@ def attention(images: int, length: int) -> Pair:
 
 PAIRS = {
     "losses": lambda: losses(2, 1024),
-    "losses-2048": lambda: losses(2, 2048),
+    "losses-whole": lambda: losses(2, 16384),
     "targets": lambda: targets(8, 1024),
     "views": lambda: view_groups(1),
     "visible-patches": lambda: visible_patches(2),
     "qkv": lambda: fused_qkv(4),
     "patch-embedding": lambda: patch_embedding(4),
     "crops": lambda: crops(1),
-    "gelu-forward": lambda: gelu_forward(4),
-    "gelu-gradient": lambda: gelu_gradient(4),
+    "gelu": lambda: gelu_alone(4),
+    "mlp": lambda: mlp(4),
     "attention-image": lambda: attention(2, 213),
     "attention-masked": lambda: attention(16, 56),
     "tokenizer": lambda: tokenizer(128),

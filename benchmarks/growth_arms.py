@@ -27,7 +27,7 @@ AXES = {
 }
 LENGTHS = (4, 8, 16, 32, 64, 128, 256)
 MATCHINGS = ("entropic", "exact")
-SETS = 16  # that are matched at a time
+SETS = 16  # of each kind, matched together
 
 
 def configured(tokens: int, prototypes: int, image: int):
@@ -110,11 +110,13 @@ def decoder(batch: int, image: int, **_) -> tuple:
 
 
 def token_sets(tokens: int) -> tuple[jax.Array, jax.Array]:
-    """Sets of tokens of width 128, and the same in another order and half hidden under noise."""
+    """Pairs of sets of tokens of width 128: shuffled copies under as much noise, then unrelated ones."""
     y = random.normal(random.key(tokens), (SETS, tokens, 128))
     order = jax.vmap(lambda key: random.permutation(key, tokens))(random.split(random.key(4), SETS))
     noise = random.normal(random.key(5), y.shape)
-    return jnp.take_along_axis(y, order[..., None], axis=1) + noise, y
+    copies = jnp.take_along_axis(y, order[..., None], axis=1) + noise
+    unrelated = random.normal(random.key(6), (2, *y.shape))
+    return jnp.concatenate([copies, unrelated[0]]), jnp.concatenate([y, unrelated[1]])
 
 
 def entropic(tokens: int) -> tuple:

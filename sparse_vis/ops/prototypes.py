@@ -7,6 +7,8 @@ computed again on the way back instead of being stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -21,6 +23,11 @@ def _split(prototypes: Array, parts: int) -> Array:
     return prototypes.reshape(prototypes.shape[0], parts, -1).transpose(1, 0, 2)
 
 
+def _recomputed(body: Callable, parts: int) -> Callable:
+    """The chunks are computed again on the way back; where all prototypes are one chunk, it is kept."""
+    return jax.checkpoint(body) if parts > 1 else body
+
+
 def _streamed_sum(
     x: Array, prototypes: Array, temperature: float, potentials: Array, chunk: int
 ) -> tuple[Array, Array]:
@@ -31,7 +38,6 @@ def _streamed_sum(
     """
     parts = _chunks(prototypes.shape[1], chunk)
 
-    @jax.checkpoint
     def body(carry, part):
         (largest, total), (w, g) = carry, part
         exponents = x @ w / temperature + g
@@ -40,7 +46,9 @@ def _streamed_sum(
         return (new, total), None
 
     start = (jnp.full(x.shape[:1], -jnp.inf, x.dtype), jnp.zeros(x.shape[:1], x.dtype))
-    return jax.lax.scan(body, start, (_split(prototypes, parts), potentials.reshape(parts, -1)))[0]
+    return jax.lax.scan(
+        _recomputed(body, parts), start, (_split(prototypes, parts), potentials.reshape(parts, -1))
+    )[0]
 
 
 def streamed_logsumexp(
@@ -88,10 +96,9 @@ def expected_prototype(
     largest, total = _streamed_sum(x, prototypes, temperature, potentials, chunk)
     parts = _chunks(prototypes.shape[1], chunk)
 
-    @jax.checkpoint
     def body(expected, part):
         w, g, v = part
         return expected + jnp.exp(x @ w / temperature + g - largest[:, None]) @ v.T, None
 
     scanned = (_split(prototypes, parts), potentials.reshape(parts, -1), _split(values, parts))
-    return jax.lax.scan(body, jnp.zeros_like(x), scanned)[0] / total[:, None]
+    return jax.lax.scan(_recomputed(body, parts), jnp.zeros_like(x), scanned)[0] / total[:, None]

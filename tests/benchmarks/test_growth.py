@@ -28,7 +28,8 @@ def small(monkeypatch):
     for module in (growth_arms, growth_report):
         monkeypatch.setattr(module, "AXES", AXES)
         monkeypatch.setattr(module, "BASE", base)
-        monkeypatch.setattr(module, "LENGTHS", (16, 17))
+        monkeypatch.setattr(module, "LENGTHS", (16, 3))
+    monkeypatch.setattr(growth_report, "SETS", 2)
     monkeypatch.setitem(growth_report.NAMES, "stellar", base)
 
 
@@ -40,7 +41,7 @@ def test_growth_is_measured_once_kept_and_drawn(small, monkeypatch, tmp_path, ca
     def measure(arm, sizes):
         called.append(arm)
         found = {"seconds": 0.002 * sizes.get("batch", 1), "products": products.get(arm, 0.0)}
-        return found | {"partners": [[0, 1, 1], [0, 1, 2]] if arm == "entropic" else [[0, 1, 2]] * 2}
+        return found | {"partners": [[0, 1, 1], [0, 1, 2]] * 2 if arm == "entropic" else [[0, 1, 2]] * 4}
 
     monkeypatch.setattr(growth, "measure", measure)
     out, picture = tmp_path / "growth.json", tmp_path / "growth.png"
@@ -49,7 +50,7 @@ def test_growth_is_measured_once_kept_and_drawn(small, monkeypatch, tmp_path, ca
     assert len(called) == len(wanted) == 6 + 4 and set(json.loads(out.read_text())["points"]) == set(wanted)
     shown = capsys.readouterr().out
     assert "| batch | 2 | 4.0 | 2.00 | 1.00 | 4.0 | 1.00 | 3.00 | 100% |" in shown
-    assert "| 16 | 2.00 | 2.00 | 1.00 | 83.3% |" in shown  # five of six partners are the same
+    assert "| 3 | 2.00 | 2.00 | 1.00 | 83.3% | 83.3% | 83.3% |" in shown  # five of six partners are the same
     assert picture.stat().st_size > 10_000
 
 
@@ -82,7 +83,7 @@ def test_a_pair_is_timed_and_must_agree(monkeypatch):
 
 def test_the_median_of_ratios():
     found = before_after.compare(([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]))
-    assert found["ratio"] == 2.0 and found["seconds"] == [4.0, 2.0] and found["spread"] > 0
+    assert found["ratio"] == 2.0 and found["seconds"] == [2.0, 1.0] and found["spread"] > 0
 
 
 def test_unknown_pairs_are_named(monkeypatch):
