@@ -8,9 +8,9 @@
                           other pairs stays
 
 A ratio is before / after, of the least times and the median over the turns: above 1 where ours is faster.
-"unroll" is the step of configs/digits.py with the layers of the scan laid out; "start" is main.py started
-twice with a cache of compiled programs that is empty at first, the second time with another seed; "loss-memory"
-only compiles the losses for 128 images.
+"unroll" is the step of configs/digits.py with the layers of the scan laid out; "start" is main.py twice with
+a cache of compiled programs that is empty at first, then with another seed; "loss-memory" only compiles the
+losses for 128 images.
 """
 
 import argparse

@@ -20,11 +20,18 @@ def erfc_gelu(x: jax.Array) -> jax.Array:
 
 
 def gelu_alone(images: int) -> Pair:
-    """GELU of the hidden numbers of B/16's MLP, with its gradient."""
-    forms = (gradient(erfc_gelu, 0), gradient(gelu, 0))
-    return Pair(
-        "erfc (jax.nn.gelu)", "erf, slope formed with the value", forms, (normal(images * 213, 3072),)
-    )
+    """GELU of the hidden numbers of B/16's MLP, and its way back."""
+
+    def there_and_back(act):
+        def both(x, change):
+            y, pull = jax.vjp(act, x)
+            return y, pull(change)[0]
+
+        return both
+
+    x, change = random.normal(random.key(0), (2, images * 213, 3072))
+    forms = (there_and_back(erfc_gelu), there_and_back(gelu))
+    return Pair("erfc (jax.nn.gelu)", "erf, slope formed with the value", forms, (x, change))
 
 
 def mlp(images: int) -> Pair:

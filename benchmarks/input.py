@@ -2,7 +2,7 @@
 
     python benchmarks/input.py --json=benchmarks/results/input.json
 
-    --rounds=5       of 8 batches of 32 images for each number of workers and threads, in turns
+    --rounds=3       of 8 batches of 32 images for each number of workers and threads, in turns
     --json=FILE      the same numbers for programs, with device, versions and date
 
 Files are made on the fly from scikit-learn's photographs and stay in memory: what is measured is computation.
@@ -18,6 +18,11 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
+
+from sparse_vis import host
+
+if __name__ == "__main__":
+    host.prepare()
 
 import numpy as np
 from PIL import Image
@@ -121,7 +126,7 @@ def main() -> None:
     from benchmarks.record import check_json, write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json")
     arguments = parser.parse_args()
     check_json(arguments.json)
