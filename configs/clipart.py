@@ -5,7 +5,8 @@ Command:   python benchmarks/openclipart.py --output=data/openclipart
 Hardware:  2 CPU cores.
 Result:    docs/results.md.
 
-The recipe is that of configs/digits.py for a third of its steps (14 times through the data); views may be mirrored.
+The recipe is that of configs/digits.py for a third of its steps, 14 times through the data; views may be
+mirrored.
 """
 
 from configs.digits import get_config as digits

@@ -55,7 +55,7 @@ def test_growth_is_measured_once_kept_and_drawn(small, monkeypatch, tmp_path, ca
 
 
 def test_matchings_find_the_order_of_shuffled_copies():
-    """Under noise as large as the tokens, which in 128 dimensions are still far apart; unrelated sets follow."""
+    """Noise is as large as the tokens, which are far apart all the same; unrelated sets follow."""
     x, y = (np.asarray(sets)[: growth_arms.SETS] for sets in growth_arms.token_sets(4))
     order = np.argmin(np.linalg.norm(x[:, :, None] - y[:, None], axis=-1), axis=-1)
     assert np.array_equal(np.sort(order, axis=-1), np.tile(np.arange(4), (growth_arms.SETS, 1)))
