@@ -33,7 +33,7 @@ OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
 
 
 def extract(
-    *, checkpoint: str, name: str, split: str | None, data_dir: str | None, output: Path,
+    *, checkpoint: str, name: str | None, images: str, split: str | None, data_dir: str | None, output: Path,
     outputs: tuple[str, ...], dtype: str, resize: int | None, batch: int, shard_size: int, threads: int,
     on_error: str,
 ) -> None:  # fmt: skip
@@ -42,8 +42,8 @@ def extract(
     Of n processes each writes every n-th shard, with its own devices; process 0 finishes the folder.
 
     Args:
-        checkpoint: workdir, step folder, or whatever else sparse_vis.load reads.
-        name, split, data_dir: of the images, see `open_input`.
+        checkpoint, name: workdir, step folder, or whatever else sparse_vis.load reads; model of a release.
+        images, split, data_dir: where the images are, see `open_input`.
         output: folder of the shards, shared by all processes.
         outputs: of OUTPUTS. dtype: "float32" or "float16", of the files; the computation is float32.
         resize: short side before the centre crop, in pixels; None: 256/224 of the model's image size.
@@ -53,7 +53,7 @@ def extract(
     Raises:
         UserError: no images, no checkpoint, another extraction's output, or an image that cannot be used.
     """
-    source = open_input(name, split, data_dir)
+    source = open_input(images, split, data_dir)
     import jax
 
     from sparse_vis.api import load
@@ -62,7 +62,7 @@ def extract(
 
     if Path(checkpoint, FOLDER).is_dir():
         checkpoint = str(find_step(Path(checkpoint)))  # the newest step now: training may go on meanwhile
-    model, params = load(checkpoint)
+    model, params = load(checkpoint, name)
     size = model.encoder.image_size
     resize = resize or round(256 / 224 * size)
     if resize < size:
@@ -142,16 +142,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="workdir of main.py, or a step folder in it",
-    )
+    add("--checkpoint", required=True, help="workdir, step folder, released file or folder, or hf:// address")
+    add("--name", help="model of a release folder that holds several")
     add(
         "--input",
         required=True,
-        dest="name",
+        dest="images",
         metavar="DIR",
         help="folder of JPEG, PNG or WebP images, packed folder (sparse_vis.data.pack), or tfds:<name>",
     )

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import collections
-import datetime
 import pathlib
 import sys
-import time
 import types
 from collections.abc import Callable
 
@@ -26,6 +24,7 @@ from sparse_vis.data.sources import FolderSource, open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.evals.reconstruction import psnr
 from sparse_vis.models.stellar import Stellar
+from sparse_vis.progress import Progress
 
 BATCH = 16
 SHORT_SIDE = 256 / 224  # of the crop, as in the published evaluation
@@ -101,7 +100,8 @@ def reconstruct_folder(
     Raises:
         UserError: names the image that cannot be decoded.
     """
-    size, targets, began = model.encoder.image_size, targets_of(source, output), time.perf_counter()
+    size, targets = model.encoder.image_size, targets_of(source, output)
+    progress = Progress("reconstructing", len(source))
     agreement, kept, quality = make_agreement(model, params) if compare else None, 0.0, []
     for start in range(0, len(source), BATCH):
         indices = range(start, min(start + BATCH, len(source)))
@@ -115,10 +115,7 @@ def reconstruct_folder(
             quality += list(psnr(pixels, floats))
         if agreement is not None:
             kept += agreement(images) * len(images)
-        rate = indices.stop / (time.perf_counter() - began)
-        left = datetime.timedelta(seconds=round((len(source) - indices.stop) / rate))
-        done = f"{indices.stop}/{len(source)} images"
-        print(f"reconstructing: {done}  {rate:.1f} images/s  ETA {left}", flush=True)
+        progress.add(len(images))
     if quality:
         print(f"mean PSNR {np.mean(quality):.2f} dB")
     if agreement is not None:

@@ -21,8 +21,8 @@ from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = dict(
-    split=None, data_dir=None, outputs=("cls", "sparse", "spatial"), dtype="float32", resize=None, batch=4,
-    shard_size=3, threads=2, on_error="stop",
+    name=None, split=None, data_dir=None, outputs=("cls", "sparse", "spatial"), dtype="float32", resize=None,
+    batch=4, shard_size=3, threads=2, on_error="stop",
 )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 
 def run(workdir, folder, output, **changes):
-    command.extract(checkpoint=str(workdir), name=str(folder), output=output, **(SETTINGS | changes))
+    command.extract(checkpoint=str(workdir), images=str(folder), output=output, **(SETTINGS | changes))
 
 
 def read(output):
@@ -331,3 +331,15 @@ def test_two_processes_share_the_shards_and_one_killed_the_same_command_continue
     run(workdir, folder, output, shard_size=4)
     assert first.stat().st_mtime_ns == then
     assert_same(output, alone)
+
+
+def test_a_model_of_a_release_is_named(folder, tmp_path):
+    """Released weights are read as everywhere else; without a name the error lists the models."""
+    golden = ROOT / "tests" / "golden"
+    with pytest.raises(UserError, match="pixel_p16"):
+        run(golden, folder, tmp_path / "a")
+    run(golden, folder, tmp_path / "b", name="pixel_p16", outputs=("cls",))
+    rows, _ = read(tmp_path / "b")
+    encoder = sparse_vis.load(golden, "pixel_p16")[0].encoder
+    assert len(rows) == 8 and len(rows["0.png"]["cls"]) == encoder.width
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["image_size"] == encoder.image_size
