@@ -65,6 +65,15 @@ NO_CLS = {f"loss.{name}": 0.0 for name in ("cls_clustering", "cls_masked")}
 NO_ALIGNMENT = {f"loss.{name}": 0.0 for name in ("set_alignment", "cls_masked")}
 NO_CLUSTERING = {"loss.token_clustering": 0.0, "loss.cls_clustering": 0.0}
 ONLY_PIXELS = {**NO_CLUSTERING, **NO_ALIGNMENT}
+ABLATIONS = {
+    "without reconstruction": {"loss.reconstruction": 0.0},
+    "without clustering": NO_CLUSTERING,
+    "softmax targets": {"loss.sinkhorn_iterations": 0},
+    "without alignment": NO_ALIGNMENT,
+    "without CLS terms": NO_CLS,
+    "reconstruction only": ONLY_PIXELS,
+    "clustering only": {"loss.reconstruction": 0.0, **NO_ALIGNMENT},
+}
 
 # Baselines: hidden patches from those that are seen; an autoencoder of U with class tokens, without S and L.
 MAE_STYLE = {
@@ -79,6 +88,7 @@ DENSE = {"loss.token_clustering": 0.0, "loss.set_alignment": 0.0, "model.bottlen
 SHORT = {"train.steps": 500, "train.log_every": 50, "train.health_every": 50, "eval.beside": ()}
 # What one token alone has no use for: that the tokens of an image differ.
 KOLEO = {"loss.koleo_image": 0.1, "loss.koleo_masked": 0.1}
+FOUR = {"model.tokens": 4, **KOLEO}
 UNCENTRED = {"data.scenes.digits": "many", "data.scenes.max_digits": 1, "data.scenes.digit_scale": (0.5, 0.7)}
 
 
@@ -114,33 +124,29 @@ GROUPS = {
     "ablations": Group(
         "what each part of the method is for, on centred digits with one token",
         (KNN, LINEAR, CLS, PSNR, USAGE, SPREAD),
-        {
-            "full": changed({}),
-            "without reconstruction": changed({"loss.reconstruction": 0.0}),
-            "without clustering": changed(NO_CLUSTERING),
-            "softmax targets": changed({"loss.sinkhorn_iterations": 0}),
-            "without alignment": changed(NO_ALIGNMENT),
-            "without CLS terms": changed(NO_CLS),
-            "reconstruction only": changed(ONLY_PIXELS),
-            "clustering only": changed({"loss.reconstruction": 0.0, **NO_ALIGNMENT}),
-        },
+        {"full": changed({}), **{name: changed(settings) for name, settings in ABLATIONS.items()}},
+    ),
+    "ablations4": Group(
+        "the same with four tokens, which have to be told apart, placed and matched",
+        (KNN, LINEAR, PSNR, IOU, USAGE, RANK, CHANGED),
+        {name: changed({**FOUR, **settings}) for name, settings in ABLATIONS.items()},
     ),
     "tokens": Group(
         "how many tokens (one: the full row above), what keeps them apart, how they are matched",
         (KNN, LINEAR, CONCATENATED, PSNR, IOU, USAGE, RANK, CHANGED),
         {
-            "r = 4": changed({"model.tokens": 4, **KOLEO}),
+            "r = 4": changed(FOUR),
             "r = 8": changed({"model.tokens": 8, **KOLEO}),
             "r = 16": changed({"model.tokens": 16, **KOLEO}),
             "r = 4 without KoLeo": changed({"model.tokens": 4}),
-            "r = 4 exact matching": changed({"model.tokens": 4, **KOLEO, "loss.matching": "exact"}),
+            "r = 4 exact matching": changed({**FOUR, "loss.matching": "exact"}),
         },
     ),
     "batches": Group(
         "small batches: does anything collapse?",
         (KNN, LINEAR, PSNR, USAGE, RANK, SPREAD),
         {
-            str(images): changed({"model.tokens": 4, **KOLEO, "train.batch": images, "train.steps": steps})
+            str(images): changed({**FOUR, "train.batch": images, "train.steps": steps})
             for images, steps in ((16, 800), (64, 400), (256, 150))
         },
     ),
