@@ -114,6 +114,7 @@ GROUPS = {
         {
             "uncentred": Row("configs/digits.py", UNCENTRED, shown=("untrained", "pixels", "pca")),
             **compared("configs/digits.py", "centred"),
+            "centred reconstruction only": Row("configs/digits.py", {**ONLY_PIXELS, "eval.beside": ()}),
         },
     ),
     "clipart": Group(
