@@ -118,13 +118,18 @@ def main() -> None:
     wanted = arguments.rows.split(",") if arguments.rows else list(rows)
     if unknown := [name for name in wanted if name not in rows]:
         raise UserError(f"--rows={unknown[0]} is no row of {arguments.group}; it has {', '.join(rows)}.")
-    todo = [(name, int(seed)) for seed in arguments.seeds.split(",") for name in wanted]
-    for number, (name, seed) in enumerate(todo, 1):
-        file = arguments.results / arguments.group / f"{name}-seed{seed}.json"
-        if file.exists():
-            continue
-        print(f"{number}/{len(todo)} {name}, seed {seed} ...", flush=True)
-        result = run(arguments.group, name, seed, arguments.workdirs)
+    results, group = arguments.results, arguments.group
+    files = {
+        (name, int(seed)): results / group / f"{name}-seed{int(seed)}.json"
+        for seed in arguments.seeds.split(",")
+        for name in wanted
+    }
+    todo, began = [pair for pair, file in files.items() if not file.exists()], time.time()
+    for done, (name, seed) in enumerate(todo):
+        seconds = (time.time() - began) / max(done, 1) * (len(todo) - done)
+        left = datetime.timedelta(seconds=round(seconds)) if done else "unknown yet"
+        print(f"{done + 1}/{len(todo)} {name}, seed {seed} ...  ETA {left}", flush=True)
+        result, file = run(group, name, seed, arguments.workdirs), files[name, seed]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(result, indent=1) + "\n")
         print(f"    {result['seconds']:.0f} s -> {file}", flush=True)

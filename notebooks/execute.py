@@ -1,7 +1,8 @@
-"""Run notebooks and store their outputs: python notebooks/execute.py [FILE ...], all by default."""
+"""Run notebooks and store their outputs: `python notebooks/execute.py --help`."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import pathlib
 import sys
@@ -46,7 +47,13 @@ def execute(path: pathlib.Path) -> nbformat.NotebookNode:
 
 
 def main() -> None:
-    for path in map(pathlib.Path, sys.argv[1:] or sorted(map(str, FOLDER.glob("*.ipynb")))):
+    """Command line; see --help."""
+    parser = argparse.ArgumentParser(description="Run notebooks in fresh kernels and store their outputs.")
+    everything = sorted(FOLDER.glob("*.ipynb"))
+    parser.add_argument("files", nargs="*", type=pathlib.Path, help="all of this folder unless given")
+    for path in parser.parse_args().files or everything:
+        if not path.is_file():
+            parser.error(f"{path} is no file; this folder has {', '.join(p.name for p in everything)}")
         start = time.monotonic()
         nbformat.write(execute(path), path)
         print(
