@@ -1,13 +1,13 @@
 """Time us against a PyTorch model of the same sizes: encode and full training step, in turns.
 
     pip install "transformers==5.24.*" "torch==2.13.*"      # both only for this
-    python benchmarks/peer.py --config=configs/imagenet_b16.py --json=benchmarks/results/peer_cpu.json
+    python benchmarks/peer.py --config=configs/imagenet_b16.py --json=benchmarks/results/peer_b16_cpu_compiled.json
 
     --config=FILE       an experiment of configs/; always the pixel target, float32 and no teacher
     --encode_images=8   images per call of the encoder
     --step_images=2     images per training step
     --repeats=9         pairs of timed runs, the order changing from pair to pair
-    --compile=False     True: torch.compile for the peer, which encodes at least as fast; its step is untried
+    --compile=True      torch.compile for the peer, which needs a C++ compiler; --compile=False: eager
     --json=FILE         the same numbers for programs, with device, versions and date
 
 The peer (benchmarks/peer_model.py) wraps transformers' ViT layers and is given our weights; before anything
@@ -35,7 +35,7 @@ from sparse_vis.errors import UserError, command_line
 
 ENCODE = flags.DEFINE_integer("encode_images", 8, "Images per call of the encoder.", lower_bound=1)
 STEP = flags.DEFINE_integer("step_images", 2, "Images per training step.", lower_bound=1)
-COMPILE = flags.DEFINE_bool("compile", False, "torch.compile for the peer.")
+COMPILE = flags.DEFINE_bool("compile", True, "torch.compile for the peer.")
 TOLERANCE = 1e-3  # of float32 rounding, relative, through all layers of B/16
 
 
