@@ -11,6 +11,7 @@ from jax import random
 from benchmarks.direct import TOKENS, VIEWS, Pair, crops, gradient, losses, normal, targets, tokenizer
 from sparse_vis.models.encoder import Encoder, patchify
 from sparse_vis.models.gelu import gelu
+from sparse_vis.models.linear import product
 from sparse_vis.models.vit import plain_attention
 
 
@@ -98,10 +99,10 @@ def patch_embedding(images: int) -> Pair:
         out = jax.lax.conv_general_dilated(pixels, kernel, (16, 16), "VALID", dimension_numbers=layout)
         return out.reshape(images, 196, -1)
 
-    def product(kernel, pixels):
+    def matrix(kernel, pixels):
         return patchify(pixels, 16) @ kernel
 
-    forms = (gradient(convolution, 0), gradient(product, 0))
+    forms = (gradient(convolution, 0), gradient(matrix, 0))
     return Pair("convolution", "matrix product", forms, (0.02 * normal(768, 768), pixels))
 
 
@@ -113,6 +114,15 @@ def fused_qkv(images: int) -> Pair:
 
     forms = (gradient(three, 0, 1), gradient(jnp.matmul, 0, 1))
     return Pair("three products", "one product", forms, (normal(images * 213, 768), 0.02 * normal(768, 2304)))
+
+
+def kernel_gradient(images: int) -> Pair:
+    """The first product of a B/16 block's MLP with its gradients."""
+    forms = (gradient(jnp.matmul, 0, 1), gradient(product, 0, 1))
+    arguments = (normal(images * 213, 768), 0.02 * normal(768, 3072))
+    return Pair(
+        "autodiff's product of the kernel's gradient", "one factor laid out transposed", forms, arguments
+    )
 
 
 def attention(images: int, length: int) -> Pair:
@@ -130,6 +140,7 @@ PAIRS = {
     "views": lambda: view_groups(1),
     "visible-patches": lambda: visible_patches(2),
     "qkv": lambda: fused_qkv(4),
+    "kernel-gradient": lambda: kernel_gradient(4),
     "patch-embedding": lambda: patch_embedding(4),
     "crops": lambda: crops(1),
     "gelu": lambda: gelu_alone(4),

@@ -1,7 +1,7 @@
 """Time us against a PyTorch model of the same sizes: encode and full training step, in turns.
 
     pip install "transformers==5.24.*" "torch==2.13.*"      # both only for this
-    python benchmarks/peer.py --config=configs/imagenet_b16.py --json=benchmarks/results/peer_b16_cpu_compiled.json
+    python benchmarks/peer.py --config=configs/imagenet_b16.py --json=FILE
 
     --config=FILE       an experiment of configs/; always the pixel target, float32 and no teacher
     --encode_images=8   images per call of the encoder

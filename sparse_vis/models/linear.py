@@ -51,7 +51,9 @@ def _product_backward(kept, change):
         cpu=lambda x, g: jax.lax.optimization_barrier(x.T) @ g,
         default=lambda x, g: x.T @ g,
     )
-    return change @ kernel.T, kernel_change
+    # Not kernel.T: a kernel split over devices would be transposed before it is gathered.
+    last = change.ndim - 1
+    return jax.lax.dot_general(change, kernel, (((last,), (1,)), ((), ()))), kernel_change
 
 
 product.defvjp(_product_forward, _product_backward)
