@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", required=True, type=pathlib.Path)
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="new folder for the pictures")
     parser.add_argument("--package", type=pathlib.Path, help="the .deb file, if it was downloaded before")
     arguments = parser.parse_args()
     if arguments.output.exists():

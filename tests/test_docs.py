@@ -81,6 +81,9 @@ RUN = {
         "test_imagenet_prepared_from_archives": ("-c tensorflow_datasets",),
     },
     "tests/test_visualization_page.py": {"test_the_page_makes_its_pictures": ("-c re",)},
+    "tests/benchmarks/test_openclipart.py": {
+        "test_large_categories_are_split_and_others_left_out": ("benchmarks/openclipart.py",),
+    },
     "tests/benchmarks/test_dryrun.py": {
         "test_the_tool_on_virtual_devices": ("benchmarks/dryrun.py --mesh",),
         "test_the_scaling_table_has_a_row_for_every_topology": ("benchmarks/scaling_table.py",),
