@@ -51,9 +51,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run notebooks in fresh kernels and store their outputs.")
     everything = sorted(FOLDER.glob("*.ipynb"))
     parser.add_argument("files", nargs="*", type=pathlib.Path, help="all of this folder unless given")
-    for path in parser.parse_args().files or everything:
-        if not path.is_file():
-            parser.error(f"{path} is no file; this folder has {', '.join(p.name for p in everything)}")
+    paths = parser.parse_args().files or everything
+    if missing := [path for path in paths if not path.is_file()]:
+        parser.error(f"{missing[0]} is no file; this folder has {', '.join(p.name for p in everything)}")
+    for path in paths:
         start = time.monotonic()
         nbformat.write(execute(path), path)
         print(

@@ -62,12 +62,12 @@ def main() -> None:
     add("--output", required=True, type=pathlib.Path, help="HTML file; an earlier report is replaced")
     add("--images", help="folder of images, instead of the test split of the run's data")
     add("--size", help="HEIGHTxWIDTH of the images in pixels; the model's square unless given")
-    add("--gallery", type=int, default=12, help="images shown with maps and edits (12)")
+    add("--gallery", type=int, default=12, help="images shown with maps and edits (%(default)s)")
     add(
         "--voters",
         type=int,
         default=256,
-        help="images that vote for prototypes and of which health is measured (256)",
+        help="images that vote for prototypes and of which health is measured (%(default)s)",
     )
     add("--tokenizer", help="weights of the VQ tokenizer, where the checkpoint does not name them")
     run(parser.parse_args())
