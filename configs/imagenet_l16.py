@@ -29,5 +29,5 @@ def get_config():
     config.data.update(source="tfds:imagenet2012", split="train[:90%]", workers=8)
     config.optimizer.peak_lr = 5e-5
     config.train.update(batch=2048, steps=EPOCHS * STEPS_PER_EPOCH)
-    config.efficiency.remat = True
+    config.efficiency.remat = "blocks"
     return config

@@ -47,7 +47,7 @@ def load(
     """
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
     config = found.config
-    config.efficiency.update(dtype=dtype, remat=False, attention="xla")
+    config.efficiency.update(dtype=dtype, remat="none", attention="xla")
     model, params = build_model(config), jax.tree.map(jnp.asarray, found.params)
     if tokenizer is not None and config.model.target != "vq":
         raise UserError(f"{path} reconstructs pixels and has no use for tokenizer={tokenizer}; leave it out.")

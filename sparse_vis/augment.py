@@ -13,7 +13,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from sparse_vis.errors import UserError
-from sparse_vis.ops.resize import apply_matrices
+from sparse_vis.ops.resize import VIEW_PRECISION, apply_matrices
 
 Image = Float[Array, "*batch H W 3"]
 Factor = float | Float[Array, "*#batch"]  # one number for all images, or one per image
@@ -169,7 +169,8 @@ def gaussian_blur(image: Image, sigma: Factor) -> Image:
     # Two matrices instead of shifted sums: XLA fuses what comes before into a shifted sum and computes it
     # again for every tap, six times slower on CPU.
     sigma = jnp.asarray(sigma, jnp.float32)
-    return jnp.clip(apply_matrices(image, _blur_matrix(height, sigma), _blur_matrix(width, sigma)), 0, 1)
+    rows, columns = _blur_matrix(height, sigma), _blur_matrix(width, sigma)
+    return jnp.clip(apply_matrices(image, rows, columns, VIEW_PRECISION), 0, 1)
 
 
 def _jitter(planes: Planes, order: Int[Array, " 4"], strength: Float[Array, " 4"]) -> Planes:

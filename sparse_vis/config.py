@@ -176,7 +176,7 @@ def default_config() -> ConfigDict:
             ),
             efficiency=dict(
                 dtype="bfloat16",
-                remat=False,
+                remat="none",  # computed again on the way back: all but matrix "products", or whole "blocks"
                 unroll=1,
                 attention="xla",
                 microbatches=1,

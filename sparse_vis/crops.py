@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from sparse_vis.ops.resize import apply_matrices, crop_matrix
+from sparse_vis.ops.resize import VIEW_PRECISION, apply_matrices, crop_matrix
 
 Box = tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]  # top, left, height, width
 BOX_DRAWS = 10
@@ -68,7 +68,7 @@ def crop(canvas: Shaped[Array, "Hc Wc 3"], box: Box, size: int) -> Float[Array, 
     top, left, height, width = box
     rows = crop_matrix(top, height, canvas.shape[0], size)
     columns = crop_matrix(left, width, canvas.shape[1], size)
-    return apply_matrices(canvas, rows, columns)
+    return apply_matrices(canvas, rows, columns, VIEW_PRECISION)
 
 
 def crop_and_flip(

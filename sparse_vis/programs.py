@@ -115,7 +115,7 @@ def export_program(source: str, output: pathlib.Path, kind: str, name: str | Non
     beside = path.with_name(f"{path.name}.json")
     if beside.exists():
         raise UserError(f"{output} already holds {beside.name}; give a new --output folder.")
-    found.config.efficiency.update(dtype="float32", remat=False, attention="xla")
+    found.config.efficiency.update(dtype="float32", remat="none", attention="xla")
     model = build_model(found.config)
     params = jax.tree.map(np.asarray, {part: found.params[part] for part in PARTS})
     weight = sum(leaf.nbytes for leaf in jax.tree.leaves(params))

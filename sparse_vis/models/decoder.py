@@ -46,7 +46,7 @@ class Decoder(nn.Module):
     codes: int
     dtype: str = "float32"
     attention: str = "xla"
-    remat: bool = False
+    remat: str = "none"
     unroll: int = 1
     init_std: float = INIT_STD
 

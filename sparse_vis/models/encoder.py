@@ -64,7 +64,7 @@ class Encoder(nn.Module):
     queries: int
     dtype: str = "float32"
     attention: str = "xla"
-    remat: bool = False
+    remat: str = "none"
     unroll: int = 1
     init_std: float = INIT_STD
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from sparse_vis.models.gelu import gelu
 from sparse_vis.models.linear import INIT_STD, dense_product, vit_init
+from sparse_vis.models.norm import LayerNorm
 
-LAYER_NORM_EPSILON = 1e-12
+PRODUCT = "product"  # names what `remat="products"` keeps
 
 
 def batch_sharded(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
@@ -22,11 +24,6 @@ def batch_sharded(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
     """
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
-
-
-def layer_norm(dtype, name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm with epsilon 1e-12; mean and variance are computed in float32 whatever the dtype."""
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def plain_attention(
@@ -43,13 +40,36 @@ def plain_attention(
     return jnp.swapaxes(jnp.matmul(weights, v), 1, 2)
 
 
+def fused_attention(
+    q: Float[Array, "B T h c"],
+    k: Float[Array, "B T h c"],
+    v: Float[Array, "B T h c"],
+    implementation: str = "cudnn",
+) -> Float[Array, "B T h c"]:
+    """`plain_attention` in one kernel that never writes the scores to memory.
+
+    cuDNN has no way back for odd T: there one token is added that no other sees, and taken off again.
+
+    Args:
+        q, k, v: bfloat16 or float16. implementation: of jax.nn.dot_product_attention.
+    """
+    batch, length = q.shape[:2]
+    if length % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+    lengths = jnp.full(batch, length, jnp.int32)
+    return jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
+    )[:, :length]  # fmt: skip
+
+
 class Block(nn.Module):
     """Pre-LN transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
 
     Attributes:
         width: d. heads: attention heads. mlp_dim: hidden width of the MLP.
         dtype: of the computation; parameters are float32.
-        attention: "xla" (`plain_attention`), or "cudnn" for the fused kernel.
+        attention: "xla" (`plain_attention`), or "cudnn" (`fused_attention`).
         init_std: of the kernels.
     """
 
@@ -62,28 +82,27 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
-        def dense(features, name):
-            return nn.Dense(
+        def dense(features, name, x):
+            layer = nn.Dense(
                 features,
                 dtype=self.dtype,
                 kernel_init=vit_init(self.init_std),
                 dot_general=dense_product,
                 name=name,
             )
+            return checkpoint_name(layer(x), PRODUCT)
 
         x = batch_sharded(x)
         batch, length, _ = x.shape
-        y = layer_norm(self.dtype, "norm_attention")(x)
-        qkv = dense(3 * self.width, "qkv")(y).reshape(batch, length, 3, self.heads, -1)
+        y = LayerNorm(name="norm_attention")(x)
+        qkv = dense(3 * self.width, "qkv", y).reshape(batch, length, 3, self.heads, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        if self.attention == "xla":
-            y = plain_attention(q, k, v)
-        else:
-            y = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
-        x = x + dense(self.width, "attention_out")(y.reshape(batch, length, self.width))
-        y = layer_norm(self.dtype, "norm_mlp")(x)
-        y = gelu(dense(self.mlp_dim, "mlp_in")(y))
-        return x + dense(self.width, "mlp_out")(y)
+        attention = plain_attention if self.attention == "xla" else fused_attention
+        y = attention(q, k, v).reshape(batch, length, self.width)
+        x = x + dense(self.width, "attention_out", y)
+        y = LayerNorm(name="norm_mlp")(x)
+        y = gelu(dense(self.mlp_dim, "mlp_in", y))
+        return x + dense(self.width, "mlp_out", y)
 
 
 class Trunk(nn.Module):
@@ -91,7 +110,8 @@ class Trunk(nn.Module):
 
     Attributes:
         layers, width, heads, mlp_dim: sizes. dtype, attention, init_std: as in Block.
-        remat: recompute each block's activations in the backward pass.
+        remat: what of a block is computed again in the backward pass: "none", all but its "products" with
+            kernels, or all of its "blocks".
         unroll: how many layers of the scan are laid out one after the other.
     """
 
@@ -101,13 +121,17 @@ class Trunk(nn.Module):
     mlp_dim: int
     dtype: str = "float32"
     attention: str = "xla"
-    remat: bool = False
+    remat: str = "none"
     unroll: int = 1
     init_std: float = INIT_STD
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        block = Block
+        if self.remat != "none":
+            kept = (PRODUCT,) if self.remat == "products" else ()
+            policy = jax.checkpoint_policies.save_only_these_names(*kept)
+            block = nn.remat(Block, prevent_cse=False, policy=policy)
         stack = nn.scan(
             lambda module, carry, _: (module(carry), None),
             variable_axes={"params": 0},
@@ -119,4 +143,4 @@ class Trunk(nn.Module):
             self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.init_std, name="blocks"
         )  # fmt: skip
         x, _ = stack(blocks, x, None)
-        return layer_norm(self.dtype, "norm")(x)
+        return LayerNorm(name="norm")(x)

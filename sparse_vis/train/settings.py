@@ -44,6 +44,7 @@ CHOICES = {
     "eval.dtype": DTYPES,
     "eval.reconstruction_probe.target": ("pixel", "vq"),
     "efficiency.attention": ("xla", "cudnn"),
+    "efficiency.remat": ("none", "products", "blocks"),
 }
 
 

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_vis.models.vit import Block, plain_attention
+from sparse_vis.models.vit import Block, fused_attention, plain_attention
 
-# What `Block.attention` may name here; "jax" is XLA's own form of jax.nn, which fused kernels replace.
+# What `Block.attention` may name here; "jax" is XLA's own form of jax.nn, in the place of the fused kernel.
 FUSED = ("cudnn",) if jax.default_backend() == "gpu" else ()
 IMPLEMENTATIONS = {
     "xla": plain_attention,
-    "jax": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
-    **{name: functools.partial(jax.nn.dot_product_attention, implementation=name) for name in FUSED},
+    "jax": functools.partial(fused_attention, implementation="xla"),
+    **{name: functools.partial(fused_attention, implementation=name) for name in FUSED},
 }
 DTYPES = [(name, dtype) for name in IMPLEMENTATIONS for dtype in ("float32", "bfloat16")]
 CASES = [case for case in DTYPES if case not in {(name, "float32") for name in FUSED}]
@@ -79,9 +79,9 @@ def test_a_block_computes_with_what_it_names(name, monkeypatch):
     """The default block's output, from the same block with a fused kernel, or with jax.nn's own for it."""
     asked, attention = [], jax.nn.dot_product_attention
 
-    def recorded(*arguments, implementation):
+    def recorded(*arguments, implementation, **lengths):
         asked.append(implementation)
-        return attention(*arguments, implementation=implementation if FUSED else "xla")
+        return attention(*arguments, **lengths, implementation=implementation if FUSED else "xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
     x = jax.random.normal(jax.random.key(0), (2, 53, 32), "bfloat16")

@@ -126,7 +126,7 @@ def test_initial_values_have_the_published_distributions():
     agrees(params["decoder"]["pixel_kernel"], (3 * m.patch**2) ** -0.5 / np.sqrt(3), kurtosis=1.8)
 
 
-@pytest.mark.parametrize("settings", [{"remat": True}, {"unroll": 2}])
+@pytest.mark.parametrize("settings", [{"remat": "products"}, {"remat": "blocks"}, {"unroll": 2}])
 def test_efficiency_settings_change_nothing(settings):
     plain = Encoder(image_size=8, patch=4, width=8, layers=2, heads=2, mlp_dim=16, queries=2)
     pixels = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))

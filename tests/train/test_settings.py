@@ -105,7 +105,7 @@ def test_a_damaged_configuration_is_named(tmp_path, text, words):
 
 def test_a_resume_may_change_everything_but_the_architecture():
     saved, config = settings.plain(default_config()), default_config()
-    config.train.batch, config.efficiency.remat, config.model.tokenizer.path = 64, True, "elsewhere"
+    config.train.batch, config.efficiency.remat, config.model.tokenizer.path = 64, "blocks", "elsewhere"
     assert settings.check_resume(saved, settings.plain(config), pathlib.Path("run")) == [
         "train.batch: 2048 -> 64"
     ]
