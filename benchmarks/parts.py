@@ -13,6 +13,7 @@ parts, and the step that they are compared with, are of one microbatch. Pixels a
 
 import pathlib
 import sys
+from collections.abc import Callable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
@@ -42,8 +43,8 @@ def one_part(part, repeats: int) -> dict:
     return found
 
 
-def measure(config, repeats: int) -> dict:
-    """The step and all parts, as JSON keeps them."""
+def measure(config, repeats: int, keep: Callable[[dict], None]) -> dict:
+    """The step and all parts, as JSON keeps them; `keep` gets what there is after every part."""
     import jax
 
     from benchmarks.flops import step_flops
@@ -64,6 +65,7 @@ def measure(config, repeats: int) -> dict:
     for name, part in parts(recipe, state, batch, tokenizer).items():
         print(f"{name} ...", file=sys.stderr, flush=True)
         found[name] = {**one_part(part, repeats), "flops": flops.get(name, 0.0) * config.train.batch}
+        keep(result | {"parts": found})
     jax.clear_caches()
     return result | {"parts": found}
 
@@ -91,13 +93,12 @@ def table(r: dict) -> str:
 
 def main(_):
     config = command.checked_config()
-    result = measure(config, command.REPEATS.value)
+    result = measure(config, command.REPEATS.value, keep=command.write)
     from benchmarks.throughput import report
 
     print(f"{result['config']}, {result['target']} target, full training step, {command.device()}:")
     print(report(result))
     print(table(result), flush=True)
-    command.write(result)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from sparse_vis.models.factorize import NORMALIZE_EPSILON
-from sparse_vis.models.stellar import Stellar
 from sparse_vis.models.norm import EPSILON
+from sparse_vis.models.stellar import Stellar
 
 OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; what onnxruntime reads since 1.12
 BATCH = "batch"
@@ -54,9 +54,7 @@ class Graph:
 
     def norm(self, x: str, layer: dict) -> str:
         """LayerNorm over the last axis."""
-        return self.add(
-            "LayerNormalization", x, layer["scale"], layer["bias"], axis=-1, epsilon=EPSILON
-        )
+        return self.add("LayerNormalization", x, layer["scale"], layer["bias"], axis=-1, epsilon=EPSILON)
 
 
 def _tokens(graph: Graph, images: str, params: dict, patch: int) -> str:

@@ -36,14 +36,16 @@ def _forward(x, scale, bias):
 
 def _backward(kept, change):
     x, mean, factor, scale = kept
-    unit = (x.astype(jnp.float32) - mean) * factor
-    change = change.astype(jnp.float32)
-    rows = tuple(range(x.ndim - 1))
-    pull = change * scale
-    pull_x = factor * (
-        pull - pull.mean(-1, keepdims=True) - unit * (pull * unit).mean(-1, keepdims=True)
-    )
-    return pull_x.astype(x.dtype), (change * unit).sum(rows), change.sum(rows)
+
+    def unit(x):
+        return (x.astype(jnp.float32) - mean) * factor
+
+    wide, rows = change.astype(jnp.float32), tuple(range(x.ndim - 1))
+    pull = wide * scale
+    pull_x = pull - pull.mean(-1, keepdims=True) - unit(x) * (pull * unit(x)).mean(-1, keepdims=True)
+    # The barrier keeps XLA from sharing unit(x) with these sums, for which it would write it out in float32.
+    pull_scale = (wide * unit(jax.lax.optimization_barrier(x))).sum(rows)
+    return (factor * pull_x).astype(x.dtype), pull_scale, wide.sum(rows)
 
 
 normalize.defvjp(_forward, _backward)
