@@ -98,8 +98,8 @@ def check_features_of_a_sub_split(path, files):
     def run(output, **changes):
         settings = dict(
             checkpoint=str(path / "run"), name=None, images="tfds:imagenet2012", split="train[90%:]",
-            data_dir=str(path), outputs=("cls",), dtype="float32", resize=40, batch=4, shard_size=4, threads=2,
-            on_error="stop",
+            data_dir=str(path), outputs=("cls",), dtype="float32", resize=40, batch=4, shard_size=4,
+            threads=2, on_error="stop",
         )  # fmt: skip
         extract.extract(output=output, **(settings | changes))
 
