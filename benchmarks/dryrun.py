@@ -3,7 +3,7 @@
     python benchmarks/dryrun.py --config=configs/imagenet_h14.py --topology=v5e:16x16
     python benchmarks/dryrun.py --config=configs/imagenet_b16.py --mesh=4,2
 
-    --config=FILE              an experiment of configs/; any setting of it: --config.efficiency.remat=True
+    --config=FILE              an experiment of configs/; any setting of it: --config.efficiency.remat=blocks
     --topology=v5e:16x16       TPU chips, by kind and arrangement; needs libtpu (pip install -e ".[tpu]")
     --mesh=DATA,FSDP           instead of config.efficiency.mesh; without --topology, on virtual CPU devices
     --json=FILE                the same numbers for programs
@@ -101,7 +101,7 @@ def compile_for(config, devices):
         used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
         much = f"{used[1]} of {used[2]}" if used else "more than there is"
         raise UserError(
-            f"the step does not fit the chips' memory: it uses {much}; set --config.efficiency.remat=True, "
+            f"the step does not fit the chips' memory: it uses {much}; set --config.efficiency.remat=blocks, "
             "raise --config.efficiency.microbatches, or split parameters over more chips (FSDP of --mesh)."
         ) from None
 

@@ -10,6 +10,7 @@ import pathlib
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 GIB = 2**30
+REMAT = {False: "none", True: "blocks"}  # what older files say
 HEADER = (
     "| model, chips | mesh | remat, microbatches | memory GiB | of chip | TFLOPs per chip (per image) "
     "| main memory GB | step ms: chip + links | images/s | share of peak "
@@ -31,7 +32,7 @@ def row(name: str, r: dict) -> str:
     }
     return (
         f"| {name.split('_')[0]}, {r['topology']} | {r['mesh']['data']}, {r['mesh']['fsdp']} "
-        f"| {'yes' if e['remat'] else 'no'}, {e['microbatches']} | {m['peak'] / GIB:.2f} "
+        f"| {REMAT.get(e['remat'], e['remat'])}, {e['microbatches']} | {m['peak'] / GIB:.2f} "
         f"| {m['peak'] / m['of_chip']:.0%} | {r['flops'] / 1e12:.1f} ({per_image / 1e12:.3f}) "
         f"| {r['bytes'] / 1e9:.0f} | {1e3 * s['chip']:.0f} + {1e3 * s['links']:.0f} "
         f"| {r['batch'] / s['step']:.0f} | {r['share_of_peak']:.0%} "
