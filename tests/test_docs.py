@@ -92,6 +92,9 @@ RUN = {
         "test_a_run_is_trained_evaluated_kept_and_not_run_again": ("benchmarks/evidence.py --group",),
         "test_tables_hold_mean_and_deviation_over_seeds": ("benchmarks/evidence.py --tables",),
     },
+    "tests/benchmarks/test_speed.py": {
+        "test_the_script_for_a_gpu_runs_the_whole_set": ("benchmarks/gpu.sh",),
+    },
     "tests/benchmarks/test_growth.py": {
         "test_input_counts_every_form_and_split": ("benchmarks/input.py",),
     },
