@@ -47,6 +47,9 @@ CHOICES = {
     "efficiency.remat": ("none", "products", "blocks"),
 }
 
+# What settings of earlier versions are called now.
+FORMER = {"efficiency.remat": {False: "none", True: "blocks"}}
+
 
 def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
     """Refuse settings that cannot work together.
@@ -206,7 +209,9 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
             if isinstance(value, dict):
                 fill(target[name], value, f"{prefix}{name}.")
             else:
-                target[name] = tuple(value) if isinstance(value, list) else value
+                value = tuple(value) if isinstance(value, list) else value
+                former = FORMER.get(prefix + name)
+                target[name] = former.get(value, value) if former else value
 
     try:
         fill(config, plain, "")

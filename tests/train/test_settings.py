@@ -86,6 +86,12 @@ def test_a_configuration_comes_back_from_json(tmp_path):
     assert settings.read(tmp_path) == config
 
 
+@pytest.mark.parametrize(("former", "now"), [(False, "none"), (True, "blocks")])
+def test_what_an_earlier_version_called_otherwise_is_understood(tmp_path, former, now):
+    (tmp_path / "config.json").write_text(json.dumps({"efficiency": {"remat": former}}))
+    assert settings.read(tmp_path).efficiency.remat == now
+
+
 @pytest.mark.parametrize(
     "text,words",
     [
