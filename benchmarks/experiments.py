@@ -60,6 +60,35 @@ CHANGED = Column("matches changed", ("health", "match_changed"))
 RANK = Column("rank of S in an image", ("health", "S_rank_in_image"))
 SPREAD = Column("spread of CLS", ("health", "cls_spread"))
 
+
+def factor(title: str, what: str, key: str = "value") -> Column:
+    """A number of the task `factorization`."""
+    return Column(title, ("factorization", what, key))
+
+
+def rate(title: str, form: str, key: str) -> Column:
+    """A PSNR of the task `rate`."""
+    return Column(title, ("rate", form, key), 2)
+
+
+FACTORIZATION = (
+    Column("PSNR", ("scenes", "", "psnr"), 2),
+    Column("FG-ARI", ("scenes", "", "fg_ari")),
+    Column("best-token IoU", ("scenes", "", "best_iou")),
+    factor("S of a view", "S of a view"),
+    factor("(of another image)", "S of a view", "compared_with"),
+    factor("L of a view", "L of a view"),
+    factor("(not moved along)", "L of a view", "compared_with"),
+    factor("position in S, R²", "position in S (R2)"),
+    factor("class in L", "class in L"),
+    factor("S after a swap", "S after a swapped token"),
+    factor("(nothing done)", "S after a swapped token", "compared_with"),
+    rate("PSNR, (S, L) in 1,168 bytes", "int8", "psnr_linear"),
+    rate("PSNR, U in 1,152 bytes", "int8", "U_psnr_linear"),
+    rate("PSNR, (S, L) in 4,096 bytes", "float32", "psnr_linear"),
+    rate("PSNR, U in 4,096 bytes", "float32", "U_psnr_linear"),
+)
+
 # What each ablation of the paper takes away; weights of zero cost nothing.
 NO_CLS = {f"loss.{name}": 0.0 for name in ("cls_clustering", "cls_masked")}
 NO_ALIGNMENT = {f"loss.{name}": 0.0 for name in ("set_alignment", "cls_masked")}
@@ -115,6 +144,17 @@ GROUPS = {
             "uncentred": Row("configs/digits.py", UNCENTRED, shown=("untrained", "pixels", "pca")),
             **compared("configs/digits.py", "centred"),
             "centred reconstruction only": Row("configs/digits.py", {**ONLY_PIXELS, "eval.beside": ()}),
+        },
+    ),
+    "factorization": Group(
+        "what S and L each hold, and what they cost: scenes of up to four digits, 48 pixels, eight tokens",
+        FACTORIZATION,
+        {
+            "scenes": Row(
+                "configs/scenes_tiny.py",
+                {"eval.tasks": ("scenes", "factorization", "rate"), "eval.beside": ("untrained",)},
+                shown=("untrained",),
+            )
         },
     ),
     "clipart": Group(
