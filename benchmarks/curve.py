@@ -1,0 +1,86 @@
+"""Draw accuracy against images seen, from an evaluation of a run's checkpoints.
+
+    python benchmarks/curve.py --evaluation=runs/NAME/evaluation.json --batch=64 --output=curve.png
+
+    --evaluation=FILE   of main.py --mode=evaluate with tasks knn and linear, the run's step folders in
+                        config.eval.beside; encoders that are no step folder are horizontal lines
+    --batch=N           images of a step
+    --output=FILE       PNG
+
+Numbers are those of mean S; where an encoder has no S, of mean U.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
+
+from benchmarks.evidence_tables import TRAINED, number
+from benchmarks.experiments import KNN, LINEAR
+from sparse_vis.errors import UserError, command_line
+
+
+def curves(evaluation: dict, batch: int) -> tuple[dict[int, dict], dict[str, dict]]:
+    """(images seen -> column -> number, other encoder -> column -> number) of an evaluation.json's content.
+
+    Raises:
+        UserError: fewer than two step folders were measured.
+    """
+    steps, others = {}, {}
+    for encoder, tasks in evaluation["encoders"].items():
+        result = {"metrics": {encoder: {task: found["metrics"] for task, found in tasks.items()}}}
+        numbers = {column.title: number(result, encoder, column.path) for column in (KNN, LINEAR)}
+        step = pathlib.PurePath(encoder).name
+        if step.isdigit():
+            steps[int(step) * batch] = numbers
+        elif encoder != TRAINED:
+            others[encoder] = numbers
+    if len(steps) < 2:
+        raise UserError(
+            f"the evaluation has {len(steps)} step folders and a curve needs two; name them in "
+            "config.eval.beside."
+        )
+    return dict(sorted(steps.items())), others
+
+
+def draw(steps: dict[int, dict], others: dict[str, dict], output: pathlib.Path) -> None:
+    """One panel per column: the run's curve, the others' lines."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
+    for axis, column in zip(axes, (KNN, LINEAR), strict=True):
+        axis.plot(list(steps), [numbers[column.title] for numbers in steps.values()], "o-", label="run")
+        for i, (name, numbers) in enumerate(others.items(), 1):
+            axis.axhline(numbers[column.title], color=f"C{i}", linestyle="--", label=name)
+        axis.set(title=f"{column.title}, mean S", xlabel="images seen", ylim=(0, 1))
+    axes[0].set_ylabel("accuracy on the test split")
+    axes[0].legend()
+    figure.savefig(output, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--evaluation", type=pathlib.Path, required=True, metavar="FILE")
+    parser.add_argument("--batch", type=int, required=True, metavar="N")
+    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE")
+    arguments = parser.parse_args()
+    try:
+        evaluation = json.loads(arguments.evaluation.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{arguments.evaluation} is no evaluation.json ({error}).") from None
+    steps, others = curves(evaluation, arguments.batch)
+    draw(steps, others, arguments.output)
+    for images, numbers in steps.items():
+        print(images, *(f"{title} {value:.3f}" for title, value in numbers.items()))
+    print(f"-> {arguments.output}")
+
+
+if __name__ == "__main__":
+    command_line(main)
