@@ -142,7 +142,7 @@ GROUPS = {
         (KNN, LINEAR, CLS, CLS_U, PSNR, IOU, USAGE),
         {
             "uncentred": Row("configs/digits.py", UNCENTRED, shown=("untrained", "pixels", "pca")),
-            "uncentred, four times as long": Row(
+            "uncentred four times as long": Row(
                 "configs/digits.py", {**UNCENTRED, "train.steps": 12000, "eval.beside": ()}
             ),
             **compared("configs/digits.py", "centred"),
