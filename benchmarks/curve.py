@@ -53,10 +53,11 @@ def draw(steps: dict[int, dict], others: dict[str, dict], output: pathlib.Path) 
 
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
     for axis, column in zip(axes, (KNN, LINEAR), strict=True):
-        axis.plot(list(steps), [numbers[column.title] for numbers in steps.values()], "o-", label="run")
+        thousands = [images / 1000 for images in steps]
+        axis.plot(thousands, [numbers[column.title] for numbers in steps.values()], "o-", label="run")
         for i, (name, numbers) in enumerate(others.items(), 1):
             axis.axhline(numbers[column.title], color=f"C{i}", linestyle="--", label=name)
-        axis.set(title=f"{column.title}, mean S", xlabel="images seen", ylim=(0, 1))
+        axis.set(title=f"{column.title}, mean S", xlabel="images seen, thousands", ylim=(0, 1))
     axes[0].set_ylabel("accuracy on the test split")
     axes[0].legend()
     figure.savefig(output, dpi=100)
