@@ -6,12 +6,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import random
 
 from benchmarks.direct import TOKENS, VIEWS, Pair, crops, gradient, losses, normal, targets, tokenizer
 from sparse_vis.models.encoder import Encoder, patchify
 from sparse_vis.models.gelu import gelu
 from sparse_vis.models.linear import product
+from sparse_vis.models.norm import EPSILON, normalize
 from sparse_vis.models.vit import plain_attention
 
 
@@ -125,6 +127,18 @@ def kernel_gradient(images: int) -> Pair:
     )
 
 
+def layer_norm(images: int) -> Pair:
+    """LayerNorm of B/16's tokens with its gradients."""
+    flaxs = nn.LayerNorm(epsilon=EPSILON, use_fast_variance=False)
+
+    def direct(x, scale, bias):
+        return flaxs.apply({"params": {"scale": scale, "bias": bias}}, x)
+
+    forms = (gradient(direct, 0, 1, 2), gradient(normalize, 0, 1, 2))
+    arguments = (normal(images * 213, 768), 1 + 0.1 * normal(768), normal(768))
+    return Pair("flax's, three arrays kept", "the input kept", forms, arguments)
+
+
 def attention(images: int, length: int) -> Pair:
     """Attention of B/16 and its gradients."""
     theirs = functools.partial(jax.nn.dot_product_attention, implementation="xla")
@@ -145,6 +159,7 @@ PAIRS = {
     "crops": lambda: crops(1),
     "gelu": lambda: gelu_alone(4),
     "mlp": lambda: mlp(4),
+    "layer-norm": lambda: layer_norm(4),
     "attention-image": lambda: attention(2, 213),
     "attention-masked": lambda: attention(16, 56),
     "tokenizer": lambda: tokenizer(128),

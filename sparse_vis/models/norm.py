@@ -43,8 +43,9 @@ def _backward(kept, change):
     wide, rows = change.astype(jnp.float32), tuple(range(x.ndim - 1))
     pull = wide * scale
     pull_x = pull - pull.mean(-1, keepdims=True) - unit(x) * (pull * unit(x)).mean(-1, keepdims=True)
-    # The barrier keeps XLA from sharing unit(x) with these sums, for which it would write it out in float32.
-    pull_scale = (wide * unit(jax.lax.optimization_barrier(x))).sum(rows)
+    # On NVIDIA GPUs XLA would share unit(x) with these sums and write it out in float32 for that.
+    apart = jax.lax.platform_dependent(x, cuda=jax.lax.optimization_barrier, default=lambda x: x)
+    pull_scale = (wide * unit(apart)).sum(rows)
     return (factor * pull_x).astype(x.dtype), pull_scale, wide.sum(rows)
 
 
