@@ -95,6 +95,9 @@ RUN = {
     "tests/benchmarks/test_speed.py": {
         "test_the_script_for_a_gpu_runs_the_whole_set": ("benchmarks/gpu.sh",),
     },
+    "tests/benchmarks/test_curve.py": {
+        "test_the_command_draws_a_picture": ("benchmarks/curve.py",),
+    },
     "tests/benchmarks/test_growth.py": {
         "test_input_counts_every_form_and_split": ("benchmarks/input.py",),
     },
