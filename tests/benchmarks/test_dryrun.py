@@ -189,4 +189,4 @@ def test_the_scaling_table_has_a_row_for_every_topology(capsys):
     assert {line.count("|") for line in (header, rule, *rows)} == {13}
     result = json.loads((scaling_table.RESULTS / "b16_v5e_16x16.json").read_text())
     row = next(line for line in rows if line.startswith("| b16, v5e:16x16"))
-    assert f"| {result['memory']['peak'] / 2**30:.2f} |" in row and "| 256, 1 | no, 1 |" in row
+    assert f"| {result['memory']['peak'] / 2**30:.2f} |" in row and "| 256, 1 | none, 1 |" in row
