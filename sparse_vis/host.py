@@ -39,6 +39,8 @@ def prepare() -> None:
     # On two cores XLA's own thread pool deadlocks under a queue of steps.
     os.environ.setdefault("PJRT_NPROC", "32")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
+    # TensorFlow, which only writes curves here, announces these kernels otherwise.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
         os.execv(sys.executable, sys.orig_argv)

@@ -84,7 +84,7 @@ def test_a_run_that_collapses_says_so(tmp_path, capsys):
     # At a rate of 1, rounding decides what else collapses and when; nothing is named twice.
     meanings = ("the same prototype", "covers the whole", "nearly alike", "the same for every image")
     assert all(sum(meaning in line for line in alarms) <= 1 for meaning in meanings)
-    assert rows[-1]["health/L_coverage"] == 0.25
+    assert "L_coverage" in complaints({"L_coverage": rows[-1]["health/L_coverage"]}, tokens=4)
 
 
 @pytest.mark.fast
