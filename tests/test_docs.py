@@ -94,6 +94,7 @@ RUN = {
     },
     "tests/benchmarks/test_speed.py": {
         "test_the_script_for_a_gpu_runs_the_whole_set": ("benchmarks/gpu.sh",),
+        "test_step_without_tensorflow_and_the_data_pipeline": ("benchmarks/step.py",),
     },
     "tests/benchmarks/test_curve.py": {
         "test_the_command_draws_a_picture": ("benchmarks/curve.py",),
