@@ -109,6 +109,7 @@ NOT_RUN = {
     "benchmarks/dryrun.py --topology": WHY,
     "benchmarks/dryrun.py --mesh --topology": WHY,
     "benchmarks/before_after.py": "takes minutes at its sizes; test_growth.py tests its parts",
+    "benchmarks/growth.py": "takes minutes at its sizes; test_growth.py tests its parts",
     "benchmarks/peer.py": "takes minutes at the size that the page gives; test_peer.py tests its parts",
 }
 # Python code of pages that other tests run.
