@@ -19,7 +19,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
-from benchmarks.evidence_tables import TRAINED, number
+from benchmarks.evidence_tables import TRAINED, metrics, number
 from benchmarks.experiments import KNN, LINEAR
 from sparse_vis.errors import UserError, command_line
 
@@ -30,9 +30,8 @@ def curves(evaluation: dict, batch: int) -> tuple[dict[int, dict], dict[str, dic
     Raises:
         UserError: fewer than two step folders were measured.
     """
-    steps, others = {}, {}
-    for encoder, tasks in evaluation["encoders"].items():
-        result = {"metrics": {encoder: {task: found["metrics"] for task, found in tasks.items()}}}
+    result, steps, others = {"metrics": metrics(evaluation)}, {}, {}
+    for encoder in result["metrics"]:
         numbers = {column.title: number(result, encoder, column.path) for column in (KNN, LINEAR)}
         step = pathlib.PurePath(encoder).name
         if step.isdigit():

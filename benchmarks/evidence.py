@@ -25,7 +25,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
-from benchmarks.evidence_tables import write_tables
+from benchmarks.evidence_tables import metrics, write_tables
 from benchmarks.experiments import GROUPS, Row
 from sparse_vis.errors import UserError, command_line
 
@@ -83,16 +83,13 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
     log = (workdir / "log.txt").read_text()
     if done.returncode:
         raise UserError(f"{group}/{name} seed {seed} failed: see the end of {workdir / 'log.txt'}.")
-    measured = json.loads((workdir / "evaluation.json").read_text())["encoders"]
+    measured = metrics(json.loads((workdir / "evaluation.json").read_text()))
     return {
         "group": group, "row": name, "seed": seed, "command": ["main.py", *arguments],
         "seconds": time.time() - began, "date": datetime.date.today().isoformat(),
         "machine": platform.machine(), "alarms": [x for x in log.splitlines() if x.startswith("warning:")],
         "health": health(workdir),
-        "metrics": {
-            others.get(encoder, encoder): {task: result["metrics"] for task, result in tasks.items()}
-            for encoder, tasks in measured.items()
-        },
+        "metrics": {others.get(encoder, encoder): tasks for encoder, tasks in measured.items()},
     }  # fmt: skip
 
 

@@ -14,6 +14,14 @@ from sparse_vis.errors import UserError
 TRAINED = "trained"  # the encoder that a run trained, in its results
 
 
+def metrics(evaluation: dict) -> dict[str, dict]:
+    """Encoder -> task -> metrics, of an evaluation.json's content."""
+    return {
+        encoder: {task: result["metrics"] for task, result in tasks.items()}
+        for encoder, tasks in evaluation["encoders"].items()
+    }
+
+
 def number(result: dict, encoder: str, path: tuple[str, ...]) -> float | None:
     """A number of a result by its keys; None where it is absent. Health is the trained model's alone."""
     if path[0] != "health":

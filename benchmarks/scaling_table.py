@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
+
+from sparse_vis.train.settings import FORMER
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 GIB = 2**30
-REMAT = {False: "none", True: "blocks"}  # what older files say
+REMAT = FORMER["efficiency.remat"]  # older files have the former values
 HEADER = (
     "| model, chips | mesh | remat, microbatches | memory GiB | of chip | TFLOPs per chip (per image) "
     "| main memory GB | step ms: chip + links | images/s | share of peak "
