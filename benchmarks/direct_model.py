@@ -119,12 +119,14 @@ def fused_qkv(images: int) -> Pair:
 
 
 def kernel_gradient(images: int) -> Pair:
-    """The first product of a B/16 block's MLP with its gradients."""
-    forms = (gradient(jnp.matmul, 0, 1), gradient(product, 0, 1))
-    arguments = (normal(images * 213, 768), 0.02 * normal(768, 3072))
-    return Pair(
-        "autodiff's product of the kernel's gradient", "one factor laid out transposed", forms, arguments
-    )
+    """The two products of a B/16 block's MLP with their gradients, nothing between them."""
+
+    def both(multiply):
+        return gradient(lambda x, w, v: multiply(multiply(x, w), v), 0, 1, 2)
+
+    arguments = (normal(images, 213, 768), 0.02 * normal(768, 3072), 0.02 * normal(3072, 768))
+    names = "autodiff's: two axes contracted", "one product of matrices"
+    return Pair(*names, (both(jnp.matmul), both(product)), arguments)
 
 
 def layer_norm(images: int) -> Pair:

@@ -12,8 +12,9 @@
 
 The peer (benchmarks/peer_model.py) wraps transformers' ViT layers and is given our weights; before anything
 is timed, features and losses of both are compared. A step takes the same views as arrays: drawing them is in
-neither time. The last line is JSON: encode_ratio and step_ratio, the peer's time / ours, above 1 where we are
-faster, and their spreads.
+neither time. The products of one layer are timed alone too: how XLA's matrix products stand to PyTorch's
+bounds the rest. The last line is JSON: products_ratio, encode_ratio and step_ratio, the peer's time / ours,
+above 1 where we are faster, and their spreads.
 """
 
 import functools
@@ -64,6 +65,35 @@ def same(name: str, ours, theirs) -> float:
     if not difference < TOLERANCE:
         raise UserError(f"the peer's {name} differs by {difference:.1e}; do not compare the times.")
     return difference
+
+
+def layer_kernels(m) -> list[tuple[int, int]]:
+    """In and out of the four kernels of one encoder layer; `m` is config.model."""
+    return [(m.width, 3 * m.width), (m.width, m.width), (m.width, m.mlp_dim), (m.mlp_dim, m.width)]
+
+
+def tokens_of(m) -> int:
+    """Rows that an image has in the encoder: CLS, patches and tokens."""
+    return 1 + (m.image_size // m.patch) ** 2 + m.tokens
+
+
+def products(config):
+    """The products of one encoder layer with its kernels, for the images of an encode call.
+
+    Both as functions without arguments, and how far their first results are apart.
+    """
+    import jax
+    import torch
+
+    from benchmarks.measure import compiled
+
+    linear, rows = torch.nn.functional.linear, ENCODE.value * tokens_of(config.model)
+    # PyTorch keeps kernels as (out, in).
+    pairs = [(torch.randn(rows, i), torch.randn(o, i)) for i, o in layer_kernels(config.model)]
+    arrays = jax.device_put([(x.numpy(), w.numpy().T.copy()) for x, w in pairs])
+    program = compiled(lambda pairs: [x @ w for x, w in pairs], arrays).call
+    differences = {"product": same("product", program(arrays)[0], linear(*pairs[0]))}
+    return (lambda: program(arrays)), (lambda: [linear(x, w) for x, w in pairs]), differences
 
 
 def encoders(config, recipe, params, peer):
@@ -135,8 +165,10 @@ def main(_):
     recipe, peer = recipe_of(config), Peer(config)
     state = random_state(recipe)
     transplant(state.params, peer)
+    layer_flops = 2.0 * tokens_of(config.model) * sum(i * o for i, o in layer_kernels(config.model))
     result = {"config": config.name, "compile": COMPILE.value, "peaks": peaks()}
     for name, make, images, flops in (
+        ("products", lambda: products(config), ENCODE.value, layer_flops),
         ("encode", lambda: encoders(config, recipe, state.params, peer), ENCODE.value, encode_flops(config)),
         ("step", lambda: steps(config, recipe, state, peer), STEP.value, sum(step_flops(config).values())),
     ):
@@ -145,7 +177,8 @@ def main(_):
         result[name] = compare(ours, theirs, command.REPEATS.value, images) | {"differences": differences}
         print(report(name, result[name], flops, result["peaks"]), flush=True)
     command.write(result)
-    last = {f"{name}_{key}": result[name][key] for name in ("encode", "step") for key in ("ratio", "spread")}
+    timed = ("products", "encode", "step")
+    last = {f"{name}_{key}": result[name][key] for name in timed for key in ("ratio", "spread")}
     print(json.dumps(last), flush=True)
 
 
