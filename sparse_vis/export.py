@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop import manifest
 from sparse_vis.interop.layout import Tensors
-from sparse_vis.interop.load import Loaded, abstract_params, read_model
+from sparse_vis.interop.load import PLACES, Loaded, abstract_params, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.programs import FORMATS, export_program
@@ -107,6 +107,7 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
             shutil.copyfile(found.tokenizer, copy)
         # Last, so that an export cut short is never taken for a complete one.
         (output / "config.json").write_text(json.dumps({"models": {called: entry}}, indent=1) + "\n")
+        shutil.copymode(output / "config.json", weights)  # safetensors writes for the owner's eyes only
     except (OSError, SafetensorError) as error:
         raise UserError(f"{output} cannot be written ({error}); give another --output folder.") from error
     return weights
@@ -116,7 +117,7 @@ def main() -> None:
     """Command line; see --help."""
     parser = argparse.ArgumentParser(prog="python -m sparse_vis.export", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--checkpoint", required=True, help="workdir, step folder, released file or folder, or hf:// address")
+    add("--checkpoint", required=True, help=PLACES)
     add("--name", help="model of a release folder that holds several")
     add(
         "--format",

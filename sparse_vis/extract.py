@@ -17,6 +17,7 @@ import pyarrow as pa
 from sparse_vis.data.ahead import ON_ERROR, Loaded, load_ahead, load_image, usable
 from sparse_vis.data.sources import Source, open_input
 from sparse_vis.errors import UserError, command_line
+from sparse_vis.interop.load import PLACES
 from sparse_vis.progress import Progress
 from sparse_vis.shards import (
     DTYPES,
@@ -142,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help="workdir, step folder, released file or folder, or hf:// address")
+    add("--checkpoint", required=True, help=PLACES)
     add("--name", help="model of a release folder that holds several")
     add(
         "--input",

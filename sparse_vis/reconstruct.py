@@ -23,6 +23,7 @@ from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.sources import FolderSource, open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.evals.reconstruction import psnr
+from sparse_vis.interop.load import PLACES
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.progress import Progress
 
@@ -161,7 +162,7 @@ def main() -> None:
         "python -m sparse_vis.reconstruct --checkpoint=runs/quickstart --input=photos --output=sheets",
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help="workdir, step folder, released file or folder, or hf:// address")
+    add("--checkpoint", required=True, help=PLACES)
     add("--name", help="model of a release folder that holds several")
     add("--input", required=True, help="folder of JPEG, PNG or WebP images")
     add("--output", required=True, type=pathlib.Path, help="folder for the PNGs")

@@ -76,6 +76,7 @@ def test_released_models_come_back_tensor_by_tensor(tmp_path, name):
 
 def test_our_checkpoint_there_and_back(tmp_path, workdir):
     first = export.export_released(workdir, tmp_path / "a")
+    assert first.stat().st_mode == (tmp_path / "a" / "config.json").stat().st_mode, "others may read it too"
     model, params = sparse_vis.load(workdir)
     again, same = sparse_vis.load(tmp_path / "a")
     assert again == model

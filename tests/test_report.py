@@ -150,8 +150,8 @@ def test_a_report_of_a_run_and_then_of_the_checkpoint_alone(workdir, tmp_path, m
     output = tmp_path / "report.html"
     code, printed = run(monkeypatch, capsys, checkpoint=workdir, output=output, gallery=2, voters=17)
     assert code is None
-    assert re.search(r"^encoded 17/17 images  \S+ images/s  ETA 0 s$", printed, re.M)
-    assert re.search(r"^decoded edits of 2/2 images", printed, re.M)
+    assert re.search(r"^encoding: 17/17 images  \S+ images/s  ETA 0:00:00$", printed, re.M)
+    assert re.search(r"^editing: 2/2 images", printed, re.M)
     page = output.read_text()
     assert page.count("<article") == 2 and page.count('data-token="') == 2 * TOKENS
     for word in (
@@ -174,6 +174,15 @@ def test_a_report_of_a_run_and_then_of_the_checkpoint_alone(workdir, tmp_path, m
     )
     assert "removed" in page and 'value="swapped"' not in page  # a single image has no partner
     assert [path.name for path in tmp_path.glob("report*")] == ["report.html"]
+
+
+def test_a_report_of_the_model_of_the_package_looks_at_scenes(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "report.html"
+    code, _ = run(monkeypatch, capsys, checkpoint="scenes-tiny", output=output, gallery=2, voters=2)
+    page = output.read_text()
+    assert code is None and "scenes, split &#39;test&#39;" in page and page.count("<article") == 2
+    shown = re.findall(r"PSNR (\d+\.\d) dB", page)
+    assert float(shown[0]) > 15, "scenes that it was not trained for are reconstructed worse"
 
 
 def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(

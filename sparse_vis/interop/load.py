@@ -23,8 +23,12 @@ from sparse_vis.train import checkpoint, settings
 _TEACHER = (r"teacher_(sparse_tokens|(encoder|head|cls_head)\..*)",)
 _CLS_HEAD = "cls_cluster_head"
 
-# Small trained models that come with the package: a release folder and a card (README.md) each.
+# Small models trained on scenes that come with the package: a release folder and a card (README.md) each.
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "checkpoints"
+
+
+# What --checkpoint of every tool takes.
+PLACES = "workdir, step folder, released file or folder, hf:// address, or scenes-tiny"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Loaded:
         tokenizer: weights of the VQ tokenizer named beside the model; None if none is named.
         unused: tensors of a released file that the model does not read, under their own names.
         step: step folder of one of our own checkpoints, else None.
+        data_known: whether config.data says what the model was trained on; a released file does not.
     """
 
     config: ConfigDict
@@ -43,6 +48,7 @@ class Loaded:
     tokenizer: pathlib.Path | None
     unused: dict[str, np.ndarray]
     step: pathlib.Path | None
+    data_known: bool
 
 
 def abstract_params(config: ConfigDict) -> dict:
@@ -88,7 +94,7 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
     vq = entry.get("vq_model") or {}
     tokenizer = weights.parent / vq["weights"] if "weights" in vq else None
     unused = {name: array for name, array in found.items() if name not in expected}
-    return Loaded(config, jax.tree.map(np.ascontiguousarray, params), tokenizer, unused, None)
+    return Loaded(config, jax.tree.map(np.ascontiguousarray, params), tokenizer, unused, None, False)
 
 
 def _pick(models: dict, name: str | None, folder: pathlib.Path | str) -> str:
@@ -165,7 +171,9 @@ def read_model(
         return _read_hub(str(path), name, revision, local_files_only)
     path = pathlib.Path(path)
     if not path.exists() and path.name == str(path) and (SHIPPED / path).is_dir():
-        path = SHIPPED / path
+        loaded = _read_folder(SHIPPED / path, name)
+        loaded.config.data.scenes.size = loaded.config.model.image_size
+        return dataclasses.replace(loaded, data_known=True)
     if path.is_file() or path.suffix == ".safetensors":
         return _read_file(path, name)
     released = (path / "config.json").is_file() or any(path.glob("*.safetensors"))
@@ -175,4 +183,4 @@ def read_model(
     config = settings.from_plain(checkpoint.read_config(step), step / "config")
     params = checkpoint.restore_params(step, abstract_params(config))
     tokenizer = pathlib.Path(config.model.tokenizer.path) if config.model.tokenizer.path else None
-    return Loaded(config, params, tokenizer, {}, step)
+    return Loaded(config, params, tokenizer, {}, step, True)

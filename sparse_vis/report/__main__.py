@@ -10,6 +10,7 @@ import pathlib
 
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.evals.results import write
+from sparse_vis.interop.load import PLACES
 from sparse_vis.report.contents import make_contents
 from sparse_vis.report.page import GENERATOR, render
 
@@ -57,7 +58,7 @@ def main() -> None:
         prog="python -m sparse_vis.report", description="A model on one self-contained HTML page."
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help="workdir, step folder, released file or folder, or hf:// address")
+    add("--checkpoint", required=True, help=PLACES)
     add("--name", help="model of a release folder that holds several")
     add("--output", required=True, type=pathlib.Path, help="HTML file; an earlier report is replaced")
     add("--images", help="folder of images, instead of the test split of the run's data")

@@ -12,8 +12,9 @@ from PIL import Image
 
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.pictures import segment_overlay, segments, token_colours, token_overlay
+from sparse_vis.progress import Progress
 from sparse_vis.report.edits import decoded, letter, make_pairs
-from sparse_vis.report.images import Encoded, Progress
+from sparse_vis.report.images import Encoded
 
 LARGE, SMALL = 256, 144  # pixels of the longest side: pictures of the gallery, and edits
 SHARP = 96  # up to here PNG: a small picture is shown enlarged, and lossy compression would show too
@@ -102,7 +103,7 @@ def make_cards(
         found: encoded images, those of the gallery first.
         decodes: whether there is what a reconstruction needs. edits: whether edits can change it.
     """
-    progress = Progress("decoded edits of" if edits else "drew", len(images))
+    progress = Progress("editing" if edits else "drawing", len(images))
     cards, grid = [], model.grid(*images.shape[1:3])
     height, width = grid[0] * model.patch, grid[1] * model.patch
     for i, pair in enumerate(make_pairs(found.S[: len(images)], found.L[: len(images)])):
@@ -116,5 +117,5 @@ def make_cards(
             data_uri(segment_overlay(L, grid)), segments(L, grid).tolist(), tokens,
             int(L.mean(axis=0).argmax()), pair.other,
         ))  # fmt: skip
-        progress.show(i + 1)
+        progress.add(1)
     return cards

@@ -103,7 +103,7 @@ def make_contents(arguments: argparse.Namespace) -> Contents:
         UserError: anything the user can mend.
     """
     found = read_model(arguments.checkpoint, arguments.name)
-    images_found = find_images(found.config, arguments.images, own_run=found.step is not None)
+    images_found = find_images(found.config, arguments.images, data_known=found.data_known)
     metrics, encoders, no_metrics = run_files(found)
     model, params = api.load(
         found.step or arguments.checkpoint, arguments.name, tokenizer=arguments.tokenizer

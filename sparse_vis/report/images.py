@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from dataclasses import dataclass
 
 import jax
@@ -18,6 +17,7 @@ from sparse_vis.data.sources import Source, open_folder
 from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.models.stellar import Stellar
+from sparse_vis.progress import Progress
 
 BATCH = 16
 
@@ -35,12 +35,11 @@ class HeldOut:
     origin: str
 
 
-def find_images(config: ConfigDict, folder: str | None, *, own_run: bool) -> HeldOut:
+def find_images(config: ConfigDict, folder: str | None, *, data_known: bool) -> HeldOut:
     """The images of a folder, else the test images of the run's data source, as evaluations read them.
 
     Args:
-        config: of the model. folder: of --images. own_run: whether the model is of a run of ours, whose
-            configuration names its data; a released file's does not.
+        config: of the model. folder: of --images. data_known: whether config.data is of the model's training.
 
     Raises:
         UserError: there are none; names the flag that gives others.
@@ -51,7 +50,7 @@ def find_images(config: ConfigDict, folder: str | None, *, own_run: bool) -> Hel
         except UserError as error:
             raise UserError(str(error).replace("--input", "--images")) from None
         return HeldOut(source, np.arange(len(source)), f"folder {folder}")
-    if not own_run:
+    if not data_known:
         raise UserError("a released file does not say where its images are; give --images=FOLDER.")
     try:
         part = open_data(config).parts["test"]
@@ -128,33 +127,12 @@ def encode_all(
         model, params: of sparse_vis.load. images: (N, H, W, 3) uint8.
         temperature: of the student's softmax over prototypes.
     """
-    parts, progress = [], Progress("encoded", len(images))
+    parts, progress = [], Progress("encoding", len(images))
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
         # A last, smaller batch is filled up, so that the encoder compiles once.
         padded = np.pad(batch, [(0, BATCH - len(batch)), (0, 0), (0, 0), (0, 0)], mode="edge")
         found = jax.device_get(_encode(model, params, padded, temperature))
         parts.append({name: array[: len(batch)] for name, array in found.items()})
-        progress.show(start + len(batch))
+        progress.add(len(batch))
     return Encoded(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-
-
-class Progress:
-    """Prints images done, images/s and ETA; the rate leaves out the first call's images, which compile.
-
-    Args:
-        verb: what is done to the images. total: number of them.
-    """
-
-    def __init__(self, verb: str, total: int):
-        self.verb, self.total, self.first, self.began = verb, total, 0, 0.0
-
-    def show(self, count: int) -> None:
-        """`count` images are done."""
-        line, now = f"{self.verb} {count}/{self.total} images", time.perf_counter()
-        if not self.began:
-            self.first, self.began = count, now
-        else:
-            rate = (count - self.first) / (now - self.began)
-            line += f"  {rate:.1f} images/s  ETA {(self.total - count) / rate:.0f} s"
-        print(line, flush=True)
