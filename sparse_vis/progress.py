@@ -11,7 +11,8 @@ REPORT_SECONDS = 5.0
 class Progress:
     """Prints images done, images/s and the time left, now and then and at the end.
 
-    The rate leaves out the first images that are counted, while which programs compile.
+    The rate leaves out the first images that are counted, while which programs compile; where there are no
+    others it is theirs.
 
     Args:
         what: is done. total: images, over all epochs. done: of them, by an earlier call.
@@ -19,14 +20,16 @@ class Progress:
 
     def __init__(self, what: str, total: int, done: int = 0):
         self.what, self.total, self.done = what, total, done
-        self.first, self.began, self.printed = None, 0.0, time.perf_counter()
+        self.first, self.began = self.done, time.perf_counter()
+        self.printed, self.warm = self.began, False
 
     def add(self, images: int) -> None:
         """Count images that were handled."""
         now = time.perf_counter()
         self.done += images
-        if self.first is None:
+        if not self.warm and self.done < self.total:
             self.first, self.began = self.done, now
+        self.warm = True
         if now - self.printed < REPORT_SECONDS and self.done < self.total:
             return
         self.printed, rate = now, (self.done - self.first) / max(now - self.began, 1e-9)

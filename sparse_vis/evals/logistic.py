@@ -14,10 +14,12 @@ from jaxtyping import Array, Float, Int
 
 from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray
+from sparse_vis.progress import Progress
 
 LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
 # Rows handled at once outside training: bounds the float64 statistics and the logits of all rates.
 BLOCK = 2048
+SHOWN_STEPS = 50  # after as many the progress line may be shown
 
 
 @dataclass(frozen=True)
@@ -128,22 +130,65 @@ def logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B c
     return jnp.matmul(x, probe["weight"], precision=jax.lax.Precision.HIGHEST) + probe["bias"]
 
 
-@partial(jax.jit, static_argnames="classes")
 def _fit(
-    xs: tuple[Array, ...],
-    y: Int[Array, N * classes],
-    batches: Int[AnyArray, "steps batch"],
+    xs: tuple[AnyArray, ...],
+    y: Int[AnyArray, N * classes],
+    batches: Int[np.ndarray, "steps batch"],
     moments: list[tuple[AnyArray, AnyArray]],
-    learning_rates: Float[Array, " rates"],
-    weight_decay: Float[Array, ""],
+    learning_rates: Float[AnyArray, " rates"],
+    weight_decay: float,
     classes: int,
 ) -> tuple[Float[Array, "features rates width classes"], Float[Array, "features rates classes"]]:
-    """Weights and biases under one vmap over (feature, rate).
+    """Weights and biases of every feature and rate; prints progress."""
+    state = _start(max(x.shape[1] for x in xs), len(xs), learning_rates, classes, weight_decay)
+    progress = Progress("linear probes", batches.size)
+    for part in np.array_split(batches, -(-len(batches) // SHOWN_STEPS)):
+        state = _advance(state, xs, y, part, moments, learning_rates, weight_decay, len(batches))
+        jax.block_until_ready(state)
+        progress.add(part.size)
+    return state[0]["weight"], state[0]["bias"]
+
+
+def _optimizer(rate: AnyArray, weight_decay: float | AnyArray, steps: int) -> optax.GradientTransformation:
+    return optax.adamw(
+        lambda step: rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps)), weight_decay=weight_decay
+    )
+
+
+def _over_both(function, by_feature, by_rate):
+    return jax.vmap(jax.vmap(function, by_rate), by_feature)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 3))
+def _start(
+    width: int, features: int, learning_rates: Float[Array, " rates"], classes: int, weight_decay: AnyArray
+):
+    """Weights and biases of zero with the optimizer's state, for every feature and rate."""
+
+    def one(_, rate):
+        probe = {"weight": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
+        return probe, _optimizer(rate, weight_decay, 1).init(probe)
+
+    return _over_both(one, (0, None), (None, 0))(jnp.arange(features), learning_rates)
+
+
+@partial(jax.jit, static_argnames="steps", donate_argnums=0)
+def _advance(
+    state,
+    xs: tuple[AnyArray, ...],
+    y: Int[AnyArray, N * classes],
+    batches: Int[AnyArray, "some batch"],
+    moments: list[tuple[AnyArray, AnyArray]],
+    learning_rates: Float[AnyArray, " rates"],
+    weight_decay: AnyArray,
+    steps: int,
+):
+    """The state after some more of all steps, under one vmap over (feature, rate).
 
     A batch of a feature is filled up with zeros to the widest one: what multiplies a zero has no gradient, so
     it stays where it starts, at zero, and all others are as they would be alone.
     """
-    steps, width = len(batches), max(x.shape[1] for x in xs)
+    width = state[0]["weight"].shape[2]
 
     def padded(rows):
         standard = [(x[rows] - shift) * scale for x, (shift, scale) in zip(xs, moments, strict=True)]
@@ -155,25 +200,12 @@ def _fit(
             return optax.sigmoid_binary_cross_entropy(out, y).mean()
         return optax.softmax_cross_entropy_with_integer_labels(out, y).mean()
 
-    def optimizer(rate):
-        return optax.adamw(
-            lambda step: rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps)), weight_decay=weight_decay
-        )
-
-    def start(_, rate):
-        probe = {"weight": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
-        return probe, optimizer(rate).init(probe)
-
     def update(rate, x, y, probe, state):
-        change, state = optimizer(rate).update(jax.grad(loss)(probe, x, y), state, probe)
+        optimizer = _optimizer(rate, weight_decay, steps)
+        change, state = optimizer.update(jax.grad(loss)(probe, x, y), state, probe)
         return optax.apply_updates(probe, change), state
 
-    def over_both(function, by_feature, by_rate):
-        return jax.vmap(jax.vmap(function, by_rate), by_feature)
-
-    together = over_both(update, (None, 0, None, 0, 0), (0, None, None, 0, 0))
-    first = over_both(start, (0, None), (None, 0))(jnp.arange(len(xs)), learning_rates)
-    (probe, _), _ = jax.lax.scan(
-        lambda state, rows: (together(learning_rates, padded(rows), y[rows], *state), None), first, batches
-    )
-    return probe["weight"], probe["bias"]
+    together = _over_both(update, (None, 0, None, 0, 0), (0, None, None, 0, 0))
+    return jax.lax.scan(
+        lambda state, rows: (together(learning_rates, padded(rows), y[rows], *state), None), state, batches
+    )[0]

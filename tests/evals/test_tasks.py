@@ -17,6 +17,7 @@ from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.features import Encoder
 from sparse_vis.evals.label_maps import centre_square, check_maps, label_map, random_square
+from sparse_vis.evals.logistic import Protocol
 from sparse_vis.evals.networks import Networks
 from sparse_vis.evals.reconstruction import psnr
 from sparse_vis.evals.tasks import TASKS
@@ -276,5 +277,7 @@ def test_all_tasks_share_one_pass_that_computes_what_they_need(capsys):
     np.testing.assert_array_equal(columns["label"], which[:, 0, 0])
     printed = capsys.readouterr().out.splitlines()
     expected = [f"e: {part} images: 20/20 images" for part in ("train", "test")]
+    steps, batch = Protocol().steps, 18  # two of the 20 are held out
+    expected.append(f"linear probes: {steps * batch}/{steps * batch} images")
     assert [line.split("  ")[0] for line in printed] == expected
     assert "images/s  ETA 0:00:00" in printed[0]

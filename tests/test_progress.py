@@ -1,0 +1,32 @@
+"""The line that long work over images shows."""
+
+import pytest
+
+from sparse_vis import progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that progress sees, to be moved by the test."""
+    seconds = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: seconds[0])
+    return seconds
+
+
+@pytest.mark.fast
+def test_the_rate_leaves_out_the_first_batch_which_compiles(clock, capsys):
+    shown = progress.Progress("features", 100)
+    for seconds, images in ((60.0, 10), (62.0, 20), (66.0, 10), (68.0, 20)):
+        clock[0] = seconds
+        shown.add(images)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "features: 10/100 images"  # 60 s of silence end with a line
+    assert second == "features: 40/100 images  5.0 images/s  ETA 0:00:12"  # 30 images in 6 s, 60 left
+
+
+@pytest.mark.fast
+def test_work_of_one_batch_has_its_rate(clock, capsys):
+    shown = progress.Progress("features", 14, done=10)
+    clock[0] = 2.0
+    shown.add(4)
+    assert capsys.readouterr().out == "features: 14/14 images  2.0 images/s  ETA 0:00:00\n"
