@@ -2,11 +2,6 @@
 
     python benchmarks/before_after.py --json=benchmarks/results/before_after.json
 
-    --only=losses,crops   some of the pairs of benchmarks/direct_model.py, or of: loss-memory, unroll, start
-    --repeats=15          turns that are timed, after two that are not
-    --json=FILE           the same numbers for programs, with device, versions and date; what the file has of
-                          other pairs stays
-
 A ratio is before / after, of the least times and the median over the turns: above 1 where ours is faster.
 "unroll" is the step of configs/digits.py with the layers of the scan laid out; "start" is main.py twice with
 a cache of compiled programs that is empty at first, then with another seed; "loss-memory" only compiles the
@@ -198,10 +193,27 @@ def main() -> None:
         "unroll": measure_unroll,
         "start": measure_start,
     }
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--json")
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/before_after.py", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add(
+        "--only",
+        default="",
+        metavar="LOSSES,CROPS",
+        help="some of the pairs of benchmarks/direct_model.py, or of: loss-memory, unroll, start",
+    )
+    add(
+        "--repeats",
+        type=int,
+        default=15,
+        metavar="N",
+        help="turns that are timed, after two that are not (%(default)s)",
+    )
+    add(
+        "--json", metavar="FILE", help="the same numbers for programs; what the file has of other pairs stays"
+    )
     arguments = parser.parse_args()
     check_json(arguments.json)
     names = arguments.only.split(",") if arguments.only else list(known)

@@ -2,12 +2,8 @@
 
     python benchmarks/curve.py --evaluation=runs/NAME/evaluation.json --batch=64 --output=curve.png
 
-    --evaluation=FILE   of main.py --mode=evaluate with tasks knn and linear, the run's step folders in
-                        config.eval.beside; encoders that are no step folder are horizontal lines
-    --batch=N           images of a step
-    --output=FILE       PNG
-
-Numbers are those of mean S; where an encoder has no S, of mean U.
+Encoders that are no step folder are horizontal lines. Numbers are those of mean S; where an encoder has no S,
+of mean U.
 """
 
 from __future__ import annotations
@@ -65,16 +61,26 @@ def draw(steps: dict[int, dict], others: dict[str, dict], output: pathlib.Path) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="python benchmarks/curve.py", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    add, file = parser.add_argument, {"type": pathlib.Path, "required": True, "metavar": "FILE"}
+    add(
+        "--evaluation",
+        **file,
+        help="evaluation.json of main.py --mode=evaluate with tasks knn and linear, "
+        "the run's step folders in config.eval.beside",
     )
-    parser.add_argument("--evaluation", type=pathlib.Path, required=True, metavar="FILE")
-    parser.add_argument("--batch", type=int, required=True, metavar="N")
-    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE")
+    add("--batch", type=int, required=True, metavar="N", help="images of a step")
+    add("--output", **file, help="PNG")
     arguments = parser.parse_args()
     try:
         evaluation = json.loads(arguments.evaluation.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{arguments.evaluation} is no evaluation.json ({error}).") from None
+        raise UserError(
+            f"{arguments.evaluation} is no evaluation.json ({error}); give the one in the workdir of "
+            "main.py --mode=evaluate."
+        ) from None
     steps, others = curves(evaluation, arguments.batch)
     draw(steps, others, arguments.output)
     for images, numbers in steps.items():

@@ -155,6 +155,9 @@ def main(_):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
     import jax  # only now, as it reads the environment
 
+    from benchmarks.record import check_json
+
+    check_json(JSON.value)
     devices = tpu_devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
     with config.unlocked():
         config.efficiency.mesh = mesh or config.efficiency.mesh

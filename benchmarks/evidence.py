@@ -2,13 +2,6 @@
 
     python benchmarks/evidence.py --group=ablations --seeds=0,1,2
 
-    --group=NAME     of benchmarks/experiments.py; without it, all of them are listed
-    --rows=A,B       only these rows of the group
-    --seeds=0,1,2    each is a run of main.py: train, then evaluate
-    --workdirs=DIR   where runs live (runs/evidence); an interrupted one continues
-    --results=DIR    one JSON file per finished run; a run that has one is skipped
-    --tables         run nothing; write the tables of all results into docs/results.md
-
 Stop it at any time and start it again. All rows run with the first seed before the second one begins.
 """
 
@@ -19,6 +12,7 @@ import datetime
 import json
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -96,14 +90,19 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
 def main() -> None:
     """Command line; see the docstring of this file."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--group", choices=GROUPS)
-    parser.add_argument("--rows")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--workdirs", type=pathlib.Path, default=ROOT / "runs" / "evidence")
-    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
-    parser.add_argument("--tables", action="store_true")
+        prog="python benchmarks/evidence.py", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add, folder = parser.add_argument, {"type": pathlib.Path, "metavar": "DIR"}
+    add("--group", choices=GROUPS, help="of benchmarks/experiments.py; without it, all of them are listed")
+    add("--rows", metavar="A,B", help="only these rows of the group")
+    add("--seeds", default="0,1,2", help="each is a run of main.py: train, then evaluate (%(default)s)")
+    add("--workdirs", **folder, default=ROOT / "runs" / "evidence",
+        help="where runs live (runs/evidence); an interrupted one continues")  # fmt: skip
+    add("--results", **folder, default=RESULTS,
+        help="one JSON file per finished run; a run that has one is skipped")  # fmt: skip
+    add("--tables", action="store_true",
+        help="run nothing; write the tables of all results into docs/results.md")  # fmt: skip
     arguments = parser.parse_args()
     if arguments.tables:
         return write_tables(arguments.results, ROOT / "docs" / "results.md")
@@ -115,10 +114,15 @@ def main() -> None:
     wanted = arguments.rows.split(",") if arguments.rows else list(rows)
     if unknown := [name for name in wanted if name not in rows]:
         raise UserError(f"--rows={unknown[0]} is no row of {arguments.group}; it has {', '.join(rows)}.")
+    seeds = arguments.seeds.split(",")
+    if wrong := [seed for seed in seeds if not re.fullmatch("[0-9]+", seed)]:
+        raise UserError(
+            f"--seeds={arguments.seeds}: {wrong[0]!r} is no seed; give numbers, as in --seeds=0,1,2."
+        )
     results, group = arguments.results, arguments.group
     files = {
-        (name, int(seed)): results / group / f"{name}-seed{int(seed)}.json"
-        for seed in arguments.seeds.split(",")
+        (name, seed): results / group / f"{name}-seed{seed}.json"
+        for seed in map(int, seeds)
         for name in wanted
     }
     todo, began = [pair for pair, file in files.items() if not file.exists()], time.time()

@@ -2,9 +2,6 @@
 
     python benchmarks/growth.py --json=benchmarks/results/growth.json --plot=docs/images/growth.png
 
-    --json=FILE      what is measured is kept there point by point: started again, the command does the rest
-    --plot=FILE      the same as a picture
-
 Loss and gradients of a small STELLAR (width 128, 4 layers), beside a dense ViT of the same size on the same
 views (no queries, no factorization, no prototype heads; it decodes its own patch features) and the decoder
 alone. The expected law is that of the counted matrix products. A time is the least of 7 calls, as other work
@@ -65,9 +62,13 @@ def main() -> None:
     from benchmarks.growth_report import plot, table
     from benchmarks.record import check_json, machine
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", required=True)
-    parser.add_argument("--plot")
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/growth.py", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--json", required=True, metavar="FILE",
+        help="what is measured is kept there point by point: started again, the command does the rest")  # fmt: skip
+    parser.add_argument("--plot", metavar="FILE", help="the same as a picture")
     arguments = parser.parse_args()
     check_json(arguments.json)
     if arguments.plot and not pathlib.Path(arguments.plot).absolute().parent.is_dir():

@@ -2,9 +2,6 @@
 
     python benchmarks/input.py --json=benchmarks/results/input.json
 
-    --rounds=3       of 8 batches of 32 images for each number of workers and threads, in turns
-    --json=FILE      the same numbers for programs, with device, versions and date
-
 Files are made on the fly from scikit-learn's photographs and stay in memory: what is measured is computation.
 Per core means per second of a core's time, so that other work on the machine counts little.
 """
@@ -125,9 +122,14 @@ def main() -> None:
     from benchmarks.photographs import photographs
     from benchmarks.record import check_json, write_json
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json")
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/input.py", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--rounds", type=int, default=3, metavar="N", help="of 8 batches of 32 images for each number of "
+        "workers and threads, in turns (%(default)s)")  # fmt: skip
+    add("--json", metavar="FILE", help="the same numbers for programs, with device, versions and date")
     arguments = parser.parse_args()
     check_json(arguments.json)
     if arguments.rounds < 1:

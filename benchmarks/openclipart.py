@@ -35,14 +35,17 @@ def unpacked(package: pathlib.Path | None, folder: pathlib.Path) -> pathlib.Path
     Raises:
         UserError: apt or dpkg-deb fail, or the package holds something else.
     """
+    if package is not None and not package.is_file():
+        raise UserError(f"--package={package} is no file; give the .deb of {PACKAGE}, or leave it out.")
     try:
         if package is None:
             subprocess.run(["apt-get", "download", PACKAGE], cwd=folder, check=True)
             package = next(folder.glob("*.deb"))
         subprocess.run(["dpkg-deb", "-x", package.resolve(), folder / "files"], check=True)
     except (OSError, subprocess.CalledProcessError, StopIteration) as error:
+        failed = error.cmd[0] if isinstance(error, subprocess.CalledProcessError) else error
         raise UserError(
-            f"{PACKAGE} cannot be fetched ({error}); on Debian run apt-get update, "
+            f"{PACKAGE} cannot be fetched or unpacked (failed: {failed}); on Debian run apt-get update, "
             "or give --package=FILE.deb."
         ) from None
     found = folder / "files" / "usr" / "share" / "openclipart" / "png"
@@ -93,8 +96,9 @@ def arrange(categories: pathlib.Path, output: pathlib.Path) -> dict[str, dict[st
 def main() -> None:
     """Command line; see the docstring of this file."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        prog="python benchmarks/openclipart.py", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--output", required=True, type=pathlib.Path, help="new folder for the pictures")
     parser.add_argument("--package", type=pathlib.Path, help="the .deb file, if it was downloaded before")
     arguments = parser.parse_args()

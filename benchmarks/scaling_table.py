@@ -1,10 +1,11 @@
-"""The dry runs in benchmarks/results as the table of docs/scaling.md.
+"""Print the dry runs in benchmarks/results as the table of docs/scaling.md.
 
 python benchmarks/scaling_table.py
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
 import sys
@@ -47,6 +48,10 @@ def row(name: str, r: dict) -> str:
 
 def main() -> None:
     """Print the table: models, then chips."""
+    argparse.ArgumentParser(
+        prog="python benchmarks/scaling_table.py", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()  # fmt: skip
     found = [(file.stem, json.loads(file.read_text())) for file in RESULTS.glob("*_v[456]*.json")]
     found.sort(
         key=lambda item: (item[0].split("_")[0], item[1]["topology"].split(":")[0], item[1]["chips"], item[0])

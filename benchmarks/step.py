@@ -1,4 +1,4 @@
-"""Time the full training step on this machine: views, forward, targets, losses, gradients, update.
+r"""Time the full training step on this machine: views, forward, targets, losses, gradients, update.
 
     python benchmarks/step.py --config=configs/imagenet_b16.py --config.train.batch=256
     python benchmarks/step.py --config=configs/imagenet_h14.py --config.train.batch=64 \

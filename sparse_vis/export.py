@@ -7,7 +7,6 @@ Formats "stablehlo" and "onnx": the encoder as a program that runs without this 
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import shutil
@@ -25,6 +24,7 @@ from sparse_vis.interop.load import PLACES, Loaded, abstract_params, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.programs import FORMATS, export_program
+from sparse_vis.tools import Parser, check_folder
 from sparse_vis.train import checkpoint
 from sparse_vis.train.ema import teacher_params
 
@@ -115,7 +115,10 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
 
 def main() -> None:
     """Command line; see --help."""
-    parser = argparse.ArgumentParser(prog="python -m sparse_vis.export", description=__doc__.splitlines()[0])
+    parser = Parser(
+        prog="python -m sparse_vis.export",
+        description="Write a model for other programs (docs/compatibility.md).",
+    )
     add = parser.add_argument
     add("--checkpoint", required=True, help=PLACES)
     add("--name", help="model of a release folder that holds several")
@@ -123,10 +126,11 @@ def main() -> None:
         "--format",
         choices=["released", *FORMATS],
         default="released",
-        help="weights for PyTorch and us, or the encoder as a program for jax.export or onnxruntime",
+        help="weights for PyTorch and us, or the encoder as a program for jax.export or onnxruntime (%(default)s)",
     )
-    add("--output", required=True, type=pathlib.Path, help="folder to write")
+    add("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="to write")
     given = parser.parse_args()
+    check_folder(given.output)
     if given.format == "released":
         path, beside = export_released(given.checkpoint, given.output, given.name), "config.json"
     else:

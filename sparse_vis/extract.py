@@ -29,6 +29,7 @@ from sparse_vis.shards import (
     wait_for,
     write_shard,
 )
+from sparse_vis.tools import Parser, check_folder
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
 
@@ -54,6 +55,7 @@ def extract(
     Raises:
         UserError: no images, no checkpoint, another extraction's output, or an image that cannot be used.
     """
+    check_folder(output)
     source = open_input(images, split, data_dir)
     import jax
 
@@ -135,12 +137,11 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m sparse_vis.extract",
         description="Write features of all images of a folder, a packed folder or a TFDS data set as "
         "Parquet shards (docs/extraction.md). The same command continues an interrupted extraction.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help=PLACES)
@@ -149,34 +150,39 @@ def _parser() -> argparse.ArgumentParser:
         "--input",
         required=True,
         dest="images",
-        metavar="DIR",
+        metavar="FOLDER",
         help="folder of JPEG, PNG or WebP images, packed folder (sparse_vis.data.pack), or tfds:<name>",
     )
     add("--split", help="of a TFDS data set, e.g. train[:90%%]")
-    add("--data-dir", "--data_dir", metavar="DIR", help="in which the TFDS data set was prepared")
+    add("--data-dir", "--data_dir", metavar="FOLDER", help="in which the TFDS data set was prepared")
     add(
         "--output",
         required=True,
         type=Path,
-        metavar="DIR",
+        metavar="FOLDER",
         help="folder of the shards: new, or to be continued",
     )
     add(
         "--outputs",
         type=_outputs,
         default="cls,sparse,spatial",
-        help=f"comma-separated, of {','.join(OUTPUTS)}",
+        help=f"comma-separated, of {','.join(OUTPUTS)} (%(default)s)",
     )
-    add("--dtype", choices=tuple(DTYPES), default="float32", help="of the files; computed in float32")
+    add(
+        "--dtype",
+        choices=tuple(DTYPES),
+        default="float32",
+        help="of the files; computed in float32 (%(default)s)",
+    )
     add(
         "--resize",
         type=_positive,
-        help="short side in pixels before the centre crop (None: 256/224 of the crop)",
+        help="short side in pixels before the centre crop (256/224 of the model's image size unless given)",
     )
-    add("--batch", type=_positive, default=64, help="images per call of the encoder")
-    add("--shard-size", type=_positive, default=4096, help="images per shard")
-    add("--threads", type=_positive, default=os.cpu_count(), help="that decode images")
-    add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used")
+    add("--batch", type=_positive, default=64, help="images per call of the encoder (%(default)s)")
+    add("--shard-size", type=_positive, default=4096, help="images per shard (%(default)s)")
+    add("--threads", type=_positive, default=os.cpu_count(), help="that decode images (%(default)s)")
+    add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
     add(
         "--distributed", help="be one process of several: auto, or HOST:PORT,PROCESSES,PROCESS (docs/pods.md)"
     )

@@ -26,6 +26,7 @@ from sparse_vis.evals.reconstruction import psnr
 from sparse_vis.interop.load import PLACES
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.progress import Progress
+from sparse_vis.tools import Parser, check_folder
 
 BATCH = 16
 SHORT_SIDE = 256 / 224  # of the crop, as in the published evaluation
@@ -134,6 +135,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--output={arguments.output} lies in the --input folder; give another, lest images mix."
         )
+    check_folder(arguments.output)
     model, params = api.load(
         arguments.checkpoint, arguments.name, tokenizer=arguments.tokenizer,
         tokenizer_dtype=arguments.tokenizer_dtype,
@@ -155,7 +157,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Command line; see --help."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m sparse_vis.reconstruct",
         description="Reconstruct every image of a folder from S and L alone: PNGs, the image and beside it "
         "its reconstruction. A VQ model needs its tokenizer (docs/compatibility.md). Example: "
@@ -164,14 +166,18 @@ def main() -> None:
     add = parser.add_argument
     add("--checkpoint", required=True, help=PLACES)
     add("--name", help="model of a release folder that holds several")
-    add("--input", required=True, help="folder of JPEG, PNG or WebP images")
-    add("--output", required=True, type=pathlib.Path, help="folder for the PNGs")
-    add("--tokenizer", help="weights of the VQ tokenizer, where the checkpoint does not name them")
+    add("--input", required=True, metavar="FOLDER", help="folder of JPEG, PNG or WebP images")
+    add("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="for the PNGs")
+    add(
+        "--tokenizer",
+        metavar="FILE",
+        help="weights of the VQ tokenizer, where the checkpoint does not name them",
+    )
     add(
         "--tokenizer-dtype",
         choices=["float32", "bfloat16"],
         default="float32",
-        help="of the tokenizer's convolutions (float32)",
+        help="of the tokenizer's convolutions (%(default)s)",
     )
     add("--compare-bf16", action="store_true", help="measure what share of codes a bfloat16 tokenizer keeps")
     run(parser.parse_args())

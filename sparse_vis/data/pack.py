@@ -6,7 +6,6 @@ once to see that it can be, and stored as it is.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import sys
@@ -25,6 +24,7 @@ from sparse_vis.data.packed import NAME_ERRORS, describe, has_shard, open_output
 from sparse_vis.data.sources import FolderSource, open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.progress import Progress
+from sparse_vis.tools import Parser, check_folder
 
 # One record a group: random access reads nothing else. Image files hardly compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -100,6 +100,7 @@ def pack(*, folder: str, output: Path, shard_size: int, threads: int, on_error: 
     for flag, value in (("--shard-size", shard_size), ("--threads", threads)):
         if value < 1:
             raise UserError(f"{flag}={value} is too small: give at least 1")
+    check_folder(output)
     source = open_folder(folder)
     metadata = open_output(output, describe(source.names, source.classes, shard_size))
     shards, todo = metadata["shards"], unwritten(output, metadata)
@@ -136,24 +137,17 @@ def summarize(output: Path, metadata: dict[str, Any]) -> None:
 
 def main() -> None:
     """Command line; see --help."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m sparse_vis.data.pack",
         description="Pack all images below a folder into sharded ArrayRecord (docs/imagenet.md). Labels are "
         "the first-level subfolders. The same command continues an interrupted packing.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--input", required=True, dest="folder", metavar="FOLDER", help="folder of JPEG, PNG or WebP images")
-    add(
-        "--output",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="folder of the shards, new or begun",
-    )
-    add("--shard-size", type=int, default=4096, help="images per shard")
-    add("--threads", type=int, default=os.cpu_count(), help="that read and decode images")
-    add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used")
+    add("--output", required=True, type=Path, metavar="FOLDER", help="of the shards, new or begun")
+    add("--shard-size", type=int, default=4096, help="images per shard (%(default)s)")
+    add("--threads", type=int, default=os.cpu_count(), help="that read and decode images (%(default)s)")
+    add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
     arguments = parser.parse_args()
     try:
         pack(**vars(arguments))

@@ -6,7 +6,6 @@ Everything is computed on the fly from (seed, split, i), out of files that mlxte
 
 from __future__ import annotations
 
-import argparse
 import functools
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sparse_vis.errors import UserError
+from sparse_vis.errors import UserError, command_line
+from sparse_vis.tools import Parser
 
 # Which of each class's 500 digits, and which columns (fractions) of each photograph, a split may use.
 SPLITS = {
@@ -229,15 +229,21 @@ def _picture(size: int, rows: int, columns: int) -> Image.Image:
 
 def main() -> None:
     """Writes a picture of sample scenes beside their masks."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--output", required=True, help="PNG file to write")
-    parser.add_argument("--size", type=int, default=64, help="side of a scene in pixels")
+    parser = Parser(
+        prog="python -m sparse_vis.data.scenes",
+        description="A picture of sample scenes beside their masks (docs/scenes.md).",
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="PNG to write")
+    parser.add_argument("--size", type=int, default=64, help="side of a scene in pixels (%(default)s)")
     arguments = parser.parse_args()
+    picture = _picture(arguments.size, rows=5, columns=6)
     try:
-        _picture(arguments.size, rows=5, columns=6).save(arguments.output)
-    except (UserError, OSError) as error:
-        raise SystemExit(f"Cannot write {arguments.output!r}: {error}") from None
+        picture.save(arguments.output)
+    except (ValueError, OSError) as error:  # ValueError: an extension that Pillow does not know
+        raise UserError(
+            f"--output={arguments.output} cannot be written ({error}); give another, e.g. scenes.png."
+        ) from None
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

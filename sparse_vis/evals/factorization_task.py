@@ -54,21 +54,23 @@ def factors(bench: Bench, part: Part, *more: str) -> dict[str, np.ndarray]:
 
 def encode_all(bench: Bench, images: AnyArray) -> tuple[np.ndarray, np.ndarray]:
     """S and L of any number of images in memory."""
-    parts = [
-        bench.encode(np.asarray(images[i : i + bench.batch]), "sparse", "spatial")
-        for i in range(0, len(images), bench.batch)
-    ]
+    parts, progress = [], bench.progress("encoding", len(images))
+    for start in range(0, len(images), bench.batch):
+        some = np.asarray(images[start : start + bench.batch])
+        parts.append(bench.encode(some, "sparse", "spatial"))
+        progress.add(len(some))
     return tuple(np.concatenate([part[key] for part in parts]) for key in ("sparse", "spatial"))
 
 
 def decode_all(bench: Bench, S: AnyArray, L: AnyArray, size: int) -> Float[np.ndarray, "N size size 3"]:
     """Reconstructions from any number of tokens and maps, at the images' size."""
-    found = []
+    found, progress = [], bench.progress("decoding", len(S))
     for start in range(0, len(S), bench.batch):
         rows = [np.asarray(x[start : start + bench.batch], np.float32) for x in (S, L)]
         lacking = bench.batch - len(rows[0])  # filled up, so that the decoder compiles once
         filled = [np.pad(x, [(0, lacking), (0, 0), (0, 0)], mode="edge") for x in rows]
         found.append(np.asarray(bench.encoder.decode(*filled))[: len(rows[0])])
+        progress.add(len(rows[0]))
     return at_size(np.concatenate(found), size)
 
 

@@ -13,6 +13,7 @@ from sparse_vis.evals.results import write
 from sparse_vis.interop.load import PLACES
 from sparse_vis.report.contents import make_contents
 from sparse_vis.report.page import GENERATOR, render
+from sparse_vis.tools import Parser
 
 
 def check_output(path: pathlib.Path) -> None:
@@ -54,15 +55,22 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Command line; see --help."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_vis.report", description="A model on one self-contained HTML page."
+    parser = Parser(
+        prog="python -m sparse_vis.report",
+        description="A model on one self-contained HTML page (docs/visualization.md).",
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help=PLACES)
     add("--name", help="model of a release folder that holds several")
-    add("--output", required=True, type=pathlib.Path, help="HTML file; an earlier report is replaced")
-    add("--images", help="folder of images, instead of the test split of the run's data")
-    add("--size", help="HEIGHTxWIDTH of the images in pixels; the model's square unless given")
+    add(
+        "--output",
+        required=True,
+        type=pathlib.Path,
+        metavar="FILE",
+        help="HTML; an earlier report is replaced",
+    )
+    add("--images", metavar="FOLDER", help="folder of images, instead of the test split of the run's data")
+    add("--size", metavar="HxW", help="of the images in pixels; the model's square unless given")
     add("--gallery", type=int, default=12, help="images shown with maps and edits (%(default)s)")
     add(
         "--voters",
@@ -70,7 +78,11 @@ def main() -> None:
         default=256,
         help="images that vote for prototypes and of which health is measured (%(default)s)",
     )
-    add("--tokenizer", help="weights of the VQ tokenizer, where the checkpoint does not name them")
+    add(
+        "--tokenizer",
+        metavar="FILE",
+        help="weights of the VQ tokenizer, where the checkpoint does not name them",
+    )
     run(parser.parse_args())
 
 
