@@ -26,6 +26,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import NoReturn
 
 MAIN = pathlib.Path(__file__).parent.parent / "main.py"
 GRACE_SECONDS = 10  # for the others to say what is wrong, after one died; then they are killed
@@ -126,16 +127,23 @@ class Processes:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return (
             f"process {dead} of {len(self.all)} {how}, so the others were ended too; mend what is wrong and "
-            "give the same command again: it continues from what was saved."
+            "give the same command again: it continues from what was saved, if anything was."
         )
+
+
+def refuse(message: str) -> NoReturn:
+    """End with one sentence in place of argparse's usage."""
+    remedy = "put -- before what is for main.py" if message.startswith("unrecognized") else "see --help"
+    sys.exit(f"error: {message}; {remedy}.")
 
 
 def main() -> None:
     """Start the processes and wait for them."""
     parser = argparse.ArgumentParser(
         usage=__doc__.split("\n\n")[1].strip(), description=__doc__.split("\n\n", 2)[2], add_help=True,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
+    parser.error = refuse
     parser.add_argument("--processes", type=int, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--devices", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--module", help=argparse.SUPPRESS)

@@ -14,6 +14,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import Stellar
+from sparse_vis.train.settings import DTYPES
 from sparse_vis.types import Features
 
 
@@ -45,6 +46,9 @@ def load(
     Raises:
         UserError: nothing loadable there; names what is missing, damaged or of another shape.
     """
+    for argument, value in (("dtype", dtype), ("tokenizer_dtype", tokenizer_dtype)):
+        if value not in DTYPES:
+            raise UserError(f"{argument}={value!r} cannot be computed in; give one of {', '.join(DTYPES)}.")
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
     config = found.config
     config.efficiency.update(dtype=dtype, remat="none", attention="xla")
@@ -70,13 +74,20 @@ def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:
         images: (B, H, W, 3) uint8, or float in [0, 1]. patch: smallest side.
 
     Raises:
-        UserError: another shape or dtype, or a side below the patch size.
+        UserError: no array, no images, another shape or dtype, or a side below the patch size.
     """
     shape = getattr(images, "shape", None)
-    if shape is None or len(shape) != 4 or shape[-1] != 3:
+    if shape is None:
         raise UserError(
-            f"images have shape {shape}; give (B, H, W, 3) RGB, e.g. images[None] for a single one."
+            f"images are a {type(images).__name__}; give an array (B, H, W, 3), e.g. np.stack(images)."
         )
+    if len(shape) != 4 or shape[-1] != 3:
+        remedy = "images[None] for a single one"
+        if len(shape) == 4 and shape[1] == 3:
+            remedy = "images.transpose(0, 2, 3, 1)"
+        raise UserError(f"images have shape {shape}; give (B, H, W, 3) RGB, e.g. {remedy}.")
+    if shape[0] == 0:
+        raise UserError(f"images have shape {shape}; give at least one.")
     if min(shape[1:3]) < patch:
         raise UserError(
             f"images of {shape[1]}x{shape[2]} px are smaller than a patch ({patch} px); enlarge them."
@@ -137,11 +148,15 @@ def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array
         patch becomes one code of the tokenizer, 16 px wide: 256x256 at 224 px and patch 14.
 
     Raises:
-        UserError: a VQ model without its tokenizer.
+        UserError: a VQ model without its tokenizer, or no features.
     """
     if model.decoder.codes and model.tokenizer is None:
         raise UserError(
             "this model reconstructs through a VQ tokenizer, whose weights are not at hand; "
             "give them as sparse_vis.load(path, tokenizer=FILE)."
+        )
+    if not isinstance(features, Features):
+        raise UserError(
+            f"features are a {type(features).__name__}; give what encode(model, params, images) returns."
         )
     return _reconstruct(model, params, features.lowrank, model.grid(*features.size))

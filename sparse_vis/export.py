@@ -126,7 +126,7 @@ def main() -> None:
         "--format",
         choices=["released", *FORMATS],
         default="released",
-        help="weights for PyTorch and us, or the encoder as a program for jax.export or onnxruntime (%(default)s)",
+        help="weights for PyTorch and us, or the encoder for jax.export or onnxruntime (%(default)s)",
     )
     add("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="to write")
     given = parser.parse_args()

@@ -69,7 +69,7 @@ def extract(
     size = model.encoder.image_size
     resize = resize or round(256 / 224 * size)
     if resize < size:
-        raise UserError(f"--resize={resize} is below the model's image size: raise it to {size} or more")
+        raise UserError(f"--resize={resize} is below the model's image size; raise it to {size} or more.")
     outputs = tuple(name for name in OUTPUTS if name in outputs)
     manifest = describe(checkpoint, model, params, outputs)
     manifest |= {"images": len(source), "images_sha256": source.images_sha256}
@@ -194,7 +194,9 @@ def run(arguments: dict) -> None:
     try:
         extract(**arguments)
     except OSError as error:
-        raise UserError(f"{error}; complete shards are kept, the same command continues.") from None
+        raise UserError(
+            f"{error}; complete shards are kept: mend that and give the same command again."
+        ) from None
     except KeyboardInterrupt:
         sys.exit("interrupted: complete shards are kept, the same command continues")
 

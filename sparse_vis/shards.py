@@ -93,7 +93,7 @@ def read_shard(path: Path) -> tuple[int, Skips]:
         skipped = json.loads(found.metadata[b"skipped"])
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"Shard {path} is damaged ({reason}): delete it to have it written again") from None
+        raise UserError(f"shard {path} is damaged ({reason}); delete it to have it written again.") from None
     return found.num_rows, [(name, reason) for name, reason in skipped]
 
 
@@ -161,11 +161,9 @@ def open_output(output: Path, manifest: dict, first: bool) -> None:
     from sparse_vis.train.settings import differences
 
     path = output / MANIFEST
-    if output.exists() and not output.is_dir():
-        raise UserError(f"Output {output} is a file: give --output a new or empty folder")
     if first and not path.exists():
         if output.is_dir() and any(output.iterdir()):
-            raise UserError(f"Folder {output} holds something else: give --output a new or empty folder")
+            raise UserError(f"folder {output} holds something else; give --output a new or empty folder.")
         output.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(manifest, indent=2) + "\n")
         return
@@ -174,9 +172,9 @@ def open_output(output: Path, manifest: dict, first: bool) -> None:
     try:
         changed = differences(json.loads(path.read_text()) | free, manifest | free)
     except (ValueError, TypeError):
-        raise UserError(f"{path} is no manifest of an extraction: give --output another folder") from None
+        raise UserError(f"{path} is no manifest of an extraction; give --output another folder.") from None
     if changed:
         raise UserError(
-            f"Folder {output} holds features of another extraction ({'; '.join(changed)}): "
-            "repeat its settings, or give --output another folder"
+            f"folder {output} holds features of another extraction ({'; '.join(changed)}); "
+            "repeat its settings, or give --output another folder."
         )

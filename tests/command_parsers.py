@@ -38,7 +38,7 @@ def stop_after_parsing(known: list[str]) -> None:
     """
     parse_args = argparse.ArgumentParser.parse_args
 
-    def parse(self, arguments=None):
+    def parse(self, arguments=None, namespace=None):
         known.extend(max(action.option_strings, key=len) for action in self._actions if action.option_strings)
         arguments = sys.argv[1:] if arguments is None else arguments
         for action in self._actions if ELLIPSIS in arguments else ():

@@ -122,9 +122,10 @@ def test_uint8_and_float_agree_also_inside_jit(loaded):
     ("wrong", "sentence"),
     [
         (np.zeros((SIZE, SIZE, 3), np.uint8), r"shape \(32, 32, 3\).*images\[None\]"),
-        (np.zeros((2, 3, SIZE, SIZE), np.uint8), r"shape \(2, 3, 32, 32\)"),
+        (np.zeros((2, 3, SIZE, SIZE), np.uint8), r"shape \(2, 3, 32, 32\).*\.transpose\(0, 2, 3, 1\)"),
+        (np.zeros((0, SIZE, SIZE, 3), np.uint8), r"shape \(0, 32, 32, 3\); give at least one"),
         (np.zeros((2, SIZE, SIZE, 4), np.uint8), r"shape \(2, 32, 32, 4\)"),
-        ([[0]], "shape None"),
+        ([[0]], r"images are a list; give an array.*np\.stack"),
         (np.zeros((1, PATCH - 1, SIZE, 3), np.uint8), r"7x32 px are smaller than a patch \(8 px\)"),
         (np.zeros((1, SIZE, SIZE, 3), np.int32), "dtype int32"),
         (np.zeros((1, SIZE, SIZE, 3), bool), "dtype bool"),
@@ -136,9 +137,27 @@ def test_encode_refuses_what_is_no_batch_of_images(loaded, wrong, sentence):
 
 
 @pytest.mark.fast
+def test_reconstruct_refuses_what_are_no_features(loaded):
+    with pytest.raises(UserError, match=r"features are a ndarray; give what encode\(model, params, images\)"):
+        sparse_vis.reconstruct(*loaded, images(SIZE, SIZE))
+
+
+@pytest.mark.fast
 def test_load_of_what_is_no_checkpoint(tmp_path):
-    with pytest.raises(UserError, match=r"gone does not exist; give a workdir"):
+    with pytest.raises(UserError, match=r"gone does not exist; give a workdir, .*hf:// address"):
         sparse_vis.load(tmp_path / "gone")
+    for near in ("scenes-tinny", "scenes_tiny"):
+        with pytest.raises(UserError, match=rf"{near} does not exist \(did you mean scenes-tiny\?\); give a"):
+            sparse_vis.load(near)
+    with pytest.raises(UserError, match=r"^scenes-tiny has no model 'foo'; leave the name out\.$"):
+        sparse_vis.load("scenes-tiny", "foo")
+    with pytest.raises(UserError, match=r"^None is no checkpoint; give a workdir"):
+        sparse_vis.load(None)
+    for argument in ("dtype", "tokenizer_dtype"):
+        with pytest.raises(
+            UserError, match=f"^{argument}='float8' .*; give one of float32, bfloat16, float16"
+        ):
+            sparse_vis.load("scenes-tiny", **{argument: "float8"})
     (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir(parents=True)
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         sparse_vis.load(tmp_path)
@@ -152,6 +171,12 @@ def test_load_of_incomplete_and_damaged_checkpoints(copy):
     with pytest.raises(UserError, match=r"12 is incomplete or damaged.*delete that folder") as error:
         sparse_vis.load(copy)
     assert "\n" not in str(error.value)
+    for file in (newest / "params" / "d").iterdir():
+        file.unlink()
+    with pytest.raises(
+        UserError, match=r'damaged \(Error reading [^"]* local file "[^"]*/params/d/\w+"\); delete'
+    ):
+        sparse_vis.load(copy)
     shutil.rmtree(newest / "params")
     with pytest.raises(UserError, match="12 is incomplete: it lacks params"):
         sparse_vis.load(copy)

@@ -187,7 +187,7 @@ def test_an_output_that_cannot_be_written(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     arguments = (f"--checkpoint={GOLDEN}", "--name=sizes_p14", f"--output={tmp_path / 'file'}")
     code, _ = run(monkeypatch, capsys, *arguments)
-    assert re.match(r"error: .*file cannot be written \(.*\); give another --output folder\.$", code)
+    assert re.match(r"error: .*file cannot be written \(.*\); give another --output\.$", code)
 
 
 def test_a_full_disk_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):

@@ -160,7 +160,7 @@ def test_bad_images_are_named(tmp_path, monkeypatch, capsys, photos):
     folder = shutil.copytree(photos, tmp_path / "in")
     (folder / "b.jpg").write_text("no image")
     code, _ = run(monkeypatch, capsys, checkpoint=PIXEL, input=folder, output=tmp_path / "out")
-    assert code == "error: Cannot decode 'b.jpg' (it is not an image): repair or remove it"
+    assert code == "error: cannot decode 'b.jpg' (it is not an image); repair or remove it"
 
 
 @pytest.mark.fast
@@ -170,7 +170,7 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, photos):
     good = dict(checkpoint=PIXEL, input=photos, output=tmp_path / "out")
     cases = [
         (dict(input=tmp_path / "empty"), r"empty.*--input"),
-        (dict(input=tmp_path / "none"), r"none' does not exist: give --input"),
+        (dict(input=tmp_path / "none"), r"none' does not exist; give --input"),
         (dict(checkpoint=tmp_path / "none"), r"checkpoint .*none does not exist; give"),
         (dict(checkpoint=GOLDEN), "holds several models; give one of the names"),
         (dict(compare_bf16=True), "reconstructs pixels without a tokenizer; leave out --compare-bf16"),
@@ -178,7 +178,8 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, photos):
         (dict(checkpoint=VQ, tokenizer=PIXEL), r"pixel_p16\.safetensors is no MaskGIT-VQGAN"),
         (dict(output=photos), "lies in the --input folder; give another"),
         (dict(output=photos / "sub" / "out"), "lies in the --input folder; give another"),
-        (dict(output=tmp_path / "file"), "file cannot be written .*; give another --output"),
+        (dict(output=tmp_path / "file", checkpoint="x"), "file is a file.; give another --output"),
+        (dict(outptu="x"), "--outptu is no flag of .*; did you mean --output"),
     ]
     for changes, sentence in cases:
         code, _ = run(monkeypatch, capsys, **{**good, **changes})

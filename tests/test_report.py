@@ -220,7 +220,7 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
         ({"output": "{tmp}/no/report.html"}, "no/report.html does not exist; make it or give another"),
         ({"output": "{tmp}/mine.html"}, "mine.html exists and is no report; give another name"),
         ({"gallery": 0}, "--gallery=0 is no number of images; give at least 1"),
-        ({"images": "nowhere"}, "Folder 'nowhere' does not exist: give --images"),
+        ({"images": "nowhere"}, "folder 'nowhere' does not exist; give --images"),
         ({"size": "4x99"}, "--size=4x99 is no size; give HEIGHTxWIDTH in pixels, each at least a patch (8)"),
     ],
 )

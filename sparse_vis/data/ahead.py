@@ -41,7 +41,7 @@ def load_image(source: Source, index: int, size: int, short_side: int, patch: in
     height, width = pixels.shape[:2]
     if min(height, width) < patch:
         raise UserError(
-            f"Image {record['name']!r} is {width}x{height} pixels, smaller than a patch of {patch}: remove it"
+            f"image {record['name']!r} is {width}x{height} pixels, smaller than a patch of {patch}; remove it"
         )
     square = to_square(pixels, size, short_side=short_side, resample=Image.Resampling.BICUBIC)
     return Loaded(record["name"], height, width, square)
@@ -77,7 +77,7 @@ def usable(
             yield future.result()
         except UserError as error:
             if on_error == "stop":
-                raise UserError(f"{error}, or pass --on-error=skip") from None
+                raise UserError(f"{error}, or pass --on-error=skip.") from None
             skipped.append((_name(source, index), str(error)))
 
 

@@ -53,7 +53,7 @@ def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         reason = f"{type(error).__name__}: {error}"
-    raise UserError(f"Cannot decode {record['name']!r} ({reason}): repair or remove it")
+    raise UserError(f"cannot decode {record['name']!r} ({reason}); repair or remove it")
 
 
 def _decode_jpeg(data: bytes, width: int, height: int, at_least: int) -> UInt8[np.ndarray, "H W 3"]:
@@ -89,8 +89,8 @@ def to_canvas(
         image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     if min(height, width) < min_side:
         raise UserError(
-            f"Image {name!r} is {width}x{height} pixels on the {size}-pixel canvas, smaller than a patch of "
-            f"{min_side}: remove it or use a smaller patch"
+            f"image {name!r} is {width}x{height} pixels on the {size}-pixel canvas, smaller than a patch of "
+            f"{min_side}; remove it or use a smaller patch"
         )
     canvas = np.zeros((size, size, 3), np.uint8)
     canvas[:height, :width] = image

@@ -72,13 +72,13 @@ def train_batches(
         UserError: an argument is out of range (at once); a record cannot be used (while iterating).
     """
     if on_error not in ON_ERROR:
-        raise UserError(f"data.on_error is {on_error!r}: choose one of {', '.join(ON_ERROR)}")
+        raise UserError(f"data.on_error is {on_error!r}; choose one of {', '.join(ON_ERROR)}.")
     if global_batch < 1 or global_batch % process_count:
         raise UserError(
-            f"Batch size {global_batch} is not a multiple of {process_count} processes: change it"
+            f"batch size {global_batch} is not a multiple of {process_count} processes; change it."
         )
     if not 0 <= seed < 2**32:
-        raise UserError(f"Seed {seed} is out of range: choose 0 to 2**32 - 1")
+        raise UserError(f"seed {seed} is out of range; choose 0 to 2**32 - 1.")
     if not flags.FLAGS.is_parsed():  # Grain reads its flags, which fails where no absl app has started
         flags.FLAGS.mark_as_parsed()
     local = global_batch // process_count
@@ -141,7 +141,7 @@ class _Load:
             except UserError as error:
                 if self.on_error == "stop":
                     raise UserError(
-                        f"{error}, or pass --config.data.on_error=substitute to let the next image stand in"
+                        f"{error}, or pass --config.data.on_error=substitute to let the next image stand in."
                     ) from None
                 continue
             return {
@@ -153,7 +153,7 @@ class _Load:
                 "substituted": np.int32(skipped > 0),
             }
         raise UserError(
-            f"None of {self.records} records after position {position} can be used: check the data"
+            f"none of {self.records} records after position {position} can be used; check the data."
         )
 
     def _read(self, position: int) -> tuple[np.ndarray, int, int]:

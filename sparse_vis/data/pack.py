@@ -58,7 +58,7 @@ def write_shard(path: Path, records: Iterator[bytes]) -> int:
         os.replace(partial, path)
     except RuntimeError as error:  # all that ArrayRecord raises
         raise UserError(
-            f"Cannot write {str(path)!r} ({error}): make room and repeat the command, which goes on there"
+            f"cannot write {str(path)!r} ({error}); make room and repeat the command, which goes on there."
         ) from None
     finally:
         partial.unlink(missing_ok=True)
@@ -99,7 +99,7 @@ def pack(*, folder: str, output: Path, shard_size: int, threads: int, on_error: 
     """
     for flag, value in (("--shard-size", shard_size), ("--threads", threads)):
         if value < 1:
-            raise UserError(f"{flag}={value} is too small: give at least 1")
+            raise UserError(f"{flag}={value} is too small; give at least 1.")
     check_folder(output)
     source = open_folder(folder)
     metadata = open_output(output, describe(source.names, source.classes, shard_size))
@@ -128,7 +128,7 @@ def summarize(output: Path, metadata: dict[str, Any]) -> None:
     for _, reason in skipped:
         print(f"skipped: {reason}")
     if not metadata["records"]:
-        raise UserError(f"None of the {metadata['images']} images can be used: check --input")
+        raise UserError(f"none of the {metadata['images']} images can be used; check --input.")
     print(
         f"{output}: {metadata['records']} images of {len(metadata['classes'])} classes in "
         f"{len(metadata['shards'])} shards, {len(skipped)} skipped"
@@ -152,7 +152,7 @@ def main() -> None:
     try:
         pack(**vars(arguments))
     except OSError as error:
-        raise UserError(f"Cannot write {str(arguments.output)!r} ({error}): give another --output") from None
+        raise UserError(f"cannot write {str(arguments.output)!r} ({error}); give another --output.") from None
     except KeyboardInterrupt:
         sys.exit("interrupted: finished shards are kept, the same command continues")
 

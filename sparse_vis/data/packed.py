@@ -39,11 +39,11 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError):
         complete = False
     if not complete:
-        raise UserError(f"{path} is damaged: delete its folder and repeat `{COMMAND}`")
+        raise UserError(f"{path} is damaged; delete its folder and repeat `{COMMAND}`.")
     if version != VERSION:
         raise UserError(
-            f"{path} is of version {version}, this program reads {VERSION}: "
-            f"pack the images again with `{COMMAND}`"
+            f"{path} is of version {version}, this program reads {VERSION}; "
+            f"pack the images again with `{COMMAND}`."
         )
     return metadata
 
@@ -85,23 +85,21 @@ def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: the folder holds something else.
     """
-    if output.exists() and not output.is_dir():
-        raise UserError(f"Output {str(output)!r} is a file: give --output a new or empty folder")
     output.mkdir(parents=True, exist_ok=True)
     try:
         found = read_metadata(output)
     except FileNotFoundError:
         if any(output.iterdir()):
             raise UserError(
-                f"Folder {str(output)!r} holds something else: give --output a new or empty folder"
+                f"folder {str(output)!r} holds something else; give --output a new or empty folder."
             ) from None
         write_metadata(output, new)
         return new
     changed = [name for name in new if name not in ("records", "shards") and found[name] != new[name]]
     if changed:
         raise UserError(
-            f"Folder {str(output)!r} was packed from other images or with another --shard-size "
-            f"({', '.join(changed)}): repeat its command, or give --output another folder"
+            f"folder {str(output)!r} was packed from other images or with another --shard-size "
+            f"({', '.join(changed)}); repeat its command, or give --output another folder."
         )
     return found
 
@@ -131,23 +129,23 @@ class PackedSource:
             metadata = read_metadata(folder)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
-                f"Folder {path!r} holds no packed images ({METADATA}): write them with "
+                f"folder {path!r} holds no packed images ({METADATA}); write them with "
                 f"`{COMMAND} --input=FOLDER --output=...`, or correct --config.data.path and "
-                '--config.data.split (a subfolder, or "")'
+                '--config.data.split (a subfolder, or "").'
             ) from None
         shards = metadata["shards"]
         done = sum(shard["records"] + len(shard["skipped"]) for shard in shards.values())
         if done != metadata["images"]:
             raise UserError(
-                f"Packed folder {path!r} is unfinished ({done} of {metadata['images']} images): "
-                f"repeat the `{COMMAND}` that began it"
+                f"packed folder {path!r} is unfinished ({done} of {metadata['images']} images); "
+                f"repeat the `{COMMAND}` that began it."
             )
         for name, shard in shards.items():
             if not has_shard(folder, name, shard):
                 state = "cut short" if (folder / name).exists() else "missing"
                 raise UserError(
-                    f"Shard {name!r} of {path!r} is {state}: copy it again, or repeat the `{COMMAND}` "
-                    "that wrote it"
+                    f"shard {name!r} of {path!r} is {state}; copy it again, or repeat the `{COMMAND}` "
+                    "that wrote it."
                 )
         self.classes, self.images_sha256 = tuple(metadata["classes"]), metadata["images_sha256"]
         self._shards = list(shards)
@@ -168,8 +166,8 @@ class PackedSource:
             shard = self._shards[bisect.bisect_right(self._ends, index)]
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"Shard {shard!r} of {self.path!r} is damaged ({reason}): copy it again, or delete it and "
-                f"repeat the `{COMMAND}` that wrote it"
+                f"shard {shard!r} of {self.path!r} is damaged ({reason}); copy it again, or delete it and "
+                f"repeat the `{COMMAND}` that wrote it."
             ) from None
 
     def __repr__(self) -> str:

@@ -52,9 +52,11 @@ def read_records(source: Source, indices: Sequence[int], *, size: int, short_sid
         UserError: no or too large numbers, short_side is below size, or a record cannot be decoded.
     """
     if not len(indices) or not 0 <= min(indices) <= max(indices) < len(source):
-        raise UserError(f"{len(indices)} records asked of {source!r} with {len(source)}: ask for fewer")
+        raise UserError(f"{len(indices)} records asked of {source!r} with {len(source)}; ask for fewer.")
     if short_side < size:
-        raise UserError(f"Short side {short_side} is below the image size {size}: raise it to {size} or more")
+        raise UserError(
+            f"short side {short_side} is below the image size {size}; raise it to {size} or more."
+        )
     columns: dict[str, list] = {"image": [], "name": [], "label": [], "mask": [], "labels": []}
     for index in indices:
         record = source[int(index)]

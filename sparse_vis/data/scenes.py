@@ -55,19 +55,19 @@ class SceneSpec:
 
     def __post_init__(self):
         if self.digits not in ("one", "many"):
-            raise UserError(f"scenes.digits is {self.digits!r}: choose 'one' or 'many'")
+            raise UserError(f"scenes.digits is {self.digits!r}; choose 'one' or 'many'.")
         if self.colours not in ("random", "white"):
-            raise UserError(f"scenes.colours is {self.colours!r}: choose 'random' or 'white'")
+            raise UserError(f"scenes.colours is {self.colours!r}; choose 'random' or 'white'.")
         if not 1 <= self.max_digits <= MAX_DIGITS:
-            raise UserError(f"scenes.max_digits is {self.max_digits}: choose 1 to {MAX_DIGITS}")
+            raise UserError(f"scenes.max_digits is {self.max_digits}; choose 1 to {MAX_DIGITS}.")
         if self.size < 24:
             raise UserError(
-                f"scenes.size is {self.size}: choose at least 24 pixels, digits are illegible below"
+                f"scenes.size is {self.size}; choose at least 24 pixels, digits are illegible below."
             )
         if not 0.3 <= self.digit_scale[0] <= self.digit_scale[1] <= 0.9:
-            raise UserError(f"scenes.digit_scale is {self.digit_scale}: choose a range within 0.3 and 0.9")
+            raise UserError(f"scenes.digit_scale is {self.digit_scale}; choose a range within 0.3 and 0.9.")
         if min(self.train_records, self.eval_records) < 1:
-            raise UserError("scenes.train_records and scenes.eval_records must be at least 1: correct them")
+            raise UserError("scenes.train_records and scenes.eval_records must be at least 1; correct them.")
 
 
 @functools.cache
@@ -107,7 +107,7 @@ class SceneSource:
 
     def __init__(self, spec: SceneSpec, *, split: str, seed: int):
         if split not in SPLITS:
-            raise UserError(f"scenes have no split {split!r}: choose one of {', '.join(SPLITS)}")
+            raise UserError(f"scenes have no split {split!r}; choose one of {', '.join(SPLITS)}.")
         self.spec, self.split, self.seed = spec, split, seed
         chosen, (left, right) = SPLITS[split]
         glyphs, classes = _digits()

@@ -52,8 +52,8 @@ class FolderSource:
         self.names = _list_images(path)
         if not self.names:
             raise UserError(
-                f"Folder {path!r} holds no image ({', '.join(EXTENSIONS)}): "
-                "put images there or correct --config.data.path"
+                f"folder {path!r} holds no image ({', '.join(EXTENSIONS)}); "
+                "put images there or correct --config.data.path."
             )
         self.images_sha256 = sha256_of(self.names)
         self.classes = tuple(sorted({name.split("/")[0] for name in self.names if "/" in name}))
@@ -68,7 +68,7 @@ class FolderSource:
             record = {"image": Path(self.path, name).read_bytes(), "name": name}
         except OSError as error:
             raise UserError(
-                f"Cannot read {name!r} ({error.strerror}): restore the file or its permissions"
+                f"cannot read {name!r} ({error.strerror}); restore the file or its permissions"
             ) from None
         if self.classes:
             first, slash, _ = name.partition("/")
@@ -81,8 +81,9 @@ class FolderSource:
 
 def _list_images(path: str) -> list[str]:
     """Lists images below a folder as sorted relative paths with `/`; links are followed once."""
-    if not Path(path).is_dir():
-        raise UserError(f"Folder {path!r} does not exist: give --config.data.path the folder of your images")
+    if not (path and Path(path).is_dir()):
+        what = f"{path!r} is a file" if Path(path).is_file() else f"folder {path!r} does not exist"
+        raise UserError(f"{what}; give --config.data.path the folder of your images.")
     names, seen = [], set()
     for folder, subfolders, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
@@ -123,10 +124,10 @@ def open_input(
     tfds = name.startswith("tfds:")
     for flag, value in (("--split", split), ("--data-dir", data_dir)):
         if tfds and value is None:
-            raise UserError(f"--input={name} needs {flag} too, e.g. --split=train --data-dir=TFDS_DIR")
+            raise UserError(f"--input={name} needs {flag} too, e.g. --split=train --data-dir=TFDS_DIR.")
         if not tfds and value is not None:
             raise UserError(
-                f"{flag}={value} is for --input=tfds:<name>: leave it out; --input can be a subfolder"
+                f"{flag}={value} is for --input=tfds:<name>; leave it out, --input can be a subfolder."
             )
     if not tfds:
         return PackedSource(name) if Path(name, METADATA).is_file() else open_folder(name)
@@ -154,8 +155,10 @@ def make_source(name: str, *, split: str, path: str, seed: int, scenes: SceneSpe
     if name == "scenes":
         return SceneSource(scenes, split=split, seed=seed)
     if name in ("folder", "packed"):
+        if not path:
+            raise UserError("config.data.path is not set; give --config.data.path=FOLDER.")
         kind = FolderSource if name == "folder" else PackedSource
         return kind(os.path.join(path, split) if split else path)
     if name.startswith("tfds:"):
         return TfdsSource(name.removeprefix("tfds:"), split=split, data_dir=path)
-    raise UserError(f"Unknown data source {name!r}: choose 'scenes', 'folder', 'packed' or 'tfds:<name>'")
+    raise UserError(f"unknown data source {name!r}; choose 'scenes', 'folder', 'packed' or 'tfds:<name>'.")

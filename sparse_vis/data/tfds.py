@@ -37,27 +37,27 @@ class TfdsSource:
             builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
         except (tfds.core.DatasetNotFoundError, FileNotFoundError):
             raise UserError(
-                f"TFDS does not know data set {name!r} in {data_dir!r}: {prepare_or_find}"
+                f"TFDS does not know data set {name!r} in {data_dir!r}; {prepare_or_find}."
             ) from None
         if not builder.info.splits:
-            raise UserError(f"TFDS data set {name!r} is not prepared in {data_dir!r}: {prepare_or_find}")
+            raise UserError(f"TFDS data set {name!r} is not prepared in {data_dir!r}; {prepare_or_find}.")
         if "image" not in builder.info.features:
-            raise UserError(f"TFDS data set {name!r} has no feature 'image': choose an image data set")
+            raise UserError(f"TFDS data set {name!r} has no feature 'image'; choose an image data set.")
         try:
             self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         except NotImplementedError:
             # A folder keeps its format, so another one is needed.
             raise UserError(
-                f"TFDS data set {name!r} in {data_dir!r} is not stored as ArrayRecord: {prepare} with "
-                "another data_dir and set --config.data.path to it"
+                f"TFDS data set {name!r} in {data_dir!r} is not stored as ArrayRecord; {prepare} with "
+                "another data_dir and set --config.data.path to it."
             ) from None
         except ValueError as error:
             raise UserError(
-                f"TFDS data set {name!r} has no split {split!r} ({str(error).splitlines()[0]}): "
-                "correct --config.data.split"
+                f"TFDS data set {name!r} has no split {split!r} ({str(error).splitlines()[0]}); "
+                "correct --config.data.split."
             ) from None
         if not len(self._records):
-            raise UserError(f"Split {split!r} of TFDS data set {name!r} is empty: choose a larger one")
+            raise UserError(f"split {split!r} of TFDS data set {name!r} is empty; choose a larger one.")
         label, sets = (dict(builder.info.features).get(name) for name in ("label", "labels"))
         sets = getattr(sets, "feature", None)  # of a sequence
         # These decide the images and their order.
@@ -74,8 +74,8 @@ class TfdsSource:
         except RuntimeError as error:  # all that ArrayRecord raises
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"Record {index} of TFDS data set {self.name!r} cannot be read ({reason}): "
-                f"restore or prepare {self.data_dir!r} again"
+                f"record {index} of TFDS data set {self.name!r} cannot be read ({reason}); "
+                f"restore or prepare {self.data_dir!r} again."
             ) from None
         # The key is not kept by TFDS, so the position stands in where a data set has no file names.
         name = found["file_name"].decode() if "file_name" in found else f"{self.name}/{self.split}#{index}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
+import os
 import pathlib
 
 import jax
@@ -169,13 +171,22 @@ def read_model(
     """
     if str(path).startswith(hub.PREFIX):
         return _read_hub(str(path), name, revision, local_files_only)
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{path!r} is no checkpoint; give a {PLACES}.")
     path = pathlib.Path(path)
     if not path.exists() and path.name == str(path) and (SHIPPED / path).is_dir():
-        loaded = _read_folder(SHIPPED / path, name)
+        if name not in (None, path.name):
+            raise UserError(f"{path} has no model {name!r}; leave the name out.")
+        loaded = _read_folder(SHIPPED / path, None)
         loaded.config.data.scenes.size = loaded.config.model.image_size
         return dataclasses.replace(loaded, data_known=True)
     if path.is_file() or path.suffix == ".safetensors":
         return _read_file(path, name)
+    if not path.exists():
+        shipped = [folder.name for folder in SHIPPED.iterdir()]
+        alike = difflib.get_close_matches(str(path), shipped, n=1)
+        hint = f" (did you mean {alike[0]}?)" if alike else ""
+        raise UserError(f"checkpoint {path} does not exist{hint}; give a {PLACES}.")
     released = (path / "config.json").is_file() or any(path.glob("*.safetensors"))
     if released and not (path / checkpoint.FOLDER).is_dir():  # a workdir has a config.json too
         return _read_folder(path, name)

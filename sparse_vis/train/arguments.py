@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
+from sparse_vis.tools import unknown_flag
 from sparse_vis.train.settings import at, leaves
 
 
@@ -41,7 +42,7 @@ def parse(arguments: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(arguments)
     except flags.Error as error:
-        raise UserError(explain(error, file)) from None
+        raise UserError(explain(error, file, f"python {arguments[0]}")) from None
     except Exception as error:  # whatever the user's own get_config() raises
         raise UserError(f"configuration file {file} fails: {where(error, file)}; correct it.") from None
     if file is not None and not isinstance(flags.FLAGS["config"].value, ConfigDict):
@@ -122,14 +123,18 @@ def where(error: Exception, file: pathlib.Path) -> str:
     return f"line {lines[-1]}: {message}" if lines else message
 
 
-def explain(error: flags.Error, file: pathlib.Path | None) -> str:
-    """absl's message as one sentence with a remedy; `file` is that of --config."""
+def explain(error: flags.Error, file: pathlib.Path | None, program: str) -> str:
+    """absl's message as one sentence with a remedy; `file` of --config, `program` that was started."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return unknown_flag(f"--{error.flagname}", [f"--{name}" for name in flags.FLAGS], program)
     if file is not None and str(error).startswith(f"flag --config={file}"):
         return f"configuration file {file} fails: {where(error, file)}; correct it."
     message = " ".join(str(error).split()).rstrip(".")
+    message = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is no whole number", message)
+    message = re.sub(r"could not convert string to float: ('.*')", r"\1 is no number", message)
     override = re.match(r"flag --config\.([\w.]+)=", message)
     if override is None:
-        return f"{message}; python main.py --help shows the flags."
+        return f"{message}; {program} --help shows the flags."
     value = at(default_config(), override[1])
     if isinstance(value, ConfigDict):
         return f"{message}; set its parts one by one, e.g. --config.{override[1]}.{next(iter(value))}=VALUE."

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
+import textwrap
 
 import jax
 import orbax.checkpoint as ocp
@@ -108,9 +110,16 @@ def finish(manager: ocp.CheckpointManager) -> None:
         raise _unwritable(manager, error) from error
 
 
+# Of tensorstore's messages: the drivers that a cause came through, and the specifications behind it.
+_AROUND_CAUSE = (
+    r"^[A-Z_]+: (Error opening \"\w+\" driver: )*(Error reading \"[^\"]*\" in OCDBT database at [^:]*: )?"
+    r"| \[tensorstore_spec.*|\. See full TensorStore details.*"
+)
+
+
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:160] if lines else type(error).__name__
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return textwrap.shorten(re.sub(_AROUND_CAUSE, "", line), 240, placeholder=" …")
 
 
 def _unwritable(manager: ocp.CheckpointManager, error: Exception) -> UserError:
@@ -166,15 +175,11 @@ def find_step(path: pathlib.Path) -> pathlib.Path:
     """The step folder that a path means.
 
     Args:
-        path: of a workdir or its checkpoints folder (their newest step), or of a step folder.
+        path: of a workdir or its checkpoints folder (their newest step), or of a step folder; a folder.
 
     Raises:
-        UserError: nothing there, no complete checkpoint, or a step folder that lacks something.
+        UserError: no complete checkpoint, or a step folder that lacks something.
     """
-    if not path.is_dir():
-        raise UserError(
-            f"checkpoint {path} does not exist; give a workdir of main.py or one of its step folders."
-        )
     if not path.name.isdigit():
         folder = path / FOLDER if (path / FOLDER).is_dir() else path
         steps = [p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()]

@@ -171,6 +171,7 @@ def test_the_tool_on_virtual_devices(tmp_path):
         ((), "give --config=configs/NAME.py"),
         ((f"--config={TINY}", "--topology=v9:4x4"), "v9:4x4 is unknown"),
         ((f"--config={TINY}", "--mesh=4"), "--mesh=4 is no mesh"),
+        ((f"--config={TINY}", "--mesh=2,1", "--json=nowhere/x.json"), "its folder does not exist"),
         ((f"--config={TINY}", "--mesh=3,1"), "config.train.batch=4 is no multiple"),
     ],
 )
@@ -181,7 +182,8 @@ def test_wrong_input_is_one_sentence(arguments, sentence):
 
 
 @pytest.mark.fast
-def test_the_scaling_table_has_a_row_for_every_topology(capsys):
+def test_the_scaling_table_has_a_row_for_every_topology(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scaling_table.py"])
     scaling_table.main()
     header, rule, *rows = capsys.readouterr().out.strip().splitlines()
     files = sorted(scaling_table.RESULTS.glob("*_v[456]*.json"))

@@ -115,7 +115,7 @@ def test_truncated_files_raise_and_are_named(form, options, lost):
 
 @pytest.mark.parametrize("data", [b"", b"hello", encoded(noise(60, 80))[:-3000]])
 def test_other_damage_is_one_sentence(data):
-    with pytest.raises(UserError, match=r"^Cannot decode 'x\.png' .*repair or remove it$") as error:
+    with pytest.raises(UserError, match=r"^cannot decode 'x\.png' .*repair or remove it$") as error:
         decode({"image": data, "name": "x.png"})
     assert "0x" not in str(error.value)
 

@@ -27,7 +27,7 @@ class Numbered:
 
     def __getitem__(self, index):
         if index in self.bad:
-            raise UserError(f"Cannot decode 'record {index}': repair or remove it")
+            raise UserError(f"cannot decode 'record {index}'; repair or remove it")
         return {"image": np.full((9, 10 + index % 3, 3), index, np.uint8), "name": f"record {index}"}
 
 
@@ -132,7 +132,7 @@ def test_the_next_usable_record_stands_in_and_is_counted():
 
 @pytest.mark.fast
 def test_nothing_usable_is_an_error_not_a_loop():
-    with pytest.raises(UserError, match="None of 3 records"):
+    with pytest.raises(UserError, match="none of 3 records"):
         list(batches(Numbered(3, bad=(0, 1, 2)), on_error="substitute"))
 
 
@@ -149,7 +149,7 @@ def assert_names_the_file(folder, **changes):
     with pytest.raises(UserError) as error:
         list(batches(FolderSource(str(folder)), canvas=32, **changes))
     message = str(error.value)
-    assert message.startswith("Cannot decode '6.jpg'") and "\n" not in message
+    assert message.startswith("cannot decode '6.jpg'") and "\n" not in message
     assert "--config.data.on_error=substitute" in message
     assert error.value.__cause__ is None and error.value.__suppress_context__
 
@@ -174,7 +174,7 @@ def test_an_image_smaller_than_a_patch_is_named():
 @pytest.mark.fast
 @pytest.mark.parametrize(
     "changes,culprit",
-    [(dict(on_error="skip"), "'skip'"), (dict(process_count=3), "Batch size 4"), (dict(seed=-1), "Seed -1")],
+    [(dict(on_error="skip"), "'skip'"), (dict(process_count=3), "batch size 4"), (dict(seed=-1), "seed -1")],
 )
 def test_wrong_arguments_fail_at_once(changes, culprit):
     with pytest.raises(UserError, match=culprit):

@@ -115,7 +115,7 @@ def test_interrupted_packing_goes_on(images, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(images, output, threads=1)
     assert sorted(os.listdir(output)) == [*SHARDS[:2], "packed.json"]
-    with pytest.raises(UserError, match=r"unfinished \(4 of 7 images\): repeat the `python -m sparse_vis"):
+    with pytest.raises(UserError, match=r"unfinished \(4 of 7 images\); repeat the `python -m sparse_vis"):
         source(output)
     (output / f"{SHARDS[2]}.partial").write_bytes(b"left by a killed process")
     asked = []
@@ -139,7 +139,7 @@ def test_missing_cut_and_damaged_shards_are_named_and_written_again(images, pack
         assert SHARDS[1] in str(error.value) and "\n" not in str(error.value)
 
     path.unlink()
-    refused("is missing: copy it again, or repeat the `python -m sparse_vis.data.pack` that wrote it")
+    refused("is missing; copy it again, or repeat the `python -m sparse_vis.data.pack` that wrote it")
     path.write_bytes(whole[: len(whole) // 2])
     refused("is cut short")
     run(images, packed)
@@ -147,7 +147,7 @@ def test_missing_cut_and_damaged_shards_are_named_and_written_again(images, pack
     image = folder[2]["image"]
     path.write_bytes(whole.replace(image, bytes(len(image))))
     found = source(packed)
-    refused(r"is damaged \(.*\): copy it again, or delete it", lambda: found[2])
+    refused(r"is damaged \(.*\); copy it again, or delete it", lambda: found[2])
     assert found[4] == folder[4]
 
 
@@ -160,14 +160,14 @@ def test_bad_images_stop_with_their_name_or_are_skipped_and_listed(images, tmp_p
         run(images, tmp_path / "packed")
     run(images, tmp_path / "packed", on_error="skip")
     printed, folder, found = capsys.readouterr().out, source(images, "folder"), source(tmp_path / "packed")
-    assert "skipped: Cannot decode 'cat/b.png'" in printed and "skipped: Cannot decode 'top.png'" in printed
+    assert "skipped: cannot decode 'cat/b.png'" in printed and "skipped: cannot decode 'top.png'" in printed
     assert "5 images of 2 classes in 4 shards, 2 skipped" in printed and "7/7 images" in printed
     assert list(found) == [folder[i] for i in (0, 2, 3, 4, 5)]
     listed = [name for s in metadata(tmp_path / "packed")["shards"].values() for name, _ in s["skipped"]]
     assert listed == ["cat/b.png", "top.png"]
     for name in NAMES:
         (images / name).write_text("no image")
-    with pytest.raises(UserError, match="None of the 7 images can be used"):
+    with pytest.raises(UserError, match="none of the 7 images can be used"):
         run(images, tmp_path / "none", on_error="skip")
 
 

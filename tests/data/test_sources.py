@@ -62,11 +62,17 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 
 @pytest.mark.fast
 def test_missing_empty_and_unreadable_folders_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"/gone' does not exist: give --config.data.path"):
+    with pytest.raises(UserError, match=r"/gone' does not exist; give --config.data.path"):
         folder(tmp_path / "gone")
     with pytest.raises(UserError, match="holds no image"):
         folder(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^config\.data\.path is not set; give --config\.data\.path=FOLDER\.$"
+    ):
+        folder("", split="train")
     (tmp_path / "readme.txt").write_text("no image")
+    with pytest.raises(UserError, match=r"readme\.txt' is a file; give --config\.data\.path the folder"):
+        folder(tmp_path / "readme.txt")
     with pytest.raises(UserError, match="holds no image"):
         folder(tmp_path)
     write(tmp_path / "a.png")
@@ -93,7 +99,7 @@ def test_read_records_of_scenes_are_the_records():
         assert read.label[row] == found[index]["label"] and read.name[row] == found[index]["name"]
     with pytest.raises(UserError, match="40"):
         read_records(found, range(41), size=32, short_side=32)
-    with pytest.raises(UserError, match="Short side 16"):
+    with pytest.raises(UserError, match="short side 16"):
         read_records(found, range(4), size=32, short_side=16)
 
 

@@ -138,12 +138,12 @@ def check_damage_and_tfrecord_are_one_sentence(path):
     (shard,) = version.glob("imagenet2012-train.array_record*")
     shard.write_bytes(bytes(shard.stat().st_size))
     found = source(path, "train")
-    refused(r"Record 3 of TFDS data set 'imagenet2012' cannot be read \(.*\): restore or", lambda: found[3])
+    refused(r"record 3 of TFDS data set 'imagenet2012' cannot be read \(.*\); restore or", lambda: found[3])
     info = json.loads((version / "dataset_info.json").read_text())
     assert info["fileFormat"] == "array_record"
     (version / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
     refused(
-        "is not stored as ArrayRecord: run .*file_format='array_record'.* with another data_dir",
+        "is not stored as ArrayRecord; run .*file_format='array_record'.* with another data_dir",
         lambda: source(path, "train"),
     )
 

@@ -98,7 +98,7 @@ def test_a_process_that_dies_is_named_and_ends_the_others(launch, end, how, tmp_
     assert "[process 1] last words\n" in err and ("[process 1] error: no data\n" in err) == ("exit" in end)
     assert err.splitlines()[-1] == (
         f"error: process 1 of 3 {how}, so the others were ended too; mend what is wrong and give the same "
-        "command again: it continues from what was saved."
+        "command again: it continues from what was saved, if anything was."
     )
     assert gone([int((tmp_path / f"{index}.pid").read_text()) for index in range(3)], seconds=5)
 
@@ -143,7 +143,15 @@ def test_wrong_arguments_and_help():
         command = [sys.executable, str(ROOT / "launch" / "local.py"), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=20)
 
-    assert call("--processes=0").stderr == "error: --processes and --devices must be at least 1.\n"
+    for arguments, sentence in (
+        (["--processes=0"], "--processes and --devices must be at least 1."),
+        (["--processes=2", "--mod=x", "--workdir=y"],
+         "unrecognized arguments: --mod=x --workdir=y; put -- before what is for main.py."),
+        (["--processes=two"], "argument --processes: invalid int value: 'two'; see --help."),
+        ([], "the following arguments are required: --processes; see --help."),
+    ):  # fmt: skip
+        done = call(*arguments)
+        assert (done.returncode, done.stderr) == (1, f"error: {sentence}\n")
     shown = call("--help")
     assert shown.returncode == 0 and "--devices=2      of each" in shown.stdout
     assert "python launch/local.py --processes=2 --devices=2 -- --config=" in shown.stdout

@@ -53,7 +53,7 @@ def test_a_truncated_jpeg_stops_the_run_or_is_substituted_and_counted(main, fini
 
 
 @pytest.mark.parametrize(
-    "path,culprit", [("absent", "does not exist"), ("empty", "holds no image"), ("", "''")]
+    "path,culprit", [("absent", "does not exist"), ("empty", "holds no image"), ("", "is not set")]
 )
 @pytest.mark.fast
 def test_a_missing_or_empty_folder_is_named(tiny, tmp_path, path, culprit):

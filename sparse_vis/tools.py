@@ -1,0 +1,59 @@
+"""What the command lines share: flags whose errors are one sentence, and an early look at --output."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+from sparse_vis.errors import UserError
+
+
+def unknown_flag(flag: str, known: Iterable[str], program: str) -> str:
+    """The sentence for a flag that does not exist, with the nearest one that does.
+
+    Args:
+        flag, known: with their dashes, without values. program: what the user started.
+    """
+    nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
+    remedy = f"did you mean {nearest[0]}?" if nearest else f"{program} --help shows the flags."
+    return f"{flag} is no flag of {program}; {remedy}"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with whole names only, whose errors are UserErrors."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse; but a misspelt flag is named even where it leaves a required one missing."""
+        args = sys.argv[1:] if args is None else args
+        known = self._option_string_actions
+        for flag in (word.partition("=")[0] for word in args):
+            if re.match("--?[a-zA-Z]", flag) and flag not in known:
+                raise UserError(unknown_flag(flag, known, self.prog))
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help shows the flags.")
+
+
+def check_folder(path: pathlib.Path) -> None:
+    """Refuse, before any work, an --output folder that cannot be made or written to.
+
+    Raises:
+        UserError: says why not.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"--output={path} cannot be written ({there} is a file); give another --output.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--output={path} cannot be written (no permission in {there}); give another --output."
+        )

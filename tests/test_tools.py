@@ -1,0 +1,113 @@
+"""The command lines of all tools: one sentence for a wrong flag, and what --help says."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from sparse_vis.data import pack, scenes
+from sparse_vis.errors import UserError, command_line
+from sparse_vis.tools import check_folder
+from sparse_vis.train.arguments import explain
+
+
+def tools():
+    import sparse_vis.extract as extract
+    from sparse_vis import export
+    from sparse_vis.report import __main__ as report
+
+    return {
+        "extract": (extract, "docs/extraction.md"), "report": (report, "docs/visualization.md"),
+        "export": (export, "docs/compatibility.md"), "data.pack": (pack, "docs/imagenet.md"),
+        "data.scenes": (scenes, "docs/scenes.md"),
+    }  # fmt: skip
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["extract", "report", "export", "data.pack", "data.scenes"])
+def test_wrong_flags_are_one_sentence_and_help_names_the_page(name, monkeypatch, capsys):
+    tool, page = tools()[name]
+    program = f"python -m sparse_vis.{name}"
+    for arguments, sentence in (
+        (["--outptu=x"], f"--outptu is no flag of {program}; did you mean --output?"),
+        (["--outp=x"], f"--outp is no flag of {program}; did you mean --output?"),
+        (["--zzz"], f"--zzz is no flag of {program}; {program} --help shows the flags."),
+    ):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            command_line(tool.main)
+        assert stopped.value.code == f"error: {sentence}"
+    monkeypatch.setattr(sys, "argv", [name])
+    with pytest.raises(
+        UserError, match=r"arguments are required: .*--output; python .* --help shows the flags"
+    ):
+        tool.main()
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        tool.main()
+    shown = capsys.readouterr().out
+    assert not stopped.value.code and page in shown and "(None" not in shown and "default: None" not in shown
+
+
+@pytest.mark.fast
+def test_an_output_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(
+            UserError, match=rf"^--output={path} cannot be written \({tmp_path}/file is a file\)"
+        ):
+            check_folder(path)
+    check_folder(tmp_path / "a" / "b")
+    check_folder(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
+    if os.getuid():  # root may write anywhere
+        tmp_path.chmod(0o500)
+        with pytest.raises(UserError, match="no permission in"):
+            check_folder(tmp_path / "a")
+
+
+@pytest.mark.fast
+def test_scenes_end_with_one_line_and_status_1(tmp_path):
+    command = [sys.executable, "-m", "sparse_vis.data.scenes", f"--output={tmp_path}/a.xyz"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
+        f"error: --output={tmp_path}/a.xyz cannot be written (unknown file extension"
+    )
+
+
+class Late:
+    """Raises where nobody can catch it, as tensorstore's threads do."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def __del__(self):
+        raise RuntimeError(self.message)
+
+
+@pytest.mark.fast
+def test_what_follows_a_damaged_checkpoint_is_silent_and_all_else_is_not(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # to be put back
+    command_line(lambda: None)
+    Late("Event loop is closed")
+    assert capsys.readouterr().err == ""
+    Late("another")
+    assert "RuntimeError: another" in capsys.readouterr().err
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("reason", "plain"),
+    [
+        ("invalid literal for int() with base 10: 'abc'", "'abc' is no whole number"),
+        ("could not convert string to float: 'abc'", "'abc' is no number"),
+    ],
+)
+def test_absl_s_values_are_explained_in_words_and_the_program_is_named(reason, plain):
+    error = flags.IllegalFlagValueError(f"flag --repeats=abc: {reason}")
+    program = "python benchmarks/step.py"
+    expected = f"flag --repeats=abc: {plain}; {program} --help shows the flags."
+    assert explain(error, None, program) == expected
