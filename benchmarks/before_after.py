@@ -211,9 +211,7 @@ def main() -> None:
         metavar="N",
         help="turns that are timed, after two that are not (%(default)s)",
     )
-    add(
-        "--json", metavar="FILE", help="the same numbers for programs; what the file has of other pairs stays"
-    )
+    add("--json", metavar="FILE", help="the same numbers for programs; other pairs of the file stay")
     arguments = parser.parse_args()
     check_json(arguments.json)
     names = arguments.only.split(",") if arguments.only else list(known)

@@ -96,7 +96,12 @@ def main() -> None:
     add, folder = parser.add_argument, {"type": pathlib.Path, "metavar": "DIR"}
     add("--group", choices=GROUPS, help="of benchmarks/experiments.py; without it, all of them are listed")
     add("--rows", metavar="A,B", help="only these rows of the group")
-    add("--seeds", default="0,1,2", help="each is a run of main.py: train, then evaluate (%(default)s)")
+    add(
+        "--seeds",
+        metavar="N,N",
+        default="0,1,2",
+        help="each is a run of main.py: train, then evaluate (%(default)s)",
+    )
     add("--workdirs", **folder, default=ROOT / "runs" / "evidence",
         help="where runs live (runs/evidence); an interrupted one continues")  # fmt: skip
     add("--results", **folder, default=RESULTS,

@@ -3,7 +3,7 @@
 # bf16, and encode.py. Results go to $OUT, or to benchmarks/results/ where OUT is not set.
 #
 #     bash benchmarks/gpu.sh            # one GPU of 80 GB
-#     bash benchmarks/gpu.sh --small    # tiny sizes, on CPU too: does the script itself work?
+#     bash benchmarks/gpu.sh --small    # tiny sizes, on CPU too, 190 s of processor time: does the script work?
 #
 # It needs jax with its GPU plugin, flax, optax, numpy, absl-py and jaxtyping, and three pure-Python wheels that
 # such machines often lack. Fetch them where there is a network, and bring the folder along as .whl/:

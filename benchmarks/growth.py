@@ -66,8 +66,12 @@ def main() -> None:
         prog="python benchmarks/growth.py", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--json", required=True, metavar="FILE",
-        help="what is measured is kept there point by point: started again, the command does the rest")  # fmt: skip
+    parser.add_argument(
+        "--json",
+        required=True,
+        metavar="FILE",
+        help="what is measured is kept there point by point; started again, it does the rest",
+    )
     parser.add_argument("--plot", metavar="FILE", help="the same as a picture")
     arguments = parser.parse_args()
     check_json(arguments.json)

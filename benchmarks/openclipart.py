@@ -2,8 +2,8 @@
 
     python benchmarks/openclipart.py --output=data/openclipart
 
-Needs a Debian system with apt (`apt-get update` first) and 300 MB. Writes OUTPUT/train, OUTPUT/validation and
-OUTPUT/test/CATEGORY/*.png: of every category with at least 50 pictures, each fifth file by name is for test,
+Needs a Debian system with apt (`apt-get update` first) and 300 MB. Writes FOLDER/train, FOLDER/validation and
+FOLDER/test/CATEGORY/*.png: of every category with at least 50 pictures, each fifth file by name is for test,
 the one after it for validation. Pictures are reduced to at most 128 pixels a side, on white ground; what is
 thinner than 16 pixels then is left out.
 """
@@ -99,8 +99,12 @@ def main() -> None:
         prog="python benchmarks/openclipart.py", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="new folder for the pictures")
-    parser.add_argument("--package", type=pathlib.Path, help="the .deb file, if it was downloaded before")
+    parser.add_argument(
+        "--output", required=True, type=pathlib.Path, metavar="FOLDER", help="new folder for the pictures"
+    )
+    parser.add_argument(
+        "--package", type=pathlib.Path, metavar="FILE", help="the .deb file, if it was downloaded before"
+    )
     arguments = parser.parse_args()
     if arguments.output.exists():
         raise UserError(f"{arguments.output} exists already; give another --output, or remove it.")

@@ -1,6 +1,8 @@
 """Print the dry runs in benchmarks/results as the table of docs/scaling.md.
 
-python benchmarks/scaling_table.py
+    python benchmarks/scaling_table.py
+
+Rows are sorted by model, then by chips.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from tests.documents import (
     python_blocks,
     text_of,
 )
+from tests.test_commands import documented, listed
 from tests.tiny_checkpoint import write_checkpoints
 
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in pages()}
@@ -37,9 +38,10 @@ SYSTEM = ("mkdir", "tar", "rm", "for", "do", "done", "apt-get", "ruff")
 # Arguments that make a command a mode of its own.
 MODE = r"--(mode=\w+|distributed|format=\w+|compare-bf16|topology|mesh|tables|group|module=[\w.]+)(?==|$)"
 
-# What runs the docs' commands on a small configuration: file -> test -> tools and modes.
+# What runs the docs' commands on a small configuration: file -> test -> tools and modes. Those of main.py and
+# of the package's tools are run one by one by tests/test_commands.py.
 RUN = {
-    ".ci/run": {"": ("main.py", "pytest", "pip", "ruff")},
+    ".ci/run": {"": ("pytest", "pip")},
     "tests/evals/test_reproduce.py": {
         "test_every_step_runs_and_the_exit_status_says_whether_the_figures_are_met": (
             "main.py --mode=evaluate",
@@ -55,27 +57,11 @@ RUN = {
         "test_tpu_workers_get_the_arguments_as_they_were_given": ("launch/tpu_pod.sh",),
     },
     "tests/test_extract.py": {
-        "test_command_line_prints_one_sentence": ("sparse_vis.extract",),
         "test_two_processes_share_the_shards_and_one_killed_the_same_command_continues": (
             "sparse_vis.extract --distributed", "launch/local.py --module=sparse_vis.extract",
         ),
     },
-    "tests/test_reconstruct.py": {
-        "test_pixel_model": ("sparse_vis.reconstruct",),
-        "test_vq_model": ("sparse_vis.reconstruct --compare-bf16",),
-    },
-    "tests/test_export.py": {
-        "test_the_command_says_what_it_wrote": ("sparse_vis.export", "sparse_vis.export --format=released"),
-    },
-    "tests/test_programs.py": {
-        "test_the_documented_readers": (
-            "sparse_vis.export --format=stablehlo", "sparse_vis.export --format=onnx",
-        ),
-    },
-    "tests/test_report.py": {
-        "test_a_report_of_a_run_and_then_of_the_checkpoint_alone": ("sparse_vis.report",),
-    },
-    "tests/data/test_pack.py": {"test_command_line": ("sparse_vis.data.pack",)},
+    "tests/test_notebooks.py": {"test_the_command_stores_the_outputs": ("notebooks/execute.py",)},
     "tests/data/test_scenes.py": {"test_the_tool_draws_a_picture": ("sparse_vis.data.scenes",)},
     "tests/data/test_tfds.py": {
         "test_imagenet_prepared_from_archives": ("-c tensorflow_datasets",),
@@ -93,6 +79,7 @@ RUN = {
         "test_tables_hold_mean_and_deviation_over_seeds": ("benchmarks/evidence.py --tables",),
     },
     "tests/benchmarks/test_speed.py": {
+        # With a Python that only notes arguments: --small takes 190 s of processor time.
         "test_the_script_for_a_gpu_runs_the_whole_set": ("benchmarks/gpu.sh",),
         "test_step_without_tensorflow_and_the_data_pipeline": ("benchmarks/step.py",),
     },
@@ -204,6 +191,12 @@ def test_the_index_has_every_page():
     assert linked == {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
 
 
+def test_the_readme_links_every_page_in_the_order_of_the_index():
+    order = [link for link in links(ROOT / "docs" / "README.md") if link.endswith(".md")]
+    text = next(block for block in text_of(ROOT / "README.md").split("\n\n") if "Docs, in reading" in block)
+    assert re.findall(r"\(docs/(\w+\.md)\)", text) == [*order, "README.md"]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_no_command_escapes(name):
     """Every `python …` of the raw text is in a command that was found; fenced blocks are of known kinds."""
@@ -238,6 +231,8 @@ def test_help_explains_every_flag(parsed):
         for flag in set(outcome["flags"]) - {"--help"}:
             explained = rf"^ +{flag}\b[^\n]*?(  +\S|\n {{8,}}\S)"
             assert re.search(explained, outcome["help"], re.M), f"{tool} --help does not explain {flag}"
+            times = re.findall(rf"^ {{2,4}}{flag}(?![\w.-])", outcome["help"], re.M)
+            assert len(times) == 1, f"{tool} --help lists {flag} {len(times)} times"
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -275,9 +270,17 @@ def test_something_runs_every_tool_and_mode():
     places = {
         name: (file, test) for file, tests in RUN.items() for test, names in tests.items() for name in names
     }
-    found = {key(c): str(c) for page in PAGES.values() for c in commands(page) if c.words[0] not in SYSTEM}
+    run = {command for command in documented() if not listed(command)}
+    found = {
+        key(c): str(c)
+        for page in PAGES.values()
+        for c in commands(page)
+        if c.words[0] not in SYSTEM and c not in run
+    }
     missing = {name: where for name, where in found.items() if name not in places and name not in NOT_RUN}
     assert not missing, f"run these, or name in RUN what does: {missing}"
+    gone = {*places, *NOT_RUN} - set(found)
+    assert not gone, f"no page has these any more: {gone}"
     for name, (file, test) in [*places.items(), *CODE.items()]:
         assert test in functions_of(file), f"{name}: {file} has no {test}"
 

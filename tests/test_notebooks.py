@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -71,6 +73,19 @@ def test_the_page_lists_the_notebooks_in_order_and_links_lead_somewhere():
         for cell in nbformat.read(path, as_version=4).cells:
             for link in re.findall(r"\]\(([^)#]+)\)", cell.source) if cell.cell_type == "markdown" else []:
                 assert (FOLDER / link).exists(), (path.name, link)
+
+
+def test_the_command_stores_the_outputs(tmp_path):
+    """The command of notebooks/README.md, with a small notebook of its own as the argument."""
+    path = tmp_path / "small.ipynb"
+    cells = [nbformat.v4.new_code_cell("import sparse_vis; sparse_vis.load('scenes-tiny')[0].patch")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    done = subprocess.run(
+        [sys.executable, "notebooks/execute.py", path], cwd=FOLDER.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.startswith("small.ipynb: "), done.stderr
+    (cell,) = code(nbformat.read(path, as_version=4))
+    assert cell.execution_count == 1 and cell.outputs[-1].data["text/plain"] == "6"
 
 
 def test_a_failed_check_stops_a_notebook(tmp_path):

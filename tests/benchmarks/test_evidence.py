@@ -66,6 +66,8 @@ def test_a_run_is_trained_evaluated_kept_and_not_run_again(groups, monkeypatch, 
 def test_a_failed_run_and_an_unknown_row_are_named(groups, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="--rows=plan is no row of tiny; it has plain, compared, other"):
         start(monkeypatch, tmp_path, "--rows=plan")
+    with pytest.raises(UserError, match="'a' is no seed; give numbers"):
+        start(monkeypatch, tmp_path, "--seeds=0,a")
     with pytest.raises(UserError, match=r"tiny/other seed 0 failed: see the end of .*log\.txt"):
         start(monkeypatch, tmp_path, "--rows=other", "--seeds=0")
     assert "missing.py" in (tmp_path / "runs/tiny/other/seed0/log.txt").read_text()

@@ -60,5 +60,7 @@ def test_pictures_are_reduced_on_white(tmp_path):
 
 def test_another_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "b.deb").write_bytes(b"no package")
-    with pytest.raises(UserError, match=r"cannot be fetched .* --package=FILE\.deb"):
+    with pytest.raises(UserError, match=r"\(failed: dpkg-deb\).* --package=FILE\.deb"):
         start(monkeypatch, f"--output={tmp_path / 'out'}", f"--package={tmp_path / 'b.deb'}")
+    with pytest.raises(UserError, match=r"absent\.deb is no file; give the \.deb"):
+        start(monkeypatch, f"--output={tmp_path / 'out'}", f"--package={tmp_path / 'absent.deb'}")

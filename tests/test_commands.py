@@ -1,0 +1,219 @@
+"""The commands of the docs run as they stand there, in a folder where models and images are tiny.
+
+Names of the docs (`runs/quickstart`, `photos`, FOLDER, FILE, …) exist in that folder. To a command of main.py
+are added settings that make it small; commands that are the same then run once.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import pathlib
+import runpy
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparse_vis.data.pack import pack
+from sparse_vis.train import settings
+from tests import tiny_checkpoint
+from tests.documents import ROOT, Command, commands, pages
+from tests.main_process import WAIT, environment
+from tests.tiny_checkpoint import tiny_config
+
+TOOLS = ("extract", "reconstruct", "report", "export", "data.pack")
+VQGAN = "tests/golden/vq_p16.vqgan.safetensors"  # of 128 codes
+
+# The model of tiny_checkpoint, whatever the configuration; one step of 16 small images. Without a GPU,
+# and without what only takes long: processes for data, health.
+SMALL = {f"model.{name}": value for name, value in settings.leaves(tiny_config().model).items()}
+for own in ("target", "init_std", "bottleneck", "tokenizer.path", "tokenizer.dtype", "tokenizer.codes"):
+    del SMALL[f"model.{own}"]
+SMALL |= {
+    "views.global_count": 2, "views.local_count": 1, "views.local_size": 16, "data.canvas": 32,
+    "data.scenes.size": 32, "data.workers": 0, "data.threads": 1, "train.batch": 16, "train.steps": 1,
+    "train.log_every": 1, "train.save_every": 1, "train.health_every": 0,
+    "eval.train_records": 40, "eval.test_records": 20, "eval.batch": 20,
+    "efficiency.dtype": "float32", "efficiency.attention": "xla",
+}  # fmt: skip
+# Unless a command says otherwise it evaluates nothing after training: other commands do, and .ci/run.
+UNLESS_GIVEN = {"eval.tasks": "()"}
+# The same for configs/imagenet_*.py, in place of ImageNet and MAE, which are far away.
+FAR = {"init": "", "data.source": "scenes", "data.split": "train"}
+TOKENIZER = {"model.tokenizer.path": VQGAN, "model.tokenizer.codes": 128}
+# Names of the docs that mean the same here, and names of results, which make no difference.
+SAME = {"photos": "FOLDER", "images/train": "FOLDER", "runs/photos": "runs/quickstart"}
+SAME |= {"runs/scenes_tiny": "runs/quickstart"}
+SAME |= {"configs/scenes_tiny.py": "configs/quickstart.py"}  # but for settings of SMALL and the name
+
+# Workdirs that are there, with their configurations and steps.
+WORKDIRS = (
+    ("quickstart", "quickstart.py", 3), ("other", "quickstart.py", 4), ("scenes_tiny", "scenes_tiny.py", 3),
+    ("photos", "folder.py", 3), ("uncentred", "digits.py", 1000, 2000),
+)  # fmt: skip
+
+# Commands that do not run here, and why. Exact: what runs or is no longer documented must not be listed.
+ELSEWHERE = {
+    "docs/pods.md: python main.py --distributed=HOST:PORT,PROCESSES,PROCESS": (
+        "needs other processes: tests/train/test_elastic.py"
+    ),
+    "docs/extraction.md: python -m sparse_vis.extract --distributed=HOST:PORT,PROCESSES,PROCESS": (
+        "needs other processes: tests/test_extract.py"
+    ),
+    "docs/faq.md: python main.py --config=configs/reproduce_b16.py --mode=evaluate": (
+        "needs ImageNet, a release and three networks: tests/evals/test_reproduce.py makes tiny ones"
+    ),
+}
+
+
+def flags(words) -> dict[str, str]:
+    """--NAME=VALUE -> {NAME: VALUE}; "" for one without a value."""
+    return {name[2:]: value for name, _, value in (word.partition("=") for word in words)}
+
+
+def documented() -> list[Command]:
+    """All commands of the programs that this file is about."""
+    programs = (("main.py",), *(("-m", f"sparse_vis.{tool}") for tool in TOOLS))
+    found = (command for page in pages() for command in commands(page))
+    return [
+        command
+        for command in found
+        if command.words[0] == "python" and any(command.words[1 : 1 + len(p)] == p for p in programs)
+    ]
+
+
+def listed(command: Command) -> str | None:
+    """The entry of ELSEWHERE that the command is."""
+    return next((entry for entry in ELSEWHERE if str(command).startswith(entry)), None)
+
+
+def small(command: Command) -> tuple[str, ...]:
+    """What follows `python`: the command, and settings that make it small."""
+    if command.words[1] == "-m":
+        return command.words[1:]
+    given, added = flags(command.words[2:]), dict(SMALL)
+    far = given["config"].startswith("configs/imagenet")
+    unless = UNLESS_GIVEN | (FAR if far else {})
+    added |= {name: value for name, value in unless.items() if f"config.{name}" not in given}
+    if far and given.get("config.model.target") != "pixel":
+        added |= TOKENIZER
+    return (*command.words[1:], *(f"--config.{name}={value}" for name, value in added.items()))
+
+
+def effect(words: tuple[str, ...]) -> tuple:
+    """The same for command lines that do the same here: the last value of each flag counts."""
+    first = 2 if words[0] == "-m" else 1
+    given = flags(words[first:])
+    if given.get("mode") != "evaluate":
+        given.pop("workdir", None)
+    if "output" in given:
+        given["output"] = ""
+    if given.get("config.data.source") == "scenes":
+        given.pop("config.data.path", None)
+    return (*words[:first], *sorted((name, SAME.get(value, value)) for name, value in given.items()))
+
+
+def runs() -> dict[str, tuple[str, ...]]:
+    """Name -> command line, one for each effect."""
+    found = {}
+    for command in documented():
+        if not listed(command):
+            words = small(command)
+            found.setdefault(effect(words), (str(command), words))
+    return dict(found.values())
+
+
+RUNS = runs()
+
+
+def write_run(workdir: pathlib.Path, config_file: str, *steps: int) -> None:
+    """Checkpoints of a configuration made small, as if it had been trained."""
+    config = runpy.run_path(ROOT / "configs" / config_file)["get_config"]()
+    config.update_from_flattened_dict(SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_checkpoint, "tiny_config", lambda: config)
+        tiny_checkpoint.write_checkpoints(workdir, {step: step for step in steps})
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with all that the docs' commands read."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for name in ("main.py", "configs", "tests", "docs"):
+        (folder / name).symlink_to(ROOT / name)
+    draw = np.random.default_rng(0)
+    for i in range(40):
+        file = folder / "photos" / f"class{i % 2}" / f"{i:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (36, 40, 3), np.uint8)).save(file)
+    (folder / "images").mkdir()
+    for name in ("FOLDER", "images/train"):
+        (folder / name).symlink_to(folder / "photos")
+    (folder / "packed").mkdir()
+    pack(
+        folder=str(folder / "photos"), output=folder / "packed/train", shard_size=40, threads=1,
+        on_error="stop",
+    )  # fmt: skip
+    for name, config, *steps in WORKDIRS:
+        write_run(folder / "runs" / name, config, *steps)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def surroundings(tmp_path_factory):
+    """Of the processes: no network, one cache of compiled programs for all, quick compilation."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "sitecustomize.py").write_text(
+        "from sparse_vis import host\nhost.CPU_COMPILER_OPTIONS['xla_backend_optimization_level'] = 0\n"
+    )
+    return environment(folder) | {"HF_HUB_OFFLINE": "1"}
+
+
+def made(given: dict[str, str], folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that the command is for."""
+    if "output" in given:
+        output = folder / given["output"]
+        return [output] if output.suffix else [path for path in output.rglob("*") if path.is_file()]
+    name = pathlib.Path(given["config"]).stem.removesuffix("_config")
+    workdir = folder / given.get("workdir", f"runs/{name}")
+    if given.get("mode") == "evaluate":
+        return [workdir / "evaluation.json"]
+    return [workdir / "metrics.jsonl", workdir / "checkpoints" / "1"]
+
+
+@pytest.mark.parametrize("name", RUNS, ids=lambda name: name[:90])
+def test_a_command_runs(name, prepared, surroundings, tmp_path):
+    words = RUNS[name]
+    given = flags(words[2 if words[0] == "-m" else 1 :])
+    trains = words[0] == "main.py" and given.get("mode") != "evaluate"
+    for path in prepared.iterdir():  # all but what is to be made
+        if path.name not in ("runs", given.get("output", "").partition("/")[0]):
+            (tmp_path / path.name).symlink_to(path)
+    shutil.copytree(prepared / "runs", tmp_path / "runs")
+    if trains:
+        shutil.rmtree(made(given, tmp_path)[0].parent, ignore_errors=True)
+    env = dict(surroundings)
+    if given.get("mode") == "evaluate":  # probes take thousands of steps, for which better code is worth it
+        env["XLA_FLAGS"] = env["XLA_FLAGS"].replace("optimization_level=0", "optimization_level=1")
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=WAIT
+    )
+    assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
+    files = made(given, tmp_path)
+    assert files and all(path.exists() for path in files), f"{name}\n{done.stdout}"
+    if trains:
+        assert json.loads(files[0].read_text().splitlines()[0])["step"] == 1
+    if given.get("mode") == "evaluate":
+        tasks = {task for found in json.loads(files[0].read_text())["encoders"].values() for task in found}
+        assert tasks == set(ast.literal_eval(given["config.eval.tasks"]))
+
+
+def test_every_command_runs_here_or_is_listed():
+    """What is listed is documented and only that."""
+    entries = [listed(command) for command in documented()]
+    assert {entry for entry in entries if entry} == set(ELSEWHERE)
+    assert len(RUNS) > 20 and {words[1].removeprefix("sparse_vis.") for words in RUNS.values()} >= set(TOOLS)
