@@ -14,6 +14,7 @@ from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import Encoder
 from sparse_vis.evals.model_encoders import backbone_encoder, stellar_encoder
 from sparse_vis.interop import hub, mae
+from sparse_vis.interop.load import is_shipped
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.train import checkpoint, settings
 
@@ -97,12 +98,12 @@ def check_beside(name: str, config: ConfigDict) -> None:
         UserError: neither a baseline nor a place; a workdir without checkpoint, or with other patches.
     """
     path = pathlib.Path(name)
-    if name in BASELINES or name.startswith(hub.PREFIX):
+    if name in BASELINES or name.startswith(hub.PREFIX) or is_shipped(name):
         return
     if not path.exists():
         raise UserError(
-            f"config.eval.beside names {name!r}, which is neither a path nor one of {', '.join(BASELINES)}; "
-            "correct it."
+            f"config.eval.beside names {name!r}, which is neither a path nor one of {', '.join(BASELINES)}, "
+            "scenes-tiny; correct it."
         )
     if (path / checkpoint.FOLDER).is_dir():
         folder = checkpoint.find_step(path)

@@ -151,6 +151,12 @@ def _read_hub(address: str, name: str | None, revision: str | None, local_files_
     return loaded
 
 
+def is_shipped(path: str | pathlib.Path) -> bool:
+    """Whether a path is the name of a model that comes with the package; what is on disk goes first."""
+    path = pathlib.Path(path)
+    return not path.exists() and path.name == str(path) and (SHIPPED / path).is_dir()
+
+
 def read_model(
     path: str | pathlib.Path,
     name: str | None = None,
@@ -174,7 +180,7 @@ def read_model(
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r} is no checkpoint; give a {PLACES}.")
     path = pathlib.Path(path)
-    if not path.exists() and path.name == str(path) and (SHIPPED / path).is_dir():
+    if is_shipped(path):
         if name not in (None, path.name):
             raise UserError(f"{path} has no model {name!r}; leave the name out.")
         loaded = _read_folder(SHIPPED / path, None)

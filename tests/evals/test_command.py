@@ -14,6 +14,7 @@ from sparse_vis.data.records import read_records
 from sparse_vis.errors import UserError
 from sparse_vis.evals import command, tasks
 from sparse_vis.evals.dataset import open_data
+from sparse_vis.evals.encoders import beside_encoder, check_beside
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
 from sparse_vis.train import settings
@@ -226,6 +227,16 @@ def test_bad_input_is_named_before_anything_is_read(tmp_path):
     refused("give different names", tasks=("knn", "knn"))
     refused("scenes have no split 'train2'.*config.eval.train_split", tasks=("knn",), train_split="train2")
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.fast
+def test_the_model_of_the_package_can_stand_beside(monkeypatch):
+    monkeypatch.chdir("/")
+    config = make_config()
+    config.model.image_size = 48  # patches of 6
+    check_beside("scenes-tiny", config)
+    found = beside_encoder("scenes-tiny", config, None, open_data(config).parts["train"])
+    assert found.name == "scenes-tiny" and "sparse" in found.gives
 
 
 def test_another_architecture_is_refused(measured):
