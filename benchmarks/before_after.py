@@ -27,6 +27,7 @@ if __name__ == "__main__":
     host.prepare()
 
 from sparse_vis.errors import UserError, command_line
+from sparse_vis.tools import Parser
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -193,7 +194,7 @@ def main() -> None:
         "unroll": measure_unroll,
         "start": measure_start,
     }
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python benchmarks/before_after.py", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -18,6 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benc
 from benchmarks.evidence_tables import TRAINED, metrics, number
 from benchmarks.experiments import KNN, LINEAR
 from sparse_vis.errors import UserError, command_line
+from sparse_vis.tools import Parser
 
 
 def curves(evaluation: dict, batch: int) -> tuple[dict[int, dict], dict[str, dict]]:
@@ -60,9 +61,9 @@ def draw(steps: dict[int, dict], others: dict[str, dict], output: pathlib.Path) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python benchmarks/curve.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add, file = parser.add_argument, {"type": pathlib.Path, "required": True, "metavar": "FILE"}
     add(

@@ -22,6 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benc
 from benchmarks.evidence_tables import metrics, write_tables
 from benchmarks.experiments import GROUPS, Row
 from sparse_vis.errors import UserError, command_line
+from sparse_vis.tools import Parser
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
@@ -89,7 +90,7 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
 
 def main() -> None:
     """Command line; see the docstring of this file."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python benchmarks/evidence.py", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

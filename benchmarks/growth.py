@@ -21,6 +21,7 @@ if __name__ == "__main__":
     host.prepare()
 
 from sparse_vis.errors import UserError, command_line
+from sparse_vis.tools import Parser
 
 
 def points() -> dict[str, dict]:
@@ -62,7 +63,7 @@ def main() -> None:
     from benchmarks.growth_report import plot, table
     from benchmarks.record import check_json, machine
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python benchmarks/growth.py", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -27,6 +27,7 @@ from PIL import Image
 from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.loader import train_batches
 from sparse_vis.errors import UserError, command_line
+from sparse_vis.tools import Parser
 
 CANVAS, BATCH, BATCHES, MARK = 512, 32, 8, 500
 SIZES = ((500, 375, 40), (1000, 750, 20), (2000, 1500, 8))  # width, height, files
@@ -122,7 +123,7 @@ def main() -> None:
     from benchmarks.photographs import photographs
     from benchmarks.record import check_json, write_json
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python benchmarks/input.py", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

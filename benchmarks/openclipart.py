@@ -22,6 +22,7 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for a run from anywhere
 
 from sparse_vis.errors import UserError, command_line
+from sparse_vis.tools import Parser
 
 PACKAGE = "openclipart-png"
 FEWEST, FOLDS, SIDE, THINNEST = 50, 5, 128, 16
@@ -95,7 +96,7 @@ def arrange(categories: pathlib.Path, output: pathlib.Path) -> dict[str, dict[st
 
 def main() -> None:
     """Command line; see the docstring of this file."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python benchmarks/openclipart.py", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
