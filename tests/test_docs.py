@@ -88,6 +88,11 @@ RUN = {
     },
     "tests/benchmarks/test_growth.py": {
         "test_input_counts_every_form_and_split": ("benchmarks/input.py",),
+        "test_the_command_measures_what_it_draws": ("benchmarks/growth.py",),
+        "test_before_and_after_is_a_row_and_a_file": ("benchmarks/before_after.py",),
+    },
+    "tests/benchmarks/test_peer.py": {
+        "test_the_command_prints_ratios_of_one_run": ("benchmarks/peer.py",),
     },
 }  # fmt: skip
 # Commands that nothing here can run, and why.
@@ -95,9 +100,6 @@ WHY = "needs libtpu, and compiles for minutes; --mesh alone runs the same code"
 NOT_RUN = {
     "benchmarks/dryrun.py --topology": WHY,
     "benchmarks/dryrun.py --mesh --topology": WHY,
-    "benchmarks/before_after.py": "takes minutes at its sizes; test_growth.py tests its parts",
-    "benchmarks/growth.py": "takes minutes at its sizes; test_growth.py tests its parts",
-    "benchmarks/peer.py": "takes minutes at the size that the page gives; test_peer.py tests its parts",
 }
 # Python code of pages that other tests run.
 CODE = {

@@ -54,6 +54,22 @@ def test_growth_is_measured_once_kept_and_drawn(small, monkeypatch, tmp_path, ca
     assert picture.stat().st_size > 10_000
 
 
+def test_the_command_measures_what_it_draws(small, monkeypatch, tmp_path, capsys):
+    """Nothing stands in for anything here but the sizes."""
+    out, picture = tmp_path / "growth.json", tmp_path / "growth.png"
+    start(monkeypatch, growth, f"--json={out}", f"--plot={picture}")
+    points = json.loads(out.read_text())["points"].values()
+    assert len(points) == 10 and all(point["seconds"] > 0 for point in points)
+    assert "10/10" in capsys.readouterr().out and picture.stat().st_size > 10_000
+
+
+def test_before_and_after_is_a_row_and_a_file(monkeypatch, tmp_path, capsys):
+    out = tmp_path / "pairs.json"
+    start(monkeypatch, before_after, "--only=qkv", "--repeats=2", f"--json={out}")
+    assert "| qkv | three products | one product |" in capsys.readouterr().out
+    assert "qkv" in out.read_text()
+
+
 def test_matchings_find_the_order_of_shuffled_copies():
     """Noise is as large as the tokens, which are far apart all the same; unrelated sets follow."""
     x, y = (np.asarray(sets)[: growth_arms.SETS] for sets in growth_arms.token_sets(4))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -15,6 +18,8 @@ from benchmarks.peer_weights import torch_views, transplant
 from benchmarks.synthetic import random_batch, random_state, recipe_of
 from sparse_vis.train.step import train_step
 from sparse_vis.views import make_views
+from tests.documents import ROOT
+from tests.main_process import WAIT, environment
 from tests.train.tiny_config import get_config
 
 
@@ -66,3 +71,20 @@ def test_losses_gradients_and_updates_are_the_same(case):
         np.testing.assert_allclose(norm.item(), metrics["gradient_norm"], rtol=1e-3)
         totals.append(total.item())
     assert totals[2] < totals[0]
+
+
+def test_the_command_prints_ratios_of_one_run(tmp_path):
+    out = tmp_path / "peer.json"
+    words = (
+        "benchmarks/peer.py", "--config=tests/train/tiny_config.py", "--compile=False", "--repeats=2",
+        "--encode_images=2", f"--json={out}",
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=WAIT, cwd=ROOT,
+        env=environment(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    names = {f"{what}_{number}" for what in ("products", "encode", "step") for number in ("ratio", "spread")}
+    assert set(last) == names and all(last[name] > 0 for name in names if name.endswith("ratio"))
+    assert json.loads(out.read_text())["step"]["ratio"] == last["step_ratio"]
