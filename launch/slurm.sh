@@ -20,6 +20,6 @@ srun --kill-on-bad-exit=1 python ${PROGRAM:-main.py} --distributed=auto "$@"
 status=$?
 if [ $status -ne 0 ]; then
     echo "error: a process of the run ended with status $status, so Slurm ended the others too; mend what is wrong" \
-        "and give the same sbatch command again: it continues from what was saved." >&2
+        "and give the same sbatch command again: it continues from what was saved, if anything was." >&2
 fi
 exit $status

@@ -15,6 +15,6 @@ gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
 status=$?
 if [ $status -ne 0 ]; then
     echo "error: a process of the run ended with status $status, so the others end too; mend what is wrong" \
-        "and give the same command again: it continues from what was saved." >&2
+        "and give the same command again: it continues from what was saved, if anything was." >&2
 fi
 exit $status
