@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sparse_vis.data.records import read_records
 from sparse_vis.data.scenes import SceneSpec
 from sparse_vis.data.sources import make_source
 from sparse_vis.errors import UserError
+from tests.documents import ROOT
 
 NAMES = ("cat/a.jpg", "cat/b.png", "cat/deep/c.webp", "dog/d.JPEG", "dog/e.png", "dog/ü.png", "top.png")
 SHARDS = [f"images-0000{k}-of-00004.array_record" for k in range(4)]
@@ -208,3 +210,24 @@ def test_command_line(images, tmp_path):
     done = command(f"--input={tmp_path / 'gone'}", f"--output={tmp_path / 'packed'}")
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "--input" in done.stderr
+
+
+@pytest.mark.fast
+def test_the_pages_way_from_imagenets_archive_to_a_folder(tmp_path):
+    """docs/imagenet.md's shell lines, on an archive of two classes made as ImageNet's is: a tar of tars."""
+    page = (ROOT / "docs" / "imagenet.md").read_text()
+    block = next(block for block in page.split("```")[1::2] if "tar -xf" in block)
+    lines = "\n".join(line for line in block.splitlines() if line.startswith(("mkdir", "for")))
+    classes = tmp_path / "classes"
+    for name in ("n01", "n02"):
+        (classes / name).mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(classes / name / f"{name}_1.JPEG", "JPEG")
+        with tarfile.open(classes / f"{name}.tar", "w") as inner:
+            inner.add(classes / name / f"{name}_1.JPEG", f"{name}_1.JPEG")
+    with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as outer:
+        for name in ("n01", "n02"):
+            outer.add(classes / f"{name}.tar", f"{name}.tar")
+    subprocess.run(["bash", "-ec", lines], cwd=tmp_path, check=True)
+    found = source(tmp_path / "images", "folder", "train")
+    assert found.names == ["n01/n01_1.JPEG", "n02/n02_1.JPEG"]
+    assert [found[i]["label"] for i in range(2)] == [0, 1]
