@@ -82,6 +82,7 @@ RUN = {
         # With a Python that only notes arguments: --small takes 190 s of processor time.
         "test_the_script_for_a_gpu_runs_the_whole_set": ("benchmarks/gpu.sh",),
         "test_step_without_tensorflow_and_the_data_pipeline": ("benchmarks/step.py",),
+        "test_parts_and_encode_as_commands": ("benchmarks/parts.py",),
     },
     "tests/benchmarks/test_curve.py": {
         "test_the_command_draws_a_picture": ("benchmarks/curve.py",),

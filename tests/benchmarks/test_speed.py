@@ -135,6 +135,26 @@ def test_step_without_tensorflow_and_the_data_pipeline(tmp_path):
     assert found["peak_memory"] > 0 and f"{found['images_per_second']:.2f} images/s" in done.stdout
 
 
+def test_parts_and_encode_as_commands(tmp_path):
+    """What the page calls, on the smallest model."""
+    for name, more, line in (("parts", (), "| heads and losses |"), ("encode", ("--images=2",), "images/s")):
+        out = tmp_path / f"{name}.json"
+        words = (
+            f"benchmarks/{name}.py",
+            f"--config={TINY}",
+            f"--json={out}",
+            "--repeats=1",
+            *SMALLEST,
+            *more,
+        )
+        done = subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, timeout=900, cwd=ROOT,
+            env=environment(tmp_path),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert line in done.stdout and json.loads(out.read_text())["machine"]["date"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
