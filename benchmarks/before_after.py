@@ -8,7 +8,6 @@ a cache of compiled programs that is empty at first, then with another seed; "lo
 losses for 128 images.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -26,8 +25,8 @@ from sparse_vis import host
 if __name__ == "__main__":
     host.prepare()
 
+from benchmarks.arguments import script_parser
 from sparse_vis.errors import UserError, command_line
-from sparse_vis.tools import Parser
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -194,10 +193,7 @@ def main() -> None:
         "unroll": measure_unroll,
         "start": measure_start,
     }
-    parser = Parser(
-        prog="python benchmarks/before_after.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = script_parser(__file__, __doc__)
     add = parser.add_argument
     add(
         "--only",

@@ -8,17 +8,16 @@ of mean U.
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
+from benchmarks.arguments import script_parser
 from benchmarks.evidence_tables import TRAINED, metrics, number
 from benchmarks.experiments import KNN, LINEAR
 from sparse_vis.errors import UserError, command_line
-from sparse_vis.tools import Parser
 
 
 def curves(evaluation: dict, batch: int) -> tuple[dict[int, dict], dict[str, dict]]:
@@ -61,10 +60,7 @@ def draw(steps: dict[int, dict], others: dict[str, dict], output: pathlib.Path) 
 
 
 def main() -> None:
-    parser = Parser(
-        prog="python benchmarks/curve.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = script_parser(__file__, __doc__)
     add, file = parser.add_argument, {"type": pathlib.Path, "required": True, "metavar": "FILE"}
     add(
         "--evaluation",

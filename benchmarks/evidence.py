@@ -7,7 +7,6 @@ Stop it at any time and start it again. All rows run with the first seed before 
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import pathlib
@@ -19,10 +18,10 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
+from benchmarks.arguments import script_parser
 from benchmarks.evidence_tables import metrics, write_tables
 from benchmarks.experiments import GROUPS, Row
 from sparse_vis.errors import UserError, command_line
-from sparse_vis.tools import Parser
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
@@ -90,10 +89,7 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
 
 def main() -> None:
     """Command line; see the docstring of this file."""
-    parser = Parser(
-        prog="python benchmarks/evidence.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = script_parser(__file__, __doc__)
     add, folder = parser.add_argument, {"type": pathlib.Path, "metavar": "DIR"}
     add("--group", choices=GROUPS, help="of benchmarks/experiments.py; without it, all of them are listed")
     add("--rows", metavar="A,B", help="only these rows of the group")

@@ -8,9 +8,14 @@ from benchmarks.synthetic import BLOCKS, CHANNELS, LATENT, MULTIPLIERS
 from sparse_vis.masking import visible_count
 
 
+def kernels(tokens: int, width: int, mlp_dim: int) -> float:
+    """Products of one transformer block with its kernels: four d x d maps and the MLP."""
+    return 2 * tokens * width * (4 * width + 2 * mlp_dim)
+
+
 def block(tokens: int, width: int, mlp_dim: int) -> float:
-    """Forward pass of one transformer block over one sequence: four d x d maps, the MLP, the attention."""
-    return 2 * tokens * width * (4 * width + 2 * mlp_dim) + 4 * tokens**2 * width
+    """Forward pass of one transformer block over one sequence: its kernels and the attention."""
+    return kernels(tokens, width, mlp_dim) + 4 * tokens**2 * width
 
 
 def embedding(m: ConfigDict, patches: int) -> float:
@@ -18,9 +23,14 @@ def embedding(m: ConfigDict, patches: int) -> float:
     return 2 * patches * 3 * m.patch**2 * m.width
 
 
+def sequence(m: ConfigDict, patches: int) -> int:
+    """Length of the encoder's sequence: CLS, patches and tokens."""
+    return 1 + patches + m.tokens
+
+
 def encoder(m: ConfigDict, patches: int) -> float:
     """Forward pass over one view of which so many patches are computed; `m` is config.model."""
-    return embedding(m, patches) + m.layers * block(1 + patches + m.tokens, m.width, m.mlp_dim)
+    return embedding(m, patches) + m.layers * block(sequence(m, patches), m.width, m.mlp_dim)
 
 
 def factorizer(m: ConfigDict, patches: int) -> float:

@@ -8,7 +8,6 @@ alone. The expected law is that of the counted matrix products. A time is the le
 may share the machine.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -20,8 +19,8 @@ from sparse_vis import host
 if __name__ == "__main__":
     host.prepare()
 
+from benchmarks.arguments import script_parser
 from sparse_vis.errors import UserError, command_line
-from sparse_vis.tools import Parser
 
 
 def points() -> dict[str, dict]:
@@ -63,10 +62,7 @@ def main() -> None:
     from benchmarks.growth_report import plot, table
     from benchmarks.record import check_json, machine
 
-    parser = Parser(
-        prog="python benchmarks/growth.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = script_parser(__file__, __doc__)
     parser.add_argument(
         "--json",
         required=True,

@@ -6,7 +6,6 @@ Files are made on the fly from scikit-learn's photographs and stay in memory: wh
 Per core means per second of a core's time, so that other work on the machine counts little.
 """
 
-import argparse
 import io
 import os
 import pathlib
@@ -24,10 +23,10 @@ if __name__ == "__main__":
 import numpy as np
 from PIL import Image
 
+from benchmarks.arguments import script_parser
 from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.loader import train_batches
 from sparse_vis.errors import UserError, command_line
-from sparse_vis.tools import Parser
 
 CANVAS, BATCH, BATCHES, MARK = 512, 32, 8, 500
 SIZES = ((500, 375, 40), (1000, 750, 20), (2000, 1500, 8))  # width, height, files
@@ -123,10 +122,7 @@ def main() -> None:
     from benchmarks.photographs import photographs
     from benchmarks.record import check_json, write_json
 
-    parser = Parser(
-        prog="python benchmarks/input.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = script_parser(__file__, __doc__)
     add = parser.add_argument
     add("--rounds", type=int, default=3, metavar="N", help="of 8 batches of 32 images for each number of "
         "workers and threads, in turns (%(default)s)")  # fmt: skip

@@ -10,7 +10,6 @@ thinner than 16 pixels then is left out.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import pathlib
 import subprocess
@@ -21,8 +20,8 @@ from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for a run from anywhere
 
+from benchmarks.arguments import script_parser
 from sparse_vis.errors import UserError, command_line
-from sparse_vis.tools import Parser
 
 PACKAGE = "openclipart-png"
 FEWEST, FOLDS, SIDE, THINNEST = 50, 5, 128, 16
@@ -96,10 +95,7 @@ def arrange(categories: pathlib.Path, output: pathlib.Path) -> dict[str, dict[st
 
 def main() -> None:
     """Command line; see the docstring of this file."""
-    parser = Parser(
-        prog="python benchmarks/openclipart.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = script_parser(__file__, __doc__)
     parser.add_argument(
         "--output", required=True, type=pathlib.Path, metavar="FOLDER", help="new folder for the pictures"
     )

@@ -67,18 +67,8 @@ def same(name: str, ours, theirs) -> float:
     return difference
 
 
-def layer_kernels(m) -> list[tuple[int, int]]:
-    """In and out of the four kernels of one encoder layer; `m` is config.model."""
-    return [(m.width, 3 * m.width), (m.width, m.width), (m.width, m.mlp_dim), (m.mlp_dim, m.width)]
-
-
-def tokens_of(m) -> int:
-    """Rows that an image has in the encoder: CLS, patches and tokens."""
-    return 1 + (m.image_size // m.patch) ** 2 + m.tokens
-
-
-def products(config):
-    """The products of one encoder layer with its kernels, for the images of an encode call.
+def products(config, length: int):
+    """The products of a layer with its kernels, for the images of an encode call, `length` tokens each.
 
     Both as functions without arguments, and how far their first results are apart.
     """
@@ -87,9 +77,11 @@ def products(config):
 
     from benchmarks.measure import compiled
 
-    linear, rows = torch.nn.functional.linear, ENCODE.value * tokens_of(config.model)
+    linear, rows = torch.nn.functional.linear, ENCODE.value * length
+    d, mlp = config.model.width, config.model.mlp_dim
+    sizes = ((d, 3 * d), (d, d), (d, mlp), (mlp, d))
     # PyTorch keeps kernels as (out, in).
-    pairs = [(torch.randn(rows, i), torch.randn(o, i)) for i, o in layer_kernels(config.model)]
+    pairs = [(torch.randn(rows, i), torch.randn(o, i)) for i, o in sizes]
     arrays = jax.device_put([(x.numpy(), w.numpy().T.copy()) for x, w in pairs])
     program = compiled(lambda pairs: [x @ w for x, w in pairs], arrays).call
     differences = {"product": same("product", program(arrays)[0], linear(*pairs[0]))}
@@ -156,7 +148,7 @@ def steps(config, recipe, state, peer):
 
 def main(_):
     config = prepared(command.checked_config())
-    from benchmarks.flops import encode_flops, step_flops
+    from benchmarks.flops import encode_flops, kernels, sequence, step_flops
     from benchmarks.peer_compare import compare, peaks, report
     from benchmarks.peer_model import Peer
     from benchmarks.peer_weights import transplant
@@ -165,10 +157,11 @@ def main(_):
     recipe, peer = recipe_of(config), Peer(config)
     state = random_state(recipe)
     transplant(state.params, peer)
-    layer_flops = 2.0 * tokens_of(config.model) * sum(i * o for i, o in layer_kernels(config.model))
+    m = config.model
+    length = sequence(m, (m.image_size // m.patch) ** 2)
     result = {"config": config.name, "compile": COMPILE.value, "peaks": peaks()}
     for name, make, images, flops in (
-        ("products", lambda: products(config), ENCODE.value, layer_flops),
+        ("products", lambda: products(config, length), ENCODE.value, kernels(length, m.width, m.mlp_dim)),
         ("encode", lambda: encoders(config, recipe, state.params, peer), ENCODE.value, encode_flops(config)),
         ("step", lambda: steps(config, recipe, state, peer), STEP.value, sum(step_flops(config).values())),
     ):

@@ -7,13 +7,14 @@ Rows are sorted by model, then by chips.
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
+from benchmarks.arguments import script_parser
+from sparse_vis.errors import command_line
 from sparse_vis.train.settings import FORMER
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
@@ -50,10 +51,7 @@ def row(name: str, r: dict) -> str:
 
 def main() -> None:
     """Print the table: models, then chips."""
-    argparse.ArgumentParser(
-        prog="python benchmarks/scaling_table.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()  # fmt: skip
+    script_parser(__file__, __doc__).parse_args()
     found = [(file.stem, json.loads(file.read_text())) for file in RESULTS.glob("*_v[456]*.json")]
     found.sort(
         key=lambda item: (item[0].split("_")[0], item[1]["topology"].split(":")[0], item[1]["chips"], item[0])
@@ -65,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

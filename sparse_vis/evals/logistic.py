@@ -140,7 +140,9 @@ def _fit(
     classes: int,
 ) -> tuple[Float[Array, "features rates width classes"], Float[Array, "features rates classes"]]:
     """Weights and biases of every feature and rate; prints progress."""
-    state = _start(max(x.shape[1] for x in xs), len(xs), learning_rates, classes, weight_decay)
+    probes, width = (len(xs), len(learning_rates)), max(x.shape[1] for x in xs)
+    zeros = {"weight": jnp.zeros((*probes, width, classes)), "bias": jnp.zeros((*probes, classes))}
+    state = zeros, jax.vmap(jax.vmap(_optimizer(0.0, weight_decay, len(batches)).init))(zeros)
     progress = Progress("linear probes", batches.size)
     for part in np.array_split(batches, -(-len(batches) // SHOWN_STEPS)):
         state = _advance(state, xs, y, part, moments, learning_rates, weight_decay, len(batches))
@@ -149,27 +151,12 @@ def _fit(
     return state[0]["weight"], state[0]["bias"]
 
 
-def _optimizer(rate: AnyArray, weight_decay: float | AnyArray, steps: int) -> optax.GradientTransformation:
+def _optimizer(
+    rate: float | AnyArray, weight_decay: float | AnyArray, steps: int
+) -> optax.GradientTransformation:
     return optax.adamw(
         lambda step: rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps)), weight_decay=weight_decay
     )
-
-
-def _over_both(function, by_feature, by_rate):
-    return jax.vmap(jax.vmap(function, by_rate), by_feature)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 3))
-def _start(
-    width: int, features: int, learning_rates: Float[Array, " rates"], classes: int, weight_decay: AnyArray
-):
-    """Weights and biases of zero with the optimizer's state, for every feature and rate."""
-
-    def one(_, rate):
-        probe = {"weight": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
-        return probe, _optimizer(rate, weight_decay, 1).init(probe)
-
-    return _over_both(one, (0, None), (None, 0))(jnp.arange(features), learning_rates)
 
 
 @partial(jax.jit, static_argnames="steps", donate_argnums=0)
@@ -205,7 +192,7 @@ def _advance(
         change, state = optimizer.update(jax.grad(loss)(probe, x, y), state, probe)
         return optax.apply_updates(probe, change), state
 
-    together = _over_both(update, (None, 0, None, 0, 0), (0, None, None, 0, 0))
+    together = jax.vmap(jax.vmap(update, (0, None, None, 0, 0)), (None, 0, None, 0, 0))
     return jax.lax.scan(
         lambda state, rows: (together(learning_rates, padded(rows), y[rows], *state), None), state, batches
     )[0]

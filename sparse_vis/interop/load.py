@@ -28,7 +28,6 @@ _CLS_HEAD = "cls_cluster_head"
 # Small models trained on scenes that come with the package: a release folder and a card (README.md) each.
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "checkpoints"
 
-
 # What --checkpoint of every tool takes.
 PLACES = "workdir, step folder, released file or folder, hf:// address, or scenes-tiny"
 
@@ -42,7 +41,6 @@ class Loaded:
         tokenizer: weights of the VQ tokenizer named beside the model; None if none is named.
         unused: tensors of a released file that the model does not read, under their own names.
         step: step folder of one of our own checkpoints, else None.
-        data_known: whether config.data says what the model was trained on; a released file does not.
     """
 
     config: ConfigDict
@@ -50,7 +48,6 @@ class Loaded:
     tokenizer: pathlib.Path | None
     unused: dict[str, np.ndarray]
     step: pathlib.Path | None
-    data_known: bool
 
 
 def abstract_params(config: ConfigDict) -> dict:
@@ -96,7 +93,7 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
     vq = entry.get("vq_model") or {}
     tokenizer = weights.parent / vq["weights"] if "weights" in vq else None
     unused = {name: array for name, array in found.items() if name not in expected}
-    return Loaded(config, jax.tree.map(np.ascontiguousarray, params), tokenizer, unused, None, False)
+    return Loaded(config, jax.tree.map(np.ascontiguousarray, params), tokenizer, unused, None)
 
 
 def _pick(models: dict, name: str | None, folder: pathlib.Path | str) -> str:
@@ -185,7 +182,7 @@ def read_model(
             raise UserError(f"{path} has no model {name!r}; leave the name out.")
         loaded = _read_folder(SHIPPED / path, None)
         loaded.config.data.scenes.size = loaded.config.model.image_size
-        return dataclasses.replace(loaded, data_known=True)
+        return loaded
     if path.is_file() or path.suffix == ".safetensors":
         return _read_file(path, name)
     if not path.exists():
@@ -200,4 +197,4 @@ def read_model(
     config = settings.from_plain(checkpoint.read_config(step), step / "config")
     params = checkpoint.restore_params(step, abstract_params(config))
     tokenizer = pathlib.Path(config.model.tokenizer.path) if config.model.tokenizer.path else None
-    return Loaded(config, params, tokenizer, {}, step, True)
+    return Loaded(config, params, tokenizer, {}, step)

@@ -10,7 +10,7 @@ import jax
 from sparse_vis import api
 from sparse_vis.errors import UserError
 from sparse_vis.evals.results import Results
-from sparse_vis.interop.load import Loaded, read_model
+from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.report.cards import make_cards
 from sparse_vis.report.charts import charts
@@ -103,7 +103,8 @@ def make_contents(arguments: argparse.Namespace) -> Contents:
         UserError: anything the user can mend.
     """
     found = read_model(arguments.checkpoint, arguments.name)
-    images_found = find_images(found.config, arguments.images, data_known=found.data_known)
+    data_known = found.step is not None or is_shipped(arguments.checkpoint)
+    images_found = find_images(found.config, arguments.images, data_known=data_known)
     metrics, encoders, no_metrics = run_files(found)
     model, params = api.load(
         found.step or arguments.checkpoint, arguments.name, tokenizer=arguments.tokenizer
