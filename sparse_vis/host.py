@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -15,7 +16,10 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 # XLA's options for programs on CPU: the same speed of the result (matrix products are library calls), and
 # half the time to compile it.
-CPU_COMPILER_OPTIONS = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
+CPU_COMPILER_OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 1}
+# Later ones always use the fusion emitters, and refuse the option.
+if [int(part) for part in importlib.metadata.version("jaxlib").split(".")[:3]] < [0, 11, 1]:
+    CPU_COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 
 def cache_folder() -> pathlib.Path:

@@ -7,9 +7,13 @@ import os
 
 os.environ.setdefault("PJRT_NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 from jaxtyping import install_import_hook
+
+from sparse_vis.host import CPU_COMPILER_OPTIONS
+
+QUICK = CPU_COMPILER_OPTIONS | {"xla_backend_optimization_level": 0}
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--{name}={int(value)}" for name, value in QUICK.items()))
 
 CHECKED = (
     "ops", "losses", "models", "evals", "views", "crops", "augment", "masking", "objective", "targets",

@@ -26,13 +26,12 @@ SECONDS = 900  # for a machine that is busy with other things
 
 
 def start(devices: int, *arguments: str, module: str = "tests.train.mesh_process") -> subprocess.Popen:
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={
             **os.environ, "JAX_PLATFORMS": "cpu", "PJRT_NPROC": "32", "JAX_ENABLE_COMPILATION_CACHE": "false",
-            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         },
     )  # fmt: skip
 
