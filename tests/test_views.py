@@ -126,10 +126,11 @@ def test_draws_do_not_depend_on_the_layout_of_the_batch(batch, views):
     order = np.array([2, 0, 3, 1])
     permuted = views_of(jax.random.key(1), jax.tree.map(lambda a: a[order], batch), SPEC)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b)[order]), permuted, views)
-    # A batch of another size is another program: the same draws, the last bit of a pixel may differ.
+    # A batch of another size is another program: the same draws, a pixel differs by rounding, far below the
+    # least step between two levels of 8 bits.
     part = views_of(jax.random.key(1), jax.tree.map(lambda a: a[1:2], batch), SPEC)
     np.testing.assert_array_equal(part.visible, views.visible[1:2])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, np.asarray(b)[1:2], atol=5e-7), part, views)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, np.asarray(b)[1:2], atol=1e-3 / 255), part, views)
 
 
 def test_another_key_gives_other_views(batch, views):
