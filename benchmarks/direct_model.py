@@ -149,6 +149,33 @@ def attention(images: int, length: int) -> Pair:
     return Pair("jax.nn.dot_product_attention, xla", "plain_attention", forms, (q, k, v))
 
 
+def attention_weights(images: int) -> Pair:
+    """Attention of B/16, forward: the weights divided by their sums, or what the weights make of v."""
+
+    def direct(q, k, v):
+        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+        weights = jax.nn.softmax(q @ jnp.swapaxes(k, 2, 3) * q.shape[-1] ** -0.5)
+        return jnp.swapaxes(weights @ v, 1, 2)
+
+    arguments = tuple(random.normal(random.key(0), (3, images, 213, 12, 64)))
+    return Pair("weights divided by their sums", "what they make of v", (direct, plain_attention), arguments)
+
+
+def attention_cut(images: int, length: int) -> Pair:
+    """q, k and v of B/16 cut from one array, and attention, with the array's gradient."""
+
+    def slices(qkv):
+        qkv = qkv.reshape(images, length, 3, 12, 64)
+        return plain_attention(*(qkv[:, :, i] for i in range(3)))
+
+    def split(qkv):
+        parts = jnp.split(qkv, 3, axis=-1)
+        return plain_attention(*(part.reshape(images, length, 12, 64) for part in parts))
+
+    forms = (gradient(slices, 0), gradient(split, 0))
+    return Pair("three slices", "split", forms, (normal(images, length, 3 * 768),))
+
+
 PAIRS = {
     "losses": lambda: losses(2, 1024),
     "losses-whole": lambda: losses(2, 16384),
@@ -164,5 +191,7 @@ PAIRS = {
     "layer-norm": lambda: layer_norm(4),
     "attention-image": lambda: attention(2, 213),
     "attention-masked": lambda: attention(16, 56),
+    "attention-weights": lambda: attention_weights(8),
+    "attention-cut": lambda: attention_cut(16, 56),
     "tokenizer": lambda: tokenizer(128),
 }
