@@ -3,9 +3,10 @@
     python benchmarks/before_after.py --json=benchmarks/results/before_after.json
 
 A ratio is before / after, of the least times and the median over the turns: above 1 where ours is faster.
-"unroll" is the step of configs/digits.py with the layers of the scan laid out; "start" is main.py twice with
-a cache of compiled programs that is empty at first, then with another seed; "loss-memory" only compiles the
-losses for 128 images.
+"unroll" is the step of configs/digits.py with the layers of the scan laid out; "threads" is step.py with
+configs/quickstart.py, in processes with 32 threads of XLA and with one per core, in three turns; "start" is
+main.py twice with a cache of compiled programs that is empty at first, then with another seed; "loss-memory"
+only compiles the losses for 128 images.
 """
 
 import json
@@ -128,6 +129,28 @@ def measure_unroll(_: str, repeats: int) -> dict:
     return found | {"temporaries": [program.temporaries for program in programs]}
 
 
+def step_seconds(threads: dict[str, str], repeats: int) -> float:
+    """Median seconds of a training step of the quickstart, by step.py in a process with this environment."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "step.json")
+        done = subprocess.run(
+            [sys.executable, "benchmarks/step.py", "--config=configs/quickstart.py", f"--repeats={repeats}",
+             f"--json={path}"],
+            cwd=ROOT, capture_output=True, text=True, env=inherited | threads,
+        )  # fmt: skip
+        if done.returncode:
+            raise UserError(f"step.py did not end well: {(done.stderr or done.stdout).strip()[-300:]}")
+        return json.loads(path.read_text())["seconds"]["median"]
+
+
+def measure_threads(_name: str, repeats: int) -> dict:
+    """Training steps of one CPU device with 32 threads, and with a thread per core; turns of processes."""
+    turns = [[step_seconds(t, repeats) for t in ({"PJRT_NPROC": "32"}, {})] for _ in range(3)]
+    found = {"before": "32 threads of XLA", "after": f"one per core ({os.cpu_count()})"}
+    return found | compare(tuple(zip(*turns, strict=True)))
+
+
 def start(cache: str, seed: int) -> tuple[float, str]:
     """Seconds from the start of main.py to its end after one step, and its line on compilation."""
     with tempfile.TemporaryDirectory() as workdir:
@@ -191,6 +214,7 @@ def main() -> None:
     known = {name: measure_pair for name in PAIRS} | {
         "loss-memory": measure_memory,
         "unroll": measure_unroll,
+        "threads": measure_threads,
         "start": measure_start,
     }
     parser = script_parser(__file__, __doc__)
@@ -199,7 +223,7 @@ def main() -> None:
         "--only",
         default="",
         metavar="LOSSES,CROPS",
-        help="some of the pairs of benchmarks/direct_model.py, or of: loss-memory, unroll, start",
+        help="some of the pairs of benchmarks/direct_model.py, or of: loss-memory, unroll, threads, start",
     )
     add(
         "--repeats",

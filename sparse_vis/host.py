@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import pathlib
 import platform
 import re
 import sys
+
+from jaxlib.version import __version__ as jaxlib_version
 
 # A training step on CPU works in hundreds of megabytes that the C library takes from the kernel and gives
 # back each time; with huge pages that costs 512 times fewer page faults.
@@ -18,7 +19,7 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 # half the time to compile it.
 CPU_COMPILER_OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 1}
 # Later ones always use the fusion emitters, and refuse the option.
-if [int(part) for part in importlib.metadata.version("jaxlib").split(".")[:3]] < [0, 11, 1]:
+if [int(part) for part in jaxlib_version.split(".")[:3]] < [0, 11, 1]:
     CPU_COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 
@@ -34,14 +35,23 @@ def cache_folder() -> pathlib.Path:
     return home / "sparse_vis" / f"xla-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
 
 
+def several_cpu_devices() -> bool:
+    """Whether environment or arguments ask for several devices on CPU, in this process or in all."""
+    virtual = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    joins = any(argument.lstrip("-").startswith("distributed") for argument in sys.argv)
+    return virtual or joins or "JAX_NUM_CPU_DEVICES" in os.environ
+
+
 def prepare() -> None:
     """Set what must be set before Python starts; the process becomes itself again, once, with the same id.
 
     Call it first thing in a main module. Settings that the user made stay as they are, an empty one too:
     JAX_COMPILATION_CACHE_DIR= keeps no compiled programs.
     """
-    # On two cores XLA's own thread pool deadlocks under a queue of steps.
-    os.environ.setdefault("PJRT_NPROC", "32")
+    # Where collectives wait for each other in a queue of steps, a thread per core is not enough and XLA
+    # deadlocks. One device alone has no collectives, and more threads than cores make it slower.
+    if several_cpu_devices():
+        os.environ.setdefault("PJRT_NPROC", str(max(32, os.cpu_count() or 1)))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
     # TensorFlow, which only writes curves here, announces these kernels otherwise.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -1,11 +1,10 @@
-"""Set before JAX starts: enough worker threads for a queue of steps on two cores, and quick compilation.
+"""Set before JAX starts: no accelerator, and quick compilation.
 
 Type annotations of public array functions are checked by beartype while the tests run.
 """
 
 import os
 
-os.environ.setdefault("PJRT_NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook

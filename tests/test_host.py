@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 
 import pytest
 
@@ -19,3 +20,23 @@ def test_compiled_programs_are_kept_in_a_folder_of_the_user_unless_he_names_anot
     host.prepare()
     folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
     assert folder == own if own is not None else pathlib.Path(folder).parent == tmp_path / "sparse_vis"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("environment", "arguments", "threads"),
+    [
+        ({}, ["main.py", "--config=configs/quickstart.py"], None),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}, ["main.py"], 32),
+        ({"JAX_NUM_CPU_DEVICES": "2"}, ["main.py"], 32),
+        ({}, ["main.py", "--distributed=auto"], 32),
+        ({}, ["extract.py", "--distributed", "127.0.0.1:1,2,0"], 32),
+        ({"PJRT_NPROC": "3"}, ["main.py", "--distributed=auto"], 3),
+    ],
+)
+def test_only_several_devices_have_more_threads_than_cores(monkeypatch, environment, arguments, threads):
+    monkeypatch.setattr(os, "environ", {"GLIBC_TUNABLES": ""} | environment)
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    host.prepare()
+    assert os.environ.get("PJRT_NPROC") == (None if threads is None else str(threads))
