@@ -80,7 +80,8 @@ def plot(results: dict, path: str) -> None:
         panel.set(xlabel=axis, ylabel="ms per loss and gradients", xscale="log", yscale="log")
         panel.set_xticks(values, map(str, values))
         panel.minorticks_off()
-    panels.flat[0].legend(fontsize=8, loc="upper left")
+    # Where the lines leave room.
+    panels.flat[2].legend(fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.3))
     panel = panels.flat[-1]
     for matching, colour in (("entropic", "C3"), ("exact", "C4")):
         times = [1e3 * results[f"{matching} {r}"]["seconds"] for r in LENGTHS]
