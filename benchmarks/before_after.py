@@ -129,18 +129,25 @@ def measure_unroll(_: str, repeats: int) -> dict:
     return found | {"temporaries": [program.temporaries for program in programs]}
 
 
+def output_of(*command: str, environment: dict[str, str]) -> str:
+    """What one of our programs prints, run from the repository's root; UserError where it fails."""
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=environment
+    )  # fmt: skip
+    if done.returncode:
+        raise UserError(f"{command[0]} did not end well: {(done.stderr or done.stdout).strip()[-300:]}")
+    return done.stdout
+
+
 def step_seconds(threads: dict[str, str], repeats: int) -> float:
     """Median seconds of a training step of the quickstart, by step.py in a process with this environment."""
     inherited = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "step.json")
-        done = subprocess.run(
-            [sys.executable, "benchmarks/step.py", "--config=configs/quickstart.py", f"--repeats={repeats}",
-             f"--json={path}"],
-            cwd=ROOT, capture_output=True, text=True, env=inherited | threads,
+        output_of(
+            "benchmarks/step.py", "--config=configs/quickstart.py", f"--repeats={repeats}", f"--json={path}",
+            environment=inherited | threads,
         )  # fmt: skip
-        if done.returncode:
-            raise UserError(f"step.py did not end well: {(done.stderr or done.stdout).strip()[-300:]}")
         return json.loads(path.read_text())["seconds"]["median"]
 
 
@@ -159,14 +166,11 @@ def start(cache: str, seed: int) -> tuple[float, str]:
             "--config.train.steps=1", "--config.train.health_every=0", "--config.eval.tasks=()",
         ]  # fmt: skip
         began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache},
-        )  # fmt: skip
+        said = output_of("main.py", *arguments, environment=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache})
         took = time.perf_counter() - began
-    found = re.search(r"compiled in .*", done.stdout)
-    if done.returncode or not found:
-        raise UserError(f"main.py did not train: {(done.stderr or done.stdout).strip()[-300:]}")
+    found = re.search(r"compiled in .*", said)
+    if not found:
+        raise UserError(f"main.py did not train: {said.strip()[-300:]}")
     return took, found[0]
 
 
