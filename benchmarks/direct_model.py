@@ -13,7 +13,7 @@ from benchmarks.direct import TOKENS, VIEWS, Pair, crops, gradient, losses, norm
 from sparse_vis.models.encoder import Encoder, patchify
 from sparse_vis.models.gelu import gelu
 from sparse_vis.models.linear import product
-from sparse_vis.models.norm import EPSILON, normalize
+from sparse_vis.models.norm import EPSILON, LayerNorm, standardize
 from sparse_vis.models.vit import plain_attention
 
 
@@ -130,15 +130,20 @@ def kernel_gradient(images: int) -> Pair:
 
 
 def layer_norm(images: int) -> Pair:
-    """LayerNorm of B/16's tokens with its gradients."""
-    flaxs = nn.LayerNorm(epsilon=EPSILON, use_fast_variance=False)
+    """LayerNorm of B/16's tokens and the linear map to q, k and v, with their gradients."""
+    flaxs, ours = nn.LayerNorm(epsilon=EPSILON, use_fast_variance=False), LayerNorm(768)
 
-    def direct(x, scale, bias):
-        return flaxs.apply({"params": {"scale": scale, "bias": bias}}, x)
+    def direct(x, norm, kernel, bias):
+        return product(flaxs.apply({"params": norm}, x), kernel) + bias
 
-    forms = (gradient(direct, 0, 1, 2), gradient(normalize, 0, 1, 2))
-    arguments = (normal(images * 213, 768), 1 + 0.1 * normal(768), normal(768))
-    return Pair("flax's, three arrays kept", "the input kept", forms, arguments)
+    def folded(x, norm, kernel, bias):
+        kernel, bias = ours.apply({"params": norm}, kernel, bias, method="into")
+        return product(standardize(x), kernel) + bias
+
+    norm = {"scale": 1 + 0.1 * normal(768), "bias": normal(768)}
+    arguments = (normal(images * 213, 768), norm, 0.02 * normal(768, 2304), normal(2304))
+    forms = (gradient(direct, 0, 1, 2, 3), gradient(folded, 0, 1, 2, 3))
+    return Pair("flax's, then the product", "scale and bias in the kernel", forms, arguments)
 
 
 def attention(images: int, length: int) -> Pair:

@@ -53,6 +53,17 @@ def _product_backward(kept, change):
 product.defvjp(_product_forward, _product_backward)
 
 
-def dense_product(x, kernel, dimension_numbers, precision=None):
-    """`product` as the `dot_general` of nn.Dense, which contracts x's last axis with the kernel's first."""
-    return product(x, kernel)
+class Linear(nn.Module):
+    """Parameters of a linear map, under the names and with the start of nn.Dense.
+
+    Attributes:
+        inputs, features: sizes. init_std: of the kernel.
+    """
+
+    inputs: int
+    features: int
+    init_std: float = INIT_STD
+
+    def setup(self):
+        self.kernel = self.param("kernel", vit_init(self.init_std), (self.inputs, self.features))
+        self.bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -10,10 +10,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from sparse_vis.models.gelu import gelu
-from sparse_vis.models.linear import INIT_STD, dense_product, vit_init
-from sparse_vis.models.norm import LayerNorm
+from sparse_vis.models.linear import INIT_STD, Linear, product
+from sparse_vis.models.norm import MOMENT, LayerNorm, standardize
 
-PRODUCT = "product"  # names what `remat="products"` keeps
+PRODUCT = "product"  # names what a block's products with kernels give
 
 
 def batch_sharded(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
@@ -47,23 +47,26 @@ def fused_attention(
     q: Float[Array, "B T h c"],
     k: Float[Array, "B T h c"],
     v: Float[Array, "B T h c"],
+    length: int,
     implementation: str = "cudnn",
 ) -> Float[Array, "B T h c"]:
-    """`plain_attention` in one kernel that never writes the scores to memory.
-
-    cuDNN has no way back for odd T: there one token is added that no other sees, and taken off again.
+    """`plain_attention` of the first `length` tokens in one kernel that never writes the scores to memory.
 
     Args:
-        q, k, v: bfloat16 or float16. implementation: of jax.nn.dot_product_attention.
+        q, k, v: bfloat16 or float16; cuDNN has no way back for odd T. length: of T; what tokens from there on
+            get has no meaning. implementation: of jax.nn.dot_product_attention.
     """
-    batch, length = q.shape[:2]
-    if length % 2 == 0:
-        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
-    q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-    lengths = jnp.full(batch, length, jnp.int32)
+    lengths = jnp.full(q.shape[0], length, jnp.int32) if length < q.shape[1] else None
     return jax.nn.dot_product_attention(
         q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
-    )[:, :length]  # fmt: skip
+    )
+
+
+def kept_by_products(primitive, *_, **parameters) -> bool:
+    """What `remat="products"` keeps: products with kernels, fused attention, each row's mean and scale."""
+    if primitive.name == "name":
+        return parameters["name"] in (PRODUCT, MOMENT)
+    return primitive.name.startswith("dot_product_attention_fwd")
 
 
 class Block(nn.Module):
@@ -73,6 +76,7 @@ class Block(nn.Module):
         width: d. heads: attention heads. mlp_dim: hidden width of the MLP.
         dtype: of the computation; parameters are float32.
         attention: "xla" (`plain_attention`), or "cudnn" (`fused_attention`).
+        length: tokens that count with "cudnn", from the first; all where None.
         init_std: of the kernels.
     """
 
@@ -81,34 +85,38 @@ class Block(nn.Module):
     mlp_dim: int
     dtype: str = "float32"
     attention: str = "xla"
+    length: int | None = None
     init_std: float = INIT_STD
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
-        def dense(features, name, x):
-            layer = nn.Dense(
-                features,
-                dtype=self.dtype,
-                kernel_init=vit_init(self.init_std),
-                dot_general=dense_product,
-                name=name,
-            )
-            return checkpoint_name(layer(x), PRODUCT)
+        def linear(inputs, features, name):
+            layer = Linear(inputs, features, self.init_std, name=name)
+            return layer.kernel, layer.bias
+
+        def dense(x, kernel, bias):
+            return checkpoint_name(product(x, kernel.astype(self.dtype)) + bias.astype(self.dtype), PRODUCT)
 
         x = batch_sharded(x)
         batch, length, _ = x.shape
-        y = LayerNorm(name="norm_attention")(x)
-        # Split, because its gradient is one concatenation; that of three slices pads and adds.
-        q, k, v = (
-            part.reshape(batch, length, self.heads, -1)
-            for part in jnp.split(dense(3 * self.width, "qkv", y), 3, axis=-1)
-        )
-        attention = plain_attention if self.attention == "xla" else fused_attention
-        y = attention(q, k, v).reshape(batch, length, self.width)
-        x = x + dense(self.width, "attention_out", y)
-        y = LayerNorm(name="norm_mlp")(x)
-        y = gelu(dense(self.mlp_dim, "mlp_in", y))
-        return x + dense(self.width, "mlp_out", y)
+        norm = LayerNorm(self.width, name="norm_attention")
+        kernel, bias = norm.into(*linear(self.width, 3 * self.width, "qkv"))
+        y = standardize(x)
+        if self.attention == "xla":
+            parts = jnp.split(dense(y, kernel, bias), 3, axis=-1)
+        else:  # each must lie in memory for itself there, and cutting the kernel costs less than their whole
+            cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
+            parts = [dense(y, *part) for part in cut]
+        q, k, v = (part.reshape(batch, length, self.heads, -1) for part in parts)
+        if self.attention == "xla":
+            y = plain_attention(q, k, v)
+        else:
+            y = fused_attention(q, k, v, self.length or length)
+        y = y.reshape(batch, length, self.width)
+        x = x + dense(y, *linear(self.width, self.width, "attention_out"))
+        norm = LayerNorm(self.width, name="norm_mlp")
+        hidden = dense(standardize(x), *norm.into(*linear(self.width, self.mlp_dim, "mlp_in")))
+        return x + dense(gelu(hidden), *linear(self.mlp_dim, self.width, "mlp_out"))
 
 
 class Trunk(nn.Module):
@@ -116,8 +124,8 @@ class Trunk(nn.Module):
 
     Attributes:
         layers, width, heads, mlp_dim: sizes. dtype, attention, init_std: as in Block.
-        remat: what of a block is computed again in the backward pass: "none", all but its "products" with
-            kernels, or all of its "blocks".
+        remat: what of a block is computed again in the backward pass: "none", all but "products"
+            (`kept_by_products`), or all of the "blocks".
         unroll: how many layers of the scan are laid out one after the other.
     """
 
@@ -133,11 +141,12 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
-        block = Block
+        block, length = Block, x.shape[1]
         if self.remat != "none":
-            kept = (PRODUCT,) if self.remat == "products" else ()
-            policy = jax.checkpoint_policies.save_only_these_names(*kept)
+            policy = kept_by_products if self.remat == "products" else None
             block = nn.remat(Block, prevent_cse=False, policy=policy)
+        if self.attention == "cudnn" and length % 2:  # a token that no other sees, taken off again below
+            x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
         stack = nn.scan(
             lambda module, carry, _: (module(carry), None),
             variable_axes={"params": 0},
@@ -146,7 +155,8 @@ class Trunk(nn.Module):
             unroll=self.unroll,
         )
         blocks = block(
-            self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.init_std, name="blocks"
+            self.width, self.heads, self.mlp_dim, self.dtype, self.attention, length, self.init_std,
+            name="blocks",
         )  # fmt: skip
         x, _ = stack(blocks, x, None)
-        return LayerNorm(name="norm")(x)
+        return LayerNorm(self.width, name="norm")(x[:, :length])
