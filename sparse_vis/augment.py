@@ -144,7 +144,8 @@ def _blur_matrix(size: int, sigma: Float[Array, "*batch"]) -> Float[Array, "*bat
     """Gaussian taps on the diagonals, those beyond the border reflected back inside."""
     distance = jnp.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
     taps = jnp.exp(-0.5 * (distance / sigma[..., None]) ** 2)
-    taps = (taps / taps.sum(-1, keepdims=True))[..., None, None]
+    # Without the barrier XLA tries to fuse the taps into each of nine terms: 80 s of compilation for a GPU.
+    taps = jax.lax.optimization_barrier(taps / taps.sum(-1, keepdims=True))[..., None, None]
     pixels = jnp.arange(size)
     source = jnp.abs(pixels + distance[:, None])
     source = (size - 1) - jnp.abs((size - 1) - source)

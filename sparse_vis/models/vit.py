@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from sparse_vis.models.gelu import gelu
 from sparse_vis.models.linear import INIT_STD, Linear, product
 from sparse_vis.models.norm import MOMENT, LayerNorm, standardize
+from sparse_vis.models.short_attention import LONGEST, RESULT, short_attention
 
 PRODUCT = "product"  # names what a block's products with kernels give
 
@@ -65,7 +66,7 @@ def fused_attention(
 def kept_by_products(primitive, *_, **parameters) -> bool:
     """What `remat="products"` keeps: products with kernels, fused attention, each row's mean and scale."""
     if primitive.name == "name":
-        return parameters["name"] in (PRODUCT, MOMENT)
+        return parameters["name"] in (PRODUCT, MOMENT, RESULT)
     return primitive.name.startswith("dot_product_attention_fwd")
 
 
@@ -75,7 +76,7 @@ class Block(nn.Module):
     Attributes:
         width: d. heads: attention heads. mlp_dim: hidden width of the MLP.
         dtype: of the computation; parameters are float32.
-        attention: "xla" (`plain_attention`), or "cudnn" (`fused_attention`).
+        attention: "xla" (`plain_attention`), "cudnn" (`fused_attention`) or "pallas" (`short_attention`).
         length: tokens that count with "cudnn", from the first; all where None.
         init_std: of the kernels.
     """
@@ -102,15 +103,15 @@ class Block(nn.Module):
         norm = LayerNorm(self.width, name="norm_attention")
         kernel, bias = norm.into(*linear(self.width, 3 * self.width, "qkv"))
         y = standardize(x)
-        if self.attention == "xla":
-            parts = jnp.split(dense(y, kernel, bias), 3, axis=-1)
+        each = (batch, length, self.heads, self.width // self.heads)
+        if self.attention == "pallas":
+            y = short_attention(dense(y, kernel, bias).reshape(batch, length, 3, *each[2:]))
+        elif self.attention == "xla":
+            q, k, v = jnp.split(dense(y, kernel, bias), 3, axis=-1)
+            y = plain_attention(*(part.reshape(each) for part in (q, k, v)))
         else:  # each must lie in memory for itself there, and cutting the kernel costs less than their whole
             cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
-            parts = [dense(y, *part) for part in cut]
-        q, k, v = (part.reshape(batch, length, self.heads, -1) for part in parts)
-        if self.attention == "xla":
-            y = plain_attention(q, k, v)
-        else:
+            q, k, v = (dense(y, *part).reshape(each) for part in cut)
             y = fused_attention(q, k, v, self.length or length)
         y = y.reshape(batch, length, self.width)
         x = x + dense(y, *linear(self.width, self.width, "attention_out"))
@@ -123,7 +124,8 @@ class Trunk(nn.Module):
     """`layers` blocks and a final LayerNorm; parameters of the blocks carry a leading layer axis.
 
     Attributes:
-        layers, width, heads, mlp_dim: sizes. dtype, attention, init_std: as in Block.
+        layers, width, heads, mlp_dim: sizes. dtype, attention, init_std: as in Block, but that "pallas"
+            leaves more than 128 tokens to cuDNN.
         remat: what of a block is computed again in the backward pass: "none", all but "products"
             (`kept_by_products`), or all of the "blocks".
         unroll: how many layers of the scan are laid out one after the other.
@@ -142,10 +144,12 @@ class Trunk(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
         block, length = Block, x.shape[1]
+        attention = "cudnn" if self.attention == "pallas" and length > LONGEST else self.attention
         if self.remat != "none":
             policy = kept_by_products if self.remat == "products" else None
-            block = nn.remat(Block, prevent_cse=False, policy=policy)
-        if self.attention == "cudnn" and length % 2:  # a token that no other sees, taken off again below
+            # Laid out in full, both computations stand in one program, where XLA would merge them again.
+            block = nn.remat(Block, prevent_cse=self.unroll >= self.layers, policy=policy)
+        if attention == "cudnn" and length % 2:  # a token that no other sees, taken off again below
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
         stack = nn.scan(
             lambda module, carry, _: (module(carry), None),
@@ -155,7 +159,7 @@ class Trunk(nn.Module):
             unroll=self.unroll,
         )
         blocks = block(
-            self.width, self.heads, self.mlp_dim, self.dtype, self.attention, length, self.init_std,
+            self.width, self.heads, self.mlp_dim, self.dtype, attention, length, self.init_std,
             name="blocks",
         )  # fmt: skip
         x, _ = stack(blocks, x, None)

@@ -43,7 +43,7 @@ CHOICES = {
     "efficiency.dtype": DTYPES,
     "eval.dtype": DTYPES,
     "eval.reconstruction_probe.target": ("pixel", "vq"),
-    "efficiency.attention": ("xla", "cudnn"),
+    "efficiency.attention": ("xla", "cudnn", "pallas"),
     "efficiency.remat": ("none", "products", "blocks"),
 }
 
@@ -129,14 +129,14 @@ def contradictions(config: ConfigDict, devices: int, backend: str) -> Iterator[s
         )
     if config.data.canvas < m.patch:
         yield f"config.data.canvas={config.data.canvas} is smaller than a patch ({m.patch} px); enlarge it"
-    if e.attention == "cudnn" and e.dtype == "float32":
+    if e.attention != "xla" and e.dtype == "float32":
         yield (
-            "config.efficiency.attention=cudnn has no float32; set config.efficiency.dtype=bfloat16, or "
-            "attention=xla"
+            f"config.efficiency.attention={e.attention} has no float32; set "
+            "config.efficiency.dtype=bfloat16, or attention=xla"
         )
-    if e.attention == "cudnn" and backend not in ("gpu", ""):
+    if e.attention != "xla" and backend not in ("gpu", ""):
         yield (
-            f"config.efficiency.attention=cudnn needs an NVIDIA GPU and JAX runs on {backend!r}; set "
+            f"config.efficiency.attention={e.attention} needs an NVIDIA GPU and JAX runs on {backend!r}; set "
             "config.efficiency.attention=xla, or install jax[cuda13]"
         )
     yield from contradictions_of_evaluation(config.eval)

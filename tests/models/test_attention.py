@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparse_vis.models import vit
+from sparse_vis.models.short_attention import LONGEST, short_attention
 from sparse_vis.models.vit import Trunk, fused_attention, plain_attention
 
 
@@ -19,15 +21,21 @@ def fused(q, k, v, implementation):
     return fused_attention(q, k, v, length, implementation)[:, :length]
 
 
-# What `Block.attention` may name here; "jax" is XLA's own form of jax.nn, in the place of the fused kernel.
-FUSED = ("cudnn",) if jax.default_backend() == "gpu" else ()
+def short(q, k, v):
+    """`short_attention` of parts, on this backend's own way."""
+    return short_attention(jnp.stack([q, k, v], axis=2), interpret=jax.default_backend() != "gpu")
+
+
+# What `Block.attention` may name here; "jax" is XLA's own form of jax.nn, in the place of cuDNN's kernel.
+CUDNN = ("cudnn",) if jax.default_backend() == "gpu" else ()
 IMPLEMENTATIONS = {
     "xla": plain_attention,
     "jax": functools.partial(fused, implementation="xla"),
-    **{name: functools.partial(fused, implementation=name) for name in FUSED},
+    "pallas": short,
+    **{name: functools.partial(fused, implementation=name) for name in CUDNN},
 }
 DTYPES = [(name, dtype) for name in IMPLEMENTATIONS for dtype in ("float32", "bfloat16")]
-CASES = [case for case in DTYPES if case not in {(name, "float32") for name in FUSED}]
+CASES = [case for case in DTYPES if case not in {(name, "float32") for name in ("cudnn", "pallas")}]
 LENGTHS = (
     213,
     56,
@@ -63,6 +71,8 @@ def value_and_gradients(name, q, k, v, change):
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_values_and_gradients_are_the_closed_form(name, dtype, length):
+    if name == "pallas" and length > LONGEST:
+        length = LONGEST
     arrays = jax.random.normal(jax.random.key(length), (4, 1, length, 2, 64), dtype)
     tolerance = 1e-5 if dtype == "float32" else 2e-2
     for ours, exact in zip(value_and_gradients(name, *arrays), closed_form(*arrays), strict=True):
@@ -82,17 +92,24 @@ def test_no_nan_where_scores_vanish_or_exceed_what_exp_can_hold(name, dtype, siz
     np.testing.assert_allclose(np.float64(found[0]), exact, atol=1e-5 if dtype == "float32" else 5e-2)
 
 
-@pytest.mark.parametrize("name", FUSED or ["cudnn"])
-@pytest.mark.parametrize("length", [52, 53])
-def test_a_trunk_computes_with_what_it_names(name, length, monkeypatch):
-    """The default's output and gradients, with a fused kernel or with jax.nn's own in its place."""
+@pytest.mark.parametrize(
+    ("name", "length", "kernel"),
+    [("cudnn", 52, "cudnn"), ("cudnn", 53, "cudnn"), ("pallas", 53, "pallas"), ("pallas", 131, "cudnn")],
+)
+def test_a_trunk_computes_with_what_it_names(name, length, kernel, monkeypatch):
+    """The default's output and gradients; without a GPU jax.nn's own form stands in for cuDNN's kernel."""
     asked, attention = [], jax.nn.dot_product_attention
 
     def recorded(*arguments, implementation, **lengths):
         asked.append(implementation)
-        return attention(*arguments, **lengths, implementation=implementation if FUSED else "xla")
+        return attention(*arguments, **lengths, implementation=implementation if CUDNN else "xla")
+
+    def recorded_short(qkv):
+        asked.append("pallas")
+        return short_attention(qkv, interpret=not CUDNN)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    monkeypatch.setattr(vit, "short_attention", recorded_short)
     x, change = jax.random.normal(jax.random.key(0), (2, 2, length, 32), "bfloat16")
     reference = Trunk(2, 32, 2, 64, dtype="bfloat16", init_std=0.2)
     params = reference.init(jax.random.key(1), x)
@@ -104,7 +121,7 @@ def test_a_trunk_computes_with_what_it_names(name, length, monkeypatch):
     expected = run(reference)
     assert asked == []
     ours = run(reference.clone(attention=name))
-    assert set(asked) == {name}
+    assert set(asked) == {kernel}
     for a, b in zip(ours, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         error = np.linalg.norm(np.float64(a) - np.float64(b))
