@@ -147,7 +147,7 @@ class Trunk(nn.Module):
         attention = "cudnn" if self.attention == "pallas" and length > LONGEST else self.attention
         if self.remat != "none":
             policy = kept_by_products if self.remat == "products" else None
-            # Laid out in full, both computations stand in one program, where XLA would merge them again.
+            # Laid out in full, both computations stand in one program, where XLA would merge them on GPUs.
             block = nn.remat(Block, prevent_cse=self.unroll >= self.layers, policy=policy)
         if attention == "cudnn" and length % 2:  # a token that no other sees, taken off again below
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
@@ -156,7 +156,9 @@ class Trunk(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.layers,
-            unroll=self.unroll,
+            unroll=1
+            if self.is_initializing()
+            else self.unroll,  # else each layer's start is compiled by itself
         )
         blocks = block(
             self.width, self.heads, self.mlp_dim, self.dtype, attention, length, self.init_std,

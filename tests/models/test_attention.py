@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +13,16 @@ import numpy as np
 import pytest
 
 from sparse_vis.models import vit
-from sparse_vis.models.short_attention import LONGEST, short_attention
-from sparse_vis.models.vit import Trunk, fused_attention, plain_attention
+from sparse_vis.models.norm import MOMENT
+from sparse_vis.models.short_attention import LONGEST, RESULT, short_attention
+from sparse_vis.models.vit import (
+    PRODUCT,
+    Block,
+    Trunk,
+    fused_attention,
+    kept_by_products,
+    plain_attention,
+)
 
 
 def fused(q, k, v, implementation):
@@ -126,3 +137,57 @@ def test_a_trunk_computes_with_what_it_names(name, length, kernel, monkeypatch):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         error = np.linalg.norm(np.float64(a) - np.float64(b))
         assert error <= 4e-2 * np.linalg.norm(np.float64(b))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("attention", "results"), [("xla", 0), ("pallas", 1)])
+def test_remat_products_keeps_products_moments_and_short_attention(attention, results, capsys):
+    """And of the activations nothing else but the block's input."""
+    x = jnp.ones((2, 53, 32), "bfloat16")
+    params = Block(32, 2, 64, dtype="bfloat16").init(jax.random.key(0), x)
+    block = Block(32, 2, 64, dtype="bfloat16", attention=attention)
+
+    def run(x):
+        return block.apply(params, x).sum()
+
+    jax.ad_checkpoint.print_saved_residuals(jax.checkpoint(run, policy=kept_by_products), x)
+    kept = [line for line in capsys.readouterr().out.splitlines() if "from a constant" not in line]
+    named = {name: sum(f"named '{name}'" in line for line in kept) for name in (PRODUCT, MOMENT, RESULT)}
+    assert named == {PRODUCT: 3, MOMENT: 4, RESULT: results}
+    assert len(kept) == 1 + sum(named.values())
+
+
+SPREAD = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from sparse_vis.models.short_attention import short_attention
+from sparse_vis.train.mesh import make_mesh
+
+mesh = make_mesh((2, 2))
+qkv = jax.random.normal(jax.random.key(0), (8, 21, 3, 2, 16), "bfloat16")
+change = jax.random.normal(jax.random.key(1), (8, 21, 2, 16), "bfloat16")
+
+def both(qkv, change):
+    value, pull = jax.vjp(lambda qkv: short_attention(qkv, interpret=True), qkv)
+    return value, pull(change)[0]
+
+def spread(qkv, change):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return both(qkv, change)
+
+batch = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+program = jax.jit(spread, in_shardings=batch, out_shardings=batch).lower(qkv, change).compile()
+assert not any(name in program.as_text() for name in ("all-gather", "all-reduce", "all-to-all"))
+for ours, expected in zip(program(*jax.device_put((qkv, change), batch)), jax.jit(both)(qkv, change)):
+    assert len(ours.sharding.device_set) == 4
+    np.testing.assert_array_equal(np.float32(ours), np.float32(expected))
+print("equal")
+"""
+
+
+def test_short_attention_splits_along_the_batch():
+    """On four devices each computes its own images, and nothing is sent."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PJRT_NPROC": "32"}
+    done = subprocess.run([sys.executable, "-c", SPREAD], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "equal", done.stderr
