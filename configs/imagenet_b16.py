@@ -8,7 +8,7 @@ Command:   python main.py --config=configs/imagenet_b16.py --config.data.path=TF
            --config.model.target=pixel --config.loss.reconstruction=10
 Hardware:  published: 16 A100 with 80 GB, 128 images each. Fewer devices: raise
            --config.efficiency.microbatches, which changes nothing but memory and time. On an H100, for 128:
-           --config.efficiency.attention=cudnn --config.efficiency.remat=products (docs/performance.md).
+           --config.efficiency.attention=pallas --config.efficiency.remat=products (docs/performance.md).
 Result:    published, not yet reproduced here: linear 73.26, kNN 67.25, rFID 3.06, LPIPS .2077.
 
 The split is the published configuration's, which keeps 10 % of the training images for validation. For all:

@@ -109,7 +109,7 @@ class Block(nn.Module):
         elif self.attention == "xla":
             q, k, v = jnp.split(dense(y, kernel, bias), 3, axis=-1)
             y = plain_attention(*(part.reshape(each) for part in (q, k, v)))
-        else:  # each must lie in memory for itself there, and cutting the kernel costs less than their whole
+        else:  # cuDNN reads each from memory of its own: the kernel is cut, not what it gives
             cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
             q, k, v = (dense(y, *part).reshape(each) for part in cut)
             y = fused_attention(q, k, v, self.length or length)

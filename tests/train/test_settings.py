@@ -58,16 +58,17 @@ def test_a_wrong_setting_is_named_with_its_remedy(name, value, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_fused_attention_is_refused_where_it_cannot_run():
+@pytest.mark.parametrize("name", ["cudnn", "pallas"])
+def test_fused_attention_is_refused_where_it_cannot_run(name):
     config = default_config()
-    config.efficiency.attention = "cudnn"
+    config.efficiency.attention = name
     settings.check(config, devices=1, backend="gpu")
     with pytest.raises(
-        UserError, match=r"attention=cudnn needs an NVIDIA GPU and JAX runs on 'cpu'; set .*=xla"
+        UserError, match=rf"attention={name} needs an NVIDIA GPU and JAX runs on 'cpu'; set .*=xla"
     ):
         settings.check(config, devices=1, backend="cpu")
     config.efficiency.dtype = "float32"
-    with pytest.raises(UserError, match=r"attention=cudnn has no float32; set .*dtype=bfloat16"):
+    with pytest.raises(UserError, match=rf"attention={name} has no float32; set .*dtype=bfloat16"):
         settings.check(config, devices=1, backend="gpu")
 
 
