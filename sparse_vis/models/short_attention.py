@@ -75,16 +75,11 @@ def _call(kernel, interpret: bool, shape: tuple[int, ...], *inputs: Array) -> Ar
     )(*inputs)
 
 
-def _inside(rows: int, columns: int, length: int, channels: int) -> Array:
-    """Where a block lies inside its array."""
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, (rows, columns), axis) for axis in range(2))
-    return (row < length) & (column < channels)
-
-
 def _parts(ref, length: int, channels: int) -> tuple[tuple[Array, Array, Array], Array]:
     """q, k and v of a block, zero outside of the array, and where they lie inside."""
     rows, _, columns = ref.shape
-    inside = _inside(rows, columns, length, channels)
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (rows, columns), axis) for axis in range(2))
+    inside = (row < length) & (column < channels)
     mask = inside[:, None, :]
     parts = (triton.load(ref.at[:, pl.ds(part, 1), :], mask=mask, other=0.0) for part in range(3))
     return tuple(part.reshape(rows, columns) for part in parts), inside
