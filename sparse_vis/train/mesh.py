@@ -17,11 +17,12 @@ from sparse_vis.errors import UserError
 
 BATCH = P(("data", "fsdp"))
 
-# First match wins. The kernels of the blocks, 97 % of H/14, are split along their first matrix axis. The rest
-# stays whole everywhere: split prototypes would be gathered anew for each of their many uses, and to form
-# their gradient, rows of the batch would be gathered too.
+# First match wins. The kernels of the blocks, 97 % of H/14, are split along their first matrix axis, and with
+# them scale and bias of the LayerNorm before, whose gradients follow from the kernels'. The rest stays whole
+# everywhere: split prototypes would be gathered anew for each of their many uses, and to form their gradient,
+# rows of the batch would be gathered too.
 RULES = (
-    (r"blocks/.*kernel$", P(None, "fsdp")),
+    (r"blocks/(.*kernel|norm_.*)$", P(None, "fsdp")),
     (r"", P()),
 )
 

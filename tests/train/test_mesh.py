@@ -21,7 +21,10 @@ from tests.main_process import ROOT
 from tests.train.tiny_config import get_config
 
 MESHES = ("8,1", "4,2", "1,8")
-BLOCK = ("qkv", "attention_out", "mlp_in", "mlp_out")
+SPLIT = (
+    *(f"{name}/kernel" for name in ("qkv", "attention_out", "mlp_in", "mlp_out")),
+    *(f"norm_{part}/{name}" for part in ("attention", "mlp") for name in ("scale", "bias")),
+)
 SECONDS = 900  # for a machine that is busy with other things
 
 
@@ -126,34 +129,30 @@ def test_sinkhorn_gathers_nothing_of_the_batch(steps):
 
 @pytest.mark.parametrize("mesh", ["4,2", "1,8"])
 def test_with_fsdp_only_kernels_of_the_blocks_are_gathered(steps, mesh):
-    """Activations stay where their images are.
-
-    Beside kernels only the gradients of LayerNorm's scales and biases, one number per channel and layer,
-    which follow from those of the split kernels.
-    """
-    gathered = "|".join(("16,48", "16,16", "16,32", "32,16", "1,16"))
+    """Activations stay where their images are."""
+    kernels = "|".join(("16,48", "16,16", "16,32", "32,16"))
     lines = moved(steps[mesh]["step"])
     assert len(lines) > 0
-    assert [line for line in lines if not re.match(rf"= f32\[({gathered})\]\S* all-gather", line)] == []
+    assert [line for line in lines if not re.match(rf"= f32\[({kernels})\]\S* all-gather", line)] == []
 
 
 @pytest.mark.fast
-def test_kernels_of_the_blocks_are_split_wherever_they_are():
-    """Parameters, both moments of Adam and the teacher alike; everything else is whole on every device."""
+def test_parameters_of_the_blocks_are_split_wherever_they_are():
+    """Kernels and LayerNorm's, both moments of Adam and the teacher alike; all else is whole everywhere."""
     state = jax.eval_shape(functools.partial(initial_state, build_recipe(get_config())))
     mesh = AbstractMesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     leaves = jax.tree_util.tree_leaves_with_path(state_sharding(mesh, state))
     split = {path_name(path) for path, sharding in leaves if sharding.spec == PartitionSpec(None, "fsdp")}
     whole = {path_name(path) for path, sharding in leaves if sharding.spec == PartitionSpec()}
     assert len(split) + len(whole) == len(leaves)
-    kernels = {f"{trunk}/trunk/blocks/{name}/kernel" for trunk in ("encoder", "decoder") for name in BLOCK}
-    assert {name for name in split if name.startswith("params/")} == {f"params/{name}" for name in kernels}
+    names = {f"{trunk}/trunk/blocks/{name}" for trunk in ("encoder", "decoder") for name in SPLIT}
+    assert {name for name in split if name.startswith("params/")} == {f"params/{name}" for name in names}
     adam = [name for name in split if name.startswith("opt_state/")]
     for moment in ("mu", "nu"):
         ends = {name.split(f"/{moment}/")[1] for name in adam if f"/{moment}/" in name}
-        assert ends == kernels
-    assert len(adam) == 2 * len(kernels)
-    teacher = {f"teacher/{name}" for name in kernels if name.startswith("encoder/")}
+        assert ends == names
+    assert len(adam) == 2 * len(names)
+    teacher = {f"teacher/{name}" for name in names if name.startswith("encoder/")}
     assert {name for name in split if name.startswith("teacher/")} == teacher
     # A mesh that does not divide an axis leaves it whole.
     odd = AbstractMesh((1, 3), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
