@@ -7,7 +7,7 @@ computed again on the way back instead of being stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,37 +18,66 @@ def _chunks(count: int, chunk: int) -> int:
     return count // chunk if chunk and count > chunk and count % chunk == 0 else 1
 
 
-def _split(prototypes: Array, parts: int) -> Array:
-    """(D, K) -> (parts, D, K / parts)."""
-    return prototypes.reshape(prototypes.shape[0], parts, -1).transpose(1, 0, 2)
+def _cut(x: Array, index: Array, chunks: int) -> Array:
+    """Chunk `index` of the last axis."""
+    size = x.shape[-1] // chunks
+    return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=-1)
 
 
-def _recomputed(body: Callable, parts: int) -> Callable:
-    """The chunks are computed again on the way back; where all prototypes are one chunk, it is kept."""
-    return jax.checkpoint(body) if parts > 1 else body
+def _exponents(x: Array, prototypes: Array, temperature: float, potentials: Array) -> Array:
+    return x @ prototypes / temperature + potentials
 
 
-def _streamed_sum(
-    x: Array, prototypes: Array, temperature: float, potentials: Array, chunk: int
-) -> tuple[Array, Array]:
-    """Largest exponent m of each row and sum_k exp(x . w_k / temperature + g_k - m); m has no gradient.
+def _streamed_sums(
+    x: Array, prototypes: Array, temperature: float, potentials: Array, values: Array | None, chunks: int
+) -> tuple[Array, Array, Array | None]:
+    """Largest exponent m of each row, sum_k exp(x . w_k / temperature + g_k - m), and that sum of values_k.
 
     Not as one logarithm that grows from chunk to chunk: with exponents near 40 each of its roundings would
     show in the sixth digit of the gradients.
     """
-    parts = _chunks(prototypes.shape[1], chunk)
 
-    def body(carry, part):
-        (largest, total), (w, g) = carry, part
-        exponents = x @ w / temperature + g
-        new = jax.lax.stop_gradient(jnp.maximum(largest, jnp.max(exponents, axis=-1)))
-        total = total * jnp.exp(largest - new) + jnp.sum(jnp.exp(exponents - new[:, None]), axis=-1)
-        return (new, total), None
+    def add(index, sums):
+        largest, total, weighted = sums
+        w, g = _cut(prototypes, index, chunks), _cut(potentials, index, chunks)
+        exponents = _exponents(x, w, temperature, g)
+        new = jnp.maximum(largest, jnp.max(exponents, axis=-1))
+        weights, shrink = jnp.exp(exponents - new[:, None]), jnp.exp(largest - new)
+        if values is not None:
+            weighted = weighted * shrink[:, None] + weights @ _cut(values, index, chunks).T
+        return new, total * shrink + jnp.sum(weights, axis=-1), weighted
 
-    start = (jnp.full(x.shape[:1], -jnp.inf, x.dtype), jnp.zeros(x.shape[:1], x.dtype))
-    return jax.lax.scan(
-        _recomputed(body, parts), start, (_split(prototypes, parts), potentials.reshape(parts, -1))
-    )[0]
+    start = (jnp.full(len(x), -jnp.inf, x.dtype), jnp.zeros(len(x), x.dtype))
+    weighted = None if values is None else jnp.zeros((len(x), len(values)), x.dtype)
+    return jax.lax.fori_loop(0, chunks, add, (*start, weighted))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 4))
+def _logsumexp(x, prototypes, temperature, potentials, chunks):
+    return _logsumexp_forward(x, prototypes, temperature, potentials, chunks)[0]
+
+
+def _logsumexp_forward(x, prototypes, temperature, potentials, chunks):
+    largest, total, _ = _streamed_sums(x, prototypes, temperature, potentials, None, chunks)
+    return largest + jnp.log(total), (x, prototypes, potentials, largest, total)
+
+
+def _logsumexp_backward(temperature, chunks, kept, change):
+    x, prototypes, potentials, largest, total = kept
+    scale = change / total / temperature
+
+    def add(index, gradients):
+        of_x, of_prototypes = gradients
+        w, g = _cut(prototypes, index, chunks), _cut(potentials, index, chunks)
+        pull = scale[:, None] * jnp.exp(_exponents(x, w, temperature, g) - largest[:, None])
+        start = (0, index * w.shape[1])
+        return of_x + pull @ w.T, jax.lax.dynamic_update_slice(of_prototypes, x.T @ pull, start)
+
+    start = (jnp.zeros_like(x), jnp.zeros_like(prototypes))
+    return *jax.lax.fori_loop(0, chunks, add, start), None
+
+
+_logsumexp.defvjp(_logsumexp_forward, _logsumexp_backward)
 
 
 def streamed_logsumexp(
@@ -60,6 +89,8 @@ def streamed_logsumexp(
 ) -> Float[Array, " rows"]:
     """log sum_k exp(x . w_k / temperature + g_k) for every row, differentiable in x and prototypes.
 
+    Reverse mode only.
+
     Args:
         x: (rows, D) float32 embeddings. prototypes: (D, K) float32.
         temperature: divisor of the logits. potentials: (K,) added to the scaled logits.
@@ -68,8 +99,32 @@ def streamed_logsumexp(
     Returns:
         (rows,) float32.
     """
-    largest, total = _streamed_sum(x, prototypes, temperature, potentials, chunk)
-    return largest + jnp.log(total)
+    return _logsumexp(x, prototypes, temperature, potentials, _chunks(prototypes.shape[1], chunk))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 5))
+def _expected(x, prototypes, temperature, potentials, values, chunks):
+    return _expected_forward(x, prototypes, temperature, potentials, values, chunks)[0]
+
+
+def _expected_forward(x, prototypes, temperature, potentials, values, chunks):
+    largest, total, weighted = _streamed_sums(x, prototypes, temperature, potentials, values, chunks)
+    return weighted / total[:, None], (x, prototypes, potentials, values, largest, total)
+
+
+def _expected_backward(temperature, chunks, kept, change):
+    x, prototypes, potentials, values, largest, total = kept
+    pull = (change / total[:, None]).T
+
+    def add(index, of_values):
+        w, g = _cut(prototypes, index, chunks), _cut(potentials, index, chunks)
+        weights = jnp.exp(_exponents(x, w, temperature, g) - largest[:, None])
+        return jax.lax.dynamic_update_slice(of_values, pull @ weights, (0, index * w.shape[1]))
+
+    return None, None, None, jax.lax.fori_loop(0, chunks, add, jnp.zeros_like(values))
+
+
+_expected.defvjp(_expected_forward, _expected_backward)
 
 
 def expected_prototype(
@@ -82,7 +137,7 @@ def expected_prototype(
 ) -> Float[Array, "rows D"]:
     """sum_k T_k values_k with T = softmax(x W / temperature + g): where each row's target points.
 
-    Differentiable in `values` alone; the assignments T are targets and carry no gradient.
+    Differentiable in `values` alone, in reverse mode; the assignments T are targets and carry no gradient.
 
     Args:
         x: (rows, D) float32 embeddings that give the targets. prototypes: (D, K) that scored them.
@@ -92,13 +147,4 @@ def expected_prototype(
     Returns:
         (rows, D) float32.
     """
-    x, prototypes, potentials = jax.lax.stop_gradient((x, prototypes, potentials))
-    largest, total = _streamed_sum(x, prototypes, temperature, potentials, chunk)
-    parts = _chunks(prototypes.shape[1], chunk)
-
-    def body(expected, part):
-        w, g, v = part
-        return expected + jnp.exp(x @ w / temperature + g - largest[:, None]) @ v.T, None
-
-    scanned = (_split(prototypes, parts), potentials.reshape(parts, -1), _split(values, parts))
-    return jax.lax.scan(_recomputed(body, parts), jnp.zeros_like(x), scanned)[0] / total[:, None]
+    return _expected(x, prototypes, temperature, potentials, values, _chunks(prototypes.shape[1], chunk))
