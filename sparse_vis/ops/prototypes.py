@@ -89,7 +89,7 @@ def streamed_logsumexp(
 ) -> Float[Array, " rows"]:
     """log sum_k exp(x . w_k / temperature + g_k) for every row, differentiable in x and prototypes.
 
-    Reverse mode only.
+    Reverse mode only; potentials belong to targets and get no gradient.
 
     Args:
         x: (rows, D) float32 embeddings. prototypes: (D, K) float32.
