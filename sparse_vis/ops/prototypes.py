@@ -24,8 +24,16 @@ def _cut(x: Array, index: Array, chunks: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=-1)
 
 
-def _exponents(x: Array, prototypes: Array, temperature: float, potentials: Array) -> Array:
-    return x @ prototypes / temperature + potentials
+def _put(into: Array, index: Array, chunk: Array) -> Array:
+    """`into` with chunk `index` of the last axis replaced."""
+    return jax.lax.dynamic_update_slice_in_dim(into, chunk, index * chunk.shape[-1], axis=-1)
+
+
+def _exponents(
+    x: Array, prototypes: Array, temperature: float, potentials: Array, index: Array, chunks: int
+) -> Array:
+    """x . w_k / temperature + g_k for the prototypes of one chunk."""
+    return x @ _cut(prototypes, index, chunks) / temperature + _cut(potentials, index, chunks)
 
 
 def _streamed_sums(
@@ -39,8 +47,7 @@ def _streamed_sums(
 
     def add(index, sums):
         largest, total, weighted = sums
-        w, g = _cut(prototypes, index, chunks), _cut(potentials, index, chunks)
-        exponents = _exponents(x, w, temperature, g)
+        exponents = _exponents(x, prototypes, temperature, potentials, index, chunks)
         new = jnp.maximum(largest, jnp.max(exponents, axis=-1))
         weights, shrink = jnp.exp(exponents - new[:, None]), jnp.exp(largest - new)
         if values is not None:
@@ -53,33 +60,6 @@ def _streamed_sums(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 4))
-def _logsumexp(x, prototypes, temperature, potentials, chunks):
-    return _logsumexp_forward(x, prototypes, temperature, potentials, chunks)[0]
-
-
-def _logsumexp_forward(x, prototypes, temperature, potentials, chunks):
-    largest, total, _ = _streamed_sums(x, prototypes, temperature, potentials, None, chunks)
-    return largest + jnp.log(total), (x, prototypes, potentials, largest, total)
-
-
-def _logsumexp_backward(temperature, chunks, kept, change):
-    x, prototypes, potentials, largest, total = kept
-    scale = change / total / temperature
-
-    def add(index, gradients):
-        of_x, of_prototypes = gradients
-        w, g = _cut(prototypes, index, chunks), _cut(potentials, index, chunks)
-        pull = scale[:, None] * jnp.exp(_exponents(x, w, temperature, g) - largest[:, None])
-        start = (0, index * w.shape[1])
-        return of_x + pull @ w.T, jax.lax.dynamic_update_slice(of_prototypes, x.T @ pull, start)
-
-    start = (jnp.zeros_like(x), jnp.zeros_like(prototypes))
-    return *jax.lax.fori_loop(0, chunks, add, start), None
-
-
-_logsumexp.defvjp(_logsumexp_forward, _logsumexp_backward)
-
-
 def streamed_logsumexp(
     x: Float[Array, "rows D"],
     prototypes: Float[Array, "D K"],
@@ -99,34 +79,35 @@ def streamed_logsumexp(
     Returns:
         (rows,) float32.
     """
-    return _logsumexp(x, prototypes, temperature, potentials, _chunks(prototypes.shape[1], chunk))
+    return _logsumexp_forward(x, prototypes, temperature, potentials, chunk)[0]
+
+
+def _logsumexp_forward(x, prototypes, temperature, potentials, chunk):
+    chunks = _chunks(prototypes.shape[1], chunk)
+    largest, total, _ = _streamed_sums(x, prototypes, temperature, potentials, None, chunks)
+    return largest + jnp.log(total), (x, prototypes, potentials, largest, total)
+
+
+def _logsumexp_backward(temperature, chunk, kept, change):
+    x, prototypes, potentials, largest, total = kept
+    chunks = _chunks(prototypes.shape[1], chunk)
+    scale = change / total / temperature
+
+    def add(index, gradients):
+        of_x, of_prototypes = gradients
+        exponents = _exponents(x, prototypes, temperature, potentials, index, chunks)
+        pull = scale[:, None] * jnp.exp(exponents - largest[:, None])
+        of_x += pull @ _cut(prototypes, index, chunks).T
+        return of_x, _put(of_prototypes, index, x.T @ pull)
+
+    start = (jnp.zeros_like(x), jnp.zeros_like(prototypes))
+    return *jax.lax.fori_loop(0, chunks, add, start), None
+
+
+streamed_logsumexp.defvjp(_logsumexp_forward, _logsumexp_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 5))
-def _expected(x, prototypes, temperature, potentials, values, chunks):
-    return _expected_forward(x, prototypes, temperature, potentials, values, chunks)[0]
-
-
-def _expected_forward(x, prototypes, temperature, potentials, values, chunks):
-    largest, total, weighted = _streamed_sums(x, prototypes, temperature, potentials, values, chunks)
-    return weighted / total[:, None], (x, prototypes, potentials, values, largest, total)
-
-
-def _expected_backward(temperature, chunks, kept, change):
-    x, prototypes, potentials, values, largest, total = kept
-    pull = (change / total[:, None]).T
-
-    def add(index, of_values):
-        w, g = _cut(prototypes, index, chunks), _cut(potentials, index, chunks)
-        weights = jnp.exp(_exponents(x, w, temperature, g) - largest[:, None])
-        return jax.lax.dynamic_update_slice(of_values, pull @ weights, (0, index * w.shape[1]))
-
-    return None, None, None, jax.lax.fori_loop(0, chunks, add, jnp.zeros_like(values))
-
-
-_expected.defvjp(_expected_forward, _expected_backward)
-
-
 def expected_prototype(
     x: Float[Array, "rows D"],
     prototypes: Float[Array, "D K"],
@@ -147,4 +128,25 @@ def expected_prototype(
     Returns:
         (rows, D) float32.
     """
-    return _expected(x, prototypes, temperature, potentials, values, _chunks(prototypes.shape[1], chunk))
+    return _expected_forward(x, prototypes, temperature, potentials, values, chunk)[0]
+
+
+def _expected_forward(x, prototypes, temperature, potentials, values, chunk):
+    chunks = _chunks(prototypes.shape[1], chunk)
+    largest, total, weighted = _streamed_sums(x, prototypes, temperature, potentials, values, chunks)
+    return weighted / total[:, None], (x, prototypes, potentials, values, largest, total)
+
+
+def _expected_backward(temperature, chunk, kept, change):
+    x, prototypes, potentials, values, largest, total = kept
+    chunks = _chunks(prototypes.shape[1], chunk)
+    pull = (change / total[:, None]).T
+
+    def add(index, of_values):
+        exponents = _exponents(x, prototypes, temperature, potentials, index, chunks)
+        return _put(of_values, index, pull @ jnp.exp(exponents - largest[:, None]))
+
+    return None, None, None, jax.lax.fori_loop(0, chunks, add, jnp.zeros_like(values))
+
+
+expected_prototype.defvjp(_expected_forward, _expected_backward)
