@@ -72,6 +72,21 @@ def view_groups(images: int) -> Pair:
     return Pair(f"{VIEWS} encoder calls", "one call per shape", forms, (params, pixels, visible))
 
 
+def last_layer(images: int) -> Pair:
+    """CLS of local views from 2 layers of B/16, laid out, with gradients."""
+    encoder, pixels = small_encoder().clone(unroll=2), random.uniform(random.key(0), (images * 8, 96, 96, 3))
+    params = encoder.init(random.key(1), pixels)
+
+    def whole(params, pixels):
+        return encoder.apply(params, pixels).cls ** 2
+
+    def only_cls(params, pixels):
+        return encoder.apply(params, pixels, only="cls").cls ** 2
+
+    forms = (gradient(whole, 0), gradient(only_cls, 0))
+    return Pair("all tokens in the last layer", "CLS alone", forms, (params, pixels))
+
+
 def visible_patches(images: int) -> Pair:
     """Embedding of masked views: all patches and then the visible ones, or these alone; with gradient."""
     pixels = random.uniform(random.key(0), (images * VIEWS, 224, 224, 3))
@@ -186,6 +201,7 @@ PAIRS = {
     "losses-whole": lambda: losses(2, 16384),
     "targets": lambda: targets(8, 1024),
     "views": lambda: view_groups(1),
+    "last-layer": lambda: last_layer(2),
     "visible-patches": lambda: visible_patches(2),
     "qkv": lambda: fused_qkv(4),
     "kernel-gradient": lambda: kernel_gradient(4),

@@ -28,9 +28,15 @@ def sequence(m: ConfigDict, patches: int) -> int:
     return 1 + patches + m.tokens
 
 
-def encoder(m: ConfigDict, patches: int) -> float:
-    """Forward pass over one view of which so many patches are computed; `m` is config.model."""
-    return embedding(m, patches) + m.layers * block(sequence(m, patches), m.width, m.mlp_dim)
+def encoder(m: ConfigDict, patches: int, asked: int | None = None) -> float:
+    """Forward pass over one view of which so many patches are computed; `m` is config.model.
+
+    `asked` tokens leave the last layer, the others give it only their keys and values; None: all leave it.
+    """
+    length = sequence(m, patches)
+    others = 0 if asked is None else length - asked
+    saved = 2 * others * m.width * (2 * m.width + 2 * m.mlp_dim) + 4 * others * length * m.width
+    return embedding(m, patches) + m.layers * block(length, m.width, m.mlp_dim) - saved
 
 
 def factorizer(m: ConfigDict, patches: int) -> float:
@@ -77,16 +83,19 @@ def step_flops(config: ConfigDict) -> dict[str, float]:
     patches, p = (m.image_size // m.patch) ** 2, m.prototypes
     views = v.global_count
 
-    def trained(patches: int) -> float:  # pixels take no gradient
-        return 3 * encoder(m, patches) - embedding(m, patches)
+    def trained(patches: int, asked: int | None = None) -> float:  # pixels take no gradient
+        laid_out = (
+            config.efficiency.unroll >= m.layers > 1
+        )  # only then has the last layer a program of its own
+        return 3 * encoder(m, patches, asked if laid_out else None) - embedding(m, patches)
 
     rows = (1 + views) * (m.tokens + 1) + v.local_count
     head = 2 * p.hidden * (m.width + p.dim)
     scores = 2 * p.dim * p.count
     return {
         "encoder, image": trained(patches),
-        "encoder, masked": views * trained(visible_count(patches, v.masking_ratio)),
-        "encoder, local": v.local_count * trained((v.local_size // m.patch) ** 2),
+        "encoder, masked": views * trained(visible_count(patches, v.masking_ratio), 1 + m.tokens),
+        "encoder, local": v.local_count * trained((v.local_size // m.patch) ** 2, 1),
         "decoder": 3 * (factorizer(m, patches) + decoder(m, patches)),
         "heads and losses": 3 * rows * (head + scores) + 3 * (m.tokens + 1) * scores,
         "tokenizer": tokenizer(16 * m.image_size // m.patch, m.tokenizer.codes) if m.target == "vq" else 0.0,

@@ -40,19 +40,18 @@ class Part:
 def encoders(model: Stellar, params: dict, views: Views) -> dict[str, Part]:
     """One call of the encoder per shape of view, with the outputs that losses see."""
 
-    def run(names, params, *inputs):
-        tokens = model.apply({"params": params}, *inputs, method="encode")
-        return [getattr(tokens, name) for name in names]
+    def run(only, params, pixels, visible=None):
+        return model.apply({"params": params}, pixels, visible, only, method="encode")
 
-    given, whole = {"encoder": params["encoder"]}, ("cls", "S", "U")
+    given = {"encoder": params["encoder"]}
     calls = {
-        "encoder, image": (whole, (views.image,)),
-        "encoder, masked": (("cls", "S"), (fold(views.masked), fold(views.visible))),
+        "encoder, image": (None, (views.image,)),
+        "encoder, masked": ("S", (fold(views.masked), fold(views.visible))),
     }
     if views.local.shape[1]:
-        calls["encoder, local"] = (("cls",), (fold(views.local),))
+        calls["encoder, local"] = ("cls", (fold(views.local),))
     return {
-        name: Part(functools.partial(run, names), (given, *inputs)) for name, (names, inputs) in calls.items()
+        name: Part(functools.partial(run, only), (given, *inputs)) for name, (only, inputs) in calls.items()
     }
 
 

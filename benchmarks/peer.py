@@ -157,18 +157,25 @@ def main(_):
     recipe, peer = recipe_of(config), Peer(config)
     state = random_state(recipe)
     transplant(state.params, peer)
-    m = config.model
+    m, scanned = config.model, config.copy_and_resolve_references()
+    scanned.efficiency.unroll = 1  # like the peer, it computes all tokens in the last layer of every view
     length = sequence(m, (m.image_size // m.patch) ** 2)
     result = {"config": config.name, "compile": COMPILE.value, "peaks": peaks()}
-    for name, make, images, flops in (
-        ("products", lambda: products(config, length), ENCODE.value, kernels(length, m.width, m.mlp_dim)),
-        ("encode", lambda: encoders(config, recipe, state.params, peer), ENCODE.value, encode_flops(config)),
-        ("step", lambda: steps(config, recipe, state, peer), STEP.value, sum(step_flops(config).values())),
+    sides = "ours", "peer"
+    flops = {
+        "products": dict.fromkeys(sides, kernels(length, m.width, m.mlp_dim)),
+        "encode": dict.fromkeys(sides, encode_flops(config)),
+        "step": {side: sum(step_flops(c).values()) for side, c in zip(sides, (config, scanned), strict=True)},
+    }
+    for name, make, images in (
+        ("products", lambda: products(config, length), ENCODE.value),
+        ("encode", lambda: encoders(config, recipe, state.params, peer), ENCODE.value),
+        ("step", lambda: steps(config, recipe, state, peer), STEP.value),
     ):
         print(f"{name}: compiling ...", flush=True)
         ours, theirs, differences = make()
         result[name] = compare(ours, theirs, command.REPEATS.value, images) | {"differences": differences}
-        print(report(name, result[name], flops, result["peaks"]), flush=True)
+        print(report(name, result[name], flops[name], result["peaks"]), flush=True)
     command.write(result)
     timed = ("products", "encode", "step")
     last = {f"{name}_{key}": result[name][key] for name in timed for key in ("ratio", "spread")}

@@ -49,14 +49,17 @@ def compare(ours: Callable, theirs: Callable, pairs: int, images: int) -> dict:
     }  # fmt: skip
 
 
-def report(name: str, r: dict, flops: float, peak: dict[str, float]) -> str:
-    """The comparison as text; both shares of peak are of the faster library's matrix products."""
+def report(name: str, r: dict, flops: dict[str, float], peak: dict[str, float]) -> str:
+    """The comparison as text; both shares of peak are of the faster library's matrix products.
+
+    `flops` per image: of "ours" and of the "peer".
+    """
     most, lines = max(peak.values()), []
     for who in ("ours", "peer"):
         rate, s = r[who]["images_per_second"], r[who]
         lines.append(
             f"  {who}  {1e3 * s['median']:8.1f} ms (least {1e3 * s['min']:.1f}), {rate:.3f} images/s, "
-            f"{rate * flops / most:.0%} of {most / 1e9:.0f} GFLOP/s measured"
+            f"{rate * flops[who] / most:.0%} of {most / 1e9:.0f} GFLOP/s measured"
         )
     apart = ", ".join(f"{key} {value:.0e}" for key, value in r["differences"].items())
     return "\n".join([

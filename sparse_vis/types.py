@@ -53,11 +53,13 @@ class Tokens:
         cls: (B, 1, d) class token.
         S: (B, r, d) semantic tokens: *what*.
         U: (B, n, d) dense patch features; for a masked view only its visible patches.
+
+    S and U are None where only what comes before was asked for.
     """
 
     cls: jax.Array
-    S: jax.Array
-    U: jax.Array
+    S: jax.Array | None
+    U: jax.Array | None
 
 
 @struct.dataclass
@@ -102,7 +104,7 @@ class Outputs:
         tokens: Tokens of the image. factors: Factors of the image.
         reconstruction: (B, H, W, 3) unclipped pixels, or (B, n, codes) logits.
         masked_S: (B, Vg, r, d) semantic tokens of the masked views.
-        masked_U: (B, Vg, keep, d) features of their visible patches.
+        masked_U: (B, Vg, keep, d) features of their visible patches; None if no term asks.
         sparse: (B, r, D) embeddings of the image's S. cls: (B, 1, D) of its CLS.
         masked_sparse: (B, Vg, r, D). masked_cls: (B, Vg, D). local_cls: (B, Vl, D).
         sparse_prototypes: (D, K). cls_prototypes: (D, K).
@@ -113,7 +115,7 @@ class Outputs:
     factors: Factors
     reconstruction: jax.Array
     masked_S: jax.Array
-    masked_U: jax.Array
+    masked_U: jax.Array | None
     sparse: jax.Array
     cls: jax.Array
     masked_sparse: jax.Array

@@ -70,16 +70,20 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, pixels: Float[Array, "B H W 3"], visible: Int[Array, "B keep"] | None = None
+        self,
+        pixels: Float[Array, "B H W 3"],
+        visible: Int[Array, "B keep"] | None = None,
+        only: str | None = None,
     ) -> Tokens:
         """Encode images of any size of at least one patch.
 
         Args:
             pixels: (B, H, W, 3) RGB in [0, 1]; ImageNet normalisation happens here.
             visible: (B, keep) patch indices to compute; all patches if None.
+            only: "cls" or "S", where what comes after it in Tokens is not asked for; None asks for all.
 
         Returns:
-            Tokens with cls (B, 1, d), S (B, r, d) and U (B, n or keep, d).
+            Tokens with cls (B, 1, d), S (B, r, d) and U (B, n or keep, d); None for what was not asked for.
         """
         batch, height, width, _ = pixels.shape
         patches = patchify((pixels - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD), self.patch)
@@ -100,11 +104,15 @@ class Encoder(nn.Module):
             return jnp.broadcast_to(x.astype(self.dtype), (batch, *x.shape))
 
         tokens = jnp.concatenate([spread((cls + cls_position)[None]), tokens, spread(queries)], axis=1)
+
+        def asked(x):
+            return x[:, :1] if only == "cls" else jnp.concatenate([x[:, :1], x[:, split:]], axis=1)
+
+        split = tokens.shape[1] - self.queries
         tokens = Trunk(
             self.layers, self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.remat,
             self.unroll, self.init_std, name="trunk",
-        )(tokens)  # fmt: skip
-        return Tokens(
-            cls=tokens[:, :1], S=tokens[:, tokens.shape[1] - self.queries :],
-            U=tokens[:, 1 : tokens.shape[1] - self.queries],
-        )  # fmt: skip
+        )(tokens, asked if only else None)  # fmt: skip
+        if only:
+            return Tokens(cls=tokens[:, :1], S=tokens[:, 1:] if only == "S" else None, U=None)
+        return Tokens(cls=tokens[:, :1], S=tokens[:, split:], U=tokens[:, 1:split])

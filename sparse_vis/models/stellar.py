@@ -48,9 +48,14 @@ class Stellar(nn.Module):
         """Rows and columns of patches of an image of this size in pixels."""
         return height // self.patch, width // self.patch
 
-    def encode(self, pixels: Float[Array, "B H W 3"], visible: Int[Array, "B keep"] | None = None) -> Tokens:
-        """Tokens of images in [0, 1]; `visible` restricts the computation to some patches."""
-        return self.encoder(pixels, visible)
+    def encode(
+        self,
+        pixels: Float[Array, "B H W 3"],
+        visible: Int[Array, "B keep"] | None = None,
+        only: str | None = None,
+    ) -> Tokens:
+        """Tokens of images in [0, 1], as Encoder says: of some patches, or without those not asked for."""
+        return self.encoder(pixels, visible, only)
 
     def factorize(self, tokens: Tokens) -> Factors:
         """L and Z = L S of encoded images; with a "dense" bottleneck Z is U itself."""
@@ -91,7 +96,7 @@ class Stellar(nn.Module):
 
     def target_source(self, pixels: Float[Array, "B H W 3"]) -> TargetSource:
         """Embeddings from which targets are made; needs only encoder and heads."""
-        return self.as_source(self.encode(pixels))
+        return self.as_source(self.encode(pixels, only="S"))
 
     def as_source(self, tokens: Tokens) -> TargetSource:
         return TargetSource(
@@ -99,11 +104,12 @@ class Stellar(nn.Module):
             sparse_prototypes=self.sparse_head.prototypes, cls_prototypes=self.cls_head.prototypes,
         )  # fmt: skip
 
-    def __call__(self, views: Views) -> Outputs:
+    def __call__(self, views: Views, masked_U: bool = False) -> Outputs:
         """All that the objective needs, with one encoder call per shape of view.
 
         Args:
             views: Views of B images, Vg masked and Vl local ones each.
+            masked_U: whether the features of the masked views' patches are asked for.
 
         Returns:
             Outputs.
@@ -111,12 +117,11 @@ class Stellar(nn.Module):
         batch, height, width, _ = views.image.shape
         tokens = self.encode(views.image)
         factors = self.factorize(tokens)
-        masked = self.encode(fold(views.masked), fold(views.visible))
+        masked = self.encode(fold(views.masked), fold(views.visible), None if masked_U else "S")
         masked_S = masked.S.reshape(batch, -1, *masked.S.shape[1:])
         if views.local.shape[1]:
-            local_cls = self.cls_head(self.encode(fold(views.local)).cls).reshape(
-                batch, -1, self.cls_head.dim
-            )
+            local_cls = self.cls_head(self.encode(fold(views.local), only="cls").cls)
+            local_cls = local_cls.reshape(batch, -1, self.cls_head.dim)
         else:
             local_cls = jnp.zeros((batch, 0, self.cls_head.dim))
         source = self.as_source(tokens)
@@ -125,7 +130,7 @@ class Stellar(nn.Module):
             factors=factors,
             reconstruction=self.decode(factors.Z, self.grid(height, width)),
             masked_S=masked_S,
-            masked_U=masked.U.reshape(batch, -1, *masked.U.shape[1:]),
+            masked_U=masked.U.reshape(batch, -1, *masked.U.shape[1:]) if masked_U else None,
             sparse=source.sparse,
             cls=source.cls,
             masked_sparse=self.sparse_head(masked_S),

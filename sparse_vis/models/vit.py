@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -28,8 +31,8 @@ def batch_sharded(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
 
 
 def plain_attention(
-    q: Float[Array, "B T h c"], k: Float[Array, "B T h c"], v: Float[Array, "B T h c"]
-) -> Float[Array, "B T h c"]:
+    q: Float[Array, "B Q h c"], k: Float[Array, "B T h c"], v: Float[Array, "B T h c"]
+) -> Float[Array, "B Q h c"]:
     """softmax(q k^T / sqrt(c)) v per head; scores, exponentials and their sums in float32.
 
     Plain batched products over [B, h]: on CPU twice as fast as jax.nn.dot_product_attention, and the
@@ -79,6 +82,8 @@ class Block(nn.Module):
         attention: "xla" (`plain_attention`), "cudnn" (`fused_attention`) or "pallas" (`short_attention`).
         length: tokens that count with "cudnn", from the first; all where None.
         init_std: of the kernels.
+        only: takes the tokens that are asked for, (B, Q, d), out of (B, T, d); no others are computed beyond
+            their keys and values. None: all.
     """
 
     width: int
@@ -88,9 +93,10 @@ class Block(nn.Module):
     attention: str = "xla"
     length: int | None = None
     init_std: float = INIT_STD
+    only: Callable[[Array], Array] | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
+    def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B Q d"]:
         def linear(inputs, features, name):
             layer = Linear(inputs, features, self.init_std, name=name)
             return layer.kernel, layer.bias
@@ -98,22 +104,29 @@ class Block(nn.Module):
         def dense(x, kernel, bias):
             return checkpoint_name(product(x, kernel.astype(self.dtype)) + bias.astype(self.dtype), PRODUCT)
 
+        def heads(x):
+            return x.reshape(*x.shape[:2], self.heads, self.width // self.heads)
+
         x = batch_sharded(x)
         batch, length, _ = x.shape
         norm = LayerNorm(self.width, name="norm_attention")
         kernel, bias = norm.into(*linear(self.width, 3 * self.width, "qkv"))
         y = standardize(x)
-        each = (batch, length, self.heads, self.width // self.heads)
-        if self.attention == "pallas":
-            y = short_attention(dense(y, kernel, bias).reshape(batch, length, 3, *each[2:]))
+        if self.only:
+            x, asked = self.only(x), self.only(y)
+            q = dense(asked, kernel[:, : self.width], bias[: self.width])
+            k, v = jnp.split(dense(y, kernel[:, self.width :], bias[self.width :]), 2, axis=-1)
+            y = plain_attention(heads(q), heads(k), heads(v))
+        elif self.attention == "pallas":
+            qkv = dense(y, kernel, bias)
+            y = short_attention(qkv.reshape(batch, length, 3, self.heads, self.width // self.heads))
         elif self.attention == "xla":
-            q, k, v = jnp.split(dense(y, kernel, bias), 3, axis=-1)
-            y = plain_attention(*(part.reshape(each) for part in (q, k, v)))
+            y = plain_attention(*map(heads, jnp.split(dense(y, kernel, bias), 3, axis=-1)))
         else:  # cuDNN reads each from memory of its own: the kernel is cut, not what it gives
             cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
-            q, k, v = (dense(y, *part).reshape(each) for part in cut)
+            q, k, v = (heads(dense(y, *part)) for part in cut)
             y = fused_attention(q, k, v, self.length or length)
-        y = y.reshape(batch, length, self.width)
+        y = y.reshape(x.shape)
         x = x + dense(y, *linear(self.width, self.width, "attention_out"))
         norm = LayerNorm(self.width, name="norm_mlp")
         hidden = dense(standardize(x), *norm.into(*linear(self.width, self.mlp_dim, "mlp_in")))
@@ -142,15 +155,34 @@ class Trunk(nn.Module):
     init_std: float = INIT_STD
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
+    def __call__(
+        self, x: Float[Array, "B T d"], only: Callable[[Array], Array] | None = None
+    ) -> Float[Array, "B Q d"]:
+        """All tokens, or those that `only` takes out of (B, T, d): laid out, the last layer has no others."""
         block, length = Block, x.shape[1]
+        laid_out = self.unroll >= self.layers > 1
         attention = "cudnn" if self.attention == "pallas" and length > LONGEST else self.attention
         if self.remat != "none":
             policy = kept_by_products if self.remat == "products" else None
             # Laid out in full, both computations stand in one program, where XLA would merge them on GPUs.
-            block = nn.remat(Block, prevent_cse=self.unroll >= self.layers, policy=policy)
+            block = nn.remat(Block, prevent_cse=laid_out, policy=policy)
+        block = functools.partial(
+            block, self.width, self.heads, self.mlp_dim, self.dtype, attention, length, self.init_std
+        )
         if attention == "cudnn" and length % 2:  # a token that no other sees, taken off again below
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
+        norm = LayerNorm(self.width, name="norm")
+        if only and laid_out and not self.is_initializing():
+            leaves, tree = jax.tree.flatten(self.variables["params"]["blocks"])
+            # Cut once: the way back joins what layers give, where a slice of each would add padded copies.
+            cut = [jax.lax.split(leaf, (self.layers - 1, 1)) for leaf in leaves]
+            first, last = (tree.unflatten(part) for part in zip(*cut, strict=True))
+            x, _ = jax.lax.scan(
+                lambda x, params: (block(parent=None).apply({"params": params}, x), None),
+                x, first, unroll=self.layers,
+            )  # fmt: skip
+            last = jax.tree.map(lambda leaf: leaf[0], last)
+            return norm(block(parent=None, only=only).apply({"params": last}, x[:, :length]))
         stack = nn.scan(
             lambda module, carry, _: (module(carry), None),
             variable_axes={"params": 0},
@@ -160,9 +192,6 @@ class Trunk(nn.Module):
             if self.is_initializing()
             else self.unroll,  # else each layer's start is compiled by itself
         )
-        blocks = block(
-            self.width, self.heads, self.mlp_dim, self.dtype, attention, length, self.init_std,
-            name="blocks",
-        )  # fmt: skip
-        x, _ = stack(blocks, x, None)
-        return LayerNorm(self.width, name="norm")(x[:, :length])
+        x, _ = stack(block(name="blocks"), x, None)
+        x = x[:, :length]
+        return norm(only(x) if only else x)

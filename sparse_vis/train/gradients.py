@@ -34,7 +34,7 @@ def loss_fn(
     Returns:
         (total, (terms, outputs, targets)).
     """
-    outputs = model.apply({"params": params}, views)
+    outputs = model.apply({"params": params}, views, masked_U=bool(spec.inpainting))
     source = (
         own_source(outputs)
         if teacher is None

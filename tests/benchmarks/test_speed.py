@@ -66,9 +66,11 @@ def test_products_of_a_program():
     assert program.xla == pytest.approx(program.products_once, rel=0.01)
 
 
-def test_the_formula_is_the_program(name="b16"):
+@pytest.mark.parametrize("unroll", [1, 12])
+def test_the_formula_is_the_program(unroll, name="b16"):
     """B/16 as it is traced: encoding exactly; forward and backward of a step up to 1 % computed again."""
     config = published(name)
+    config.efficiency.unroll = unroll  # laid out, the last layer computes only what is asked for
     config.model.target, config.loss.reconstruction = "pixel", 10.0
     recipe, size, v = recipe_of(config), config.model.image_size, config.views
     params = jax.eval_shape(lambda: init_params(recipe.model, jax.random.key(0)))

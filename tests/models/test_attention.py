@@ -100,8 +100,12 @@ def test_no_nan_where_scores_vanish_or_exceed_what_exp_can_hold(name, dtype, siz
     ("name", "length", "kernel"),
     [("cudnn", 52, "cudnn"), ("cudnn", 53, "cudnn"), ("pallas", 53, "pallas"), ("pallas", 131, "cudnn")],
 )
-def test_a_trunk_computes_with_what_it_names(name, length, kernel, monkeypatch):
-    """The default's output and gradients; without a GPU jax.nn's own form stands in for cuDNN's kernel."""
+@pytest.mark.parametrize("only", [None, lambda x: x[:, ::7]])
+def test_a_trunk_computes_with_what_it_names(name, length, kernel, only, monkeypatch):
+    """The default's output and gradients, of some tokens too, for which the last layer has plain attention.
+
+    Without a GPU jax.nn's own form stands in for cuDNN's kernel.
+    """
     asked, attention = [], jax.nn.dot_product_attention
 
     def recorded(*arguments, implementation, **lengths):
@@ -115,16 +119,17 @@ def test_a_trunk_computes_with_what_it_names(name, length, kernel, monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
     monkeypatch.setattr(vit, "short_attention", recorded_short)
     x, change = jax.random.normal(jax.random.key(0), (2, 2, length, 32), "bfloat16")
+    change = only(change) if only else change
     reference = Trunk(2, 32, 2, 64, dtype="bfloat16", init_std=0.2)
     params = reference.init(jax.random.key(1), x)
 
     def run(trunk):
-        value, pull = jax.vjp(trunk.apply, params, x)
+        value, pull = jax.vjp(lambda params, x: trunk.apply(params, x, only), params, x)
         return jax.tree.leaves((value, pull(change)))
 
     expected = run(reference)
     assert asked == []
-    ours = run(reference.clone(attention=name))
+    ours = run(reference.clone(attention=name, unroll=2))
     assert set(asked) == {kernel}
     for a, b in zip(ours, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)

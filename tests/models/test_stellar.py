@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.flops import products
 from sparse_vis.models.encoder import Encoder, patchify
 from sparse_vis.models.factorize import Factorizer, l2_normalize
 from sparse_vis.models.stellar import init_params
@@ -140,6 +143,35 @@ def test_efficiency_settings_change_nothing(settings):
 
     ours, theirs = gradient(plain.clone(**settings)), gradient(plain)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
+
+
+@pytest.mark.parametrize("remat", ["none", "products", "blocks"])
+@pytest.mark.parametrize(("only", "tokens"), [("cls", 1), ("S", 3)])
+def test_the_last_layer_laid_out_computes_only_what_is_asked_for(only, tokens, remat):
+    """Same values and gradients, with so many products less as the formula says."""
+    whole = Encoder(image_size=16, patch=4, width=8, layers=3, heads=2, mlp_dim=16, queries=2, init_std=0.3)
+    pixels, visible = (
+        jax.random.uniform(jax.random.key(0), (2, 16, 16, 3)),
+        jnp.array([[0, 5, 9], [3, 2, 15]]),
+    )
+    params = whole.init(jax.random.key(1), pixels)
+    kept = ("cls", "S")[: 1 + (only == "S")]
+
+    def loss(encoder, asked, params):
+        found = encoder.apply(params, pixels, visible, asked)
+        missing = [name for name in ("cls", "S", "U") if getattr(found, name) is None]
+        assert missing == (["S", "U"][tokens // 3 :] if asked else [])
+        return sum((getattr(found, name) ** 3).sum() for name in kept)
+
+    encoders = ((whole, None), (whole, only), (whole.clone(unroll=3, remat=remat), only))
+    losses = [jax.jit(functools.partial(loss, *how)) for how in encoders]
+    expected, cut, ours = (jax.value_and_grad(loss)(params) for loss in losses)
+    for found in (cut, ours):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
+    executed = [products(loss.trace(params).jaxpr.jaxpr) for loss in losses]
+    others, length = 6 - tokens, 6
+    assert executed[0] == executed[1]
+    assert executed[0] - executed[2] == 2 * (2 * others * 8 * (2 * 8 + 2 * 16) + 4 * others * length * 8)
 
 
 def test_layers_laid_out_start_alike_and_from_one_program_of_a_layer():
