@@ -46,7 +46,7 @@ else
   fast+=("--config.efficiency.mesh=(-1, 1)" --repeats=7)
   b16=(--config=configs/imagenet_b16.py "${fast[@]}" --config.train.batch=128 --config.efficiency.unroll=12)
   b16+=(--config.model.tokenizer.dtype=bfloat16)
-  h14=(--config=configs/imagenet_h14.py "${fast[@]}" --config.train.batch=32 --config.efficiency.unroll=32)
+  h14=(--config=configs/imagenet_h14.py "${fast[@]}" --config.train.batch=40 --config.efficiency.unroll=32)
   h14+=(--config.model.target=pixel --config.loss.reconstruction=10)
 fi
 

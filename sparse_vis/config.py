@@ -177,7 +177,7 @@ def default_config() -> ConfigDict:
             efficiency=dict(
                 dtype="bfloat16",
                 remat="none",  # computed again on the way back: all but matrix "products", or whole "blocks"
-                unroll=1,  # layers laid out one after the other: all of them, and a GPU copies less
+                unroll=1,  # layers laid out one after the other: all of them, and less is computed and copied
                 attention="xla",  # on NVIDIA GPUs also "cudnn", or "pallas": our kernel for short sequences
                 microbatches=1,
                 mesh=(-1, 1),  # devices along (data, fsdp); -1 takes what is left
