@@ -160,7 +160,7 @@ class Trunk(nn.Module):
     ) -> Float[Array, "B Q d"]:
         """All tokens, or those that `only` takes out of (B, T, d): laid out, the last layer has no others."""
         block, length = Block, x.shape[1]
-        laid_out = self.unroll >= self.layers > 1
+        laid_out = self.unroll >= self.layers
         attention = "cudnn" if self.attention == "pallas" and length > LONGEST else self.attention
         if self.remat != "none":
             policy = kept_by_products if self.remat == "products" else None
@@ -172,14 +172,14 @@ class Trunk(nn.Module):
         if attention == "cudnn" and length % 2:  # a token that no other sees, taken off again below
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
         norm = LayerNorm(self.width, name="norm")
-        if only and laid_out and not self.is_initializing():
+        if only and laid_out and self.layers > 1 and not self.is_initializing():
             leaves, tree = jax.tree.flatten(self.variables["params"]["blocks"])
             # Cut once: the way back joins what layers give, where a slice of each would add padded copies.
             cut = [jax.lax.split(leaf, (self.layers - 1, 1)) for leaf in leaves]
             first, last = (tree.unflatten(part) for part in zip(*cut, strict=True))
             x, _ = jax.lax.scan(
                 lambda x, params: (block(parent=None).apply({"params": params}, x), None),
-                x, first, unroll=self.layers,
+                x, first, unroll=self.layers - 1,
             )  # fmt: skip
             last = jax.tree.map(lambda leaf: leaf[0], last)
             return norm(block(parent=None, only=only).apply({"params": last}, x[:, :length]))
