@@ -41,7 +41,7 @@ def measure(config, images: int, repeats: int) -> dict:
     import jax
 
     from benchmarks.flops import encode_flops
-    from benchmarks.measure import compiled, timed
+    from benchmarks.measure import compiled
     from benchmarks.throughput import throughput
     from sparse_vis.build import build_model
     from sparse_vis.models.stellar import init_params
@@ -50,8 +50,8 @@ def measure(config, images: int, repeats: int) -> dict:
     variables = {"params": init_params(model, jax.random.key(config.seed))}
     pixels = jax.random.uniform(jax.random.key(1), (images, size, size, 3))
     program = compiled(functools.partial(model.apply, method=encode), variables, pixels)
-    timing = timed(lambda: program.call(variables, pixels), repeats)
-    numbers = throughput(program, timing, images, encode_flops(config), config.efficiency.dtype)
+    flops, dtype = encode_flops(config), config.efficiency.dtype
+    numbers = throughput(program, lambda: program.call(variables, pixels), repeats, images, flops, dtype)
     return {"config": config.name, "attention": config.efficiency.attention, **numbers}
 
 

@@ -38,7 +38,7 @@ def measure(config, repeats: int) -> dict:
     import numpy as np
 
     from benchmarks.flops import step_flops
-    from benchmarks.measure import compiled, timed
+    from benchmarks.measure import compiled
     from benchmarks.synthetic import random_batch, random_state, random_tokenizer, recipe_of
     from benchmarks.throughput import throughput
     from sparse_vis.train.mesh import make_mesh
@@ -59,15 +59,14 @@ def measure(config, repeats: int) -> dict:
         state, metrics = program.call(state, batch, tokenizer, seed)
         return metrics
 
-    timing = timed(step, repeats)
+    flops, dtype = sum(step_flops(config).values()), config.efficiency.dtype
+    numbers = throughput(program, step, repeats, config.train.batch, flops, dtype)
     if metrics["bad_steps"]:
         raise UserError(f"{int(metrics['bad_steps'])} of the steps were not finite; use another dtype.")
     return {
         "config": config.name, "target": config.model.target, "microbatches": config.efficiency.microbatches,
         "remat": config.efficiency.remat, "attention": config.efficiency.attention,
-        **throughput(
-            program, timing, config.train.batch, sum(step_flops(config).values()), config.efficiency.dtype
-        ),
+        **numbers,
     }  # fmt: skip
 
 
