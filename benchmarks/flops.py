@@ -83,10 +83,10 @@ def step_flops(config: ConfigDict) -> dict[str, float]:
     patches, p = (m.image_size // m.patch) ** 2, m.prototypes
     views = v.global_count
 
+    # Only then has the last layer a program of its own, and computes no more than is asked for.
+    laid_out = config.efficiency.unroll >= m.layers > 1
+
     def trained(patches: int, asked: int | None = None) -> float:  # pixels take no gradient
-        laid_out = (
-            config.efficiency.unroll >= m.layers > 1
-        )  # only then has the last layer a program of its own
         return 3 * encoder(m, patches, asked if laid_out else None) - embedding(m, patches)
 
     rows = (1 + views) * (m.tokens + 1) + v.local_count

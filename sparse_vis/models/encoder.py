@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -73,7 +74,7 @@ class Encoder(nn.Module):
         self,
         pixels: Float[Array, "B H W 3"],
         visible: Int[Array, "B keep"] | None = None,
-        only: str | None = None,
+        only: Literal["cls", "S"] | None = None,
     ) -> Tokens:
         """Encode images of any size of at least one patch.
 

@@ -5,6 +5,8 @@ No losses and no randomness live here.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -52,7 +54,7 @@ class Stellar(nn.Module):
         self,
         pixels: Float[Array, "B H W 3"],
         visible: Int[Array, "B keep"] | None = None,
-        only: str | None = None,
+        only: Literal["cls", "S"] | None = None,
     ) -> Tokens:
         """Tokens of images in [0, 1], as Encoder says: of some patches, or without those not asked for."""
         return self.encoder(pixels, visible, only)
