@@ -89,7 +89,7 @@ def main() -> None:
     path, wanted = pathlib.Path(arguments.json), points()
     kept = json.loads(path.read_text())["points"] if path.exists() else {}
     results = {name: kept[name] for name in wanted if name in kept}
-    for turn, (name, what) in itertools.product(range(ROUNDS), wanted.items()):
+    for turn, (number, (name, what)) in itertools.product(range(ROUNDS), enumerate(wanted.items(), 1)):
         earlier = results.get(name, {}).get("rounds", [])
         if len(earlier) > turn:
             continue
@@ -97,7 +97,8 @@ def main() -> None:
         rounds = [*earlier, found["seconds"]]
         results[name] = found | {"seconds": min(rounds), "rounds": rounds}
         path.write_text(json.dumps({"points": results, "machine": machine()}) + "\n")
-        print(f"round {turn + 1} of {ROUNDS}  {1e3 * found['seconds']:8.1f} ms  {name}", flush=True)
+        at = f"round {turn + 1} of {ROUNDS}, {number}/{len(wanted)}"
+        print(f"{at}  {1e3 * found['seconds']:8.1f} ms  {name}", flush=True)
     print(table(results))
     if arguments.plot:
         plot(results, arguments.plot)

@@ -62,7 +62,7 @@ def test_the_command_measures_what_it_draws(small, monkeypatch, tmp_path, capsys
     start(monkeypatch, growth, f"--json={out}", f"--plot={picture}")
     points = json.loads(out.read_text())["points"].values()
     assert len(points) == 10 and all(point["seconds"] > 0 for point in points)
-    assert "round 6 of 6" in capsys.readouterr().out and picture.stat().st_size > 10_000
+    assert "round 6 of 6, 10/10" in capsys.readouterr().out and picture.stat().st_size > 10_000
 
 
 def test_before_and_after_is_a_row_and_a_file(monkeypatch, tmp_path, capsys):
