@@ -11,6 +11,11 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+from sparse_vis import host
+
+if __name__ == "__main__":
+    host.prepare()
+
 import numpy as np
 import pyarrow as pa
 

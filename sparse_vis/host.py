@@ -15,12 +15,15 @@ from jaxlib.version import __version__ as jaxlib_version
 # back each time; with huge pages that costs 512 times fewer page faults.
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
-# XLA's options for programs on CPU: the same speed of the result (matrix products are library calls), and
-# half the time to compile it.
-CPU_COMPILER_OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 1}
-# Later ones always use the fusion emitters, and refuse the option.
-if [int(part) for part in jaxlib_version.split(".")[:3]] < [0, 11, 1]:
-    CPU_COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
+# XLA's options for programs on CPU: as quick as XLA's own level within the noise, as matrix products are
+# library calls, and compiled in three quarters of the time.
+CPU_COMPILER_OPTIONS: dict[str, int] = {"xla_backend_optimization_level": 1}
+
+# Which of XLA's libraries computes what on CPU. Of matrix products in float32 on x86, Eigen's took 0.81 of
+# the time of YNNPACK's, XLA's choice, with a kernel as it lies (docs/performance.md); sums stay with YNNPACK.
+LIBRARIES = "xla_cpu_experimental_ynn_fusion_type"
+SUMS_ALONE = f"--{LIBRARIES}=LIBRARY_FUSION_TYPE_REDUCE"
+LIBRARIES_MEASURED = [0, 13]  # versions of jaxlib below; a later one may not know the flag, and would stop
 
 
 def cache_folder() -> pathlib.Path:
@@ -42,6 +45,14 @@ def several_cpu_devices() -> bool:
     return virtual or joins or "JAX_NUM_CPU_DEVICES" in os.environ
 
 
+def add_xla_flags() -> None:
+    """Choose the quicker library for products, unless the user chose one."""
+    known = [int(part) for part in jaxlib_version.split(".")[:2]] < LIBRARIES_MEASURED
+    given = os.environ.get("XLA_FLAGS", "")
+    if known and platform.machine() in ("x86_64", "AMD64") and LIBRARIES not in given:
+        os.environ["XLA_FLAGS"] = f"{SUMS_ALONE} {given}".strip()
+
+
 def prepare() -> None:
     """Set what must be set before Python starts; the process becomes itself again, once, with the same id.
 
@@ -53,6 +64,7 @@ def prepare() -> None:
     if several_cpu_devices():
         os.environ.setdefault("PJRT_NPROC", str(max(32, os.cpu_count() or 1)))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
+    add_xla_flags()
     # TensorFlow, which only writes curves here, announces these kernels otherwise.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:

@@ -13,6 +13,11 @@ import sys
 import types
 from collections.abc import Callable
 
+from sparse_vis import host
+
+if __name__ == "__main__":
+    host.prepare()
+
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8

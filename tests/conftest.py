@@ -7,12 +7,14 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from jaxlib.version import __version__ as jaxlib_version
 from jaxtyping import install_import_hook
 
-from sparse_vis.host import CPU_COMPILER_OPTIONS
-
-QUICK = CPU_COMPILER_OPTIONS | {"xla_backend_optimization_level": 0}
-os.environ.setdefault("XLA_FLAGS", " ".join(f"--{name}={int(value)}" for name, value in QUICK.items()))
+QUICK = "--xla_backend_optimization_level=0"
+# Programs that run once are ready sooner without; later versions always use them, and refuse the flag.
+if [int(part) for part in jaxlib_version.split(".")[:3]] < [0, 11, 1]:
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
 CHECKED = (
     "ops", "losses", "models", "evals", "views", "crops", "augment", "masking", "objective", "targets",

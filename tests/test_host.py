@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -40,3 +41,38 @@ def test_only_several_devices_have_more_threads_than_cores(monkeypatch, environm
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     host.prepare()
     assert os.environ.get("PJRT_NPROC") == (None if threads is None else str(threads))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("given", "machine", "version", "expected"),
+    [
+        (None, "x86_64", "0.10.2", host.SUMS_ALONE),
+        ("--xla_dump_to=d", "x86_64", "0.12.0.1", f"{host.SUMS_ALONE} --xla_dump_to=d"),
+        (f"--{host.LIBRARIES}=", "x86_64", "0.10.2", f"--{host.LIBRARIES}="),
+        (None, "arm64", "0.10.2", None),
+        (None, "x86_64", "0.13.0", None),
+    ],
+)
+def test_products_have_the_library_that_was_measured_where_it_was(
+    monkeypatch, given, machine, version, expected
+):
+    monkeypatch.setattr(os, "environ", {} if given is None else {"XLA_FLAGS": given})
+    monkeypatch.setattr(host.platform, "machine", lambda: machine)
+    monkeypatch.setattr(host, "jaxlib_version", version)
+    host.add_xla_flags()
+    host.add_xla_flags()  # a process that started itself again
+    assert os.environ.get("XLA_FLAGS") == expected
+
+
+def test_the_flag_reaches_xla():
+    program = (
+        "from sparse_vis import host; host.add_xla_flags()\n"
+        "import jax, jax.numpy as jnp\n"
+        "x = jnp.ones((512, 512))\n"
+        "print(jax.jit(lambda x: x @ x).lower(x).compile().as_text())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert " dot(" in run.stdout and "ynn" not in run.stdout

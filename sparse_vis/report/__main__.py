@@ -8,6 +8,11 @@ from __future__ import annotations
 import argparse
 import pathlib
 
+from sparse_vis import host
+
+if __name__ == "__main__":
+    host.prepare()
+
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.evals.results import write
 from sparse_vis.interop.load import PLACES

@@ -104,16 +104,13 @@ def train_step(
     )
     norm = optax.global_norm(gradients)
     updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
-    good = jnp.isfinite(total) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates))
-
-    def apply(state: TrainState) -> TrainState:
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, opt_state=opt_state, teacher=teacher)
-
-    bad = 1 - good.astype(jnp.int32)
-    new = jax.lax.cond(good, apply, lambda state: state, state).replace(
-        step=state.step + 1, bad_steps=state.bad_steps + bad
+    good = jnp.isfinite(total) & jnp.isfinite(norm)
+    moved = state.replace(
+        params=optax.apply_updates(state.params, updates), opt_state=opt_state, teacher=teacher
     )
+    # Not lax.cond, before which all updates would be written to memory, to be read again.
+    kept = jax.tree.map(functools.partial(jnp.where, good), moved, state)
+    new = kept.replace(step=state.step + 1, bad_steps=state.bad_steps + 1 - good.astype(jnp.int32))
     return new, {
         "total": total, **terms, "gradient_norm": norm, "learning_rate": recipe.schedule(state.step),
         "bad_steps": new.bad_steps.astype(jnp.float32),
