@@ -26,8 +26,8 @@ def peaks(repeats: int = 9) -> dict[str, float]:
 def compare(ours: Callable, theirs: Callable, pairs: int, images: int) -> dict:
     """Times of both, in pairs whose order changes.
 
-    A timed run follows one of its own side that does not count, as in a loop, where an encoder call follows an
-    encoder call: right after PyTorch's runs, ours have to ask the kernel for their memory anew.
+    A timed run follows one of its own side that does not count, as in a loop, where a step follows a step:
+    right after PyTorch's runs, ours have to ask the kernel for their memory anew.
 
     Args:
         ours, theirs: without arguments; ours returns JAX arrays, which are waited for.
