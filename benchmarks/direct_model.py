@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from jax import random
 
@@ -15,6 +16,7 @@ from sparse_vis.models.gelu import gelu
 from sparse_vis.models.linear import product
 from sparse_vis.models.norm import EPSILON, LayerNorm, standardize
 from sparse_vis.models.vit import plain_attention
+from sparse_vis.train.optimizer import make_optimizer
 
 
 def erfc_gelu(x: jax.Array) -> jax.Array:
@@ -196,6 +198,28 @@ def attention_cut(images: int, length: int) -> Pair:
     return Pair("three slices", "split", forms, (normal(images, length, 3 * 768),))
 
 
+def update(layers: int) -> Pair:
+    """One step of AdamW for MLP kernels of B/16, not taken where a gradient is not finite."""
+    optimizer = make_optimizer(optax.constant_schedule(1e-4), weight_decay=0.05, b1=0.9, b2=0.95, clip=3.0)
+    params = {"mlp_in": normal(layers, 768, 3072), "mlp_out": normal(layers, 3072, 768)}
+    gradients = jax.tree.map(lambda x: 0.1 * x, params)
+
+    def branch(params, state, gradients):
+        updates, new = optimizer.update(gradients, state, params)
+        good = jnp.isfinite(optax.global_norm(gradients)) & jnp.isfinite(optax.global_norm(updates))
+        old = (params, state)
+        return jax.lax.cond(good, lambda x: (optax.apply_updates(x[0], updates), new), lambda x: x, old)
+
+    def choice(params, state, gradients):
+        updates, new = optimizer.update(gradients, state, params)
+        good = jnp.isfinite(optax.global_norm(gradients))
+        moved = (optax.apply_updates(params, updates), new)
+        return jax.tree.map(functools.partial(jnp.where, good), moved, (params, state))
+
+    arguments = (params, optimizer.init(params), gradients)
+    return Pair("a branch behind all updates", "chosen per number", (branch, choice), arguments)
+
+
 PAIRS = {
     "losses": lambda: losses(2, 1024),
     "losses-whole": lambda: losses(2, 16384),
@@ -214,5 +238,6 @@ PAIRS = {
     "attention-masked": lambda: attention(16, 56),
     "attention-weights": lambda: attention_weights(8),
     "attention-cut": lambda: attention_cut(16, 56),
+    "update": lambda: update(6),
     "tokenizer": lambda: tokenizer(128),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import pathlib
 import platform
@@ -46,8 +47,12 @@ def several_cpu_devices() -> bool:
 
 
 def add_xla_flags() -> None:
-    """Choose the quicker library for products, unless the user chose one."""
+    """Choose the quicker library for products, unless the user chose one.
+
+    Not beside libtpu, which reads XLA_FLAGS itself and may be of another age.
+    """
     known = [int(part) for part in jaxlib_version.split(".")[:2]] < LIBRARIES_MEASURED
+    known = known and not importlib.util.find_spec("libtpu")
     given = os.environ.get("XLA_FLAGS", "")
     if known and platform.machine() in ("x86_64", "AMD64") and LIBRARIES not in given:
         os.environ["XLA_FLAGS"] = f"{SUMS_ALONE} {given}".strip()

@@ -45,21 +45,23 @@ def test_only_several_devices_have_more_threads_than_cores(monkeypatch, environm
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    ("given", "machine", "version", "expected"),
+    ("given", "machine", "version", "tpu", "expected"),
     [
-        (None, "x86_64", "0.10.2", host.SUMS_ALONE),
-        ("--xla_dump_to=d", "x86_64", "0.12.0.1", f"{host.SUMS_ALONE} --xla_dump_to=d"),
-        (f"--{host.LIBRARIES}=", "x86_64", "0.10.2", f"--{host.LIBRARIES}="),
-        (None, "arm64", "0.10.2", None),
-        (None, "x86_64", "0.13.0", None),
+        (None, "x86_64", "0.10.2", None, host.SUMS_ALONE),
+        ("--xla_dump_to=d", "x86_64", "0.12.0.1", None, f"{host.SUMS_ALONE} --xla_dump_to=d"),
+        (f"--{host.LIBRARIES}=", "x86_64", "0.10.2", None, f"--{host.LIBRARIES}="),
+        (None, "arm64", "0.10.2", None, None),
+        (None, "x86_64", "0.13.0", None, None),
+        (None, "x86_64", "0.10.2", "found", None),
     ],
 )
 def test_products_have_the_library_that_was_measured_where_it_was(
-    monkeypatch, given, machine, version, expected
+    monkeypatch, given, machine, version, tpu, expected
 ):
     monkeypatch.setattr(os, "environ", {} if given is None else {"XLA_FLAGS": given})
     monkeypatch.setattr(host.platform, "machine", lambda: machine)
     monkeypatch.setattr(host, "jaxlib_version", version)
+    monkeypatch.setattr(host.importlib.util, "find_spec", {"libtpu": tpu}.get)
     host.add_xla_flags()
     host.add_xla_flags()  # a process that started itself again
     assert os.environ.get("XLA_FLAGS") == expected
@@ -67,12 +69,11 @@ def test_products_have_the_library_that_was_measured_where_it_was(
 
 def test_the_flag_reaches_xla():
     program = (
-        "from sparse_vis import host; host.add_xla_flags()\n"
         "import jax, jax.numpy as jnp\n"
         "x = jnp.ones((512, 512))\n"
         "print(jax.jit(lambda x: x @ x).lower(x).compile().as_text())"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": host.SUMS_ALONE}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert " dot(" in run.stdout and "ynn" not in run.stdout

@@ -81,7 +81,7 @@ def train_step(
     tokenizer: dict | None = None,
     view: Callable[[Batch], Views] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step; a non-finite one leaves parameters, optimizer and teacher as they were.
+    """One step; where total or gradient norm is not finite, parameters, optimizer and teacher stay.
 
     Args:
         recipe: static settings. state: TrainState. batch: Batch of the global batch.
