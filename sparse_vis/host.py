@@ -51,10 +51,10 @@ def add_xla_flags() -> None:
 
     Not beside libtpu, which reads XLA_FLAGS itself and may be of another age.
     """
-    known = [int(part) for part in jaxlib_version.split(".")[:2]] < LIBRARIES_MEASURED
-    known = known and not importlib.util.find_spec("libtpu")
+    version = [int(part) for part in jaxlib_version.split(".")[:2]]
+    measured = platform.machine() in ("x86_64", "AMD64") and version < LIBRARIES_MEASURED
     given = os.environ.get("XLA_FLAGS", "")
-    if known and platform.machine() in ("x86_64", "AMD64") and LIBRARIES not in given:
+    if measured and LIBRARIES not in given and not importlib.util.find_spec("libtpu"):
         os.environ["XLA_FLAGS"] = f"{SUMS_ALONE} {given}".strip()
 
 
