@@ -39,14 +39,17 @@ else
   # What is left to search for at compilation: cuBLAS's and cuDNN's algorithms for B/16, nothing for H/14, which
   # has no convolutions. The search over Triton's tilings of every product was most of the time to compile; what
   # its search over fused code would cost or gain was not measured.
-  flags="--xla_gpu_enable_triton_gemm=false --xla_gpu_experimental_enable_fusion_autotuner=false ${XLA_FLAGS:-}"
+  # Products of two views with one kernel are not merged, as joining and cutting their tokens costs more; and XLA may
+  # use 0.8 x 1.1 of the memory before it computes things twice. (Both: docs/performance.md.)
+  flags="--xla_gpu_enable_triton_gemm=false --xla_gpu_experimental_enable_fusion_autotuner=false"
+  flags+=" --xla_gpu_dot_merger_threshold_mb=0 --xla_gpu_memory_limit_slop_factor=110 ${XLA_FLAGS:-}"
   b16_flags="$flags --xla_gpu_autotune_level=2"
   h14_flags="$flags --xla_gpu_autotune_level=0"
   fast=(--config.efficiency.attention=pallas --config.efficiency.remat=none --config.efficiency.prototype_chunk=16384)
   fast+=("--config.efficiency.mesh=(-1, 1)" --repeats=7)
   b16=(--config=configs/imagenet_b16.py "${fast[@]}" --config.train.batch=128 --config.efficiency.unroll=12)
   b16+=(--config.model.tokenizer.dtype=bfloat16)
-  h14=(--config=configs/imagenet_h14.py "${fast[@]}" --config.train.batch=40 --config.efficiency.unroll=32)
+  h14=(--config=configs/imagenet_h14.py "${fast[@]}" --config.train.batch=36 --config.efficiency.unroll=32)
   h14+=(--config.model.target=pixel --config.loss.reconstruction=10)
 fi
 

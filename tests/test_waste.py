@@ -40,10 +40,10 @@ def shapes(found, primitive):
 
 
 @functools.cache
-def published(target="pixel"):
+def published(target="pixel", unroll=1):
     """Loss of the published B/16 step with 3 images by its parameters, all abstract; and the parameters."""
     config = default_config()
-    config.model.target = target
+    config.model.target, config.efficiency.unroll = target, unroll
     model, tokenizer = build_model(config), None
     params = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
     if target == "vq":
@@ -63,8 +63,8 @@ def published(target="pixel"):
 
 
 @functools.cache
-def gradient_program(target="pixel"):
-    loss, *arguments = published(target)
+def gradient_program(target="pixel", unroll=1):
+    loss, *arguments = published(target, unroll)
     return list(equations(jax.make_jaxpr(jax.grad(loss))(*arguments).jaxpr))
 
 
@@ -95,6 +95,18 @@ def test_the_encoder_runs_once_per_shape_of_view_on_visible_patches_alone():
     fused = [a for a, b in products if b == (768, 3 * 768)]
     assert sorted(a[1] for a in fused) == [1 + 36 + 16, 1 + 39 + 16, 1 + 196 + 16]
     assert not shapes(found, "conv_general_dilated")
+
+
+def test_layers_laid_out_are_prepared_once_for_all_views():
+    """Cut, given their LayerNorm's scale, and, after gradients of three shapes of views are summed, joined."""
+    layer, stack = (768, 3 * 768), (12, 768, 3 * 768)
+    loss, *arguments = published(unroll=12)
+    forward = list(equations(jax.make_jaxpr(loss)(*arguments).jaxpr))
+    assert shapes(forward, "split").count((stack,)) == 1
+    assert shapes(forward, "mul").count(((768, 1), layer)) == 2 * 12  # scale and bias
+    found = gradient_program(unroll=12)
+    assert sum(e.outvars[0].aval.shape == stack for e in found if e.primitive.name == "concatenate") == 1
+    assert not [e for e in found if e.primitive.name in ("pad", "add_any") and e.outvars[0].aval.shape == stack]
 
 
 def test_the_tokenizer_has_no_way_back():

@@ -69,6 +69,12 @@ class Encoder(nn.Module):
     unroll: int = 1
     init_std: float = INIT_STD
 
+    def setup(self):
+        self.trunk = Trunk(
+            self.layers, self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.remat,
+            self.unroll, self.init_std,
+        )  # fmt: skip
+
     @nn.compact
     def __call__(
         self,
@@ -110,10 +116,7 @@ class Encoder(nn.Module):
             return x[:, :1] if only == "cls" else jnp.concatenate([x[:, :1], x[:, split:]], axis=1)
 
         split = tokens.shape[1] - self.queries
-        tokens = Trunk(
-            self.layers, self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.remat,
-            self.unroll, self.init_std, name="trunk",
-        )(tokens, asked if only else None)  # fmt: skip
+        tokens = self.trunk(tokens, asked if only else None)
         if only:
             return Tokens(cls=tokens[:, :1], S=tokens[:, 1:] if only == "S" else None, U=None)
         return Tokens(cls=tokens[:, :1], S=tokens[:, split:], U=tokens[:, 1:split])

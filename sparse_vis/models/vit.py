@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -73,6 +74,58 @@ def kept_by_products(primitive, *_, **parameters) -> bool:
     return primitive.name.startswith("dot_product_attention_fwd")
 
 
+@struct.dataclass
+class Maps:
+    """A block's linear maps, (kernel, bias) each; those behind a LayerNorm contain its scale and bias."""
+
+    qkv: tuple[Float[Array, "d three_d"], Float[Array, " three_d"]]
+    attention_out: tuple[Float[Array, "d d"], Float[Array, " d"]]
+    mlp_in: tuple[Float[Array, "d m"], Float[Array, " m"]]
+    mlp_out: tuple[Float[Array, "m d"], Float[Array, " d"]]
+
+
+def transform(
+    maps: Maps,
+    x: Float[Array, "B T d"],
+    heads: int,
+    dtype: str,
+    attention: str,
+    length: int | None,
+    only: Callable[[Array], Array] | None,
+) -> Float[Array, "B Q d"]:
+    """What a Block of these maps and attributes makes of x."""
+
+    def dense(x, kernel, bias):
+        return checkpoint_name(product(x, kernel.astype(dtype)) + bias.astype(dtype), PRODUCT)
+
+    def per_head(x):
+        return x.reshape(*x.shape[:2], heads, -1)
+
+    x = batch_sharded(x)
+    if attention != "xla":
+        # The kernels read tokens row by row. What the last layer takes of them must not turn them on all the
+        # way: XLA's choice for H/14's local views is the batch last, 18 ms of copies in a step on an H100.
+        x = with_layout_constraint(x, Layout((0, 1, 2)))
+    batch, tokens, width = x.shape
+    y = standardize(x)
+    kernel, bias = maps.qkv
+    if only:
+        x, asked = only(x), only(y)
+        q = dense(asked, kernel[:, :width], bias[:width])
+        k, v = jnp.split(dense(y, kernel[:, width:], bias[width:]), 2, axis=-1)
+        y = plain_attention(per_head(q), per_head(k), per_head(v))
+    elif attention == "pallas":
+        y = short_attention(dense(y, kernel, bias).reshape(batch, tokens, 3, heads, width // heads))
+    elif attention == "xla":
+        y = plain_attention(*map(per_head, jnp.split(dense(y, kernel, bias), 3, axis=-1)))
+    else:  # cuDNN reads each from memory of its own: the kernel is cut, not what it gives
+        cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
+        q, k, v = (per_head(dense(y, *part)) for part in cut)
+        y = fused_attention(q, k, v, length or tokens)
+    x = x + dense(y.reshape(x.shape), *maps.attention_out)
+    return x + dense(gelu(dense(standardize(x), *maps.mlp_in)), *maps.mlp_out)
+
+
 class Block(nn.Module):
     """Pre-LN transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
 
@@ -95,42 +148,24 @@ class Block(nn.Module):
     init_std: float = INIT_STD
     only: Callable[[Array], Array] | None = None
 
-    @nn.compact
+    def setup(self):
+        self.norm_attention = LayerNorm(self.width)
+        self.qkv = Linear(self.width, 3 * self.width, self.init_std)
+        self.attention_out = Linear(self.width, self.width, self.init_std)
+        self.norm_mlp = LayerNorm(self.width)
+        self.mlp_in = Linear(self.width, self.mlp_dim, self.init_std)
+        self.mlp_out = Linear(self.mlp_dim, self.width, self.init_std)
+
+    def maps(self) -> Maps:
+        return Maps(
+            qkv=self.norm_attention.into(self.qkv.kernel, self.qkv.bias),
+            attention_out=(self.attention_out.kernel, self.attention_out.bias),
+            mlp_in=self.norm_mlp.into(self.mlp_in.kernel, self.mlp_in.bias),
+            mlp_out=(self.mlp_out.kernel, self.mlp_out.bias),
+        )
+
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B Q d"]:
-        def linear(inputs, features, name):
-            layer = Linear(inputs, features, self.init_std, name=name)
-            return layer.kernel, layer.bias
-
-        def dense(x, kernel, bias):
-            return checkpoint_name(product(x, kernel.astype(self.dtype)) + bias.astype(self.dtype), PRODUCT)
-
-        def heads(x):
-            return x.reshape(*x.shape[:2], self.heads, self.width // self.heads)
-
-        x = batch_sharded(x)
-        batch, length, _ = x.shape
-        norm = LayerNorm(self.width, name="norm_attention")
-        kernel, bias = norm.into(*linear(self.width, 3 * self.width, "qkv"))
-        y = standardize(x)
-        if self.only:
-            x, asked = self.only(x), self.only(y)
-            q = dense(asked, kernel[:, : self.width], bias[: self.width])
-            k, v = jnp.split(dense(y, kernel[:, self.width :], bias[self.width :]), 2, axis=-1)
-            y = plain_attention(heads(q), heads(k), heads(v))
-        elif self.attention == "pallas":
-            qkv = dense(y, kernel, bias)
-            y = short_attention(qkv.reshape(batch, length, 3, self.heads, self.width // self.heads))
-        elif self.attention == "xla":
-            y = plain_attention(*map(heads, jnp.split(dense(y, kernel, bias), 3, axis=-1)))
-        else:  # cuDNN reads each from memory of its own: the kernel is cut, not what it gives
-            cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
-            q, k, v = (heads(dense(y, *part)) for part in cut)
-            y = fused_attention(q, k, v, self.length or length)
-        y = y.reshape(x.shape)
-        x = x + dense(y, *linear(self.width, self.width, "attention_out"))
-        norm = LayerNorm(self.width, name="norm_mlp")
-        hidden = dense(standardize(x), *norm.into(*linear(self.width, self.mlp_dim, "mlp_in")))
-        return x + dense(gelu(hidden), *linear(self.mlp_dim, self.width, "mlp_out"))
+        return transform(self.maps(), x, self.heads, self.dtype, self.attention, self.length, self.only)
 
 
 class Trunk(nn.Module):
@@ -141,7 +176,8 @@ class Trunk(nn.Module):
             leaves more than 128 tokens to cuDNN.
         remat: what of a block is computed again in the backward pass: "none", all but "products"
             (`kept_by_products`), or all of the "blocks".
-        unroll: how many layers of the scan are laid out one after the other.
+        unroll: how many layers of the scan are laid out one after the other. Where all are, and they are
+            several, there is no scan.
     """
 
     layers: int
@@ -154,35 +190,42 @@ class Trunk(nn.Module):
     unroll: int = 1
     init_std: float = INIT_STD
 
+    def setup(self):
+        # Here once for all views of a step: their gradients are summed before layers are joined.
+        self.laid_out = None
+        if 1 < self.layers <= self.unroll and not self.is_initializing():
+            leaves, tree = jax.tree.flatten(self.variables["params"]["blocks"])
+            cut = zip(*(jax.lax.split(leaf, (1,) * self.layers) for leaf in leaves), strict=True)
+            block = Block(self.width, self.heads, self.mlp_dim, parent=None)
+            self.laid_out = [
+                block.apply({"params": tree.unflatten([leaf[0] for leaf in layer])}, method="maps")
+                for layer in cut
+            ]
+
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T d"], only: Callable[[Array], Array] | None = None
     ) -> Float[Array, "B Q d"]:
         """All tokens, or those that `only` takes out of (B, T, d): laid out, the last layer has no others."""
-        block, length = Block, x.shape[1]
-        laid_out = self.unroll >= self.layers
+        length = x.shape[1]
         attention = "cudnn" if self.attention == "pallas" and length > LONGEST else self.attention
-        if self.remat != "none":
-            policy = kept_by_products if self.remat == "products" else None
-            # Laid out in full, both computations stand in one program, where XLA would merge them on GPUs.
-            block = nn.remat(Block, prevent_cse=laid_out, policy=policy)
-        block = functools.partial(
-            block, self.width, self.heads, self.mlp_dim, self.dtype, attention, length, self.init_std
-        )
+        policy = kept_by_products if self.remat == "products" else None
         if attention == "cudnn" and length % 2:  # a token that no other sees, taken off again below
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
         norm = LayerNorm(self.width, name="norm")
-        if only and laid_out and self.layers > 1 and not self.is_initializing():
-            leaves, tree = jax.tree.flatten(self.variables["params"]["blocks"])
-            # Cut once: the way back joins what layers give, where a slice of each would add padded copies.
-            cut = [jax.lax.split(leaf, (self.layers - 1, 1)) for leaf in leaves]
-            first, last = (tree.unflatten(part) for part in zip(*cut, strict=True))
-            x, _ = jax.lax.scan(
-                lambda x, params: (block(parent=None).apply({"params": params}, x), None),
-                x, first, unroll=self.layers - 1,
-            )  # fmt: skip
-            last = jax.tree.map(lambda leaf: leaf[0], last)
-            return norm(block(parent=None, only=only).apply({"params": last}, x[:, :length]))
+        if self.laid_out:
+
+            def run(maps, x, only):
+                return transform(maps, x, self.heads, self.dtype, attention, length, only)
+
+            if self.remat != "none":
+                run = jax.checkpoint(run, policy=policy, static_argnums=2)
+            run = jax.jit(run, static_argnums=2)  # traced once for all layers
+            *first, last = self.laid_out
+            for maps in first:
+                x = run(maps, x, None)
+            return norm(run(last, x[:, :length], only) if only else run(last, x, None)[:, :length])
+        block = nn.remat(Block, prevent_cse=False, policy=policy) if self.remat != "none" else Block
         stack = nn.scan(
             lambda module, carry, _: (module(carry), None),
             variable_axes={"params": 0},
@@ -192,6 +235,7 @@ class Trunk(nn.Module):
             if self.is_initializing()
             else self.unroll,  # else each layer's start is compiled by itself
         )
-        x, _ = stack(block(name="blocks"), x, None)
+        sizes = self.width, self.heads, self.mlp_dim, self.dtype
+        x, _ = stack(block(*sizes, attention, length, self.init_std, name="blocks"), x, None)
         x = x[:, :length]
         return norm(only(x) if only else x)

@@ -155,6 +155,16 @@ def test_remat_products_keeps_products_moments_and_short_attention(attention, re
     assert len(kept) == 1 + sum(named.values())
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize(("attention", "pinned"), [("xla", 0), ("pallas", 1), ("cudnn", 1)])
+def test_tokens_lie_row_by_row_for_fused_attention(attention, pinned):
+    """Elsewhere, as on TPUs, XLA chooses how they lie."""
+    x = jnp.ones((2, 54, 32), "bfloat16")
+    block = Block(32, 2, 64, dtype="bfloat16", attention=attention, only=lambda x: x[:, :1])
+    params = block.init(jax.random.key(0), x)
+    assert str(jax.make_jaxpr(block.apply)(params, x)).count("layout_constraint") == pinned
+
+
 SPREAD = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
