@@ -98,8 +98,10 @@ def apply_matrices(
         columns: (w, W) float32, or (..., w, W).
         precision: of the matrix products.
     """
-    image = jnp.einsum("...hH,...HWC->...hWC", rows, image, precision=precision)
-    return jnp.einsum("...wW,...hWC->...hwC", columns, image, precision=precision)
+    # With channels between rows and columns neither product needs the image laid out anew.
+    image = jnp.moveaxis(image, -1, -2)
+    image = jnp.einsum("...hH,...HCW->...hCW", rows, image, precision=precision)
+    return jnp.moveaxis(jnp.einsum("...hCW,...wW->...hCw", image, columns, precision=precision), -2, -1)
 
 
 def resize_bicubic(
