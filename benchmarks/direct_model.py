@@ -11,11 +11,11 @@ from flax import linen as nn
 from jax import random
 
 from benchmarks.direct import TOKENS, VIEWS, Pair, crops, gradient, losses, normal, targets, tokenizer
+from sparse_vis.models.attention import plain_attention
 from sparse_vis.models.encoder import Encoder, patchify
 from sparse_vis.models.gelu import gelu
 from sparse_vis.models.linear import product
 from sparse_vis.models.norm import EPSILON, LayerNorm, standardize
-from sparse_vis.models.vit import plain_attention
 from sparse_vis.train.optimizer import make_optimizer
 
 

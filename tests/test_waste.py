@@ -98,15 +98,15 @@ def test_the_encoder_runs_once_per_shape_of_view_on_visible_patches_alone():
 
 
 def test_layers_laid_out_are_prepared_once_for_all_views():
-    """Cut, given their LayerNorm's scale, and, after gradients of three shapes of views are summed, joined."""
+    """Cut, given their LayerNorm's scale, and joined after gradients of three shapes of views are summed."""
     layer, stack = (768, 3 * 768), (12, 768, 3 * 768)
     loss, *arguments = published(unroll=12)
     forward = list(equations(jax.make_jaxpr(loss)(*arguments).jaxpr))
     assert shapes(forward, "split").count((stack,)) == 1
     assert shapes(forward, "mul").count(((768, 1), layer)) == 2 * 12  # scale and bias
-    found = gradient_program(unroll=12)
-    assert sum(e.outvars[0].aval.shape == stack for e in found if e.primitive.name == "concatenate") == 1
-    assert not [e for e in found if e.primitive.name in ("pad", "add_any") and e.outvars[0].aval.shape == stack]
+    found = [e for e in gradient_program(unroll=12) if e.outvars and e.outvars[0].aval.shape == stack]
+    made = [e.primitive.name for e in found]
+    assert made.count("concatenate") == 1 and not {"pad", "add_any"} & set(made)
 
 
 def test_the_tokenizer_has_no_way_back():

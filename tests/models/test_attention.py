@@ -12,17 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_vis.models import vit
+from sparse_vis.models import block as block_module
+from sparse_vis.models.attention import fused_attention, plain_attention
+from sparse_vis.models.block import PRODUCT, Block, kept_by_products
 from sparse_vis.models.norm import MOMENT
 from sparse_vis.models.short_attention import LONGEST, RESULT, short_attention
-from sparse_vis.models.vit import (
-    PRODUCT,
-    Block,
-    Trunk,
-    fused_attention,
-    kept_by_products,
-    plain_attention,
-)
+from sparse_vis.models.vit import Trunk
 
 
 def fused(q, k, v, implementation):
@@ -117,7 +112,7 @@ def test_a_trunk_computes_with_what_it_names(name, length, kernel, only, monkeyp
         return short_attention(qkv, interpret=not CUDNN)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
-    monkeypatch.setattr(vit, "short_attention", recorded_short)
+    monkeypatch.setattr(block_module, "short_attention", recorded_short)
     x, change = jax.random.normal(jax.random.key(0), (2, 2, length, 32), "bfloat16")
     change = only(change) if only else change
     reference = Trunk(2, 32, 2, 64, dtype="bfloat16", init_std=0.2)
@@ -160,7 +155,7 @@ def test_remat_products_keeps_products_moments_and_short_attention(attention, re
 def test_tokens_lie_row_by_row_for_fused_attention(attention, pinned):
     """Elsewhere, as on TPUs, XLA chooses how they lie."""
     x = jnp.ones((2, 54, 32), "bfloat16")
-    block = Block(32, 2, 64, dtype="bfloat16", attention=attention, only=lambda x: x[:, :1])
+    block = Block(32, 2, 64, dtype="bfloat16", attention=attention)
     params = block.init(jax.random.key(0), x)
     assert str(jax.make_jaxpr(block.apply)(params, x)).count("layout_constraint") == pinned
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparse_vis.models.block import Block
 from sparse_vis.models.linear import product
-from sparse_vis.models.vit import Block
 
 
 def factors(dtype: str) -> tuple[jax.Array, jax.Array]:
