@@ -155,8 +155,8 @@ def test_remat_products_keeps_products_moments_and_short_attention(attention, re
 def test_tokens_lie_row_by_row_for_fused_attention(attention, pinned):
     """Elsewhere, as on TPUs, XLA chooses how they lie."""
     x = jnp.ones((2, 54, 32), "bfloat16")
+    params = Block(32, 2, 64, dtype="bfloat16").init(jax.random.key(0), x)
     block = Block(32, 2, 64, dtype="bfloat16", attention=attention)
-    params = block.init(jax.random.key(0), x)
     assert str(jax.make_jaxpr(block.apply)(params, x)).count("layout_constraint") == pinned
 
 
