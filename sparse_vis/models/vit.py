@@ -38,7 +38,8 @@ class Trunk(nn.Module):
     init_std: float = INIT_STD
 
     def setup(self):
-        # Here once for all views of a step: their gradients are summed before layers are joined.
+        # Here once for all views of a step: their gradients are summed before layers are joined. By split,
+        # whose way back is that one joining, where a slice of each layer would add padded copies.
         self.laid_out = None
         if 1 < self.layers <= self.unroll and not self.is_initializing():
             leaves, tree = jax.tree.flatten(self.variables["params"]["blocks"])
@@ -57,6 +58,7 @@ class Trunk(nn.Module):
         length = x.shape[1]
         attention = "cudnn" if self.attention == "pallas" and length > LONGEST else self.attention
         policy = kept_by_products if self.remat == "products" else None
+        in_one_program = self.unroll >= self.layers  # both computations, which XLA would merge on GPUs
         if attention == "cudnn" and length % 2:  # a token that no other sees, taken off again below
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
         norm = LayerNorm(self.width, name="norm")
@@ -66,13 +68,15 @@ class Trunk(nn.Module):
                 return transform(maps, x, self.heads, self.dtype, attention, length, only)
 
             if self.remat != "none":
-                run = jax.checkpoint(run, policy=policy, static_argnums=2)
+                run = jax.checkpoint(run, prevent_cse=in_one_program, policy=policy, static_argnums=2)
             run = jax.jit(run, static_argnums=2)  # traced once for all layers
             *first, last = self.laid_out
             for maps in first:
                 x = run(maps, x, None)
             return norm(run(last, x[:, :length], only) if only else run(last, x, None)[:, :length])
-        block = nn.remat(Block, prevent_cse=False, policy=policy) if self.remat != "none" else Block
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, prevent_cse=in_one_program, policy=policy)
         stack = nn.scan(
             lambda module, carry, _: (module(carry), None),
             variable_axes={"params": 0},
