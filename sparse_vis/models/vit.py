@@ -58,7 +58,6 @@ class Trunk(nn.Module):
         length = x.shape[1]
         attention = "cudnn" if self.attention == "pallas" and length > LONGEST else self.attention
         policy = kept_by_products if self.remat == "products" else None
-        in_one_program = self.unroll >= self.layers  # both computations, which XLA would merge on GPUs
         if attention == "cudnn" and length % 2:  # a token that no other sees, taken off again below
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
         norm = LayerNorm(self.width, name="norm")
@@ -68,7 +67,7 @@ class Trunk(nn.Module):
                 return transform(maps, x, self.heads, self.dtype, attention, length, only)
 
             if self.remat != "none":
-                run = jax.checkpoint(run, prevent_cse=in_one_program, policy=policy, static_argnums=2)
+                run = jax.checkpoint(run, policy=policy, static_argnums=2)
             run = jax.jit(run, static_argnums=2)  # traced once for all layers
             *first, last = self.laid_out
             for maps in first:
@@ -76,7 +75,8 @@ class Trunk(nn.Module):
             return norm(run(last, x[:, :length], only) if only else run(last, x, None)[:, :length])
         block = Block
         if self.remat != "none":
-            block = nn.remat(Block, prevent_cse=in_one_program, policy=policy)
+            # Without a loop both computations are in one program, and XLA would merge them on GPUs.
+            block = nn.remat(Block, prevent_cse=self.unroll >= self.layers, policy=policy)
         stack = nn.scan(
             lambda module, carry, _: (module(carry), None),
             variable_axes={"params": 0},
