@@ -9,6 +9,8 @@ Nothing heavy is imported before one of these names is used.
 
 import importlib
 
+from sparse_vis import host
+
 __all__ = ["encode", "load", "reconstruct"]
 
 
@@ -16,3 +18,6 @@ def __getattr__(name: str):
     if name in __all__:
         return getattr(importlib.import_module("sparse_vis.api"), name)
     raise AttributeError(f"module 'sparse_vis' has no attribute {name!r}")
+
+
+host.leave_out_ynnpack()  # JAX reads it when it makes its first array

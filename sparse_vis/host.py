@@ -20,11 +20,12 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 # library calls, and compiled in three quarters of the time.
 CPU_COMPILER_OPTIONS: dict[str, int] = {"xla_backend_optimization_level": 1}
 
-# Which of XLA's libraries computes what on CPU. Of matrix products in float32 on x86, Eigen's took 0.81 of
-# the time of YNNPACK's, XLA's choice, with a kernel as it lies (docs/performance.md); sums stay with YNNPACK.
-LIBRARIES = "xla_cpu_experimental_ynn_fusion_type"
-SUMS_ALONE = f"--{LIBRARIES}=LIBRARY_FUSION_TYPE_REDUCE"
-LIBRARIES_MEASURED = [0, 13]  # versions of jaxlib below; a later one may not know the flag, and would stop
+# XLA gives some products and sums on CPU to YNNPACK, and returns wrong numbers for a few of them or crashes
+# (jaxlib 0.10.2 to 0.12.0; jax-ml/jax issues 39103 and 39257). Eigen's products are the quicker ones too
+# (docs/performance.md).
+LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
+NO_YNNPACK = f"--{LIBRARY}="
+FLAG_KNOWN = [0, 13]  # versions of jaxlib below; a later one may not know the flag, and would stop
 
 
 def cache_folder() -> pathlib.Path:
@@ -46,16 +47,16 @@ def several_cpu_devices() -> bool:
     return virtual or joins or "JAX_NUM_CPU_DEVICES" in os.environ
 
 
-def add_xla_flags() -> None:
-    """Choose the quicker library for products, unless the user chose one.
+def leave_out_ynnpack() -> None:
+    """Have XLA compute on CPU without YNNPACK, unless the user chose its part.
 
-    Not beside libtpu, which reads XLA_FLAGS itself and may be of another age.
+    To be called before JAX makes its first array. Not beside libtpu, which reads XLA_FLAGS itself and may
+    be of another age.
     """
-    version = [int(part) for part in jaxlib_version.split(".")[:2]]
-    measured = platform.machine() in ("x86_64", "AMD64") and version < LIBRARIES_MEASURED
+    known = [int(part) for part in jaxlib_version.split(".")[:2]] < FLAG_KNOWN
     given = os.environ.get("XLA_FLAGS", "")
-    if measured and LIBRARIES not in given and not importlib.util.find_spec("libtpu"):
-        os.environ["XLA_FLAGS"] = f"{SUMS_ALONE} {given}".strip()
+    if known and LIBRARY not in given and not importlib.util.find_spec("libtpu"):
+        os.environ["XLA_FLAGS"] = f"{NO_YNNPACK} {given}".strip()
 
 
 def prepare() -> None:
@@ -69,7 +70,6 @@ def prepare() -> None:
     if several_cpu_devices():
         os.environ.setdefault("PJRT_NPROC", str(max(32, os.cpu_count() or 1)))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
-    add_xla_flags()
     # TensorFlow, which only writes curves here, announces these kernels otherwise.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
