@@ -7,7 +7,9 @@ import dataclasses
 import math
 import re
 
-from benchmarks.hlo import COLLECTIVES, FREE, Instruction, Program, flops, parse, size
+from benchmarks.hlo import COLLECTIVES, FREE, Instruction, Program, called, flops, parse, size
+
+SCRATCH = re.compile(r", [su]8\[\d+\](\{[^}]*\})?(?=\))")  # a library's working memory, after its results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +19,14 @@ class Cost:
     Attributes:
         flops: of matrix products and convolutions, two per multiply-add, recomputation included.
         bytes: read from and written to the chip's main memory.
+        passes: those of them that belong to no product, convolution or library call, by part of the model.
         cycles: the compiler's estimate for everything but collectives; 0 where it makes none (CPU).
         collectives: (kind, chips in a group, what it belongs to) -> (count, bytes).
     """
 
     flops: float
     bytes: float
+    passes: dict[str, float]
     cycles: float
     collectives: dict[tuple[str, int, str], tuple[int, float]]
 
@@ -88,7 +92,8 @@ def touched(program: Program, fusion: Instruction, shape_of) -> float:
         ]
         total += min(whole, sum(parts)) if uses and len(parts) == len(uses) else whole
     updates = [line for line in lines if line.opcode == "dynamic-update-slice"]
-    written = size(fusion.shape, True)
+    library = any(line.opcode == "custom-call" for line in lines)
+    written = size(SCRATCH.sub("", fusion.shape) if library else fusion.shape, True)
     for line in updates:
         written -= min(written, size(line.shape) - size(shape_of(line.operands[1])))
     return total + written
@@ -101,12 +106,20 @@ def traffic(program: Program, instruction: Instruction, shape_of) -> float:
         return 0.0
     if opcode == "fusion":
         return touched(program, instruction, shape_of)
-    result = size(instruction.shape, True)
+    result = size(SCRATCH.sub("", instruction.shape) if opcode == "custom-call" else instruction.shape, True)
     if opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * result
     if opcode == "dynamic-update-slice":
         return 2 * size(shape_of(instruction.operands[1]), True)
     return result + sum(size(shape_of(name), True) for name in instruction.operands)
+
+
+def computes(program: Program, instruction: Instruction, shape_of) -> bool:
+    """Whether it is or contains a matrix product or convolution, or is a collective or a library's kernel."""
+    if instruction.opcode == "custom-call" or instruction.opcode.removesuffix("-start") in COLLECTIVES:
+        return True
+    inside = [i for name in called(instruction) for i in program.computations[name]]
+    return bool(flops(instruction, shape_of)) or any(computes(program, i, shape_of) for i in inside)
 
 
 def cost(text: str, devices: int, loops: bool = True) -> Cost:
@@ -121,14 +134,17 @@ def cost(text: str, devices: int, loops: bool = True) -> Cost:
     def shape_of(name: str) -> str:
         return program.instructions[name].shape
 
-    work, moved, cycles, seen = 0.0, 0.0, 0.0, set()
+    work, moved, cycles, seen, passes = 0.0, 0.0, 0.0, set(), collections.Counter()
     found = collections.defaultdict(lambda: (0, 0.0))
     for name, times in program.runs.items():
         times = times if loops else 1
         for line in program.computations[name]:
             work += times * flops(line, shape_of)
             if name not in program.fused:
-                moved += times * traffic(program, line, shape_of)
+                through = times * traffic(program, line, shape_of)
+                moved += through
+                if through and not computes(program, line, shape_of):
+                    passes[purpose(line)] += through
                 estimate = re.search(r'"estimated_cycles":"?(\d+)', line.rest)
                 cycles += times * int(estimate[1]) if estimate else 0
             entry, group = collective(line, shape_of), group_size(line, devices)
@@ -141,4 +157,4 @@ def cost(text: str, devices: int, loops: bool = True) -> Cost:
             kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else entry[0]
             count, total = found[kind, group, purpose(line)]
             found[kind, group, purpose(line)] = count + times, total + times * entry[1]
-    return Cost(work, moved, cycles, dict(found))
+    return Cost(work, moved, dict(passes), cycles, dict(found))

@@ -1,17 +1,18 @@
 """Compile the real training step for chips that are not here, and say what it asks of each of them.
 
     python benchmarks/dryrun.py --config=configs/imagenet_h14.py --topology=v5e:16x16
+    python benchmarks/dryrun.py --config=configs/imagenet_b16.py --topology=h100:1x8
     python benchmarks/dryrun.py --config=configs/imagenet_b16.py --mesh=4,2
 
     --config=FILE              an experiment of configs/; any setting of it: --config.efficiency.remat=blocks
     --topology=v5e:16x16       TPU chips, by kind and arrangement; needs libtpu (pip install -e ".[tpu]")
+    --topology=h100:1x8        a100, h100 or h200, HOSTSxGPUS; needs CUDA (pip install "jax[cuda13]")
     --mesh=DATA,FSDP           instead of config.efficiency.mesh; without --topology, on virtual CPU devices
     --json=FILE                the same numbers for programs
 
 No weights, images or chips are needed. The first compilation of a large model takes minutes.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -28,14 +29,18 @@ if __name__ == "__main__":
 from absl import app, flags
 from ml_collections import config_flags
 
+from benchmarks.gpu_target import GPUS, target_config
 from benchmarks.report import report
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.train import arguments, settings
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
-TOPOLOGY = flags.DEFINE_string("topology", None, "TPU chips, such as v5e:16x16.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "TPU chips or GPUs, such as v5e:16x16 or h100:1x8.")
 MESH = flags.DEFINE_list("mesh", None, "DATA,FSDP.")
 JSON = flags.DEFINE_string("json", None, "File for the numbers.")
+
+# Without a card there are no kernels to time; the user's XLA_FLAGS come after these.
+GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 
 
 def parse(argv):
@@ -55,25 +60,35 @@ def mesh_shape() -> tuple[int, int] | None:
     return int(MESH.value[0]), int(MESH.value[1])
 
 
-def tpu_devices(topology: str) -> list:
-    """Devices of a TPU topology, which can be compiled for.
+def topology_devices(topology: str) -> list:
+    """Devices that are not here, which can be compiled for.
 
     Raises:
-        UserError: libtpu is missing, or does not know the topology.
+        UserError: the compiler for them is missing, or does not know the topology.
     """
     from jax.experimental import topologies
 
     from benchmarks.chips import CHIPS
 
-    if topology.split(":")[0] not in CHIPS:
-        raise UserError(f"--topology={topology} is unknown; use {', '.join(CHIPS)}, as in v5e:16x16.")
+    kind, _, arrangement = topology.partition(":")
+    if kind not in CHIPS:
+        known = ", ".join(CHIPS)
+        raise UserError(f"--topology={topology} is unknown; use {known}, as in v5e:16x16 or h100:1x8.")
     try:
-        return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+        if kind in GPUS:
+            slices = f"1x{arrangement}"
+            found = topologies.get_topology_desc(
+                slices, platform="cuda", topology=slices, target_config=target_config(kind)
+            )
+        else:
+            found = topologies.get_topology_desc(topology_name=topology, platform="tpu")
+        return found.devices
     except Exception as error:  # whatever the plugin raises, of any type
         reason = str(error).strip().splitlines()[0]
+        install = '"jax[cuda13]" for the CUDA plugin' if kind in GPUS else '-e ".[tpu]" for libtpu'
         raise UserError(
             f"--topology={topology} cannot be compiled for ({reason}); use an arrangement that exists, "
-            'such as v5e:16x16, v4:2x2x4 or v5p:4x4x4, and pip install -e ".[tpu]" for libtpu.'
+            f"such as v5e:16x16, v4:2x2x4, v5p:4x4x4 or h100:1x8, and pip install {install}."
         ) from None
 
 
@@ -114,19 +129,19 @@ def measure(config, topology: str | None, devices: list) -> dict:
     began = time.perf_counter()
     compiled, mesh = compile_for(config, devices)
     took, memory = time.perf_counter() - began, compiled.memory_analysis()
-    analysis = compiled.cost_analysis()
+    analysis = compiled.cost_analysis() or {}  # of GPU programs without a GPU there is none
     found = cost(compiled.as_text(), len(devices))
     result = {
         "topology": topology or f"{len(devices)} virtual CPU devices", "chips": len(devices), "mesh": mesh,
         "batch": config.train.batch, "efficiency": settings.plain(config)["efficiency"],
-        "compile_seconds": took,
+        "compile_seconds": took, "xla_flags": os.environ["XLA_FLAGS"].strip(),
         "memory": {
             "arguments": memory.argument_size_in_bytes, "outputs": memory.output_size_in_bytes,
             "reused": memory.alias_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
             "program": memory.generated_code_size_in_bytes,
         },
-        "flops": found.flops, "bytes": found.bytes, "cycles": found.cycles,
-        "xla_loops_once": {"flops": analysis["flops"], "bytes": analysis["bytes accessed"]},
+        "flops": found.flops, "bytes": found.bytes, "passes": found.passes, "cycles": found.cycles,
+        "xla_loops_once": {"flops": analysis.get("flops"), "bytes": analysis.get("bytes accessed")},
         "collectives": [
             {
                 "kind": kind, "group": group, "part": part, "count": count, "bytes": size,
@@ -150,22 +165,25 @@ def main(_):
     if config is None or (TOPOLOGY.value is None and mesh is None):
         raise UserError("give --config=configs/NAME.py, and --topology=v5e:16x16 or --mesh=DATA,FSDP.")
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
+    added = ""
     if TOPOLOGY.value is None:
-        devices = f"--xla_force_host_platform_device_count={mesh[0] * mesh[1]}"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
+        added = f"--xla_force_host_platform_device_count={mesh[0] * mesh[1]}"
+    elif TOPOLOGY.value.split(":")[0] in GPUS:
+        added = GPU_FLAGS
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # such programs cannot be read back without a GPU
+    os.environ["XLA_FLAGS"] = f"{added} {os.environ.get('XLA_FLAGS', '')}"
     import jax  # only now, as it reads the environment
 
-    from benchmarks.record import check_json
+    from benchmarks.record import check_json, write_json
 
     check_json(JSON.value)
-    devices = tpu_devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
+    devices = topology_devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
     with config.unlocked():
         config.efficiency.mesh = mesh or config.efficiency.mesh
     settings.check(config, len(devices))
     result = measure(config, TOPOLOGY.value, devices)
     print(report(result), flush=True)
-    if JSON.value:
-        pathlib.Path(JSON.value).write_text(json.dumps(result, indent=1) + "\n")
+    write_json(JSON.value, result)
 
 
 if __name__ == "__main__":

@@ -124,14 +124,18 @@ def parse(text: str) -> Program:
 def flops(instruction: Instruction, shape_of) -> float:
     """Floating-point operations of a matrix product or convolution, two per multiply-add; else 0.
 
+    Calls of cuBLAS and cuDNN's forward convolutions are among them, kernels of attention are not.
+
     Args:
         instruction: of the program. shape_of: name -> shape text.
     """
-    if instruction.opcode == "dot":
+    target = instruction.attribute("custom_call_target").strip('"')
+    if instruction.opcode == "dot" or target.startswith("__cublas$"):
+        contracted = r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([^}\]]*)'
+        axes = re.findall(r"\d+", re.search(contracted, instruction.rest)[1])
         lhs = dimensions(shape_of(instruction.operands[0]))
-        axes = re.findall(r"\d+", instruction.attribute("lhs_contracting_dims"))
         return 2 * math.prod(dimensions(instruction.shape)) * math.prod(lhs[int(a)] for a in axes)
-    if instruction.opcode != "convolution":
+    if instruction.opcode != "convolution" and not target.startswith("__cudnn$convF"):
         return 0
     labels = re.split(r"_|->", instruction.attribute("dim_labels"))
     shapes = [shape_of(n) for n in instruction.operands[:2]] + [instruction.shape]

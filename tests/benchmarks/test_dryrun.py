@@ -15,6 +15,7 @@ import pytest
 from benchmarks import scaling_table
 from benchmarks.chips import CHIPS, link_bytes, seconds
 from benchmarks.cost import Cost, cost
+from benchmarks.gpu_target import GPUS, target_config
 from tests.main_process import ROOT, TINY
 
 # Two loops, one in the other, as the TPU and the CPU compiler write them; 8 devices.
@@ -128,13 +129,60 @@ def test_without_loops_flops_and_bytes_are_those_of_xla():
     assert ours.bytes == pytest.approx(analysis["bytes accessed"], rel=0.05)
 
 
+# As the GPU compiler writes it: libraries are called, with working memory after their results; the second
+# product is called in a fusion that cuts a piece of w.
+GPU_PROGRAM = """HloModule step
+
+%called (p: bf16[2,8,16], x: bf16[4,8]) -> (bf16[4,16], s8[1000]) {
+  %p = bf16[2,8,16]{2,1,0} parameter(0)
+  %cut = bf16[1,8,16]{2,1,0} slice(%p), slice={[0:1], [0:8], [0:16]}
+  %x = bf16[4,8]{1,0} parameter(1)
+  ROOT %gemm = (bf16[4,16]{1,0}, s8[1000]{0}) custom-call(%x, %cut), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["1"]}}}
+}
+
+%added (a: bf16[4,16]) -> bf16[4,16] {
+  %a = bf16[4,16]{1,0} parameter(0)
+  ROOT %sum = bf16[4,16]{1,0} add(%a, %a)
+}
+
+ENTRY %main (x: bf16[4,8], w: bf16[2,8,16], image: bf16[2,6,6,4], kernel: bf16[8,3,3,4]) -> bf16[4,16] {
+  %x.1 = bf16[4,8]{1,0} parameter(0)
+  %w.1 = bf16[2,8,16]{2,1,0} parameter(1)
+  %image.1 = bf16[2,6,6,4]{3,2,1,0} parameter(2)
+  %kernel.1 = bf16[8,3,3,4]{3,2,1,0} parameter(3)
+  %conv = (bf16[2,4,4,8]{3,2,1,0}, u8[0]{0}) custom-call(%image.1, %kernel.1), window={size=3x3}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %lt = (bf16[4,4]{1,0}, s8[1000]{0}) custom-call(%x.1, %x.1), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["1"]}}}
+  %product = (bf16[4,16]{1,0}, s8[1000]{0}) fusion(%w.1, %x.1), kind=kCustom, calls=%called
+  %y = bf16[4,16]{1,0} get-tuple-element(%product), index=0
+  ROOT %twice = bf16[4,16]{1,0} fusion(%y), kind=kLoop, calls=%added, metadata={op_name="jit(step)/transpose(jvp(S))/encoder/add"}
+}
+"""  # noqa: E501
+
+
+def test_calls_of_a_gpus_libraries():
+    found = cost(GPU_PROGRAM, 1)
+    convolution, products = 2 * 2 * 4 * 4 * 8 * 9 * 4, 2 * 4 * 8 * 4 + 2 * 4 * 8 * 16
+    assert found.flops == convolution + products
+    numbers = (2 * 6 * 6 * 4 + 8 * 9 * 4 + 2 * 4 * 4 * 8) + (2 * 4 * 8 + 4 * 4) + (8 * 16 + 4 * 8 + 4 * 16)
+    assert found.passes == {"backward encoder": 2 * 2 * 4 * 16}
+    assert found.bytes == 2 * numbers + found.passes["backward encoder"]
+
+
+def test_what_is_known_of_gpus():
+    assert set(GPUS) < set(CHIPS)
+    assert f"device_memory_size: {CHIPS['h100'].memory}" in target_config("h100")
+
+
 def test_seconds_on_a_chip():
     """A ring of four sends 2 x 3/4 of an array to reduce it, 3/4 to gather it."""
     assert link_bytes("all-reduce", 4, 100.0) == 150 and link_bytes("all-gather", 4, 100.0) == 75
     assert link_bytes("collective-permute", 2, 100.0) == 100
     chip = CHIPS["v5e"]
-    work = Cost(chip.flops, 2 * chip.bandwidth, 0.0, {("all-reduce", 2, "x"): (1, chip.links)})
-    assert seconds(work, chip) == pytest.approx(dict(compute=1, memory=2, links=1, chip=2, step=3))
+    reduced = {("all-reduce", 2, "x"): (1, chip.links)}
+    work = Cost(chip.flops, 2 * chip.bandwidth, {"x": chip.bandwidth / 2}, 0.0, reduced)
+    assert seconds(work, chip) == pytest.approx(
+        dict(compute=1, memory=2, passes=0.5, links=1, chip=1.5, step=2.5)
+    )
 
 
 def dryrun(*arguments):
@@ -170,6 +218,7 @@ def test_the_tool_on_virtual_devices(tmp_path):
     [
         ((), "give --config=configs/NAME.py"),
         ((f"--config={TINY}", "--topology=v9:4x4"), "v9:4x4 is unknown"),
+        ((f"--config={TINY}", "--topology=h100:1x1"), 'pip install "jax[cuda13]"'),
         ((f"--config={TINY}", "--mesh=4"), "--mesh=4 is no mesh"),
         ((f"--config={TINY}", "--mesh=2,1", "--json=nowhere/x.json"), "its folder does not exist"),
         ((f"--config={TINY}", "--mesh=3,1"), "config.train.batch=4 is no multiple"),
