@@ -4,9 +4,10 @@
 
 A ratio is before / after, of the least times and the median over the turns: above 1 where ours is faster.
 "unroll" is the step of configs/digits.py with the layers of the scan laid out; "threads" is step.py with
-configs/quickstart.py, in processes with 32 threads of XLA and with one per core, in three turns; "start" is
-main.py twice with a cache of compiled programs that is empty at first, then with another seed; "loss-memory"
-only compiles the losses for 128 images.
+configs/quickstart.py, in processes with 32 threads of XLA and with one per core, in three turns;
+"libraries" is encode.py for B/16 with and without YNNPACK, likewise; "start" is main.py twice with a cache
+of compiled programs that is empty at first, then with another seed; "loss-memory" only compiles the losses
+for 128 images.
 """
 
 import json
@@ -139,23 +140,36 @@ def output_of(*command: str, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def step_seconds(threads: dict[str, str], repeats: int) -> float:
-    """Median seconds of a training step of the quickstart, by step.py in a process with this environment."""
+def median_seconds(repeats: int, environment: dict[str, str], *command: str) -> float:
+    """Median seconds of one of our benchmarks, in a process with these variables and XLA's own threads."""
     inherited = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
     with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "step.json")
-        output_of(
-            "benchmarks/step.py", "--config=configs/quickstart.py", f"--repeats={repeats}", f"--json={path}",
-            environment=inherited | threads,
-        )  # fmt: skip
+        path = pathlib.Path(folder, "result.json")
+        output_of(*command, f"--repeats={repeats}", f"--json={path}", environment=inherited | environment)
         return json.loads(path.read_text())["seconds"]["median"]
 
 
+def compare_environments(repeats: int, before: dict[str, str], after: dict[str, str], *command: str) -> dict:
+    """One of our benchmarks in both environments, three turns of processes."""
+    turns = [[median_seconds(repeats, each, *command) for each in (before, after)] for _ in range(3)]
+    return compare(tuple(zip(*turns, strict=True)))
+
+
 def measure_threads(_name: str, repeats: int) -> dict:
-    """Training steps of one CPU device with 32 threads, and with a thread per core; turns of processes."""
-    turns = [[step_seconds(t, repeats) for t in ({"PJRT_NPROC": "32"}, {})] for _ in range(3)]
+    """Training steps of the quickstart on one CPU device, with 32 threads, and with a thread per core."""
+    command = "benchmarks/step.py", "--config=configs/quickstart.py"
     found = {"before": "32 threads of XLA", "after": f"one per core ({os.cpu_count()})"}
-    return found | compare(tuple(zip(*turns, strict=True)))
+    return found | compare_environments(repeats, {"PJRT_NPROC": "32"}, {}, *command)
+
+
+def measure_libraries(_name: str, repeats: int) -> dict:
+    """B/16's encoder, with products and sums by YNNPACK where XLA would use it, and without it."""
+    command = "benchmarks/encode.py", "--config=configs/imagenet_b16.py", "--config.efficiency.dtype=float32"
+    default = {"XLA_FLAGS": f"--{host.LIBRARY}=+individual_dot"}  # which is among what XLA gives it
+    found = {"before": "YNNPACK, XLA's choice", "after": "Eigen"}
+    return found | compare_environments(
+        repeats, default, {"XLA_FLAGS": host.NO_YNNPACK}, *command, "--images=8"
+    )
 
 
 def start(cache: str, seed: int) -> tuple[float, str]:
@@ -219,6 +233,7 @@ def main() -> None:
         "loss-memory": measure_memory,
         "unroll": measure_unroll,
         "threads": measure_threads,
+        "libraries": measure_libraries,
         "start": measure_start,
     }
     parser = script_parser(__file__, __doc__)
@@ -227,7 +242,8 @@ def main() -> None:
         "--only",
         default="",
         metavar="LOSSES,CROPS",
-        help="some of the pairs of benchmarks/direct_model.py, or of: loss-memory, unroll, threads, start",
+        help="some of the pairs of benchmarks/direct_model.py, or of: loss-memory, unroll, threads, "
+        "libraries, start",
     )
     add(
         "--repeats",

@@ -66,37 +66,45 @@ def collective(instruction: Instruction, shape_of) -> tuple[str, float] | None:
     return kind, max(operands, result)
 
 
+def read_shares(program: Program, name: str, shape_of) -> list[float]:
+    """Which share of each parameter's elements a fused computation needs.
+
+    A fusion forms only those elements that its result asks for: of an array that it cuts, and of all that
+    leads there, the piece; of an array that it updates in place, none.
+    """
+    lines = program.computations[name]
+    needed = collections.Counter({line.name: 1.0 for line in lines if line.root})
+    for line in reversed(lines):  # users come after what they use
+        share = min(1.0, needed[line.name])
+        if line.opcode == "fusion":
+            parts = read_shares(program, line.attribute("calls").lstrip("%"), shape_of)
+        else:
+            parts = [1.0] * len(line.operands)
+            if line.opcode in ("slice", "dynamic-slice", "gather"):
+                parts[0] = size(line.shape) / size(shape_of(line.operands[0]))
+            elif line.opcode == "dynamic-update-slice":
+                parts[0] = 0.0
+        for operand, part in zip(line.operands, parts, strict=True):
+            needed[operand] += share * part
+    parameters = [line for line in lines if line.opcode == "parameter"]
+    parameters.sort(key=lambda line: int(re.match(r"\d+", line.rest)[0]))
+    return [min(1.0, needed[line.name]) for line in parameters]
+
+
 def touched(program: Program, fusion: Instruction, shape_of) -> float:
     """Bytes that a fusion reads and writes; of an array that it slices or updates, only that part."""
-    lines = program.computations[fusion.attribute("calls").lstrip("%")]
-    users = collections.defaultdict(list)
-    for line in lines:
-        for position, name in enumerate(line.operands):
-            users[name].append((line, position))
-
-    def ends(name: str) -> list[tuple[Instruction, int]]:
-        return [
-            end
-            for line, position in users[name]
-            for end in (ends(line.name) if line.opcode in ("bitcast", "copy") else [(line, position)])
-        ]
-
-    total, parameters = 0.0, [line for line in lines if line.opcode == "parameter"]
-    for line in parameters:
-        outer = fusion.operands[int(re.match(r"\d+", line.rest)[0])]
-        whole, uses = size(shape_of(outer), True), ends(line.name)
-        parts = [
-            size(user.shape) if user.opcode in ("dynamic-slice", "slice") else 0.0
-            for user, position in uses
-            if position == 0 and user.opcode in ("dynamic-slice", "slice", "dynamic-update-slice")
-        ]
-        total += min(whole, sum(parts)) if uses and len(parts) == len(uses) else whole
-    updates = [line for line in lines if line.opcode == "dynamic-update-slice"]
+    name = fusion.attribute("calls").lstrip("%")
+    lines, shares = program.computations[name], read_shares(program, name, shape_of)
+    read = sum(size(shape_of(o), True) * part for o, part in zip(fusion.operands, shares, strict=True))
     library = any(line.opcode == "custom-call" for line in lines)
-    written = size(SCRATCH.sub("", fusion.shape) if library else fusion.shape, True)
-    for line in updates:
-        written -= min(written, size(line.shape) - size(shape_of(line.operands[1])))
-    return total + written
+    shape = fusion.shape
+    if fusion.opcode == "fusion-start":  # whose own shape has what goes in, too
+        shape = next(line.shape for line in lines if line.root)
+    written = size(SCRATCH.sub("", shape) if library else shape, True)
+    for line in lines:
+        if line.opcode == "dynamic-update-slice":
+            written -= min(written, size(line.shape) - size(shape_of(line.operands[1])))
+    return read + written
 
 
 def traffic(program: Program, instruction: Instruction, shape_of) -> float:
@@ -104,7 +112,7 @@ def traffic(program: Program, instruction: Instruction, shape_of) -> float:
     opcode = instruction.opcode
     if opcode in FREE or opcode.endswith("-done"):
         return 0.0
-    if opcode == "fusion":
+    if opcode in ("fusion", "fusion-start"):
         return touched(program, instruction, shape_of)
     result = size(SCRATCH.sub("", instruction.shape) if opcode == "custom-call" else instruction.shape, True)
     if opcode in ("dynamic-slice", "slice", "gather"):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole set on one GPU, in under 9 minutes: step.py and parts.py for B/16 with tokenizer and H/14 on pixels,
-# bf16, and encode.py. Results go to $OUT, or to benchmarks/results/ where OUT is not set.
+# bf16, encode.py and attention.py. Results go to $OUT, or to benchmarks/results/ where OUT is not set.
 #
 #     bash benchmarks/gpu.sh            # one GPU of 80 GB
 #     bash benchmarks/gpu.sh --small    # tiny sizes, on CPU too, 190 s of processor time: does the script work?
@@ -27,11 +27,12 @@ fi
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$(mktemp -d)} # parts.py times step.py's program
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
 
-b16_flags=${XLA_FLAGS:-} h14_flags=${XLA_FLAGS:-}
+b16_flags=${XLA_FLAGS:-} h14_flags=${XLA_FLAGS:-} few=()
 if [[ ${1:-} == --small ]]; then
   b16=(--config=tests/train/tiny_config.py --config.teacher.enabled=False --config.efficiency.remat=products --repeats=2)
   h14=("${b16[@]}" --config.model.patch=12)
   b16+=(--config.model.target=vq --config.loss.reconstruction=0.05 --config.model.patch=12)
+  few=(--images=1 --repeats=2)
 elif [[ $# -gt 0 ]]; then
   echo "error: $1 is unknown; give --small or nothing." >&2
   exit 1
@@ -72,5 +73,6 @@ measure b16_vq_step step "$b16_flags" "${b16[@]}"
 measure b16_vq_parts parts "$b16_flags" "${b16[@]}"
 measure h14_pixel_parts parts "$h14_flags" "${h14[@]}"
 measure b16_encode encode "$b16_flags" "${b16[@]}" --images=256
+measure attention attention "$b16_flags" "${few[@]}"
 echo "== done after $SECONDS s; results in $out"
 exit $failed

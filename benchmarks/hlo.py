@@ -112,7 +112,7 @@ def parse(text: str) -> Program:
         for instruction in computations[name]:
             inner = times * (trip_count(instruction, computations) if instruction.opcode == "while" else 1)
             for other in called(instruction):
-                if instruction.opcode == "fusion" or name in fused:
+                if instruction.opcode in ("fusion", "fusion-start") or name in fused:
                     fused.add(other)
                 visit(other, inner)
 
@@ -135,7 +135,7 @@ def flops(instruction: Instruction, shape_of) -> float:
         axes = re.findall(r"\d+", re.search(contracted, instruction.rest)[1])
         lhs = dimensions(shape_of(instruction.operands[0]))
         return 2 * math.prod(dimensions(instruction.shape)) * math.prod(lhs[int(a)] for a in axes)
-    if instruction.opcode != "convolution" and not target.startswith("__cudnn$convF"):
+    if instruction.opcode != "convolution" and not re.match(r"__cudnn\$conv(BiasActivation)?Forward", target):
         return 0
     labels = re.split(r"_|->", instruction.attribute("dim_labels"))
     shapes = [shape_of(n) for n in instruction.operands[:2]] + [instruction.shape]

@@ -17,7 +17,7 @@ from sparse_vis.host import CPU_COMPILER_OPTIONS
 
 # bf16 operations per second without sparsity, from the vendors' pages; keys are parts of JAX's device kinds.
 STATED = {
-    "H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12,
+    "H100 80GB HBM3": CHIPS["h100"].flops, "H200": CHIPS["h200"].flops, "A100": CHIPS["a100"].flops,
     "TPU v4": CHIPS["v4"].flops, "TPU v5 lite": CHIPS["v5e"].flops, "TPU v5": CHIPS["v5p"].flops,
     "TPU v6 lite": CHIPS["v6e"].flops,
 }  # fmt: skip

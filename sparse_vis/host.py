@@ -21,8 +21,7 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 CPU_COMPILER_OPTIONS: dict[str, int] = {"xla_backend_optimization_level": 1}
 
 # XLA gives some products and sums on CPU to YNNPACK, and returns wrong numbers for a few of them or crashes
-# (jaxlib 0.10.2 to 0.12.0; jax-ml/jax issues 39103 and 39257). Eigen's products are the quicker ones too
-# (docs/performance.md).
+# (jaxlib 0.10.2 to 0.12.0; jax-ml/jax issues 39103 and 39257). What it costs: docs/performance.md.
 LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 NO_YNNPACK = f"--{LIBRARY}="
 FLAG_KNOWN = [0, 13]  # versions of jaxlib below; a later one may not know the flag, and would stop

@@ -163,9 +163,51 @@ def test_calls_of_a_gpus_libraries():
     found = cost(GPU_PROGRAM, 1)
     convolution, products = 2 * 2 * 4 * 4 * 8 * 9 * 4, 2 * 4 * 8 * 4 + 2 * 4 * 8 * 16
     assert found.flops == convolution + products
+    assert cost(GPU_PROGRAM.replace("convForward", "convBiasActivationForward"), 1).flops == found.flops
     numbers = (2 * 6 * 6 * 4 + 8 * 9 * 4 + 2 * 4 * 4 * 8) + (2 * 4 * 8 + 4 * 4) + (8 * 16 + 4 * 8 + 4 * 16)
     assert found.passes == {"backward encoder": 2 * 2 * 4 * 16}
     assert found.bytes == 2 * numbers + found.passes["backward encoder"]
+
+
+# A layer's kernel is taken from the stack behind a conversion and in a fusion of its own, and its result put
+# into another stack.
+CUTTING_PROGRAM = """HloModule step
+
+%inner (p: bf16[8,4,4], i: s32[]) -> bf16[1,4,4] {
+  %p = bf16[8,4,4]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %piece = bf16[1,4,4]{2,1,0} dynamic-slice(%p, %i, %zero, %zero), dynamic_slice_sizes={1,4,4}
+}
+
+%outer (q: s32[], stack: f32[8,4,4], kept: bf16[8,4,4]) -> bf16[8,4,4] {
+  %q = s32[] parameter(0)
+  %stack = f32[8,4,4]{2,1,0} parameter(1)
+  %kept = bf16[8,4,4]{2,1,0} parameter(2)
+  %narrow = bf16[8,4,4]{2,1,0} convert(%stack)
+  %cut = bf16[1,4,4]{2,1,0} fusion(%narrow, %q), kind=kLoop, calls=%inner
+  %none = s32[] constant(0)
+  ROOT %put = bf16[8,4,4]{2,1,0} dynamic-update-slice(%kept, %cut, %q, %none, %none)
+}
+
+ENTRY %main (n: s32[], w: f32[8,4,4], kept: bf16[8,4,4]) -> bf16[8,4,4] {
+  %n = s32[] parameter(0)
+  %w = f32[8,4,4]{2,1,0} parameter(1)
+  %kept.1 = bf16[8,4,4]{2,1,0} parameter(2)
+  ROOT %next = bf16[8,4,4]{2,1,0} fusion(%n, %w, %kept.1), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_of_a_stack_only_the_layer_is_read_and_written():
+    """Also by a fusion beside which the program goes on, as GPU programs have them."""
+    assert cost(CUTTING_PROGRAM, 1).bytes == 4 + 16 * 4 + 16 * 2
+    line = next(line for line in CUTTING_PROGRAM.splitlines() if "%next" in line)
+    stack = "bf16[8,4,4]{2,1,0}"
+    start = line.replace("ROOT %next", "%start").replace("fusion(", "fusion-start(")
+    start = start.replace(f"= {stack}", f"= ((s32[], f32[8,4,4]{{2,1,0}}, {stack}), {stack})")
+    done = f"  ROOT %next = {stack} fusion-done(%start)"
+    assert cost(CUTTING_PROGRAM.replace(line, f"{start}\n{done}"), 1).bytes == 4 + 16 * 4 + 16 * 2
 
 
 def test_what_is_known_of_gpus():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import encode, measure, parts, throughput
+from benchmarks import attention, encode, measure, parts, throughput
 from benchmarks.flops import encode_flops, products, step_flops, tokenizer
 from benchmarks.synthetic import random_tokenizer, recipe_of
 from sparse_vis.models.stellar import init_params
@@ -180,6 +180,23 @@ def test_wrong_input_is_one_sentence(arguments, sentence):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_attention_by_every_kernel_of_this_machine(tmp_path, monkeypatch, capsys):
+    """The same result from each, times above zero; on a GPU those kernels that can take so many tokens."""
+    out = tmp_path / "attention.json"
+    monkeypatch.setattr(attention, "SHAPES", {"small": (2, 3, 5, 2, 16)})
+    monkeypatch.setattr(sys, "argv", ["attention.py", "--images=1", "--repeats=1", f"--json={out}"])
+    attention.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["kernel"] for row in rows] == ["xla", "jax.nn"]
+    assert all(row["shape"] == [3, 5, 2, 16] and row["forward"] > 0 for row in rows)
+    assert capsys.readouterr().out.count("| small | 3 x 5 x 2 x 16 |") == 2
+    qkv = jax.random.normal(jax.random.key(0), (3, 5, 3, 2, 16))
+    results = [kernel(qkv) for kernel in attention.kernels(5, on_gpu=False).values()]
+    np.testing.assert_allclose(*results, atol=1e-6)
+    assert list(attention.kernels(213, on_gpu=True)) == ["xla", "jax.nn", "cudnn"]
+    assert list(attention.kernels(56, on_gpu=True)) == ["xla", "jax.nn", "cudnn", "pallas"]
+
+
 def test_parts_of_the_smallest_model(capsys):
     """Every part is there, takes time and appears in the table; only what has gradients goes back."""
     config = get_config()
@@ -210,7 +227,7 @@ def test_the_script_for_a_gpu_runs_the_whole_set(tmp_path):
     script = str(ROOT / "benchmarks" / "gpu.sh")
     done = subprocess.run(["bash", script], capture_output=True, text=True, env=env)
     calls = [call for call in (tmp_path / "calls").read_text().splitlines() if "--json" in call]
-    assert len(calls) == 5 and done.returncode == 1 and done.stdout.count("failed:") == 1
+    assert len(calls) == 6 and done.returncode == 1 and done.stdout.count("failed:") == 1
     assert sum("imagenet_h14" in call for call in calls) == 2
     assert all(f"--json={tmp_path}/out/" in call for call in calls)
     wrong = subprocess.run(["bash", script, "--tiny"], capture_output=True, text=True, env=env)

@@ -1,0 +1,112 @@
+"""Time attention alone, forward and with its gradient, by every kernel that this machine has.
+
+    python benchmarks/attention.py --json=benchmarks/results/h100/attention.json
+
+All start from q, k and v side by side, as the product with their kernel leaves them, in bfloat16 on a GPU and
+in float32 on CPU. Shapes are those of the views of B/16 with 128 images and of H/14 with 32; --images=1 takes
+one image's. "xla" is `plain_attention`, "jax.nn" what it replaces; "cudnn" and "pallas" need an NVIDIA GPU.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
+
+from sparse_vis import host
+
+if __name__ == "__main__":
+    host.prepare()
+
+from benchmarks.arguments import script_parser
+from sparse_vis.errors import UserError, command_line
+
+# Images, views of each, tokens, heads, channels.
+SHAPES = {
+    "B/16, masked views": (128, 8, 56, 12, 64),
+    "B/16, local views": (128, 8, 53, 12, 64),
+    "B/16, whole image": (128, 1, 213, 12, 64),
+    "H/14, masked views": (32, 8, 68, 16, 80),
+    "H/14, local views": (32, 8, 53, 16, 80),
+    "H/14, whole image": (32, 1, 273, 16, 80),
+}
+
+
+def kernels(tokens: int, on_gpu: bool) -> dict:
+    """Functions of qkv (B, T, 3, h, c) that can take so many tokens here."""
+    import jax
+    import jax.numpy as jnp
+
+    from sparse_vis.models.attention import fused_attention, plain_attention
+    from sparse_vis.models.short_attention import LONGEST, short_attention
+
+    def cut(attention):
+        return lambda qkv: attention(*jnp.unstack(qkv, axis=2))
+
+    def cudnn(q, k, v):
+        more = ((0, 0), (0, tokens % 2), (0, 0), (0, 0))  # its way back takes no odd lengths
+        return fused_attention(*(jnp.pad(x, more) for x in (q, k, v)), tokens)[:, :tokens]
+
+    found = {"xla": cut(plain_attention), "jax.nn": cut(jax.nn.dot_product_attention)}
+    if on_gpu:
+        found["cudnn"] = cut(cudnn)
+        if tokens <= LONGEST:
+            found["pallas"] = short_attention
+    return found
+
+
+def measure(shape: tuple[int, ...], name: str, attention, dtype: str, repeats: int) -> dict:
+    """Seconds of a call, and of one with its gradient, the least of `repeats`; `shape` is (B, T, h, c)."""
+    import jax
+
+    from benchmarks.measure import compiled, timed
+
+    batch, tokens, heads, channels = shape
+    qkv = jax.random.normal(jax.random.key(0), (batch, tokens, 3, heads, channels), dtype)
+    change = jax.random.normal(jax.random.key(1), (batch, tokens, heads, channels), dtype)
+
+    def both(qkv, change):
+        y, back = jax.vjp(attention, qkv)
+        return y, *back(change)
+
+    # A GPU is done before Python has asked for the next call, where one is timed alone.
+    found, calls = {"kernel": name}, 20 if jax.default_backend() == "gpu" else 1
+    for what, program in (
+        ("forward", compiled(attention, qkv)),
+        ("forward and back", compiled(both, qkv, change)),
+    ):
+        given = (qkv,) if what == "forward" else (qkv, change)
+        several = timed(lambda call=program.call, given=given: [call(*given) for _ in range(calls)], repeats)
+        found[what] = several.min / calls
+    return found
+
+
+def main() -> None:
+    parser = script_parser(__file__, __doc__)
+    parser.add_argument("--images", type=int, metavar="N", help="instead of 128 and 32")
+    parser.add_argument("--repeats", type=int, default=9, metavar="N", help="timed runs (%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="the same numbers for programs")
+    arguments = parser.parse_args()
+    for name in ("images", "repeats"):
+        if (given := getattr(arguments, name)) is not None and given < 1:
+            raise UserError(f"--{name}={given} is too small; use at least 1.")
+    import jax
+
+    from benchmarks.record import check_json, write_json
+
+    check_json(arguments.json)
+    on_gpu = jax.default_backend() == "gpu"
+    dtype, rows = "bfloat16" if on_gpu else "float32", []
+    print("| views | images x tokens x heads x channels | kernel | forward, µs | forward and back, µs |")
+    print("|---|---|---|---|---|", flush=True)
+    for views, (images, count, *rest) in SHAPES.items():
+        shape = ((arguments.images or images) * count, *rest)
+        for name, attention in kernels(rest[0], on_gpu).items():
+            row = measure(shape, name, attention, dtype, arguments.repeats)
+            rows.append({"views": views, "shape": shape, **row})
+            times = " | ".join(f"{1e6 * row[what]:.1f}" for what in ("forward", "forward and back"))
+            print(f"| {views} | {' x '.join(map(str, shape))} | {name} | {times} |", flush=True)
+            write_json(arguments.json, {"dtype": dtype, "rows": rows})
+
+
+if __name__ == "__main__":
+    command_line(main)
