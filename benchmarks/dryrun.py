@@ -5,8 +5,8 @@
     python benchmarks/dryrun.py --config=configs/imagenet_b16.py --mesh=4,2
 
     --config=FILE              an experiment of configs/; any setting of it: --config.efficiency.remat=blocks
-    --topology=v5e:16x16       TPU chips, by kind and arrangement; needs libtpu (pip install -e ".[tpu]")
-    --topology=h100:1x8        a100, h100 or h200, HOSTSxGPUS; needs CUDA (pip install "jax[cuda13]")
+    --topology=v5e:16x16       TPU chips, by kind and arrangement; needs libtpu (pip install -e ".[tpu]");
+                               GPUs as h100:HOSTSxGPUS, a100 or h200 too; needs pip install "jax[cuda13]"
     --mesh=DATA,FSDP           instead of config.efficiency.mesh; without --topology, on virtual CPU devices
     --json=FILE                the same numbers for programs
 
