@@ -18,7 +18,8 @@ if __name__ == "__main__":
     host.prepare()
 
 from benchmarks.arguments import script_parser
-from sparse_vis.errors import UserError, command_line
+from sparse_vis.errors import command_line
+from sparse_vis.tools import positive
 
 # Images, views of each, tokens, heads, channels.
 SHAPES = {
@@ -70,25 +71,19 @@ def measure(shape: tuple[int, ...], name: str, attention, dtype: str, repeats: i
 
     # A GPU is done before Python has asked for the next call, where one is timed alone.
     found, calls = {"kernel": name}, 20 if jax.default_backend() == "gpu" else 1
-    for what, program in (
-        ("forward", compiled(attention, qkv)),
-        ("forward and back", compiled(both, qkv, change)),
-    ):
-        given = (qkv,) if what == "forward" else (qkv, change)
-        several = timed(lambda call=program.call, given=given: [call(*given) for _ in range(calls)], repeats)
+    for what, function, *given in (("forward", attention, qkv), ("forward and back", both, qkv, change)):
+        call = compiled(function, *given).call
+        several = timed(lambda call=call, given=given: [call(*given) for _ in range(calls)], repeats)
         found[what] = several.min / calls
     return found
 
 
 def main() -> None:
     parser = script_parser(__file__, __doc__)
-    parser.add_argument("--images", type=int, metavar="N", help="instead of 128 and 32")
-    parser.add_argument("--repeats", type=int, default=9, metavar="N", help="timed runs (%(default)s)")
+    parser.add_argument("--images", type=positive, metavar="N", help="instead of 128 and 32")
+    parser.add_argument("--repeats", type=positive, default=9, metavar="N", help="timed runs (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="the same numbers for programs")
     arguments = parser.parse_args()
-    for name in ("images", "repeats"):
-        if (given := getattr(arguments, name)) is not None and given < 1:
-            raise UserError(f"--{name}={given} is too small; use at least 1.")
     import jax
 
     from benchmarks.record import check_json, write_json

@@ -9,8 +9,6 @@ import re
 
 from benchmarks.hlo import COLLECTIVES, FREE, Instruction, Program, called, flops, parse, size
 
-SCRATCH = re.compile(r", [su]8\[\d+\](\{[^}]*\})?(?=\))")  # a library's working memory, after its results
-
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -96,11 +94,7 @@ def touched(program: Program, fusion: Instruction, shape_of) -> float:
     name = fusion.attribute("calls").lstrip("%")
     lines, shares = program.computations[name], read_shares(program, name, shape_of)
     read = sum(size(shape_of(o), True) * part for o, part in zip(fusion.operands, shares, strict=True))
-    library = any(line.opcode == "custom-call" for line in lines)
-    shape = fusion.shape
-    if fusion.opcode == "fusion-start":  # whose own shape has what goes in, too
-        shape = next(line.shape for line in lines if line.root)
-    written = size(SCRATCH.sub("", shape) if library else shape, True)
+    written = size(fusion.shape, True)
     for line in lines:
         if line.opcode == "dynamic-update-slice":
             written -= min(written, size(line.shape) - size(shape_of(line.operands[1])))
@@ -112,9 +106,9 @@ def traffic(program: Program, instruction: Instruction, shape_of) -> float:
     opcode = instruction.opcode
     if opcode in FREE or opcode.endswith("-done"):
         return 0.0
-    if opcode in ("fusion", "fusion-start"):
+    if opcode == "fusion":
         return touched(program, instruction, shape_of)
-    result = size(SCRATCH.sub("", instruction.shape) if opcode == "custom-call" else instruction.shape, True)
+    result = size(instruction.shape, True)
     if opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * result
     if opcode == "dynamic-update-slice":

@@ -26,6 +26,7 @@ FREE = (
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^}]*\})?")
+SCRATCH = re.compile(r", [su]8\[\d+\](\{[^}]*\})?(?=\))")  # a library's working memory, after its results
 
 
 @dataclasses.dataclass
@@ -95,7 +96,11 @@ def called(instruction: Instruction) -> list[str]:
 
 
 def parse(text: str) -> Program:
-    """Read the text of a compiled program (`compiled.as_text()`); branches of a conditional all count."""
+    """Read the text of a compiled program (`compiled.as_text()`); branches of a conditional all count.
+
+    Of GPU programs, a fusion beside which the program goes on is one like others, and what a library's call
+    gives is without its working memory.
+    """
     computations, entry, current = {}, "", []
     for line in text.splitlines():
         if header := HEADER.match(line):
@@ -104,7 +109,15 @@ def parse(text: str) -> Program:
         elif found := LINE.match(line):
             root, name, shape, opcode, rest = found.groups()
             operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+            shape = SCRATCH.sub("", shape) if opcode == "custom-call" else shape
             current.append(Instruction(name, shape, opcode, operands, rest, bool(root)))
+    for fusion in [i for lines in computations.values() for i in lines if i.opcode.startswith("fusion")]:
+        if fusion.opcode == "fusion-done":
+            continue
+        inner = computations[fusion.attribute("calls").lstrip("%")]
+        result = next(i for i in inner if i.root)
+        if fusion.opcode == "fusion-start" or result.opcode == "custom-call":
+            fusion.opcode, fusion.shape = "fusion", result.shape
     runs, fused = collections.Counter(), set()
 
     def visit(name: str, times: int) -> None:
@@ -112,7 +125,7 @@ def parse(text: str) -> Program:
         for instruction in computations[name]:
             inner = times * (trip_count(instruction, computations) if instruction.opcode == "while" else 1)
             for other in called(instruction):
-                if instruction.opcode in ("fusion", "fusion-start") or name in fused:
+                if instruction.opcode == "fusion" or name in fused:
                     fused.add(other)
                 visit(other, inner)
 

@@ -34,7 +34,7 @@ from sparse_vis.shards import (
     wait_for,
     write_shard,
 )
-from sparse_vis.tools import Parser, check_folder
+from sparse_vis.tools import Parser, check_folder, positive
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
 
@@ -136,12 +136,6 @@ def _outputs(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
-    return int(text)
-
-
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m sparse_vis.extract",
@@ -181,12 +175,12 @@ def _parser() -> Parser:
     )
     add(
         "--resize",
-        type=_positive,
+        type=positive,
         help="short side in pixels before the centre crop (256/224 of the model's image size unless given)",
     )
-    add("--batch", type=_positive, default=64, help="images per call of the encoder (%(default)s)")
-    add("--shard-size", type=_positive, default=4096, help="images per shard (%(default)s)")
-    add("--threads", type=_positive, default=os.cpu_count(), help="that decode images (%(default)s)")
+    add("--batch", type=positive, default=64, help="images per call of the encoder (%(default)s)")
+    add("--shard-size", type=positive, default=4096, help="images per shard (%(default)s)")
+    add("--threads", type=positive, default=os.cpu_count(), help="that decode images (%(default)s)")
     add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
     add(
         "--distributed", help="be one process of several: auto, or HOST:PORT,PROCESSES,PROCESS (docs/pods.md)"

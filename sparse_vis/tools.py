@@ -57,3 +57,10 @@ def check_folder(path: pathlib.Path) -> None:
         raise UserError(
             f"--output={path} cannot be written (no permission in {there}); give another --output."
         )
+
+
+def positive(text: str) -> int:
+    """The value of a flag that counts, for argparse's `type`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
