@@ -24,6 +24,7 @@ from sparse_vis.interop.load import PLACES, Loaded, abstract_params, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.programs import FORMATS, export_program
+from sparse_vis.runtime.files import write_whole
 from sparse_vis.tools import Parser, check_folder
 from sparse_vis.train import checkpoint
 from sparse_vis.train.ema import teacher_params
@@ -106,7 +107,7 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
         if copy is not None:
             shutil.copyfile(found.tokenizer, copy)
         # Last, so that an export cut short is never taken for a complete one.
-        (output / "config.json").write_text(json.dumps({"models": {called: entry}}, indent=1) + "\n")
+        write_whole(output / "config.json", json.dumps({"models": {called: entry}}, indent=1) + "\n")
         shutil.copymode(output / "config.json", weights)  # safetensors writes for the owner's eyes only
     except (OSError, SafetensorError) as error:
         raise UserError(f"{output} cannot be written ({error}); give another --output folder.") from error

@@ -18,6 +18,7 @@ from sparse_vis.build import build_model
 from sparse_vis.errors import UserError
 from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar
+from sparse_vis.runtime.files import write_whole
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PARTS = ("encoder", "factorizer")  # of the parameters; decoder and heads are not exported
@@ -130,9 +131,11 @@ def export_program(source: str, output: pathlib.Path, kind: str, name: str | Non
     program, about = FORMATS[kind](model, params, outputs)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(program)
+        write_whole(path, program)
         # Last, so that an export cut short is never taken for a complete one.
-        beside.write_text(json.dumps({"format": kind, **about, **describe(model, outputs)}, indent=1) + "\n")
+        write_whole(
+            beside, json.dumps({"format": kind, **about, **describe(model, outputs)}, indent=1) + "\n"
+        )
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error}); give another --output folder.") from error
     return path

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from sparse_vis.errors import UserError
 from sparse_vis.progress import REPORT_SECONDS
+from sparse_vis.runtime.files import write_whole
 
 POLL_SECONDS = 0.2
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
@@ -135,17 +136,10 @@ def finish(output: Path, manifest: dict, shards: list[Path]) -> tuple[int, int]:
     """
     found = {path.name: read_shard(path) for path in shards}
     skips = sorted(f"{name}\t{reason}\n" for _, skipped in found.values() for name, reason in skipped)
-    write_text(output / SKIPPED, "".join(skips))
+    write_whole(output / SKIPPED, "".join(skips))
     counts = {name: {"rows": rows, "skipped": len(skipped)} for name, (rows, skipped) in found.items()}
-    write_text(output / MANIFEST, json.dumps(manifest | {"shards": counts}, indent=2) + "\n")
+    write_whole(output / MANIFEST, json.dumps(manifest | {"shards": counts}, indent=2) + "\n")
     return sum(rows for rows, _ in found.values()), len(skips)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def open_output(output: Path, manifest: dict, first: bool) -> None:
@@ -165,7 +159,7 @@ def open_output(output: Path, manifest: dict, first: bool) -> None:
         if output.is_dir() and any(output.iterdir()):
             raise UserError(f"folder {output} holds something else; give --output a new or empty folder.")
         output.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(manifest, indent=2) + "\n")
+        write_whole(path, json.dumps(manifest, indent=2) + "\n")
         return
     wait_for([path], "manifest")
     free = {"checkpoint": "", "shards": {}}

@@ -10,13 +10,13 @@ import bisect
 import hashlib
 import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
 from sparse_vis.errors import UserError
+from sparse_vis.runtime.files import write_whole
 
 METADATA, VERSION = "packed.json", 1
 KEYS = ("version", "images", "images_sha256", "classes", "shard_size", "records", "shards")
@@ -106,9 +106,7 @@ def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
 
 def write_metadata(output: Path, metadata: dict[str, Any]) -> None:
     """Replace packed.json, so that it is there whole or not at all."""
-    partial = output / f"{METADATA}.partial"
-    partial.write_text(json.dumps(metadata, indent=1) + "\n")
-    os.replace(partial, output / METADATA)
+    write_whole(output / METADATA, json.dumps(metadata, indent=1) + "\n")
 
 
 class PackedSource:

@@ -18,10 +18,11 @@ from sparse_vis.evals.encoders import OWN, beside_encoder, check_beside, own_enc
 from sparse_vis.evals.features import Encoder
 from sparse_vis.evals.label_maps import check_maps
 from sparse_vis.evals.networks import Networks
-from sparse_vis.evals.results import Results, write
+from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
 from sparse_vis.evals.tasks import TASKS
 from sparse_vis.evals.verdict import verdict
+from sparse_vis.runtime.files import write_whole
 
 LACKING = {
     "label": "one class per image: a folder with a subfolder per class has them, scenes have them",
@@ -107,7 +108,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]
     compared, missed = verdict(results, OWN, config.eval.expected)
     text += compared if config.eval.expected else ""
     title = f"# Evaluation of {own.about['from']}\n"
-    write(workdir / "evaluation.md", f"{title}{text}\n")
+    write_whole(workdir / "evaluation.md", f"{title}{text}\n")
     print(
         f"{text}\n\n{results.path} has these numbers and all settings, evaluation.md the tables.", flush=True
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pathlib
 import platform
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from sparse_vis.evals.task import Result
+from sparse_vis.runtime.files import write_whole
 
 FORMAT = "sparse_vis evaluation 1"
 PACKAGES = ("jax", "flax", "optax", "numpy", "pillow", "ml_collections")
@@ -52,7 +52,7 @@ class Results:
             "details": plain(result.details),
             "ran": {**ran, "device": jax.devices()[0].device_kind, **versions()},
         }
-        write(self.path, json.dumps({"format": FORMAT, "encoders": self.encoders}, indent=1) + "\n")
+        write_whole(self.path, json.dumps({"format": FORMAT, "encoders": self.encoders}, indent=1) + "\n")
 
     def metrics(self, encoder: str, task: str) -> dict[str, dict[str, float | None]]:
         """What was measured → metric → number, None for none."""
@@ -118,13 +118,6 @@ def plain(value):
 def versions() -> dict[str, str]:
     """Versions of what computes a result."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    """Replace a file, so that it is there whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _read(path: pathlib.Path) -> dict[str, dict]:

@@ -14,10 +14,10 @@ if __name__ == "__main__":
     host.prepare()
 
 from sparse_vis.errors import UserError, command_line
-from sparse_vis.evals.results import write
 from sparse_vis.interop.load import PLACES
 from sparse_vis.report.contents import make_contents
 from sparse_vis.report.page import GENERATOR, render
+from sparse_vis.runtime.files import write_whole
 from sparse_vis.tools import Parser
 
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name}={getattr(arguments, name)} is no number of images; give at least 1.")
     page = render(make_contents(arguments))
     try:
-        write(arguments.output, page)
+        write_whole(arguments.output, page)
     except OSError as error:
         raise UserError(f"{arguments.output} cannot be written ({error}); give another --output.") from error
     print(f"wrote {arguments.output}, {len(page.encode()) / 1e6:.1f} MB, which opens in any browser")

@@ -20,6 +20,7 @@ from sparse_vis.data.loader import train_batches
 from sparse_vis.errors import UserError
 from sparse_vis.host import CPU_COMPILER_OPTIONS
 from sparse_vis.models.vqgan import VQGAN
+from sparse_vis.runtime.files import write_whole
 from sparse_vis.train import checkpoint, settings
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
@@ -98,7 +99,7 @@ class Run:
         self.manager = checkpoint.open_manager(workdir, config.train.keep)
         self.state, self.position = start_state(config, recipe, self.mesh, self.manager, workdir, initial)
         if self.main:
-            (workdir / "config.json").write_text(json.dumps(settings.plain(config), indent=2))
+            write_whole(workdir / "config.json", json.dumps(settings.plain(config), indent=2))
         self.step = int(self.state.step)
         self.substituted, self.bad_row = 0, []
         self.recipe, self.update = recipe, compile_step(recipe, self.mesh, self.state)

@@ -69,9 +69,7 @@ def keep_until(path: pathlib.Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, TypeError, KeyError):
             continue
-    new = path.with_suffix(".tmp")
-    new.write_text("".join(kept))
-    new.replace(path)
+    write_whole(path, "".join(kept))
 
 
 def average(window: list[dict[str, float]]) -> dict[str, float]:
