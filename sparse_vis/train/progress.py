@@ -13,6 +13,8 @@ import time
 import numpy as np
 from clu import metrics
 
+from sparse_vis.runtime.files import write_whole
+
 JSONL = "metrics.jsonl"
 INPUT_SHARE = 0.1  # of an interval spent waiting for images, from which on a run says so
 

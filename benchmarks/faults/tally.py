@@ -1,0 +1,87 @@
+"""What became of each fault: refused in one sentence, harmless, or wrong."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from sparse_vis.errors import UserError
+
+T = TypeVar("T")
+LONGEST = 600  # characters of a sentence that a person still reads
+
+
+@dataclass
+class Row:
+    """Counts of one kind of fault; `wrong` holds a line for each that did harm."""
+
+    refused: int = 0
+    harmless: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def tried(self) -> int:
+        return self.refused + self.harmless + len(self.wrong)
+
+
+class Tally:
+    """Trials by kind of fault."""
+
+    def __init__(self):
+        self.rows: dict[str, Row] = {}
+
+    def row(self, kind: str) -> Row:
+        return self.rows.setdefault(kind, Row())
+
+    def add(self, kind: str, tried: int, wrong: list[str]) -> None:
+        """Trials that are judged together: all harmless, or `wrong` says what was not."""
+        row = self.row(kind)
+        row.harmless += tried - bool(wrong)
+        if wrong:
+            self.fail(kind, "; ".join(wrong[:5]))
+
+    def fail(self, kind: str, what: str) -> None:
+        """A fault that did harm, or an error without its sentence."""
+        self.row(kind).wrong.append(what)
+        print(f"WRONG: {kind}: {what}", flush=True)
+
+    def judge(self, kind: str, fault: str, read: Callable[[], T], same: Callable[[T], bool]) -> None:
+        """One trial within this process.
+
+        Args:
+            kind: of fault. fault: this one, for the line of a wrong one. read: uses the damaged input.
+            same: whether what `read` returns is what the sound input gives.
+        """
+        try:
+            found = read()
+        except UserError as error:
+            self.refuse(kind, fault, str(error))
+        except Exception:
+            self.fail(kind, f"{fault}: traceback: {traceback.format_exc().strip().splitlines()[-1]}")
+        else:
+            if same(found):
+                self.row(kind).harmless += 1
+            else:
+                self.fail(kind, f"{fault}: other results without a word")
+
+    def refuse(self, kind: str, fault: str, sentence: str) -> None:
+        """A refusal; it must be one line of a readable length."""
+        if len(sentence.splitlines()) == 1 and len(sentence) <= LONGEST:
+            self.row(kind).refused += 1
+        else:
+            self.fail(kind, f"{fault}: not one sentence: {sentence[:200]!r}")
+
+    def table(self) -> str:
+        """Markdown: tried, refused, harmless, wrong of each kind, and of all."""
+        lines = ["| fault | tried | refused | harmless | wrong |", "|---|---|---|---|---|"]
+        rows = [*self.rows.items(), ("all", self.total())]
+        lines += [f"| {k} | {r.tried} | {r.refused} | {r.harmless} | {len(r.wrong)} |" for k, r in rows]
+        return "\n".join(lines)
+
+    def total(self) -> Row:
+        """All rows as one."""
+        rows = self.rows.values()
+        wrong = [line for row in rows for line in row.wrong]
+        return Row(sum(r.refused for r in rows), sum(r.harmless for r in rows), wrong)
