@@ -14,20 +14,12 @@ def state(step):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(
-    "keep,totals,kept",
-    [
-        (2, [5, 1, 4, 3, 2], [2, 4, 5]),  # the best is none of the newest
-        (1, [5, 4, 3, 2, 1], [5]),
-        (2, [1, 5, None, None], [1, 3, 4]),  # without a total: newest, but never the best
-    ],
-)
-def test_the_newest_and_the_best_stay(tmp_path, keep, totals, kept):
+@pytest.mark.parametrize("keep,kept", [(2, [3, 4]), (1, [4])])
+def test_the_newest_stay(tmp_path, keep, kept):
     checkpoint.prepare(tmp_path)
     with checkpoint.open_manager(tmp_path, keep) as manager:
-        for step, total in enumerate(totals, 1):
-            metrics = {} if total is None else {"total": float(total)}
-            checkpoint.save(manager, state(step), 10 * step, default_config(), metrics)
+        for step in range(1, 5):
+            checkpoint.save(manager, state(step), {"next_index": 10 * step}, default_config())
         checkpoint.finish(manager)
         assert sorted(manager.all_steps()) == kept
         assert checkpoint.find_step(tmp_path).name == str(kept[-1])
@@ -39,6 +31,6 @@ def test_the_rest_of_a_killed_save_is_cleaned_up(tmp_path):
     left = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
     left.mkdir()
     with checkpoint.open_manager(tmp_path, 1) as manager:
-        checkpoint.save(manager, state(8), 0, default_config(), {"total": 1.0})
+        checkpoint.save(manager, state(8), {"next_index": 0}, default_config())
         checkpoint.finish(manager)
         assert manager.all_steps() == [8] and not left.exists()
