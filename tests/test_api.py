@@ -183,11 +183,14 @@ def test_load_of_incomplete_and_damaged_checkpoints(copy):
     shutil.rmtree(newest)
     sparse_vis.load(copy)  # the remedy of the sentences above
     config = older / "config" / "metadata"
-    config.write_text('{"model": {"wdith": 3}}')
+    for text in ("{", '{"model": {"wdith": 3}}'):
+        config.write_text(text)
+        with pytest.raises(UserError, match="3 is incomplete or damaged"):
+            sparse_vis.load(copy)
+    (older / "data" / "metadata").write_text(
+        '{"next_index": 24}'
+    )  # as other versions write, without checksums
     with pytest.raises(UserError, match=r"model\.wdith"):
-        sparse_vis.load(copy)
-    config.write_text("{")
-    with pytest.raises(UserError, match="3 is incomplete or damaged"):
         sparse_vis.load(copy)
 
 

@@ -109,6 +109,10 @@ _AROUND_CAUSE = (
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if (cause := re.search(r"([A-Z][^:\"\[]*) \[(?:os_error_code|OS error)", str(error))) is not None:
+        return cause[1]
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return textwrap.shorten(re.sub(_AROUND_CAUSE, "", line), 240, placeholder=" …")
 
@@ -116,7 +120,7 @@ def _reason(error: Exception) -> str:
 def _unwritable(manager: ocp.CheckpointManager, error: Exception) -> UserError:
     folder = pathlib.Path(manager.directory)
     return UserError(
-        f"a checkpoint cannot be written to {folder} ({_reason(error)}); {saved_steps(folder.parent)}: "
+        f"a checkpoint cannot be written to {folder} ({_reason(error)}; {saved_steps(folder.parent)}); "
         "mend that and give the same command again."
     )
 

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import queue
+import textwrap
 import threading
 import time
 
@@ -47,7 +48,8 @@ class TensorBoard:
                 writer.flush()
             writer.close()
         except Exception as error:  # TensorFlow is missing, the disk is full ...: the run is worth more
-            print(f"note: no more TensorBoard files ({error}); {JSONL} has all numbers.", flush=True)
+            why = textwrap.shorten(str(error), 240, placeholder=" …")
+            print(f"note: no more TensorBoard files ({why}); {JSONL} has all numbers.", flush=True)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Hand numbers over; returns at once."""
@@ -161,21 +163,21 @@ class Progress:
     """
 
     def __init__(self, workdir: pathlib.Path, steps: int, batch: int, first: int, active: bool):
-        self.workdir, self.steps, self.batch, self.active = workdir, steps, batch, active
+        self.path, self.steps, self.batch, self.active = workdir / JSONL, steps, batch, active
         self.last_step, self.said_waiting = first, False
         self.start_clock()
         if active:
             try:
-                rows = keep_until(workdir / JSONL, first)
-                self.log = (workdir / JSONL).open("ab", buffering=0)
+                rows = keep_until(self.path, first)
+                self.log = self.path.open("ab", buffering=0)
             except OSError as error:
                 raise self._unwritable(error) from error
             self.board = TensorBoard(workdir / "tensorboard", rows)
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(
-            f"metrics cannot be written to {self.workdir / JSONL} ({error.strerror}); "
-            f"{saved_steps(self.workdir)}: mend that and give the same command again."
+            f"metrics cannot be written to {self.path} ({error.strerror}; "
+            f"{saved_steps(self.path.parent)}); mend that and give the same command again."
         )
 
     def start_clock(self) -> None:
@@ -210,6 +212,7 @@ class Progress:
 
     def _write(self, line: bytes) -> None:
         try:
+            os.stat(self.path)  # a file that was deleted takes everything, and keeps nothing
             while line:
                 line = line[self.log.write(line) :]
         except OSError as error:
@@ -219,6 +222,7 @@ class Progress:
         """Return when all rows are on disk: a checkpoint saved now is not older than they are."""
         if self.active:
             try:
+                os.stat(self.path)
                 os.fsync(self.log.fileno())
             except OSError as error:
                 raise self._unwritable(error) from error
