@@ -41,7 +41,7 @@ def _unsigned(dtype: np.dtype) -> type[np.unsignedinteger]:
     return {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[dtype.itemsize]
 
 
-def _of_host(array: np.ndarray) -> list[int]:
+def of_host(array: np.ndarray) -> list[int]:
     """The two sums of an array in this process's memory; compiles nothing."""
     # Of a copy in C order, which keeps no dimension of a scalar.
     words, sums = np.ravel(array).view(_unsigned(array.dtype)), [0, 0]
@@ -52,8 +52,8 @@ def _of_host(array: np.ndarray) -> list[int]:
     return sums
 
 
-def _of_devices(array: jax.Array) -> jax.Array:
-    """The two sums of a traced array, as `_of_host`; a sum over a sharded array gathers nothing."""
+def of_devices(array: jax.Array) -> jax.Array:
+    """The two sums of a traced array, as `of_host`; a sum over a sharded array gathers nothing."""
     array = array.astype(jnp.uint8) if array.dtype == jnp.bool_ else array
     words = jax.lax.bitcast_convert_type(array, _unsigned(array.dtype)).astype(jnp.uint32)
     positions, stride = jnp.zeros(words.shape, jnp.uint32), 1
@@ -66,7 +66,7 @@ def _of_devices(array: jax.Array) -> jax.Array:
 
 @functools.cache
 def _program(result: jax.sharding.Sharding):
-    return jax.jit(_of_devices, out_shardings=result)
+    return jax.jit(of_devices, out_shardings=result)
 
 
 def checksum(leaf: jax.Array | np.ndarray) -> str:
@@ -85,7 +85,7 @@ def checksum(leaf: jax.Array | np.ndarray) -> str:
     )
     if on_host:
         with np.errstate(over="ignore"):
-            sums = _of_host(np.asarray(leaf))
+            sums = of_host(np.asarray(leaf))
     else:
         place = leaf.sharding
         if isinstance(place, NamedSharding):

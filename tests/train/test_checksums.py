@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sparse_vis.train.checksums import KEYS, _of_devices, checksum, checksums, of_json
+from sparse_vis.train.checksums import KEYS, checksum, checksums, of_devices, of_json
 
 ARRAYS = {
     "float32": np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32),
@@ -66,7 +66,7 @@ def test_host_devices_and_plain_integers_agree():
     for array in arrays:
         expected = in_words_of_python(array)
         assert checksum(array) == checksum(jnp.asarray(array)) == expected
-        assert "".join(f"{int(part):08x}" for part in jax.jit(_of_devices)(array)) == expected
+        assert "".join(f"{int(part):08x}" for part in jax.jit(of_devices)(array)) == expected
 
 
 @pytest.mark.fast

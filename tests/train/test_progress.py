@@ -102,14 +102,34 @@ def test_only_the_main_process_writes(still, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
 
 
-def test_tensorboard_reads_the_numbers(tmp_path):
+def test_tensorboard_reads_the_numbers_also_of_a_run_that_was_killed(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    shown = Progress(tmp_path, steps=9, batch=8, first=0, active=True)
-    for step in (1, 2):
-        shown.report(step, means(step_metrics(3.0 * step)), {})
+    def report(first, numbers):
+        """Go on from a step and report {step: total}; what TensorBoard reads then."""
+        shown = Progress(tmp_path, steps=9, batch=8, first=first, active=True)
+        for step, total in numbers.items():
+            shown.report(step, means(step_metrics(total)), {})
+        shown.close()
+        events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+        return [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors("total")]
+
+    assert report(0, {1: 3.0, 2: 6.0, 3: 9.0}) == [(1, 3), (2, 6), (3, 9)]
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert report(2, {3: 8.0}) == [(1, 3), (2, 6), (3, 8)]  # step 3 was reported twice
+    (newest,) = set((tmp_path / "tensorboard").iterdir()) - {file}
+    newest.write_bytes(newest.read_bytes()[:-5])  # a kill in the middle of writing
+    found = report(3, {4: 7.0})
+    assert found == [(1, 3), (2, 6), (3, 8), (4, 7)]
+
+
+@pytest.mark.fast
+def test_damaged_lines_of_metrics_are_left_out_and_said(still, tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "total": 1}\n{"st\xffp": 2, "total": 2}\n{"step": 3, "total": 3}\n')
+    shown = Progress(tmp_path, steps=9, batch=8, first=3, active=True)
     shown.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
-    found = [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors("total")]
-    assert found == [(1, 3.0), (2, 6.0)]
+    assert path.read_text() == '{"step": 1, "total": 1}\n{"step": 3, "total": 3}\n'
+    assert [row["step"] for row in shown.board.rows] == [1, 3]
+    assert capsys.readouterr().out == f"note: 1 damaged lines of {path} are left out.\n"
