@@ -25,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from sparse_vis.errors import UserError
 from sparse_vis.train import checksums
 from sparse_vis.train.ema import teacher_params
+from sparse_vis.train.mesh import path_name
 from sparse_vis.train.settings import plain
 from sparse_vis.train.step import TrainState
 
@@ -288,8 +289,9 @@ def _here(abstract: dict) -> dict:
 def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
     target = _here(abstract)
     arguments = A.PyTreeRestore(
-        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
-    )
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=item == "rest",
+    )  # fmt: skip
     alone = ocp.options.MultiprocessingOptions(  # no barrier: the other processes of a run may be gone
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
@@ -302,6 +304,9 @@ def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
             tree = checkpointer.restore(step.resolve() / item, args=arguments)
     except Exception as error:
         raise damaged(step, _reason(error)) from error
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, jax.Array):  # what a partial restore does not find it leaves as a shape
+            raise damaged(step, f"{item} lacks {path_name(path)}")
     compare(step, saved, item, tree)
     return tree
 

@@ -166,3 +166,16 @@ def test_a_reader_whose_step_is_removed_takes_the_newer_one(saved):
         checkpoint.read_newest(workdir, checkpoint.read_config)
     with pytest.raises(UserError, match="1 is incomplete"):  # a step folder means that step
         checkpoint.read_newest(workdir / "checkpoints" / "1", checkpoint.read_config)
+
+
+@pytest.mark.fast
+def test_a_part_of_a_checkpoint_that_lacks_an_array_is_refused(saved):
+    """Of the parameters all that is there has to be wanted; of the rest, only the EMA copy is read."""
+    workdir, kept = saved
+    step, shapes = checkpoint.find_step(workdir), jax.eval_shape(lambda: kept.params)
+    for wrong in ({**shapes, "more": shapes["b"]}, {"w": shapes["w"]}, {**shapes, "w": shapes["b"]}):
+        with pytest.raises(UserError, match="1 is incomplete or damaged"):
+            checkpoint.restore_params(step, wrong)
+    parts = {name: shapes for name in ("encoder", "sparse_head", "cls_head")}
+    with pytest.raises(UserError, match="rest lacks teacher/cls_head/b"):  # saved without a teacher
+        checkpoint.restore_teacher(step, parts)
