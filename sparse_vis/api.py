@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import pathlib
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float
 
 from sparse_vis.build import build_model
 from sparse_vis.errors import UserError
-from sparse_vis.interop.load import read_model
+from sparse_vis.interop.load import Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.train.settings import DTYPES
@@ -50,7 +51,19 @@ def load(
         if value not in DTYPES:
             raise UserError(f"{argument}={value!r} cannot be computed in; give one of {', '.join(DTYPES)}.")
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
-    config = found.config
+    return assemble(found, path, tokenizer=tokenizer, tokenizer_dtype=tokenizer_dtype, dtype=dtype)
+
+
+def assemble(
+    found: Loaded,
+    path: str | pathlib.Path,
+    *,
+    tokenizer: str | pathlib.Path | None = None,
+    tokenizer_dtype: str = "float32",
+    dtype: str = "float32",
+) -> tuple[Stellar, dict]:
+    """Model and parameters, as `load`, of what was read from a path."""
+    config = copy.deepcopy(found.config)
     config.efficiency.update(dtype=dtype, remat="none", attention="xla")
     model, params = build_model(config), jax.tree.map(jnp.asarray, found.params)
     if tokenizer is not None and config.model.target != "vq":

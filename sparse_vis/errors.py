@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import sys
 from collections.abc import Callable
 
@@ -11,15 +13,24 @@ class UserError(ValueError):
 
 
 def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    # At the first error of a damaged checkpoint Orbax closes its event loop; tensorstore's threads then
-    # report all others to it, in a traceback each.
-    if str(unraisable.exc_value) != "Event loop is closed":
+    # At the first error of a damaged checkpoint Orbax closes its event loop. Its other coroutines are then
+    # given up, and tensorstore's threads report to it in vain, in a traceback each.
+    given_up = inspect.iscoroutine(unraisable.object) or str(unraisable.exc_value) == "Event loop is closed"
+    if not given_up:
         sys.__unraisablehook__(unraisable)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # Each of Orbax's threads logs the error that ends it, with its traceback, and we are given it as well.
+    return record.levelno < logging.ERROR or "/orbax/" not in record.pathname
 
 
 def command_line(main: Callable[[], None]) -> None:
     """Run the main function of a tool; a UserError becomes one line on stderr and exit status 1."""
+    from absl import logging as absl_logging
+
     sys.unraisablehook = _unraisable
+    absl_logging.get_absl_logger().addFilter(_is_news)
     try:
         main()
     except UserError as error:

@@ -11,48 +11,18 @@ import json
 import pathlib
 import shutil
 
-import jax
-import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop import manifest
 from sparse_vis.interop.layout import Tensors
-from sparse_vis.interop.load import PLACES, Loaded, abstract_params, read_model
+from sparse_vis.interop.load import PLACES, Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.programs import FORMATS, export_program
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.tools import Parser, check_folder
-from sparse_vis.train import checkpoint
-from sparse_vis.train.ema import teacher_params
-
-
-def read_teacher(step: pathlib.Path, config: ConfigDict) -> dict:
-    """The EMA copy of one of our checkpoints, without reading its optimizer state.
-
-    Args:
-        step: step folder. config: of the checkpoint.
-
-    Returns:
-        Tree of arrays: encoder, sparse_head, cls_head.
-
-    Raises:
-        UserError: the arrays cannot be read.
-    """
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    item = {"teacher": teacher_params(abstract_params(config))}
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), item)
-    arguments = ocp.args.PyTreeRestore(
-        item=placed, restore_args=ocp.checkpoint_utils.construct_restore_args(placed), partial_restore=True
-    )
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            return checkpointer.restore(step.resolve() / "rest", args=arguments)["teacher"]
-    except Exception as error:
-        raise checkpoint.unreadable(step, error) from error
 
 
 def released_tensors(found: Loaded) -> Tensors:
@@ -61,9 +31,7 @@ def released_tensors(found: Loaded) -> Tensors:
     Args:
         found: a model as read.
     """
-    patch, teacher = found.config.model.patch, None
-    if found.step is not None and found.config.teacher.enabled:
-        teacher = read_teacher(found.step, found.config)
+    patch, teacher = found.config.model.patch, found.teacher
     # The published module declares more tensors than it reads; the source's if it has them, else zeros.
     return {
         **unused_tensors(found.params, teacher=teacher is not None),
@@ -88,7 +56,7 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
     """
     if (output / "config.json").exists():
         raise UserError(f"{output} already holds a config.json; give a new --output folder.")
-    found = read_model(source, name)
+    found = read_model(source, name, teacher=True)
     if found.config.model.bottleneck != "factors":
         raise UserError(
             f"{source} decodes U itself (config.model.bottleneck={found.config.model.bottleneck}), which the "

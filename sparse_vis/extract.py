@@ -64,13 +64,13 @@ def extract(
     source = open_input(images, split, data_dir)
     import jax
 
-    from sparse_vis.api import load
+    from sparse_vis.api import assemble
     from sparse_vis.encoding import describe, make_encoder
-    from sparse_vis.train.checkpoint import FOLDER, find_step
+    from sparse_vis.interop.load import read_model
 
-    if Path(checkpoint, FOLDER).is_dir():
-        checkpoint = str(find_step(Path(checkpoint)))  # the newest step now: training may go on meanwhile
-    model, params = load(checkpoint, name)
+    found = read_model(checkpoint, name)
+    checkpoint = str(found.step or checkpoint)  # training may go on meanwhile
+    model, params = assemble(found, checkpoint)
     size = model.encoder.image_size
     resize = resize or round(256 / 224 * size)
     if resize < size:

@@ -61,9 +61,8 @@ def test_load_takes_the_newest_step_or_the_one_given(workdir, loaded):
 @pytest.mark.fast
 def test_load_reads_the_parameters_only(copy, loaded):
     for step in ("3", "12"):
-        for item in ("rest", "data"):
-            shutil.rmtree(copy / "checkpoints" / step / item)
-            (copy / "checkpoints" / step / item).mkdir()
+        shutil.rmtree(copy / "checkpoints" / step / "rest")
+        (copy / "checkpoints" / step / "rest").mkdir()
     _, params = sparse_vis.load(str(copy))
     np.testing.assert_array_equal(first(params), first(loaded[1]))
 
@@ -183,11 +182,14 @@ def test_load_of_incomplete_and_damaged_checkpoints(copy):
     shutil.rmtree(newest)
     sparse_vis.load(copy)  # the remedy of the sentences above
     config = older / "config" / "metadata"
-    config.write_text('{"model": {"wdith": 3}}')
+    for text in ("{", '{"model": {"wdith": 3}}'):
+        config.write_text(text)
+        with pytest.raises(UserError, match="3 is incomplete or damaged"):
+            sparse_vis.load(copy)
+    (older / "data" / "metadata").write_text(
+        '{"next_index": 24}'
+    )  # as other versions write, without checksums
     with pytest.raises(UserError, match=r"model\.wdith"):
-        sparse_vis.load(copy)
-    config.write_text("{")
-    with pytest.raises(UserError, match="3 is incomplete or damaged"):
         sparse_vis.load(copy)
 
 

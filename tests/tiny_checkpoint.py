@@ -40,6 +40,6 @@ def write_checkpoints(workdir: pathlib.Path, seeds: dict[int, int], mesh: tuple[
         draw = np.random.default_rng(seed).normal
         state = jax.tree.map(lambda x, draw=draw: draw(0, 0.2, x.shape).astype(x.dtype), abstract)
         state = jax.device_put(state.replace(step=np.int32(step)), sharding)
-        checkpoint.save(manager, state, step * config.train.batch, config, {"total": 1.0})
+        checkpoint.save(manager, state, {"next_index": step * config.train.batch}, config)
     manager.wait_until_finished()
     manager.close()

@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import grain
@@ -93,6 +94,7 @@ def train_batches(
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     )
     if workers:
+        _start_tracker()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
         # Small arrays travel faster in the pipe, and leave no segment behind if the run is killed.
         shared = grain.experimental.DatasetOptions(min_shm_size=SHARED_BYTES)
@@ -161,6 +163,20 @@ class _Load:
         # Twice the canvas: a JPEG's eighths are a coarse filter, so the last half is left to bicubic.
         pixels = decode(record, at_least=2 * self.canvas)
         return to_canvas(pixels, self.canvas, min_side=self.min_side, name=record["name"])
+
+
+def _start_tracker() -> None:
+    """Start Python's tracker of shared memory, which cleans up after a process that ends on the spot.
+
+    Without its warnings: a SIGTERM before the first step is such an end, and meant.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    resource_tracker.ensure_running()
+    if before is None:
+        del os.environ["PYTHONWARNINGS"]
+    else:
+        os.environ["PYTHONWARNINGS"] = before
 
 
 def _start_worker(index: int, count: int) -> None:

@@ -14,7 +14,7 @@ from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import Encoder
 from sparse_vis.evals.model_encoders import backbone_encoder, stellar_encoder
 from sparse_vis.interop import hub, mae
-from sparse_vis.interop.load import is_shipped
+from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.train import checkpoint, settings
 
@@ -32,31 +32,30 @@ def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tup
         UserError: neither is there, or it cannot be loaded, or the checkpoint has another architecture.
     """
     place, name = str(workdir), None
-    if checkpoint.newest_step(workdir):
-        folder = checkpoint.find_step(workdir)
-        saved = settings.from_plain(checkpoint.read_config(folder), folder)
-        settings.check_resume(settings.plain(saved), settings.plain(config), workdir)
-    elif config.init:
+    trained = checkpoint.newest_step(workdir) > 0
+    if config.init and not trained:
         place, name = config.init, config.init_name or None
         file = None if name else mae.find_file(place)
         backbone = mae.read_backbone(file, config) if file is not None else None
         if backbone is not None:
             return backbone_encoder(OWN, config, backbone, {"from": place}), None
-    else:
+    elif not trained:
         raise UserError(
             f"{workdir} holds no checkpoint and config.init names no weights; train first, correct "
             "--workdir, or give --config.init=PLACE."
         )
-    about, tokenizer = origin(place, name), config.model.tokenizer.path or None
-    model, params = api.load(about["from"], name, tokenizer=tokenizer, dtype=config.eval.dtype)
-    return stellar_encoder(OWN, model, params, about), (model, params)
+    found = read_model(place, name)
+    if trained:
+        settings.check_resume(settings.plain(found.config), settings.plain(config), workdir)
+    tokenizer = config.model.tokenizer.path or None
+    model, params = api.assemble(found, place, tokenizer=tokenizer, dtype=config.eval.dtype)
+    return stellar_encoder(OWN, model, params, origin(found, place, name)), (model, params)
 
 
-def origin(place: str, name: str | None = None) -> dict:
-    """Where weights come from: of a workdir the newest step's folder, at this moment, and its number."""
-    if checkpoint.newest_step(pathlib.Path(place)):
-        folder = checkpoint.find_step(pathlib.Path(place))
-        return {"from": str(folder), "step": int(folder.name)}
+def origin(found: Loaded, place: str, name: str | None = None) -> dict:
+    """Where weights were read from: of a workdir the step's folder and its number."""
+    if found.step is not None:
+        return {"from": str(found.step), "step": int(found.step.name)}
     return {"from": place, **({"name": name} if name else {})}
 
 
@@ -85,10 +84,10 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
         frozen = {key: trained[key] for key in ("tokenizer",) if key in trained}
         params = init_params(model.clone(tokenizer=None), jax.random.key(config.seed)) | frozen
         return stellar_encoder(name, model, params, {"seed": config.seed})
-    about = origin(name)
-    model, params = api.load(about["from"], dtype=config.eval.dtype)
+    found = read_model(name)
+    model, params = api.assemble(found, name, dtype=config.eval.dtype)
     _check_patch(name, model.patch, config)
-    return stellar_encoder(name, model, params, about)
+    return stellar_encoder(name, model, params, origin(found, name))
 
 
 def check_beside(name: str, config: ConfigDict) -> None:
@@ -106,8 +105,7 @@ def check_beside(name: str, config: ConfigDict) -> None:
             "scenes-tiny; correct it."
         )
     if (path / checkpoint.FOLDER).is_dir():
-        folder = checkpoint.find_step(path)
-        saved = settings.from_plain(checkpoint.read_config(folder), folder)
+        saved = settings.from_plain(checkpoint.read_newest(path, checkpoint.read_config), path)
         _check_patch(name, saved.model.patch, config)
 
 

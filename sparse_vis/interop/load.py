@@ -41,6 +41,7 @@ class Loaded:
         tokenizer: weights of the VQ tokenizer named beside the model; None if none is named.
         unused: tensors of a released file that the model does not read, under their own names.
         step: step folder of one of our own checkpoints, else None.
+        teacher: EMA copy in that checkpoint, where it was wanted and there is one.
     """
 
     config: ConfigDict
@@ -48,6 +49,7 @@ class Loaded:
     tokenizer: pathlib.Path | None
     unused: dict[str, np.ndarray]
     step: pathlib.Path | None
+    teacher: dict | None = None
 
 
 def abstract_params(config: ConfigDict) -> dict:
@@ -160,6 +162,7 @@ def read_model(
     *,
     revision: str | None = None,
     local_files_only: bool = False,
+    teacher: bool = False,
 ) -> Loaded:
     """Read a model from any place that `sparse_vis.load` accepts.
 
@@ -168,6 +171,7 @@ def read_model(
             release folder; hf://owner/repository/model; or the name of a model that comes with the package.
         name: of the model in a release of several.
         revision, local_files_only: for the hub.
+        teacher: whether the EMA copy in one of our own checkpoints is wanted too.
 
     Raises:
         UserError: nothing loadable there; names what is wrong and what to do.
@@ -193,8 +197,14 @@ def read_model(
     released = (path / "config.json").is_file() or any(path.glob("*.safetensors"))
     if released and not (path / checkpoint.FOLDER).is_dir():  # a workdir has a config.json too
         return _read_folder(path, name)
-    step = checkpoint.find_step(path)
+    return checkpoint.read_newest(path, functools.partial(_read_step, teacher=teacher))
+
+
+def _read_step(step: pathlib.Path, teacher: bool) -> Loaded:
+    """A step folder of ours."""
     config = settings.from_plain(checkpoint.read_config(step), step / "config")
-    params = checkpoint.restore_params(step, abstract_params(config))
+    abstract = abstract_params(config)
+    params = checkpoint.restore_params(step, abstract)
+    copy = checkpoint.restore_teacher(step, abstract) if teacher and config.teacher.enabled else None
     tokenizer = pathlib.Path(config.model.tokenizer.path) if config.model.tokenizer.path else None
-    return Loaded(config, params, tokenizer, {}, step)
+    return Loaded(config, params, tokenizer, {}, step, copy)

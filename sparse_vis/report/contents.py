@@ -106,9 +106,7 @@ def make_contents(arguments: argparse.Namespace) -> Contents:
     data_known = found.step is not None or is_shipped(arguments.checkpoint)
     images_found = find_images(found.config, arguments.images, data_known=data_known)
     metrics, encoders, no_metrics = run_files(found)
-    model, params = api.load(
-        found.step or arguments.checkpoint, arguments.name, tokenizer=arguments.tokenizer
-    )
+    model, params = api.assemble(found, arguments.checkpoint, tokenizer=arguments.tokenizer)
     size = parse_size(arguments.size, model)
     images, names = read_images(images_found, max(arguments.voters, arguments.gallery), size)
     temperature = found.config.loss.student_temperature

@@ -1,8 +1,9 @@
 """Checkpoints: parameters, the rest of the state, the data position and the configuration.
 
 A step folder holds `params` (all that `load` needs), `rest` (optimizer, EMA, counters), `data` (the
-next index of the global stream) and `config`. Orbax writes a step under a temporary name first, so
-that one cut short is never taken for a checkpoint.
+next index of the global stream, what the next row of metrics averages, and a checksum of every array and
+JSON file) and `config`. Orbax writes a step under a temporary name first, so that one cut short is never
+taken for a checkpoint. Whatever is read is compared with its checksum.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import pathlib
 import re
 import textwrap
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -20,11 +23,15 @@ from orbax.checkpoint import args as A
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from sparse_vis.errors import UserError
+from sparse_vis.train import checksums
+from sparse_vis.train.ema import teacher_params
+from sparse_vis.train.mesh import path_name
 from sparse_vis.train.settings import plain
 from sparse_vis.train.step import TrainState
 
 FOLDER = "checkpoints"
 ITEMS = ("params", "rest", "data", "config")
+T = TypeVar("T")
 
 
 def prepare(workdir: pathlib.Path) -> None:
@@ -44,56 +51,41 @@ def prepare(workdir: pathlib.Path) -> None:
 
 
 def open_manager(workdir: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-    """Checkpoint manager of a run; keeps the newest `keep` checkpoints and the one of lowest total loss.
+    """Checkpoint manager of a run; keeps the newest `keep` checkpoints.
 
     Args:
         workdir: of the run. keep: at least 1.
     """
-    policy = preservation_policy.AnyPreservationPolicy(
-        [
-            preservation_policy.LatestN(keep),
-            preservation_policy.BestN(get_metric_fn=_merit, n=1, keep_checkpoints_without_metrics=False),
-        ]
-    )
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
-        best_fn=_merit,
+        preservation_policy=preservation_policy.LatestN(keep),
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,  # what a kill in the middle of a save leaves behind
     )
     return ocp.CheckpointManager((workdir / FOLDER).resolve(), options=options)
 
 
-def _merit(metrics: dict[str, float]) -> float:
-    return -metrics["total"]
-
-
-def save(
-    manager: ocp.CheckpointManager, state: TrainState, next_index: int, config: ConfigDict, metrics: dict
-) -> None:
-    """Start saving a state in the background; the position is that of the first image not yet seen.
+def save(manager: ocp.CheckpointManager, state: TrainState, data: dict, config: ConfigDict) -> None:
+    """Start saving a state in the background.
 
     Args:
         manager: of `open_manager`. state: TrainState.
-        next_index: global stream position. config: of the run.
-        metrics: finite host floats; without a `total` the checkpoint is no candidate for the best one.
+        data: `next_index`, the global stream position of the first image not yet seen, and whatever else
+            the run goes on from, as JSON holds it. config: of the run.
 
     Raises:
         UserError: this save, or the previous one, cannot be written.
     """
+    settings, rest = plain(config), state.replace(params=None)
+    sums = {"params": checksums.checksums(state.params), "rest": checksums.checksums(rest)}
+    sums |= {"config": checksums.of_json(settings), "data": checksums.of_json(data)}
     items = dict(
         params=A.StandardSave(state.params),
-        rest=A.StandardSave(state.replace(params=None)),
-        data=A.JsonSave({"next_index": next_index}),
-        config=A.JsonSave(plain(config)),
+        rest=A.StandardSave(rest),
+        data=A.JsonSave({**data, "checksums": sums}),
+        config=A.JsonSave(settings),
     )
     try:
-        manager.save(
-            int(state.step),
-            args=A.Composite(**items),
-            metrics=metrics if "total" in metrics else None,
-            force=True,
-        )
+        manager.save(int(state.step), args=A.Composite(**items), force=True)
     except Exception as error:
         raise _unwritable(manager, error) from error
 
@@ -118,15 +110,26 @@ _AROUND_CAUSE = (
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if (cause := re.search(r"([A-Z][^:\"\[]*) \[(?:os_error_code|OS error)", str(error))) is not None:
+        return cause[1]
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return textwrap.shorten(re.sub(_AROUND_CAUSE, "", line), 240, placeholder=" …")
 
 
 def _unwritable(manager: ocp.CheckpointManager, error: Exception) -> UserError:
+    folder = pathlib.Path(manager.directory)
     return UserError(
-        f"a checkpoint cannot be written to {manager.directory} ({_reason(error)}); earlier ones are intact: "
+        f"a checkpoint cannot be written to {folder} ({_reason(error)}; {saved_steps(folder.parent)}); "
         "mend that and give the same command again."
     )
+
+
+def saved_steps(workdir: pathlib.Path) -> str:
+    """What a run that stops has to go on from, in words."""
+    steps = _steps(workdir)
+    return f"steps saved there: {', '.join(map(str, steps))}" if steps else "no step is saved there"
 
 
 def _abstract(tree, sharding):
@@ -135,40 +138,89 @@ def _abstract(tree, sharding):
 
 def restore(
     manager: ocp.CheckpointManager, abstract: TrainState, sharding: TrainState
-) -> tuple[TrainState, int]:
-    """Newest state, placed as `sharding` says, and the data position.
+) -> tuple[TrainState, dict]:
+    """Newest state, placed as `sharding` says, and the `data` saved with it.
 
     Args:
         manager: of `open_manager`. abstract: shapes of a TrainState. sharding: NamedShardings alike.
 
     Raises:
-        UserError: the newest checkpoint cannot be read.
+        UserError: the newest checkpoint cannot be read, or is not what was saved.
     """
-    step = manager.latest_step()
+    folder = pathlib.Path(manager.directory) / str(manager.latest_step())
+    data, saved = read_data(folder)
     target = _abstract(abstract, sharding)
-    items = dict(
-        params=A.StandardRestore(target.params),
-        rest=A.StandardRestore(target.replace(params=None)),
-        data=A.JsonRestore(),
-    )
+    items = dict(params=A.StandardRestore(target.params), rest=A.StandardRestore(target.replace(params=None)))
     try:
-        out = manager.restore(step, args=A.Composite(**items))
-        return out["rest"].replace(params=out["params"]), out["data"]["next_index"]
+        out = manager.restore(int(folder.name), args=A.Composite(**items))
     except Exception as error:
-        raise unreadable(pathlib.Path(manager.directory) / str(step), error) from error
+        raise damaged(folder, _reason(error)) from error
+    for item in items:
+        compare(folder, saved, item, out[item])
+    return out["rest"].replace(params=out["params"]), data
 
 
-def unreadable(folder: pathlib.Path, error: Exception) -> UserError:
-    """The sentence for a checkpoint that is there but cannot be read."""
+def damaged(folder: pathlib.Path, reason: str) -> UserError:
+    """The sentence for a checkpoint that is there but cannot be read, or is not what was saved."""
     return UserError(
-        f"checkpoint {folder} is incomplete or damaged ({_reason(error)}); "
+        f"checkpoint {folder} is incomplete or damaged ({reason}); "
         "delete that folder to go on from an earlier step, or restore it from a copy."
     )
 
 
+def _read_json(step: pathlib.Path, item: str) -> dict:
+    path = step / item / "metadata"
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(step, _reason(error)) from error
+    if not isinstance(content, dict):
+        raise damaged(step, f"{item}/metadata holds no JSON object")
+    return content
+
+
+def read_data(step: pathlib.Path) -> tuple[dict, dict | None]:
+    """The `data` of a step folder, and the checksums of all its items; None where it was saved without.
+
+    Raises:
+        UserError: it cannot be read, or is not what was saved.
+    """
+    data = _read_json(step, "data")
+    saved = data.pop("checksums", None)
+    if saved is None and set(data) == {"next_index"}:
+        return data, None
+    if not isinstance(saved, dict) or saved.get("data") != checksums.of_json(data):
+        raise damaged(step, "data is not what was saved: its checksum differs")
+    return data, saved
+
+
+def compare(step: pathlib.Path, saved: dict | None, item: str, tree) -> None:
+    """Refuse arrays that are not those that were saved; says so where that cannot be told.
+
+    Args:
+        step: step folder. saved: checksums, of `read_data`. item: of ITEMS.
+        tree: what was restored of it, or a part of that.
+
+    Raises:
+        UserError: names the first array that differs.
+    """
+    if saved is None:
+        print(f"note: {step / item} was saved without checksums: damage would not be noticed.", flush=True)
+        return
+    for name, found in checksums.checksums(tree).items():
+        if not isinstance(saved.get(item), dict) or saved[item].get(name) != found:
+            raise damaged(step, f"{item}/{name} is not what was saved: its checksum differs")
+
+
+def _steps(path: pathlib.Path) -> list[int]:
+    """Step folders of a workdir, or of its checkpoints folder; complete or not."""
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit() and p.is_dir())
+
+
 def newest_step(workdir: pathlib.Path) -> int:
     """The newest step that a workdir has a folder for; 0 if there is none."""
-    return max((int(p.name) for p in (workdir / FOLDER).glob("*") if p.name.isdigit()), default=0)
+    return max(_steps(workdir), default=0)
 
 
 def find_step(path: pathlib.Path) -> pathlib.Path:
@@ -181,14 +233,13 @@ def find_step(path: pathlib.Path) -> pathlib.Path:
         UserError: no complete checkpoint, or a step folder that lacks something.
     """
     if not path.name.isdigit():
-        folder = path / FOLDER if (path / FOLDER).is_dir() else path
-        steps = [p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()]
+        steps = _steps(path)
         if not steps:
             raise UserError(
                 f"{path} holds no complete checkpoint; train one with main.py --workdir={path}, "
                 "or give another folder."
             )
-        path = max(steps, key=lambda p: int(p.name))
+        path = (path / FOLDER if (path / FOLDER).is_dir() else path) / str(steps[-1])
     missing = [item for item in ITEMS if not (path / item).is_dir()]
     if missing:
         raise UserError(
@@ -198,12 +249,66 @@ def find_step(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def read_newest(path: pathlib.Path, read: Callable[[pathlib.Path], T]) -> T:
+    """Read from the step folder that a path means; training may go on meanwhile.
+
+    Where a run removes the newest step of its workdir, there is a newer one, which is read instead.
+
+    Args:
+        path: as of `find_step`. read: called with a step folder.
+
+    Raises:
+        UserError: of `find_step` and `read`.
+    """
+    while True:
+        newest = max(_steps(path), default=None)
+        try:
+            return read(find_step(path))
+        except UserError:
+            if path.name.isdigit() or max(_steps(path), default=None) == newest:
+                raise
+
+
 def read_config(step: pathlib.Path) -> dict:
-    """The configuration that a step folder was trained with."""
+    """The configuration that a step folder was trained with.
+
+    Raises:
+        UserError: it cannot be read, or is not what was saved.
+    """
+    config, (_, saved) = _read_json(step, "config"), read_data(step)
+    if saved is not None and saved.get("config") != checksums.of_json(config):
+        raise damaged(step, "config is not what was saved: its checksum differs")
+    return config
+
+
+def _here(abstract: dict) -> dict:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
+
+
+def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
+    target = _here(abstract)
+    arguments = A.PyTreeRestore(
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=item == "rest",
+    )  # fmt: skip
+    alone = ocp.options.MultiprocessingOptions(  # no barrier: the other processes of a run may be gone
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="alone",
+    )
+    _, saved = read_data(step)
     try:
-        return json.loads((step / "config" / "metadata").read_text())
-    except (OSError, ValueError) as error:
-        raise unreadable(step, error) from error
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            tree = checkpointer.restore(step.resolve() / item, args=arguments)
+    except Exception as error:
+        raise damaged(step, _reason(error)) from error
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, jax.Array):  # what a partial restore does not find it leaves as a shape
+            raise damaged(step, f"{item} lacks {path_name(path)}")
+    compare(step, saved, item, tree)
+    return tree
 
 
 def restore_params(step: pathlib.Path, abstract: dict) -> dict:
@@ -213,17 +318,21 @@ def restore_params(step: pathlib.Path, abstract: dict) -> dict:
         step: of `find_step`. abstract: shapes of the parameter tree.
 
     Raises:
-        UserError: the arrays cannot be read or have other shapes.
+        UserError: the arrays cannot be read, have other shapes, or are not what was saved.
     """
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
-    alone = ocp.options.MultiprocessingOptions(  # no barrier: the other processes of a run may be gone
-        primary_host=jax.process_index(),
-        active_processes={jax.process_index()},
-        barrier_sync_key_prefix="alone",
-    )
-    try:
-        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-            return checkpointer.restore(step.resolve() / "params", target)
-    except Exception as error:
-        raise unreadable(step, error) from error
+    return _restore_part(step, "params", abstract)
+
+
+def restore_teacher(step: pathlib.Path, abstract: dict) -> dict:
+    """The EMA copy of a step folder, as `restore_params`, without reading its optimizer state.
+
+    Args:
+        step: of `find_step`. abstract: shapes of the parameter tree.
+
+    Returns:
+        Tree of arrays: encoder, sparse_head, cls_head.
+
+    Raises:
+        UserError: as `restore_params`.
+    """
+    return _restore_part(step, "rest", {"teacher": teacher_params(abstract)})["teacher"]

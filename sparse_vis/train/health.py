@@ -13,7 +13,6 @@ from jaxtyping import Array, Float
 
 from sparse_vis.ops.sinkhorn import column_error
 from sparse_vis.targets import balance, make_targets, own_source
-from sparse_vis.train.mesh import BATCH
 from sparse_vis.train.step import Recipe, TrainState
 from sparse_vis.types import Batch
 from sparse_vis.views import make_views
@@ -144,17 +143,23 @@ class HealthCheck:
 
     Args:
         recipe: of the run. mesh: of its state. batch: global Batch on the mesh.
-        every: steps between measurements. step: at which the run begins.
+        every: steps between measurements. step: of the last row of metrics.
+        matches: of the last measurement, as nested lists, where the run is continued; None, or those of
+            another batch, are like none.
 
     Attributes:
         due: step from which on the next measurement is wanted: the next multiple of `every`.
     """
 
-    def __init__(self, recipe: Recipe, mesh: Mesh, batch: Batch, every: int, step: int):
-        rows, everywhere = NamedSharding(mesh, BATCH), NamedSharding(mesh, PartitionSpec())
+    def __init__(
+        self, recipe: Recipe, mesh: Mesh, batch: Batch, every: int, step: int, matches: list | None = None
+    ):
+        everywhere = NamedSharding(mesh, PartitionSpec())
         shape = (len(batch.index), recipe.views.global_count, recipe.model.encoder.queries)
-        self.batch, self.last, self.complaints, self.said = batch, {}, {}, set()
-        self.matches = jax.jit(lambda: -jnp.ones(shape, jnp.int32), out_shardings=rows)()
+        self.batch, self.complaints, self.said = batch, {}, set()
+        self.known = matches is not None and np.shape(matches) == shape
+        start = np.array(matches, np.int32) if self.known else np.full(shape, -1, np.int32)
+        self.matches = jax.device_put(start, everywhere)
         self.every, self.due = every, (step // every + 1) * every
 
         def on_mesh(seed, *arguments):
@@ -163,19 +168,19 @@ class HealthCheck:
                 return measure(seeded, *arguments)
 
         self.seed = jax.device_put(np.uint32(recipe.seed), everywhere)
-        self.measure = jax.jit(on_mesh, out_shardings=(everywhere, rows))
+        self.measure = jax.jit(on_mesh, out_shardings=everywhere)
 
     def __call__(self, step: int, state: TrainState) -> dict[str, float]:
         """Finite measures under names with `health/` before them; prints what two in a row complain about."""
         self.due = (step // self.every + 1) * self.every
         found, self.matches = self.measure(self.seed, state.params, state.teacher, self.batch, self.matches)
         measures = {name: float(x) for name, x in found.items() if math.isfinite(x)}
-        if not self.last:
+        if not self.known:
             measures.pop("match_changed", None)
         now = complaints(measures, self.matches.shape[-1])
         lasting = [name for name in now if name in self.complaints and name not in self.said]
         if lasting:
             meanings = ", ".join(f"{now[name]} ({name} {measures[name]:.2g})" for name in lasting)
             print(f"warning: collapse at step {step}: {meanings}. {REMEDIES}", flush=True)
-        self.said, self.complaints, self.last = self.said | set(lasting), now, measures
+        self.said, self.complaints, self.known = self.said | set(lasting), now, True
         return {f"health/{name}": value for name, value in measures.items()}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -24,13 +25,16 @@ from sparse_vis.runtime.files import write_whole
 from sparse_vis.train import checkpoint, settings
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
-from sparse_vis.train.progress import Progress
-from sparse_vis.train.step import Recipe, TrainState, compile_step, initial_state
+from sparse_vis.train.progress import Averages, Progress
+from sparse_vis.train.step import Recipe, TrainState, compile_step, initial_state, steps_applied
 from sparse_vis.train.stop import StopSignal
 
 # Steps on their way at a time: enough to keep the device busy, and few enough that a SIGTERM is answered
 # soon. (On few cores, a long queue can also deadlock XLA's thread pool on CPU.)
 LONGEST_QUEUE = 2
+
+# In config.model and, the others, in config.loss: too small a one makes numbers infinite at once.
+TEMPERATURES = ("spatial_temperature", "student_temperature", "sinkhorn_temperature")
 
 
 def bad_terms(metrics: dict[str, float]) -> str:
@@ -41,12 +45,13 @@ def bad_terms(metrics: dict[str, float]) -> str:
 
 def start_state(
     config: ConfigDict, recipe: Recipe, mesh, manager, workdir: pathlib.Path, initial: Callable | None
-) -> tuple[TrainState, int]:
-    """State and data position to go on from: the newest checkpoint's, or a fresh one."""
+) -> tuple[TrainState, dict]:
+    """State to go on from, and the `data` saved with it: the newest checkpoint's, or fresh ones."""
     newest = manager.latest_step()
     if newest is not None:
         folder = checkpoint.find_step(pathlib.Path(manager.directory) / str(newest))
-        changed = settings.check_resume(checkpoint.read_config(folder), settings.plain(config), workdir)
+        saved = checkpoint.read_config(folder)
+        changed = settings.check_resume(saved, settings.plain(config), workdir)
         for line in changed:
             print(f"note: setting changed since the last checkpoint: {line}", flush=True)
 
@@ -58,10 +63,42 @@ def start_state(
     if newest is None:
         # From host memory, because arrays of one device cannot enter a program of several processes.
         given = jax.tree.map(np.asarray, initial()) if initial else None
-        return jax.jit(build, out_shardings=sharding)(np.uint32(recipe.seed), given), 0
-    state, position = checkpoint.restore(manager, abstract, sharding)
+        return jax.jit(build, out_shardings=sharding)(np.uint32(recipe.seed), given), {"next_index": 0}
+    state, data = checkpoint.restore(manager, abstract, sharding)
     print(f"continuing {workdir} at step {newest}", flush=True)
-    return state, position
+    before = build_recipe(settings.from_plain(saved, folder)).schedule
+    note_jump(before, recipe.schedule, int(steps_applied(state)))
+    return state, data
+
+
+def note_jump(before: optax.Schedule, now: optax.Schedule, count: int) -> None:
+    """Say so where another number of steps or other settings make the learning rate jump.
+
+    Args:
+        before, now: schedules of the saved and of the present settings. count: steps applied.
+    """
+    last, following = float(before(max(count - 1, 0))), float(now(count))
+    if not math.isclose(float(before(count)), following, rel_tol=1e-3):
+        print(
+            f"note: the learning rate goes from {last:.3g} at the last step to {following:.3g} at the next, "
+            "as config.optimizer and config.train.steps are now.",
+            flush=True,
+        )
+
+
+def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Write a run's configuration as config.json.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = workdir / "config.json"
+    try:
+        write_whole(path, json.dumps(settings.plain(config), indent=2))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); mend that, or give another --workdir."
+        ) from error
 
 
 class Run:
@@ -97,11 +134,12 @@ class Run:
             self.tokenizer = jax.device_put(params, everywhere)
         checkpoint.prepare(workdir)
         self.manager = checkpoint.open_manager(workdir, config.train.keep)
-        self.state, self.position = start_state(config, recipe, self.mesh, self.manager, workdir, initial)
+        self.state, data = start_state(config, recipe, self.mesh, self.manager, workdir, initial)
         if self.main:
-            write_whole(workdir / "config.json", json.dumps(settings.plain(config), indent=2))
-        self.step = int(self.state.step)
-        self.substituted, self.bad_row = 0, []
+            write_config(config, workdir)
+        self.step, self.position = int(self.state.step), data["next_index"]
+        self.averages, self.matches = Averages(**data.get("averages", {})), data.get("matches")
+        self.substituted, self.bad_row, self.began = data.get("substituted", 0), [], self.step
         self.recipe, self.update = recipe, compile_step(recipe, self.mesh, self.state)
 
     def batches(self):
@@ -124,7 +162,8 @@ class Run:
         size = self.config.train.batch // self.config.efficiency.microbatches
         with contextlib.closing(self._stream(size, position=0, steps=1, workers=0)) as batches:
             batch = global_batch(self.mesh, next(batches)[0])
-        return HealthCheck(self.recipe, self.mesh, batch, self.config.train.health_every, self.step)
+        every, last = self.config.train.health_every, self.step - self.averages.steps
+        return HealthCheck(self.recipe, self.mesh, batch, every, last, self.matches)
 
     def next_batch(self, batches):
         """The next global batch on the devices."""
@@ -141,18 +180,35 @@ class Run:
             bad += self.bad_row[-1:]
             if len(self.bad_row) == limit:
                 first, terms = self.bad_row[0]
-                intact = ", ".join(map(str, self.manager.all_steps())) or "none yet"
+                checkpoint.finish(self.manager)
+                saved = checkpoint.saved_steps(self.workdir)
                 raise UserError(
                     f"stopped at step {step}: not finite from step {first} on: {terms}, {limit} bad steps in "
-                    f"a row, none applied; the checkpoints in {self.workdir} (steps: {intact}) are intact: "
-                    "lower config.optimizer.peak_lr or raise its warmup."
+                    f"a row, none applied; {saved}: {self.remedy(first, terms)}."
                 )
         if bad:
             step, terms = bad[0]
             print(f"warning: {len(bad)} steps not applied, first step {step}: {terms} not finite", flush=True)
 
+    def remedy(self, first: int, terms: str) -> str:
+        """What to change where numbers are not finite from a step on."""
+        if first > self.began + 1:
+            return "lower config.optimizer.peak_lr or raise its warmup"
+        names = [f"model.{TEMPERATURES[0]}", *(f"loss.{name}" for name in TEMPERATURES[1:])]
+        names += [f"loss.{term}" for term in terms.split(", ") if term in self.config.loss]
+        values = ", ".join(f"config.{name}={settings.at(self.config, name)}" for name in names)
+        if self.began:
+            return (
+                "it is so since this start, which the learning rate does not explain; look at what changed "
+                f"since the checkpoint (notes above), at its parameters, at the images, and at {values}"
+            )
+        return (
+            "it is so from the very first step, which the learning rate does not explain; look at "
+            f"{values}, the images, and the weights of config.init"
+        )
+
     def train(self, stop: StopSignal | None = None) -> dict[str, float]:
-        """Train to config.train.steps or to a SIGTERM, and save; returns the last averages.
+        """Train to config.train.steps or to a SIGTERM, and save; returns the last row of metrics.
 
         Args:
             stop: noticed after every step; without it, nothing stops the run early.
@@ -183,8 +239,19 @@ class Run:
             exits.callback(checkpoint.finish, self.manager)
             return self._steps(update, batches, batch, progress, stop or StopSignal())
 
+    def place(self) -> dict:
+        """What a continued run needs beside its state and configuration, as JSON holds it."""
+        place = {
+            "next_index": self.position,
+            "averages": {"sums": self.averages.sums, "steps": self.averages.steps},
+            "substituted": self.substituted,
+        }
+        if self.health and self.health.known:
+            self.matches = np.asarray(self.health.matches).tolist()
+        return place | {"matches": self.matches}
+
     def _steps(self, update, batches, batch, progress: Progress, stop: StopSignal) -> dict[str, float]:
-        train, first, window, waiting = self.config.train, self.step + 1, [], 0.0
+        train, window, waiting, row = self.config.train, [], 0.0, {}
         while True:
             self.state, metrics = update(self.state, batch, self.tokenizer, self.seed)
             window.append(metrics)
@@ -192,17 +259,24 @@ class Run:
             jax.block_until_ready(window[-LONGEST_QUEUE:][0])
             ends = stop.at(self.step) or self.step == train.steps
             saves = ends or self.step % train.save_every == 0
-            if saves or self.step == first or self.step % train.log_every == 0:
+            # Rows come at the same steps and average the same ones, however often the run is interrupted.
+            shows = self.step in (1, train.steps) or self.step % train.log_every == 0
+            if saves or shows:
                 window = jax.tree.map(float, jax.device_get(window))
                 self.check_finite(window)
+                self.averages.add(window)
+                window = []
+            if shows:
                 extra = {"input_wait_seconds": waiting, "substituted": float(self.substituted)}
                 if self.health and self.step >= self.health.due:
                     extra |= self.health(self.step, self.state)
-                means, window, waiting = progress.report(self.step, window, extra), [], 0.0
+                row = progress.report(self.step, self.averages.means(), extra)
+                self.averages, waiting = Averages(), 0.0
             if saves:
-                checkpoint.save(self.manager, self.state, self.position, self.config, means)
+                progress.sync()
+                checkpoint.save(self.manager, self.state, self.place(), self.config)
             if ends:
-                return means
+                return row
             began = time.perf_counter()
             batch = self.next_batch(batches)
             waiting += time.perf_counter() - began

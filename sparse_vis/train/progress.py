@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import pathlib
 import queue
+import textwrap
 import threading
 import time
 
-import numpy as np
-from clu import metrics
+from sparse_vis.errors import UserError
+from sparse_vis.runtime.files import write_whole
+from sparse_vis.train.checkpoint import saved_steps
 
 from sparse_vis.runtime.files import write_whole
 
@@ -23,11 +26,11 @@ class TensorBoard:
     """clu's TensorBoard writer on a thread of its own, because TensorFlow takes seconds to import.
 
     Args:
-        folder: for the event files.
+        folder: for the event files. rows: of metrics.jsonl up to the step at which the run goes on.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder, self.queue = folder, queue.SimpleQueue()
+    def __init__(self, folder: pathlib.Path, rows: list[dict]):
+        self.folder, self.rows, self.queue = folder, rows, queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
@@ -36,13 +39,19 @@ class TensorBoard:
         try:
             from clu import metric_writers
 
+            last = self.rows[-1]["step"] if self.rows else 0
+            there = max((keep_events(path, last) for path in self.folder.glob("*.tfevents.*")), default=0)
             writer = metric_writers.SummaryWriter(str(self.folder))
+            for row in self.rows:  # a kill leaves a few that were not written here yet
+                if row["step"] > there:
+                    writer.write_scalars(row["step"], numbers(row))
             while (item := self.queue.get()) is not None:
                 writer.write_scalars(*item)
                 writer.flush()
             writer.close()
         except Exception as error:  # TensorFlow is missing, the disk is full ...: the run is worth more
-            print(f"note: no more TensorBoard files ({error}); {JSONL} has all numbers.", flush=True)
+            why = textwrap.shorten(str(error), 240, placeholder=" …")
+            print(f"note: no more TensorBoard files ({why}); {JSONL} has all numbers.", flush=True)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Hand numbers over; returns at once."""
@@ -54,39 +63,94 @@ class TensorBoard:
         self.thread.join()
 
 
-def keep_until(path: pathlib.Path, step: int) -> None:
+def numbers(row: dict) -> dict[str, float]:
+    """What a row of metrics.jsonl holds beside its step and time."""
+    return {name: value for name, value in row.items() if name not in ("step", "time")}
+
+
+def keep_events(path: pathlib.Path, step: int) -> int:
+    """Drop a TensorBoard file's events beyond a step, and from one on that is damaged or was cut short.
+
+    Args:
+        path: of the file. step: the last to keep.
+
+    Returns:
+        The last step that is kept; 0 if there is none.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    data, kept, last, start = path.read_bytes(), [], 0, 0
+    while start + 12 <= len(data):  # length and its checksum, the event and its checksum
+        end = start + 16 + int.from_bytes(data[start : start + 8], "little")
+        if end > len(data):
+            break
+        try:
+            event = Event.FromString(data[start + 12 : end - 4])
+        except DecodeError:
+            break
+        if event.step <= step:
+            kept.append(data[start:end])
+            last = max(last, event.step)
+        start = end
+    if sum(map(len, kept)) < len(data):
+        write_whole(path, b"".join(kept))
+    return last
+
+
+def keep_until(path: pathlib.Path, step: int) -> list[dict]:
     """Drop the lines of a metrics file beyond a step, and one cut short by a kill.
 
     A run that was killed goes on from its last checkpoint and reports the steps since then again.
 
     Args:
         path: of the file, which need not exist. step: the last to keep.
+
+    Returns:
+        The rows that are kept.
     """
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+        return []
+    rows, kept, damaged, lines = [], [], 0, path.read_bytes().splitlines(keepends=True)
+    for line in lines:
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            row = json.loads(line)
+            if row["step"] <= step and line.endswith(b"\n"):
+                rows.append(row)
+                kept.append(line)
         except (ValueError, TypeError, KeyError):
-            continue
-    write_whole(path, "".join(kept))
+            damaged += line.endswith(b"\n")
+    if damaged:
+        print(f"note: {damaged} damaged lines of {path} are left out.", flush=True)
+    if len(rows) < len(lines):
+        write_whole(path, b"".join(kept))
+    return rows
 
 
-def average(window: list[dict[str, float]]) -> dict[str, float]:
-    """clu's mean over the finite numbers of each name; a name without any is left out.
+class Averages:
+    """Means of the finite metrics of the steps since the last row, as sums that a checkpoint can hold.
 
     Args:
-        window: metrics per step.
+        sums: name -> [sum, how many]. steps: that are added up.
     """
-    values = {name: np.array([m[name] for m in window], np.float32) for name in window[0]}
-    finite = {name: np.isfinite(v) for name, v in values.items()}
-    return {
-        name: float(metrics.Average.from_model_output(values[name], mask=finite[name]).compute())
-        for name in values
-        if finite[name].any()
-    }
+
+    def __init__(self, sums: dict[str, list[float]] | None = None, steps: int = 0):
+        self.sums, self.steps = sums or {}, steps
+
+    def add(self, window: list[dict[str, float]]) -> None:
+        """Add up the metrics of steps; a name without any finite number stays out."""
+        self.steps += len(window)
+        for metrics in window:
+            for name, value in metrics.items():
+                if math.isfinite(value):
+                    total, count = self.sums.get(name, (0.0, 0))
+                    self.sums[name] = [total + value, count + 1]
+            # A count, not a quantity: the newest number.
+            self.sums["bad_steps"] = [metrics["bad_steps"], 1]
+
+    def means(self) -> dict[str, float]:
+        """The mean of every name."""
+        return {name: total / count for name, (total, count) in self.sums.items()}
 
 
 class Progress:
@@ -95,45 +159,75 @@ class Progress:
     Args:
         workdir: of the run. steps: of the run. batch: global batch. first: step at which this
             process starts. active: whether this is the main process.
+
+    Raises:
+        UserError: the metrics cannot be written.
     """
 
     def __init__(self, workdir: pathlib.Path, steps: int, batch: int, first: int, active: bool):
-        self.steps, self.batch, self.active = steps, batch, active
+        self.path, self.steps, self.batch, self.active = workdir / JSONL, steps, batch, active
         self.last_step, self.said_waiting = first, False
         self.start_clock()
         if active:
-            keep_until(workdir / JSONL, first)
-            self.log = (workdir / JSONL).open("a")
-            self.board = TensorBoard(workdir / "tensorboard")
+            try:
+                rows = keep_until(self.path, first)
+                self.log = self.path.open("ab", buffering=0)
+            except OSError as error:
+                raise self._unwritable(error) from error
+            self.board = TensorBoard(workdir / "tensorboard", rows)
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"metrics cannot be written to {self.path} ({error.strerror}; "
+            f"{saved_steps(self.path.parent)}); mend that and give the same command again."
+        )
 
     def start_clock(self) -> None:
         """The next interval begins now."""
         self.last_time = time.perf_counter()
 
-    def report(self, step: int, window: list[dict[str, float]], extra: dict[str, float]) -> dict[str, float]:
-        """Average a window of metrics, print and write them.
+    def report(self, step: int, means: dict[str, float], extra: dict[str, float]) -> dict[str, float]:
+        """Print and write a row of metrics.
 
         Args:
-            step: steps done. window: host metrics of every step since the last report.
+            step: steps done. means: of the steps since the last row.
             extra: further numbers of this interval, to be shown if they are not zero.
 
         Returns:
-            The averages, with `images_per_second`; all finite.
+            The row's numbers, with `images_per_second`; all finite.
+
+        Raises:
+            UserError: they cannot be written.
         """
         seconds = max(time.perf_counter() - self.last_time, 1e-9)
         rate = (step - self.last_step) * self.batch / seconds
         self.last_step = step
         self.start_clock()
-        means = average(window) | {"images_per_second": rate} | extra
-        # A count, not a quantity: the newest number.
-        means["bad_steps"] = window[-1]["bad_steps"]
+        means = means | {"images_per_second": rate} | extra
         if self.active:
             print(self.line(step, means), flush=True)
-            self.log.write(json.dumps({"step": step, "time": time.time(), **means}, allow_nan=False) + "\n")
-            self.log.flush()
+            row = {"step": step, "time": time.time(), **means}
+            self._write(json.dumps(row, allow_nan=False).encode() + b"\n")
             self.board.write(step, means)
             self.mention_input(extra.get("input_wait_seconds", 0.0) / seconds)
         return means
+
+    def _write(self, line: bytes) -> None:
+        try:
+            os.stat(self.path)  # a file that was deleted takes everything, and keeps nothing
+            while line:
+                line = line[self.log.write(line) :]
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def sync(self) -> None:
+        """Return when all rows are on disk: a checkpoint saved now is not older than they are."""
+        if self.active:
+            try:
+                os.stat(self.path)
+                os.fsync(self.log.fileno())
+            except OSError as error:
+                raise self._unwritable(error) from error
 
     def mention_input(self, share: float) -> None:
         """Say once that input is the bottleneck, where waiting takes this share of an interval."""

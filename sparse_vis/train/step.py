@@ -61,6 +61,11 @@ class Recipe:
     final_momentum: float
 
 
+def steps_applied(state: TrainState) -> jax.Array:
+    """The optimizer's count, int32, which its schedule reads: a step that is skipped does not count."""
+    return state.step - state.bad_steps
+
+
 def initial_state(recipe: Recipe, params: dict | None = None) -> TrainState:
     """State of step 0 from the recipe's seed, or around given parameters."""
     if params is None:
@@ -110,9 +115,10 @@ def train_step(
     )
     # Not lax.cond, before which all updates would be written to memory, to be read again.
     kept = jax.tree.map(functools.partial(jnp.where, good), moved, state)
+    rate = recipe.schedule(steps_applied(state))
     new = kept.replace(step=state.step + 1, bad_steps=state.bad_steps + 1 - good.astype(jnp.int32))
     return new, {
-        "total": total, **terms, "gradient_norm": norm, "learning_rate": recipe.schedule(state.step),
+        "total": total, **terms, "gradient_norm": norm, "learning_rate": rate,
         "bad_steps": new.bad_steps.astype(jnp.float32),
     }  # fmt: skip
 

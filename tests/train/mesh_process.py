@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sparse_vis.build import build_recipe
 from sparse_vis.interop.released import params_to_tensors
 from sparse_vis.ops.sinkhorn import column_potentials
+from sparse_vis.train import checksums
 from sparse_vis.train.ema import update_teacher
 from sparse_vis.train.gradients import global_potentials, loss_fn, split_batch
 from sparse_vis.train.mesh import BATCH, global_batch, make_mesh, state_sharding
@@ -77,6 +78,7 @@ def one_step(shape: tuple[int, int]) -> dict[str, np.ndarray]:
     everywhere = NamedSharding(mesh, PartitionSpec())
     state = start_state()
     state = jax.device_put(state, state_sharding(mesh, state))
+    sums = list(checksums.checksums(state.params["encoder"]).values())
     batch = global_batch(mesh, local_batch())
     step = compile_step(recipe, mesh, state)
     # In one program, the forward pass that both need is compiled once.
@@ -94,7 +96,8 @@ def one_step(shape: tuple[int, int]) -> dict[str, np.ndarray]:
         return {f"{kind}/{name}": x for name, x in params_to_tensors(tree, settings.model.patch).items()}
 
     return {
-        "image_match": found[0], "masked_match": found[1], "step": program.as_text(),
+        "checksums": np.array(sums), "step": program.as_text(),
+        "image_match": found[0], "masked_match": found[1],
         **{f"metric/{name}": value for name, value in metrics.items()},
         **named("gradient", gradients), **named("params", state.params),
     }  # fmt: skip
@@ -117,6 +120,7 @@ def small_programs() -> dict[str, str]:
             )  # fmt: skip
 
     return {
+        "checksum": text(checksums.of_devices, scores),
         "sinkhorn": text(lambda x: column_potentials(x, 0.06, 3), scores),
         "sorting": text(lambda x: jax.numpy.sort(x, axis=0)[0], scores),
         "microbatches": text(from_microbatches, images),

@@ -1,10 +1,18 @@
-"""Which checkpoints stay."""
+"""Which checkpoints stay, and that no damage of one goes unnoticed."""
 
+import json
+import random
+import shutil
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sparse_vis.config import default_config
+from sparse_vis.errors import UserError
 from sparse_vis.train import checkpoint
+from sparse_vis.train.mesh import make_mesh, state_sharding
 from sparse_vis.train.step import TrainState
 
 
@@ -14,20 +22,12 @@ def state(step):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(
-    "keep,totals,kept",
-    [
-        (2, [5, 1, 4, 3, 2], [2, 4, 5]),  # the best is none of the newest
-        (1, [5, 4, 3, 2, 1], [5]),
-        (2, [1, 5, None, None], [1, 3, 4]),  # without a total: newest, but never the best
-    ],
-)
-def test_the_newest_and_the_best_stay(tmp_path, keep, totals, kept):
+@pytest.mark.parametrize("keep,kept", [(2, [3, 4]), (1, [4])])
+def test_the_newest_stay(tmp_path, keep, kept):
     checkpoint.prepare(tmp_path)
     with checkpoint.open_manager(tmp_path, keep) as manager:
-        for step, total in enumerate(totals, 1):
-            metrics = {} if total is None else {"total": float(total)}
-            checkpoint.save(manager, state(step), 10 * step, default_config(), metrics)
+        for step in range(1, 5):
+            checkpoint.save(manager, state(step), {"next_index": 10 * step}, default_config())
         checkpoint.finish(manager)
         assert sorted(manager.all_steps()) == kept
         assert checkpoint.find_step(tmp_path).name == str(kept[-1])
@@ -39,6 +39,143 @@ def test_the_rest_of_a_killed_save_is_cleaned_up(tmp_path):
     left = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
     left.mkdir()
     with checkpoint.open_manager(tmp_path, 1) as manager:
-        checkpoint.save(manager, state(8), 0, default_config(), {"total": 1.0})
+        checkpoint.save(manager, state(8), {"next_index": 0}, default_config())
         checkpoint.finish(manager)
         assert manager.all_steps() == [8] and not left.exists()
+
+
+DATA = {"next_index": 123, "averages": {"sums": {"total": [1.5, 2]}, "steps": 2}}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A workdir with step 1, and the state in it."""
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(20, 8)).astype(np.float32), "b": jnp.arange(3, dtype=jnp.bfloat16)}
+    kept = state(1).replace(params=params, opt_state={"mu": jnp.asarray(params["w"]) / 2})
+    checkpoint.prepare(tmp_path)
+    with checkpoint.open_manager(tmp_path, 1) as manager:
+        checkpoint.save(manager, kept, DATA, default_config())
+        checkpoint.finish(manager)
+    return tmp_path, jax.device_get(kept)
+
+
+def read_all(workdir, like):
+    """Everything that is read of a checkpoint: to continue, and to load."""
+    abstract = jax.eval_shape(lambda: like)
+    with checkpoint.open_manager(workdir, 1) as manager:
+        whole = checkpoint.restore(manager, abstract, state_sharding(make_mesh((-1, 1)), abstract))
+    step = checkpoint.find_step(workdir)
+    return jax.device_get((*whole, checkpoint.restore_params(step, abstract.params))), checkpoint.read_config(
+        step
+    )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(saved):
+    workdir, kept = saved
+    (state, data, params), config = read_all(*saved)
+    assert data == DATA and config["train"]["keep"] == default_config().train.keep
+    jax.tree.map(np.testing.assert_array_equal, (state, params), (kept, kept.params))
+    expected = (state, data, params), config
+    draw, refused = random.Random(0), set()
+    files = sorted(
+        path for path in (workdir / "checkpoints" / "1").rglob("*") if path.stat().st_size and path.is_file()
+    )
+    assert len(files) > 12
+    for path in files:
+        for _ in range(2):
+            whole = path.read_bytes()
+            bit = draw.randrange(8 * len(whole))
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            try:
+                found = read_all(*saved)
+                assert jax.tree.all(jax.tree.map(np.array_equal, found, expected)), (path, bit)
+            except UserError as error:
+                assert "1 is incomplete or damaged" in str(error) and "\n" not in str(error)
+                refused.add(path.relative_to(workdir / "checkpoints" / "1").parts[0])
+            path.write_bytes(whole)
+    assert refused == {"params", "rest", "data", "config"}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("item,name", [("params", "params/w"), ("rest", "rest/opt_state/mu")])
+def test_other_numbers_in_well_formed_files_are_refused_by_name(saved, item, name):
+    """A single bit of one value, written by Orbax itself."""
+    workdir, kept = saved
+    wrong = np.array(kept.params["w"] / 2 if item == "rest" else kept.params["w"])
+    wrong.view(np.uint32)[7, 3] ^= 1
+    wrong = (
+        kept.replace(opt_state={"mu": wrong})
+        if item == "rest"
+        else kept.replace(params={**kept.params, "w": wrong})
+    )
+    checkpoint.prepare(workdir / "other")
+    with checkpoint.open_manager(workdir / "other", 1) as manager:
+        checkpoint.save(manager, jax.tree.map(jnp.asarray, wrong), DATA, default_config())
+        checkpoint.finish(manager)
+    shutil.rmtree(workdir / "checkpoints" / "1" / item)
+    shutil.copytree(workdir / "other" / "checkpoints" / "1" / item, workdir / "checkpoints" / "1" / item)
+    with pytest.raises(UserError, match=rf"checkpoints/1 is .* \({name} is not what was saved: its checksum"):
+        read_all(*saved)
+
+
+@pytest.mark.fast
+def test_a_changed_digit_of_position_or_configuration_is_refused(saved):
+    for item, before, after in (("data", "123", "132"), ("config", '"keep": 2', '"keep": 3')):
+        path = saved[0] / "checkpoints" / "1" / item / "metadata"
+        text = path.read_text()
+        assert before in text
+        path.write_text(text.replace(before, after))
+        with pytest.raises(UserError, match=rf"\({item} is not what was saved"):
+            read_all(*saved)
+        path.write_text(text)
+    read_all(*saved)
+
+
+@pytest.mark.fast
+def test_a_checkpoint_without_checksums_loads_with_a_note(saved, capsys):
+    """As earlier versions wrote it."""
+    workdir, kept = saved
+    path = workdir / "checkpoints" / "1" / "data" / "metadata"
+    path.write_text(json.dumps({"next_index": 7}))
+    (state, data, _), _ = read_all(*saved)
+    jax.tree.map(np.testing.assert_array_equal, state, kept)
+    assert data == {"next_index": 7}
+    notes = capsys.readouterr().out.splitlines()
+    assert notes and all(line.startswith("note: ") and "without checksums" in line for line in notes)
+
+
+@pytest.mark.fast
+def test_a_reader_whose_step_is_removed_takes_the_newer_one(saved):
+    workdir, _ = saved
+    read = []
+
+    def retention(step):
+        """While step 1 is read, the run saves step 2 and removes step 1."""
+        read.append(step.name)
+        if step.name == "1":
+            step.rename(step.with_name("2"))
+        return checkpoint.read_config(step)
+
+    assert checkpoint.read_newest(workdir, retention)["name"] == "default" and read == ["1", "2"]
+    shutil.rmtree(workdir / "checkpoints" / "2" / "config")
+    with pytest.raises(UserError, match="2 is incomplete: it lacks config"):  # nothing newer is there
+        checkpoint.read_newest(workdir, checkpoint.read_config)
+    with pytest.raises(UserError, match="1 is incomplete"):  # a step folder means that step
+        checkpoint.read_newest(workdir / "checkpoints" / "1", checkpoint.read_config)
+
+
+@pytest.mark.fast
+def test_a_part_of_a_checkpoint_that_lacks_an_array_is_refused(saved):
+    """Of the parameters all that is there has to be wanted; of the rest, only the EMA copy is read."""
+    workdir, kept = saved
+    step, shapes = checkpoint.find_step(workdir), jax.eval_shape(lambda: kept.params)
+    for wrong in ({**shapes, "more": shapes["b"]}, {"w": shapes["w"]}, {**shapes, "w": shapes["b"]}):
+        with pytest.raises(UserError, match="1 is incomplete or damaged"):
+            checkpoint.restore_params(step, wrong)
+    parts = {name: shapes for name in ("encoder", "sparse_head", "cls_head")}
+    with pytest.raises(UserError, match="rest lacks teacher/cls_head/b"):  # saved without a teacher
+        checkpoint.restore_teacher(step, parts)

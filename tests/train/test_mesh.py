@@ -92,7 +92,7 @@ def test_loss_gradient_update_and_matches_do_not_depend_on_the_mesh(steps, mesh)
     metrics, expected = part(ours, "metric"), part(reference, "metric")
     assert metrics["total"] == pytest.approx(expected["total"], rel=1e-6)
     assert metrics["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-6)
-    for name in ("image_match", "masked_match"):
+    for name in ("checksums", "image_match", "masked_match"):
         assert np.array_equal(ours[name], reference[name])
     gradient, true = part(ours, "gradient"), part(reference, "gradient")
     assert relative(whole(gradient), whole(true)) < 1e-6
@@ -125,6 +125,11 @@ def test_sinkhorn_gathers_nothing_of_the_batch(steps):
     assert moved(steps["program"]["microbatches"]) == []
     # In the whole step too, unless parameters are split, nothing is gathered or exchanged.
     assert moved(steps["8,1"]["step"]) == [] and "all-reduce" in str(steps["8,1"]["step"])
+
+
+def test_checksums_gather_nothing(steps):
+    program = str(steps["program"]["checksum"])
+    assert moved(program) == [] and "all-reduce" in program
 
 
 @pytest.mark.parametrize("mesh", ["4,2", "1,8"])

@@ -6,7 +6,13 @@ import math
 import pytest
 
 from sparse_vis.train import progress
-from sparse_vis.train.progress import Progress
+from sparse_vis.train.progress import Averages, Progress
+
+
+def means(*window):
+    averages = Averages()
+    averages.add(window)
+    return averages.means()
 
 
 def step_metrics(total, bad_steps=0.0):
@@ -14,8 +20,8 @@ def step_metrics(total, bad_steps=0.0):
 
 
 class NoBoard:
-    def __init__(self, folder):
-        self.written = []
+    def __init__(self, folder, rows):
+        self.rows, self.written = rows, []
 
     def write(self, step, numbers):
         self.written.append((step, numbers))
@@ -37,17 +43,17 @@ def still(monkeypatch):
 def test_a_line_has_step_speed_time_left_and_every_term(still, tmp_path, capsys):
     shown = Progress(tmp_path, steps=100, batch=8, first=10, active=True)
     still[0] += 4
-    means = shown.report(
-        30, [step_metrics(1.0), step_metrics(3.0)], {"substituted": 2.0, "input_wait_seconds": 0.0}
+    row = shown.report(
+        30, means(step_metrics(1.0), step_metrics(3.0)), {"substituted": 2.0, "input_wait_seconds": 0.0}
     )
     shown.close()
-    assert means["total"] == 2 and means["images_per_second"] == 40
+    assert row["total"] == 2 and row["images_per_second"] == 40
     line = capsys.readouterr().out
     assert line.startswith("step 30/100  40 images/s  ETA 0:00:14  total 2  koleo_image 1  learning_rate 0.5")
     assert line.endswith("substituted 2\n")
-    (row,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert row.pop("time") and row == {"step": 30, **means}
-    assert shown.board.written == [(30, means)]
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line.pop("time") and line == {"step": 30, **row}
+    assert shown.board.written == [(30, row)]
 
 
 @pytest.mark.fast
@@ -55,7 +61,7 @@ def test_a_run_says_once_that_input_is_the_bottleneck(still, tmp_path, capsys):
     shown = Progress(tmp_path, steps=100, batch=8, first=0, active=True)
     for step, waited in ((10, 0.3), (20, 1.2), (30, 2.0)):
         still[0] += 4
-        shown.report(step, [step_metrics(1.0)], {"input_wait_seconds": waited})
+        shown.report(step, means(step_metrics(1.0)), {"input_wait_seconds": waited})
     shown.close()
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     (note,) = notes
@@ -65,10 +71,10 @@ def test_a_run_says_once_that_input_is_the_bottleneck(still, tmp_path, capsys):
 @pytest.mark.fast
 def test_bad_numbers_are_left_out_and_counted(still, tmp_path):
     shown = Progress(tmp_path, steps=9, batch=8, first=0, active=True)
-    means = shown.report(2, [step_metrics(1.0), step_metrics(math.nan, 1.0)], {})
-    assert means["total"] == 1 and means["bad_steps"] == 1
-    means = shown.report(3, [step_metrics(math.inf, 2.0)], {})
-    assert "total" not in means and "koleo_image" not in means and means["bad_steps"] == 2
+    row = shown.report(2, means(step_metrics(1.0), step_metrics(math.nan, 1.0)), {})
+    assert row["total"] == 1 and row["bad_steps"] == 1
+    row = shown.report(3, means(step_metrics(math.inf, 2.0)), {})
+    assert "total" not in row and "koleo_image" not in row and row["bad_steps"] == 2
     shown.close()
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text and text.count("\n") == 2
@@ -81,7 +87,7 @@ def test_a_restart_reports_repeated_steps_once(still, tmp_path):
         '{"step": 2, "total": 1}\n{"step": 4, "total": 2}\n{"step": 6, "total": 3}\n{"step": 8, "to'
     )
     shown = Progress(tmp_path, steps=9, batch=8, first=4, active=True)
-    shown.report(6, [step_metrics(5.0)], {})
+    shown.report(6, means(step_metrics(5.0)), {})
     shown.close()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["step"], row["total"]) for row in rows] == [(2, 1), (4, 2), (6, 5)]
@@ -91,19 +97,39 @@ def test_a_restart_reports_repeated_steps_once(still, tmp_path):
 @pytest.mark.fast
 def test_only_the_main_process_writes(still, tmp_path, capsys):
     shown = Progress(tmp_path, steps=9, batch=8, first=0, active=False)
-    assert shown.report(1, [step_metrics(1.0)], {})["total"] == 1
+    assert shown.report(1, means(step_metrics(1.0)), {})["total"] == 1
     shown.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
 
 
-def test_tensorboard_reads_the_numbers(tmp_path):
+def test_tensorboard_reads_the_numbers_also_of_a_run_that_was_killed(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    shown = Progress(tmp_path, steps=9, batch=8, first=0, active=True)
-    for step in (1, 2):
-        shown.report(step, [step_metrics(3.0 * step)], {})
+    def report(first, numbers):
+        """Go on from a step and report {step: total}; what TensorBoard reads then."""
+        shown = Progress(tmp_path, steps=9, batch=8, first=first, active=True)
+        for step, total in numbers.items():
+            shown.report(step, means(step_metrics(total)), {})
+        shown.close()
+        events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+        return [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors("total")]
+
+    assert report(0, {1: 3.0, 2: 6.0, 3: 9.0}) == [(1, 3), (2, 6), (3, 9)]
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert report(2, {3: 8.0}) == [(1, 3), (2, 6), (3, 8)]  # step 3 was reported twice
+    (newest,) = set((tmp_path / "tensorboard").iterdir()) - {file}
+    newest.write_bytes(newest.read_bytes()[:-5])  # a kill in the middle of writing
+    found = report(3, {4: 7.0})
+    assert found == [(1, 3), (2, 6), (3, 8), (4, 7)]
+
+
+@pytest.mark.fast
+def test_damaged_lines_of_metrics_are_left_out_and_said(still, tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "total": 1}\n{"st\xffp": 2, "total": 2}\n{"step": 3, "total": 3}\n')
+    shown = Progress(tmp_path, steps=9, batch=8, first=3, active=True)
     shown.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
-    found = [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors("total")]
-    assert found == [(1, 3.0), (2, 6.0)]
+    assert path.read_text() == '{"step": 1, "total": 1}\n{"step": 3, "total": 3}\n'
+    assert [row["step"] for row in shown.board.rows] == [1, 3]
+    assert capsys.readouterr().out == f"note: 1 damaged lines of {path} are left out.\n"

@@ -11,6 +11,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from sparse_vis.build import build_recipe
@@ -121,6 +122,10 @@ def test_a_bad_step_is_counted_and_not_applied():
     assert all(jax.tree.leaves(same))
     for before, after in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(new.opt_state), strict=True):
         assert np.array_equal(before, after)
+    # The next good step is optax's first, and the rate that is reported is the one that it applies.
+    _, metrics = step_of(r)(new.replace(params=poisoned.params), batch())
+    counts = [int(count) for _, count in optax.tree_utils.tree_get_all_with_path(new.opt_state, "count")]
+    assert set(counts) == {0} and metrics["learning_rate"] == r.schedule(0) != r.schedule(1)
 
 
 def test_every_parameter_but_the_fourier_matrix_moves():

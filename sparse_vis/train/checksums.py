@@ -1,0 +1,104 @@
+"""Checksums of arrays, the same on whatever devices they lie, and of what is saved as JSON.
+
+A word w at position i adds m(w ^ m(i + key)) to a sum modulo 2^32, where m permutes the 32-bit words. So
+every change within one word changes the sum, and any other damage, as of words that trade places, goes
+unnoticed with a probability of 2^-32. Two sums with different keys are kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sparse_vis.train.mesh import path_name
+
+KEYS = (0x243F6A88, 0x85A308D3)  # the first digits of pi
+CHUNK = 1 << 15  # words that a processor's cache holds
+
+
+def _mix(x):
+    """A permutation of the 32-bit words in which every bit depends on every other (Wellons' lowbias32).
+
+    Args:
+        x: uint32 array, of NumPy or JAX.
+    """
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _sums(words, positions) -> list:
+    return [(_mix(words ^ _mix(positions + np.uint32(key)))).sum(dtype=np.uint32) for key in KEYS]
+
+
+def _unsigned(dtype: np.dtype) -> type[np.unsignedinteger]:
+    return {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[dtype.itemsize]
+
+
+def of_host(array: np.ndarray) -> list[int]:
+    """The two sums of an array in this process's memory; compiles nothing."""
+    # Of a copy in C order, which keeps no dimension of a scalar.
+    words, sums = np.ravel(array).view(_unsigned(array.dtype)), [0, 0]
+    for start in range(0, len(words), CHUNK):
+        part = words[start : start + CHUNK].astype(np.uint32)
+        positions = np.arange(start, start + len(part), dtype=np.uint64).astype(np.uint32)
+        sums = [(a + int(b)) % 2**32 for a, b in zip(sums, _sums(part, positions), strict=True)]
+    return sums
+
+
+def of_devices(array: jax.Array) -> jax.Array:
+    """The two sums of a traced array, as `of_host`; a sum over a sharded array gathers nothing."""
+    array = array.astype(jnp.uint8) if array.dtype == jnp.bool_ else array
+    words = jax.lax.bitcast_convert_type(array, _unsigned(array.dtype)).astype(jnp.uint32)
+    positions, stride = jnp.zeros(words.shape, jnp.uint32), 1
+    for axis in reversed(range(words.ndim)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        positions = positions + along * np.uint32(stride % 2**32)
+        stride *= words.shape[axis]
+    return jnp.stack(_sums(words, positions))
+
+
+@functools.cache
+def _program(result: jax.sharding.Sharding):
+    return jax.jit(of_devices, out_shardings=result)
+
+
+def checksum(leaf: jax.Array | np.ndarray) -> str:
+    """Checksum of an array as 16 hexadecimal digits.
+
+    On CPU the host's memory is read, elsewhere each device adds up its own shard.
+
+    Args:
+        leaf: of any shape and of any real, integer, boolean or key type; on any devices of any processes,
+            which then have to call this together.
+    """
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    on_host = not isinstance(leaf, jax.Array) or (
+        leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices())
+    )
+    if on_host:
+        with np.errstate(over="ignore"):
+            sums = of_host(np.asarray(leaf))
+    else:
+        place = leaf.sharding
+        if isinstance(place, NamedSharding):
+            place = NamedSharding(place.mesh, PartitionSpec())
+        sums = np.asarray(_program(place)(leaf))
+    return "".join(f"{int(part):08x}" for part in sums)
+
+
+def checksums(tree) -> dict[str, str]:
+    """Name and checksum of every leaf of a pytree."""
+    return {path_name(path): checksum(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def of_json(content) -> str:
+    """Checksum of what JSON holds, however it is written down."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
