@@ -24,6 +24,7 @@ from sparse_vis.interop.load import PLACES, Loaded, abstract_params, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.programs import FORMATS, export_program
+from sparse_vis.runtime import lock
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.tools import Parser, check_folder
 from sparse_vis.train import checkpoint
@@ -132,11 +133,12 @@ def main() -> None:
     add("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="to write")
     given = parser.parse_args()
     check_folder(given.output)
-    if given.format == "released":
-        path, beside = export_released(given.checkpoint, given.output, given.name), "config.json"
-    else:
-        path = export_program(given.checkpoint, given.output, given.format, given.name)
-        beside = f"{path.name}.json"
+    with lock.hold(given.output, "export"):
+        if given.format == "released":
+            path, beside = export_released(given.checkpoint, given.output, given.name), "config.json"
+        else:
+            path = export_program(given.checkpoint, given.output, given.format, given.name)
+            beside = f"{path.name}.json"
     print(f"wrote {path} and its {beside}")
 
 

@@ -24,6 +24,7 @@ from sparse_vis.data.sources import Source, open_input
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
 from sparse_vis.progress import Progress
+from sparse_vis.runtime import lock
 from sparse_vis.shards import (
     DTYPES,
     finish,
@@ -205,13 +206,16 @@ def main() -> None:
     arguments = vars(_parser().parse_args())
     others = arguments.pop("distributed")
     if not others:
-        return run(arguments)
+        check_folder(arguments["output"])
+        with lock.hold(arguments["output"], "extraction"):
+            return run(arguments)
     from sparse_vis.train import distributed
 
     with distributed.joined(others, 0):
         # Until here it is jax.distributed's, which waits for a training step to end.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        run(arguments)
+        with distributed.held(arguments["output"], "extraction"):
+            run(arguments)
 
 
 if __name__ == "__main__":

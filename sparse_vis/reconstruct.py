@@ -31,6 +31,7 @@ from sparse_vis.evals.reconstruction import psnr
 from sparse_vis.interop.load import PLACES
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.progress import Progress
+from sparse_vis.runtime import lock
 from sparse_vis.tools import Parser, check_folder
 
 BATCH = 16
@@ -141,6 +142,11 @@ def run(arguments: argparse.Namespace) -> None:
             f"--output={arguments.output} lies in the --input folder; give another, lest images mix."
         )
     check_folder(arguments.output)
+    with lock.hold(arguments.output, "reconstruction"):
+        _load_and_reconstruct(arguments, source)
+
+
+def _load_and_reconstruct(arguments: argparse.Namespace, source: FolderSource) -> None:
     model, params = api.load(
         arguments.checkpoint, arguments.name, tokenizer=arguments.tokenizer,
         tokenizer_dtype=arguments.tokenizer_dtype,
@@ -155,7 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.checkpoint} reconstructs pixels without a tokenizer; leave out --compare-bf16."
         )
     try:
-        reconstruct_folder(model, params, source, output, compare=arguments.compare_bf16)
+        reconstruct_folder(model, params, source, arguments.output.resolve(), compare=arguments.compare_bf16)
     except OSError as error:
         raise UserError(f"{arguments.output} cannot be written ({error}); give another --output.") from error
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from sparse_vis.errors import UserError
 from sparse_vis.progress import REPORT_SECONDS
 from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.lock import LOCK
 
 POLL_SECONDS = 0.2
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
@@ -156,7 +157,7 @@ def open_output(output: Path, manifest: dict, first: bool) -> None:
 
     path = output / MANIFEST
     if first and not path.exists():
-        if output.is_dir() and any(output.iterdir()):
+        if output.is_dir() and any(inside.name != LOCK for inside in output.iterdir()):
             raise UserError(f"folder {output} holds something else; give --output a new or empty folder.")
         output.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(manifest, indent=2) + "\n")

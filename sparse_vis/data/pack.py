@@ -24,6 +24,7 @@ from sparse_vis.data.packed import NAME_ERRORS, describe, has_shard, open_output
 from sparse_vis.data.sources import FolderSource, open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.progress import Progress
+from sparse_vis.runtime import lock
 from sparse_vis.tools import Parser, check_folder
 
 # One record a group: random access reads nothing else. Image files hardly compress.
@@ -150,7 +151,9 @@ def main() -> None:
     add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
     arguments = parser.parse_args()
     try:
-        pack(**vars(arguments))
+        check_folder(arguments.output)
+        with lock.hold(arguments.output, "packing"):
+            pack(**vars(arguments))
     except OSError as error:
         raise UserError(f"cannot write {str(arguments.output)!r} ({error}); give another --output.") from None
     except KeyboardInterrupt:

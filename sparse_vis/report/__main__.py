@@ -17,6 +17,7 @@ from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
 from sparse_vis.report.contents import make_contents
 from sparse_vis.report.page import GENERATOR, render
+from sparse_vis.runtime import lock
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.tools import Parser
 
@@ -50,11 +51,13 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("gallery", "voters"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name}={getattr(arguments, name)} is no number of images; give at least 1.")
-    page = render(make_contents(arguments))
-    try:
-        write_whole(arguments.output, page)
-    except OSError as error:
-        raise UserError(f"{arguments.output} cannot be written ({error}); give another --output.") from error
+    output = arguments.output
+    with lock.hold(output.parent, "report", name=f".{output.name}{lock.LOCK}"):
+        page = render(make_contents(arguments))
+        try:
+            write_whole(output, page)
+        except OSError as error:
+            raise UserError(f"{output} cannot be written ({error}); give another --output.") from error
     print(f"wrote {arguments.output}, {len(page.encode()) / 1e6:.1f} MB, which opens in any browser")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import re
 import sys
 import traceback
@@ -13,6 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from sparse_vis.errors import UserError
+from sparse_vis.runtime import lock
 
 # A process that is silent for so long counts as dead, and JAX ends the others. JAX's default is 100 s.
 HEARTBEAT_SECONDS = 30
@@ -55,6 +57,22 @@ def joined(others: str, step: int) -> Iterator[None]:
         print(f"error: process {process} of {count}: {what}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)
+
+
+@contextlib.contextmanager
+def held(folder: pathlib.Path, doing: str, flag: str = "--output") -> Iterator[None]:
+    """`runtime.lock.hold` for all processes of a run: process 0 holds, and none goes on before it does.
+
+    Args:
+        folder, doing, flag: see there.
+
+    Raises:
+        UserError: in process 0, another run holds the folder; the other processes then end with it.
+    """
+    with lock.hold(folder, doing, flag) if jax.process_index() == 0 else contextlib.nullcontext():
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"lock of {doing}")
+        yield
 
 
 def _initialize(others: str) -> None:
