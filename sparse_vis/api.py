@@ -14,6 +14,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import Stellar
+from sparse_vis.runtime import paths
 from sparse_vis.train.settings import DTYPES
 from sparse_vis.types import Features
 
@@ -49,6 +50,7 @@ def load(
     for argument, value in (("dtype", dtype), ("tokenizer_dtype", tokenizer_dtype)):
         if value not in DTYPES:
             raise UserError(f"{argument}={value!r} cannot be computed in; give one of {', '.join(DTYPES)}.")
+    tokenizer = tokenizer if tokenizer is None else paths.local(tokenizer, "tokenizer")
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
     config = found.config
     config.efficiency.update(dtype=dtype, remat="none", attention="xla")

@@ -24,7 +24,7 @@ from sparse_vis.data.sources import Source, open_input
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
 from sparse_vis.progress import Progress
-from sparse_vis.runtime import lock
+from sparse_vis.runtime import lock, paths
 from sparse_vis.shards import (
     DTYPES,
     finish,
@@ -144,21 +144,28 @@ def _parser() -> Parser:
         "Parquet shards (docs/extraction.md). The same command continues an interrupted extraction.",
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help=PLACES)
+    add("--checkpoint", required=True, type=paths.place, help=PLACES)
     add("--name", help="model of a release folder that holds several")
     add(
         "--input",
         required=True,
         dest="images",
+        type=paths.folder,
         metavar="FOLDER",
         help="folder of JPEG, PNG or WebP images, packed folder (sparse_vis.data.pack), or tfds:<name>",
     )
     add("--split", help="of a TFDS data set, e.g. train[:90%%]")
-    add("--data-dir", "--data_dir", metavar="FOLDER", help="in which the TFDS data set was prepared")
+    add(
+        "--data-dir",
+        "--data_dir",
+        type=paths.folder,
+        metavar="FOLDER",
+        help="in which the TFDS data set was prepared",
+    )
     add(
         "--output",
         required=True,
-        type=Path,
+        type=paths.path,
         metavar="FOLDER",
         help="folder of the shards: new, or to be continued",
     )

@@ -31,7 +31,7 @@ from sparse_vis.evals.reconstruction import psnr
 from sparse_vis.interop.load import PLACES
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.progress import Progress
-from sparse_vis.runtime import lock
+from sparse_vis.runtime import lock, paths
 from sparse_vis.tools import Parser, check_folder
 
 BATCH = 16
@@ -175,12 +175,19 @@ def main() -> None:
         "python -m sparse_vis.reconstruct --checkpoint=runs/quickstart --input=photos --output=sheets",
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help=PLACES)
+    add("--checkpoint", required=True, type=paths.place, help=PLACES)
     add("--name", help="model of a release folder that holds several")
-    add("--input", required=True, metavar="FOLDER", help="folder of JPEG, PNG or WebP images")
-    add("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="for the PNGs")
+    add(
+        "--input",
+        required=True,
+        type=paths.folder,
+        metavar="FOLDER",
+        help="folder of JPEG, PNG or WebP images",
+    )
+    add("--output", required=True, type=paths.path, metavar="FOLDER", help="for the PNGs")
     add(
         "--tokenizer",
+        type=paths.path,
         metavar="FILE",
         help="weights of the VQ tokenizer, where the checkpoint does not name them",
     )

@@ -72,12 +72,14 @@ def write_shard(
     partial = path.with_name(path.name + ".partial")
     try:
         # Features hardly compress, and dictionaries of floats only cost time.
-        with pq.ParquetWriter(partial, schema, compression="none", use_dictionary=False) as writer:
-            for rows in batches:
-                writer.write_table(_table(rows, schema))
-            # In the shard itself, so that it cannot disagree with the rows that are there.
-            writer.add_key_value_metadata({"skipped": json.dumps(skipped)})
-        with partial.open("rb+") as file:
+        # An open file: a name with a colon would be an address to pyarrow.
+        with partial.open("wb") as file:
+            with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
+                for rows in batches:
+                    writer.write_table(_table(rows, schema))
+                # In the shard itself, so that it cannot disagree with the rows that are there.
+                writer.add_key_value_metadata({"skipped": json.dumps(skipped)})
+            file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
@@ -91,7 +93,8 @@ def read_shard(path: Path) -> tuple[int, Skips]:
         UserError: it cannot be read.
     """
     try:
-        found = pq.read_metadata(path)
+        with path.open("rb") as file:
+            found = pq.read_metadata(file)
         skipped = json.loads(found.metadata[b"skipped"])
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,6 +19,7 @@ from sparse_vis.interop import hub, manifest
 from sparse_vis.interop.released import UNUSED, head_out, params_to_tensors, tensors_to_params
 from sparse_vis.interop.tensors import check_tensors, read_tensors
 from sparse_vis.models.stellar import Stellar, init_params
+from sparse_vis.runtime import paths
 from sparse_vis.train import checkpoint, settings
 
 # A released file may hold an EMA copy beside the model, and with do_cls false it lacks the CLS head.
@@ -172,10 +173,11 @@ def read_model(
     Raises:
         UserError: nothing loadable there; names what is wrong and what to do.
     """
-    if str(path).startswith(hub.PREFIX):
-        return _read_hub(str(path), name, revision, local_files_only)
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r} is no checkpoint; give a {PLACES}.")
+    path = paths.local(path, "checkpoint", hub=True)
+    if path.startswith(hub.PREFIX):
+        return _read_hub(path, name, revision, local_files_only)
     path = pathlib.Path(path)
     if is_shipped(path):
         if name not in (None, path.name):

@@ -17,7 +17,7 @@ from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
 from sparse_vis.report.contents import make_contents
 from sparse_vis.report.page import GENERATOR, render
-from sparse_vis.runtime import lock
+from sparse_vis.runtime import lock, paths
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.tools import Parser
 
@@ -68,16 +68,21 @@ def main() -> None:
         description="A model on one self-contained HTML page (docs/visualization.md).",
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help=PLACES)
+    add("--checkpoint", required=True, type=paths.place, help=PLACES)
     add("--name", help="model of a release folder that holds several")
     add(
         "--output",
         required=True,
-        type=pathlib.Path,
+        type=paths.path,
         metavar="FILE",
         help="HTML; an earlier report is replaced",
     )
-    add("--images", metavar="FOLDER", help="folder of images, instead of the test split of the run's data")
+    add(
+        "--images",
+        type=paths.folder,
+        metavar="FOLDER",
+        help="folder of images, instead of the test split of the run's data",
+    )
     add("--size", metavar="HxW", help="of the images in pixels; the model's square unless given")
     add("--gallery", type=int, default=12, help="images shown with maps and edits (%(default)s)")
     add(
@@ -88,6 +93,7 @@ def main() -> None:
     )
     add(
         "--tokenizer",
+        type=paths.path,
         metavar="FILE",
         help="weights of the VQ tokenizer, where the checkpoint does not name them",
     )

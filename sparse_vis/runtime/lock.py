@@ -35,8 +35,16 @@ def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> 
         flag: that names another folder. name: of the file; locks of different names exclude nobody.
 
     Raises:
-        UserError: another process, or this one, holds it; names the holder. The folder cannot be written.
+        UserError: another process, or this one, holds it; names the holder. The folder cannot be written,
+            or has a name that is not UTF-8.
     """
+    try:
+        str(folder.resolve()).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{str(folder)!r} has a name that is not UTF-8, where some libraries cannot write; "
+            f"give another {flag}."
+        ) from None
     try:
         new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
