@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from sparse_vis import host
+
 
 class UserError(ValueError):
     """A single sentence that names the culprit and the remedy; command lines print it without a traceback."""
@@ -18,9 +20,18 @@ def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def command_line(main: Callable[[], None]) -> None:
-    """Run the main function of a tool; a UserError becomes one line on stderr and exit status 1."""
+    """Run the main function of a tool; a UserError becomes one line on stderr and exit status 1.
+
+    Names of files need not be UTF-8: what stdout cannot show is escaped, as stderr always does.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.unraisablehook = _unraisable
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Exception:
+        if sentence := host.missing_devices():
+            sys.exit(f"error: {sentence}")
+        raise

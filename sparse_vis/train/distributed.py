@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from sparse_vis import host
 from sparse_vis.errors import UserError
 from sparse_vis.runtime import lock
 
@@ -51,9 +52,10 @@ def joined(others: str, step: int) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, SystemExit) and not error.code:
             raise
-        if not isinstance(error, UserError):
+        what = str(error) if isinstance(error, UserError) else host.missing_devices()
+        if what is None:
             traceback.print_exc()
-        what = str(error) if isinstance(error, UserError) else LOST
+            what = LOST
         print(f"error: process {process} of {count}: {what}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)
