@@ -84,7 +84,7 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
     expected = released_shapes(config)
     if not manifest.complete(entry, name)["do_cls"] and not any(k.startswith(f"{_CLS_HEAD}.") for k in found):
         # Random, as our model always has one; nothing that such a file was trained for reads it.
-        head, token = build_model(config).cls_head, jnp.zeros((1, config.model.width))
+        head, token = build_model(config).cls_head, jnp.zeros((1, config.model.width), jnp.float32)
         found |= head_out(head.init(jax.random.key(0), token)["params"], _CLS_HEAD)
     check_tensors(found, expected, (*UNUSED, *_TEACHER), weights)
     params = tensors_to_params(
