@@ -20,6 +20,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.progress import REPORT_SECONDS
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.lock import LOCK
+from sparse_vis.runtime.names import escaped
 
 POLL_SECONDS = 0.2
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
@@ -44,7 +45,7 @@ def make_schema(shapes: dict[str, list[int]], dtype: str) -> pa.Schema:
 def _table(rows: dict[str, list | np.ndarray], schema: pa.Schema) -> pa.Table:
     columns = []
     for name in schema.names:
-        values = rows[name]
+        values = list(map(escaped, rows[name])) if name == "name" else rows[name]
         if isinstance(values, np.ndarray):
             if not np.isfinite(values).all():
                 raise UserError(
@@ -139,7 +140,11 @@ def finish(output: Path, manifest: dict, shards: list[Path]) -> tuple[int, int]:
         (rows, skipped images) of all shards.
     """
     found = {path.name: read_shard(path) for path in shards}
-    skips = sorted(f"{name}\t{reason}\n" for _, skipped in found.values() for name, reason in skipped)
+    skips = sorted(
+        f"{escaped(name)}\t{' '.join(reason.split())}\n"
+        for _, skipped in found.values()
+        for name, reason in skipped
+    )
     write_whole(output / SKIPPED, "".join(skips))
     counts = {name: {"rows": rows, "skipped": len(skipped)} for name, (rows, skipped) in found.items()}
     write_whole(output / MANIFEST, json.dumps(manifest | {"shards": counts}, indent=2) + "\n")

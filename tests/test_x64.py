@@ -61,11 +61,13 @@ COMPUTED = {
     "encode and reconstruct": encoded,
     "knn": lambda: list(knn.knn_predict(Split(X, Y), X[::-1], classes=3, ks=(1, 5)).values()),
     "probes": lambda: {
-        name: (probe.weight, probe.loss) for name, probe in fit_rates({"x": X}, Y, 3, PROTOCOL).items()
+        name: (probe.weight, probe.bias) for name, probe in fit_rates({"x": X}, Y, 3, PROTOCOL).items()
     },
     "published crops": published_crops,
     "views of the factorization": lambda: random_view(jax.random.key(2), IMAGES[0], 12),
-    "segmentation loss": lambda: segmentation_loss(jnp.asarray(X.reshape(2, 5, 8, 3)), Y.reshape(1, 5, 8)),
+    "segmentation loss": lambda: segmentation_loss(
+        jnp.asarray(X.reshape(2, 5, 8, 3)), jnp.arange(80).reshape(2, 5, 8) % 3
+    ),
     "resize of Inception": lambda: inception.tf1_bilinear_matrix(32, 299),
 }
 

@@ -94,7 +94,7 @@ def _reduce(x):
 
 
 def _average(x):
-    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
+    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False).astype(x.dtype)
 
 
 def _maximum(x):
