@@ -28,7 +28,7 @@ from sparse_vis.train import arguments, settings
 from sparse_vis.train.stop import StopSignal
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default: runs/<config name>).")
+WORKDIR = flags.DEFINE(arguments.PathParser(), "workdir", None, "Folder of the run (default: runs/NAME).")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and evaluate, or only evaluate.")
 DISTRIBUTED = flags.DEFINE_string("distributed", None, "auto, or HOST:PORT,PROCESSES,PROCESS.")
 
@@ -47,11 +47,11 @@ def main(_):
         logging.set_verbosity(logging.WARNING)
     if CONFIG.value is None and WORKDIR.value is None:
         raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
-    config = CONFIG.value or settings.read(pathlib.Path(WORKDIR.value))
+    config = CONFIG.value or settings.read(WORKDIR.value)
     from sparse_vis.train import checkpoint, distributed  # heavy, hence only now, with good flags
     from sparse_vis.train.run import run
 
-    workdir, others = pathlib.Path(WORKDIR.value or f"runs/{config.name}"), DISTRIBUTED.value
+    workdir, others = WORKDIR.value or pathlib.Path("runs", config.name), DISTRIBUTED.value
     with distributed.joined(others, checkpoint.newest_step(workdir)) if others else contextlib.nullcontext():
         run(config, workdir, MODE.value, stop)
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for a
 
 from benchmarks.arguments import script_parser
 from sparse_vis.errors import UserError, command_line
+from sparse_vis.runtime import paths
 
 PACKAGE = "openclipart-png"
 FEWEST, FOLDS, SIDE, THINNEST = 50, 5, 128, 16
@@ -97,10 +98,10 @@ def main() -> None:
     """Command line; see the docstring of this file."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument(
-        "--output", required=True, type=pathlib.Path, metavar="FOLDER", help="new folder for the pictures"
+        "--output", required=True, type=paths.path, metavar="FOLDER", help="new folder for the pictures"
     )
     parser.add_argument(
-        "--package", type=pathlib.Path, metavar="FILE", help="the .deb file, if it was downloaded before"
+        "--package", type=paths.path, metavar="FILE", help="the .deb file, if it was downloaded before"
     )
     arguments = parser.parse_args()
     if arguments.output.exists():

@@ -29,22 +29,48 @@ import time
 from typing import NoReturn
 
 MAIN = pathlib.Path(__file__).parent.parent / "main.py"
+DEVICE_FILES = pathlib.Path("/dev")  # of the NVIDIA driver: nvidia0, nvidia1 …
 GRACE_SECONDS = 10  # for the others to say what is wrong, after one died; then they are killed
 SAME_SECONDS = 2  # `timeout` and others send a signal to a process and to its group: that is one, not two
 LAST_LINES = 20  # of a process that is not shown until it dies
 
 
-def environment(devices: int, process: int) -> dict[str, str]:
-    """The environment of one process: its GPUs, and its virtual CPU devices should there be no GPU."""
+def gpus(needed: int) -> list[str]:
+    """The GPUs to share out, as CUDA_VISIBLE_DEVICES names them; none where there are none to be used.
+
+    Ends the program where there are some, but fewer than needed: a process without one would compute on the
+    CPU and say nothing.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        found = [path.name for path in DEVICE_FILES.glob("nvidia*") if path.name[6:].isdigit()]
+        # Without such files there is no GPU, or one that is reached in another way (WSL).
+        names = sorted((name.removeprefix("nvidia") for name in found), key=int) or list(
+            map(str, range(needed))
+        )
+    else:
+        names = re.findall(r"[^,\s]+", given)
+        names = names[: names.index("-1")] if "-1" in names else names
+    platforms = os.environ.get("JAX_PLATFORMS", "").split(",")
+    if 0 < len(names) < needed and {"", "cuda", "gpu"} & set(platforms):
+        sys.exit(
+            f"error: --processes times --devices is {needed}, but there are {len(names)} GPUs here "
+            f"({'CUDA_VISIBLE_DEVICES' if given else DEVICE_FILES / 'nvidia*'}: {', '.join(names)}); give "
+            "fewer, or set JAX_PLATFORMS=cpu for virtual devices of the CPU."
+        )
+    return names
+
+
+def environment(devices: int, process: int, gpus: list[str]) -> dict[str, str]:
+    """The environment of one process: its part of the GPUs, else its virtual CPU devices."""
     flags = [
         f for f in os.environ.get("XLA_FLAGS", "").split() if "force_host_platform_device_count" not in f
     ]
-    gpus = re.findall(r"[^,\s]+", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    gpus = gpus or [str(number) for number in range((process + 1) * devices)]
+    mine = ",".join(gpus[process * devices : (process + 1) * devices])
     return {
         **os.environ,
         "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"]),
-        "CUDA_VISIBLE_DEVICES": ",".join(gpus[process * devices : (process + 1) * devices]),
+        **({"CUDA_VISIBLE_DEVICES": mine} if gpus else {}),
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -64,6 +90,7 @@ class Processes:
     """
 
     def __init__(self, command: list[str], processes: int, devices: int):
+        shared = gpus(processes * devices)
         address = free_address()
         self.ended = queue.Queue()  # indices in the order of their end
         self.last_lines = [collections.deque(maxlen=LAST_LINES) for _ in range(processes)]
@@ -74,7 +101,7 @@ class Processes:
             process = subprocess.Popen(
                 [*command, f"--distributed={address},{processes},{index}"],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                env=environment(devices, index) | {"JAX_COORDINATOR_BIND_ADDRESS": address},
+                env=environment(devices, index, shared) | {"JAX_COORDINATOR_BIND_ADDRESS": address},
                 start_new_session=True,
             )  # fmt: skip
             self.all.append(process)

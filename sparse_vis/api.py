@@ -15,6 +15,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.interop.load import Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import Stellar
+from sparse_vis.runtime import paths
 from sparse_vis.train.settings import DTYPES
 from sparse_vis.types import Features
 
@@ -50,6 +51,7 @@ def load(
     for argument, value in (("dtype", dtype), ("tokenizer_dtype", tokenizer_dtype)):
         if value not in DTYPES:
             raise UserError(f"{argument}={value!r} cannot be computed in; give one of {', '.join(DTYPES)}.")
+    tokenizer = tokenizer if tokenizer is None else paths.local(tokenizer, "tokenizer")
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
     return assemble(found, path, tokenizer=tokenizer, tokenizer_dtype=tokenizer_dtype, dtype=dtype)
 

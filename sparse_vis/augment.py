@@ -142,11 +142,11 @@ def greyscale(image: Image) -> Image:
 
 def _blur_matrix(size: int, sigma: Float[Array, "*batch"]) -> Float[Array, "*batch size size"]:
     """Gaussian taps on the diagonals, those beyond the border reflected back inside."""
-    distance = jnp.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
+    distance = jnp.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=jnp.int32)
     taps = jnp.exp(-0.5 * (distance / sigma[..., None]) ** 2)
     # Without the barrier XLA tries to fuse the taps into each of nine terms: 80 s of compilation for a GPU.
     taps = jax.lax.optimization_barrier(taps / taps.sum(-1, keepdims=True))[..., None, None]
-    pixels = jnp.arange(size)
+    pixels = jnp.arange(size, dtype=jnp.int32)
     source = jnp.abs(pixels + distance[:, None])
     source = (size - 1) - jnp.abs((size - 1) - source)
     return sum(taps[..., k, :, :] * (source[k][:, None] == pixels) for k in range(len(distance)))

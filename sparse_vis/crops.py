@@ -33,7 +33,7 @@ def sample_box(
         top, left, height and width of the box, () int32 each.
     """
     # One draw serves the whole box: on CPU every further one costs half a second of compilation.
-    uniform = jax.random.uniform(key, (2 * BOX_DRAWS + 2,))
+    uniform = jax.random.uniform(key, (2 * BOX_DRAWS + 2,), jnp.float32)
     area = (scale[0] + (scale[1] - scale[0]) * uniform[:BOX_DRAWS]) * (height * width)
     low, high = math.log(aspect[0]), math.log(aspect[1])
     ratio = jnp.exp(low + (high - low) * uniform[BOX_DRAWS:-2])

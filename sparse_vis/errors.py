@@ -7,6 +7,8 @@ import logging
 import sys
 from collections.abc import Callable
 
+from sparse_vis import host
+
 
 class UserError(ValueError):
     """A single sentence that names the culprit and the remedy; command lines print it without a traceback."""
@@ -26,12 +28,21 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def command_line(main: Callable[[], None]) -> None:
-    """Run the main function of a tool; a UserError becomes one line on stderr and exit status 1."""
+    """Run the main function of a tool; a UserError becomes one line on stderr and exit status 1.
+
+    Names of files need not be UTF-8: what stdout cannot show is escaped, as stderr always does.
+    """
     from absl import logging as absl_logging
 
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.unraisablehook = _unraisable
     absl_logging.get_absl_logger().addFilter(_is_news)
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Exception:
+        if sentence := host.missing_devices():
+            sys.exit(f"error: {sentence}")
+        raise

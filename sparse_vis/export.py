@@ -21,6 +21,7 @@ from sparse_vis.interop.load import PLACES, Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.programs import FORMATS, export_program
+from sparse_vis.runtime import lock, paths
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.tools import Parser, check_folder
 
@@ -89,7 +90,7 @@ def main() -> None:
         description="Write a model for other programs (docs/compatibility.md).",
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help=PLACES)
+    add("--checkpoint", required=True, type=paths.place, help=PLACES)
     add("--name", help="model of a release folder that holds several")
     add(
         "--format",
@@ -97,14 +98,15 @@ def main() -> None:
         default="released",
         help="weights for PyTorch and us, or the encoder for jax.export or onnxruntime (%(default)s)",
     )
-    add("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="to write")
+    add("--output", required=True, type=paths.path, metavar="FOLDER", help="to write")
     given = parser.parse_args()
     check_folder(given.output)
-    if given.format == "released":
-        path, beside = export_released(given.checkpoint, given.output, given.name), "config.json"
-    else:
-        path = export_program(given.checkpoint, given.output, given.format, given.name)
-        beside = f"{path.name}.json"
+    with lock.hold(given.output, "export"):
+        if given.format == "released":
+            path, beside = export_released(given.checkpoint, given.output, given.name), "config.json"
+        else:
+            path = export_program(given.checkpoint, given.output, given.format, given.name)
+            beside = f"{path.name}.json"
     print(f"wrote {path} and its {beside}")
 
 

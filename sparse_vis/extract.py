@@ -24,6 +24,7 @@ from sparse_vis.data.sources import Source, open_input
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
 from sparse_vis.progress import Progress
+from sparse_vis.runtime import lock, paths
 from sparse_vis.shards import (
     DTYPES,
     finish,
@@ -143,21 +144,28 @@ def _parser() -> Parser:
         "Parquet shards (docs/extraction.md). The same command continues an interrupted extraction.",
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help=PLACES)
+    add("--checkpoint", required=True, type=paths.place, help=PLACES)
     add("--name", help="model of a release folder that holds several")
     add(
         "--input",
         required=True,
         dest="images",
+        type=paths.folder,
         metavar="FOLDER",
         help="folder of JPEG, PNG or WebP images, packed folder (sparse_vis.data.pack), or tfds:<name>",
     )
     add("--split", help="of a TFDS data set, e.g. train[:90%%]")
-    add("--data-dir", "--data_dir", metavar="FOLDER", help="in which the TFDS data set was prepared")
+    add(
+        "--data-dir",
+        "--data_dir",
+        type=paths.folder,
+        metavar="FOLDER",
+        help="in which the TFDS data set was prepared",
+    )
     add(
         "--output",
         required=True,
-        type=Path,
+        type=paths.path,
         metavar="FOLDER",
         help="folder of the shards: new, or to be continued",
     )
@@ -205,13 +213,16 @@ def main() -> None:
     arguments = vars(_parser().parse_args())
     others = arguments.pop("distributed")
     if not others:
-        return run(arguments)
+        check_folder(arguments["output"])
+        with lock.hold(arguments["output"], "extraction"):
+            return run(arguments)
     from sparse_vis.train import distributed
 
     with distributed.joined(others, 0):
         # Until here it is jax.distributed's, which waits for a training step to end.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        run(arguments)
+        with distributed.held(arguments["output"], "extraction"):
+            run(arguments)
 
 
 if __name__ == "__main__":

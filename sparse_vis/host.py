@@ -9,6 +9,7 @@ import pathlib
 import platform
 import re
 import sys
+import warnings
 
 from jaxlib.version import __version__ as jaxlib_version
 
@@ -49,13 +50,45 @@ def several_cpu_devices() -> bool:
 def leave_out_ynnpack() -> None:
     """Have XLA compute on CPU without YNNPACK, unless the user chose its part.
 
-    To be called before JAX makes its first array. Not beside libtpu, which reads XLA_FLAGS itself and may
-    be of another age.
+    To be called before JAX makes its first array; afterwards it can only warn. Not beside libtpu, which reads
+    XLA_FLAGS itself and may be of another age.
     """
     known = [int(part) for part in jaxlib_version.split(".")[:2]] < FLAG_KNOWN
     given = os.environ.get("XLA_FLAGS", "")
     if known and LIBRARY not in given and not importlib.util.find_spec("libtpu"):
         os.environ["XLA_FLAGS"] = f"{NO_YNNPACK} {given}".strip()
+        if _computes_on_cpu():
+            warnings.warn(
+                "JAX was in use before sparse_vis was imported: XLA goes on computing with YNNPACK, which "
+                "gets some products on CPU wrong; import sparse_vis before JAX makes its first array.",
+                stacklevel=3,
+            )
+
+
+def _computes_on_cpu() -> bool:
+    """Whether JAX has started already, on CPU; neither imports nor starts it."""
+    started = getattr(sys.modules.get("jax._src.xla_bridge"), "backends_are_initialized", bool)
+    return started() and sys.modules["jax"].default_backend() == "cpu"
+
+
+def missing_devices() -> str | None:
+    """The sentence for a JAX_PLATFORMS that this machine does not have; None where that is not what is wrong.
+
+    For the moment after an exception: JAX raises a bare AssertionError wherever it is first used.
+    """
+    asked = os.environ.get("JAX_PLATFORMS")
+    if not asked or "jax" not in sys.modules:
+        return None
+    try:
+        sys.modules["jax"].devices()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        return (
+            f"JAX_PLATFORMS={asked} asks for devices that JAX does not find here{reason and f' ({reason})'}; "
+            "unset it to compute on what there is, or install JAX for them (jax[cuda13] for NVIDIA GPUs) and "
+            "see that their driver works."
+        )
+    return None
 
 
 def prepare() -> None:

@@ -82,7 +82,7 @@ def visible_patches(
     patches = grid[0] * grid[1]
     keep = visible_count(patches, ratio)
     # One draw serves noise and pull: on CPU every further one costs half a second of compilation.
-    uniform = jax.random.uniform(key, (patches + 4,))
+    uniform = jax.random.uniform(key, (patches + 4,), jnp.float32)
     score, rest = uniform[:patches].reshape(grid), uniform[patches:]
     if kind == "gaussian":
         score -= _focus(rest, grid, focus_probability)

@@ -28,7 +28,7 @@ def expectation(
     """
     rows, how = x.reshape(-1, x.shape[-1]), (spec.sinkhorn_temperature, spec.prototype_chunk)
     expected = expected_prototype(rows, prototypes, how[0], potentials[-1], values, how[1])
-    mass = jnp.ones(rows.shape[:1])
+    mass = jnp.ones(rows.shape[:1], jnp.float32)
     if spec.sinkhorn_epsilon and spec.sinkhorn_iterations:
         log_sums = [streamed_logsumexp(rows, prototypes, how[0], g, how[1]) for g in potentials]
         mass = row_mass(jnp.stack(log_sums), spec.sinkhorn_epsilon)
@@ -98,5 +98,7 @@ def objective(
     if spec.inpainting:
         patches = outputs.tokens.U.shape[1]
         terms["inpainting"] = hidden_mse(outputs.inpainted, targets.masked, targets.visible, patches)
-    total = sum((getattr(spec, name) * value for name, value in terms.items()), start=jnp.zeros(()))
+    total = sum(
+        (getattr(spec, name) * value for name, value in terms.items()), start=jnp.zeros((), jnp.float32)
+    )
     return total, terms

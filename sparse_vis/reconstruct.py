@@ -31,6 +31,7 @@ from sparse_vis.evals.reconstruction import psnr
 from sparse_vis.interop.load import PLACES
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.progress import Progress
+from sparse_vis.runtime import lock, paths
 from sparse_vis.tools import Parser, check_folder
 
 BATCH = 16
@@ -141,6 +142,11 @@ def run(arguments: argparse.Namespace) -> None:
             f"--output={arguments.output} lies in the --input folder; give another, lest images mix."
         )
     check_folder(arguments.output)
+    with lock.hold(arguments.output, "reconstruction"):
+        _load_and_reconstruct(arguments, source)
+
+
+def _load_and_reconstruct(arguments: argparse.Namespace, source: FolderSource) -> None:
     model, params = api.load(
         arguments.checkpoint, arguments.name, tokenizer=arguments.tokenizer,
         tokenizer_dtype=arguments.tokenizer_dtype,
@@ -155,7 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.checkpoint} reconstructs pixels without a tokenizer; leave out --compare-bf16."
         )
     try:
-        reconstruct_folder(model, params, source, output, compare=arguments.compare_bf16)
+        reconstruct_folder(model, params, source, arguments.output.resolve(), compare=arguments.compare_bf16)
     except OSError as error:
         raise UserError(f"{arguments.output} cannot be written ({error}); give another --output.") from error
 
@@ -169,12 +175,19 @@ def main() -> None:
         "python -m sparse_vis.reconstruct --checkpoint=runs/quickstart --input=photos --output=sheets",
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help=PLACES)
+    add("--checkpoint", required=True, type=paths.place, help=PLACES)
     add("--name", help="model of a release folder that holds several")
-    add("--input", required=True, metavar="FOLDER", help="folder of JPEG, PNG or WebP images")
-    add("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="for the PNGs")
+    add(
+        "--input",
+        required=True,
+        type=paths.folder,
+        metavar="FOLDER",
+        help="folder of JPEG, PNG or WebP images",
+    )
+    add("--output", required=True, type=paths.path, metavar="FOLDER", help="for the PNGs")
     add(
         "--tokenizer",
+        type=paths.path,
         metavar="FILE",
         help="weights of the VQ tokenizer, where the checkpoint does not name them",
     )

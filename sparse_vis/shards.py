@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from sparse_vis.errors import UserError
 from sparse_vis.progress import REPORT_SECONDS
 from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.lock import LOCK
+from sparse_vis.runtime.names import escaped
 
 POLL_SECONDS = 0.2
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
@@ -43,7 +45,7 @@ def make_schema(shapes: dict[str, list[int]], dtype: str) -> pa.Schema:
 def _table(rows: dict[str, list | np.ndarray], schema: pa.Schema) -> pa.Table:
     columns = []
     for name in schema.names:
-        values = rows[name]
+        values = list(map(escaped, rows[name])) if name == "name" else rows[name]
         if isinstance(values, np.ndarray):
             if not np.isfinite(values).all():
                 raise UserError(
@@ -71,12 +73,14 @@ def write_shard(
     partial = path.with_name(path.name + ".partial")
     try:
         # Features hardly compress, and dictionaries of floats only cost time.
-        with pq.ParquetWriter(partial, schema, compression="none", use_dictionary=False) as writer:
-            for rows in batches:
-                writer.write_table(_table(rows, schema))
-            # In the shard itself, so that it cannot disagree with the rows that are there.
-            writer.add_key_value_metadata({"skipped": json.dumps(skipped)})
-        with partial.open("rb+") as file:
+        # An open file: a name with a colon would be an address to pyarrow.
+        with partial.open("wb") as file:
+            with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
+                for rows in batches:
+                    writer.write_table(_table(rows, schema))
+                # In the shard itself, so that it cannot disagree with the rows that are there.
+                writer.add_key_value_metadata({"skipped": json.dumps(skipped)})
+            file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
@@ -90,7 +94,8 @@ def read_shard(path: Path) -> tuple[int, Skips]:
         UserError: it cannot be read.
     """
     try:
-        found = pq.read_metadata(path)
+        with path.open("rb") as file:
+            found = pq.read_metadata(file)
         skipped = json.loads(found.metadata[b"skipped"])
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -135,7 +140,11 @@ def finish(output: Path, manifest: dict, shards: list[Path]) -> tuple[int, int]:
         (rows, skipped images) of all shards.
     """
     found = {path.name: read_shard(path) for path in shards}
-    skips = sorted(f"{name}\t{reason}\n" for _, skipped in found.values() for name, reason in skipped)
+    skips = sorted(
+        f"{escaped(name)}\t{' '.join(reason.split())}\n"
+        for _, skipped in found.values()
+        for name, reason in skipped
+    )
     write_whole(output / SKIPPED, "".join(skips))
     counts = {name: {"rows": rows, "skipped": len(skipped)} for name, (rows, skipped) in found.items()}
     write_whole(output / MANIFEST, json.dumps(manifest | {"shards": counts}, indent=2) + "\n")
@@ -156,7 +165,7 @@ def open_output(output: Path, manifest: dict, first: bool) -> None:
 
     path = output / MANIFEST
     if first and not path.exists():
-        if output.is_dir() and any(output.iterdir()):
+        if output.is_dir() and any(inside.name != LOCK for inside in output.iterdir()):
             raise UserError(f"folder {output} holds something else; give --output a new or empty folder.")
         output.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(manifest, indent=2) + "\n")

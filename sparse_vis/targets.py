@@ -33,7 +33,7 @@ def balance(source: TargetSource, spec: LossSpec) -> Potentials:
 
     def one(used: bool, x: Array, prototypes: Array) -> Array:
         if not used or spec.sinkhorn_iterations == 0:
-            return jnp.zeros((1, prototypes.shape[1]))
+            return jnp.zeros((1, prototypes.shape[1]), jnp.float32)
         scores = jax.lax.stop_gradient(x.reshape(-1, x.shape[-1]) @ prototypes)
         how = (spec.sinkhorn_temperature, spec.sinkhorn_iterations)
         if spec.sinkhorn_epsilon:

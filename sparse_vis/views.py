@@ -116,15 +116,15 @@ def sample_colour(key: PRNGKeyArray, spec: ViewSpec) -> augment.Colour:
         key: random key.
         spec: ranges and probabilities.
     """
-    uniform = jax.random.uniform(key, (12,))
+    uniform = jax.random.uniform(key, (12,), jnp.float32)
     # Indexed as augment.BRIGHTNESS ... HUE: three factors around 1 and a shift around 0.
-    reach = jnp.array([spec.brightness, spec.contrast, spec.saturation, spec.hue])
+    reach = jnp.array([spec.brightness, spec.contrast, spec.saturation, spec.hue], jnp.float32)
     return augment.Colour(
         jitter=uniform[0] < spec.jitter_probability,
         grey=uniform[1] < spec.grey_probability,
         blur=uniform[2] < spec.blur_probability,
-        order=jnp.argsort(uniform[3:7]),
-        strength=jnp.array([1.0, 1.0, 1.0, 0.0]) + reach * (2 * uniform[7:11] - 1),
+        order=jnp.argsort(uniform[3:7]).astype(jnp.int32),
+        strength=jnp.array([1.0, 1.0, 1.0, 0.0], jnp.float32) + reach * (2 * uniform[7:11] - 1),
         sigma=spec.blur_sigma[0] + (spec.blur_sigma[1] - spec.blur_sigma[0]) * uniform[11],
     )
 
@@ -134,9 +134,8 @@ def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Vi
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     purposes, views = jnp.arange(len(Purpose)), jnp.arange(spec.global_count + spec.local_count)
     keys = jax.vmap(fold, (0, None))(fold(key, purposes), views)
-    scales = jnp.where(
-        views[:, None] < spec.global_count, jnp.array(spec.global_scale), jnp.array(spec.local_scale)
-    )
+    ranges = (jnp.array(scale, jnp.float32) for scale in (spec.global_scale, spec.local_scale))
+    scales = jnp.where(views[:, None] < spec.global_count, *ranges)
 
     def box(key, scale):
         return sample_box(key, height, width, scale, spec.aspect)
@@ -145,7 +144,9 @@ def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Vi
         return visible_patches(key, spec.grid, spec.masking_ratio, spec.mask_kind, spec.focus_probability)
 
     boxes = jax.vmap(box)(keys[Purpose.BOX], scales)
-    flips = jax.vmap(lambda key: jax.random.uniform(key) < spec.flip_probability)(keys[Purpose.FLIP])
+    flips = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32) < spec.flip_probability)(
+        keys[Purpose.FLIP]
+    )
     # DEVIATION: the published code draws the colour change once per batch, we for every view.
     colour_keys = keys[Purpose.COLOUR]
     if spec.colour_per == "batch":

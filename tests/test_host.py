@@ -4,10 +4,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from sparse_vis import host
+from sparse_vis.errors import command_line
 from tests.main_process import ROOT
 
 
@@ -45,6 +47,7 @@ def test_only_several_devices_have_more_threads_than_cores(monkeypatch, environm
 
 
 @pytest.mark.fast
+@pytest.mark.filterwarnings("ignore:JAX was in use")
 @pytest.mark.parametrize(
     ("given", "version", "tpu", "expected"),
     [
@@ -62,6 +65,51 @@ def test_ynnpack_is_left_out_where_the_flag_is_known(monkeypatch, given, version
     host.leave_out_ynnpack()
     host.leave_out_ynnpack()  # a process that started itself again
     assert os.environ.get("XLA_FLAGS") == expected
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("started", "flags", "warns"), [(True, "", True), (False, "", False), (True, host.NO_YNNPACK, False)]
+)
+def test_an_import_too_late_to_leave_ynnpack_out_warns_once(monkeypatch, started, flags, warns):
+    import jax
+
+    assert jax.devices()[0].platform == "cpu"
+    monkeypatch.setattr(os, "environ", {"XLA_FLAGS": flags})
+    monkeypatch.setattr(host, "jaxlib_version", "0.10.2")
+    monkeypatch.setattr(host.importlib.util, "find_spec", {}.get)
+    if not started:
+        monkeypatch.delitem(sys.modules, "jax._src.xla_bridge")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        host.leave_out_ynnpack()
+        host.leave_out_ynnpack()
+    assert [str(w.message)[:24] for w in said] == ["JAX was in use before sp"] * warns
+
+
+def test_devices_that_are_not_there_are_one_sentence(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "rocm"}  # which no test machine has
+    command = [sys.executable, "-m", "sparse_vis.export", "--checkpoint=scenes-tiny"]
+    done = subprocess.run(
+        [*command, f"--output={tmp_path}/out"], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done
+    assert done.stderr.startswith("error: JAX_PLATFORMS=rocm asks for devices that JAX does not find here")
+    assert "unset it" in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.fast
+def test_other_exceptions_are_not_blamed_on_devices(monkeypatch):
+    import jax
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert jax.devices() and host.missing_devices() is None
+    with pytest.raises(AssertionError, match="a fault"):
+        command_line(fault)
+
+
+def fault():
+    raise AssertionError("a fault")
 
 
 # jaxlib 0.10.2 and 0.12.0 with YNNPACK are wrong here by many orders of magnitude: a product with a constant

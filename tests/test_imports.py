@@ -17,7 +17,8 @@ ORDER = (
     ("augment", "crops", "masking"), ("views",),
     ("models", "evals.inception", "evals.lpips"), ("targets",), ("losses",), ("objective",),
     ("train.mesh", "train.optimizer", "train.ema", "train.gradients", "train.step"), ("build",),
-    ("train.settings", "train.arguments", "train.stop", "train.checksums", "train.checkpoint"),
+    ("train.settings", "train.arguments", "train.stop", "train.checksums", "train.checkpoint",
+     "train.distributed"),
     ("train.progress", "train.health"),
     ("interop",), ("train.init",), ("train.loop",), ("api", "viz"), ("evals",), ("train.run",),
 )  # fmt: skip

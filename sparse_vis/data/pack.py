@@ -24,6 +24,7 @@ from sparse_vis.data.packed import NAME_ERRORS, describe, has_shard, open_output
 from sparse_vis.data.sources import FolderSource, open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.progress import Progress
+from sparse_vis.runtime import lock, paths
 from sparse_vis.tools import Parser, check_folder
 
 # One record a group: random access reads nothing else. Image files hardly compress.
@@ -143,14 +144,23 @@ def main() -> None:
         "the first-level subfolders. The same command continues an interrupted packing.",
     )
     add = parser.add_argument
-    add("--input", required=True, dest="folder", metavar="FOLDER", help="folder of JPEG, PNG or WebP images")
-    add("--output", required=True, type=Path, metavar="FOLDER", help="of the shards, new or begun")
+    add(
+        "--input",
+        required=True,
+        dest="folder",
+        type=paths.folder,
+        metavar="FOLDER",
+        help="folder of JPEG, PNG or WebP images",
+    )
+    add("--output", required=True, type=paths.path, metavar="FOLDER", help="of the shards, new or begun")
     add("--shard-size", type=int, default=4096, help="images per shard (%(default)s)")
     add("--threads", type=int, default=os.cpu_count(), help="that read and decode images (%(default)s)")
     add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
     arguments = parser.parse_args()
     try:
-        pack(**vars(arguments))
+        check_folder(arguments.output)
+        with lock.hold(arguments.output, "packing"):
+            pack(**vars(arguments))
     except OSError as error:
         raise UserError(f"cannot write {str(arguments.output)!r} ({error}); give another --output.") from None
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ import msgpack
 
 from sparse_vis.errors import UserError
 from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.lock import LOCK
 
 METADATA, VERSION = "packed.json", 1
 KEYS = ("version", "images", "images_sha256", "classes", "shard_size", "records", "shards")
@@ -89,7 +90,7 @@ def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
     try:
         found = read_metadata(output)
     except FileNotFoundError:
-        if any(output.iterdir()):
+        if any(path.name != LOCK for path in output.iterdir()):
             raise UserError(
                 f"folder {str(output)!r} holds something else; give --output a new or empty folder."
             ) from None

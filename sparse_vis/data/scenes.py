@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from sparse_vis.errors import UserError, command_line
+from sparse_vis.runtime import paths
 from sparse_vis.tools import Parser
 
 # Which of each class's 500 digits, and which columns (fractions) of each photograph, a split may use.
@@ -233,7 +234,7 @@ def main() -> None:
         prog="python -m sparse_vis.data.scenes",
         description="A picture of sample scenes beside their masks (docs/scenes.md).",
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="PNG to write")
+    parser.add_argument("--output", required=True, type=paths.path, metavar="FILE", help="PNG to write")
     parser.add_argument("--size", type=int, default=64, help="side of a scene in pixels (%(default)s)")
     arguments = parser.parse_args()
     picture = _picture(arguments.size, rows=5, columns=6)

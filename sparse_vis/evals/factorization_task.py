@@ -28,8 +28,8 @@ SHIFT = 4  # a moved map goes right by this part of the grid
 def random_view(key, image, size: int):
     """A random crop of an image, resized to `size`, and its box and flip."""
     box_key, flip_key = jax.random.split(key)
-    box = sample_box(box_key, *jnp.asarray(image.shape[:2]), SCALE, ASPECT)
-    flip = jax.random.bernoulli(flip_key)
+    box = sample_box(box_key, *jnp.asarray(image.shape[:2], jnp.int32), SCALE, ASPECT)
+    flip = jax.random.bernoulli(flip_key, np.float32(0.5))
     return crop_and_flip(image, box, flip, size), box, flip
 
 

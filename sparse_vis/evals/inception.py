@@ -33,9 +33,11 @@ def tf1_bilinear_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "out i
     fraction = position - below
     column = np.arange(size_in)
     above = np.minimum(below + 1, size_in - 1)
-    return (1 - fraction)[:, None] * (column == below[:, None]) + fraction[:, None] * (
-        column == above[:, None]
-    )
+    weights = [
+        (1 - fraction)[:, None] * (column == below[:, None]),
+        fraction[:, None] * (column == above[:, None]),
+    ]
+    return sum(weights).astype(np.float32)
 
 
 class Inception(nn.Module):
@@ -92,7 +94,7 @@ def _reduce(x):
 
 
 def _average(x):
-    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
+    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False).astype(x.dtype)
 
 
 def _maximum(x):

@@ -133,8 +133,8 @@ def _nearest(
         value, position = jax.lax.top_k(values, k)
         return (value, jnp.take_along_axis(indices, position, axis=1)), None
 
-    start = jnp.full((len(test), k), -jnp.inf), jnp.zeros((len(test), k), jnp.int32)
-    return jax.lax.scan(merge, start, jnp.arange(len(train)))[0]
+    start = jnp.full((len(test), k), -jnp.inf, jnp.float32), jnp.zeros((len(test), k), jnp.int32)
+    return jax.lax.scan(merge, start, jnp.arange(len(train), dtype=jnp.int32))[0]
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -148,7 +148,7 @@ def _vote(
     # Shifting by the nearest neighbour scales all votes of a row alike and keeps exp in range for any T.
     weight = jnp.exp((similarity - similarity[:, :1]) / temperature)
     rows = jnp.arange(len(similarity))[:, None]
-    votes = jnp.zeros((len(similarity), classes))
+    votes = jnp.zeros((len(similarity), classes), jnp.float32)
     winners = []
     for low, high in zip((0, *ks), ks, strict=False):
         votes = votes.at[rows, labels[:, low:high]].add(weight[:, low:high])

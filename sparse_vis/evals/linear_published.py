@@ -74,7 +74,7 @@ def random_crops(
     def one(canvas, height, width, index):
         box_key, flip_key = jax.random.split(jax.random.fold_in(key, index))
         box = sample_box(box_key, height, width, scale, (3 / 4, 4 / 3))
-        return crop_and_flip(canvas, box, jax.random.bernoulli(flip_key), size)
+        return crop_and_flip(canvas, box, jax.random.bernoulli(flip_key, np.float32(0.5)), size)
 
     return jax.vmap(one)(batch.image, batch.height, batch.width, batch.index)
 

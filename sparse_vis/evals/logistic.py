@@ -82,7 +82,7 @@ def fit_all(
     batches = _batches(fitted, protocol.steps, protocol.batch_size, rng)
     moments = [_moments(x, fitted) for x in train.values()]
     xs = tuple(jnp.asarray(x, jnp.float32) for x in train.values())
-    rates = jnp.asarray(protocol.learning_rates)
+    rates = jnp.asarray(protocol.learning_rates, jnp.float32)
     weight, bias = _fit(
         xs, jnp.asarray(y, jnp.int32), batches, moments, rates, protocol.weight_decay, classes
     )
@@ -141,7 +141,10 @@ def _fit(
 ) -> tuple[Float[Array, "features rates width classes"], Float[Array, "features rates classes"]]:
     """Weights and biases of every feature and rate; prints progress."""
     probes, width = (len(xs), len(learning_rates)), max(x.shape[1] for x in xs)
-    zeros = {"weight": jnp.zeros((*probes, width, classes)), "bias": jnp.zeros((*probes, classes))}
+    zeros = {
+        "weight": jnp.zeros((*probes, width, classes), jnp.float32),
+        "bias": jnp.zeros((*probes, classes), jnp.float32),
+    }
     state = zeros, jax.vmap(jax.vmap(_optimizer(0.0, weight_decay, len(batches)).init))(zeros)
     progress = Progress("linear probes", batches.size)
     for part in np.array_split(batches, -(-len(batches) // SHOWN_STEPS)):

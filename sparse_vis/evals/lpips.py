@@ -34,7 +34,7 @@ class Lpips(nn.Module):
             for channels, size, stride, padding in LAYERS
         ]
         self.heads = [
-            self.param(f"head_{i}", nn.initializers.ones, (channels,))
+            self.param(f"head_{i}", nn.initializers.ones, (channels,), jnp.float32)
             for i, (channels, *_) in enumerate(LAYERS)
         ]
 

@@ -92,7 +92,7 @@ def segmentation_loss(
     y = jnp.where(known, labels, 0)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y)
     p = jax.nn.softmax(logits) * known[..., None]
-    one_hot = jax.nn.one_hot(y, logits.shape[-1]) * known[..., None]
+    one_hot = jax.nn.one_hot(y, logits.shape[-1], dtype=jnp.float32) * known[..., None]
     both, each = (p * one_hot).sum((0, 1, 2)), (p + one_hot).sum((0, 1, 2))
     overlap = jnp.mean((2 * both + 1) / (each + 1))
     return jnp.sum(cross_entropy * known) / jnp.maximum(known.sum(), 1) + dice * (1 - overlap)

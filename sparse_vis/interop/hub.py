@@ -5,8 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from sparse_vis.errors import UserError
-
-PREFIX = "hf://"
+from sparse_vis.runtime.paths import HUB as PREFIX
 
 
 def fetch(

@@ -19,6 +19,7 @@ from sparse_vis.interop import hub, manifest
 from sparse_vis.interop.released import UNUSED, head_out, params_to_tensors, tensors_to_params
 from sparse_vis.interop.tensors import check_tensors, read_tensors
 from sparse_vis.models.stellar import Stellar, init_params
+from sparse_vis.runtime import paths
 from sparse_vis.train import checkpoint, settings
 
 # A released file may hold an EMA copy beside the model, and with do_cls false it lacks the CLS head.
@@ -85,7 +86,7 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
     expected = released_shapes(config)
     if not manifest.complete(entry, name)["do_cls"] and not any(k.startswith(f"{_CLS_HEAD}.") for k in found):
         # Random, as our model always has one; nothing that such a file was trained for reads it.
-        head, token = build_model(config).cls_head, jnp.zeros((1, config.model.width))
+        head, token = build_model(config).cls_head, jnp.zeros((1, config.model.width), jnp.float32)
         found |= head_out(head.init(jax.random.key(0), token)["params"], _CLS_HEAD)
     check_tensors(found, expected, (*UNUSED, *_TEACHER), weights)
     params = tensors_to_params(
@@ -176,10 +177,11 @@ def read_model(
     Raises:
         UserError: nothing loadable there; names what is wrong and what to do.
     """
-    if str(path).startswith(hub.PREFIX):
-        return _read_hub(str(path), name, revision, local_files_only)
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r} is no checkpoint; give a {PLACES}.")
+    path = paths.local(path, "checkpoint", hub=True)
+    if path.startswith(hub.PREFIX):
+        return _read_hub(path, name, revision, local_files_only)
     path = pathlib.Path(path)
     if is_shipped(path):
         if name not in (None, path.name):

@@ -32,6 +32,7 @@ def prototype_cross_entropy(
         Scalar float32, in nats.
     """
     rows = x.reshape(-1, x.shape[-1])
-    norm = streamed_logsumexp(rows, prototypes, temperature, jnp.zeros(prototypes.shape[1]), chunk)
+    potentials = jnp.zeros(prototypes.shape[1], jnp.float32)
+    norm = streamed_logsumexp(rows, prototypes, temperature, potentials, chunk)
     agreement = jnp.sum(rows * target.reshape(rows.shape), axis=-1) / temperature
     return jnp.mean(mass.reshape(norm.shape) * norm - agreement)

@@ -31,5 +31,5 @@ def hidden_mse(
     error = (x_hat - x).astype(jnp.float32).reshape(-1, *x.shape[2:])
     squares = jnp.mean(patchify(error, x.shape[2] // math.isqrt(n)) ** 2, axis=-1)
     rows = jnp.arange(len(squares))[:, None]
-    hidden = jnp.ones(squares.shape).at[rows, visible.reshape(len(squares), -1)].set(0.0)
+    hidden = jnp.ones_like(squares).at[rows, visible.reshape(len(squares), -1)].set(0.0)
     return jnp.sum(hidden * squares) / jnp.sum(hidden)

@@ -21,8 +21,8 @@ def fourier_positions(matrix: Float[Array, "2 f"], grid: tuple[int, int]) -> Flo
         (rows*columns, 2f) float32, row-major.
     """
     rows, columns = grid
-    y = 2 * (jnp.arange(rows) + 0.5) / rows - 1
-    x = 2 * (jnp.arange(columns) + 0.5) / columns - 1
+    y = 2 * (jnp.arange(rows, dtype=jnp.float32) + 0.5) / rows - 1
+    x = 2 * (jnp.arange(columns, dtype=jnp.float32) + 0.5) / columns - 1
     coordinates = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(-1, 2)
     angle = 2 * jnp.pi * jnp.matmul(coordinates, matrix, precision=jax.lax.Precision.HIGHEST)
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(rows * columns, -1)
@@ -52,7 +52,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         self.proj = uniform_linear(self.width, self.input_width, self.dtype)
-        self.fourier = self.param("fourier", nn.initializers.normal(1.0), (2, self.width // 2))
+        self.fourier = self.param("fourier", nn.initializers.normal(1.0, jnp.float32), (2, self.width // 2))
         self.trunk = Trunk(
             self.layers, self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.remat,
             self.unroll, self.init_std,

@@ -93,13 +93,15 @@ class Encoder(nn.Module):
             Tokens with cls (B, 1, d), S (B, r, d) and U (B, n or keep, d); None for what was not asked for.
         """
         batch, height, width, _ = pixels.shape
-        patches = patchify((pixels - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD), self.patch)
+        mean, std = jnp.array(IMAGENET_MEAN, jnp.float32), jnp.array(IMAGENET_STD, jnp.float32)
+        patches = patchify((pixels - mean) / std, self.patch)
         side = self.image_size // self.patch
         init = vit_init(self.init_std)
         cls = self.param("cls_token", init, (self.width,))
         cls_position = self.param("cls_position", init, (self.width,))
         table = self.param("position_table", init, (side * side, self.width))
-        queries = self.param("queries", nn.initializers.normal(self.width**-0.5), (self.queries, self.width))
+        drawn = nn.initializers.normal(self.width**-0.5, jnp.float32)
+        queries = self.param("queries", drawn, (self.queries, self.width))
         positions = resize_position_table(table, (height // self.patch, width // self.patch))[None]
         if visible is not None:
             patches = jnp.take_along_axis(patches, visible[:, :, None], axis=1)

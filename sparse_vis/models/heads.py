@@ -26,7 +26,8 @@ class PrototypeHead(nn.Module):
     def setup(self):
         self.predictor_in = uniform_linear(self.hidden, self.input_width)
         self.predictor_out = uniform_linear(self.dim, self.hidden)
-        self.prototypes = self.param("prototypes", nn.initializers.normal(1.0), (self.dim, self.count))
+        drawn = nn.initializers.normal(1.0, jnp.float32)
+        self.prototypes = self.param("prototypes", drawn, (self.dim, self.count))
 
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows D"]:
         """Embeddings on the unit sphere; logits are embeddings @ prototypes.

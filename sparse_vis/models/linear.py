@@ -13,7 +13,7 @@ INIT_STD = 0.02  # of the ViT, as published
 
 def vit_init(std: float):
     """Initializer of the ViT; truncated at +-2 upstream, 100 standard deviations away."""
-    return nn.initializers.normal(std)
+    return nn.initializers.normal(std, jnp.float32)
 
 
 def uniform_init(fan_in: int):
@@ -66,4 +66,4 @@ class Linear(nn.Module):
 
     def setup(self):
         self.kernel = self.param("kernel", vit_init(self.init_std), (self.inputs, self.features))
-        self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        self.bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)

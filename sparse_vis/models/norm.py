@@ -50,8 +50,8 @@ class LayerNorm(nn.Module):
     width: int
 
     def setup(self):
-        self.scale = self.param("scale", nn.initializers.ones, (self.width,))
-        self.bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        self.scale = self.param("scale", nn.initializers.ones, (self.width,), jnp.float32)
+        self.bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
 
     def __call__(self, x: Float[Array, "*B d"]) -> Float[Array, "*B d"]:
         return (standardize(x) * self.scale + self.bias).astype(x.dtype)

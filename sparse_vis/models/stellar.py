@@ -125,7 +125,7 @@ class Stellar(nn.Module):
             local_cls = self.cls_head(self.encode(fold(views.local), only="cls").cls)
             local_cls = local_cls.reshape(batch, -1, self.cls_head.dim)
         else:
-            local_cls = jnp.zeros((batch, 0, self.cls_head.dim))
+            local_cls = jnp.zeros((batch, 0, self.cls_head.dim), jnp.float32)
         source = self.as_source(tokens)
         return Outputs(
             tokens=tokens,
@@ -146,7 +146,7 @@ class Stellar(nn.Module):
 def shape_views(model: Stellar) -> Views:
     """Views of the smallest batch, to initialise or trace the model with."""
     size = model.encoder.image_size
-    image = jnp.zeros((1, size, size, 3))
+    image = jnp.zeros((1, size, size, 3), jnp.float32)
     return Views(
         image=image, masked=image[:, None], visible=jnp.zeros((1, 1, 1), jnp.int32), local=image[:, None]
     )

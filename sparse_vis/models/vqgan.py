@@ -129,7 +129,7 @@ class VQGAN(nn.Module):
         self.encoder = Encoder(*sizes, self.z_channels, self.dtype)
         self.decoder = Decoder(*sizes, self.dtype)
         self.codebook = self.param(
-            "codebook", nn.initializers.normal(1.0), (self.num_embeddings, self.z_channels)
+            "codebook", nn.initializers.normal(1.0, jnp.float32), (self.num_embeddings, self.z_channels)
         )
 
     @property

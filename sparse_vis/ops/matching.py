@@ -33,7 +33,7 @@ def entropic_plan(
     Returns:
         (r, r) float32 plan; its columns sum to one exactly, its rows nearly.
     """
-    ones = jnp.ones(x.shape[0])
+    ones = jnp.ones(x.shape[0], jnp.float32)
     # ott-jax updates columns first; the published loop rows first. Hence the transposed problem.
     return run_ott(pairwise_distance(x, y).T, epsilon, iterations, ones, ones).matrix.T
 

@@ -7,6 +7,8 @@ one number g per column: K floats describe the assignments of any number of rows
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -54,7 +56,8 @@ def column_potentials(
     """
     scores = jax.lax.stop_gradient(scores.astype(jnp.float32))
     rows, columns = scores.shape
-    out = run_ott(-scores, temperature, iterations, jnp.full(rows, 1 / rows), jnp.full(columns, 1 / columns))
+    masses = (jnp.full(n, 1 / n, jnp.float32) for n in (rows, columns))
+    out = run_ott(-scores, temperature, iterations, *masses)
     return out.g / temperature
 
 
@@ -74,11 +77,11 @@ def published_potentials(
         (iterations, K) float32, the potentials of every round.
     """
     logits = jax.lax.stop_gradient(scores.astype(jnp.float32)) / temperature
-    f, g = jnp.zeros(logits.shape[0]), 50 - jnp.max(logits, axis=0)
+    f, g = jnp.zeros(logits.shape[0], jnp.float32), 50 - jnp.max(logits, axis=0)
     rounds = []
     for _ in range(iterations):
-        g -= jnp.logaddexp(g + jax.nn.logsumexp(logits + f[:, None], axis=0), jnp.log(epsilon))
-        f -= jnp.logaddexp(f + jax.nn.logsumexp(logits + g, axis=1), jnp.log(epsilon))
+        g -= jnp.logaddexp(g + jax.nn.logsumexp(logits + f[:, None], axis=0), math.log(epsilon))
+        f -= jnp.logaddexp(f + jax.nn.logsumexp(logits + g, axis=1), math.log(epsilon))
         rounds.append(g)
     return jnp.stack(rounds)
 
@@ -90,9 +93,9 @@ def row_mass(log_sums: Float[Array, "rounds rows"], epsilon: float) -> Float[Arr
         log_sums: (rounds, rows), logsumexp(scores / temperature + g) of each round's potentials g.
         epsilon: that of `published_potentials`.
     """
-    f, mass = jnp.zeros(log_sums.shape[1]), jnp.ones(log_sums.shape[1])
+    f, mass = jnp.zeros_like(log_sums[0]), jnp.ones_like(log_sums[0])
     for log_sum in log_sums:
-        divisor = jnp.logaddexp(f + log_sum, jnp.log(epsilon))
+        divisor = jnp.logaddexp(f + log_sum, math.log(epsilon))
         mass = jnp.exp(f + log_sum - divisor)
         f -= divisor
     return mass

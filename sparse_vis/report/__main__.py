@@ -17,6 +17,7 @@ from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
 from sparse_vis.report.contents import make_contents
 from sparse_vis.report.page import GENERATOR, render
+from sparse_vis.runtime import lock, paths
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.tools import Parser
 
@@ -50,11 +51,13 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("gallery", "voters"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name}={getattr(arguments, name)} is no number of images; give at least 1.")
-    page = render(make_contents(arguments))
-    try:
-        write_whole(arguments.output, page)
-    except OSError as error:
-        raise UserError(f"{arguments.output} cannot be written ({error}); give another --output.") from error
+    output = arguments.output
+    with lock.hold(output.parent, "report", name=f".{output.name}{lock.LOCK}"):
+        page = render(make_contents(arguments))
+        try:
+            write_whole(output, page)
+        except OSError as error:
+            raise UserError(f"{output} cannot be written ({error}); give another --output.") from error
     print(f"wrote {arguments.output}, {len(page.encode()) / 1e6:.1f} MB, which opens in any browser")
 
 
@@ -65,16 +68,21 @@ def main() -> None:
         description="A model on one self-contained HTML page (docs/visualization.md).",
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help=PLACES)
+    add("--checkpoint", required=True, type=paths.place, help=PLACES)
     add("--name", help="model of a release folder that holds several")
     add(
         "--output",
         required=True,
-        type=pathlib.Path,
+        type=paths.path,
         metavar="FILE",
         help="HTML; an earlier report is replaced",
     )
-    add("--images", metavar="FOLDER", help="folder of images, instead of the test split of the run's data")
+    add(
+        "--images",
+        type=paths.folder,
+        metavar="FOLDER",
+        help="folder of images, instead of the test split of the run's data",
+    )
     add("--size", metavar="HxW", help="of the images in pixels; the model's square unless given")
     add("--gallery", type=int, default=12, help="images shown with maps and edits (%(default)s)")
     add(
@@ -85,6 +93,7 @@ def main() -> None:
     )
     add(
         "--tokenizer",
+        type=paths.path,
         metavar="FILE",
         help="weights of the VQ tokenizer, where the checkpoint does not name them",
     )

@@ -18,6 +18,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.progress import Progress
+from sparse_vis.runtime.names import escaped
 
 BATCH = 16
 
@@ -82,7 +83,7 @@ def read_images(
     records = [found.source[int(i)] for i in found.indices[np.arange(count) * len(found.indices) // count]]
     bicubic = Image.Resampling.BICUBIC
     images = [ImageOps.fit(Image.fromarray(decode(record)), size[::-1], bicubic) for record in records]
-    return np.stack([np.asarray(image) for image in images]), [record["name"] for record in records]
+    return np.stack([np.asarray(image) for image in images]), [escaped(record["name"]) for record in records]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
 import pathlib
 import re
 import traceback
@@ -13,8 +14,22 @@ from ml_collections import ConfigDict
 
 from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
+from sparse_vis.runtime.paths import fault, local
 from sparse_vis.tools import unknown_flag
 from sparse_vis.train.settings import at, leaves
+
+
+class PathParser(flags.ArgumentParser):
+    """A path as the value of an absl flag, with ~ expanded."""
+
+    def parse(self, argument: str | pathlib.Path) -> pathlib.Path:
+        if wrong := fault(str(argument)):
+            raise ValueError(f"it {wrong}")
+        return pathlib.Path(local(argument, ""))
+
+
+def _expanded(flag: re.Match) -> str:
+    return flag[1] + os.path.expanduser(flag[2])
 
 
 def parse(arguments: list[str]) -> list[str]:
@@ -30,6 +45,7 @@ def parse(arguments: list[str]) -> list[str]:
         UserError: a wrong flag, configuration file, setting or value.
     """
     settings = [m[1] for a in arguments[1:] if (m := re.match(r"--?(?:no)?config\.([^=]+)", a))]
+    arguments = [re.sub(r"^(--?config=)(~.*)", _expanded, argument) for argument in arguments]
     file = config_file(arguments)
     if file is not None:
         check_config_file(file)
@@ -57,7 +73,7 @@ def config_file(arguments: list[str]) -> pathlib.Path | None:
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config") and (equals or following):
-            return pathlib.Path((value if equals else following).split(":")[0])
+            return pathlib.Path(local(value if equals else following, "--config").split(":")[0])
     return None
 
 

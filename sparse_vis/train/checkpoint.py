@@ -40,6 +40,11 @@ def prepare(workdir: pathlib.Path) -> None:
     Raises:
         UserError: it cannot be created or written to.
     """
+    if "[" in str(workdir.resolve()):
+        raise UserError(
+            f"workdir {workdir.resolve()} has a [ in its name, below which Orbax loses what it saves; "
+            "give another --workdir."
+        )
     try:
         (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
         writable = os.access(workdir, os.W_OK) and os.access(workdir / FOLDER, os.W_OK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import re
 import sys
 import traceback
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from sparse_vis import host
 from sparse_vis.errors import UserError
+from sparse_vis.runtime import lock
 
 # A process that is silent for so long counts as dead, and JAX ends the others. JAX's default is 100 s.
 HEARTBEAT_SECONDS = 30
@@ -49,12 +52,29 @@ def joined(others: str, step: int) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, SystemExit) and not error.code:
             raise
-        if not isinstance(error, UserError):
+        what = str(error) if isinstance(error, UserError) else host.missing_devices()
+        if what is None:
             traceback.print_exc()
-        what = str(error) if isinstance(error, UserError) else LOST
+            what = LOST
         print(f"error: process {process} of {count}: {what}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)
+
+
+@contextlib.contextmanager
+def held(folder: pathlib.Path, doing: str, flag: str = "--output") -> Iterator[None]:
+    """`runtime.lock.hold` for all processes of a run: process 0 holds, and none goes on before it does.
+
+    Args:
+        folder, doing, flag: see there.
+
+    Raises:
+        UserError: in process 0, another run holds the folder; the other processes then end with it.
+    """
+    with lock.hold(folder, doing, flag) if jax.process_index() == 0 else contextlib.nullcontext():
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"lock of {doing}")
+        yield
 
 
 def _initialize(others: str) -> None:

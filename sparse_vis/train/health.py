@@ -74,10 +74,10 @@ def localization_measures(L: Float[Array, "B n r"]) -> dict[str, Float[Array, ""
 def prototype_measures(scores: Float[Array, "rows K"]) -> dict[str, Float[Array, ""]]:
     """Share of prototypes that win a row, and entropy of the wins; both relative to what is possible."""
     rows, count = scores.shape
-    wins = jnp.zeros(count).at[jnp.argmax(scores, axis=-1)].add(1)
+    wins = jnp.zeros(count, jnp.float32).at[jnp.argmax(scores, axis=-1)].add(1)
     most = min(rows, count)
     return {
-        "prototype_usage": jnp.sum(wins > 0) / most,
+        "prototype_usage": jnp.sum(wins > 0, dtype=jnp.float32) / most,
         "prototype_entropy": entropy(wins / rows) / jnp.log(most),
     }
 

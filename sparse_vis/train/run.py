@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 import sys
@@ -13,7 +14,9 @@ from ml_collections import ConfigDict
 from sparse_vis.errors import UserError
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.vqgan import VQGAN
+from sparse_vis.runtime import lock
 from sparse_vis.train import settings
+from sparse_vis.train.distributed import held
 from sparse_vis.train.loop import Run
 from sparse_vis.train.stop import StopSignal
 
@@ -32,13 +35,14 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
     if mode == "evaluate" and not config.eval.tasks:
         raise UserError("--mode=evaluate needs tasks; give e.g. --config.eval.tasks=\"('knn', 'linear')\".")
     plan = None
-    if config.eval.tasks:
-        from sparse_vis.evals import command  # here, for its imports take seconds
+    with held(workdir, "training", "--workdir") if mode == "train" else contextlib.nullcontext():
+        if config.eval.tasks:
+            from sparse_vis.evals import command  # here, for its imports take seconds
 
-        # Before training, so that what would fail after days is said at once.
-        plan = command.make_plan(config)
-    if mode == "train":
-        train(config, workdir, stop)
+            # Before training, so that what would fail after days is said at once.
+            plan = command.make_plan(config)
+        if mode == "train":
+            train(config, workdir, stop)
     if stop.received or plan is None:
         return
     stop.message = "SIGTERM in the evaluation: finished tasks are saved; the same command does the others."
@@ -46,7 +50,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
     if jax.process_index() == 0:
         if jax.process_count() > 1:
             stop.listen()  # SIGTERM was jax.distributed's until here
-        missed = command.evaluate(config, workdir, plan)
+        # A lock of its own: a run may be evaluated while it trains.
+        with lock.hold(workdir, "evaluation", "--workdir", lock.EVALUATION_LOCK):
+            missed = command.evaluate(config, workdir, plan)
         if missed:
             sys.exit(f"{len(missed)} of {len(config.eval.expected)} figures not met: {'; '.join(missed)}.")
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
+from sparse_vis.runtime.paths import local
 
 LARGEST = 3.4e38  # of float32, in which everything is computed
 DTYPES = ("float32", "bfloat16", "float16")
@@ -46,27 +47,53 @@ CHOICES = {
     "efficiency.attention": ("xla", "cudnn", "pallas"),
     "efficiency.remat": ("none", "products", "blocks"),
 }
+# Settings that are paths, or tuples of them, and whether each may be an address on the hub.
+PATHS = {
+    "init": True, "data.path": False, "model.tokenizer.path": False, "eval.masks": False, "eval.beside": True,
+    "eval.inception": False, "eval.lpips.alexnet": False, "eval.lpips.heads": False,
+}  # fmt: skip
 
 # What settings of earlier versions are called now.
 FORMER = {"efficiency.remat": {False: "none", True: "blocks"}}
 
 
 def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
-    """Refuse settings that cannot work together.
+    """Refuse settings that cannot work together, and expand ~ in those that are paths.
 
     Args:
-        config: complete configuration. devices: of all processes of the run.
+        config: complete configuration; its paths are changed in place. devices: of all processes of the run.
         backend: jax.default_backend(), where the run's is known.
 
     Raises:
         UserError: names the settings and a remedy.
     """
+    local_paths(config)
     # In this order and lazily: later checks rely on what the earlier ones refuse.
     checks = itertools.chain(
         wrong_values(config), wrong_ranges(config), contradictions(config, devices, backend)
     )
     for sentence in checks:
         raise UserError(sentence + ".")
+
+
+def local_paths(config: ConfigDict) -> None:
+    """Expand ~ in the settings that are paths; an empty one is one that is not given.
+
+    Raises:
+        UserError: an address, or a name of the run that is no name of a folder below runs/.
+    """
+    for name, hub in PATHS.items():
+        section, _, last = name.rpartition(".")
+        part = at(config, section) if section else config
+        if isinstance(part[last], str):
+            part[last] = part[last] and local(part[last], f"config.{name}", hub)
+        else:
+            part[last] = tuple(
+                local(item, f"config.{name}", hub) if isinstance(item, str) else item for item in part[last]
+            )
+    below = pathlib.PurePath(config.name)
+    if not config.name.strip() or below.is_absolute() or ".." in below.parts:
+        raise UserError(f"config.name={config.name!r} names no folder below runs/; give a name, e.g. mine.")
 
 
 def at(config: ConfigDict, name: str):

@@ -17,6 +17,7 @@ spec = importlib.util.spec_from_file_location("local", {path!r})
 local = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(local)
 local.MAIN, local.GRACE_SECONDS, local.SAME_SECONDS = {program!r}, 1, 0.5
+local.DEVICE_FILES = local.pathlib.Path({program!r}).parent / "dev"
 local.main()
 """
 HEADER = """
@@ -70,6 +71,46 @@ def test_every_process_gets_its_place_and_devices_and_only_the_first_is_shown(la
     assert len({text[0] for text in texts}) == 1 and re.fullmatch(r"127\.0\.0\.1:\d+", texts[0][0])
     shared = ["3", "--xla_dump_to=x", "--xla_force_host_platform_device_count=2"]
     assert [text[1:] for text in texts] == [[*shared, "7,6"], [*shared, "5,4"], [*shared, "3,2"]]
+
+
+SHOW = """
+    (folder / f"{index}.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "unset"))
+"""
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("found", "given", "platforms", "expected"),
+    [
+        (["nvidia0", "nvidia1"], None, "", "2 GPUs here (/dev/nvidia*: 0, 1)"),
+        (["nvidia0"], "4,GPU-a7", "cuda", "2 GPUs here (CUDA_VISIBLE_DEVICES: 4, GPU-a7)"),
+        (["nvidia10", "nvidia0", "nvidia2", "nvidiactl"], None, "", ["0", "2", "10"]),
+        (["nvidia0"], None, "cpu", ["0", "", ""]),
+        (["nvidia0"], "", "", ["", "", ""]),
+        (["nvidia0"], "-1", "", ["-1", "-1", "-1"]),
+        ([], None, "", ["0", "1", "2"]),
+    ],
+)
+def test_no_process_is_left_without_a_gpu_where_there_are_some(
+    found, given, platforms, expected, launch, tmp_path, monkeypatch
+):
+    (tmp_path / "dev").mkdir()
+    for name in found:
+        (tmp_path / "dev" / name).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    environment = {"JAX_PLATFORMS": platforms} | ({} if given is None else {"CUDA_VISIBLE_DEVICES": given})
+    process = launch(SHOW, processes=3, **environment)
+    _, err = process.communicate(timeout=20)
+    if isinstance(expected, str):
+        sentence = expected.replace("/dev/", f"{tmp_path}/dev/")
+        assert process.returncode == 1 and not list(tmp_path.glob("*.txt"))
+        assert err.startswith(
+            f"error: --processes times --devices is 3, but there are {sentence}; give fewer"
+        )
+        assert "JAX_PLATFORMS=cpu" in err and err.count("\n") == 1
+    else:
+        assert process.returncode == 0, err
+        assert [(tmp_path / f"{index}.txt").read_text() for index in range(3)] == expected
 
 
 @pytest.mark.fast

@@ -195,3 +195,15 @@ def test_golden_step():
         "the training step gives other numbers than before; if that is meant, say why in the commit and run "
         "UPDATE_GOLDEN_STEP=1 python -m pytest tests/train/test_step.py -k golden_step"
     )
+
+
+def test_with_64_bit_types_switched_on_the_step_stays_in_32_bits():
+    """JAX_ENABLE_X64 changes JAX's default types: every array of ours names its own."""
+    r = recipe(teacher=True)
+    with jax.enable_x64(True):
+        step = jax.jit(functools.partial(train_step, r))
+        state, metrics = step(initial_state(r), batch())
+        state, metrics = step(state, batch())
+    assert {x.dtype.itemsize for x in jax.tree.leaves((state, metrics))} == {4}
+    ours = {name: float(value) for name, value in metrics.items()}
+    assert ours == pytest.approx(json.loads(GOLDEN_STEP.read_text()), rel=1e-4)

@@ -1,0 +1,116 @@
+"""One writer per folder: a lock that ends with the process that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from sparse_vis.errors import UserError
+
+LOCK, EVALUATION_LOCK = ".lock", ".evaluation.lock"
+CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+_held: set[Path] = set()  # lock files of this process
+
+
+@contextlib.contextmanager
+def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> Iterator[None]:
+    """Be the only process that writes to a folder while the context lasts.
+
+    The lock is a POSIX record lock (`fcntl.lockf`) on a small file in the folder, which says who holds it.
+    The kernel, or the NFS server, drops it when the process ends, however it ends: a file that is left behind
+    blocks nobody. Unlike flock's it is not inherited: a data worker that outlives a killed run does not keep
+    it. But a process loses it by closing any other descriptor of the file, so the file is opened only here,
+    and never a second time by a process that holds it.
+
+    Args:
+        folder: made if needed, and removed at the end if it was and nothing was written there.
+        doing: what for, e.g. "training", for whoever comes second.
+        flag: that names another folder. name: of the file; locks of different names exclude nobody.
+
+    Raises:
+        UserError: another process, or this one, holds it; names the holder. The folder cannot be written,
+            or has a name that is not UTF-8.
+    """
+    try:
+        str(folder.resolve()).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{str(folder)!r} has a name that is not UTF-8, where some libraries cannot write; "
+            f"give another {flag}."
+        ) from None
+    try:
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder.resolve() / name
+        descriptor = None if path in _held else _lock(path)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}); give another {flag}.") from None
+    if descriptor is None:
+        raise UserError(
+            f"{folder} is in use ({_holder(path)}); wait for its end, or give another {flag}: "
+            "each needs its own."
+        )
+    since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    holder = f"{doing}, process {os.getpid()} on {socket.gethostname()}, since {since}"
+    _held.add(path)
+    try:
+        with contextlib.suppress(OSError):  # a full disk: it is held all the same
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{holder}\n".encode(errors="replace"), 0)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder is gone, or not empty
+            path.unlink()  # before it is given up: nobody else's file is removed
+            if new:
+                folder.rmdir()
+        os.close(descriptor)
+        _held.discard(path)
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor of the locked file; None where another process holds it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in CANNOT_LOCK:
+                os.close(descriptor)
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    return None
+                raise
+            print(
+                f"note: the file system of {path.parent} cannot lock ({error.strerror}): take care that "
+                "nothing else writes there.",
+                flush=True,
+            )
+            return descriptor
+        if _is_at(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # its holder removed it in between
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+        return False
+
+
+def _holder(path: Path) -> str:
+    if path in _held:
+        return "this process"
+    with contextlib.suppress(OSError):
+        text = path.read_text(errors="replace").strip()
+        if text:
+            return text.splitlines()[0][:300]
+    return "another process"

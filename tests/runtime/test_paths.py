@@ -1,0 +1,168 @@
+"""Where paths enter: ~ is expanded; what is empty or an address is refused before any work."""
+
+import importlib
+import pathlib
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from absl import flags
+
+import sparse_vis
+from sparse_vis.config import default_config
+from sparse_vis.errors import UserError
+from sparse_vis.runtime import lock
+from sparse_vis.shards import make_schema, read_shard, write_shard
+from sparse_vis.train import arguments, settings
+from sparse_vis.train.checkpoint import prepare
+
+REQUIRED = {
+    "extract": ("--checkpoint", "--input", "--output"),
+    "reconstruct": ("--checkpoint", "--input", "--output"),
+    "export": ("--checkpoint", "--output"), "report.__main__": ("--checkpoint", "--output"),
+    "data.pack": ("--input", "--output"), "data.scenes": ("--output",),
+}  # fmt: skip
+FLAGS = [(tool, flag) for tool, all_ in REQUIRED.items() for flag in all_] + [
+    ("extract", "--data-dir"), ("reconstruct", "--tokenizer"), ("report.__main__", "--tokenizer"),
+    ("report.__main__", "--images"),
+]  # fmt: skip
+WRONG = [
+    ("", "is empty; give a path"),
+    ("  ", "is empty"),
+    *((text, "is an address; mount it") for text in ("gs://b/r", "s3://b", "file:///tmp/x")),
+]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("tool", "flag"), FLAGS)
+def test_every_path_flag_of_a_tool_refuses_what_is_no_path(tool, flag, tmp_path, monkeypatch):
+    main = importlib.import_module(f"sparse_vis.{tool}").main
+    monkeypatch.chdir(tmp_path)
+    for text, reason in WRONG:
+        given = dict.fromkeys(REQUIRED[tool], "x") | {flag: text}
+        monkeypatch.setattr(sys, "argv", ["tool", *(f"{name}={value}" for name, value in given.items())])
+        with pytest.raises(UserError, match=f"^argument {flag}.*: {text!r} {reason}"):
+            main()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.fast
+def test_a_tool_s_paths_begin_at_home(tmp_path, monkeypatch):
+    from sparse_vis.data import scenes
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["tool", "--output=~/a:b.png"])
+    scenes.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["a:b.png"]
+
+
+@pytest.mark.fast
+def test_a_hub_address_is_for_models_only():
+    from sparse_vis.extract import _parser
+
+    given = ["--checkpoint=hf://microsoft/STELLAR/stellar-b16", "--output=o"]
+    assert _parser().parse_args([*given, "--input=x"]).checkpoint == given[0].partition("=")[2]
+    with pytest.raises(UserError, match="argument --input: 'hf://a/b' is an address"):
+        _parser().parse_args([*given, "--input=hf://a/b"])
+
+
+@pytest.mark.fast
+def test_main_s_workdir_and_configuration_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = arguments.PathParser()
+    assert parser.parse("~/x") == tmp_path / "x" and parser.parse("x") == pathlib.Path("x")
+    values = flags.FlagValues()
+    flags.DEFINE(parser, "workdir", None, "", flag_values=values)
+    for text, reason in WRONG:
+        with pytest.raises(flags.Error, match=f"flag --workdir={text}: it {reason}"):
+            values(["main.py", f"--workdir={text}"])
+        with pytest.raises(UserError, match=f"--config={text} {reason}"):
+            arguments.parse(["main.py", f"--config={text}"])
+    with pytest.raises(UserError, match=f"configuration file {tmp_path}/absent.py: No such file"):
+        arguments.parse(["main.py", "--config=~/absent.py"])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", sorted(settings.PATHS))
+def test_every_path_setting(name, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+
+    def given(text):
+        config = default_config()
+        section = settings.at(config, name.rpartition(".")[0]) if "." in name else config
+        last = name.rpartition(".")[2]
+        section[last] = (text,) if isinstance(section[last], tuple) else text
+        settings.local_paths(config)
+        return section[last] if isinstance(section[last], str) else section[last][0]
+
+    assert given("~/d") == "/home/me/d" and given("d:e/~") == "d:e/~"
+    for text in ("gs://b/r", "file:///d"):
+        with pytest.raises(UserError, match=f"^config.{name}={text} is an address"):
+            settings.check(default_config_with(name, text))
+    if name in ("init", "eval.beside"):
+        assert given("hf://a/b") == "hf://a/b"
+    else:
+        with pytest.raises(UserError, match=f"^config.{name}=hf://a/b is an address"):
+            given("hf://a/b")
+
+
+def default_config_with(name, text):
+    config = default_config()
+    section = settings.at(config, name.rpartition(".")[0]) if "." in name else config
+    last = name.rpartition(".")[2]
+    section[last] = (text,) if isinstance(section[last], tuple) else text
+    return config
+
+
+@pytest.mark.fast
+def test_settings_that_look_like_paths_are_in_the_table():
+    alike = {
+        name
+        for name, value in settings.leaves(default_config()).items()
+        if value == "" and not name.endswith(("init_name", "split"))
+    }
+    assert alike == set(settings.PATHS) - {"eval.beside"}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["", " ", "/x", "a/../../b"])
+def test_a_run_s_name_must_stay_below_runs(name):
+    with pytest.raises(UserError, match=f"^config.name={name!r} names no folder below runs/"):
+        settings.check(default_config_with("name", name))
+
+
+@pytest.mark.fast
+def test_load_takes_the_same_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("", "gs://b/r", b"s3://b/r".decode()):
+        with pytest.raises(UserError, match=f"^checkpoint={path} is (empty|an address)"):
+            sparse_vis.load(path)
+    for path in ("~/absent", pathlib.Path("~/absent")):
+        with pytest.raises(UserError, match=f"^checkpoint {tmp_path}/absent does not exist"):
+            sparse_vis.load(path)
+    with pytest.raises(UserError, match=r"^tokenizer=gs://t is an address"):
+        sparse_vis.load("scenes-tiny", tokenizer="gs://t")
+
+
+@pytest.mark.fast
+def test_a_shard_below_a_name_with_a_colon(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = pathlib.Path("feat:v2", "x.parquet")
+    path.parent.mkdir()
+    write_shard(path, make_schema({}, "float32"), iter([{"name": ["a"], "height": [1], "width": [2]}]), [])
+    assert read_shard(path)[0] == 1
+    table = pq.read_table(pa.OSFile(str(path)))
+    assert table.to_pydict() == {"name": ["a"], "height": [1], "width": [2]}
+
+
+@pytest.mark.fast
+def test_folders_that_a_library_cannot_write_to_are_refused(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"Mu\\udcf1oz' has a name that is not UTF-8.* another --output"),
+        lock.hold(tmp_path / "Mu\udcf1oz", "packing"),
+    ):
+        pass
+    with pytest.raises(UserError, match=r"seeds\[0\]/run has a \[ in its name, below which Orbax loses"):
+        prepare(tmp_path / "seeds[0]" / "run")
+    assert list(tmp_path.iterdir()) == []
