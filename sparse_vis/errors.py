@@ -10,7 +10,7 @@ class UserError(ValueError):
     """A single sentence that names the culprit and the remedy; command lines print it without a traceback."""
 
 
-def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+def _unraisable(unraisable) -> None:
     # At the first error of a damaged checkpoint Orbax closes its event loop; tensorstore's threads then
     # report all others to it, in a traceback each.
     if str(unraisable.exc_value) != "Event loop is closed":

@@ -132,7 +132,7 @@ def logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B c
 
 def _fit(
     xs: tuple[AnyArray, ...],
-    y: Int[AnyArray, N * classes],
+    y: Int[AnyArray, "N *classes"],
     batches: Int[np.ndarray, "steps batch"],
     moments: list[tuple[AnyArray, AnyArray]],
     learning_rates: Float[AnyArray, " rates"],
@@ -163,7 +163,7 @@ def _optimizer(
 def _advance(
     state,
     xs: tuple[AnyArray, ...],
-    y: Int[AnyArray, N * classes],
+    y: Int[AnyArray, "N *classes"],
     batches: Int[AnyArray, "some batch"],
     moments: list[tuple[AnyArray, AnyArray]],
     learning_rates: Float[AnyArray, " rates"],
