@@ -37,7 +37,7 @@ def entropy(p: Float[Array, "*rows k"]) -> Float[Array, "*rows"]:
 
 
 def spread(x: Float[Array, "B r D"]) -> Float[Array, " r"]:
-    """How far the images' unit vectors differ, for each query: 1 - |mean|^2; 0 where all are alike, NaN of one."""
+    """How far the images' unit vectors differ, for each query: 1 - |mean|^2; NaN of a single image."""
     if len(x) == 1:
         return jnp.full(x.shape[1], jnp.nan)
     # In this form small spreads keep their digits.

@@ -4,6 +4,7 @@ import copy
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +18,9 @@ from sparse_vis.evals.dataset import open_data
 from sparse_vis.evals.encoders import beside_encoder, check_beside
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
+from sparse_vis.train import run as main
 from sparse_vis.train import settings
+from sparse_vis.train.stop import StopSignal
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, tiny_config, write_checkpoints
 
 TASKS = ("scenes", "knn", "linear", "retrieval", "localization", "reconstruction")
@@ -206,6 +209,29 @@ def test_what_is_finished_survives_a_later_failure(measured, tmp_path, monkeypat
     seen = counting(monkeypatch)
     evaluate(config, tmp_path)
     assert seen == [("trained", "retrieval")]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("process,tasks", [(0, ("knn",)), (1, ("knn",)), (0, ()), (1, ())])
+@pytest.mark.parametrize("mode", ["evaluate", "train"])
+def test_of_several_processes_the_first_evaluates_when_the_others_have_left(
+    monkeypatch, tmp_path, process, tasks, mode
+):
+    done = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: done.append("left"))
+    monkeypatch.setattr(command, "make_plan", lambda config: done.append("plan"))
+    monkeypatch.setattr(command, "evaluate", lambda *_: done.append("evaluate"))
+    monkeypatch.setattr(main, "train", lambda *_: done.append("train"))
+    monkeypatch.setattr(StopSignal, "listen", lambda self: self)
+    if mode == "evaluate" and not tasks:
+        with pytest.raises(UserError, match="needs tasks"):
+            main.run(make_config(tasks=tasks), tmp_path, mode, StopSignal())
+        return
+    main.run(make_config(tasks=tasks), tmp_path, mode, StopSignal())
+    first = [*(["plan"] if tasks else []), "train"] if mode == "train" else []
+    assert done == [*first, "left", *(["plan", "evaluate"] if tasks and process == 0 else [])]
 
 
 @pytest.mark.fast
