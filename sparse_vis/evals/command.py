@@ -16,7 +16,7 @@ from sparse_vis.evals.bench import Bench, Reducer
 from sparse_vis.evals.dataset import Data, Part, open_data
 from sparse_vis.evals.encoders import OWN, beside_encoder, check_beside, own_encoder
 from sparse_vis.evals.features import Encoder
-from sparse_vis.evals.label_maps import check_maps
+from sparse_vis.evals.label_maps import check_maps, maps_sha256
 from sparse_vis.evals.networks import Networks
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
@@ -150,6 +150,7 @@ def _settings(name: str, encoder: Encoder, plan: Plan, config: ConfigDict) -> di
         "encoder": {key: value for key, value in encoder.about.items() if key != "from"},
         "data": plan.data.about,
         "protocol": task.protocol(config),
+        "maps": maps_sha256(plan.data) if "map" in task.needs else None,
         "networks": {**plan.networks.about, "absent": plan.networks.absent} if task.networks else {},
         "batch": config.eval.batch,
         "seed": config.eval.seed,

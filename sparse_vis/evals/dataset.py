@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.build import build_source
 from sparse_vis.data.records import Records, in_batches, read_records
+from sparse_vis.data.same import images_sha256
 from sparse_vis.data.sources import Source
 from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray
@@ -107,7 +108,7 @@ def open_data(config: ConfigDict) -> Data:
     about = {
         "source": config.data.source, "path": config.data.path, "holdout": e.holdout, "image_size": size,
         "short_side": short_side,
-        "parts": {name: {"records": len(p), "of": repr(p.source)} for name, p in parts.items()},
+        "parts": {name: _about(p) for name, p in parts.items()},
     }  # fmt: skip
     source, other = parts["train"].source, parts["test"].source
     if source.classes != other.classes:
@@ -117,6 +118,11 @@ def open_data(config: ConfigDict) -> Data:
             "them, so give train and test the same subfolders."
         )
     return Data(parts, labelled, len(source.classes), "labels" in source[0], about)
+
+
+def _about(part: Part) -> dict:
+    images = images_sha256(part.source, part.indices, times=True)
+    return {"records": len(part), "of": repr(part.source), "images_sha256": images}
 
 
 def _open(config: ConfigDict, split: str, **changed) -> Source:

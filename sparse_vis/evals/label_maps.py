@@ -11,9 +11,10 @@ from PIL import Image
 
 from sparse_vis.data.decode import decode
 from sparse_vis.data.records import BICUBIC, NEAREST
+from sparse_vis.data.same import files_sha256
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
-from sparse_vis.evals.dataset import Part
+from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.miou import IGNORE
 
 
@@ -51,6 +52,15 @@ def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
 def map_path(masks: pathlib.Path, name: str) -> pathlib.Path:
     """Where the label map of the image of a name lies."""
     return (masks / name).with_suffix(".png")
+
+
+def maps_sha256(data: Data) -> str | None:
+    """What tells the label maps of a data set from others, by their files; None where the source has them."""
+    folder = data.parts["test"].masks
+    if folder is None:
+        return None
+    names = sorted(str(path) for part in data.parts.values() for path in part.masks.rglob("*.png"))
+    return files_sha256("", names, times=True)
 
 
 def check_maps(part: Part) -> None:

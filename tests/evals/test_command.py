@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -11,11 +13,13 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 import sparse_vis
+from sparse_vis.build import build_model
 from sparse_vis.data.records import read_records
 from sparse_vis.errors import UserError
 from sparse_vis.evals import command, tasks
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.evals.encoders import beside_encoder, check_beside
+from sparse_vis.evals.model_encoders import checksums
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
 from sparse_vis.train import run as main
@@ -190,6 +194,61 @@ def test_finished_pairs_are_skipped_and_changed_ones_are_not(measured, monkeypat
     assert after["trained"]["knn"]["settings"]["data"]["parts"]["test"]["records"] == 20
     assert after["trained"]["linear"] == encoders["trained"]["linear"]  # not asked for, so kept
     assert after[other] == encoders[other]
+
+
+def test_replaced_images_maps_and_weights_are_measured_again(tmp_path, monkeypatch):
+    """Files of the same name and size, too: label maps with two classes exchanged often are."""
+    draw = np.random.default_rng(0)
+    for kind, value in (("images", 200), ("maps", 1)):
+        for name in ("a/0", "a/1", "b/0", "b/1"):
+            path = tmp_path / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((40, 40, 3) if kind == "images" else (40, 40), value, np.uint8)
+            Image.fromarray(pixels).save(path)
+    write_checkpoints(tmp_path / "run", {1: 1})
+    config = make_config(tasks=("with_labels", "with_maps"))
+    config.data.update(source="folder", path=str(tmp_path / "images"))
+    config.eval.update(
+        train_split="", test_split="", holdout=0.5, mask_classes=2, masks=str(tmp_path / "maps")
+    )
+    seen, one = [], Result({"": {"number": 1.0}})
+
+    def task(name, need):
+        measure = lambda bench, config: seen.append(name) or one  # noqa: E731
+        return Task(measure, (need,), ("sparse",), lambda data: {}, lambda config: {})
+
+    both = {"with_labels": task("with_labels", "label"), "with_maps": task("with_maps", "map")}
+    monkeypatch.setattr(command, "TASKS", both)
+
+    def measured_again():
+        seen.clear()
+        evaluate(config, tmp_path / "run")
+        return list(seen)
+
+    def change(path):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([draw.integers(256)]))
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+
+    assert measured_again() == ["with_labels", "with_maps"]
+    assert measured_again() == []
+    change(tmp_path / "images" / "b" / "1.png")
+    assert measured_again() == ["with_labels", "with_maps"]
+    change(tmp_path / "maps" / "a" / "0.png")
+    assert measured_again() == ["with_maps"]
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    write_checkpoints(tmp_path / "run", {1: 2})
+    assert measured_again() == ["with_labels", "with_maps"]
+    assert measured_again() == []
+
+
+@pytest.mark.fast
+def test_models_of_the_same_parameters_are_told_apart():
+    config = tiny_config()
+    known = checksums(build_model(config), {})
+    assert checksums(build_model(config), {}) == known
+    config.model.spatial_temperature = 0.1
+    assert checksums(build_model(config), {}) != known
 
 
 def test_what_is_finished_survives_a_later_failure(measured, tmp_path, monkeypatch):
