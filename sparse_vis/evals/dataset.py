@@ -97,7 +97,7 @@ def open_data(config: ConfigDict) -> Data:
         folder = config.data.source in ("folder", "packed") and split
         masks = (pathlib.Path(e.masks) / split if folder else pathlib.Path(e.masks)) if e.masks else None
         maps = e.mask_classes if masks else len(source.classes) + 1 if scenes else 0
-        rows = _spread(indices, count)
+        rows = spread(indices, count)
         return Part(source, rows, size, short_side, config.data.threads, masks, maps)
 
     parts, labelled = {"train": part(False), "test": part(True)}, ("train", "test")
@@ -148,7 +148,7 @@ def _held_out(count: int, share: float, test: bool) -> Int[np.ndarray, " N"]:
     return indices
 
 
-def _spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]:
+def spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]:
     """`count` of the records at even distances, or all for 0: sorted folders give of every class."""
     if not count or count >= len(indices):
         return indices
