@@ -78,6 +78,12 @@ class Data:
     sets: bool
     about: dict
 
+    @property
+    def single(self) -> bool:
+        """Whether the images of the labelled parts have one class each, or none, and not only sets."""
+        part = self.parts[self.labelled[0]]
+        return "label" in part.source[int(part.indices[0])]
+
 
 def open_data(config: ConfigDict) -> Data:
     """The parts that config.eval names of the source of config.data.
@@ -158,9 +164,30 @@ def spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]:
 def without_unlabelled(
     columns: dict[str, AnyArray], names: list[str]
 ) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " N"]]:
-    """The named columns and the labels of the rows that have a label."""
+    """The named columns and the labels of the rows that have a label.
+
+    Raises:
+        UserError: none has one.
+    """
     known = np.flatnonzero(columns["label"] >= 0)
+    if not len(known):
+        raise UserError(
+            f"none of the {len(columns['label'])} images of a part has a class; raise "
+            "config.eval.train_records and test_records, or leave out the tasks that need labels."
+        )
     return {name: columns[name][known] for name in names}, columns["label"][known].astype(np.int32)
+
+
+def no_classes(train: Int[np.ndarray, " N"], test: Int[np.ndarray, " M"], least: int) -> str:
+    """Why a probe of classes is impossible, "" where it is not.
+
+    Args:
+        train, test: classes of the images, -1 for none. least: number of training images that it needs.
+    """
+    train, test = train[train >= 0], test[test >= 0]
+    if len(train) < least or not len(test):
+        return f"{len(train)} training and {len(test)} test images have a class; it needs {least} and 1"
+    return "" if len(np.unique(train)) > 1 else "all training images are of one class"
 
 
 def multi_hot(labels: Int[AnyArray, "N k"], classes: int) -> Bool[np.ndarray, "N classes"]:

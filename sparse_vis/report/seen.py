@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_source
@@ -16,10 +17,11 @@ from sparse_vis.data.sources import FolderSource, Source
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.errors import UserError
 
+Rows = Sequence[int] | np.ndarray
 UNKNOWN = "Images of which it is not known whether the model was trained on them"
 
 
-def name_images(config: ConfigDict | None, source: Source, rows: Sequence[int]) -> str:
+def name_images(config: ConfigDict | None, source: Source, rows: Rows) -> str:
     """What images are to the model, with the reason: training images, held out, some of both, or not known.
 
     Args:
@@ -39,7 +41,7 @@ def name_images(config: ConfigDict | None, source: Source, rows: Sequence[int]) 
     return f"Held-out images ({why}{started})"
 
 
-def _trained_on(config: ConfigDict, source: Source, rows: Sequence[int]) -> tuple[int | None, str]:
+def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | None, str]:
     """How many of the rows are among the training images, None if that is not known, and why."""
     d = config.data
     if d.source == "scenes":
@@ -66,7 +68,7 @@ def _trained_on(config: ConfigDict, source: Source, rows: Sequence[int]) -> tupl
     return None, f"training had {d.source}"
 
 
-def _shared_files(source: FolderSource, rows: Sequence[int], training: FolderSource) -> int:
+def _shared_files(source: FolderSource, rows: Rows, training: FolderSource) -> int:
     """How many of the images are training images: the same file, or a copy that kept its name."""
     alike = defaultdict(set)
     for name in training.names:

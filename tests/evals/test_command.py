@@ -15,10 +15,12 @@ from sklearn.neighbors import KNeighborsClassifier
 import sparse_vis
 from sparse_vis.build import build_model
 from sparse_vis.data.records import read_records
+from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
 from sparse_vis.evals import command, tasks
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.evals.encoders import beside_encoder, check_beside
+from sparse_vis.evals.label_maps import check_every_map
 from sparse_vis.evals.model_encoders import checksums
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
@@ -240,6 +242,96 @@ def test_replaced_images_maps_and_weights_are_measured_again(tmp_path, monkeypat
     write_checkpoints(tmp_path / "run", {1: 2})
     assert measured_again() == ["with_labels", "with_maps"]
     assert measured_again() == []
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of grey images: train and test with three images each of classes a and b, and one beside."""
+    for part in ("train", "test"):
+        for name in ("a/0", "a/1", "a/2", "b/0", "b/1", "b/2", "0"):
+            path = tmp_path / "images" / part / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), "grey").save(path)
+            (tmp_path / "maps" / part / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (40, 40), 1).save(tmp_path / "maps" / part / f"{name}.png")
+    config = make_config()
+    config.data.update(source="folder", path=str(tmp_path / "images"))
+    config.eval.update(train_records=0, test_records=0)
+    return config, tmp_path
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "task,changed,sentence",
+    [
+        (
+            "knn",
+            {},
+            r"at least 10 train images with a class; there are 6, .*: raise config.eval.train_records",
+        ),
+        ("linear", dict(train_records=5), r"at least 6 train images with a class; there are 4"),
+        ("linear", dict(test_records=1), r"at least 1 test images with a class; there are 0"),
+        ("retrieval", dict(test_records=1), r"at least 2 test images with a class; there are 0"),
+        ("factorization", dict(test_records=1), "at least 2 test images; there are 1"),
+    ],
+)
+def test_too_few_images_are_refused_before_any_is_encoded(pictures, task, changed, sentence):
+    config, _ = pictures
+    config.eval.update(tasks=(task,), **changed)
+    with pytest.raises(UserError, match=f"'{task}' needs {sentence}.*leave '{task}' out"):
+        command.make_plan(config)
+
+
+@pytest.mark.fast
+def test_one_class_is_refused_and_sets_of_classes_are_not_labels(pictures, monkeypatch):
+    config, folder = pictures
+    for part in ("train", "test"):
+        shutil.rmtree(folder / "images" / part / "b")
+    config.eval.tasks = ("retrieval",)
+    with pytest.raises(UserError, match=r"'retrieval' needs test images of two classes; all .* are 'a'"):
+        command.make_plan(config)
+
+    class Sets(FolderSource):
+        """As TFDS sources with a sequence of labels: classes, but none that is the image's."""
+
+        def __getitem__(self, index):
+            record = super().__getitem__(index)
+            del record["label"]
+            return record | {"labels": np.int32([0])}
+
+    monkeypatch.setattr(
+        "sparse_vis.build.make_source", lambda name, **how: Sets(f"{how['path']}/{how['split']}")
+    )
+    config.eval.tasks = ("factorization", "rate")
+    data = command.make_plan(config).data
+    assert data.sets and data.classes == 1 and not data.single
+    config.eval.tasks = ("knn",)
+    with pytest.raises(UserError, match="'knn' needs one class per image"):
+        command.make_plan(config)
+
+
+@pytest.mark.fast
+def test_a_wrong_label_map_of_test_is_named_before_the_heads_are_trained(pictures):
+    config, folder = pictures
+    config.eval.update(tasks=("segmentation",), masks=str(folder / "maps"), mask_classes=2)
+    Image.new("L", (40, 39), 1).save(folder / "maps" / "test" / "b" / "2.png")
+    plan = command.make_plan(config)  # which looks at the first one only
+    check_every_map(plan.data.parts["train"])
+    with pytest.raises(UserError, match=r"b/2.png is uint8 of shape \(39, 40\)"):
+        check_every_map(plan.data.parts["test"])
+    (folder / "maps" / "test" / "b" / "2.png").unlink()
+    with pytest.raises(UserError, match=r"b/2.png is missing"):
+        command.make_plan(config)
+
+
+@pytest.mark.fast
+def test_top_5_of_five_classes_is_left_out_with_its_reason():
+    rows = {"cls": {"accuracy": 0.5, "top5": 1.0}, "chosen": {"map": 0.2}}
+    found = command._without_trivial(Result(rows, {"x": "y"}), 5)
+    assert found.metrics == {"cls": {"accuracy": 0.5}, "chosen": {"map": 0.2}}
+    assert found.absent == {"x": "y", "top5": "of 5 classes the five likeliest are all"}
+    assert command._without_trivial(Result(rows), 6) == Result(rows)
+    assert command._without_trivial(Result({"": {"psnr": 9}}), 0) == Result({"": {"psnr": 9}})
 
 
 @pytest.mark.fast
