@@ -396,6 +396,14 @@ def test_bad_input_is_named_before_anything_is_read(tmp_path):
     refused("'lineal', which is no task; use linear", tasks=("lineal",))
     refused("no task; use scenes or knn or linear", tasks=("zzz",))
     refused("'runs/absent', which is neither a path nor", tasks=("knn",), beside=("runs/absent",))
+    refused("names '', which is neither a path nor", tasks=("knn",), beside=("",))
+    (tmp_path / "file.txt").write_text("no weights")
+    with pytest.raises(UserError, match=r"file.txt is no released .safetensors file"):
+        command.make_plan(make_config(tasks=("knn",), beside=(str(tmp_path / "file.txt"),)))
+    few = make_config(tasks=("scenes",))
+    few.eval.train_records = 3
+    with pytest.raises(UserError, match=r"'scenes' needs at least 6 train images.*raise config.eval.train"):
+        command.make_plan(few)
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     refused("empty holds no complete checkpoint", tasks=("knn",), beside=(str(tmp_path / "empty"),))
     refused("holds no checkpoint and config.init names no weights", tasks=("knn",))
