@@ -14,7 +14,7 @@ class UserError(ValueError):
     """A single sentence that names the culprit and the remedy; command lines print it without a traceback."""
 
 
-def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+def _unraisable(unraisable) -> None:
     # At the first error of a damaged checkpoint Orbax closes its event loop. Its other coroutines are then
     # given up, and tensorstore's threads report to it in vain, in a traceback each.
     given_up = inspect.iscoroutine(unraisable.object) or str(unraisable.exc_value) == "Event loop is closed"

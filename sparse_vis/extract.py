@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from sparse_vis.data.ahead import ON_ERROR, Loaded, load_ahead, load_image, usable
+from sparse_vis.data.same import images_sha256
 from sparse_vis.data.sources import Source, open_input
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
@@ -27,6 +28,8 @@ from sparse_vis.progress import Progress
 from sparse_vis.runtime import lock, paths
 from sparse_vis.shards import (
     DTYPES,
+    IMAGES,
+    drop_changed,
     finish,
     make_schema,
     open_output,
@@ -83,6 +86,8 @@ def extract(
     process, processes = jax.process_index(), jax.process_count()
     open_output(output, manifest, first=process == 0)
     shards = plan(output, len(source), shard_size)
+    # All of them, so that no process waits for another to find out.
+    drop_changed({p: images_sha256(source, rows, times=False) for p, rows in shards.items() if p.exists()})
     # By number, so that processes need not agree on what is left, whatever order they start in.
     mine = {path: rows for k, (path, rows) in enumerate(shards.items()) if k % processes == process}
     encoder = make_encoder(model, params, batch, outputs, dtype)
@@ -125,7 +130,8 @@ def write_shards(
     for path, rows in todo.items():
         skipped: list[tuple[str, str]] = []
         images = usable(source, islice(futures, len(rows)), on_error, skipped)
-        write_shard(path, schema, encode_all(images, batch, encoder, progress), skipped)
+        stamped = schema.with_metadata({IMAGES: images_sha256(source, rows, times=False) or ""})
+        write_shard(path, stamped, encode_all(images, batch, encoder, progress), skipped)
         if skipped:
             progress.add(len(skipped))
 

@@ -25,6 +25,7 @@ from sparse_vis.runtime.names import escaped
 POLL_SECONDS = 0.2
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 MANIFEST, SKIPPED = "manifest.json", "skipped.txt"
+IMAGES = b"images_sha256"  # in a shard's schema: of names and sizes
 
 Skips = list[tuple[str, str]]  # (name, reason) of images that were left out
 
@@ -181,3 +182,19 @@ def open_output(output: Path, manifest: dict, first: bool) -> None:
             f"folder {output} holds features of another extraction ({'; '.join(changed)}); "
             "repeat its settings, or give --output another folder."
         )
+
+
+def drop_changed(shards: dict[Path, str | None]) -> None:
+    """Delete finished shards whose images have been replaced since: they are written again.
+
+    Args:
+        shards: path → checksum of its images as they are now, of `images_sha256`; None if there is none.
+    """
+    for path, now in shards.items():
+        try:
+            then = (pq.read_schema(path).metadata or {}).get(IMAGES)
+        except (OSError, pa.ArrowException):  # missing, or damaged, which `read_shard` says
+            continue
+        if then is not None and then.decode() != (now or ""):
+            print(f"note: images of {path.name} have changed; it is written again", flush=True)
+            path.unlink(missing_ok=True)

@@ -166,6 +166,25 @@ def test_another_extraction_s_output_is_refused(workdir, folder, tmp_path):
         run(workdir, folder, tmp_path / "out")
 
 
+def test_shards_of_replaced_images_are_written_again(workdir, folder, tmp_path, capsys):
+    good = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(good[: len(good) // 2])
+    run(workdir, folder, tmp_path / "out", on_error="skip")
+    shards = sorted((tmp_path / "out").glob("*.parquet"))
+    before = [path.stat().st_mtime_ns for path in shards]
+    (folder / "1.png").write_bytes(good)  # repaired: in the first shard
+    Image.fromarray(image(99)).save(folder / "z" / "7.png")  # replaced: in the last one
+    run(workdir, folder, tmp_path / "out")
+    assert [a == path.stat().st_mtime_ns for a, path in zip(before, shards, strict=True)] == [
+        False,
+        True,
+        False,
+    ]
+    assert capsys.readouterr().out.count("have changed; it is written again") == 2
+    run(workdir, folder, tmp_path / "fresh")
+    assert read(tmp_path / "out")[0] == read(tmp_path / "fresh")[0] and "1.png" in read(tmp_path / "out")[0]
+
+
 @pytest.mark.fast
 def test_folders_that_cannot_be_used(workdir, tmp_path):
     (tmp_path / "empty").mkdir()

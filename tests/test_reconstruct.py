@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 import sparse_vis
 import sparse_vis.reconstruct as tool
 from sparse_vis.errors import command_line
+from sparse_vis.models.stellar import Stellar
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -109,6 +110,8 @@ def test_the_share_of_kept_codes_is_counted_on_the_training_targets():
     """A model that says which codes each dtype gives: three of every eight agree."""
 
     class Twin:
+        __class__ = Stellar  # to annotations
+
         def __init__(self, dtype="none"):
             self.tokenizer, self.dtype = self, dtype
 
@@ -116,11 +119,11 @@ def test_the_share_of_kept_codes_is_counted_on_the_training_targets():
             return Twin(dtype or tokenizer.dtype)
 
         def apply(self, variables, pixels, method):
-            assert method == "codes" and variables == {"params": "weights"}
+            assert method == "codes" and variables == {"params": {"weights": 1}}
             codes = jnp.arange(8) + jnp.round(255 * pixels[:, 0, :1, 0]).astype(int)
             return {"float32": codes, "bfloat16": jnp.where(jnp.arange(8) < 3, codes, 0)}[self.dtype]
 
-    share = tool.make_agreement(Twin(), "weights")
+    share = tool.make_agreement(Twin(), {"weights": 1})
     assert share(np.full((2, 4, 4, 3), 7, np.uint8)) == 3 / 8
 
 

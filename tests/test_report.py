@@ -14,6 +14,8 @@ from PIL import Image
 from scipy.special import log_softmax, softmax
 
 import sparse_vis
+from sparse_vis.data.scenes import SceneSource, SceneSpec
+from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import command_line
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
@@ -21,8 +23,9 @@ from sparse_vis.report import __main__ as tool
 from sparse_vis.report.edits import decode, edited, make_pairs, moved_map, partners, with_map
 from sparse_vis.report.images import encode_all
 from sparse_vis.report.prototypes import make_pages
+from sparse_vis.report.seen import UNKNOWN, name_images
 from sparse_vis.report.tables import evaluation_tables, health_table
-from tests.tiny_checkpoint import SIZE, TOKENS, write_checkpoints
+from tests.tiny_checkpoint import SIZE, TOKENS, tiny_config, write_checkpoints
 
 GOLDEN = Path(__file__).parent / "golden"
 rng = np.random.default_rng(0)
@@ -137,7 +140,7 @@ def test_tables_have_every_encoder_and_health_its_words(workdir):
     assert table.rows == [["trained", "cls", "0.875"], ["pixels", "cls", "0.3125"]]
     metrics = {"health/L_coverage": (np.array([50, 100]), np.array([0.9, 0.5]))}
     health = health_table({"L_coverage": 0.75, "S_rank_in_image": 1.02}, metrics, tokens=8)
-    assert health.head == ["measure", "held out", "training, step 100", "what"]
+    assert health.head == ["measure", "these images", "training, step 100", "what"]
     assert ["L_coverage", "0.75", "0.5"] in [row[:3] for row in health.rows]
     assert health.notes == [
         "on these images: the tokens of an image are nearly alike (S_rank_in_image 1). docs/training.md "
@@ -155,7 +158,7 @@ def test_a_report_of_a_run_and_then_of_the_checkpoint_alone(workdir, tmp_path, m
     page = output.read_text()
     assert page.count("<article") == 2 and page.count('data-token="') == 2 * TOKENS
     for word in (
-        "scenes, split &#39;test&#39;",
+        "Held-out images (training had the split &#39;train&#39;): scenes, split &#39;test&#39;",
         "0.3125",
         "the tokens of an image are nearly alike",
         "step 7",
@@ -180,7 +183,12 @@ def test_a_report_of_the_model_of_the_package_looks_at_scenes(tmp_path, monkeypa
     output = tmp_path / "report.html"
     code, _ = run(monkeypatch, capsys, checkpoint="scenes-tiny", output=output, gallery=2, voters=2)
     page = output.read_text()
-    assert code is None and "scenes, split &#39;test&#39;" in page and page.count("<article") == 2
+    assert (
+        code is None
+        and "Held-out images" in page
+        and "scenes, split &#39;test&#39;" in page
+        and page.count("<article") == 2
+    )
     shown = re.findall(r"PSNR (\d+\.\d) dB", page)
     assert float(shown[0]) > 15, "scenes that it was not trained for are reconstructed worse"
 
@@ -200,6 +208,7 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
         "reconstructs through a VQ tokenizer, whose weights are not at hand; --tokenizer=FILE gives" in page
     )
     assert "a released file comes without evaluation.json" in page
+    assert f"{UNKNOWN} (a released file does not say" in page and "eld-out" not in page
     winners = [json.loads(found) for found in re.findall(r"data-winners=\"(\[\[.*?\]\])\"", page)]
     assert np.shape(winners) == (3, 2, 4) and page.count("--aspect: 2.0") == 3  # 32 x 64 px are whole patches
     assert 'class="edit' not in page
@@ -209,6 +218,45 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
     assert code is None
     page = (tmp_path / "report.html").read_text()
     assert 'class="edit swapped' in page and "whose weights are not at hand" not in page
+
+
+@pytest.mark.fast
+def test_what_is_known_of_images_is_said(tmp_path, photos):
+    """Training folder, part of it, linked and copied images, others; packed, scenes; another beginning."""
+    (tmp_path / "train" / "cats").mkdir(parents=True)
+    for name in ("a.png", "b.jpg", "c.png"):
+        shutil.copy(photos / name, tmp_path / "train" / "cats" / name)
+    config = tiny_config()
+    config.data.update(source="folder", path=str(tmp_path), split="train")
+
+    def known(folder, config=config):
+        source = FolderSource(str(folder))
+        return name_images(config, source, range(len(source)))
+
+    assert known(tmp_path / "train") == known(tmp_path / "train" / "cats") == "Training images"
+    (tmp_path / "link").symlink_to(tmp_path / "train")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "x.png").symlink_to(tmp_path / "train" / "cats" / "a.png")
+    assert known(tmp_path / "link") == known(tmp_path / "links") == known(photos) == "Training images"
+    other = tmp_path / "other"
+    other.mkdir()
+    for number, name in enumerate(("a.png", "new.png")):  # a name that is in training, with other content
+        Image.fromarray(rng.integers(0, 256, (9, 9 + number, 3), dtype=np.uint8)).save(other / name)
+    assert known(other).startswith("Held-out images (none is among those in") and "weights" not in known(
+        other
+    )
+    shutil.copy(photos / "b.jpg", other / "b.jpg")
+    assert known(other) == "1 of 3 are training images"
+    (other / "b.jpg").unlink()
+    config.init = "mae.pth"
+    assert "what the weights of mae.pth had seen is not known" in known(other)
+    config.data.path = str(tmp_path / "gone")
+    assert known(other).startswith(UNKNOWN) and "gone/train" in known(other)
+    config.data.source = "scenes"
+    assert known(other).startswith("Held-out images (the model was trained on scenes")
+    scenes = SceneSource(SceneSpec(), split="train", seed=0)
+    assert name_images(config, scenes, range(3)) == "Training images"
+    assert name_images(None, scenes, range(3)).startswith(UNKNOWN)
 
 
 @pytest.mark.fast

@@ -39,7 +39,9 @@ class Records:
     labels: Int32[np.ndarray, "n k"] | None
 
 
-def read_records(source: Source, indices: Sequence[int], *, size: int, short_side: int) -> Records:
+def read_records(
+    source: Source, indices: Sequence[int] | np.ndarray, *, size: int, short_side: int
+) -> Records:
     """Reads records in the given order: short side resized (bicubic), centre cut out.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from ml_collections import ConfigDict
 
@@ -45,11 +46,15 @@ def _knn(bench: Bench, config: ConfigDict) -> Result:
 
 
 def _retrieval(bench: Bench, config: ConfigDict) -> Result:
-    metrics = {}
-    for name, (_, test) in pooled_splits(bench).items():
+    metrics, splits = {}, pooled_splits(bench)
+    for name, (_, test) in splits.items():
         found = retrieval.recall_at_k(test, ks=tuple(k for k in retrieval.KS if k < len(test.x)))
         metrics[name] = {f"recall{k}": share for k, share in found.items()}
-    return Result(metrics)
+    count = next((len(test.x) for _, test in splits.values()), 0)
+    few = {f"recall{k}": f"there are only {count} test images" for k in retrieval.KS if k >= count}
+    if any(math.isnan(share) for row in metrics.values() for share in row.values()):
+        return Result({}, few | {"retrieval": "no two test images are of one class"})
+    return Result(metrics, few)
 
 
 def _sweep_reducers(data: Data) -> dict[str, tuple[Reducer, ...]]:
@@ -83,7 +88,7 @@ def _linear(bench: Bench, config: ConfigDict) -> Result:
 
 KNN = Task(
     _knn, ("label",), MEANS, _labelled_means,
-    lambda config: {"k": knn.KS, "temperature": 0.07, "feature": "L2-normalised"},
+    lambda config: {"k": knn.KS, "temperature": 0.07, "feature": "L2-normalised"}, least=(min(knn.KS), 1),
 )  # fmt: skip
 LINEAR = Task(
     _linear,
@@ -91,8 +96,9 @@ LINEAR = Task(
     MEANS,
     _sweep_reducers,
     lambda config: dataclasses.asdict(SweepProtocol(seed=config.eval.seed)),
+    least=(SweepProtocol().least_rows, 1),
 )
 RETRIEVAL = Task(
     _retrieval, ("label",), MEANS, _labelled_means,
-    lambda config: {"k": retrieval.KS, "gallery": "all other test images"},
+    lambda config: {"k": retrieval.KS, "gallery": "all other test images"}, least=(1, 2),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import pathlib
 import time
@@ -9,14 +10,14 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from sparse_vis.data.decode import decode
 from sparse_vis.errors import UserError
 from sparse_vis.evals import scenes
 from sparse_vis.evals.bench import Bench, Reducer
-from sparse_vis.evals.dataset import Data, Part, open_data
+from sparse_vis.evals.dataset import Data, open_data
 from sparse_vis.evals.encoders import OWN, beside_encoder, check_beside, own_encoder
 from sparse_vis.evals.features import Encoder
-from sparse_vis.evals.label_maps import check_maps
+from sparse_vis.evals.label_maps import check_every_map, maps_sha256
+from sparse_vis.evals.needs import check_needs
 from sparse_vis.evals.networks import Networks
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
@@ -24,12 +25,7 @@ from sparse_vis.evals.tasks import TASKS
 from sparse_vis.evals.verdict import verdict
 from sparse_vis.runtime.files import write_whole
 
-LACKING = {
-    "label": "one class per image: a folder with a subfolder per class has them, scenes have them",
-    "class": "class labels: a folder with a subfolder per class has them, scenes have them",
-    "mask": "true instance masks: only scenes have them",
-    "map": "label maps: scenes have them, --config.eval.masks=FOLDER gives them to others",
-}
+TOP = 5  # of top-5
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,7 @@ def make_plan(config: ConfigDict) -> Plan:
             alike = difflib.get_close_matches(name, TASKS, n=2, cutoff=0.5) or TASKS
             raise UserError(f"config.eval.tasks names {name!r}, which is no task; use {' or '.join(alike)}.")
     data = open_data(config)
-    for part in data.parts.values():
-        _check_part(part, config.eval.tasks)
+    check_needs(data, {name: TASKS[name] for name in config.eval.tasks})
     for name in config.eval.beside:
         check_beside(name, config)
     e = config.eval
@@ -67,22 +62,6 @@ def make_plan(config: ConfigDict) -> Plan:
         for metric, why in networks.absent.items():
             print(f"note: {metric} will be absent: {why}", flush=True)
     return Plan(tuple(config.eval.tasks), data, networks)
-
-
-def _check_part(part: Part, names: tuple[str, ...]) -> None:
-    """Refuse tasks that need what the records of a part do not have."""
-    record = part.source[int(part.indices[0])]
-    decode(record)
-    has = {*record, *(("map",) if part.map_classes else ())}
-    has |= {"class"} if has & {"label", "labels"} else set()
-    for name in names:
-        for need in set(TASKS[name].needs) - has:
-            raise UserError(
-                f"the evaluation {name!r} needs {LACKING[need]}; {part.source!r} has none: "
-                f"leave {name!r} out of config.eval.tasks."
-            )
-        if "map" in TASKS[name].needs:
-            check_maps(part)
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]:
@@ -102,6 +81,9 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]
     others = [beside_encoder(name, config, weights, train) for name in config.eval.beside]
     workdir.mkdir(parents=True, exist_ok=True)
     results = Results(workdir)
+    if any("map" in TASKS[name].needs for e in (own, *others) for name in _left(e, plan, config, results)):
+        # Those of train are read in the first epoch, these only after the last.
+        check_every_map(plan.data.parts["test"])
     for encoder in (own, *others):
         _evaluate_one(encoder, plan, config, results)
     text = results.tables([e.name for e in (own, *others)], plan.tasks)
@@ -115,9 +97,14 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]
     return missed
 
 
-def _evaluate_one(encoder: Encoder, plan: Plan, config: ConfigDict, results: Results) -> None:
+def _left(encoder: Encoder, plan: Plan, config: ConfigDict, results: Results) -> dict[str, dict]:
+    """The tasks that are not finished with these settings, and the settings."""
     settings = {name: _settings(name, encoder, plan, config) for name in plan.tasks}
-    left = [name for name in plan.tasks if not results.finished(encoder.name, name, settings[name])]
+    return {name: s for name, s in settings.items() if not results.finished(encoder.name, name, s)}
+
+
+def _evaluate_one(encoder: Encoder, plan: Plan, config: ConfigDict, results: Results) -> None:
+    left = _left(encoder, plan, config, results)
     for name in plan.tasks:
         if name not in left:
             print(f"{encoder.name}: {name} is finished", flush=True)
@@ -131,7 +118,7 @@ def _evaluate_one(encoder: Encoder, plan: Plan, config: ConfigDict, results: Res
         print(f"evaluating {encoder.name}: {name}", flush=True)
         result = _measure(name, bench, config)
         ran = {"from": encoder.about.get("from"), "seconds": round(time.perf_counter() - began, 1)}
-        results.add(encoder.name, name, settings[name], result, ran)
+        results.add(encoder.name, name, left[name], result, ran)
     if "scenes" in left and encoder.name == OWN and {"reconstruction", "spatial"} <= set(encoder.gives):
         scenes.draw(bench, results.path.with_name("localization.png"))
 
@@ -141,7 +128,16 @@ def _measure(name: str, bench: Bench, config: ConfigDict) -> Result:
     if not set(task.reads) & set(encoder.gives):
         why = [encoder.absent[key] for key in task.reads if key in encoder.absent]
         return Result({}, {name: why[0] if why else f"it gives no {' or '.join(task.reads)}"})
-    return task.measure(bench, config)
+    return _without_trivial(task.measure(bench, config), bench.data.classes)
+
+
+def _without_trivial(result: Result, classes: int) -> Result:
+    """The result less top-5 accuracies, where five classes are all."""
+    if classes > TOP or not any("top5" in row for row in result.metrics.values()):
+        return result
+    metrics = {of: {k: v for k, v in row.items() if k != "top5"} for of, row in result.metrics.items()}
+    why = f"of {classes} classes the five likeliest are all"
+    return dataclasses.replace(result, metrics=metrics, absent=result.absent | {"top5": why})
 
 
 def _settings(name: str, encoder: Encoder, plan: Plan, config: ConfigDict) -> dict:
@@ -150,6 +146,7 @@ def _settings(name: str, encoder: Encoder, plan: Plan, config: ConfigDict) -> di
         "encoder": {key: value for key, value in encoder.about.items() if key != "from"},
         "data": plan.data.about,
         "protocol": task.protocol(config),
+        "maps": maps_sha256(plan.data) if "map" in task.needs else None,
         "networks": {**plan.networks.about, "absent": plan.networks.absent} if task.networks else {},
         "batch": config.eval.batch,
         "seed": config.eval.seed,

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.build import build_source
 from sparse_vis.data.records import Records, in_batches, read_records
+from sparse_vis.data.same import images_sha256
 from sparse_vis.data.sources import Source
 from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray
@@ -77,6 +78,12 @@ class Data:
     sets: bool
     about: dict
 
+    @property
+    def single(self) -> bool:
+        """Whether the images of the labelled parts have one class each, or none, and not only sets."""
+        part = self.parts[self.labelled[0]]
+        return "label" in part.source[int(part.indices[0])]
+
 
 def open_data(config: ConfigDict) -> Data:
     """The parts that config.eval names of the source of config.data.
@@ -96,7 +103,7 @@ def open_data(config: ConfigDict) -> Data:
         folder = config.data.source in ("folder", "packed") and split
         masks = (pathlib.Path(e.masks) / split if folder else pathlib.Path(e.masks)) if e.masks else None
         maps = e.mask_classes if masks else len(source.classes) + 1 if scenes else 0
-        rows = _spread(indices, count)
+        rows = spread(indices, count)
         return Part(source, rows, size, short_side, config.data.threads, masks, maps)
 
     parts, labelled = {"train": part(False), "test": part(True)}, ("train", "test")
@@ -107,7 +114,7 @@ def open_data(config: ConfigDict) -> Data:
     about = {
         "source": config.data.source, "path": config.data.path, "holdout": e.holdout, "image_size": size,
         "short_side": short_side,
-        "parts": {name: {"records": len(p), "of": repr(p.source)} for name, p in parts.items()},
+        "parts": {name: _about(p) for name, p in parts.items()},
     }  # fmt: skip
     source, other = parts["train"].source, parts["test"].source
     if source.classes != other.classes:
@@ -117,6 +124,11 @@ def open_data(config: ConfigDict) -> Data:
             "them, so give train and test the same subfolders."
         )
     return Data(parts, labelled, len(source.classes), "labels" in source[0], about)
+
+
+def _about(part: Part) -> dict:
+    images = images_sha256(part.source, part.indices, times=True)
+    return {"records": len(part), "of": repr(part.source), "images_sha256": images}
 
 
 def _open(config: ConfigDict, split: str, **changed) -> Source:
@@ -142,7 +154,7 @@ def _held_out(count: int, share: float, test: bool) -> Int[np.ndarray, " N"]:
     return indices
 
 
-def _spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]:
+def spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]:
     """`count` of the records at even distances, or all for 0: sorted folders give of every class."""
     if not count or count >= len(indices):
         return indices
@@ -152,9 +164,30 @@ def _spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]
 def without_unlabelled(
     columns: dict[str, AnyArray], names: list[str]
 ) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " N"]]:
-    """The named columns and the labels of the rows that have a label."""
+    """The named columns and the labels of the rows that have a label.
+
+    Raises:
+        UserError: none has one.
+    """
     known = np.flatnonzero(columns["label"] >= 0)
+    if not len(known):
+        raise UserError(
+            f"none of the {len(columns['label'])} images of a part has a class; raise "
+            "config.eval.train_records and test_records, or leave out the tasks that need labels."
+        )
     return {name: columns[name][known] for name in names}, columns["label"][known].astype(np.int32)
+
+
+def no_classes(train: Int[np.ndarray, " N"], test: Int[np.ndarray, " M"], least: int) -> str:
+    """Why a probe of classes is impossible, "" where it is not.
+
+    Args:
+        train, test: classes of the images, -1 for none. least: number of training images that it needs.
+    """
+    train, test = train[train >= 0], test[test >= 0]
+    if len(train) < least or not len(test):
+        return f"{len(train)} training and {len(test)} test images have a class; it needs {least} and 1"
+    return "" if len(np.unique(train)) > 1 else "all training images are of one class"
 
 
 def multi_hot(labels: Int[AnyArray, "N k"], classes: int) -> Bool[np.ndarray, "N classes"]:

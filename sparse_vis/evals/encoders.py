@@ -91,15 +91,15 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
 
 
 def check_beside(name: str, config: ConfigDict) -> None:
-    """Refuse a name of config.eval.beside that cannot be meant, without reading weights.
+    """Refuse a name of config.eval.beside that cannot be meant; of what is no workdir the weights are read.
 
     Raises:
-        UserError: neither a baseline nor a place; a workdir without checkpoint, or with other patches.
+        UserError: neither a baseline nor a place with weights; a workdir without checkpoint; other patches.
     """
     path = pathlib.Path(name)
     if name in BASELINES or name.startswith(hub.PREFIX) or is_shipped(name):
         return
-    if not path.exists():
+    if not name or not path.exists():
         raise UserError(
             f"config.eval.beside names {name!r}, which is neither a path nor one of {', '.join(BASELINES)}, "
             "scenes-tiny; correct it."
@@ -107,6 +107,8 @@ def check_beside(name: str, config: ConfigDict) -> None:
     if (path / checkpoint.FOLDER).is_dir():
         saved = settings.from_plain(checkpoint.read_newest(path, checkpoint.read_config), path)
         _check_patch(name, saved.model.patch, config)
+    else:
+        _check_patch(name, read_model(name).config.model.patch, config)
 
 
 def _check_patch(name: str, patch: int, config: ConfigDict) -> None:

@@ -10,10 +10,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sparse_vis.data.decode import decode
-from sparse_vis.data.records import BICUBIC, NEAREST
+from sparse_vis.data.records import BICUBIC, NEAREST, in_batches
+from sparse_vis.data.same import files_sha256
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
-from sparse_vis.evals.dataset import Part
+from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.miou import IGNORE
 
 
@@ -53,6 +54,15 @@ def map_path(masks: pathlib.Path, name: str) -> pathlib.Path:
     return (masks / name).with_suffix(".png")
 
 
+def maps_sha256(data: Data) -> str | None:
+    """What tells the label maps of a data set from others, by their files; None where the source has them."""
+    folder = data.parts["test"].masks
+    if folder is None:
+        return None
+    names = sorted(str(path) for part in data.parts.values() for path in part.masks.rglob("*.png"))
+    return files_sha256("", names, times=True)
+
+
 def check_maps(part: Part) -> None:
     """Refuse a part whose label maps are missing; where images are files, all are looked for.
 
@@ -65,6 +75,21 @@ def check_maps(part: Part) -> None:
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None:
             raise UserError(f"label map {missing} is missing; config.eval.masks needs one for every image.")
+
+
+def check_every_map(part: Part) -> None:
+    """Refuse a part with a label map that cannot be used; reads all of them, and the images for their sizes.
+
+    Raises:
+        UserError: names the first one that is wrong.
+    """
+
+    def load(rows: np.ndarray) -> None:
+        for row in rows:
+            label_map(part, part.source[int(row)])
+
+    for _ in in_batches(load, part.indices, 16, part.threads):
+        pass
 
 
 def random_square(

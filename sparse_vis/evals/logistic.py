@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +42,11 @@ class Protocol:
     batch_size: int = 256
     weight_decay: float = 1e-4
     seed: int = 0
+
+    @property
+    def least_rows(self) -> int:
+        """Number of train rows from which there are some to hold out and some to fit."""
+        return next(n for n in itertools.count(2) if 0 < round(self.validation_fraction * n) < n)
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ def logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B c
 
 def _fit(
     xs: tuple[AnyArray, ...],
-    y: Int[AnyArray, N * classes],
+    y: Int[AnyArray, "N *classes"],
     batches: Int[np.ndarray, "steps batch"],
     moments: list[tuple[AnyArray, AnyArray]],
     learning_rates: Float[AnyArray, " rates"],
@@ -166,7 +172,7 @@ def _optimizer(
 def _advance(
     state,
     xs: tuple[AnyArray, ...],
-    y: Int[AnyArray, N * classes],
+    y: Int[AnyArray, "N *classes"],
     batches: Int[AnyArray, "some batch"],
     moments: list[tuple[AnyArray, AnyArray]],
     learning_rates: Float[AnyArray, " rates"],

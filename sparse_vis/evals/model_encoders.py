@@ -8,6 +8,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from sparse_vis import api
@@ -17,12 +18,12 @@ from sparse_vis.models.stellar import Stellar
 from sparse_vis.types import Features
 
 
-def checksum(params: dict) -> int:
-    """CRC-32 of all parameters: tells weights apart, wherever they came from."""
+def checksums(model: nn.Module, params: dict) -> dict[str, int]:
+    """CRC-32 of all parameters, which tells weights apart, and of the module's fields, as its temperature."""
     crc = 0
     for leaf in jax.tree.leaves(params):
         crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
-    return crc
+    return {"crc32": crc, "model_crc32": zlib.crc32(repr(model).encode())}
 
 
 def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Encoder:
@@ -64,7 +65,7 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
         features,
         None if absent or "spatial" not in gives else decode,
         prototypes=prototypes.shape[1],
-        about={**about, "crc32": checksum(params), "patch": model.patch, "tokens": model.encoder.queries},
+        about={**about, **checksums(model, params), "patch": model.patch, "tokens": model.encoder.queries},
         absent=absent,
     )
 
@@ -91,4 +92,4 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
         out = tokens(params, images)
         return {key: out[key] for key in wanted}
 
-    return Encoder(name, ("cls", "dense"), features, about={**about, "crc32": checksum(backbone)})
+    return Encoder(name, ("cls", "dense"), features, about={**about, **checksums(vit, backbone)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ LARGEST_BATCH = 50  # images per call: Inception's first layers need 5 MB each
 
 class Networks:
     """Inception features and LPIPS distances of images; a network whose file is absent gives None.
+
+    The files are read at once, and checked; they go to the device when a network is first called.
 
     Args:
         inception: file of the 2015 Inception-v3. alexnet, heads: files of LPIPS. All may be "".
@@ -97,4 +100,5 @@ def identity(path: str) -> dict[str, str]:
 
 def _jitted(module, params) -> Callable:
     call = jax.jit(lambda params, *arrays: module.apply({"params": params}, *arrays))
-    return lambda *arrays: call(params, *arrays)
+    placed = functools.cache(lambda: jax.device_put(params))
+    return lambda *arrays: call(placed(), *arrays)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.evals.baselines import as_unit, patches_of
 from sparse_vis.evals.bench import Bench
+from sparse_vis.evals.dataset import no_classes
 from sparse_vis.evals.factorization_task import decode_all, factors, few
 from sparse_vis.evals.features import AnyArray, square_grid
 from sparse_vis.evals.linear import sweep
@@ -57,16 +58,21 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     parts = train, test
     images, size = [part["image"] for part in parts], test["image"].shape[1]
 
+    probe = Protocol(seed=bench.seed)
+    why = (
+        no_classes(train["label"], test["label"], probe.least_rows)
+        if "label" in train and "label" in test
+        else "its images have no class each"
+    )
+
     def accuracy(x: AnyArray, test_x: AnyArray) -> dict[str, float]:
-        if "label" not in train:
+        if why:
             return {}
         (x, y), (test_x, test_y) = (
             (tokens.mean(axis=1)[part["label"] >= 0], part["label"][part["label"] >= 0])
             for tokens, part in ((x, train), (test_x, test))
         )
-        found = sweep(
-            {"x": x}, y, {"x": test_x}, test_y, classes=bench.data.classes, protocol=Protocol(seed=bench.seed)
-        )
+        found = sweep({"x": x}, y, {"x": test_x}, test_y, classes=bench.data.classes, protocol=probe)
         return {"accuracy": found.chosen.accuracy}
 
     def quality(x: AnyArray, test_x: AnyArray) -> dict[str, float]:
@@ -94,7 +100,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     metrics["U, float32"] = {
         "U_bytes": test["dense"][0].nbytes, **{f"U_{key}": value for key, value in whole.items()},
     }  # fmt: skip
-    absent = {} if "label" in train else {"accuracy": "the source has no labels"}
+    absent = {"accuracy": why} if why else {}
     if bench.encoder.decode is None:
         absent["psnr"] = bench.encoder.absent.get("reconstruction", "it has no decoder")
     return Result(metrics, absent)

@@ -39,6 +39,8 @@ class Task:
         reducers: data → part → what is kept of its images in the shared pass.
         protocol: configuration → every constant of the protocol, plain values.
         networks: whether the networks behind rFID and LPIPS are part of it.
+        least: numbers of train and test images without which there is nothing to measure; of those with a
+            class where it needs one.
     """
 
     measure: Callable[[Bench, ConfigDict], Result]
@@ -47,3 +49,4 @@ class Task:
     reducers: Callable[[Data], dict[str, tuple[Reducer, ...]]]
     protocol: Callable[[ConfigDict], dict]
     networks: bool = False
+    least: tuple[int, int] = (1, 1)

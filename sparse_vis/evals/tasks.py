@@ -10,6 +10,7 @@ from sparse_vis.evals.class_tasks import KNN, LINEAR, RETRIEVAL
 from sparse_vis.evals.decoder_task import RECONSTRUCTION_PROBE
 from sparse_vis.evals.factorization_task import FACTORIZATION
 from sparse_vis.evals.image_tasks import LOCALIZATION, RECONSTRUCTION
+from sparse_vis.evals.logistic import Protocol
 from sparse_vis.evals.published_task import LINEAR_PUBLISHED
 from sparse_vis.evals.rate_task import RATE
 from sparse_vis.evals.segmentation_task import SEGMENTATION
@@ -24,6 +25,7 @@ TASKS = {
     "scenes": Task(
         _scenes, ("mask", "label"), ("reconstruction", "spatial", "sparse", "cls", "dense"), scenes.reducers,
         lambda config: {"neighbours": scenes.NEIGHBOURS, "classes": "scenes with one digit"},
+        least=(Protocol().least_rows, 1),
     ),
     "knn": KNN,
     "linear": LINEAR,

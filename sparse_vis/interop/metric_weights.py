@@ -47,7 +47,7 @@ def load_inception(path: str | Path) -> tuple[Inception, dict]:
         path: pt_inception-2015-12-05-6726825d.pth, or the same tensors as safetensors.
 
     Returns:
-        The module and its float32 parameters: `module.apply({"params": params}, images)`.
+        The module and its parameters, float32 on the host: `module.apply({"params": params}, images)`.
 
     Raises:
         UserError: a missing or unreadable file, or another network's.
@@ -76,7 +76,7 @@ def load_lpips(alexnet_path: str | Path, heads_path: str | Path) -> tuple[Lpips,
         heads_path: alex.pth of the lpips package, version 0.1. Both may be safetensors of the same names.
 
     Returns:
-        The module and its float32 parameters: `module.apply({"params": params}, x, y)`.
+        The module and its parameters, float32 on the host: `module.apply({"params": params}, x, y)`.
 
     Raises:
         UserError: a missing or unreadable file, or another network's.
@@ -91,12 +91,12 @@ def load_lpips(alexnet_path: str | Path, heads_path: str | Path) -> tuple[Lpips,
     for ours, shape in shapes.items():
         array = found[_alexnet_name(ours) if "/" in ours else _head_name(ours)]
         array = array.transpose(2, 3, 1, 0) if len(shape) == 4 else array.reshape(shape)
-        params[ours] = jnp.asarray(array, jnp.float32)
+        params[ours] = array.astype(np.float32)
     return module, traverse_util.unflatten_dict(params, sep="/")
 
 
 def _shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> dict[str, tuple[int, ...]]:
-    tree = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    tree = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *inputs)["params"]
     return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
@@ -116,13 +116,13 @@ def _read(
     return found
 
 
-def _fold(found: Mapping[str, np.ndarray], unit: str) -> tuple[jax.Array, jax.Array]:
+def _fold(found: Mapping[str, np.ndarray], unit: str) -> tuple[np.ndarray, np.ndarray]:
     """Kernel and bias of a convolution with its batch norm, in float64 until the end."""
     weight = found[f"{unit}.conv.weight"].astype(np.float64)
     gain, shift, mean, variance = (found[f"{unit}.bn.{part}"].astype(np.float64) for part in _BATCH_NORM)
     gain = gain / np.sqrt(variance + BATCH_NORM_EPSILON)
     kernel = weight.transpose(2, 3, 1, 0) * gain
-    return jnp.asarray(kernel, jnp.float32), jnp.asarray(shift - mean * gain, jnp.float32)
+    return kernel.astype(np.float32), (shift - mean * gain).astype(np.float32)
 
 
 def _alexnet_name(ours: str) -> str:

@@ -21,7 +21,7 @@ from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Factors, Outputs, TargetSource, Tokens, Views
 
 
-def fold(x: Shaped[Array, "B V *rest"]) -> Shaped[Array, BV * rest]:
+def fold(x: Shaped[Array, "B V *rest"]) -> Shaped[Array, "BV *rest"]:
     """Join batch and view axis, view index fastest."""
     return x.reshape(-1, *x.shape[2:])
 

@@ -1,6 +1,6 @@
 """A model on one HTML page: `python -m sparse_vis.report --help`.
 
-Configuration, curves, evaluations, held-out images with maps and edits of their tokens, prototypes, health.
+Configuration, curves, evaluations, images with maps and edits of their tokens, prototypes, health.
 """
 
 from __future__ import annotations

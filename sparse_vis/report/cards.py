@@ -78,7 +78,7 @@ class Card:
     partner: str | None
 
 
-def _css(colour: Float[np.ndarray, 3]) -> str:
+def _css(colour: Float[np.ndarray, "3"]) -> str:
     return "#" + "".join(f"{round(255 * float(x)):02x}" for x in colour)
 
 

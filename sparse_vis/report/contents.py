@@ -9,6 +9,7 @@ import jax
 
 from sparse_vis import api
 from sparse_vis.errors import UserError
+from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.results import Results
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar
@@ -17,7 +18,8 @@ from sparse_vis.report.charts import charts
 from sparse_vis.report.images import encode_all, find_images, read_images
 from sparse_vis.report.page import Contents, region_pictures
 from sparse_vis.report.prototypes import make_pages
-from sparse_vis.report.tables import evaluation_tables, flat, health_table, held_out_health
+from sparse_vis.report.seen import name_images
+from sparse_vis.report.tables import evaluation_tables, flat, health_measures, health_table
 from sparse_vis.train.progress import JSONL
 from sparse_vis.train.settings import plain
 from sparse_vis.viz import read_metrics
@@ -108,7 +110,9 @@ def make_contents(arguments: argparse.Namespace) -> Contents:
     metrics, encoders, no_metrics = run_files(found)
     model, params = api.assemble(found, arguments.checkpoint, tokenizer=arguments.tokenizer)
     size = parse_size(arguments.size, model)
-    images, names = read_images(images_found, max(arguments.voters, arguments.gallery), size)
+    rows = spread(images_found.indices, max(arguments.voters, arguments.gallery))
+    known = name_images(found.config if data_known else None, images_found.source, rows)
+    images, names = read_images(images_found.source, rows, size)
     temperature = found.config.loss.student_temperature
     encoded = encode_all(model, params, images, temperature)
     no_reconstruction, no_edits = absences(model, arguments.checkpoint)
@@ -126,11 +130,12 @@ def make_contents(arguments: argparse.Namespace) -> Contents:
     pages = make_pages(encoded, jax.device_get(prototypes), temperature, pages=PAGES, regions=REGIONS)
     settings = plain(found.config) if found.step else {"model": plain(found.config)["model"]}
     return Contents(
-        title=found.config.name, facts=facts(found, model, params), origin=images_found.origin, cards=cards,
+        title=found.config.name, facts=facts(found, model, params), origin=f"{known}: {images_found.origin}",
+        cards=cards,
         edits=no_edits, reconstruction=no_reconstruction, prototypes=pages,
         pictures=region_pictures(pages, images, names, model.grid(*size), model.patch), voters=len(images),
         curves=no_metrics or charts(metrics),
         evaluations=encoders if isinstance(encoders, str) else evaluation_tables(encoders),
-        health=health_table(held_out_health(encoded), metrics, model.encoder.queries),
+        health=health_table(health_measures(encoded), metrics, model.encoder.queries),
         settings=flat(settings),
     )  # fmt: skip

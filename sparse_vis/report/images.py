@@ -1,4 +1,4 @@
-"""The held-out images of a report, and what the model makes of them."""
+"""The images of a report, and what the model makes of them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class Found:
     """Images that a report looks at.
 
     Attributes:
-        source: random-access records. indices: which of them may be shown. origin: what they are, in words.
+        source: random-access records. indices: which of them may be shown. origin: where they are, in words.
     """
 
     source: Source
@@ -36,7 +36,7 @@ class HeldOut:
     origin: str
 
 
-def find_images(config: ConfigDict, folder: str | None, *, data_known: bool) -> HeldOut:
+def find_images(config: ConfigDict, folder: str | None, *, data_known: bool) -> Found:
     """The images of a folder, else the test images of the run's data source, as evaluations read them.
 
     Args:
@@ -50,7 +50,7 @@ def find_images(config: ConfigDict, folder: str | None, *, data_known: bool) -> 
             source = open_folder(folder)
         except UserError as error:
             raise UserError(str(error).replace("--input", "--images")) from None
-        return HeldOut(source, np.arange(len(source)), f"folder {folder}")
+        return Found(source, np.arange(len(source)), f"folder {folder}")
     if not data_known:
         raise UserError("a released file does not say where its images are; give --images=FOLDER.")
     try:
@@ -62,16 +62,16 @@ def find_images(config: ConfigDict, folder: str | None, *, data_known: bool) -> 
     place = f" at {config.data.path}" if config.data.path else ""
     share = f", {config.eval.holdout:.0%} held out" if config.eval.holdout else ""
     origin = f"{config.data.source}{place}, split {config.eval.test_split!r}{share}"
-    return HeldOut(part.source, part.indices, origin)
+    return Found(part.source, part.indices, origin)
 
 
 def read_images(
-    found: HeldOut, count: int, size: tuple[int, int]
+    source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "N H W 3"], list[str]]:
-    """`count` images at even distances, or all: the largest centred part of this shape, resized (bicubic).
+    """The largest centred part of this shape of images, resized (bicubic).
 
     Args:
-        found: where they are. count: at least 1. size: (height, width) in pixels.
+        source: random-access records. rows: which of them. size: (height, width) in pixels.
 
     Returns:
         (images, names).
@@ -79,8 +79,7 @@ def read_images(
     Raises:
         UserError: names the image that cannot be decoded.
     """
-    count = min(count, len(found.indices))
-    records = [found.source[int(i)] for i in found.indices[np.arange(count) * len(found.indices) // count]]
+    records = [source[int(i)] for i in rows]
     bicubic = Image.Resampling.BICUBIC
     images = [ImageOps.fit(Image.fromarray(decode(record)), size[::-1], bicubic) for record in records]
     return np.stack([np.asarray(image) for image in images]), [escaped(record["name"]) for record in records]

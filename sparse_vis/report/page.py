@@ -27,7 +27,7 @@ class Contents:
     """What a report shows. A string in place of a part says why it is absent.
 
     Attributes:
-        title: of the page. facts: (name, value) at its head. origin: of the images, in words.
+        title: of the page. facts: (name, value) at its head. origin: what the images are and where, in words.
         cards: the gallery. edits: "" or why there are none. reconstruction: "" or why there is none.
         prototypes: see Page. pictures: (page, region) data URIs and labels. voters: images that voted.
         curves: SVG elements. evaluations: tables. health: table. settings: (dotted name, value).

@@ -59,8 +59,8 @@ def _evaluation(task: str, found: dict[str, dict]) -> Table:
     return Table(task, lines[0] if lines else [], lines[1:], notes + origins)
 
 
-def held_out_health(found: Encoded) -> dict[str, float]:
-    """The measures of health that need no training step, on held-out images.
+def health_measures(found: Encoded) -> dict[str, float]:
+    """The measures of health that need no training step, on the report's images.
 
     Args:
         found: encoded images.
@@ -77,10 +77,10 @@ def held_out_health(found: Encoded) -> dict[str, float]:
 def health_table(
     now: dict[str, float], metrics: dict[str, tuple[np.ndarray, np.ndarray]], tokens: int
 ) -> Table:
-    """Measures on held-out images beside the last of training, and in words what looks like collapse.
+    """Measures on the report's images beside the last of training, and in words what looks like collapse.
 
     Args:
-        now: of `held_out_health`. metrics: of the run; empty without. tokens: r.
+        now: of `health_measures`. metrics: of the run; empty without. tokens: r.
     """
     last = {n.removeprefix("health/"): pair for n, pair in metrics.items() if n.startswith("health/")}
     trained = {name: float(values[-1]) for name, (_, values) in last.items()}
@@ -99,7 +99,7 @@ def health_table(
         for name, meaning in MEANINGS.items()
         if name in now or name in trained
     ]
-    head = ["measure", "held out", *([f"training, step {step}"] if last else []), "what"]
+    head = ["measure", "these images", *([f"training, step {step}"] if last else []), "what"]
     return Table("", head, rows, notes or ["Nothing looks like collapse."])
 
 

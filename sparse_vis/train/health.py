@@ -36,9 +36,11 @@ def entropy(p: Float[Array, "*rows k"]) -> Float[Array, "*rows"]:
 
 
 def spread(x: Float[Array, "B r D"]) -> Float[Array, " r"]:
-    """How far the images' unit vectors differ, for each query: 1 - |mean|^2, 0 where all are alike."""
-    # In this form small spreads keep their digits; a single image has none.
-    return jnp.mean(jnp.sum((x - jnp.mean(x, axis=0)) ** 2, axis=-1), axis=0) if len(x) > 1 else jnp.nan
+    """How far the images' unit vectors differ, for each query: 1 - |mean|^2; NaN of a single image."""
+    if len(x) == 1:
+        return jnp.full(x.shape[1], jnp.nan)
+    # In this form small spreads keep their digits.
+    return jnp.mean(jnp.sum((x - jnp.mean(x, axis=0)) ** 2, axis=-1), axis=0)
 
 
 def token_measures(S: Float[Array, "B r d"]) -> dict[str, Float[Array, ""]]:

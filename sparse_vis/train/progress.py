@@ -16,8 +16,6 @@ from sparse_vis.errors import UserError
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.train.checkpoint import saved_steps
 
-from sparse_vis.runtime.files import write_whole
-
 JSONL = "metrics.jsonl"
 INPUT_SHARE = 0.1  # of an interval spent waiting for images, from which on a run says so
 

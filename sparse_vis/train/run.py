@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import pathlib
 import sys
@@ -34,37 +33,38 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
     settings.check(config)
     if mode == "evaluate" and not config.eval.tasks:
         raise UserError("--mode=evaluate needs tasks; give e.g. --config.eval.tasks=\"('knn', 'linear')\".")
-    plan = None
-    with held(workdir, "training", "--workdir") if mode == "train" else contextlib.nullcontext():
-        if config.eval.tasks:
-            from sparse_vis.evals import command  # here, for its imports take seconds
-
-            # Before training, so that what would fail after days is said at once.
-            plan = command.make_plan(config)
-        if mode == "train":
+    if config.eval.tasks:
+        from sparse_vis.evals import command  # here, for its imports take seconds
+    if mode == "train":
+        with held(workdir, "training", "--workdir"):
+            if config.eval.tasks:
+                # What would fail after days is said at once; nothing that is read for that is kept.
+                command.make_plan(config)
             train(config, workdir, stop)
-    if stop.received or plan is None:
+    if stop.received:
+        return
+    alone = jax.process_count() == 1
+    if not alone:
+        jax.distributed.shutdown()  # the others are done, with status 0; process 0 evaluates alone
+    if not config.eval.tasks or jax.process_index() != 0:
         return
     stop.message = "SIGTERM in the evaluation: finished tasks are saved; the same command does the others."
     stop.keep = False
-    if jax.process_index() == 0:
-        if jax.process_count() > 1:
-            stop.listen()  # SIGTERM was jax.distributed's until here
-        # A lock of its own: a run may be evaluated while it trains.
-        with lock.hold(workdir, "evaluation", "--workdir", lock.EVALUATION_LOCK):
-            missed = command.evaluate(config, workdir, plan)
-        if missed:
-            sys.exit(f"{len(missed)} of {len(config.eval.expected)} figures not met: {'; '.join(missed)}.")
+    if not alone:
+        stop.listen()  # SIGTERM was jax.distributed's until here
+    # A lock of its own: a run may be evaluated while it trains.
+    with lock.hold(workdir, "evaluation", "--workdir", lock.EVALUATION_LOCK):
+        missed = command.evaluate(config, workdir, command.make_plan(config))
+    if missed:
+        sys.exit(f"{len(missed)} of {len(config.eval.expected)} figures not met: {'; '.join(missed)}.")
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
-    """Train to the end or to a SIGTERM, which is the end of several processes' being together."""
+    """Train to the end or to a SIGTERM."""
     training = Run(config, workdir, initial=initial_weights(config), tokenizer=read_tokenizer(config))
     training.train(stop)
     if stop.received:
         print(f"SIGTERM: saved step {training.step} in {workdir}; the same command continues.", flush=True)
-    elif jax.process_count() > 1:
-        jax.distributed.shutdown()  # the others are done; process 0 evaluates alone
 
 
 def initial_weights(config: ConfigDict) -> Callable[[], dict] | None:

@@ -2,22 +2,31 @@
 
 import copy
 import json
+import os
 import pathlib
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 import sparse_vis
+from sparse_vis.build import build_model
 from sparse_vis.data.records import read_records
+from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
 from sparse_vis.evals import command, tasks
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.evals.encoders import beside_encoder, check_beside
+from sparse_vis.evals.label_maps import check_every_map
+from sparse_vis.evals.model_encoders import checksums
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
+from sparse_vis.train import run as main
 from sparse_vis.train import settings
+from sparse_vis.train.stop import StopSignal
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, tiny_config, write_checkpoints
 
 TASKS = ("scenes", "knn", "linear", "retrieval", "localization", "reconstruction")
@@ -189,6 +198,151 @@ def test_finished_pairs_are_skipped_and_changed_ones_are_not(measured, monkeypat
     assert after[other] == encoders[other]
 
 
+def test_replaced_images_maps_and_weights_are_measured_again(tmp_path, monkeypatch):
+    """Files of the same name and size, too: label maps with two classes exchanged often are."""
+    draw = np.random.default_rng(0)
+    for kind, value in (("images", 200), ("maps", 1)):
+        for name in ("a/0", "a/1", "b/0", "b/1"):
+            path = tmp_path / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((40, 40, 3) if kind == "images" else (40, 40), value, np.uint8)
+            Image.fromarray(pixels).save(path)
+    write_checkpoints(tmp_path / "run", {1: 1})
+    config = make_config(tasks=("with_labels", "with_maps"))
+    config.data.update(source="folder", path=str(tmp_path / "images"))
+    config.eval.update(
+        train_split="", test_split="", holdout=0.5, mask_classes=2, masks=str(tmp_path / "maps")
+    )
+    seen, one = [], Result({"": {"number": 1.0}})
+
+    def task(name, need):
+        measure = lambda bench, config: seen.append(name) or one  # noqa: E731
+        return Task(measure, (need,), ("sparse",), lambda data: {}, lambda config: {})
+
+    both = {"with_labels": task("with_labels", "label"), "with_maps": task("with_maps", "map")}
+    monkeypatch.setattr(command, "TASKS", both)
+
+    def measured_again():
+        seen.clear()
+        evaluate(config, tmp_path / "run")
+        return list(seen)
+
+    def change(path):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([draw.integers(256)]))
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+
+    assert measured_again() == ["with_labels", "with_maps"]
+    assert measured_again() == []
+    change(tmp_path / "images" / "b" / "1.png")
+    assert measured_again() == ["with_labels", "with_maps"]
+    change(tmp_path / "maps" / "a" / "0.png")
+    assert measured_again() == ["with_maps"]
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    write_checkpoints(tmp_path / "run", {1: 2})
+    assert measured_again() == ["with_labels", "with_maps"]
+    assert measured_again() == []
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of grey images: train and test with three images each of classes a and b, and one beside."""
+    for part in ("train", "test"):
+        for name in ("a/0", "a/1", "a/2", "b/0", "b/1", "b/2", "0"):
+            path = tmp_path / "images" / part / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), "grey").save(path)
+            (tmp_path / "maps" / part / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (40, 40), 1).save(tmp_path / "maps" / part / f"{name}.png")
+    config = make_config()
+    config.data.update(source="folder", path=str(tmp_path / "images"))
+    config.eval.update(train_records=0, test_records=0)
+    return config, tmp_path
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "task,changed,sentence",
+    [
+        (
+            "knn",
+            {},
+            r"at least 10 train images with a class; there are 6, .*: raise config.eval.train_records",
+        ),
+        ("linear", dict(train_records=5), r"at least 6 train images with a class; there are 4"),
+        ("linear", dict(test_records=1), r"at least 1 test images with a class; there are 0"),
+        ("retrieval", dict(test_records=1), r"at least 2 test images with a class; there are 0"),
+        ("factorization", dict(test_records=1), "at least 2 test images; there are 1"),
+    ],
+)
+def test_too_few_images_are_refused_before_any_is_encoded(pictures, task, changed, sentence):
+    config, _ = pictures
+    config.eval.update(tasks=(task,), **changed)
+    with pytest.raises(UserError, match=f"'{task}' needs {sentence}.*leave '{task}' out"):
+        command.make_plan(config)
+
+
+@pytest.mark.fast
+def test_one_class_is_refused_and_sets_of_classes_are_not_labels(pictures, monkeypatch):
+    config, folder = pictures
+    for part in ("train", "test"):
+        shutil.rmtree(folder / "images" / part / "b")
+    config.eval.tasks = ("retrieval",)
+    with pytest.raises(UserError, match=r"'retrieval' needs test images of two classes; all .* are 'a'"):
+        command.make_plan(config)
+
+    class Sets(FolderSource):
+        """As TFDS sources with a sequence of labels: classes, but none that is the image's."""
+
+        def __getitem__(self, index):
+            record = super().__getitem__(index)
+            del record["label"]
+            return record | {"labels": np.int32([0])}
+
+    monkeypatch.setattr(
+        "sparse_vis.build.make_source", lambda name, **how: Sets(f"{how['path']}/{how['split']}")
+    )
+    config.eval.tasks = ("factorization", "rate")
+    data = command.make_plan(config).data
+    assert data.sets and data.classes == 1 and not data.single
+    config.eval.tasks = ("knn",)
+    with pytest.raises(UserError, match="'knn' needs one class per image"):
+        command.make_plan(config)
+
+
+@pytest.mark.fast
+def test_a_wrong_label_map_of_test_is_named_before_the_heads_are_trained(pictures):
+    config, folder = pictures
+    config.eval.update(tasks=("segmentation",), masks=str(folder / "maps"), mask_classes=2)
+    Image.new("L", (40, 39), 1).save(folder / "maps" / "test" / "b" / "2.png")
+    plan = command.make_plan(config)  # which looks at the first one only
+    check_every_map(plan.data.parts["train"])
+    with pytest.raises(UserError, match=r"b/2.png is uint8 of shape \(39, 40\)"):
+        check_every_map(plan.data.parts["test"])
+    (folder / "maps" / "test" / "b" / "2.png").unlink()
+    with pytest.raises(UserError, match=r"b/2.png is missing"):
+        command.make_plan(config)
+
+
+@pytest.mark.fast
+def test_top_5_of_five_classes_is_left_out_with_its_reason():
+    rows = {"cls": {"accuracy": 0.5, "top5": 1.0}, "chosen": {"map": 0.2}}
+    found = command._without_trivial(Result(rows, {"x": "y"}), 5)
+    assert found.metrics == {"cls": {"accuracy": 0.5}, "chosen": {"map": 0.2}}
+    assert found.absent == {"x": "y", "top5": "of 5 classes the five likeliest are all"}
+    assert command._without_trivial(Result(rows), 6) == Result(rows)
+    assert command._without_trivial(Result({"": {"psnr": 9}}), 0) == Result({"": {"psnr": 9}})
+
+
+@pytest.mark.fast
+def test_models_of_the_same_parameters_are_told_apart():
+    config = tiny_config()
+    known = checksums(build_model(config), {})
+    assert checksums(build_model(config), {}) == known
+    config.model.spatial_temperature = 0.1
+    assert checksums(build_model(config), {}) != known
+
+
 def test_what_is_finished_survives_a_later_failure(measured, tmp_path, monkeypatch):
     config = copy.deepcopy(measured[0])
     config.eval.update(tasks=("knn", "retrieval"), beside=())
@@ -209,6 +363,29 @@ def test_what_is_finished_survives_a_later_failure(measured, tmp_path, monkeypat
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("process,tasks", [(0, ("knn",)), (1, ("knn",)), (0, ()), (1, ())])
+@pytest.mark.parametrize("mode", ["evaluate", "train"])
+def test_of_several_processes_the_first_evaluates_when_the_others_have_left(
+    monkeypatch, tmp_path, process, tasks, mode
+):
+    done = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: done.append("left"))
+    monkeypatch.setattr(command, "make_plan", lambda config: done.append("plan"))
+    monkeypatch.setattr(command, "evaluate", lambda *_: done.append("evaluate"))
+    monkeypatch.setattr(main, "train", lambda *_: done.append("train"))
+    monkeypatch.setattr(StopSignal, "listen", lambda self: self)
+    if mode == "evaluate" and not tasks:
+        with pytest.raises(UserError, match="needs tasks"):
+            main.run(make_config(tasks=tasks), tmp_path, mode, StopSignal())
+        return
+    main.run(make_config(tasks=tasks), tmp_path, mode, StopSignal())
+    first = [*(["plan"] if tasks else []), "train"] if mode == "train" else []
+    assert done == [*first, "left", *(["plan", "evaluate"] if tasks and process == 0 else [])]
+
+
+@pytest.mark.fast
 def test_bad_input_is_named_before_anything_is_read(tmp_path):
     def refused(match, **changed):
         with pytest.raises(UserError, match=match) as error:
@@ -219,6 +396,14 @@ def test_bad_input_is_named_before_anything_is_read(tmp_path):
     refused("'lineal', which is no task; use linear", tasks=("lineal",))
     refused("no task; use scenes or knn or linear", tasks=("zzz",))
     refused("'runs/absent', which is neither a path nor", tasks=("knn",), beside=("runs/absent",))
+    refused("names '', which is neither a path nor", tasks=("knn",), beside=("",))
+    (tmp_path / "file.txt").write_text("no weights")
+    with pytest.raises(UserError, match=r"file.txt is no released .safetensors file"):
+        command.make_plan(make_config(tasks=("knn",), beside=(str(tmp_path / "file.txt"),)))
+    few = make_config(tasks=("scenes",))
+    few.eval.train_records = 3
+    with pytest.raises(UserError, match=r"'scenes' needs at least 6 train images.*raise config.eval.train"):
+        command.make_plan(few)
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     refused("empty holds no complete checkpoint", tasks=("knn",), beside=(str(tmp_path / "empty"),))
     refused("holds no checkpoint and config.init names no weights", tasks=("knn",))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import jax
 import numpy as np
 import pytest
@@ -181,7 +183,11 @@ def test_wrong_files_are_refused(case, tmp_path):
 
 def test_rfid_of_reconstructions_that_are_right_and_wrong(case):
     """Through `compared` and `quality`, as both reconstruction tasks measure."""
+    gc.collect()
+    before = sum(x.nbytes for x in jax.live_arrays())
     networks = Networks(str(case[2]), "", "", batch_size=3)
+    # Read and checked; on the device only once it is used.
+    assert sum(x.nbytes for x in jax.live_arrays()) - before < 1000
     assert set(networks.absent) == {"lpips"} and networks.about["inception"]["file"] == "inception.pth"
     images = np.random.default_rng(2).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     images[2:] //= 3

@@ -35,7 +35,7 @@ def test_rank_and_spread():
         assert float(ours) == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-4)
     units = np.stack([[1.0, 0.0], [0.0, 1.0]])[:, None]
     np.testing.assert_allclose(spread(jnp.asarray(units)), 0.5)
-    assert float(spread(jnp.ones((3, 1, 4)) / 2)[0]) == 0 and math.isnan(spread(jnp.ones((1, 1, 4))))
+    assert float(spread(jnp.ones((3, 1, 4)) / 2)[0]) == 0 and math.isnan(spread(jnp.ones((1, 1, 4)))[0])
 
 
 @pytest.mark.fast
