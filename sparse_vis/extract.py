@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import signal
@@ -93,7 +94,7 @@ def extract(
     )  # fmt: skip
     wait_for(list(shards), "shards")
     if process == 0:
-        rows, skipped = finish(output, manifest, list(shards))
+        rows, skipped = finish(output, manifest, shards)
         print(f"{output}: {rows} images in {len(shards)} shards, {skipped} skipped", flush=True)
 
 
@@ -115,18 +116,21 @@ def write_shards(
     from sparse_vis.encoding import encode_all
 
     todo = {path: rows for path, rows in shards.items() if not path.exists()}
-    for path in shards.keys() - todo.keys():
-        read_shard(path)  # now rather than at the end
     left = [index for rows in todo.values() for index in rows]
     total = sum(map(len, shards.values()))
+    checked = Progress("checking finished shards", total - len(left))
+    for path in [path for path in shards if path not in todo]:  # now rather than at the end
+        read_shard(path, len(shards[path]), content=True)
+        checked.add(len(shards[path]))
     progress = Progress(what, total, total - len(left))
-    futures = load_ahead(load, left, threads, ahead=2 * batch)
-    for path, rows in todo.items():
-        skipped: list[tuple[str, str]] = []
-        images = usable(source, islice(futures, len(rows)), on_error, skipped)
-        write_shard(path, schema, encode_all(images, batch, encoder, progress), skipped)
-        if skipped:
-            progress.add(len(skipped))
+    # Closed here: an error elsewhere, as of a full disk, would leave that to a thread that it waits for.
+    with contextlib.closing(load_ahead(load, left, threads, ahead=2 * batch)) as futures:
+        for path, rows in todo.items():
+            skipped: list[tuple[str, str]] = []
+            images = usable(source, islice(futures, len(rows)), on_error, skipped)
+            write_shard(path, schema, encode_all(images, batch, encoder, progress), skipped)
+            if skipped:
+                progress.add(len(skipped))
 
 
 def _outputs(text: str) -> tuple[str, ...]:
@@ -194,7 +198,8 @@ def run(arguments: dict) -> None:
         extract(**arguments)
     except OSError as error:
         raise UserError(
-            f"{error}; complete shards are kept: mend that and give the same command again."
+            f"extraction into {str(arguments['output'])!r} stopped ({error}); complete shards are kept: mend "
+            "that, or make room, and give the same command again."
         ) from None
     except KeyboardInterrupt:
         sys.exit("interrupted: complete shards are kept, the same command continues")

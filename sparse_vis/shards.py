@@ -1,16 +1,17 @@
 """Parquet shards of features and the folder they are in; docs/extraction.md describes the files.
 
 A shard appears under its name only when it is complete, and a manifest tells a continued extraction from
-another one.
+another one. Beside each shard lies its entry, a JSON file with its checksum, so that nothing damaged is taken
+for finished.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +19,30 @@ import pyarrow.parquet as pq
 
 from sparse_vis.errors import UserError
 from sparse_vis.progress import REPORT_SECONDS
-from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.files import (
+    CHECKSUM,
+    file_sha256,
+    holds_files,
+    read_json,
+    whole,
+    write_json,
+    write_whole,
+)
 
 POLL_SECONDS = 0.2
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 MANIFEST, SKIPPED = "manifest.json", "skipped.txt"
 
 Skips = list[tuple[str, str]]  # (name, reason) of images that were left out
+
+
+class Shard(NamedTuple):
+    """What is known of a finished shard: its entry."""
+
+    rows: int
+    skipped: Skips
+    bytes: int
+    sha256: str
 
 
 def make_schema(shapes: dict[str, list[int]], dtype: str) -> pa.Schema:
@@ -55,10 +73,15 @@ def _table(rows: dict[str, list | np.ndarray], schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+def entry_of(path: Path) -> Path:
+    """The entry that lies beside a shard."""
+    return path.with_suffix(".json")
+
+
 def write_shard(
     path: Path, schema: pa.Schema, batches: Iterator[dict[str, list | np.ndarray]], skipped: Skips
 ) -> None:
-    """Write a shard under a temporary name, then rename it.
+    """Write a shard and its entry; the shard gets its name last.
 
     Args:
         path: of the shard. schema: of `make_schema`.
@@ -68,34 +91,49 @@ def write_shard(
     Raises:
         UserError: an output is not finite.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        # Features hardly compress, and dictionaries of floats only cost time.
-        with pq.ParquetWriter(partial, schema, compression="none", use_dictionary=False) as writer:
-            for rows in batches:
-                writer.write_table(_table(rows, schema))
-            # In the shard itself, so that it cannot disagree with the rows that are there.
-            writer.add_key_value_metadata({"skipped": json.dumps(skipped)})
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    rows = 0
+    # Features hardly compress, and dictionaries of floats only cost time. Page checksums are for readers
+    # who have nothing but the shard. An open file, for pyarrow takes a path with a colon for an address.
+    options = dict(compression="none", use_dictionary=False, write_page_checksum=True)
+    with whole(path) as partial:
+        with partial.open("wb") as file, pq.ParquetWriter(file, schema, **options) as writer:
+            for columns in batches:
+                writer.write_table(_table(columns, schema))
+                rows += len(columns["name"])
+        shard = Shard(rows, skipped, partial.stat().st_size, file_sha256(partial))
+        write_json(entry_of(path), shard._asdict())
 
 
-def read_shard(path: Path) -> tuple[int, Skips]:
-    """Number of rows of a finished shard, and the images that it left out.
+def read_shard(path: Path, images: int, *, content: bool) -> Shard:
+    """The entry of a finished shard, once the shard is what it says.
+
+    Args:
+        path: of the shard. images: it was planned for. content: whether to read all of the shard, and not
+            only its length.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the shard or its entry is damaged.
     """
+    entry = entry_of(path)
     try:
-        found = pq.read_metadata(path)
-        skipped = json.loads(found.metadata[b"skipped"])
-    except (OSError, pa.ArrowException, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"shard {path} is damaged ({reason}); delete it to have it written again.") from None
-    return found.num_rows, [(name, reason) for name, reason in skipped]
+        found = read_json(entry)
+        if CHECKSUM not in found:
+            raise ValueError("it has no checksum")
+        skipped = [(name, reason) for name, reason in found["skipped"]]
+        shard = Shard(found["rows"], skipped, found["bytes"], found["sha256"])
+        found_images = shard.rows + len(skipped)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be used ({error})"
+        raise UserError(f"{entry} {what}; delete {path.name} to have both written again.") from None
+    if path.stat().st_size != shard.bytes:
+        problem = f"{path.stat().st_size} bytes of {shard.bytes}"
+    elif found_images != images:
+        problem = f"{shard.rows} rows and {len(skipped)} skipped images of {images}"
+    elif content and file_sha256(path) != shard.sha256:
+        problem = "its checksum is not the one it was written with"
+    else:
+        return shard
+    raise UserError(f"shard {path} is damaged ({problem}); delete it to have it written again.")
 
 
 def plan(output: Path, images: int, shard_size: int) -> dict[Path, range]:
@@ -125,21 +163,25 @@ def wait_for(paths: list[Path], what: str) -> None:
             print(f"waiting for {len(missing)} {what} of the other processes", flush=True)
 
 
-def finish(output: Path, manifest: dict, shards: list[Path]) -> tuple[int, int]:
+def finish(output: Path, manifest: dict, shards: dict[Path, range]) -> tuple[int, int]:
     """Write what is known when all shards are there: skipped.txt, and the manifest with the shards' rows.
 
     Args:
-        output: folder. manifest: of `open_output`. shards: all of them.
+        output: folder. manifest: of `open_output`. shards: all of them, of `plan`.
 
     Returns:
         (rows, skipped images) of all shards.
+
+    Raises:
+        UserError: a shard is damaged, as far as its length and number of rows tell.
     """
-    found = {path.name: read_shard(path) for path in shards}
-    skips = sorted(f"{name}\t{reason}\n" for _, skipped in found.values() for name, reason in skipped)
+    # Their contents were checked by the processes that found or wrote them.
+    found = {path.name: read_shard(path, len(images), content=False) for path, images in shards.items()}
+    skips = sorted(f"{name}\t{reason}\n" for shard in found.values() for name, reason in shard.skipped)
     write_whole(output / SKIPPED, "".join(skips))
-    counts = {name: {"rows": rows, "skipped": len(skipped)} for name, (rows, skipped) in found.items()}
-    write_whole(output / MANIFEST, json.dumps(manifest | {"shards": counts}, indent=2) + "\n")
-    return sum(rows for rows, _ in found.values()), len(skips)
+    counts = {name: shard._asdict() | {"skipped": len(shard.skipped)} for name, shard in found.items()}
+    write_json(output / MANIFEST, manifest | {"shards": counts})
+    return sum(shard.rows for shard in found.values()), len(skips)
 
 
 def open_output(output: Path, manifest: dict, first: bool) -> None:
@@ -150,25 +192,33 @@ def open_output(output: Path, manifest: dict, first: bool) -> None:
         first: whether this is the process that creates; others wait for it.
 
     Raises:
-        UserError: it holds something else, or features of other settings.
+        UserError: it holds something else, features of other settings, or a damaged manifest.
     """
     from sparse_vis.train.settings import differences
 
     path = output / MANIFEST
     if first and not path.exists():
-        if output.is_dir() and any(output.iterdir()):
+        if holds_files(output):
             raise UserError(f"folder {output} holds something else; give --output a new or empty folder.")
         output.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(manifest, indent=2) + "\n")
+        write_json(path, manifest)
         return
     wait_for([path], "manifest")
-    free = {"checkpoint": "", "shards": {}}
     try:
-        changed = differences(json.loads(path.read_text()) | free, manifest | free)
-    except (ValueError, TypeError):
-        raise UserError(f"{path} is no manifest of an extraction; give --output another folder.") from None
-    if changed:
+        found = read_json(path)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged, or no manifest of an extraction ({error}); restore it from a copy, or give "
+            "--output another folder."
+        ) from None
+    free = {"checkpoint": "", "shards": {}, CHECKSUM: ""}
+    if changed := differences(found | free, manifest | free):
         raise UserError(
             f"folder {output} holds features of another extraction ({'; '.join(changed)}); "
             "repeat its settings, or give --output another folder."
+        )
+    if CHECKSUM not in found:
+        raise UserError(
+            f"the features in {output} are of an earlier version, which kept no checksums, so they cannot be "
+            "continued; they can be read as before: give --output another folder."
         )

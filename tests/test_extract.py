@@ -98,7 +98,8 @@ def test_rows_are_the_encoder_s_output_in_sorted_order(workdir, folder, tmp_path
     assert manifest["step"] == 12 and manifest["grid"] == [4, 4]
     assert {name: tuple(shape) for name, shape in manifest["outputs"].items()} == shapes
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *(f"features-0000{i}-of-00003.parquet" for i in range(3)), "manifest.json", "skipped.txt",
+        *(f"features-0000{i}-of-00003.{kind}" for i in range(3) for kind in ("json", "parquet")),
+        "manifest.json", "skipped.txt",
     ]  # fmt: skip
 
 
@@ -161,7 +162,9 @@ def test_another_extraction_s_output_is_refused(workdir, folder, tmp_path):
     ):
         run(workdir, folder, tmp_path / "out")
     os.rename(folder / "0b.png", folder / "0.png")
-    (tmp_path / "out" / "features-00001-of-00003.parquet").write_bytes(b"PAR1")
+    shard = tmp_path / "out" / "features-00001-of-00003.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:1000] + bytes([whole[1000] ^ 4]) + whole[1001:])
     with pytest.raises(UserError, match=r"features-00001-of-00003.parquet is damaged.*delete it"):
         run(workdir, folder, tmp_path / "out")
 
