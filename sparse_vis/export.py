@@ -113,8 +113,8 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
         shutil.copymode(output / "config.json", weights)  # safetensors writes for the owner's eyes only
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{output} cannot be written ({error}); give another --output folder, or make room and repeat the "
-            "command."
+            f"{output} cannot be written ({error}); give another --output folder, or make room and repeat "
+            "the command."
         ) from error
     return weights
 

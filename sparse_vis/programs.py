@@ -138,7 +138,7 @@ def export_program(source: str, output: pathlib.Path, kind: str, name: str | Non
         )
     except OSError as error:
         raise UserError(
-            f"{output} cannot be written ({error}); give another --output folder, or make room and repeat the "
-            "command."
+            f"{output} cannot be written ({error}); give another --output folder, or make room and repeat "
+            "the command."
         ) from error
     return path
