@@ -27,6 +27,7 @@ from sparse_vis.interop.load import PLACES
 from sparse_vis.progress import Progress
 from sparse_vis.shards import (
     DTYPES,
+    fingerprint,
     finish,
     make_schema,
     open_output,
@@ -89,7 +90,7 @@ def extract(
     write_shards(
         source, mine, make_schema(manifest["outputs"], dtype), encoder,
         functools.partial(load_image, source, size=size, short_side=resize, patch=model.patch),
-        batch=batch, threads=threads, on_error=on_error,
+        batch=batch, threads=threads, on_error=on_error, settings=fingerprint(manifest),
         what="features" if processes == 1 else f"features, process {process} of {processes}",
     )  # fmt: skip
     wait_for(list(shards), "shards")
@@ -101,7 +102,7 @@ def extract(
 def write_shards(
     source: Source, shards: dict[Path, range], schema: pa.Schema,
     encoder: Callable[[np.ndarray], dict[str, np.ndarray]], load: Callable[[int], Loaded], *, batch: int,
-    threads: int, on_error: str, what: str,
+    threads: int, on_error: str, what: str, settings: str,
 ) -> None:  # fmt: skip
     """Write those of the shards that are not there yet.
 
@@ -109,6 +110,7 @@ def write_shards(
         source: random-access records. shards: of `plan`. schema: of `make_schema`.
         encoder: of `make_encoder`. load: number of an image -> Loaded.
         batch, threads, on_error: of `extract`. what: for the progress line.
+        settings: `fingerprint` of the extraction's.
 
     Raises:
         UserError: an image cannot be used, or a shard that is there cannot be read.
@@ -120,7 +122,7 @@ def write_shards(
     total = sum(map(len, shards.values()))
     checked = Progress("checking finished shards", total - len(left))
     for path in [path for path in shards if path not in todo]:  # now rather than at the end
-        read_shard(path, len(shards[path]), content=True)
+        read_shard(path, len(shards[path]), settings, content=True)
         checked.add(len(shards[path]))
     progress = Progress(what, total, total - len(left))
     # Closed here: an error elsewhere, as of a full disk, would leave that to a thread that it waits for.
@@ -128,7 +130,7 @@ def write_shards(
         for path, rows in todo.items():
             skipped: list[tuple[str, str]] = []
             images = usable(source, islice(futures, len(rows)), on_error, skipped)
-            write_shard(path, schema, encode_all(images, batch, encoder, progress), skipped)
+            write_shard(path, schema, encode_all(images, batch, encoder, progress), skipped, settings)
             if skipped:
                 progress.add(len(skipped))
 

@@ -21,6 +21,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.progress import REPORT_SECONDS
 from sparse_vis.runtime.files import (
     CHECKSUM,
+    checksum,
     file_sha256,
     holds_files,
     read_json,
@@ -37,12 +38,13 @@ Skips = list[tuple[str, str]]  # (name, reason) of images that were left out
 
 
 class Shard(NamedTuple):
-    """What is known of a finished shard: its entry."""
+    """What is known of a finished shard: its entry. `settings` is the fingerprint of its extraction's."""
 
     rows: int
     skipped: Skips
     bytes: int
     sha256: str
+    settings: str
 
 
 def make_schema(shapes: dict[str, list[int]], dtype: str) -> pa.Schema:
@@ -73,20 +75,33 @@ def _table(rows: dict[str, list | np.ndarray], schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+def fingerprint(manifest: dict) -> str:
+    """What tells an extraction's settings from others', hexadecimal; "checkpoint" is but a note.
+
+    Args:
+        manifest: of `open_output`.
+    """
+    return checksum({key: value for key, value in manifest.items() if key != "checkpoint"})
+
+
 def entry_of(path: Path) -> Path:
     """The entry that lies beside a shard."""
     return path.with_suffix(".json")
 
 
 def write_shard(
-    path: Path, schema: pa.Schema, batches: Iterator[dict[str, list | np.ndarray]], skipped: Skips
+    path: Path,
+    schema: pa.Schema,
+    batches: Iterator[dict[str, list | np.ndarray]],
+    skipped: Skips,
+    settings: str,
 ) -> None:
     """Write a shard and its entry; the shard gets its name last.
 
     Args:
         path: of the shard. schema: of `make_schema`.
         batches: rows by column; outputs are (m, tokens, width) arrays of the schema's dtype.
-        skipped: images left out; read when `batches` has ended.
+        skipped: images left out; read when `batches` has ended. settings: `fingerprint` of them.
 
     Raises:
         UserError: an output is not finite.
@@ -100,19 +115,19 @@ def write_shard(
             for columns in batches:
                 writer.write_table(_table(columns, schema))
                 rows += len(columns["name"])
-        shard = Shard(rows, skipped, partial.stat().st_size, file_sha256(partial))
+        shard = Shard(rows, skipped, partial.stat().st_size, file_sha256(partial), settings)
         write_json(entry_of(path), shard._asdict())
 
 
-def read_shard(path: Path, images: int, *, content: bool) -> Shard:
+def read_shard(path: Path, images: int, settings: str, *, content: bool) -> Shard:
     """The entry of a finished shard, once the shard is what it says.
 
     Args:
-        path: of the shard. images: it was planned for. content: whether to read all of the shard, and not
-            only its length.
+        path: of the shard. images: it was planned for. settings: `fingerprint` of them.
+        content: whether to read all of the shard, and not only its length.
 
     Raises:
-        UserError: the shard or its entry is damaged.
+        UserError: the shard or its entry is damaged, or of other settings.
     """
     entry = entry_of(path)
     try:
@@ -120,11 +135,16 @@ def read_shard(path: Path, images: int, *, content: bool) -> Shard:
         if CHECKSUM not in found:
             raise ValueError("it has no checksum")
         skipped = [(name, reason) for name, reason in found["skipped"]]
-        shard = Shard(found["rows"], skipped, found["bytes"], found["sha256"])
+        shard = Shard(found["rows"], skipped, found["bytes"], found["sha256"], found["settings"])
         found_images = shard.rows + len(skipped)
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be used ({error})"
         raise UserError(f"{entry} {what}; delete {path.name} to have both written again.") from None
+    if shard.settings != settings:
+        raise UserError(
+            f"shard {path} is of an extraction with other settings; give --output another folder, or delete "
+            "it to have it written again."
+        )
     if path.stat().st_size != shard.bytes:
         problem = f"{path.stat().st_size} bytes of {shard.bytes}"
     elif found_images != images:
@@ -176,11 +196,22 @@ def finish(output: Path, manifest: dict, shards: dict[Path, range]) -> tuple[int
         UserError: a shard is damaged, as far as its length and number of rows tell.
     """
     # Their contents were checked by the processes that found or wrote them.
-    found = {path.name: read_shard(path, len(images), content=False) for path, images in shards.items()}
+    settings = fingerprint(manifest)
+    found = {
+        path.name: read_shard(path, len(images), settings, content=False) for path, images in shards.items()
+    }
     skips = sorted(f"{name}\t{reason}\n" for shard in found.values() for name, reason in shard.skipped)
     write_whole(output / SKIPPED, "".join(skips))
-    counts = {name: shard._asdict() | {"skipped": len(shard.skipped)} for name, shard in found.items()}
-    write_json(output / MANIFEST, manifest | {"shards": counts})
+    said = {
+        name: {
+            "rows": shard.rows,
+            "skipped": len(shard.skipped),
+            "bytes": shard.bytes,
+            "sha256": shard.sha256,
+        }
+        for name, shard in found.items()
+    }
+    write_json(output / MANIFEST, manifest | {"shards": said})
     return sum(shard.rows for shard in found.values()), len(skips)
 
 
@@ -198,7 +229,10 @@ def open_output(output: Path, manifest: dict, first: bool) -> None:
 
     path = output / MANIFEST
     if first and not path.exists():
-        if holds_files(output):
+        # Shards whose manifest is lost say themselves whether they are of these settings.
+        planned = plan(output, manifest["images"], manifest["shard_size"])
+        ours = {SKIPPED, *(file.name for shard in planned for file in (shard, entry_of(shard)))}
+        if holds_files(output, ours):
             raise UserError(f"folder {output} holds something else; give --output a new or empty folder.")
         output.mkdir(parents=True, exist_ok=True)
         write_json(path, manifest)
@@ -208,8 +242,8 @@ def open_output(output: Path, manifest: dict, first: bool) -> None:
         found = read_json(path)
     except ValueError as error:
         raise UserError(
-            f"{path} is damaged, or no manifest of an extraction ({error}); restore it from a copy, or give "
-            "--output another folder."
+            f"{path} is damaged, or no manifest of an extraction ({error}); delete it to have it written "
+            "again, or give --output another folder."
         ) from None
     free = {"checkpoint": "", "shards": {}, CHECKSUM: ""}
     if changed := differences(found | free, manifest | free):

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.fast
 
 SETTINGS = {"checkpoint": "runs/a", "step": 3, "images": 8, "outputs": {"cls": [1, 16]}, "shard_size": 3}
 SCHEMA = shards.make_schema(SETTINGS["outputs"], "float32")
+PRINT = shards.fingerprint(SETTINGS)
 BAD = [("6.png", "cannot decode '6.png'")]
 
 
@@ -38,7 +39,9 @@ def finished(tmp_path):
     shards.open_output(output, SETTINGS, first=True)
     planned = shards.plan(output, 8, 3)
     for path, numbers in planned.items():
-        shards.write_shard(path, SCHEMA, batches([n for n in numbers if n != 6]), BAD if 6 in numbers else [])
+        shards.write_shard(
+            path, SCHEMA, batches([n for n in numbers if n != 6]), BAD if 6 in numbers else [], PRINT
+        )
     assert shards.finish(output, SETTINGS, planned) == (7, 1)
     return planned
 
@@ -68,18 +71,18 @@ def test_a_flipped_bit_of_a_shard_is_refused(finished):
     for bit in random_bits:
         flip(path, bit)
         with pytest.raises(UserError, match=rf"{path.name} is damaged .*; delete it to have it written"):
-            shards.read_shard(path, len(images), content=True)
+            shards.read_shard(path, len(images), PRINT, content=True)
         path.write_bytes(whole)
-    shards.read_shard(path, len(images), content=True)
+    shards.read_shard(path, len(images), PRINT, content=True)
 
 
 def test_a_flipped_bit_of_an_entry_or_manifest_is_refused_or_changes_nothing(finished):
     path, images = list(finished.items())[2]
     entry, manifest = path.with_suffix(".json"), path.parent / "manifest.json"
-    expected = shards.read_shard(path, len(images), content=False)
+    expected = shards.read_shard(path, len(images), PRINT, content=False)
     harmless = []
     for file, read in (
-        (entry, lambda: shards.read_shard(path, len(images), content=False) == expected),
+        (entry, lambda: shards.read_shard(path, len(images), PRINT, content=False) == expected),
         (manifest, lambda: shards.open_output(path.parent, SETTINGS, first=True) is None),
     ):
         whole = file.read_bytes()
@@ -102,8 +105,8 @@ def test_short_shards_are_refused(finished):
     pq.write_table(pq.read_table(path).slice(0, 1), path)
     for content in (True, False):
         with pytest.raises(UserError, match=rf"{path.name} is damaged \(\d+ bytes of \d+\); delete it"):
-            shards.read_shard(path, len(images), content=content)
-    shards.write_shard(path, SCHEMA, batches([0]), [])
+            shards.read_shard(path, len(images), PRINT, content=content)
+    shards.write_shard(path, SCHEMA, batches([0]), [], PRINT)
     with pytest.raises(UserError, match=r"damaged \(1 rows and 0 skipped images of 3\)"):
         shards.finish(path.parent, SETTINGS, finished)
 
@@ -127,17 +130,34 @@ def test_lost_and_older_files_are_refused_with_the_remedy(finished):
         with pytest.raises(
             UserError, match=rf"{entry.name} cannot be used .*delete {path.name} to have both"
         ):
-            shards.read_shard(path, len(images), content=True)
+            shards.read_shard(path, len(images), PRINT, content=True)
     entry.unlink()
     with pytest.raises(UserError, match=rf"{entry.name} is missing; delete {path.name} to have both"):
-        shards.read_shard(path, len(images), content=True)
+        shards.read_shard(path, len(images), PRINT, content=True)
     for text in ("[]", "{", "", "\udcff"):
         manifest.write_bytes(os.fsencode(text))
-        with pytest.raises(UserError, match=r"manifest.json is damaged, .*; restore it from a copy, or give"):
+        with pytest.raises(
+            UserError, match=r"manifest.json is damaged, .*; delete it to have it written again, or give"
+        ):
             shards.open_output(path.parent, SETTINGS, first=True)
     manifest.write_text(json.dumps(SETTINGS))
     with pytest.raises(UserError, match="of an earlier version, which kept no checksums"):
         shards.open_output(path.parent, SETTINGS, first=True)
+
+
+def test_a_lost_manifest_is_written_again_and_shards_of_other_settings_are_refused(finished):
+    path, images = next(iter(finished.items()))
+    manifest = path.parent / "manifest.json"
+    before = manifest.read_text()
+    manifest.unlink()
+    shards.open_output(path.parent, SETTINGS, first=True)
+    assert shards.finish(path.parent, SETTINGS, finished) == (7, 1) and manifest.read_text() == before
+    manifest.unlink()
+    with pytest.raises(UserError, match="holds something else"):  # shards of another size would stay beside
+        shards.open_output(path.parent, SETTINGS | {"shard_size": 4}, first=True)
+    other = shards.fingerprint(SETTINGS | {"step": 4})
+    with pytest.raises(UserError, match=rf"{path.name} is of an extraction with other settings; give"):
+        shards.read_shard(path, len(images), other, content=True)
 
 
 def test_what_a_killed_process_leaves_is_not_something_else(tmp_path):
@@ -147,7 +167,7 @@ def test_what_a_killed_process_leaves_is_not_something_else(tmp_path):
     (output / "features-00000-of-00001.parquet.partial").write_text("PAR1")
     shards.open_output(output, SETTINGS, first=True)
     planned = shards.plan(output, 3, 3)
-    shards.write_shard(*planned, SCHEMA, batches(range(3)), [])
+    shards.write_shard(*planned, SCHEMA, batches(range(3)), [], PRINT)
     assert shards.finish(output, SETTINGS, planned) == (3, 0) and not list(output.glob("*.partial"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("x")
@@ -166,15 +186,15 @@ def test_a_full_disk_leaves_no_part_of_a_shard(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            shards.write_shard(path, SCHEMA, batches(range(3)), [])
+            shards.write_shard(path, SCHEMA, batches(range(3)), [], PRINT)
     assert not list(tmp_path.iterdir())
-    shards.write_shard(path, SCHEMA, batches(range(3)), [])
-    assert shards.read_shard(path, 3, content=True).rows == 3
+    shards.write_shard(path, SCHEMA, batches(range(3)), [], PRINT)
+    assert shards.read_shard(path, 3, PRINT, content=True).rows == 3
 
 
 def test_a_folder_whose_name_has_a_colon(tmp_path):
     """Which pyarrow takes for an address when it is given the path."""
     (tmp_path / "feat:v2").mkdir()
     path = tmp_path / "feat:v2" / "features-00000-of-00001.parquet"
-    shards.write_shard(path, SCHEMA, batches(range(3)), [])
-    assert shards.read_shard(path, 3, content=True).rows == 3
+    shards.write_shard(path, SCHEMA, batches(range(3)), [], PRINT)
+    assert shards.read_shard(path, 3, PRINT, content=True).rows == 3

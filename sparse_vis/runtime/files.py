@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def holds_files(folder: Path) -> bool:
-    """Whether a folder holds anything but hidden files and what a killed process left half-written."""
+def holds_files(folder: Path, but: Container[str] = ()) -> bool:
+    """Whether a folder holds anything but hidden files, leftovers of a killed process, and `but`."""
     return folder.is_dir() and any(
-        not path.name.startswith(".") and path.suffix != PARTIAL for path in folder.iterdir()
+        not path.name.startswith(".") and path.suffix != PARTIAL and path.name not in but
+        for path in folder.iterdir()
     )
 
 
@@ -60,14 +61,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _checksum(content: dict[str, Any]) -> str:
+def checksum(content: dict[str, Any]) -> str:
+    """Of the other fields of a JSON object, hexadecimal; docs/extraction.md shows how it is computed."""
     rest = {key: value for key, value in content.items() if key != CHECKSUM}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object, whole or not at all, with the checksum of its other fields as `checksum`."""
-    write_whole(path, json.dumps(content | {CHECKSUM: _checksum(content)}, indent=1) + "\n")
+    write_whole(path, json.dumps(content | {CHECKSUM: checksum(content)}, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(data.decode())
         if not isinstance(content, dict):
             raise ValueError
-        same = CHECKSUM not in content or content[CHECKSUM] == _checksum(content)
+        same = CHECKSUM not in content or content[CHECKSUM] == checksum(content)
     except (ValueError, RecursionError):
         raise ValueError("it is no JSON object") from None
     if not same:
