@@ -25,17 +25,8 @@ from sparse_vis.data.sources import Source, open_input
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
 from sparse_vis.progress import Progress
-from sparse_vis.shards import (
-    DTYPES,
-    fingerprint,
-    finish,
-    make_schema,
-    open_output,
-    plan,
-    read_shard,
-    wait_for,
-    write_shard,
-)
+from sparse_vis.shard_folder import finish, open_output, plan, wait_for
+from sparse_vis.shards import DTYPES, fingerprint, make_schema, read_shard, write_shard
 from sparse_vis.tools import Parser, check_folder, positive
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")

@@ -111,8 +111,8 @@ class PackedSource:
             self._check_shard(folder, name, shard)
         if metadata["version"] == WITHOUT_CHECKSUMS:
             print(
-                f"note: {path} was packed by an earlier version: damage to its images is noticed, but damage "
-                f"to the classes in {METADATA} is not.",
+                f"note: {path} was packed by an earlier version, without a checksum: damage to its images is "
+                f"noticed, but not all damage to {METADATA}.",
                 flush=True,
             )
         self.classes, self.images_sha256 = tuple(metadata["classes"]), metadata["images_sha256"]

@@ -106,8 +106,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """The content of a packed folder's packed.json, all of it checked; `shards` in order.
 
     Raises:
-        UserError: it is damaged, or of another version.
-        FileNotFoundError: there is none.
+        UserError: it is damaged, cannot be read, or is of another version.
+        FileNotFoundError, NotADirectoryError: there is none.
     """
     path = folder / METADATA
     try:
@@ -115,6 +115,10 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         _check_fields({"version": metadata.get("version")}, {"version": FIELDS["version"]}, "it")
         if metadata["version"] in (WITHOUT_CHECKSUMS, VERSION):
             _check(metadata)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); restore it or its permissions.") from None
     except ValueError as error:
         raise UserError(
             f"{path} is damaged ({error}); copy it again, or delete its folder and repeat `{COMMAND}`."

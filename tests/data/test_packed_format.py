@@ -129,6 +129,11 @@ def test_a_packed_json_that_is_no_map_is_refused(folder, text):
         path.write_text(before)
 
 
+def test_a_packed_json_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "packed.json").mkdir()
+    assert "packed.json cannot be read (Is a directory)" in refusal(tmp_path)
+
+
 def test_flipped_bits_of_any_file_are_refused_or_harmless(folder):
     harmless, rng = 0, random.Random(0)
     for path in (*(folder / name for name in SHARDS), folder / "packed.json"):
