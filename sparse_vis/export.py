@@ -22,7 +22,7 @@ from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.programs import FORMATS, export_program
 from sparse_vis.runtime import lock, paths
-from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.files import whole, write_whole
 from sparse_vis.tools import Parser, check_folder
 
 
@@ -72,14 +72,19 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
     tensors = released_tensors(found)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, weights, {"format": "pt"})
+        with whole(weights) as partial:
+            save_file(tensors, partial, {"format": "pt"})
         if copy is not None:
-            shutil.copyfile(found.tokenizer, copy)
+            with whole(copy) as partial:
+                shutil.copyfile(found.tokenizer, partial)
         # Last, so that an export cut short is never taken for a complete one.
         write_whole(output / "config.json", json.dumps({"models": {called: entry}}, indent=1) + "\n")
         shutil.copymode(output / "config.json", weights)  # safetensors writes for the owner's eyes only
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{output} cannot be written ({error}); give another --output folder.") from error
+        raise UserError(
+            f"{output} cannot be written ({error}); give another --output folder, or make room and repeat "
+            "the command."
+        ) from error
     return weights
 
 

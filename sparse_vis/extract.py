@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import signal
@@ -26,18 +27,8 @@ from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
 from sparse_vis.progress import Progress
 from sparse_vis.runtime import lock, paths
-from sparse_vis.shards import (
-    DTYPES,
-    IMAGES,
-    drop_changed,
-    finish,
-    make_schema,
-    open_output,
-    plan,
-    read_shard,
-    wait_for,
-    write_shard,
-)
+from sparse_vis.shard_folder import drop_changed, finish, open_output, plan, wait_for
+from sparse_vis.shards import DTYPES, fingerprint, make_schema, read_shard, write_shard
 from sparse_vis.tools import Parser, check_folder, positive
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
@@ -87,26 +78,27 @@ def extract(
     open_output(output, manifest, first=process == 0)
     shards = plan(output, len(source), shard_size)
     # All of them, so that no process waits for another to find out.
-    drop_changed({p: images_sha256(source, rows, times=False) for p, rows in shards.items() if p.exists()})
+    there = {path: rows for path, rows in shards.items() if path.exists()}
+    drop_changed({p: images_sha256(source, rows, times=False) or "" for p, rows in there.items()})
     # By number, so that processes need not agree on what is left, whatever order they start in.
     mine = {path: rows for k, (path, rows) in enumerate(shards.items()) if k % processes == process}
     encoder = make_encoder(model, params, batch, outputs, dtype)
     write_shards(
         source, mine, make_schema(manifest["outputs"], dtype), encoder,
         functools.partial(load_image, source, size=size, short_side=resize, patch=model.patch),
-        batch=batch, threads=threads, on_error=on_error,
+        batch=batch, threads=threads, on_error=on_error, settings=fingerprint(manifest),
         what="features" if processes == 1 else f"features, process {process} of {processes}",
     )  # fmt: skip
     wait_for(list(shards), "shards")
     if process == 0:
-        rows, skipped = finish(output, manifest, list(shards))
+        rows, skipped = finish(output, manifest, shards)
         print(f"{output}: {rows} images in {len(shards)} shards, {skipped} skipped", flush=True)
 
 
 def write_shards(
     source: Source, shards: dict[Path, range], schema: pa.Schema,
     encoder: Callable[[np.ndarray], dict[str, np.ndarray]], load: Callable[[int], Loaded], *, batch: int,
-    threads: int, on_error: str, what: str,
+    threads: int, on_error: str, what: str, settings: str,
 ) -> None:  # fmt: skip
     """Write those of the shards that are not there yet.
 
@@ -114,6 +106,7 @@ def write_shards(
         source: random-access records. shards: of `plan`. schema: of `make_schema`.
         encoder: of `make_encoder`. load: number of an image -> Loaded.
         batch, threads, on_error: of `extract`. what: for the progress line.
+        settings: `fingerprint` of the extraction's.
 
     Raises:
         UserError: an image cannot be used, or a shard that is there cannot be read.
@@ -121,19 +114,22 @@ def write_shards(
     from sparse_vis.encoding import encode_all
 
     todo = {path: rows for path, rows in shards.items() if not path.exists()}
-    for path in shards.keys() - todo.keys():
-        read_shard(path)  # now rather than at the end
     left = [index for rows in todo.values() for index in rows]
     total = sum(map(len, shards.values()))
+    checked = Progress("checking finished shards", total - len(left))
+    for path in [path for path in shards if path not in todo]:  # now rather than at the end
+        read_shard(path, len(shards[path]), settings, content=True)
+        checked.add(len(shards[path]))
     progress = Progress(what, total, total - len(left))
-    futures = load_ahead(load, left, threads, ahead=2 * batch)
-    for path, rows in todo.items():
-        skipped: list[tuple[str, str]] = []
-        images = usable(source, islice(futures, len(rows)), on_error, skipped)
-        stamped = schema.with_metadata({IMAGES: images_sha256(source, rows, times=False) or ""})
-        write_shard(path, stamped, encode_all(images, batch, encoder, progress), skipped)
-        if skipped:
-            progress.add(len(skipped))
+    # Closed here: an error elsewhere, as of a full disk, would leave that to a thread that it waits for.
+    with contextlib.closing(load_ahead(load, left, threads, ahead=2 * batch)) as futures:
+        for path, rows in todo.items():
+            skipped: list[tuple[str, str]] = []
+            images = usable(source, islice(futures, len(rows)), on_error, skipped)
+            about = {"settings": settings, "images": images_sha256(source, rows, times=False) or ""}
+            write_shard(path, schema, encode_all(images, batch, encoder, progress), skipped, about)
+            if skipped:
+                progress.add(len(skipped))
 
 
 def _outputs(text: str) -> tuple[str, ...]:
@@ -208,7 +204,8 @@ def run(arguments: dict) -> None:
         extract(**arguments)
     except OSError as error:
         raise UserError(
-            f"{error}; complete shards are kept: mend that and give the same command again."
+            f"extraction into {str(arguments['output'])!r} stopped ({error}); complete shards are kept: mend "
+            "that, or make room, and give the same command again."
         ) from None
     except KeyboardInterrupt:
         sys.exit("interrupted: complete shards are kept, the same command continues")

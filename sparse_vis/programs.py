@@ -137,5 +137,8 @@ def export_program(source: str, output: pathlib.Path, kind: str, name: str | Non
             beside, json.dumps({"format": kind, **about, **describe(model, outputs)}, indent=1) + "\n"
         )
     except OSError as error:
-        raise UserError(f"{output} cannot be written ({error}); give another --output folder.") from error
+        raise UserError(
+            f"{output} cannot be written ({error}); give another --output folder, or make room and repeat "
+            "the command."
+        ) from error
     return path

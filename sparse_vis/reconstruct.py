@@ -32,6 +32,7 @@ from sparse_vis.interop.load import PLACES
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.progress import Progress
 from sparse_vis.runtime import lock, paths
+from sparse_vis.runtime.files import whole
 from sparse_vis.tools import Parser, check_folder
 
 BATCH = 16
@@ -118,7 +119,8 @@ def reconstruct_folder(
         floats = images.astype(np.float32) / 255
         for i, image, pixel in zip(indices, floats, pixels, strict=True):
             targets[i].parent.mkdir(parents=True, exist_ok=True)
-            side_by_side(image, pixel).save(targets[i])
+            with whole(targets[i]) as partial:
+                side_by_side(image, pixel).save(partial, format="PNG")
         if pixels.shape == floats.shape:  # not where 224 px come back as 256
             quality += list(psnr(pixels, floats))
         if agreement is not None:
@@ -163,7 +165,10 @@ def _load_and_reconstruct(arguments: argparse.Namespace, source: FolderSource) -
     try:
         reconstruct_folder(model, params, source, arguments.output.resolve(), compare=arguments.compare_bf16)
     except OSError as error:
-        raise UserError(f"{arguments.output} cannot be written ({error}); give another --output.") from error
+        raise UserError(
+            f"{arguments.output} cannot be written ({error}); give another --output, or make room and repeat "
+            "the command."
+        ) from error
 
 
 def main() -> None:

@@ -167,6 +167,19 @@ def test_bad_images_are_named(tmp_path, monkeypatch, capsys, photos):
 
 
 @pytest.mark.fast
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_picture(tmp_path, monkeypatch, capsys, photos):
+    class Sheet:
+        def save(self, path, format):
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tool, "side_by_side", lambda *_: Sheet())
+    code, _ = run(monkeypatch, capsys, checkpoint=PIXEL, input=photos, output=tmp_path / "out")
+    assert re.match(r"error: .*out cannot be written \(.*No space left.*\); .* or make room and repeat", code)
+    assert "\n" not in code and not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+@pytest.mark.fast
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, photos):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")

@@ -6,6 +6,7 @@ once to see that it can be, and stored as it is.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -20,11 +21,20 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from sparse_vis.data.ahead import ON_ERROR, load_ahead, usable
 from sparse_vis.data.decode import decode
-from sparse_vis.data.packed import NAME_ERRORS, describe, has_shard, open_output, write_metadata
+from sparse_vis.data.packed import count_records, has_shard, open_output
+from sparse_vis.data.packed_format import (
+    NAME_ERRORS,
+    describe,
+    images_of,
+    number_of_shards,
+    shard_name,
+    write_metadata,
+)
 from sparse_vis.data.sources import FolderSource, open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.progress import Progress
 from sparse_vis.runtime import lock, paths
+from sparse_vis.runtime.files import file_sha256, whole
 from sparse_vis.tools import Parser, check_folder
 
 # One record a group: random access reads nothing else. Image files hardly compress.
@@ -42,41 +52,47 @@ def read_record(source: FolderSource, index: int) -> bytes:
     return msgpack.packb(record, unicode_errors=NAME_ERRORS)
 
 
-def write_shard(path: Path, records: Iterator[bytes]) -> int:
-    """Write a shard under a temporary name, then rename it; returns the number of records.
+def write_shard(path: Path, records: Iterator[bytes]) -> dict[str, Any]:
+    """Write a shard under a temporary name, then rename it; returns its `records`, `bytes` and `sha256`.
 
     Raises:
         UserError: the disk is full or fails.
     """
-    partial, count = path.with_name(path.name + ".partial"), 0
+    count = 0
     try:
-        writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
-        for count, record in enumerate(records, start=1):  # noqa: B007
-            writer.write(record)
-        writer.close()
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with whole(path) as partial:
+            writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
+            for count, record in enumerate(records, start=1):  # noqa: B007
+                writer.write(record)
+            writer.close()
+            if count_records(partial) != count:
+                raise RuntimeError("not all that was written is there")
+            return {"records": count, "bytes": partial.stat().st_size, "sha256": file_sha256(partial)}
     except RuntimeError as error:  # all that ArrayRecord raises
         raise UserError(
-            f"cannot write {str(path)!r} ({error}); make room and repeat the command, which goes on there."
+            f"cannot write {str(path)!r} ({error}); finished shards are kept: make room and repeat the "
+            "command."
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
 
 
 def unwritten(output: Path, metadata: dict[str, Any]) -> dict[str, range]:
-    """Image numbers by name of the shards that are still to be written.
+    """Image numbers by name of the shards that are still to be written: missing, short or damaged.
 
     Args:
         output: folder of the shards. metadata: of `open_output`.
     """
-    starts, todo = range(0, metadata["images"], metadata["shard_size"]), {}
-    for number, start in enumerate(starts):
-        name = f"images-{number:05d}-of-{len(starts):05d}.array_record"
-        if name not in metadata["shards"] or not has_shard(output, name, metadata["shards"][name]):
-            todo[name] = range(start, min(start + metadata["shard_size"], metadata["images"]))
+    planned = number_of_shards(metadata)
+    todo = {shard_name(number, planned): images_of(metadata, number) for number in range(planned)}
+    there = {
+        name: len(todo[name]) for name, shard in metadata["shards"].items() if has_shard(output, name, shard)
+    }
+    progress = Progress("checking finished shards", sum(there.values()))
+    for name, images in there.items():
+        if file_sha256(output / name) == metadata["shards"][name]["sha256"]:
+            del todo[name]
+        else:
+            print(f"note: shard {name!r} of {str(output)!r} is damaged and is written again.", flush=True)
+        progress.add(images)
     return todo
 
 
@@ -108,14 +124,15 @@ def pack(*, folder: str, output: Path, shard_size: int, threads: int, on_error: 
     left = [index for rows in todo.values() for index in rows]
     read = functools.partial(read_record, source)
     progress = Progress("packing", len(source), len(source) - len(left))
-    futures = counted(load_ahead(read, left, threads, ahead=4 * threads), progress)
-    for name, rows in todo.items():
-        skipped: list[tuple[str, str]] = []
-        records = write_shard(output / name, usable(source, islice(futures, len(rows)), on_error, skipped))
-        size = (output / name).stat().st_size
-        shards[name] = {"records": records, "bytes": size, "skipped": skipped}
-        metadata["records"] = sum(shard["records"] for shard in shards.values())
-        write_metadata(output, metadata)
+    # Closed here: an error elsewhere, as of a full disk, would leave that to a thread that it waits for.
+    with contextlib.closing(load_ahead(read, left, threads, ahead=4 * threads)) as loaded:
+        futures = counted(loaded, progress)
+        for name, rows in todo.items():
+            skipped: list[tuple[str, str]] = []
+            images = usable(source, islice(futures, len(rows)), on_error, skipped)
+            shards[name] = write_shard(output / name, images) | {"skipped": skipped}
+            metadata["records"] = sum(shard["records"] for shard in shards.values())
+            write_metadata(output, metadata)
     summarize(output, metadata)
 
 
@@ -162,7 +179,10 @@ def main() -> None:
         with lock.hold(arguments.output, "packing"):
             pack(**vars(arguments))
     except OSError as error:
-        raise UserError(f"cannot write {str(arguments.output)!r} ({error}); give another --output.") from None
+        raise UserError(
+            f"cannot write {str(arguments.output)!r} ({error}); finished shards are kept: make room and "
+            "repeat the command, or give another --output."
+        ) from None
     except KeyboardInterrupt:
         sys.exit("interrupted: finished shards are kept, the same command continues")
 

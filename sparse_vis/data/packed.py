@@ -7,46 +7,23 @@ folder has classes, `label`. The file packed.json beside them says what they hol
 from __future__ import annotations
 
 import bisect
-import hashlib
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
-import msgpack
+from array_record.python.array_record_module import ArrayRecordReader
 
+from sparse_vis.data.packed_format import (
+    COMMAND,
+    METADATA,
+    VERSION,
+    WITHOUT_CHECKSUMS,
+    read_metadata,
+    unpack,
+    write_metadata,
+)
 from sparse_vis.errors import UserError
-from sparse_vis.runtime.files import write_whole
-from sparse_vis.runtime.lock import LOCK
-
-METADATA, VERSION = "packed.json", 1
-KEYS = ("version", "images", "images_sha256", "classes", "shard_size", "records", "shards")
-NAME_ERRORS = "surrogateescape"  # a file's name need not be UTF-8
-COMMAND = "python -m sparse_vis.data.pack"
-
-
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """The content of a packed folder's packed.json.
-
-    Raises:
-        UserError: it is damaged, or of another version.
-        FileNotFoundError: there is none.
-    """
-    path = folder / METADATA
-    try:
-        metadata = json.loads(path.read_text())
-        version = metadata["version"]
-        complete = version != VERSION or set(KEYS) <= metadata.keys()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        complete = False
-    if not complete:
-        raise UserError(f"{path} is damaged; delete its folder and repeat `{COMMAND}`.")
-    if version != VERSION:
-        raise UserError(
-            f"{path} is of version {version}, this program reads {VERSION}; "
-            f"pack the images again with `{COMMAND}`."
-        )
-    return metadata
+from sparse_vis.runtime.files import holds_files
 
 
 def has_shard(folder: Path, name: str, shard: dict[str, Any]) -> bool:
@@ -55,26 +32,15 @@ def has_shard(folder: Path, name: str, shard: dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == shard["bytes"]
 
 
-def sha256_of(names: list[str]) -> str:
-    """What tells sets of images apart, hexadecimal; it knows names, not contents."""
-    return hashlib.sha256("\n".join(names).encode(errors=NAME_ERRORS)).hexdigest()
-
-
-def describe(names: list[str], classes: tuple[str, ...], shard_size: int) -> dict[str, Any]:
-    """The metadata of a packed folder without shards.
-
-    Args:
-        names, classes: of the folder's images. shard_size: images per shard.
-    """
-    return {
-        "version": VERSION,
-        "images": len(names),
-        "images_sha256": sha256_of(names),
-        "classes": list(classes),
-        "shard_size": shard_size,
-        "records": 0,
-        "shards": {},
-    }
+def count_records(path: Path) -> int:
+    """Number of records of a shard as its file tells, 0 if it cannot."""
+    try:
+        reader = ArrayRecordReader(str(path))
+        found = reader.num_records()
+        reader.close()
+    except RuntimeError:  # all that ArrayRecord raises; some of it as late as here
+        return 0
+    return found
 
 
 def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
@@ -90,12 +56,17 @@ def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
     try:
         found = read_metadata(output)
     except FileNotFoundError:
-        if any(path.name != LOCK for path in output.iterdir()):
+        if holds_files(output):
             raise UserError(
                 f"folder {str(output)!r} holds something else; give --output a new or empty folder."
             ) from None
         write_metadata(output, new)
         return new
+    if found["version"] != VERSION:
+        raise UserError(
+            f"folder {str(output)!r} was packed by an earlier version, which kept no checksums: it can be "
+            "read, but not continued; give --output another folder."
+        )
     changed = [name for name in new if name not in ("records", "shards") and found[name] != new[name]]
     if changed:
         raise UserError(
@@ -103,11 +74,6 @@ def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
             f"({', '.join(changed)}); repeat its command, or give --output another folder."
         )
     return found
-
-
-def write_metadata(output: Path, metadata: dict[str, Any]) -> None:
-    """Replace packed.json, so that it is there whole or not at all."""
-    write_whole(output / METADATA, json.dumps(metadata, indent=1) + "\n")
 
 
 class PackedSource:
@@ -139,19 +105,35 @@ class PackedSource:
                 f"packed folder {path!r} is unfinished ({done} of {metadata['images']} images); "
                 f"repeat the `{COMMAND}` that began it."
             )
+        if not metadata["records"]:
+            raise UserError(f"packed folder {path!r} holds no image, for all were skipped; pack others.")
         for name, shard in shards.items():
-            if not has_shard(folder, name, shard):
-                state = "cut short" if (folder / name).exists() else "missing"
-                raise UserError(
-                    f"shard {name!r} of {path!r} is {state}; copy it again, or repeat the `{COMMAND}` "
-                    "that wrote it."
-                )
+            self._check_shard(folder, name, shard)
+        if metadata["version"] == WITHOUT_CHECKSUMS:
+            print(
+                f"note: {path} was packed by an earlier version, without a checksum: damage to its images is "
+                f"noticed, but not all damage to {METADATA}.",
+                flush=True,
+            )
         self.classes, self.images_sha256 = tuple(metadata["classes"]), metadata["images_sha256"]
         self._shards = list(shards)
         self._ends = list(itertools.accumulate(shard["records"] for shard in shards.values()))
         # With the number of records in brackets no shard is opened before it is read.
         files = [f"{folder / name}[0:{shard['records']}]" for name, shard in shards.items()]
         self._records = grain.sources.ArrayRecordDataSource(files)
+
+    def _check_shard(self, folder: Path, name: str, shard: dict[str, Any]) -> None:
+        """Refuse a shard that lacks bytes or records; the contents are checked as they are read."""
+        problem = None
+        if not has_shard(folder, name, shard):
+            problem = "cut short" if (folder / name).exists() else "missing"
+        elif (found := count_records(folder / name)) != shard["records"]:
+            problem = f"damaged ({found} records, {shard['records']} expected)"
+        if problem:
+            raise UserError(
+                f"shard {name!r} of {self.path!r} is {problem}; copy it again, or repeat the `{COMMAND}` "
+                "that wrote it."
+            )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -160,13 +142,14 @@ class PackedSource:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            return msgpack.unpackb(self._records[index], unicode_errors=NAME_ERRORS)
-        except (RuntimeError, ValueError) as error:
-            shard = self._shards[bisect.bisect_right(self._ends, index)]
-            reason = str(error).splitlines()[0]
+            return unpack(self._records[index], len(self.classes))
+        except (RuntimeError, ValueError, IndexError) as error:
+            number = bisect.bisect_right(self._ends, index)
+            record = index - (self._ends[number - 1] if number else 0)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"shard {shard!r} of {self.path!r} is damaged ({reason}); copy it again, or delete it and "
-                f"repeat the `{COMMAND}` that wrote it."
+                f"record {record} of shard {self._shards[number]!r} of {self.path!r} is damaged ({reason}); "
+                f"copy the shard again, or repeat the `{COMMAND}` that wrote it."
             ) from None
 
     def __repr__(self) -> str:

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from sparse_vis.data.packed import METADATA, PackedSource, sha256_of
+from sparse_vis.data.packed import PackedSource
+from sparse_vis.data.packed_format import METADATA, sha256_of
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.errors import UserError

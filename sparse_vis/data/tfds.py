@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_vis.data.packed import sha256_of
+from sparse_vis.data.packed_format import sha256_of
 from sparse_vis.errors import UserError
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -69,7 +70,7 @@ def test_packed_records_are_those_of_the_folder(images, packed):
     options = ArrayRecordReader(str(packed / SHARDS[0])).writer_options_string()
     assert "group_size:1," in options
     described = metadata(packed)
-    assert described["version"] == 1 and described["records"] == 7 and described["classes"] == ["cat", "dog"]
+    assert described["version"] == 2 and described["records"] == 7 and described["classes"] == ["cat", "dog"]
     assert {name: shard["records"] for name, shard in described["shards"].items()} == dict(
         zip(SHARDS, (2, 2, 2, 1), strict=True)
     )
@@ -131,7 +132,7 @@ def test_interrupted_packing_goes_on(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.fast
-def test_missing_cut_and_damaged_shards_are_named_and_written_again(images, packed):
+def test_missing_cut_and_damaged_shards_are_named_and_written_again(images, packed, capsys):
     path, folder = packed / SHARDS[1], source(images, "folder")
     whole = path.read_bytes()
 
@@ -149,8 +150,49 @@ def test_missing_cut_and_damaged_shards_are_named_and_written_again(images, pack
     image = folder[2]["image"]
     path.write_bytes(whole.replace(image, bytes(len(image))))
     found = source(packed)
-    refused(r"is damaged \(.*\); copy it again, or delete it", lambda: found[2])
+    refused(r"record 0 of shard .* is damaged \(.*\); copy the shard again, or repeat", lambda: found[2])
     assert found[4] == folder[4]
+    run(images, packed)
+    assert path.read_bytes() == whole
+    assert f"note: shard {SHARDS[1]!r}" in (said := capsys.readouterr().out) and "written again" in said
+
+
+@pytest.mark.fast
+def test_leftovers_of_a_killed_process_are_written_over(images, tmp_path):
+    output = tmp_path / "packed"
+    output.mkdir()
+    for name in ("packed.json.partial", f"{SHARDS[0]}.partial"):
+        (output / name).write_text("{")
+    run(images, output)
+    assert sorted(os.listdir(output)) == [*SHARDS, "packed.json"] and len(source(output)) == 7
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("fault", ("fsync", "records"))
+def test_a_full_disk_keeps_finished_shards_and_the_same_command_continues(
+    images, tmp_path, monkeypatch, fault
+):
+    """Told by the kernel at the end, or ArrayRecord has written fewer records than it was given."""
+    output, calls = tmp_path / "packed", []
+
+    def full(descriptor):
+        calls.append(1)
+        if len(calls) == 4:  # packed.json, shard, packed.json, shard
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        if fault == "fsync":
+            patched.setattr(os, "fsync", full)
+        else:
+            patched.setattr(pack, "count_records", lambda path: 0 if SHARDS[1] in path.name else 2)
+        with pytest.raises(
+            (OSError, UserError), match=r"No space left|cannot write.*finished shards are kept"
+        ):
+            run(images, output)
+    assert sorted(os.listdir(output)) == [SHARDS[0], "packed.json"]
+    run(images, output)
+    folder, found = source(images, "folder"), source(output)
+    assert [found[i] for i in range(7)] == [folder[i] for i in range(7)]
 
 
 @pytest.mark.fast
@@ -189,9 +231,16 @@ def test_other_folders_are_refused(images, packed, tmp_path):
         run(images, tmp_path / "new", shard_size=0)
     with pytest.raises(UserError, match=r"holds no packed images \(packed.json\).*--config.data.split"):
         source(tmp_path, split="train[:90%]")
-    (packed / "packed.json").write_text(before.replace('"version": 1', '"version": 2'))
-    with pytest.raises(UserError, match="of version 2, this program reads 1"):
+    described = {key: value for key, value in json.loads(before).items() if key != "checksum"}
+    (packed / "packed.json").write_text(json.dumps(described | {"version": 3}))
+    with pytest.raises(UserError, match="of version 3, this program reads 2"):
         source(packed)
+    for shard in described["shards"].values():
+        del shard["sha256"]
+    (packed / "packed.json").write_text(json.dumps(described | {"version": 1}))
+    assert len(source(packed)) == 7
+    with pytest.raises(UserError, match=r"earlier version, which kept no checksums.*give --output another"):
+        run(images, packed)
     (packed / "packed.json").write_text(before[:100])
     with pytest.raises(UserError, match=r"packed\.json is damaged"):
         source(packed)

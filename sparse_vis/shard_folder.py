@@ -1,0 +1,137 @@
+"""The folder of an extraction: which shards are planned, and the manifest that tells it from another one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from sparse_vis.errors import UserError
+from sparse_vis.progress import REPORT_SECONDS
+from sparse_vis.runtime.files import CHECKSUM, holds_files, read_json, write_json, write_whole
+from sparse_vis.runtime.names import escaped
+from sparse_vis.shards import entry_of, fingerprint, read_shard
+
+POLL_SECONDS = 0.2
+MANIFEST, SKIPPED = "manifest.json", "skipped.txt"
+
+
+def plan(output: Path, images: int, shard_size: int) -> dict[Path, range]:
+    """Numbers of the images of every shard.
+
+    Args:
+        output: folder of the shards. images: of the extraction. shard_size: images per shard.
+    """
+    starts, shards = range(0, images, shard_size), {}
+    for number, start in enumerate(starts):
+        path = output / f"features-{number:05d}-of-{len(starts):05d}.parquet"
+        shards[path] = range(start, min(start + shard_size, images))
+    return shards
+
+
+def wait_for(paths: list[Path], what: str) -> None:
+    """Return when all these files are there; other processes write them.
+
+    Args:
+        paths: in a folder that the processes share. what: they are, for the line that is printed meanwhile.
+    """
+    printed = time.perf_counter()
+    while missing := [path for path in paths if not path.exists()]:
+        time.sleep(POLL_SECONDS)
+        if time.perf_counter() - printed >= REPORT_SECONDS:
+            printed = time.perf_counter()
+            print(f"waiting for {len(missing)} {what} of the other processes", flush=True)
+
+
+def drop_changed(shards: dict[Path, str]) -> None:
+    """Delete finished shards whose images have been replaced since: they are written again.
+
+    Args:
+        shards: path → checksum of its images as they are now, as in its entry.
+    """
+    for path, now in shards.items():
+        try:
+            then = read_json(entry_of(path))["images"]
+        except (OSError, ValueError, KeyError):  # missing or damaged, which `read_shard` says
+            continue
+        if then != now:
+            print(f"note: images of {path.name} have changed; it is written again", flush=True)
+            path.unlink(missing_ok=True)
+
+
+def finish(output: Path, manifest: dict, shards: dict[Path, range]) -> tuple[int, int]:
+    """Write what is known when all shards are there: skipped.txt, and the manifest with the shards' rows.
+
+    Args:
+        output: folder. manifest: of `open_output`. shards: all of them, of `plan`.
+
+    Returns:
+        (rows, skipped images) of all shards.
+
+    Raises:
+        UserError: a shard is damaged, as far as its length and number of rows tell.
+    """
+    # Their contents were checked by the processes that found or wrote them.
+    settings = fingerprint(manifest)
+    found = {
+        path.name: read_shard(path, len(images), settings, content=False) for path, images in shards.items()
+    }
+    skips = sorted(
+        f"{escaped(name)}\t{' '.join(reason.split())}\n"
+        for shard in found.values()
+        for name, reason in shard.skipped
+    )
+    write_whole(output / SKIPPED, "".join(skips))
+    said = {
+        name: {
+            "rows": shard.rows,
+            "skipped": len(shard.skipped),
+            "bytes": shard.bytes,
+            "sha256": shard.sha256,
+        }
+        for name, shard in found.items()
+    }
+    write_json(output / MANIFEST, manifest | {"shards": said})
+    return sum(shard.rows for shard in found.values()), len(skips)
+
+
+def open_output(output: Path, manifest: dict, first: bool) -> None:
+    """Create the output folder with its manifest, or make sure that it belongs to the same extraction.
+
+    Args:
+        output: folder. manifest: of this extraction; its "checkpoint" is a note and may differ.
+        first: whether this is the process that creates; others wait for it.
+
+    Raises:
+        UserError: it holds something else, features of other settings, or a damaged manifest.
+    """
+    from sparse_vis.train.settings import differences
+
+    path = output / MANIFEST
+    if first and not path.exists():
+        # Shards whose manifest is lost say themselves whether they are of these settings.
+        planned = plan(output, manifest["images"], manifest["shard_size"])
+        ours = {SKIPPED, *(file.name for shard in planned for file in (shard, entry_of(shard)))}
+        if holds_files(output, ours):
+            raise UserError(f"folder {output} holds something else; give --output a new or empty folder.")
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(path, manifest)
+        return
+    wait_for([path], "manifest")
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged, or no manifest of an extraction ({error}); delete it to have it written "
+            "again, or give --output another folder."
+        ) from None
+    free = {"checkpoint": "", "shards": {}, CHECKSUM: ""}
+    if changed := differences(found | free, manifest | free):
+        raise UserError(
+            f"folder {output} holds features of another extraction ({'; '.join(changed)}); "
+            "repeat its settings, or give --output another folder."
+        )
+    if CHECKSUM not in found:
+        raise UserError(
+            f"the features in {output} are of an earlier version, which kept no checksums, so they cannot be "
+            "continued; they can be read as before: give --output another folder."
+        )
