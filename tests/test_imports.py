@@ -17,7 +17,8 @@ ORDER = (
     ("augment", "crops", "masking"), ("views",),
     ("models", "evals.inception", "evals.lpips"), ("targets",), ("losses",), ("objective",),
     ("train.mesh", "train.optimizer", "train.ema", "train.gradients", "train.step"), ("build",),
-    ("train.settings", "train.arguments", "train.stop", "train.checkpoint", "train.progress", "train.health"),
+    ("train.settings", "train.arguments", "train.stop", "train.checkpoint", "train.progress", "train.skipped",
+     "train.health"),
     ("interop",), ("train.init",), ("train.loop",), ("api", "viz"), ("evals",), ("train.run",),
 )  # fmt: skip
 

@@ -20,11 +20,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from sparse_vis.data.ahead import ON_ERROR, load_ahead, usable
 from sparse_vis.data.decode import decode
+from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.packed import NAME_ERRORS, describe, has_shard, open_output, write_metadata
-from sparse_vis.data.sources import FolderSource, open_folder
+from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.progress import Progress
-from sparse_vis.tools import Parser, check_folder
+from sparse_vis.tools import Parser, check_folder, positive
 
 # One record a group: random access reads nothing else. Image files hardly compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -38,6 +39,7 @@ def read_record(source: FolderSource, index: int) -> bytes:
     """
     record = source[index]
     decode(record)
+    del record["max_pixels"]  # whoever reads it sets a limit
     return msgpack.packb(record, unicode_errors=NAME_ERRORS)
 
 
@@ -87,12 +89,15 @@ def counted(futures: Iterator[tuple[int, Future]], progress: Progress) -> Iterat
         yield index, future
 
 
-def pack(*, folder: str, output: Path, shard_size: int, threads: int, on_error: str) -> None:
+def pack(
+    *, folder: str, output: Path, shard_size: int, threads: int, on_error: str, max_pixels: int = MAX_PIXELS
+) -> None:
     """Write the shards of a folder, or go on where an earlier call was interrupted.
 
     Args:
         folder: with images. output: folder of the shards. shard_size: images per shard.
         threads: that read and decode. on_error: "stop" or "skip" where an image cannot be used.
+        max_pixels: an image with more cannot be used.
 
     Raises:
         UserError: no images, an output of other images, or an image that cannot be used.
@@ -101,7 +106,8 @@ def pack(*, folder: str, output: Path, shard_size: int, threads: int, on_error: 
         if value < 1:
             raise UserError(f"{flag}={value} is too small; give at least 1.")
     check_folder(output)
-    source = open_folder(folder)
+    source = open_folder(folder, max_pixels)
+    announce(source)
     metadata = open_output(output, describe(source.names, source.classes, shard_size))
     shards, todo = metadata["shards"], unwritten(output, metadata)
     left = [index for rows in todo.values() for index in rows]
@@ -143,11 +149,12 @@ def main() -> None:
         "the first-level subfolders. The same command continues an interrupted packing.",
     )
     add = parser.add_argument
-    add("--input", required=True, dest="folder", metavar="FOLDER", help="folder of JPEG, PNG or WebP images")
+    add("--input", required=True, dest="folder", metavar="FOLDER", help="folder of images")
     add("--output", required=True, type=Path, metavar="FOLDER", help="of the shards, new or begun")
     add("--shard-size", type=int, default=4096, help="images per shard (%(default)s)")
     add("--threads", type=int, default=os.cpu_count(), help="that read and decode images (%(default)s)")
     add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
+    add("--max-pixels", type=positive, default=MAX_PIXELS, help="of an image that is used (%(default)s)")
     arguments = parser.parse_args()
     try:
         pack(**vars(arguments))

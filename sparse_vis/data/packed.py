@@ -15,6 +15,7 @@ from typing import Any
 
 import msgpack
 
+from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.errors import UserError
 from sparse_vis.runtime.files import write_whole
 
@@ -114,15 +115,16 @@ class PackedSource:
 
     Args:
         path: the folder that `python -m sparse_vis.data.pack` wrote.
+        max_pixels: largest number of pixels of an image.
 
     Raises:
         UserError: it is no packed folder, is not finished, or lacks a shard or part of one.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
         import grain
 
-        folder, self.path = Path(path), path
+        folder, self.path, self.max_pixels = Path(path), path, max_pixels
         try:
             metadata = read_metadata(folder)
         except (FileNotFoundError, NotADirectoryError):
@@ -159,7 +161,8 @@ class PackedSource:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            return msgpack.unpackb(self._records[index], unicode_errors=NAME_ERRORS)
+            record = msgpack.unpackb(self._records[index], unicode_errors=NAME_ERRORS)
+            return record | {"max_pixels": self.max_pixels}
         except (RuntimeError, ValueError) as error:
             shard = self._shards[bisect.bisect_right(self._ends, index)]
             reason = str(error).splitlines()[0]

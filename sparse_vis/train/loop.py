@@ -25,6 +25,7 @@ from sparse_vis.train import checkpoint, settings
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
 from sparse_vis.train.progress import Progress
+from sparse_vis.train.skipped import Skipped
 from sparse_vis.train.step import Recipe, TrainState, compile_step, initial_state
 from sparse_vis.train.stop import StopSignal
 
@@ -101,7 +102,7 @@ class Run:
         if self.main:
             write_whole(workdir / "config.json", json.dumps(settings.plain(config), indent=2))
         self.step = int(self.state.step)
-        self.substituted, self.bad_row = 0, []
+        self.skipped, self.bad_row = Skipped(workdir, self.step, self.main), []
         self.recipe, self.update = recipe, compile_step(recipe, self.mesh, self.state)
 
     def batches(self):
@@ -128,8 +129,8 @@ class Run:
 
     def next_batch(self, batches):
         """The next global batch on the devices."""
-        local, substituted = next(batches)
-        self.substituted += substituted
+        local, skipped = next(batches)
+        self.skipped.add(skipped)
         return global_batch(self.mesh, local)
 
     def check_finite(self, window: list[dict[str, float]]) -> None:
@@ -195,7 +196,7 @@ class Run:
             if saves or self.step == first or self.step % train.log_every == 0:
                 window = jax.tree.map(float, jax.device_get(window))
                 self.check_finite(window)
-                extra = {"input_wait_seconds": waiting, "substituted": float(self.substituted)}
+                extra = {"input_wait_seconds": waiting, "skipped": float(self.skipped.report())}
                 if self.health and self.step >= self.health.due:
                     extra |= self.health(self.step, self.state)
                 means, window, waiting = progress.report(self.step, window, extra), [], 0.0

@@ -102,8 +102,8 @@ def test_threads_do_not_change_the_stream(threads):
 @pytest.mark.fast
 def test_processes_share_one_global_batch():
     source = Numbered(13, bad=(5,))
-    whole = list(batches(source, on_error="substitute"))
-    parts = [list(batches(source, on_error="substitute", process_index=k, process_count=2)) for k in (0, 1)]
+    whole = list(batches(source, on_error="skip"))
+    parts = [list(batches(source, on_error="skip", process_index=k, process_count=2)) for k in (0, 1)]
     for (expected, count), (left, count_left), (right, count_right) in zip(whole, *parts, strict=True):
         assert count == count_left + count_right
         for name in ("image", "height", "width", "index"):
@@ -113,14 +113,14 @@ def test_processes_share_one_global_batch():
 
 def test_workers_do_not_change_the_stream_nor_does_a_resume_with_them():
     source = Numbered(13, bad=(5,))
-    whole = list(batches(source, on_error="substitute"))
-    assert_same(batches(source, start=1, workers=2, threads=1, on_error="substitute"), whole[1:])
+    whole = list(batches(source, on_error="skip"))
+    assert_same(batches(source, start=1, workers=2, threads=1, on_error="skip"), whole[1:])
 
 
 @pytest.mark.fast
 def test_the_next_usable_record_stands_in_and_is_counted():
     plain = numbers(batches(Numbered(13))).ravel()
-    found = list(batches(Numbered(13, bad=(5, 7)), on_error="substitute"))
+    found = list(batches(Numbered(13, bad=(5, 7)), on_error="skip"))
     wrong = [position for position in range(24) if plain[position] in (5, 7)]
     assert len(wrong) >= 2 and sum(count for _, count in found) == len(wrong)
     beyond = numbers(batches(Numbered(13), stop=8)).ravel()
@@ -133,7 +133,7 @@ def test_the_next_usable_record_stands_in_and_is_counted():
 @pytest.mark.fast
 def test_nothing_usable_is_an_error_not_a_loop():
     with pytest.raises(UserError, match="none of 3 records"):
-        list(batches(Numbered(3, bad=(0, 1, 2)), on_error="substitute"))
+        list(batches(Numbered(3, bad=(0, 1, 2)), on_error="skip"))
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def assert_names_the_file(folder, **changes):
 @pytest.mark.fast
 def test_a_truncated_file_stops_with_one_sentence_or_is_replaced(folder):
     assert_names_the_file(folder)
-    found = list(batches(FolderSource(str(folder)), canvas=32, on_error="substitute", stop=4))
+    found = list(batches(FolderSource(str(folder)), canvas=32, on_error="skip", stop=4))
     assert sum(count for _, count in found) == 2  # two epochs of eight
 
 

@@ -1,0 +1,82 @@
+"""The images that a run could not use, with config.data.on_error=skip: how many, and which."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sparse_vis.train.progress import JSONL
+
+FILE = "skipped.txt"
+FORMER = "substituted"  # what metrics of earlier versions call the count
+
+
+class Skipped:
+    """Counts over all processes and restarts; names each image once in skipped.txt of the workdir.
+
+    Args:
+        workdir: of the run. step: at which the run goes on. main: whether this process writes.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int, main: bool):
+        self.path, self.main = workdir / FILE, main
+        self.count = count_at(workdir / JSONL, step) if main else 0
+        self.new_count, self.new_lines = 0, {}  # since the last report, of this process; a set in order
+
+    def add(self, skipped: list[list[tuple[str, str]]]) -> None:
+        """Note what `train_batches` gives beside a batch."""
+        self.new_count += len(skipped)
+        self.new_lines |= {f"{_one_word(name)}\t{reason}\n": None for row in skipped for name, reason in row}
+
+    def report(self) -> int:
+        """The count so far, right on the main process; every process must call it at the same step.
+
+        A line of skipped.txt is the image's name, a tab and the reason.
+        """
+        news = gather(json.dumps([self.new_count, list(self.new_lines)]))
+        self.new_count, self.new_lines = 0, {}
+        counts, lines = zip(*map(json.loads, news), strict=True)
+        self.count += sum(counts)
+        if self.main and any(lines):
+            known = set(self.path.read_text().splitlines(keepends=True)) if self.path.exists() else set()
+            with self.path.open("a") as file:
+                file.writelines(dict.fromkeys(x for some in lines for x in some if x not in known))
+        return self.count
+
+
+def count_at(path: pathlib.Path, step: int) -> int:
+    """The count that the metrics file has for a step; 0 if it has none.
+
+    Args:
+        path: of the metrics, which need not exist. step: that was saved, and so reported.
+    """
+    count = 0
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            if row["step"] <= step:
+                count = int(row.get("skipped", row.get(FORMER, 0)))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue  # cut short by a kill
+    return count
+
+
+def gather(text: str) -> list[str]:
+    """The texts of all processes, ASCII; every process must call it at the same step."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode("ascii"), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(data)))
+    rows = multihost_utils.process_allgather(np.pad(data, (0, sizes.max() - len(data))))
+    return [row[:size].tobytes().decode("ascii") for row, size in zip(rows, sizes, strict=True)]
+
+
+def _one_word(name: str) -> str:
+    """A name without line breaks, tabs and bytes that are no UTF-8; Python's escapes stand for them."""
+    return "".join(
+        c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode("ascii") for c in name
+    )
