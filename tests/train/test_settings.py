@@ -31,7 +31,8 @@ pytestmark = pytest.mark.fast
         ("seed", 2**32, "below 2**32"),
         ("optimizer.peak_lr", float("nan"), "float32"),
         ("optimizer.peak_lr", 1e39, "float32"),
-        ("data.on_error", "skip", "'stop' or 'substitute'"),
+        ("data.on_error", "substitute", "'stop' or 'skip'"),
+        ("data.max_pixels", 0, "at least 1"),
         ("data.canvas", 8, "smaller than a patch"),
         ("eval.batch", 0, "at least 1"),
         ("eval.train_records", -1, "at least 0"),
@@ -87,10 +88,26 @@ def test_a_configuration_comes_back_from_json(tmp_path):
     assert settings.read(tmp_path) == config
 
 
-@pytest.mark.parametrize(("former", "now"), [(False, "none"), (True, "blocks")])
-def test_what_an_earlier_version_called_otherwise_is_understood(tmp_path, former, now):
-    (tmp_path / "config.json").write_text(json.dumps({"efficiency": {"remat": former}}))
-    assert settings.read(tmp_path).efficiency.remat == now
+@pytest.mark.parametrize(
+    "section,name,former,now",
+    [
+        ("efficiency", "remat", False, "none"),
+        ("efficiency", "remat", True, "blocks"),
+        ("data", "on_error", "substitute", "skip"),
+    ],
+)
+def test_what_an_earlier_version_called_otherwise_is_understood(tmp_path, section, name, former, now):
+    (tmp_path / "config.json").write_text(json.dumps({section: {name: former}}))
+    assert settings.read(tmp_path)[section][name] == now
+
+
+def test_a_resume_of_an_earlier_version_tells_no_changes_that_are_none():
+    config = default_config()
+    config.data.on_error = "skip"
+    saved = settings.plain(config)
+    saved["data"]["on_error"] = "substitute"
+    del saved["data"]["max_pixels"]
+    assert settings.check_resume(saved, settings.plain(config), pathlib.Path("run")) == []
 
 
 @pytest.mark.parametrize(
