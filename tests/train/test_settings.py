@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from sparse_vis.config import default_config
+from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.errors import UserError
 from sparse_vis.train import settings
 
@@ -71,6 +72,10 @@ def test_fused_attention_is_refused_where_it_cannot_run(name):
     config.efficiency.dtype = "float32"
     with pytest.raises(UserError, match=rf"attention={name} has no float32; set .*dtype=bfloat16"):
         settings.check(config, devices=1, backend="gpu")
+
+
+def test_the_limit_on_pixels_is_the_one_of_sources():
+    assert default_config().data.max_pixels == MAX_PIXELS  # config.py imports nothing of data/
 
 
 def test_the_teacher_needs_a_second_view():
