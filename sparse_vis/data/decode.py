@@ -32,6 +32,8 @@ def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 
             which is seen before they are decoded; the values are of 32 bits, or of 16 that would be nearly
             black in 8.
     """
+    if missing := {"image", "name"} - record.keys():
+        raise UserError(f"a record of the source has no {' and no '.join(sorted(missing))}; give it one")
     data, name = record["image"], record["name"]
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:

@@ -195,6 +195,12 @@ def test_an_array_of_another_form_is_named(image):
         decode({"image": image, "name": "x"})
 
 
+def test_what_a_record_lacks_is_named():
+    for record, name in (({"image": NOISE}, "name"), ({"name": "x"}, "image")):
+        with pytest.raises(UserError, match=f"a record of the source has no {name}; give it one"):
+            decode(record)
+
+
 def test_other_formats_are_no_images():
     """Pillow starts Ghostscript for this one, whatever the file is called."""
     with pytest.raises(UserError, match=r"'x\.jpg' \(it is not an image\)"):
