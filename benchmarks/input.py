@@ -41,7 +41,7 @@ def by_pillow(data: bytes) -> np.ndarray:
 
 def placed(pixels: np.ndarray) -> np.ndarray:
     """On its canvas."""
-    return to_canvas(pixels, CANVAS, min_side=16, name="photograph")[0]
+    return to_canvas(pixels, CANVAS, min_side=16)[0]
 
 
 def by_us(data: bytes, at_least: int = 0) -> np.ndarray:

@@ -9,8 +9,9 @@ Result:    not measured: it depends on the images. Semantics from random initial
                --config.data.path=FOLDER --config.model.target=pixel --config.loss.reconstruction=10 \
                --config.train.batch=256 --config.train.steps=20000 --config.efficiency.microbatches=8
 
-Any tree of JPEG, PNG or WebP images will do, of any size; larger ones are reduced to 512 px. A file that is
-no image stops the run with its name, or is replaced and counted with --config.data.on_error=substitute.
+Any tree of images will do (JPEG, PNG, WebP, TIFF, BMP, GIF), of any size; larger ones are reduced to 512 px.
+A file that cannot be used stops the run with its name; with --config.data.on_error=skip it is skipped and
+counted.
 """
 
 from sparse_vis.config import default_config

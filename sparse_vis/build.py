@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 from ml_collections import ConfigDict
 
 from sparse_vis.data.scenes import SceneSpec
-from sparse_vis.data.sources import Source, make_source
+from sparse_vis.data.sources import Source, announce, make_source
 from sparse_vis.losses.spec import LossSpec
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.encoder import Encoder
@@ -71,13 +72,17 @@ def build_recipe(config: ConfigDict) -> Recipe:
 
 
 def build_source(config: ConfigDict, split: str, **scenes) -> Source:
-    """The data source of config.data.
+    """The data source of config.data; process 0 says what is there.
 
     Args:
         config: complete configuration. split: of the source.
         scenes: fields of SceneSpec that differ from config.data.scenes.
     """
     spec = SceneSpec(**{**config.data.scenes, **scenes})
-    return make_source(
-        config.data.source, split=split, path=config.data.path, seed=config.data.seed, scenes=spec
+    d = config.data
+    source = make_source(
+        d.source, split=split, path=d.path, seed=d.seed, scenes=spec, max_pixels=d.max_pixels
     )
+    if jax.process_index() == 0:
+        announce(source)
+    return source

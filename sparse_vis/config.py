@@ -88,7 +88,8 @@ def _data() -> ConfigDict:
             path="",  # folder of images or shards, or TFDS data_dir
             split="train",  # scenes: train, validation, test; folder, packed: subfolder or ""; TFDS: any
             canvas=512,  # side of the uint8 canvas; larger images are reduced to fit
-            on_error="stop",  # or "substitute": take the next readable image and count
+            on_error="stop",  # or "skip": take the next image that can be used, count, name in skipped.txt
+            max_pixels=2**27,  # of an image; larger ones are refused before they are decoded
             workers=0,
             threads=4,
             seed=0,  # of the scenes' content

@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 from sparse_vis.data.ahead import ON_ERROR, Loaded, load_ahead, load_image, usable
+from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.same import images_sha256
-from sparse_vis.data.sources import Source, open_input
+from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
 from sparse_vis.progress import Progress
@@ -37,7 +38,7 @@ OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
 def extract(
     *, checkpoint: str, name: str | None, images: str, split: str | None, data_dir: str | None, output: Path,
     outputs: tuple[str, ...], dtype: str, resize: int | None, batch: int, shard_size: int, threads: int,
-    on_error: str,
+    on_error: str, max_pixels: int = MAX_PIXELS,
 ) -> None:  # fmt: skip
     """Write features of all images of a source, or go on where an earlier call was interrupted.
 
@@ -50,13 +51,13 @@ def extract(
         outputs: of OUTPUTS. dtype: "float32" or "float16", of the files; the computation is float32.
         resize: short side before the centre crop, in pixels; None: 256/224 of the model's image size.
         batch: images per call of the encoder. shard_size: images per shard. threads: that decode.
-        on_error: "stop" or "skip" where an image cannot be used.
+        on_error: "stop" or "skip" where an image cannot be used. max_pixels: one with more cannot.
 
     Raises:
         UserError: no images, no checkpoint, another extraction's output, or an image that cannot be used.
     """
     check_folder(output)
-    source = open_input(images, split, data_dir)
+    source = open_input(images, split, data_dir, max_pixels)
     import jax
 
     from sparse_vis.api import assemble
@@ -75,6 +76,8 @@ def extract(
     manifest |= {"images": len(source), "images_sha256": source.images_sha256}
     manifest |= {"dtype": dtype, "resize": resize, "shard_size": shard_size}
     process, processes = jax.process_index(), jax.process_count()
+    if process == 0:
+        announce(source)
     open_output(output, manifest, first=process == 0)
     shards = plan(output, len(source), shard_size)
     # All of them, so that no process waits for another to find out.
@@ -85,7 +88,7 @@ def extract(
     encoder = make_encoder(model, params, batch, outputs, dtype)
     write_shards(
         source, mine, make_schema(manifest["outputs"], dtype), encoder,
-        functools.partial(load_image, source, size=size, short_side=resize, patch=model.patch),
+        functools.partial(load_image, source, size=size, short_side=resize),
         batch=batch, threads=threads, on_error=on_error, settings=fingerprint(manifest),
         what="features" if processes == 1 else f"features, process {process} of {processes}",
     )  # fmt: skip
@@ -154,7 +157,7 @@ def _parser() -> Parser:
         dest="images",
         type=paths.folder,
         metavar="FOLDER",
-        help="folder of JPEG, PNG or WebP images, packed folder (sparse_vis.data.pack), or tfds:<name>",
+        help="folder of images, packed folder (sparse_vis.data.pack), or tfds:<name>",
     )
     add("--split", help="of a TFDS data set, e.g. train[:90%%]")
     add(
@@ -192,6 +195,7 @@ def _parser() -> Parser:
     add("--shard-size", type=positive, default=4096, help="images per shard (%(default)s)")
     add("--threads", type=positive, default=os.cpu_count(), help="that decode images (%(default)s)")
     add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
+    add("--max-pixels", type=positive, default=MAX_PIXELS, help="of an image that is used (%(default)s)")
     add(
         "--distributed", help="be one process of several: auto, or HOST:PORT,PROCESSES,PROCESS (docs/pods.md)"
     )

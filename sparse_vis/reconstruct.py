@@ -25,7 +25,8 @@ from PIL import Image
 
 from sparse_vis import api
 from sparse_vis.data.decode import decode, to_square
-from sparse_vis.data.sources import FolderSource, open_folder
+from sparse_vis.data.image_file import MAX_PIXELS
+from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.evals.reconstruction import psnr
 from sparse_vis.interop.load import PLACES
@@ -33,7 +34,7 @@ from sparse_vis.models.stellar import Stellar
 from sparse_vis.progress import Progress
 from sparse_vis.runtime import lock, paths
 from sparse_vis.runtime.files import whole
-from sparse_vis.tools import Parser, check_folder
+from sparse_vis.tools import Parser, check_folder, positive
 
 BATCH = 16
 SHORT_SIDE = 256 / 224  # of the crop, as in the published evaluation
@@ -138,12 +139,13 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: anything the user can mend.
     """
-    source, output = open_folder(arguments.input), arguments.output.resolve()
+    source, output = open_folder(arguments.input, arguments.max_pixels), arguments.output.resolve()
     if pathlib.Path(arguments.input).resolve() in (output, *output.parents):
         raise UserError(
             f"--output={arguments.output} lies in the --input folder; give another, lest images mix."
         )
     check_folder(arguments.output)
+    announce(source)
     with lock.hold(arguments.output, "reconstruction"):
         _load_and_reconstruct(arguments, source)
 
@@ -182,13 +184,7 @@ def main() -> None:
     add = parser.add_argument
     add("--checkpoint", required=True, type=paths.place, help=PLACES)
     add("--name", help="model of a release folder that holds several")
-    add(
-        "--input",
-        required=True,
-        type=paths.folder,
-        metavar="FOLDER",
-        help="folder of JPEG, PNG or WebP images",
-    )
+    add("--input", required=True, type=paths.folder, metavar="FOLDER", help="folder of images")
     add("--output", required=True, type=paths.path, metavar="FOLDER", help="for the PNGs")
     add(
         "--tokenizer",
@@ -202,6 +198,7 @@ def main() -> None:
         default="float32",
         help="of the tokenizer's convolutions (%(default)s)",
     )
+    add("--max-pixels", type=positive, default=MAX_PIXELS, help="of an image that is used (%(default)s)")
     add("--compare-bf16", action="store_true", help="measure what share of codes a bfloat16 tokenizer keeps")
     run(parser.parse_args())
 

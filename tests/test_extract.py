@@ -16,6 +16,8 @@ from PIL import Image
 import sparse_vis
 from sparse_vis import extract as command
 from sparse_vis.data import pack
+from sparse_vis.data.ahead import load_image
+from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError, command_line
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
@@ -122,7 +124,7 @@ def test_bad_images_stop_with_their_name_or_are_skipped_and_listed(workdir, fold
     good = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.png"))]
     (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:300])
     (folder / "4b.jpg").write_text("not an image")
-    Image.fromarray(image(0, 90, PATCH - 1)).save(folder / "4c.png")
+    Image.fromarray(image(0)[..., 0].astype(np.float32)).save(folder / "4c.tif")
     with pytest.raises(UserError, match=r"'4b.jpg'.*not an image.*--on-error=skip"):
         run(workdir, folder, tmp_path / "out", shard_size=2)
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
@@ -132,12 +134,20 @@ def test_bad_images_stop_with_their_name_or_are_skipped_and_listed(workdir, fold
     assert all(path.stat().st_mtime_ns == then for path, then in finished.items())
     assert list(read(tmp_path / "out")[0]) == [name for name in good if name != "5.png"]
     lines = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
-    assert [line.split("\t")[0] for line in lines] == ["4b.jpg", "4c.png", "5.png"]
-    assert "90x7 pixels, smaller than a patch of 8" in lines[1]
+    assert [line.split("\t")[0] for line in lines] == ["4b.jpg", "4c.tif", "5.png"]
+    assert "image '4c.tif' has 32-bit floating-point numbers" in lines[1]
     # Nothing is left to do: the list of skipped images comes from the shards.
     (tmp_path / "out" / "skipped.txt").unlink()
     run(workdir, folder, tmp_path / "out", shard_size=2, on_error="skip")
     assert (tmp_path / "out" / "skipped.txt").read_text().splitlines() == lines
+
+
+@pytest.mark.fast
+def test_an_image_smaller_than_a_patch_is_enlarged(tmp_path):
+    Image.fromarray(image(0, 90, PATCH - 1)).save(tmp_path / "a.png")
+    found = load_image(FolderSource(str(tmp_path)), 0, size=SIZE, short_side=37)
+    assert found[:3] == ("a.png", PATCH - 1, 90)
+    np.testing.assert_array_equal(found.pixels, prepared(tmp_path / "a.png"))
 
 
 def test_another_extraction_s_output_is_refused(workdir, folder, tmp_path):

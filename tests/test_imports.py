@@ -19,7 +19,7 @@ ORDER = (
     ("train.mesh", "train.optimizer", "train.ema", "train.gradients", "train.step"), ("build",),
     ("train.settings", "train.arguments", "train.stop", "train.checksums", "train.checkpoint",
      "train.distributed"),
-    ("train.progress", "train.health"),
+    ("train.progress", "train.skipped", "train.health"),
     ("interop",), ("train.init",), ("train.loop",), ("api", "viz"), ("evals",), ("train.run",),
 )  # fmt: skip
 

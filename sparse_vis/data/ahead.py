@@ -14,7 +14,7 @@ from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.sources import FolderSource, Source
 from sparse_vis.errors import UserError
 
-ON_ERROR = ("stop", "skip")  # what `usable` does with an image that cannot be used
+ON_ERROR = ("stop", "skip")  # what is done where an image cannot be used
 T = TypeVar("T")
 
 
@@ -27,22 +27,18 @@ class Loaded(NamedTuple):
     pixels: np.ndarray  # (size, size, 3) uint8
 
 
-def load_image(source: Source, index: int, size: int, short_side: int, patch: int) -> Loaded:
+def load_image(source: Source, index: int, size: int, short_side: int) -> Loaded:
     """Decode one image, resize its short side (bicubic, antialiased) and cut the centre.
 
     Args:
-        source: random-access records. index: of the image. size, short_side, patch: in pixels.
+        source: random-access records. index: of the image. size, short_side: in pixels.
 
     Raises:
-        UserError: it cannot be decoded, or is smaller than a patch.
+        UserError: it cannot be decoded.
     """
     record = source[index]
     pixels = decode(record)
     height, width = pixels.shape[:2]
-    if min(height, width) < patch:
-        raise UserError(
-            f"image {record['name']!r} is {width}x{height} pixels, smaller than a patch of {patch}; remove it"
-        )
     square = to_square(pixels, size, short_side=short_side, resample=Image.Resampling.BICUBIC)
     return Loaded(record["name"], height, width, square)
 
@@ -78,10 +74,10 @@ def usable(
         except UserError as error:
             if on_error == "stop":
                 raise UserError(f"{error}, or pass --on-error=skip.") from None
-            skipped.append((_name(source, index), str(error)))
+            skipped.append((name_of(source, index), str(error)))
 
 
-def _name(source: Source, index: int) -> str:
+def name_of(source: Source, index: int) -> str:
     """The name of a record that could not be used, or its number where the record cannot even be read."""
     if isinstance(source, FolderSource):
         return source.names[index]

@@ -2,96 +2,83 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
+from sparse_vis.data.image_file import MAX_PIXELS, read_pixels
 from sparse_vis.errors import UserError
 
-ORIENTATION = 0x0112  # EXIF tag; 1: upright
+LONGEST = 16  # times the short side: what `to_square` looks at of the long one
 
 
 def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes the image of a record to RGB, upright (EXIF orientation applied).
+    """Decodes the image of a record to RGB, upright (EXIF orientation applied), with the pixels of Pillow.
 
     Args:
-        record: `image` is a uint8 (H, W, 3) array, returned as it is, or the bytes of an image file;
-            `name` (str) identifies it in the error.
+        record: `image` is a uint8 (H, W, 3) array, returned as it is, or the bytes of an image file, of which
+            the first frame is read; `name` (str) identifies it in the error; `max_pixels`, where it is there,
+            stands for MAX_PIXELS.
         at_least: if not 0, a JPEG may be reduced while it is decoded, by a multiple of 1/8, as long as its
             longer side keeps this many pixels.
 
     Returns:
-        uint8 (H, W, 3); transparent pixels lie on white, 16-bit grey keeps its upper 8 bits.
+        uint8 (H, W, 3); transparent pixels lie on white, of 16 bits the upper 8 are kept.
 
     Raises:
-        UserError: the bytes are no image, or are damaged or cut short.
+        UserError: the bytes are no image, or are damaged or cut short; there are more pixels than the limit,
+            which is seen before they are decoded; the values are of 32 bits, or of 16 that would be nearly
+            black in 8.
     """
-    if isinstance(record["image"], np.ndarray):
-        return record["image"]
+    if missing := {"image", "name"} - record.keys():
+        raise UserError(f"a record of the source has no {' and no '.join(sorted(missing))}; give it one")
+    data, name = record["image"], record["name"]
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
+            raise UserError(
+                f"image {name!r} is a {data.dtype} array of shape {data.shape}; a source must give uint8 "
+                "(H, W, 3), or the bytes of a file"
+            )
+        return data
     try:
-        with Image.open(io.BytesIO(record["image"])) as image:
-            if (
-                image.format == "JPEG"
-                and image.mode in ("RGB", "L")
-                and image.getexif().get(ORIENTATION, 1) == 1
-            ):
-                return _decode_jpeg(record["image"], *image.size, at_least)
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):  # Pillow's own conversion saturates instead of scaling
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.has_transparency_data:  # under it drawings are mostly black, as are their lines
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB"))
+        return read_pixels(data, at_least, record.get("max_pixels", MAX_PIXELS))
+    except UserError as error:
+        raise UserError(f"image {name!r} {error}") from None
     except Image.UnidentifiedImageError:
-        reason = "it is not an image"
+        reason = "it is not an image" if data else "it is empty"
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         reason = f"{type(error).__name__}: {error}"
-    raise UserError(f"cannot decode {record['name']!r} ({reason}); repair or remove it")
-
-
-def _decode_jpeg(data: bytes, width: int, height: int, at_least: int) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels that Pillow gives, in two thirds of its time; `at_least` as in `decode`."""
-    longer = {"min_width" if width >= height else "min_height": at_least}
-    return simplejpeg.decode_jpeg(data, **longer if 0 < at_least < max(width, height) else {})
+    raise UserError(f"cannot decode {name!r} ({reason}); repair or remove it")
 
 
 def to_canvas(
-    image: UInt8[np.ndarray, "H W 3"], size: int, *, min_side: int, name: str
+    image: UInt8[np.ndarray, "H W 3"], size: int, *, min_side: int
 ) -> tuple[UInt8[np.ndarray, "size size 3"], int, int]:
-    """Places an image at the top left of a square canvas; one that is larger is first reduced to fit.
+    """Places an image at the top left of a square canvas, resized (bicubic) where it must be.
+
+    One that is larger is reduced to fit. One with a side below `min_side` is enlarged to it, in its own
+    proportions as long as the other side fits on the canvas, and the short side alone from there on.
 
     Args:
         image: uint8 (H, W, 3).
         size: side of the canvas in pixels.
-        min_side: smallest side, in pixels, that the placed image may have: the patch size.
-        name: identifies the image in the error.
+        min_side: smallest side, in pixels, of the placed image: the patch size, at most `size`.
 
     Returns:
         (canvas, height, width): uint8 (size, size, 3), zero outside the image's height x width.
-
-    Raises:
-        UserError: a side of the placed image is smaller than min_side.
     """
-    height, width = image.shape[:2]
     # DEVIATION: the published code crops from the full image; here a larger one is first reduced (JPEG by
     # multiples of 1/8 as it is decoded, then bicubic, antialiased), so that batches have one shape and crops
     # can be cut on the accelerator.
-    if max(height, width) > size:
-        scale = size / max(height, width)
-        height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    sides = image.shape[:2]
+    scale = min(max(1, min_side / min(sides)), size / max(sides))
+    height, width = (max(min_side, round(side * scale)) for side in sides)
+    if (height, width) != sides:
         image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-    if min(height, width) < min_side:
-        raise UserError(
-            f"image {name!r} is {width}x{height} pixels on the {size}-pixel canvas, smaller than a patch of "
-            f"{min_side}; remove it or use a smaller patch"
-        )
     canvas = np.zeros((size, size, 3), np.uint8)
     canvas[:height, :width] = image
     return canvas, height, width
@@ -102,6 +89,9 @@ def to_square(
 ) -> UInt8[np.ndarray, "size size ..."]:
     """Resizes the short side (antialiased unless nearest) and cuts the centre, as evaluations do.
 
+    Of a very long image only the middle, LONGEST times as long as it is wide, is resized: no result needs
+    more, and the whole might not fit in memory.
+
     Args:
         image: uint8 (H, W, 3), or a (H, W) mask.
         size: side of the result in pixels.
@@ -111,6 +101,9 @@ def to_square(
     Returns:
         uint8 (size, size, ...).
     """
+    height, width = image.shape[:2]
+    top, left = (max(0, side - LONGEST * min(height, width)) // 2 for side in (height, width))
+    image = image[top : height - top, left : width - left]
     height, width = image.shape[:2]
     if min(height, width) != short_side:
         scale = short_side / min(height, width)

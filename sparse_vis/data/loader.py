@@ -9,6 +9,7 @@ number, the position of the next image, says where to go on, with another batch 
 from __future__ import annotations
 
 import atexit
+import json
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from sparse_vis.data.ahead import ON_ERROR, name_of
 from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.sources import Source
 from sparse_vis.errors import UserError
@@ -29,7 +31,7 @@ from sparse_vis.errors import UserError
 if TYPE_CHECKING:
     from sparse_vis.types import Batch
 
-ON_ERROR = ("stop", "substitute")
+Skips = list[tuple[str, str]]  # (name, reason) of images that could not be used
 SHARED_BYTES = 1 << 20  # arrays at least this large go from worker to parent through shared memory
 
 
@@ -47,7 +49,7 @@ def train_batches(
     on_error: str,
     process_index: int,
     process_count: int,
-) -> Iterator[tuple[Batch, int]]:
+) -> Iterator[tuple[Batch, list[Skips]]]:
     """Iterates over this process's part of the next batches of the stream.
 
     Args:
@@ -57,17 +59,17 @@ def train_batches(
         start_index: position in the stream of the first image.
         steps: number of batches.
         canvas: side of the square canvases in pixels.
-        min_side: smallest side, in pixels, that an image may have on its canvas: the patch size.
+        min_side: smallest side, in pixels, of an image on its canvas, see `to_canvas`: the patch size.
         workers: decoding processes; 0 decodes in this one.
         threads: decoding threads in each process that decodes; each holds one batch in memory.
-        on_error: "stop" raises at the first record that cannot be used; "substitute" lets the next usable
-            record of the stream stand in for it.
+        on_error: "stop" raises at the first record that cannot be used; "skip" lets the next usable record of
+            the stream stand in for it.
         process_index: number of this process.
         process_count: number of processes.
 
     Yields:
-        (batch, substituted): a Batch of numpy arrays with global_batch / process_count images, and how many
-        of them stand in for others.
+        (batch, skipped): a Batch of numpy arrays with global_batch / process_count images; for each of them
+        that stands in for others, these.
 
     Raises:
         UserError: an argument is out of range (at once); a record cannot be used (while iterating).
@@ -83,10 +85,9 @@ def train_batches(
     if not flags.FLAGS.is_parsed():  # Grain reads its flags, which fails where no absl app has started
         flags.FLAGS.mark_as_parsed()
     local = global_batch // process_count
-    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
-    load = _Load(
-        stream, len(source), global_batch, local, start_index, process_index, canvas, min_side, on_error
-    )
+    # Of numbers and not of records, so that one that cannot be read still has its number.
+    stream = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
+    load = _Load(source, stream, global_batch, local, start_index, process_index, canvas, min_side, on_error)
     batches = (
         grain.MapDataset.range(steps * local)
         .map(load)
@@ -103,7 +104,7 @@ def train_batches(
     return _iterate(batches)
 
 
-def _iterate(batches: grain.IterDataset) -> Iterator[tuple[Batch, int]]:
+def _iterate(batches: grain.IterDataset) -> Iterator[tuple[Batch, list[Skips]]]:
     """Turns Grain's dictionaries into batches, and stops the workers when the iterator is dropped."""
     from sparse_vis.types import Batch  # here, because worker processes import this module but need no Batch
 
@@ -111,8 +112,9 @@ def _iterate(batches: grain.IterDataset) -> Iterator[tuple[Batch, int]]:
     atexit.register(iterator.close)  # at exit a generator still referred to would be closed too late
     try:
         for arrays in iterator:
-            substituted = int(arrays.pop("substituted").sum())
-            yield Batch(**{name: np.asarray(array) for name, array in arrays.items()}), substituted
+            found = [json.loads(text) for text in arrays.pop("skipped").tolist()]
+            skipped = [[(name, reason) for name, reason in skips] for skips in found if skips]
+            yield Batch(**{name: np.asarray(array) for name, array in arrays.items()}), skipped
     except UserError as error:
         raise UserError(str(error)) from None  # without the worker's traceback and Grain's notes
     finally:
@@ -124,8 +126,8 @@ def _iterate(batches: grain.IterDataset) -> Iterator[tuple[Batch, int]]:
 class _Load:
     """Maps the i-th record of this process to its canvas; picklable, runs in the workers."""
 
+    source: Source
     stream: Any
-    records: int
     global_batch: int
     local: int
     start_index: int
@@ -137,14 +139,18 @@ class _Load:
     def __call__(self, i: int) -> dict[str, np.ndarray]:
         step, slot = divmod(int(i), self.local)
         position = self.start_index + step * self.global_batch + self.process_index * self.local + slot
-        for skipped in range(self.records):
+        skipped: dict[tuple[str, str], None] = {}  # a set in order
+        # N positions in a row may miss some of N records where a new epoch begins; 2N - 1 hold a whole one.
+        for ahead in range(2 * len(self.source) - 1):
+            number = int(self.stream[position + ahead])
             try:
-                pixels, height, width = self._read(position + skipped)
+                pixels, height, width = self._read(number)
             except UserError as error:
                 if self.on_error == "stop":
                     raise UserError(
-                        f"{error}, or pass --config.data.on_error=substitute to let the next image stand in."
+                        f"{error}, or pass --config.data.on_error=skip to let the next image stand in."
                     ) from None
+                skipped[name_of(self.source, number), str(error)] = None
                 continue
             return {
                 "image": pixels,
@@ -152,17 +158,15 @@ class _Load:
                 "width": np.int32(width),
                 # The position asked for, also where another record stands in: draws stay unique in the batch.
                 "index": np.uint32(position % 2**32),
-                "substituted": np.int32(skipped > 0),
+                "skipped": np.array(json.dumps(list(skipped))),
             }
-        raise UserError(
-            f"none of {self.records} records after position {position} can be used; check the data."
-        )
+        first = next(iter(skipped))[1]
+        raise UserError(f"none of {len(self.source)} images can be used; {first}.")
 
-    def _read(self, position: int) -> tuple[np.ndarray, int, int]:
-        record = self.stream[position]
+    def _read(self, number: int) -> tuple[np.ndarray, int, int]:
         # Twice the canvas: a JPEG's eighths are a coarse filter, so the last half is left to bicubic.
-        pixels = decode(record, at_least=2 * self.canvas)
-        return to_canvas(pixels, self.canvas, min_side=self.min_side, name=record["name"])
+        pixels = decode(self.source[number], at_least=2 * self.canvas)
+        return to_canvas(pixels, self.canvas, min_side=self.min_side)
 
 
 def _start_tracker() -> None:

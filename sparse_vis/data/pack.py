@@ -21,6 +21,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from sparse_vis.data.ahead import ON_ERROR, load_ahead, usable
 from sparse_vis.data.decode import decode
+from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.packed import count_records, has_shard, open_output
 from sparse_vis.data.packed_format import (
     NAME_ERRORS,
@@ -30,12 +31,12 @@ from sparse_vis.data.packed_format import (
     shard_name,
     write_metadata,
 )
-from sparse_vis.data.sources import FolderSource, open_folder
+from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.progress import Progress
 from sparse_vis.runtime import lock, paths
 from sparse_vis.runtime.files import file_sha256, whole
-from sparse_vis.tools import Parser, check_folder
+from sparse_vis.tools import Parser, check_folder, positive
 
 # One record a group: random access reads nothing else. Image files hardly compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -49,6 +50,7 @@ def read_record(source: FolderSource, index: int) -> bytes:
     """
     record = source[index]
     decode(record)
+    del record["max_pixels"]  # whoever reads it sets a limit
     return msgpack.packb(record, unicode_errors=NAME_ERRORS)
 
 
@@ -104,12 +106,15 @@ def counted(futures: Iterator[tuple[int, Future]], progress: Progress) -> Iterat
         yield index, future
 
 
-def pack(*, folder: str, output: Path, shard_size: int, threads: int, on_error: str) -> None:
+def pack(
+    *, folder: str, output: Path, shard_size: int, threads: int, on_error: str, max_pixels: int = MAX_PIXELS
+) -> None:
     """Write the shards of a folder, or go on where an earlier call was interrupted.
 
     Args:
         folder: with images. output: folder of the shards. shard_size: images per shard.
         threads: that read and decode. on_error: "stop" or "skip" where an image cannot be used.
+        max_pixels: an image with more cannot be used.
 
     Raises:
         UserError: no images, an output of other images, or an image that cannot be used.
@@ -118,7 +123,8 @@ def pack(*, folder: str, output: Path, shard_size: int, threads: int, on_error: 
         if value < 1:
             raise UserError(f"{flag}={value} is too small; give at least 1.")
     check_folder(output)
-    source = open_folder(folder)
+    source = open_folder(folder, max_pixels)
+    announce(source)
     metadata = open_output(output, describe(source.names, source.classes, shard_size))
     shards, todo = metadata["shards"], unwritten(output, metadata)
     left = [index for rows in todo.values() for index in rows]
@@ -167,12 +173,13 @@ def main() -> None:
         dest="folder",
         type=paths.folder,
         metavar="FOLDER",
-        help="folder of JPEG, PNG or WebP images",
+        help="folder of images",
     )
     add("--output", required=True, type=paths.path, metavar="FOLDER", help="of the shards, new or begun")
     add("--shard-size", type=int, default=4096, help="images per shard (%(default)s)")
     add("--threads", type=int, default=os.cpu_count(), help="that read and decode images (%(default)s)")
     add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
+    add("--max-pixels", type=positive, default=MAX_PIXELS, help="of an image that is used (%(default)s)")
     arguments = parser.parse_args()
     try:
         check_folder(arguments.output)

@@ -13,6 +13,7 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader
 
+from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.packed_format import (
     COMMAND,
     METADATA,
@@ -81,15 +82,16 @@ class PackedSource:
 
     Args:
         path: the folder that `python -m sparse_vis.data.pack` wrote.
+        max_pixels: largest number of pixels of an image.
 
     Raises:
         UserError: it is no packed folder, is not finished, or lacks a shard or part of one.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
         import grain
 
-        folder, self.path = Path(path), path
+        folder, self.path, self.max_pixels = Path(path), path, max_pixels
         try:
             metadata = read_metadata(folder)
         except (FileNotFoundError, NotADirectoryError):
@@ -142,7 +144,8 @@ class PackedSource:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            return unpack(self._records[index], len(self.classes))
+            record = unpack(self._records[index], len(self.classes))
+            return record | {"max_pixels": self.max_pixels}
         except (RuntimeError, ValueError, IndexError) as error:
             number = bisect.bisect_right(self._ends, index)
             record = index - (self._ends[number - 1] if number else 0)

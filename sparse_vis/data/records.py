@@ -59,20 +59,18 @@ def read_records(
         raise UserError(
             f"short side {short_side} is below the image size {size}; raise it to {size} or more."
         )
-    columns: dict[str, list] = {"image": [], "name": [], "label": [], "mask": [], "labels": []}
-    for index in indices:
-        record = source[int(index)]
-        record["image"] = to_square(decode(record), size, short_side=short_side, resample=BICUBIC)
-        if "mask" in record:
-            record["mask"] = to_square(record["mask"], size, short_side=short_side, resample=NEAREST)
-        for key, value in record.items():
-            columns[key].append(value)
+    records = [source[int(index)] for index in indices]
+    sides = dict(size=size, short_side=short_side)
+    has = {key for record in records for key in record}
+    none = np.zeros(0, np.int32)
     return Records(
-        image=np.stack(columns["image"]),
-        name=tuple(columns["name"]),
-        label=np.array(columns["label"], np.int32) if columns["label"] else None,
-        mask=np.stack(columns["mask"]) if columns["mask"] else None,
-        labels=_padded(columns["labels"]) if columns["labels"] else None,
+        image=np.stack([to_square(decode(r), **sides, resample=BICUBIC) for r in records]),
+        name=tuple(r["name"] for r in records),
+        label=np.array([r.get("label", -1) for r in records], np.int32) if "label" in has else None,
+        mask=np.stack([to_square(r["mask"], **sides, resample=NEAREST) for r in records])
+        if "mask" in has
+        else None,
+        labels=_padded([r.get("labels", none) for r in records]) if "labels" in has else None,
     )
 
 

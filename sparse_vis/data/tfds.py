@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.packed_format import sha256_of
 from sparse_vis.errors import UserError
 
@@ -17,14 +18,16 @@ class TfdsSource:
         name: TFDS name, e.g. "imagenet2012" or "name/config:1.0.0".
         split: TFDS split, e.g. "train[:90%]".
         data_dir: folder in which the data set was prepared.
+        max_pixels: largest number of pixels of an image.
 
     Raises:
         UserError: not prepared there, not as ArrayRecord, unknown split, or records without `image`.
     """
 
-    def __init__(self, name: str, *, split: str, data_dir: str):
+    def __init__(self, name: str, *, split: str, data_dir: str, max_pixels: int = MAX_PIXELS):
         import tensorflow_datasets as tfds
 
+        self.max_pixels = max_pixels
         self.name, self.split, self.data_dir = name, split, data_dir
         # Not `tfds build`, which needs Apache Beam; docs/imagenet.md.
         prepare = (
@@ -79,7 +82,7 @@ class TfdsSource:
             ) from None
         # The key is not kept by TFDS, so the position stands in where a data set has no file names.
         name = found["file_name"].decode() if "file_name" in found else f"{self.name}/{self.split}#{index}"
-        record = {"image": found["image"], "name": name}
+        record = {"image": found["image"], "name": name, "max_pixels": self.max_pixels}
         if "label" in self._labels:
             record["label"] = int(found["label"])
         if "labels" in self._labels:

@@ -41,7 +41,7 @@ def canvases(
         for row in rows:
             record = part.source[int(part.indices[row])]
             if record["label"] >= 0:
-                placed.append(to_canvas(decode(record), size, min_side=1, name=record["name"]))
+                placed.append(to_canvas(decode(record), size, min_side=1))
                 labels.append(record["label"])
                 index.append(row)
         if not placed:

@@ -13,13 +13,14 @@ from sparse_vis import host
 if __name__ == "__main__":
     host.prepare()
 
+from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
 from sparse_vis.report.contents import make_contents
 from sparse_vis.report.page import GENERATOR, render
 from sparse_vis.runtime import lock, paths
 from sparse_vis.runtime.files import write_whole
-from sparse_vis.tools import Parser
+from sparse_vis.tools import Parser, positive
 
 
 def check_output(path: pathlib.Path) -> None:
@@ -83,6 +84,7 @@ def main() -> None:
         metavar="FOLDER",
         help="folder of images, instead of the test split of the run's data",
     )
+    add("--max-pixels", type=positive, default=MAX_PIXELS, help="of an image there (%(default)s)")
     add("--size", metavar="HxW", help="of the images in pixels; the model's square unless given")
     add("--gallery", type=int, default=12, help="images shown with maps and edits (%(default)s)")
     add(

@@ -106,7 +106,9 @@ def make_contents(arguments: argparse.Namespace) -> Contents:
     """
     found = read_model(arguments.checkpoint, arguments.name)
     data_known = found.step is not None or is_shipped(arguments.checkpoint)
-    images_found = find_images(found.config, arguments.images, data_known=data_known)
+    images_found = find_images(
+        found.config, arguments.images, data_known=data_known, max_pixels=arguments.max_pixels
+    )
     metrics, encoders, no_metrics = run_files(found)
     model, params = api.assemble(found, arguments.checkpoint, tokenizer=arguments.tokenizer)
     size = parse_size(arguments.size, model)

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from sparse_vis import api
 from sparse_vis.data.decode import decode
-from sparse_vis.data.sources import Source, open_folder
+from sparse_vis.data.sources import Source, announce, open_folder
 from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.models.stellar import Stellar
@@ -36,18 +36,20 @@ class Found:
     origin: str
 
 
-def find_images(config: ConfigDict, folder: str | None, *, data_known: bool) -> Found:
+def find_images(config: ConfigDict, folder: str | None, *, data_known: bool, max_pixels: int) -> Found:
     """The images of a folder, else the test images of the run's data source, as evaluations read them.
 
     Args:
         config: of the model. folder: of --images. data_known: whether config.data is of the model's training.
+        max_pixels: of an image in that folder; those of the run's data have config.data.max_pixels.
 
     Raises:
         UserError: there are none; names the flag that gives others.
     """
     if folder is not None:
         try:
-            source = open_folder(folder)
+            source = open_folder(folder, max_pixels)
+            announce(source)
         except UserError as error:
             raise UserError(str(error).replace("--input", "--images")) from None
         return Found(source, np.arange(len(source)), f"folder {folder}")

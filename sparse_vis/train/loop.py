@@ -26,6 +26,7 @@ from sparse_vis.train import checkpoint, settings
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
 from sparse_vis.train.progress import Averages, Progress
+from sparse_vis.train.skipped import Skipped
 from sparse_vis.train.step import Recipe, TrainState, compile_step, initial_state, steps_applied
 from sparse_vis.train.stop import StopSignal
 
@@ -139,7 +140,7 @@ class Run:
             write_config(config, workdir)
         self.step, self.position = int(self.state.step), data["next_index"]
         self.averages, self.matches = Averages(**data.get("averages", {})), data.get("matches")
-        self.substituted, self.bad_row, self.began = data.get("substituted", 0), [], self.step
+        self.skipped, self.bad_row, self.began = Skipped(workdir, data.get("skipped", 0)), [], self.step
         self.recipe, self.update = recipe, compile_step(recipe, self.mesh, self.state)
 
     def batches(self):
@@ -167,8 +168,8 @@ class Run:
 
     def next_batch(self, batches):
         """The next global batch on the devices."""
-        local, substituted = next(batches)
-        self.substituted += substituted
+        local, skipped = next(batches)
+        self.skipped.add(skipped)
         return global_batch(self.mesh, local)
 
     def check_finite(self, window: list[dict[str, float]]) -> None:
@@ -244,7 +245,7 @@ class Run:
         place = {
             "next_index": self.position,
             "averages": {"sums": self.averages.sums, "steps": self.averages.steps},
-            "substituted": self.substituted,
+            "skipped": self.skipped.count,
         }
         if self.health and self.health.known:
             self.matches = np.asarray(self.health.matches).tolist()
@@ -265,9 +266,9 @@ class Run:
                 window = jax.tree.map(float, jax.device_get(window))
                 self.check_finite(window)
                 self.averages.add(window)
-                window = []
+                window, skipped = [], self.skipped.report()
             if shows:
-                extra = {"input_wait_seconds": waiting, "substituted": float(self.substituted)}
+                extra = {"input_wait_seconds": waiting, "skipped": float(skipped)}
                 if self.health and self.step >= self.health.due:
                     extra |= self.health(self.step, self.state)
                 row = progress.report(self.step, self.averages.means(), extra)

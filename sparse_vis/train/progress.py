@@ -241,7 +241,7 @@ class Progress:
         """One line: step, speed, time left, the total, its terms and whatever else is not zero."""
         rate = means["images_per_second"]
         left = datetime.timedelta(seconds=round((self.steps - step) * self.batch / rate))
-        last = ("gradient_norm", "learning_rate", "input_wait_seconds", "substituted", "bad_steps")
+        last = ("gradient_norm", "learning_rate", "input_wait_seconds", "skipped", "bad_steps")
         terms = [n for n in means if n not in (*last, "total", "images_per_second") and "/" not in n]
         names = ["total", *terms, "gradient_norm", "learning_rate"]
         names += [name for name in last[2:] if means.get(name)]

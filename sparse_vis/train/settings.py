@@ -28,7 +28,7 @@ AT_LEAST_ONE = (
         for name in ("batch_size", "epochs", "width", "layers", "heads", "mlp_dim")
     ),
     *(f"efficiency.{name}" for name in ("microbatches", "unroll", "prototype_chunk")),
-    "data.canvas",
+    "data.canvas", "data.max_pixels",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "train.health_every", "data.workers", "data.threads", "loss.sinkhorn_iterations", "loss.sinkhorn_epsilon",
@@ -39,7 +39,7 @@ CHOICES = {
     "model.bottleneck": ("factors", "dense"),
     "loss.matching": ("entropic", "exact"),
     "loss.balance_over": ("batch", "microbatch"),
-    "data.on_error": ("stop", "substitute"),
+    "data.on_error": ("stop", "skip"),
     "optimizer.schedule": ("cosine", "constant"),
     "efficiency.dtype": DTYPES,
     "eval.dtype": DTYPES,
@@ -54,7 +54,10 @@ PATHS = {
 }  # fmt: skip
 
 # What settings of earlier versions are called now.
-FORMER = {"efficiency.remat": {False: "none", True: "blocks"}}
+FORMER = {
+    "efficiency.remat": {False: "none", True: "blocks"},
+    "data.on_error": {"substitute": "skip"},
+}
 
 
 def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
@@ -283,8 +286,10 @@ def check_resume(saved: dict, now: dict, workdir: pathlib.Path) -> list[str]:
         saved, now: configurations in JSON form. workdir: for the message.
 
     Raises:
-        UserError: config.model or the presence of a teacher differs.
+        UserError: config.model or the presence of a teacher differs, or what is saved is no configuration.
     """
+    # As an earlier version saved them they may lack settings, or call a value otherwise.
+    saved = plain(from_plain(saved, workdir))
     # Where the tokenizer's file lies is no matter.
     changed = [line for line in differences(saved, now) if not line.startswith("model.tokenizer.path")]
     fatal = [line for line in changed if line.startswith(("model.", "teacher.enabled"))]

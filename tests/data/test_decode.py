@@ -49,7 +49,7 @@ def test_a_large_jpeg_is_reduced_while_decoded_and_looks_the_same(shape):
     record = {"image": encoded(photograph(*shape), "JPEG", quality=90), "name": "a"}
     reduced, full = decode(record, at_least=512), decode(record)
     assert full.shape[:2] == shape and 512 <= max(reduced.shape) <= 512 + max(shape) / 8
-    (ours, *size), (theirs, *whole) = (to_canvas(x, 256, min_side=16, name="a") for x in (reduced, full))
+    (ours, *size), (theirs, *whole) = (to_canvas(x, 256, min_side=16) for x in (reduced, full))
     assert size == whole and max(size) == 256
     difference = (ours.astype(float) - theirs)[: size[0], : size[1]]
     assert 10 * np.log10(255**2 / np.mean(difference**2)) > 39
@@ -122,7 +122,7 @@ def test_other_damage_is_one_sentence(data):
 
 def test_canvas_keeps_small_images_at_the_top_left():
     pixels = noise(20, 30)
-    canvas, height, width = to_canvas(pixels, 32, min_side=16, name="a")
+    canvas, height, width = to_canvas(pixels, 32, min_side=16)
     assert (height, width) == (20, 30) and canvas.shape == (32, 32, 3) and canvas.dtype == np.uint8
     np.testing.assert_array_equal(canvas[:20, :30], pixels)
     assert canvas[20:].max() == 0 and canvas[:, 30:].max() == 0
@@ -130,17 +130,45 @@ def test_canvas_keeps_small_images_at_the_top_left():
 
 def test_canvas_reduces_large_images_without_aliasing():
     board = (np.indices((128, 64)).sum(0) % 2 * 255).astype(np.uint8)
-    canvas, height, width = to_canvas(np.repeat(board[..., None], 3, -1), 32, min_side=16, name="a")
+    canvas, height, width = to_canvas(np.repeat(board[..., None], 3, -1), 32, min_side=16)
     assert (height, width) == (32, 16)
     # Every target pixel covers as many black as white ones; picking samples would give 0 and 255.
     assert np.abs(canvas[2:30, 2:14].astype(int) - 127).max() <= 2
 
 
-def test_canvas_names_images_smaller_than_a_patch():
-    for shape in ((15, 40), (320, 20)):  # the second is that small only once it fits
-        with pytest.raises(UserError, match=r"'tiny.png'.*patch of 16"):
-            to_canvas(noise(*shape), 64, min_side=16, name="tiny.png")
-    to_canvas(noise(16, 40), 64, min_side=16, name="a")
+@pytest.mark.parametrize(
+    "shape,expected",
+    [
+        ((7, 39), (16, 89)),  # 39 * 16 / 7 = 89.1
+        ((39, 7), (89, 16)),
+        ((1, 1), (16, 16)),
+        ((16, 40), (16, 40)),
+        ((15, 600), (16, 512)),  # no room to grow in its proportions
+        ((3, 5000), (16, 512)),
+        ((320, 2000), (82, 512)),
+    ],
+)
+def test_sides_below_a_patch_are_enlarged_to_it_in_proportion_where_there_is_room(shape, expected):
+    pixels = noise(*shape)
+    canvas, height, width = to_canvas(pixels, 512, min_side=16)
+    assert (height, width) == expected
+    resized = Image.fromarray(pixels).resize(expected[::-1], Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(canvas[:height, :width], np.asarray(resized))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 39), (3, 5000), (5000, 3)])
+def test_any_shape_becomes_a_square(shape):
+    pixels = np.full((*shape, 3), 77, np.uint8)
+    found = to_square(pixels, 224, short_side=256, resample=Image.Resampling.BICUBIC)
+    assert found.shape == (224, 224, 3) and (found == 77).all()
+
+
+def test_of_a_very_long_image_only_the_middle_is_resized():
+    pixels = np.zeros((2, 3_000_000, 3), np.uint8)  # resized whole, it would have 295 GB
+    pixels[:, 1_500_000:] = 255
+    found = to_square(pixels, 224, short_side=256, resample=Image.Resampling.BICUBIC).astype(int)
+    assert found[:, :40].max() == 0 and found[:, -40:].min() == 255  # black and white meet in the middle
+    np.testing.assert_allclose(found + found[:, ::-1], 255, atol=1)
 
 
 def test_square_cuts_the_centre():

@@ -48,16 +48,16 @@ def numbers(found):
 def assert_same(found, expected):
     found, expected = list(found), list(expected)
     assert len(found) == len(expected) > 0
-    for (a, substituted_a), (b, substituted_b) in zip(found, expected, strict=True):
-        assert substituted_a == substituted_b
+    for (a, skipped_a), (b, skipped_b) in zip(found, expected, strict=True):
+        assert skipped_a == skipped_b
         for name in ("image", "height", "width", "index"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
 @pytest.mark.fast
 def test_batches_are_filled_canvases_with_consecutive_positions():
-    batch, substituted = list(batches(Numbered(13)))[2]
-    assert substituted == 0
+    batch, skipped = list(batches(Numbered(13)))[2]
+    assert skipped == []
     assert batch.image.shape == (4, 16, 16, 3) and batch.image.dtype == np.uint8
     assert batch.height.dtype == batch.width.dtype == np.int32 and batch.index.dtype == np.uint32
     np.testing.assert_array_equal(batch.index, [8, 9, 10, 11])
@@ -102,10 +102,10 @@ def test_threads_do_not_change_the_stream(threads):
 @pytest.mark.fast
 def test_processes_share_one_global_batch():
     source = Numbered(13, bad=(5,))
-    whole = list(batches(source, on_error="substitute"))
-    parts = [list(batches(source, on_error="substitute", process_index=k, process_count=2)) for k in (0, 1)]
-    for (expected, count), (left, count_left), (right, count_right) in zip(whole, *parts, strict=True):
-        assert count == count_left + count_right
+    whole = list(batches(source, on_error="skip"))
+    parts = [list(batches(source, on_error="skip", process_index=k, process_count=2)) for k in (0, 1)]
+    for (expected, skipped), (left, skipped_left), (right, skipped_right) in zip(whole, *parts, strict=True):
+        assert skipped == skipped_left + skipped_right
         for name in ("image", "height", "width", "index"):
             both = np.concatenate([getattr(left, name), getattr(right, name)])
             np.testing.assert_array_equal(both, getattr(expected, name))
@@ -113,16 +113,21 @@ def test_processes_share_one_global_batch():
 
 def test_workers_do_not_change_the_stream_nor_does_a_resume_with_them():
     source = Numbered(13, bad=(5,))
-    whole = list(batches(source, on_error="substitute"))
-    assert_same(batches(source, start=1, workers=2, threads=1, on_error="substitute"), whole[1:])
+    whole = list(batches(source, on_error="skip"))
+    assert_same(batches(source, start=1, workers=2, threads=1, on_error="skip"), whole[1:])
 
 
 @pytest.mark.fast
 def test_the_next_usable_record_stands_in_and_is_counted():
     plain = numbers(batches(Numbered(13))).ravel()
-    found = list(batches(Numbered(13, bad=(5, 7)), on_error="substitute"))
+    found = list(batches(Numbered(13, bad=(5, 7)), on_error="skip"))
     wrong = [position for position in range(24) if plain[position] in (5, 7)]
-    assert len(wrong) >= 2 and sum(count for _, count in found) == len(wrong)
+    skipped = [images for _, rows in found for images in rows]
+    assert len(wrong) >= 2 and len(skipped) == len(wrong)
+    # The numbered source cannot say the name of a record that it cannot read.
+    assert {name: reason for images in skipped for name, reason in images} == {
+        f"#{n}": f"cannot decode 'record {n}'; repair or remove it" for n in (5, 7)
+    }
     beyond = numbers(batches(Numbered(13), stop=8)).ravel()
     for position, number in enumerate(numbers(found).ravel()):
         rest = [n for n in beyond[position:] if n not in (5, 7)]
@@ -131,9 +136,23 @@ def test_the_next_usable_record_stands_in_and_is_counted():
 
 
 @pytest.mark.fast
-def test_nothing_usable_is_an_error_not_a_loop():
-    with pytest.raises(UserError, match="none of 3 records"):
-        list(batches(Numbered(3, bad=(0, 1, 2)), on_error="substitute"))
+@pytest.mark.parametrize("count", [1, 3])
+def test_nothing_usable_is_an_error_not_a_loop(count):
+    with pytest.raises(
+        UserError, match=f"none of {count} images can be used; cannot decode 'record "
+    ) as error:
+        list(batches(Numbered(count, bad=tuple(range(count))), on_error="skip", threads=1))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_a_single_good_image_is_always_found(count):
+    """Shuffled epochs of N may keep it at the start of one and at the end of the next, 2N - 2 apart."""
+    source = Numbered(count, bad=tuple(range(count - 1)))
+    for seed in range(5):
+        found = batches(source, stop=2, seed=seed, on_error="skip", threads=1)
+        assert (numbers(found) == count - 1).all()
 
 
 @pytest.fixture
@@ -150,15 +169,16 @@ def assert_names_the_file(folder, **changes):
         list(batches(FolderSource(str(folder)), canvas=32, **changes))
     message = str(error.value)
     assert message.startswith("cannot decode '6.jpg'") and "\n" not in message
-    assert "--config.data.on_error=substitute" in message
+    assert "--config.data.on_error=skip" in message
     assert error.value.__cause__ is None and error.value.__suppress_context__
 
 
 @pytest.mark.fast
 def test_a_truncated_file_stops_with_one_sentence_or_is_replaced(folder):
     assert_names_the_file(folder)
-    found = list(batches(FolderSource(str(folder)), canvas=32, on_error="substitute", stop=4))
-    assert sum(count for _, count in found) == 2  # two epochs of eight
+    found = list(batches(FolderSource(str(folder)), canvas=32, on_error="skip", stop=4))
+    skipped = [image for _, rows in found for images in rows for image in images]
+    assert [name for name, _ in skipped] == ["6.jpg"] * 2  # two epochs of eight
 
 
 def test_a_truncated_file_stops_workers_too(folder):
@@ -166,15 +186,35 @@ def test_a_truncated_file_stops_workers_too(folder):
 
 
 @pytest.mark.fast
-def test_an_image_smaller_than_a_patch_is_named():
-    with pytest.raises(UserError, match=r"'record \d+' is 1\dx9 .*patch of 10"):
-        list(batches(Numbered(4), min_side=10))
+def test_an_image_smaller_than_a_patch_is_enlarged():
+    for batch, skipped in batches(Numbered(4), min_side=12):  # of 9 x 10, 9 x 11 and 9 x 12
+        assert skipped == [] and (batch.height == 12).all()
+        np.testing.assert_array_equal(
+            batch.width, [round(12 / 9 * (10 + i % 3)) for i in batch.image[:, 0, 0, 0]]
+        )
+
+
+@dataclass(frozen=True)
+class Odd(Numbered):
+    """A source of one's own, whose records have keys that nothing here knows."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"caption": f"number {index}", "weight": object()}
+
+
+@pytest.mark.fast
+def test_other_keys_of_a_record_are_left_alone():
+    assert_same(batches(Odd(13)), batches(Numbered(13)))
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
     "changes,culprit",
-    [(dict(on_error="skip"), "'skip'"), (dict(process_count=3), "batch size 4"), (dict(seed=-1), "seed -1")],
+    [
+        (dict(on_error="substitute"), "'substitute'"),
+        (dict(process_count=3), "batch size 4"),
+        (dict(seed=-1), "seed -1"),
+    ],
 )
 def test_wrong_arguments_fail_at_once(changes, culprit):
     with pytest.raises(UserError, match=culprit):

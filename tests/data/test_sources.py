@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparse_vis.data.decode import decode
 from sparse_vis.data.records import read_records
 from sparse_vis.data.scenes import SceneSpec
-from sparse_vis.data.sources import make_source
+from sparse_vis.data.sources import announce, make_source, open_folder
 from sparse_vis.errors import UserError
+from sparse_vis.runtime.notes import say_once
 
 SMALL = SceneSpec(size=32, eval_records=40)
 
@@ -61,6 +63,116 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 
 
 @pytest.mark.fast
+def test_a_second_link_to_a_folder_is_a_class_of_its_own(tmp_path):
+    write(tmp_path / "elsewhere" / "x.png")
+    for name in ("a", "b"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        os.symlink(tmp_path / "elsewhere", tmp_path / "data" / name)
+    os.symlink(tmp_path / "data" / "gone", tmp_path / "data" / "c")  # to nothing
+    os.symlink("d", tmp_path / "data" / "d")  # to itself
+    found = folder(tmp_path / "data")
+    assert found.names == ["a/x.png", "b/x.png"] and found.classes == ("a", "b")
+
+
+def said(source, capsys):
+    say_once.cache_clear()
+    announce(source)
+    announce(source)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.fast
+def test_what_is_read_and_what_is_left_out_is_said_once(tmp_path, capsys):
+    for name in ("a.jpg", "a.jfif", "a.TIF", "a.tiff", "a.bmp", "a.gif", "a.jpeg", "a.webp", "a.png"):
+        write(tmp_path / "cat" / name)
+        assert (np.asarray(Image.open(tmp_path / "cat" / name)) == 0).all()
+    for name in ("cat/x.heic", "y.heic", "notes.txt", ".DS_Store", "Makefile"):
+        (tmp_path / name).write_text("no image")
+    (tmp_path / "folder.jpg").mkdir()  # an empty folder, whatever it is called
+    os.mkfifo(tmp_path / "pipe.jpg")  # reading it would wait for ever
+    left = "left out: 2 .heic, 1 .jpg, 1 .txt, 1 hidden, 1 without extension"
+    line, note = said(folder(tmp_path), capsys)
+    head, _, tail = line.partition("; left out: ")
+    assert head == f"9 images in {tmp_path}, 1 class, its subfolders (cat)"
+    assert set(tail.split(", ")) == set(left.removeprefix("left out: ").split(", "))
+    assert note.startswith("note: cat is read as the only class")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "cat" / "a.jpg").rename(tmp_path / "flat" / "a.jpg")
+    assert said(folder(tmp_path / "flat"), capsys) == [f"1 image in {tmp_path / 'flat'}, no classes"]
+
+
+@pytest.mark.fast
+def test_splits_taken_for_classes_are_told(tmp_path, capsys):
+    for split in ("test", "train"):
+        write(tmp_path / split / "cat" / "a.png")
+    line, note = said(folder(tmp_path), capsys)
+    assert line == f"2 images in {tmp_path}, 2 classes, its subfolders (test, train)"
+    assert note.startswith("note: test, train are read as classes but are called like splits")
+    assert "--config.data.split=train" in note and f"--input={tmp_path}/train" in note
+    assert said(folder(tmp_path, "train"), capsys)[0].endswith("1 class, its subfolders (cat)")
+
+
+@pytest.mark.fast
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "cat" / "a.png")
+    (tmp_path / "dog").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"/dog' cannot be listed \(Permission denied\).*--input") as error:
+        open_folder(str(tmp_path))
+    assert "config" not in str(error.value)
+
+
+@pytest.mark.fast
+def test_the_limit_on_pixels_travels_with_the_records(tmp_path):
+    write(tmp_path / "a.png", size=(12, 10))
+    for limit, fits in ((119, False), (120, True)):
+        source = make_source("folder", split="", path=str(tmp_path), seed=0, scenes=SMALL, max_pixels=limit)
+        if fits:
+            assert read_records(source, [0], size=8, short_side=8).image.shape == (1, 8, 8, 3)
+            continue
+        with pytest.raises(UserError, match=r"'a\.png' has 120 pixels, above the limit of 119"):
+            read_records(source, [0], size=8, short_side=8)
+
+
+class Own:
+    """A source of one's own: records that are kept, with further keys; not all of them have labels."""
+
+    classes = ("a", "b")
+
+    def __init__(self):
+        image = np.full((9, 20, 3), 7, np.uint8)
+        self.records = [
+            {"image": image, "name": "0", "caption": "zero", "label": 1, "mask": image[..., 0]},
+            {"image": image, "name": "1", "mask": image[..., 0], "labels": np.array([1, 0], np.int32)},
+        ]
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+
+@pytest.mark.fast
+def test_records_of_ones_own_source_are_left_as_they_are():
+    source = Own()
+    before = [dict(record) for record in source.records]
+    for _ in range(2):
+        read = read_records(source, [0, 1], size=8, short_side=8)
+        assert read.image.shape == (2, 8, 8, 3) and read.mask.shape == (2, 8, 8)
+        assert read.label.tolist() == [1, -1] and read.labels.tolist() == [[-1, -1], [1, 0]]
+    for now, then in zip(source.records, before, strict=True):
+        assert now.keys() == then.keys() and all(now[key] is then[key] for key in then)
+
+
+@pytest.mark.fast
 def test_missing_empty_and_unreadable_folders_are_named(tmp_path):
     with pytest.raises(UserError, match=r"/gone' does not exist; give --config.data.path"):
         folder(tmp_path / "gone")
@@ -75,11 +187,19 @@ def test_missing_empty_and_unreadable_folders_are_named(tmp_path):
         folder(tmp_path / "readme.txt")
     with pytest.raises(UserError, match="holds no image"):
         folder(tmp_path)
+    (tmp_path / "a.heic").write_text("")
+    with pytest.raises(
+        UserError, match=r"holds no image \(.*; left out: 1 \.txt, 1 \.heic; put images there"
+    ):
+        folder(tmp_path)
     write(tmp_path / "a.png")
+    (tmp_path / "b.png").touch()
     found = folder(tmp_path)
-    (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match=r"'a\.png'"):
+    (tmp_path / "a.png").unlink()  # while it is read
+    with pytest.raises(UserError, match=r"cannot read 'a\.png' \(No such file.*restore the file"):
         found[0]
+    with pytest.raises(UserError, match=r"cannot decode 'b\.png' \(it is empty\)"):
+        decode(found[1])
 
 
 @pytest.mark.fast

@@ -36,20 +36,27 @@ def images(tmp_path):
     return folder
 
 
-def test_a_truncated_jpeg_stops_the_run_or_is_substituted_and_counted(main, finished, images, tmp_path):
+def test_a_truncated_jpeg_stops_the_run_or_is_skipped_counted_and_named(
+    main, finished, images, tiny, tmp_path
+):
     del finished  # only for what it has compiled
     # split is a subfolder of a folder of images
     data = ("--config.data.source=folder", f"--config.data.path={images}", "--config.data.split=")
     start = (f"--config={TINY}", *data)
     with main(*start, f"--workdir={tmp_path / 'stop'}") as stop:
-        with main(*start, f"--workdir={tmp_path / 'go'}", "--config.data.on_error=substitute") as go:
+        with main(*start, f"--workdir={tmp_path / 'go'}", "--config.data.on_error=skip") as go:
             assert go.end() == 0, go.output
         assert stop.end() == 1, stop.output
     error = stop.output.splitlines()[-1]
-    assert error.startswith("error: ") and "'6.jpg'" in error and "--config.data.on_error=substitute" in error
+    assert error.startswith("error: ") and "'6.jpg'" in error and "--config.data.on_error=skip" in error
     assert "Traceback" not in stop.output
-    assert metrics(tmp_path / "go")[-1]["substituted"] == 12  # one of eight, in 24 steps of four
-    assert "substituted 12" in go.output
+    assert metrics(tmp_path / "go")[-1]["skipped"] == 12  # one of eight, in 24 steps of four
+    assert "skipped 12" in go.output and f"8 images in {images}, no classes" in go.output.splitlines()
+    (line,) = (tmp_path / "go" / "skipped.txt").read_text().splitlines()
+    assert line.startswith("6.jpg\tcannot decode '6.jpg' (")
+    config = tiny()
+    config.data.update(source="folder", path=str(images), split="", on_error="skip")
+    assert Run(config, tmp_path / "go").skipped.count == 12
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from sparse_vis.config import default_config
+from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.errors import UserError
 from sparse_vis.train import settings
 
@@ -31,7 +32,8 @@ pytestmark = pytest.mark.fast
         ("seed", 2**32, "below 2**32"),
         ("optimizer.peak_lr", float("nan"), "float32"),
         ("optimizer.peak_lr", 1e39, "float32"),
-        ("data.on_error", "skip", "'stop' or 'substitute'"),
+        ("data.on_error", "substitute", "'stop' or 'skip'"),
+        ("data.max_pixels", 0, "at least 1"),
         ("data.canvas", 8, "smaller than a patch"),
         ("eval.batch", 0, "at least 1"),
         ("eval.train_records", -1, "at least 0"),
@@ -72,6 +74,10 @@ def test_fused_attention_is_refused_where_it_cannot_run(name):
         settings.check(config, devices=1, backend="gpu")
 
 
+def test_the_limit_on_pixels_is_the_one_of_sources():
+    assert default_config().data.max_pixels == MAX_PIXELS  # config.py imports nothing of data/
+
+
 def test_the_teacher_needs_a_second_view():
     config = default_config()
     settings.check(config, devices=8)
@@ -87,10 +93,26 @@ def test_a_configuration_comes_back_from_json(tmp_path):
     assert settings.read(tmp_path) == config
 
 
-@pytest.mark.parametrize(("former", "now"), [(False, "none"), (True, "blocks")])
-def test_what_an_earlier_version_called_otherwise_is_understood(tmp_path, former, now):
-    (tmp_path / "config.json").write_text(json.dumps({"efficiency": {"remat": former}}))
-    assert settings.read(tmp_path).efficiency.remat == now
+@pytest.mark.parametrize(
+    "section,name,former,now",
+    [
+        ("efficiency", "remat", False, "none"),
+        ("efficiency", "remat", True, "blocks"),
+        ("data", "on_error", "substitute", "skip"),
+    ],
+)
+def test_what_an_earlier_version_called_otherwise_is_understood(tmp_path, section, name, former, now):
+    (tmp_path / "config.json").write_text(json.dumps({section: {name: former}}))
+    assert settings.read(tmp_path)[section][name] == now
+
+
+def test_a_resume_of_an_earlier_version_tells_no_changes_that_are_none():
+    config = default_config()
+    config.data.on_error = "skip"
+    saved = settings.plain(config)
+    saved["data"]["on_error"] = "substitute"
+    del saved["data"]["max_pixels"]
+    assert settings.check_resume(saved, settings.plain(config), pathlib.Path("run")) == []
 
 
 @pytest.mark.parametrize(

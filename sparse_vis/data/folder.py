@@ -1,0 +1,112 @@
+"""A folder of image files as random-access records."""
+
+from __future__ import annotations
+
+import collections
+import os
+from pathlib import Path
+from typing import Any
+
+from sparse_vis.data.image_file import EXTENSIONS, MAX_PIXELS
+from sparse_vis.data.packed_format import sha256_of
+from sparse_vis.errors import UserError
+
+KINDS = 8  # extensions that are said of what was left out
+
+
+class FolderSource:
+    """All image files (EXTENSIONS) below a folder, by sorted path; other and hidden files are not listed.
+
+    Labels are the names of the first-level subfolders, when there are any; an image beside them gets -1.
+
+    Args:
+        path: the folder.
+        max_pixels: largest number of pixels of an image.
+
+    Attributes:
+        left_out: number of other files by extension; "hidden" for those whose names begin with a dot.
+
+    Raises:
+        UserError: the folder is missing or holds no image, or a subfolder cannot be listed.
+    """
+
+    def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
+        self.path, self.max_pixels = path, max_pixels
+        self.names, self.left_out = _list_images(path)
+        if not self.names:
+            raise UserError(
+                f"folder {path!r} holds no image ({', '.join(EXTENSIONS)}){left_out(self.left_out)}; "
+                "put images there or correct --config.data.path."
+            )
+        self.images_sha256 = sha256_of(self.names)
+        self.classes = tuple(sorted({name.split("/")[0] for name in self.names if "/" in name}))
+        self._label = {name: label for label, name in enumerate(self.classes)}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self.names[index]
+        try:
+            data = Path(self.path, name).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"cannot read {name!r} ({error.strerror}); restore the file or its permissions"
+            ) from None
+        record = {"image": data, "name": name, "max_pixels": self.max_pixels}
+        if self.classes:
+            first, slash, _ = name.partition("/")
+            record["label"] = self._label[first] if slash else -1
+        return record
+
+    def __repr__(self) -> str:
+        return f"FolderSource({self.path!r}, {len(self)} images)"
+
+
+def _list_images(path: str) -> tuple[list[str], collections.Counter]:
+    """Sorted relative paths, with `/`, of the images below a folder; numbers of other files by extension.
+
+    Links are followed, except one that leads back to a folder that it lies in.
+    """
+    if not (path and Path(path).is_dir()):
+        what = f"{path!r} is a file" if Path(path).is_file() else f"folder {path!r} does not exist"
+        raise UserError(f"{what}; give --config.data.path the folder of your images.")
+    names, others = [], collections.Counter()
+    waiting: list[tuple[str, tuple]] = [("", ())]  # relative folder, and which folders it lies in
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            about = os.stat(Path(path, folder))
+            if (about.st_dev, about.st_ino) in above:
+                continue
+            with os.scandir(Path(path, folder)) as entries:
+                for entry in entries:
+                    name, extension = f"{folder}{entry.name}", os.path.splitext(entry.name)[1].lower()
+                    if entry.name.startswith("."):
+                        others["hidden"] += 1
+                    elif _is(entry.is_dir):
+                        waiting.append((f"{name}/", (*above, (about.st_dev, about.st_ino))))
+                    elif extension in EXTENSIONS and (_is(entry.is_file) or entry.is_symlink()):
+                        names.append(name)  # a link to nothing too: reading it says so
+                    else:
+                        others[extension or "without extension"] += 1
+        except OSError as error:
+            raise UserError(
+                f"folder {str(Path(path, folder))!r} cannot be listed ({error.strerror}); restore its "
+                "permissions, or take it out of --config.data.path."
+            ) from None
+    return sorted(names), others
+
+
+def _is(kind) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link in a circle
+        return False
+
+
+def left_out(others: collections.Counter) -> str:
+    """What was left out, in words, after a semicolon; nothing where nothing was."""
+    listed = ", ".join(f"{count} {kind}" for kind, count in others.most_common(KINDS))
+    listed += " …" if len(others) > KINDS else ""
+    return f"; left out: {listed}" if others else ""
