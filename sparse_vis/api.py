@@ -14,7 +14,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.train.settings import DTYPES
+from sparse_vis.ranges import DTYPES
 from sparse_vis.types import Features
 
 

@@ -47,8 +47,10 @@ def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tup
             f"{workdir} holds no checkpoint and config.init names no weights; train first, correct "
             "--workdir, or give --config.init=PLACE."
         )
-    about, tokenizer = origin(place, name), config.model.tokenizer.path or None
-    model, params = api.load(about["from"], name, tokenizer=tokenizer, dtype=config.eval.dtype)
+    about = origin(place, name)
+    # A model of pixels has no use for it; a probe that predicts codes reads it itself.
+    tokenizer = config.model.tokenizer.path if config.model.target == "vq" else None
+    model, params = api.load(about["from"], name, tokenizer=tokenizer or None, dtype=config.eval.dtype)
     return stellar_encoder(OWN, model, params, about), (model, params)
 
 
