@@ -135,7 +135,7 @@ def complete(entry: dict, name: str) -> dict:
 def _check(entry: dict, key: str, allowed: Range | Choice | Form, name: str) -> None:
     if sentence := allowed.fault(entry[key]):
         raise UserError(
-            f"the manifest entry of {name} has {key}={shown(entry[key])}, which {sentence} in config.json."
+            f"the manifest entry of {name} in config.json has {key}={shown(entry[key])}, which {sentence}."
         )
 
 
