@@ -156,23 +156,25 @@ WRONG_TYPES = {
 }
 
 
-def with_value(name, value):
-    config = default_config()
-    section, _, last = name.rpartition(".")
-    (settings.at(config, section) if section else config)[last] = value
-    return config
+@pytest.fixture(scope="module")
+def config():
+    return default_config()
 
 
 @pytest.mark.parametrize("name", settings.leaves(default_config()))
-def test_a_setting_is_accepted_inside_its_range_and_refused_outside(name):
-    right, wrong = CASES[name]
-    for value in (settings.at(default_config(), name), *right):
+def test_a_setting_is_accepted_inside_its_range_and_refused_outside(name, config):
+    (right, wrong), default = CASES[name], settings.at(config, name)
+    for value in (default, *right):
         assert ALLOWED[name].fault(value) == ""
+    section, _, last = name.rpartition(".")
+    part = settings.at(config, section) if section else config
     for value in (*wrong, None):
+        part[last] = value
         with pytest.raises(UserError) as error:
-            settings.check(with_value(name, value))
+            settings.check(config)
         assert f"config.{name}" in str(error.value) and "\n" not in str(error.value)
-    for text in WRONG_TYPES[type(settings.at(default_config(), name))]:
+    part[last] = default
+    for text in WRONG_TYPES[type(default)]:
         plain = json.loads(text)
         if name == "efficiency.remat" and plain is True:  # of an earlier version
             continue

@@ -148,7 +148,8 @@ def to_config(entry: dict, name: str) -> ConfigDict:
     Raises:
         UserError: as `complete`; or sizes that cannot go together.
     """
-    config, full = default_config(), complete(entry, name)
+    full = complete(entry, name)
+    config = default_config()
     config.name = name
     config.update_from_flattened_dict({f"model.{ours}": full[key] for key, ours in SETTINGS.items()})
     if full["vq_model"]:

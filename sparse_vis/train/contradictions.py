@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 
@@ -45,11 +44,12 @@ def contradictions(config: ConfigDict, devices: int, backend: str) -> Iterator[s
             f"config.efficiency.attention={e.attention} needs an NVIDIA GPU and JAX runs on {backend!r}; set "
             "config.efficiency.attention=xla, or install jax[cuda13]"
         )
-    if m.prototypes.count > e.prototype_chunk and m.prototypes.count % e.prototype_chunk:
+    chunks = -(-m.prototypes.count // e.prototype_chunk)
+    if chunks > 1 and m.prototypes.count % e.prototype_chunk:
         yield (
             f"config.model.prototypes.count={m.prototypes.count} is no multiple of "
-            f"config.efficiency.prototype_chunk={e.prototype_chunk}; choose a chunk that divides it, e.g. "
-            f"{math.gcd(m.prototypes.count, e.prototype_chunk)}, or the count itself"
+            f"config.efficiency.prototype_chunk={e.prototype_chunk}; choose one, e.g. "
+            f"{chunks * e.prototype_chunk}, or a chunk that divides it"
         )
     yield from _of_evaluation(config.eval)
     if config.eval.reconstruction_probe.target == "vq" and not m.tokenizer.path:

@@ -122,13 +122,19 @@ def read(workdir: pathlib.Path) -> ConfigDict:
     """
     path = workdir / "config.json"
     try:
-        return from_plain(json.loads(path.read_text()), path)
+        plain = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
             f"{workdir} holds no config.json; start the run with --config=configs/NAME.py."
         ) from None
-    except json.JSONDecodeError:
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); give --config=configs/NAME.py, or restore the file."
+        ) from None
+    # ValueError: no JSON, no UTF-8, a number of thousands of digits. RecursionError: as many brackets.
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is no valid JSON; give --config=configs/NAME.py to replace it.") from None
+    return from_plain(plain, path)
 
 
 def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:

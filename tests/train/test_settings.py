@@ -7,6 +7,7 @@ import pytest
 
 from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
+from sparse_vis.losses.spec import TERMS
 from sparse_vis.train import settings
 
 pytestmark = pytest.mark.fast
@@ -33,6 +34,10 @@ pytestmark = pytest.mark.fast
         ("optimizer.peak_lr", 1e39, "float32"),
         ("data.on_error", "skip", "'stop' or 'substitute'"),
         ("data.canvas", 8, "smaller than a patch"),
+        ("views.local_size", 15, "smaller than a patch"),
+        ("model.prototypes.count", 10_000, "prototype_chunk=1024; choose one, e.g. 10240"),
+        ("optimizer.warmup", 0.999999, "leaves no step after the warm-up"),
+        ("efficiency.mesh", (0, -1), "is no mesh; give two numbers of devices"),
         ("eval.batch", 0, "at least 1"),
         ("eval.train_records", -1, "at least 0"),
         ("eval.dtype", "half", "'float32' or 'bfloat16'"),
@@ -56,6 +61,35 @@ def test_a_wrong_setting_is_named_with_its_remedy(name, value, words):
         settings.check(config, devices=2)
     assert last in str(error.value)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_only_several_settings_show():
+    config = default_config()
+    config.model.decoder.update(width=513, heads=27)
+    with pytest.raises(UserError, match=r"config\.model\.decoder\.width=513 is odd; its position code"):
+        settings.check(config)
+    config = default_config()
+    config.loss.update(dict.fromkeys(TERMS, 0.0))
+    with pytest.raises(UserError, match="every weight of config.loss is 0, so that nothing would be trained"):
+        settings.check(config)
+    config.loss.koleo_image = 0.1
+    settings.check(config)
+    config.train.steps, config.optimizer.warmup = 1, 0.6
+    with pytest.raises(UserError, match=r"warmup=0.6 of config.train.steps=1 leaves no step"):
+        settings.check(config)
+    config.optimizer.schedule = "constant"
+    settings.check(config)
+
+
+def test_a_configuration_of_ones_own_must_have_all_settings_and_no_others():
+    config = default_config().unlock()
+    del config["views"]["hue"]
+    with pytest.raises(UserError, match=r"lacks the setting views\.hue; .* return default_config\(\)"):
+        settings.check(config)
+    config = default_config().unlock()
+    config.model.width2 = 3
+    with pytest.raises(UserError, match=r"has the unknown setting model\.width2; "):
+        settings.check(config)
 
 
 @pytest.mark.parametrize("name", ["cudnn", "pallas"])
@@ -100,14 +134,34 @@ def test_what_an_earlier_version_called_otherwise_is_understood(tmp_path, former
         ('{"train": 3}', "is no configuration"),
         ('{"train": {"steps": "x"}}', "is no configuration"),
         ('{"train": ', "no valid JSON"),
-        ("[]", "is no configuration"),
+        *((text, "is no configuration") for text in ("[]", "null", "3", '"a"', "NaN", "true")),
+        *(
+            (text, "is no configuration")
+            for text in ('{"train": []}', '{"train": null}', '{"train": "a"}', '{"model": {"decoder": 3}}')
+        ),
+        ('{"model": {"width": {"a": 1}}}', "model.width={'a': 1} is no whole number"),
+        ('{"model": {"width": 0}}', "model.width=0 is too small"),
+        ('{"model": {"heads": 7}}', "config.model.width=768 is no multiple of its heads"),
+        ('{"views": {"aspect": [[1], 2]}}', "views.aspect=.* is no pair of numbers"),
+        ('{"eval": {"expected": [["a"], "b"]}}', "eval.expected=.* is no list of rows"),
+        ('{"tr\\nain": 3}', r"the setting 'tr\\nain', which this version"),
+        (b"\xff\xfe{", "no valid JSON"),
+        ("[" * 100_000, "no valid JSON"),
+        ('{"seed": ' + "9" * 5000 + "}", "no valid JSON"),
     ],
+    ids=lambda text: str(text)[:30],
 )
 def test_a_damaged_configuration_is_named(tmp_path, text, words):
-    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=words) as error:
         settings.read(tmp_path)
-    assert str(tmp_path / "config.json") in str(error.value)
+    assert str(tmp_path / "config.json") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_configuration_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json cannot be read \(Is a directory\); "):
+        settings.read(tmp_path)
 
 
 def test_a_resume_may_change_everything_but_the_architecture():
