@@ -70,7 +70,7 @@ def test_what_only_several_settings_show():
         settings.check(config)
     config = default_config()
     config.loss.update(dict.fromkeys(TERMS, 0.0))
-    with pytest.raises(UserError, match="every weight of config.loss is 0, so that nothing would be trained"):
+    with pytest.raises(UserError, match=r"every weight of config\.loss is 0, so that nothing would be"):
         settings.check(config)
     config.loss.koleo_image = 0.1
     settings.check(config)
