@@ -222,6 +222,7 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
         ({"gallery": 0}, "--gallery=0 is no number of images; give at least 1"),
         ({"images": "nowhere"}, "folder 'nowhere' does not exist; give --images"),
         ({"size": "4x99"}, "--size=4x99 is no size; give HEIGHTxWIDTH in pixels, each at least a patch (8)"),
+        ({"size": "48x8193"}, "--size=48x8193 is no size; give HEIGHTxWIDTH in pixels, each at least"),
     ],
 )
 def test_bad_input_is_named_before_any_work(flags, message, workdir, tmp_path, monkeypatch, capsys):

@@ -14,12 +14,13 @@ from sparse_vis.data.records import read_records
 from sparse_vis.errors import UserError
 from sparse_vis.evals import command, tasks
 from sparse_vis.evals.dataset import open_data
-from sparse_vis.evals.encoders import beside_encoder, check_beside
+from sparse_vis.evals.encoders import beside_encoder, check_beside, own_encoder
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
 from sparse_vis.train import settings
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, tiny_config, write_checkpoints
 
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 TASKS = ("scenes", "knn", "linear", "retrieval", "localization", "reconstruction")
 BESIDE = ("untrained", "pixels", "mean_colour", "pca")
 COLUMNS = (
@@ -63,6 +64,21 @@ def by_hand(measured):
         features = sparse_vis.encode(model, params, records.image)
         found[name] = records, features, np.asarray(sparse_vis.reconstruct(model, params, features))
     return found
+
+
+def test_a_model_of_pixels_can_be_probed_for_codes(measured, tmp_path):
+    """Codes come from a tokenizer that the model lacks; one that cannot be read is said before training."""
+    config = copy.deepcopy(measured[0])
+    config.eval.update(tasks=("reconstruction_probe",), beside=())
+    config.eval.reconstruction_probe.target = "vq"
+    config.model.tokenizer.path = str(GOLDEN / "vq_p16.vqgan.safetensors")
+    settings.check(config)
+    command.make_plan(config)
+    encoder, (model, _) = own_encoder(config, measured[1])
+    assert encoder.about["step"] == 7 and model.tokenizer is None
+    config.model.tokenizer.path = str(tmp_path / "absent.bin")
+    with pytest.raises(UserError, match=r"absent\.bin is not a file; give the path of a weight file"):
+        command.make_plan(config)
 
 
 def test_every_pair_has_its_result_settings_and_weights(measured):
