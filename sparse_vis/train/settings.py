@@ -158,8 +158,9 @@ def check_resume(saved: dict, now: dict, workdir: pathlib.Path) -> list[str]:
     Raises:
         UserError: config.model or the presence of a teacher differs.
     """
-    # Where the tokenizer's file lies is no matter.
-    changed = [line for line in differences(saved, now) if not line.startswith("model.tokenizer.path")]
+    # Where the tokenizer's file lies is no matter, nor what else is said of one that the model does not use.
+    apart = "model.tokenizer." if now["model"]["target"] == "pixel" else "model.tokenizer.path"
+    changed = [line for line in differences(saved, now) if not line.startswith(apart)]
     fatal = [line for line in changed if line.startswith(("model.", "teacher.enabled"))]
     if fatal:
         raise UserError(

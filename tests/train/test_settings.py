@@ -170,7 +170,12 @@ def test_a_resume_may_change_everything_but_the_architecture():
     assert settings.check_resume(saved, settings.plain(config), pathlib.Path("run")) == [
         "train.batch: 2048 -> 64"
     ]
-    config.model.tokens = 8
+    config.model.tokenizer.codes = 512
+    assert len(settings.check_resume(saved, settings.plain(config), pathlib.Path("run"))) == 1
+    saved["model"]["target"] = config.model.target = "vq"
+    with pytest.raises(UserError, match=r"architecture \(model.tokenizer.codes: 1024 -> 512\)"):
+        settings.check_resume(saved, settings.plain(config), pathlib.Path("run"))
+    config.model.tokenizer.codes, config.model.tokens = 1024, 8
     with pytest.raises(
         UserError, match=r"run was trained with another architecture \(model.tokens: 16 -> 8\)"
     ):
