@@ -28,7 +28,7 @@ MESH = Form(
 )
 DTYPES = Choice("float32", "bfloat16", "float16")
 _SHARE, _WEIGHT, _TEMPERATURE = real("[0, 1]"), real("[0, 1e6]"), real("[1e-4, 1e4]")
-_RATE, _DECAY, _MEMORY = real("(0, 10]"), real("[0, 10]"), real("[0, 1)")
+_RATE, _DECAY, _MEMORY = real("(0, 10]"), real("[0, 100]"), real("[0, 1)")
 _COUNT, _SEED = whole(1), whole(0, 2**32 - 1)
 _BATCH, _WIDTH, _LAYERS = whole(1, 2**20), whole(1, 2**18), whole(1, 1024)
 _TRANSFORMER = {"width": _WIDTH, "layers": _LAYERS, "heads": _LAYERS, "mlp_dim": _WIDTH}
@@ -75,8 +75,8 @@ _TABLE = {
         },
     },
     "optimizer": {
-        "peak_lr": _RATE, "final_lr": _DECAY, "warmup": _MEMORY, "schedule": Choice("cosine", "constant"),
-        "weight_decay": _DECAY, "b1": _MEMORY, "b2": _MEMORY, "clip": real("(0, 1e30]"),
+        "peak_lr": _RATE, "final_lr": real("[0, 10]"), "warmup": _MEMORY,
+        "schedule": Choice("cosine", "constant"), "weight_decay": _DECAY, "b1": _MEMORY, "b2": _MEMORY, "clip": real("(0, 1e30]"),
     },
     "train": {
         "batch": _BATCH, "steps": _COUNT, "log_every": _COUNT, "save_every": _COUNT,

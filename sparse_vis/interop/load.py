@@ -79,7 +79,7 @@ def _check_size(config: ConfigDict, weights: pathlib.Path) -> None:
     tree = abstract_params(config)
     sizes = {name: sum(math.prod(x.shape) for x in jax.tree.leaves(part)) for name, part in tree.items()}
     count = sum(sizes.values()) - sizes["cls_head"]  # which a release need not have
-    if weights.is_file() and count > weights.stat().st_size:
+    if count > weights.stat().st_size:
         raise UserError(
             f"{weights} has {weights.stat().st_size} bytes and cannot hold the {count} parameters of the "
             "model that config.json describes; download both again."
@@ -96,8 +96,8 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
         UserError: a missing, misshapen or unknown tensor, or an architecture we do not know.
     """
     config = manifest.to_config(entry, name)
-    _check_size(config, weights)
     found = read_tensors(weights)
+    _check_size(config, weights)
     expected = released_shapes(config)
     if not manifest.complete(entry, name)["do_cls"] and not any(k.startswith(f"{_CLS_HEAD}.") for k in found):
         # Random, as our model always has one; nothing that such a file was trained for reads it.
