@@ -76,7 +76,8 @@ _TABLE = {
     },
     "optimizer": {
         "peak_lr": _RATE, "final_lr": real("[0, 10]"), "warmup": _MEMORY,
-        "schedule": Choice("cosine", "constant"), "weight_decay": _DECAY, "b1": _MEMORY, "b2": _MEMORY, "clip": real("(0, 1e30]"),
+        "schedule": Choice("cosine", "constant"), "weight_decay": _DECAY, "b1": _MEMORY, "b2": _MEMORY,
+        "clip": real("(0, 1e30]"),
     },
     "train": {
         "batch": _BATCH, "steps": _COUNT, "log_every": _COUNT, "save_every": _COUNT,

@@ -31,6 +31,11 @@ LACKING = {
     "mask": "true instance masks: only scenes have them",
     "map": "label maps: scenes have them, --config.eval.masks=FOLDER gives them to others",
 }
+# Fewest images of a part: of train a tenth is held out, and a query needs another image to find.
+LEAST = {
+    **dict.fromkeys(("linear", "scenes", "factorization", "rate"), ("train", 6)),
+    "retrieval": ("test", 2),
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,13 @@ def make_plan(config: ConfigDict) -> Plan:
     data = open_data(config)
     for part in data.parts.values():
         _check_part(part, config.eval.tasks)
+    for name in config.eval.tasks:
+        kind, least = LEAST.get(name, ("train", 1))
+        if (count := len(data.parts[kind])) < least:
+            raise UserError(
+                f"the evaluation {name!r} needs {least} images of {kind} at least, and there are {count}; "
+                f"raise config.eval.{kind}_records, or give more images."
+            )
     for name in config.eval.beside:
         check_beside(name, config)
     e, tokenizer = config.eval, config.model.tokenizer

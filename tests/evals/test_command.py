@@ -241,6 +241,11 @@ def test_bad_input_is_named_before_anything_is_read(tmp_path):
     refused(r"holdout=0.0 with train_split='test' and test_split='test'", train_split="test")
     refused("eval.holdout=1.5", train_split="test", holdout=1.5)
     refused("give different names", tasks=("knn", "knn"))
+    for name, kind, least in (("linear", "train", 6), ("scenes", "train", 6), ("retrieval", "test", 2)):
+        few = {"tasks": (name,), f"{kind}_records": least - 1}
+        refused(
+            rf"'{name}' needs {least} images of {kind} at least, .*raise config\.eval\.{kind}_records", **few
+        )
     refused("scenes have no split 'train2'.*config.eval.train_split", tasks=("knn",), train_split="train2")
     assert not (tmp_path / "nothing").exists()
 
