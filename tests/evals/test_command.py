@@ -33,7 +33,7 @@ def make_config(**changed):
     config = tiny_config()
     config.data.update(source="scenes", canvas=SIZE, threads=2)
     config.data.scenes.update(size=SIZE, train_records=100, eval_records=60)
-    config.eval.update(train_records=40, test_records=30, batch=16, **changed)
+    config.eval.update({"train_records": 40, "test_records": 30, "batch": 16} | changed)
     settings.check(config)
     return config
 
