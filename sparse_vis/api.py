@@ -15,8 +15,8 @@ from sparse_vis.errors import UserError
 from sparse_vis.interop.load import Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import Stellar
+from sparse_vis.ranges import DTYPES
 from sparse_vis.runtime import paths
-from sparse_vis.train.settings import DTYPES
 from sparse_vis.types import Features
 
 

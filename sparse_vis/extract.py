@@ -27,6 +27,7 @@ from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
 from sparse_vis.progress import Progress
+from sparse_vis.ranges import SIDE
 from sparse_vis.runtime import lock, paths
 from sparse_vis.shard_folder import drop_changed, finish, open_output, plan, wait_for
 from sparse_vis.shards import DTYPES, fingerprint, make_schema, read_shard, write_shard
@@ -57,6 +58,8 @@ def extract(
         UserError: no images, no checkpoint, another extraction's output, or an image that cannot be used.
     """
     check_folder(output)
+    if resize is not None and resize > SIDE:
+        raise UserError(f"--resize={resize} is too large; it must be at most {SIDE}.")
     source = open_input(images, split, data_dir, max_pixels)
     import jax
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,8 @@ from jaxtyping import PRNGKeyArray
 from sparse_vis import augment
 from sparse_vis.crops import crop_and_flip, sample_box
 from sparse_vis.errors import UserError
-from sparse_vis.masking import KINDS, visible_count, visible_patches
+from sparse_vis.masking import visible_patches
+from sparse_vis.ranges import check_fields
 from sparse_vis.types import Batch, Views
 
 
@@ -76,10 +76,7 @@ class ViewSpec:
     patch_size: int = 16
 
     def __post_init__(self):
-        if self.global_count < 1 or self.local_count < 0:
-            raise UserError(
-                "views need global_count >= 1 and local_count >= 0: the first global view is the image"
-            )
+        check_fields("views", vars(self))
         sizes = {"size": self.size} | ({"local_size": self.local_size} if self.local_count else {})
         for name, size in sizes.items():
             # The blur reflects four pixels at the border.
@@ -87,21 +84,6 @@ class ViewSpec:
                 raise UserError(
                     f"{name}={size} is too small: use at least a patch of {self.patch_size} and 5 px"
                 )
-        for name in ("global_scale", "local_scale", "aspect", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high or (name.endswith("scale") and high > 1):
-                raise UserError(
-                    f"{name}={(low, high)} is no range: use 0 < low <= high (and high <= 1 for scales)"
-                )
-        for name in ("flip", "jitter", "grey", "blur", "focus"):
-            value = getattr(self, f"{name}_probability")
-            if not 0 <= value <= 1:
-                raise UserError(f"{name}_probability={value} is no probability: use a value from 0 to 1")
-        if self.colour_per not in ("view", "batch"):
-            raise UserError(f"colour_per={self.colour_per!r} is unknown: choose 'view' or 'batch'")
-        if self.mask_kind not in KINDS:
-            raise UserError(f"mask_kind={self.mask_kind!r} is unknown: choose one of {', '.join(KINDS)}")
-        visible_count(math.prod(self.grid), self.masking_ratio)
 
     @property
     def grid(self) -> tuple[int, int]:

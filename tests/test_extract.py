@@ -220,6 +220,8 @@ def test_folders_that_cannot_be_used(workdir, tmp_path):
         run(workdir, tmp_path / "images" / "0.png", tmp_path / "out")
     with pytest.raises(UserError, match="--resize=31 is below"):
         run(workdir, tmp_path / "images", tmp_path / "out", resize=31)
+    with pytest.raises(UserError, match=r"--resize=8193 is too large; it must be at most 8192"):
+        run(workdir, tmp_path / "images", tmp_path / "out", resize=8193)
     for changes, sentence in (
         (dict(split="train"), r"--split=train is for --input=tfds:<name>; leave it out"),
         (dict(data_dir="x"), r"--data-dir=x is for --input=tfds:<name>; leave it out"),

@@ -12,14 +12,13 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "sparse_vis"
 # A module may import from its own line and those above it. `losses.spec` is plain numbers, hence early;
 # so are the networks behind rFID and LPIPS, whose weights `interop` reads.
 ORDER = (
-    ("errors", "tools", "config", "host", "progress", "runtime"), ("types",), ("ops", "pictures"),
+    ("errors", "tools", "config", "ranges", "host", "progress", "runtime"), ("types",), ("ops", "pictures"),
     ("data", "losses.spec"),
     ("augment", "crops", "masking"), ("views",),
     ("models", "evals.inception", "evals.lpips"), ("targets",), ("losses",), ("objective",),
     ("train.mesh", "train.optimizer", "train.ema", "train.gradients", "train.step"), ("build",),
-    ("train.settings", "train.arguments", "train.stop", "train.checksums", "train.checkpoint",
-     "train.distributed"),
-    ("train.progress", "train.skipped", "train.health"),
+    ("train.contradictions", "train.settings", "train.arguments", "train.stop", "train.checksums"),
+    ("train.checkpoint", "train.distributed"), ("train.progress", "train.skipped", "train.health"),
     ("interop",), ("train.init",), ("train.loop",), ("api", "viz"), ("evals",), ("train.run",),
 )  # fmt: skip
 

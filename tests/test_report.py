@@ -270,6 +270,7 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
         ({"gallery": 0}, "--gallery=0 is no number of images; give at least 1"),
         ({"images": "nowhere"}, "folder 'nowhere' does not exist; give --images"),
         ({"size": "4x99"}, "--size=4x99 is no size; give HEIGHTxWIDTH in pixels, each at least a patch (8)"),
+        ({"size": "48x8193"}, "--size=48x8193 is no size; give HEIGHTxWIDTH in pixels, each at least"),
     ],
 )
 def test_bad_input_is_named_before_any_work(flags, message, workdir, tmp_path, monkeypatch, capsys):

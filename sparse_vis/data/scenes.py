@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from sparse_vis.errors import UserError, command_line
+from sparse_vis.ranges import check_fields
 from sparse_vis.runtime import paths
 from sparse_vis.tools import Parser
 
@@ -55,20 +56,7 @@ class SceneSpec:
     eval_records: int = 2_000
 
     def __post_init__(self):
-        if self.digits not in ("one", "many"):
-            raise UserError(f"scenes.digits is {self.digits!r}; choose 'one' or 'many'.")
-        if self.colours not in ("random", "white"):
-            raise UserError(f"scenes.colours is {self.colours!r}; choose 'random' or 'white'.")
-        if not 1 <= self.max_digits <= MAX_DIGITS:
-            raise UserError(f"scenes.max_digits is {self.max_digits}; choose 1 to {MAX_DIGITS}.")
-        if self.size < 24:
-            raise UserError(
-                f"scenes.size is {self.size}; choose at least 24 pixels, digits are illegible below."
-            )
-        if not 0.3 <= self.digit_scale[0] <= self.digit_scale[1] <= 0.9:
-            raise UserError(f"scenes.digit_scale is {self.digit_scale}; choose a range within 0.3 and 0.9.")
-        if min(self.train_records, self.eval_records) < 1:
-            raise UserError("scenes.train_records and scenes.eval_records must be at least 1; correct them.")
+        check_fields("data.scenes", vars(self))
 
 
 @functools.cache

@@ -42,6 +42,11 @@ class TfdsSource:
             raise UserError(
                 f"TFDS does not know data set {name!r} in {data_dir!r}; {prepare_or_find}."
             ) from None
+        except (ValueError, AssertionError):  # AssertionError: a version that TFDS does not have
+            raise UserError(
+                f"TFDS has no data set of the name, configuration or version {name!r}; write tfds:NAME, "
+                "tfds:NAME/CONFIG or tfds:NAME:VERSION, e.g. tfds:imagenet2012."
+            ) from None
         if not builder.info.splits:
             raise UserError(f"TFDS data set {name!r} is not prepared in {data_dir!r}; {prepare_or_find}.")
         if "image" not in builder.info.features:

@@ -23,6 +23,7 @@ from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
 from sparse_vis.evals.tasks import TASKS
 from sparse_vis.evals.verdict import verdict
+from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.runtime.files import write_whole
 
 TOP = 5  # of top-5
@@ -56,7 +57,9 @@ def make_plan(config: ConfigDict) -> Plan:
     check_needs(data, {name: TASKS[name] for name in config.eval.tasks})
     for name in config.eval.beside:
         check_beside(name, config)
-    e = config.eval
+    e, tokenizer = config.eval, config.model.tokenizer
+    if "reconstruction_probe" in e.tasks and e.reconstruction_probe.target == "vq":
+        load_tokenizer(tokenizer.path, tokenizer.dtype)  # only for what may be wrong with it
     networks = Networks(e.inception, e.lpips.alexnet, e.lpips.heads, e.batch)
     if any(TASKS[name].networks for name in e.tasks):
         for metric, why in networks.absent.items():

@@ -47,8 +47,9 @@ def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tup
     found = read_model(place, name)
     if trained:
         settings.check_resume(settings.plain(found.config), settings.plain(config), workdir)
-    tokenizer = config.model.tokenizer.path or None
-    model, params = api.assemble(found, place, tokenizer=tokenizer, dtype=config.eval.dtype)
+    # A model of pixels has no use for it; a probe that predicts codes reads it itself.
+    tokenizer = config.model.tokenizer.path if config.model.target == "vq" else None
+    model, params = api.assemble(found, place, tokenizer=tokenizer or None, dtype=config.eval.dtype)
     return stellar_encoder(OWN, model, params, origin(found, place, name)), (model, params)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import os
 import pathlib
 
@@ -72,6 +73,22 @@ def released_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     }
 
 
+def _check_size(config: ConfigDict, weights: pathlib.Path) -> None:
+    """Refuse a model that cannot be in a file, before its tensors' names and shapes are listed.
+
+    Raises:
+        UserError: it has more parameters than the file has bytes.
+    """
+    tree = abstract_params(config)
+    sizes = {name: sum(math.prod(x.shape) for x in jax.tree.leaves(part)) for name, part in tree.items()}
+    count = sum(sizes.values()) - sizes["cls_head"]  # which a release need not have
+    if count > weights.stat().st_size:
+        raise UserError(
+            f"{weights} has {weights.stat().st_size} bytes and cannot hold the {count} parameters of the "
+            "model that config.json describes; download both again."
+        )
+
+
 def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
     """A released safetensors file.
 
@@ -83,6 +100,7 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
     """
     config = manifest.to_config(entry, name)
     found = read_tensors(weights)
+    _check_size(config, weights)
     expected = released_shapes(config)
     if not manifest.complete(entry, name)["do_cls"] and not any(k.startswith(f"{_CLS_HEAD}.") for k in found):
         # Random, as our model always has one; nothing that such a file was trained for reads it.

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import NoReturn
 
 from ml_collections import ConfigDict
 
 from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
 from sparse_vis.models.vqgan import VQGAN
+from sparse_vis.ranges import ALLOWED, FLAG
+from sparse_vis.runtime.values import Choice, Form, Range, shown
+from sparse_vis.train.contradictions import of_model
+from sparse_vis.train.settings import at
 
+# The released keys of config.model's settings.
+SETTINGS = {
+    "image_size": "image_size", "patch_size": "patch", "embed_dim": "width", "num_hidden_layers": "layers",
+    "num_attention_heads": "heads", "intermediate_size": "mlp_dim", "num_sparse_tokens": "tokens",
+    "spatial_temp": "spatial_temperature", "recon_type": "target", "num_clusters": "prototypes.count",
+    "prototype_dim": "prototypes.dim", "predictor_hidden_size": "prototypes.hidden",
+    "num_decoder_layers": "decoder.layers", "decoder_hidden_size": "decoder.width",
+    "decoder_attention_heads": "decoder.heads", "decoder_intermediate_size": "decoder.mlp_dim",
+}  # fmt: skip
 # What the released manifest leaves to the backbone's name: embed_dim -> (layers, heads).
 BACKBONES = {768: (12, 12), 1024: (24, 16), 1280: (32, 16)}
 _RELEASED = {
@@ -40,33 +54,61 @@ def read_manifest(path: pathlib.Path) -> dict:
     """
     try:
         models = json.loads(path.read_text())["models"]
-        lacking = [name for name, entry in models.items() if not isinstance(entry["weights"], str)]
+        right = all(name.isprintable() and isinstance(e["weights"], str) for name, e in models.items())
     except FileNotFoundError:
         raise UserError(f"{path} is missing; place the release's config.json beside its weights.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        models, lacking = {}, []
-    if not models or lacking:
+    # RecursionError: brackets in brackets, thousands of them.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        models, right = {}, False
+    if not models or not right:
         raise UserError(
             f"{path} is no manifest of released models, {{'models': {{name: {{'weights': file, ...}}}}}}; "
             "download it again."
         )
+    for name, entry in models.items():
+        check_inside(entry["weights"], name)
+        vq = entry.get("vq_model")
+        if isinstance(vq, dict) and "weights" in vq:
+            check_inside(vq["weights"], name)
     return models
 
 
+def check_inside(file: object, name: str) -> None:
+    """Refuse a file name that leads out of the release's folder.
+
+    Names are judged, not where links lead: in the hub's cache every file is a link to another folder.
+
+    Args:
+        file: from the manifest. name: of the model, for the message.
+
+    Raises:
+        UserError: it is no relative path, or one with "..".
+    """
+    parts = pathlib.PurePosixPath(file).parts if isinstance(file, str) and file.isprintable() else ()
+    if not parts or {"/", "//", ".."} & {*parts} or max(map(len, parts)) > 200:
+        _refuse(name, f"names the file {shown(file)}, which is none in the release's own folder")
+
+
+def _refuse(name: str, what: str) -> NoReturn:
+    raise UserError(f"the manifest entry of {name} {what}; correct config.json, or download it again.")
+
+
 def complete(entry: dict, name: str) -> dict:
-    """A manifest entry with every size filled in.
+    """A manifest entry with every size filled in, all in their ranges (sparse_vis/ranges.py).
 
     Args:
         entry: as read. name: of the model, for messages.
 
     Raises:
-        UserError: a size that is needed and cannot be derived, or an unsupported choice.
+        UserError: a size that is needed and cannot be derived, a value of a wrong type or out of its range,
+            or an unsupported choice.
     """
     given = {key: value for key, value in entry.items() if value is not None}
     full = {**_RELEASED, **KNOWN.get(name, {}), **given}
     for key in ("embed_dim", "patch_size"):
         if key not in full:
             raise UserError(f"the manifest entry of {name} lacks {key!r}; add it to config.json.")
+    _check(full, "embed_dim", ALLOWED["model.width"], name)
     width = full["embed_dim"]
     if "num_hidden_layers" not in full or "num_attention_heads" not in full:
         if width not in BACKBONES:
@@ -77,12 +119,24 @@ def complete(entry: dict, name: str) -> dict:
         layers, heads = BACKBONES[width]
         full = {"num_hidden_layers": layers, "num_attention_heads": heads, **full}
     full = {"intermediate_size": 4 * width, **full}
-    if full["predictor_layers"] != 2 or full["recon_type"] not in ("pixel", "vq"):
-        raise UserError(
-            f"the manifest entry of {name} asks for predictor_layers={full['predictor_layers']} and "
-            f"recon_type={full['recon_type']!r}; supported are 2, and 'pixel' or 'vq'."
-        )
+    for key, setting in SETTINGS.items():
+        _check(full, key, ALLOWED[f"model.{setting}"], name)
+    _check(full, "do_cls", FLAG, name)
+    if full["predictor_layers"] != 2:
+        _refuse(name, f"asks for predictor_layers={shown(full['predictor_layers'])}; supported are 2")
+    if full["vq_model"] is not None:
+        vq = full["vq_model"]
+        if not isinstance(vq, dict) or "num_embeddings" not in vq:
+            _refuse(name, f"has vq_model={shown(vq)}, which is no group of settings with num_embeddings")
+        _check(vq, "num_embeddings", ALLOWED["model.tokenizer.codes"], name)
     return full
+
+
+def _check(entry: dict, key: str, allowed: Range | Choice | Form, name: str) -> None:
+    if sentence := allowed.fault(entry[key]):
+        raise UserError(
+            f"the manifest entry of {name} in config.json has {key}={shown(entry[key])}, which {sentence}."
+        )
 
 
 def to_config(entry: dict, name: str) -> ConfigDict:
@@ -92,38 +146,20 @@ def to_config(entry: dict, name: str) -> ConfigDict:
         entry: as in the manifest. name: of the model.
 
     Raises:
-        UserError: as `complete`.
+        UserError: as `complete`; or sizes that cannot go together.
     """
+    full = complete(entry, name)
     config = default_config()
     config.name = name
-    try:
-        _fill(config, complete(entry, name))
-    except (TypeError, KeyError) as error:
-        raise UserError(
-            f"the manifest entry of {name} has a value of a wrong kind ({error}); correct it."
-        ) from None
+    config.update_from_flattened_dict({f"model.{ours}": full[key] for key, ours in SETTINGS.items()})
+    if full["vq_model"]:
+        config.model.tokenizer.codes = full["vq_model"]["num_embeddings"]
+    if config.model.target == "vq":
+        config.loss.reconstruction = 0.05
+    for sentence in of_model(config.model):
+        _refuse(name, f"makes a model that cannot be: {sentence}")
     config.efficiency.dtype = "float32"
     return config
-
-
-def _fill(config: ConfigDict, e: dict) -> None:
-    config.model.update(
-        image_size=e["image_size"], patch=e["patch_size"], width=e["embed_dim"],
-        layers=e["num_hidden_layers"], heads=e["num_attention_heads"], mlp_dim=e["intermediate_size"],
-        tokens=e["num_sparse_tokens"],
-        spatial_temperature=e["spatial_temp"], target=e["recon_type"],
-    )  # fmt: skip
-    config.model.decoder.update(
-        width=e["decoder_hidden_size"], layers=e["num_decoder_layers"], heads=e["decoder_attention_heads"],
-        mlp_dim=e["decoder_intermediate_size"],
-    )  # fmt: skip
-    config.model.prototypes.update(
-        count=e["num_clusters"], dim=e["prototype_dim"], hidden=e["predictor_hidden_size"]
-    )
-    if e["vq_model"]:
-        config.model.tokenizer.codes = e["vq_model"]["num_embeddings"]
-    if e["recon_type"] == "vq":
-        config.loss.reconstruction = 0.05
 
 
 def vq_entry(tokenizer: VQGAN, weights: str) -> dict:
@@ -146,16 +182,7 @@ def from_config(config: ConfigDict, weights: str) -> dict:
     Args:
         config: complete configuration. weights: file name of the tensors.
     """
-    m = config.model
-    return {
-        "weights": weights, "backbone": None, "do_cls": True, "predictor_layers": 2, "vq_model": None,
-        "embed_dim": m.width, "patch_size": m.patch, "image_size": m.image_size,
-        "num_hidden_layers": m.layers, "num_attention_heads": m.heads, "intermediate_size": m.mlp_dim,
-        "num_sparse_tokens": m.tokens, "spatial_temp": m.spatial_temperature, "recon_type": m.target,
-        "num_clusters": m.prototypes.count, "prototype_dim": m.prototypes.dim,
-        "predictor_hidden_size": m.prototypes.hidden, "num_decoder_layers": m.decoder.layers,
-        "decoder_hidden_size": m.decoder.width, "decoder_attention_heads": m.decoder.heads,
-        "decoder_intermediate_size": m.decoder.mlp_dim,
-    } | (
-        {"vq_model": {"num_embeddings": m.tokenizer.codes}} if m.target == "vq" else {}
-    )  # fmt: skip
+    entry = {key: at(config.model, setting) for key, setting in SETTINGS.items()}
+    vq = {"num_embeddings": config.model.tokenizer.codes} if config.model.target == "vq" else None
+    fixed = {"weights": weights, "backbone": None, "do_cls": True, "predictor_layers": 2, "vq_model": vq}
+    return {**fixed, **entry}

@@ -13,6 +13,7 @@ from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.results import Results
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar
+from sparse_vis.ranges import SIDE
 from sparse_vis.report.cards import make_cards
 from sparse_vis.report.charts import charts
 from sparse_vis.report.images import encode_all, find_images, read_images
@@ -31,14 +32,16 @@ def parse_size(text: str | None, model: Stellar) -> tuple[int, int]:
     """(height, width) in pixels of --size; the model's square without.
 
     Raises:
-        UserError: not of the form, or smaller than a patch.
+        UserError: not of the form, smaller than a patch or larger than anything sensible.
     """
     if text is None:
         return (model.encoder.image_size,) * 2
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or min(size := tuple(map(int, match.groups()))) < model.patch:
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    size = tuple(map(int, match.groups())) if match else (0, 0)
+    if min(size) < model.patch or max(size) > SIDE:
         raise UserError(
-            f"--size={text} is no size; give HEIGHTxWIDTH in pixels, each at least a patch ({model.patch})."
+            f"--size={text} is no size; give HEIGHTxWIDTH in pixels, each at least a patch ({model.patch}) "
+            f"and at most {SIDE}."
         )
     return size
 

@@ -16,7 +16,6 @@ from sparse_vis.train.mesh import path_name
 from sparse_vis.train.settings import at
 
 HEADS = ("sparse_head", "cls_head")
-INIT_HEADS = ("keep", "fresh")
 LISTED = 4  # tensors in an error message
 
 
@@ -33,10 +32,8 @@ def initial_params(config: ConfigDict) -> dict:
         float32 parameter tree.
 
     Raises:
-        UserError: nothing loadable there, another architecture, or an unknown config.init_heads.
+        UserError: nothing loadable there, or another architecture.
     """
-    if config.init_heads not in INIT_HEADS:
-        raise UserError(f"config.init_heads={config.init_heads!r} is unknown; use 'keep' or 'fresh'.")
     given = _read(config) if config.init else {}
     fresh = init_params(build_model(config), jax.random.key(config.seed))
     merged = {name: {**part, **given[name]} if name in given else part for name, part in fresh.items()}

@@ -6,6 +6,7 @@ The mathematics contains no collectives: under jit, a sum over the batch is alre
 
 from __future__ import annotations
 
+import math
 import re
 
 import jax
@@ -39,9 +40,10 @@ def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     sizes = list(shape)
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = len(devices) // -int(np.prod(sizes))
-    if -1 in sizes or int(np.prod(sizes)) != len(devices):
+    given = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and given:
+        sizes[sizes.index(-1)] = len(devices) // given
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
         raise UserError(
             f"config.efficiency.mesh={tuple(shape)} does not cover the {len(devices)} devices; "
             "use (-1, 1), or two numbers whose product is the number of devices."

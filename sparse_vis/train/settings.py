@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import pathlib
-from collections.abc import Iterator
+from typing import NoReturn
 
 from ml_collections import ConfigDict
 
 from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
+from sparse_vis.ranges import ALLOWED
 from sparse_vis.runtime.paths import local
+from sparse_vis.runtime.values import shown
+from sparse_vis.train.contradictions import contradictions, of_model
 
-LARGEST = 3.4e38  # of float32, in which everything is computed
-DTYPES = ("float32", "bfloat16", "float16")
-AT_LEAST_ONE = (
-    *(f"model.{name}" for name in ("image_size", "patch", "width", "layers", "heads", "mlp_dim", "tokens")),
-    *(f"model.decoder.{name}" for name in ("width", "layers", "heads", "mlp_dim")),
-    *(f"model.prototypes.{name}" for name in ("count", "dim", "hidden")),
-    *(f"train.{name}" for name in ("batch", "steps", "log_every", "save_every", "keep", "max_bad_steps")),
-    *(f"eval.{name}" for name in ("batch", "segmentation.batch", "segmentation.epochs")),
-    *(f"eval.linear_published.{name}" for name in ("batch_size", "epochs")),
-    *(
-        f"eval.reconstruction_probe.{name}"
-        for name in ("batch_size", "epochs", "width", "layers", "heads", "mlp_dim")
-    ),
-    *(f"efficiency.{name}" for name in ("microbatches", "unroll", "prototype_chunk")),
-    "data.canvas", "data.max_pixels",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "train.health_every", "data.workers", "data.threads", "loss.sinkhorn_iterations", "loss.sinkhorn_epsilon",
-    "seed", "data.seed", "eval.seed", "eval.train_records", "eval.test_records", "eval.holdout",
-)  # fmt: skip
-CHOICES = {
-    "model.target": ("pixel", "vq"),
-    "model.bottleneck": ("factors", "dense"),
-    "loss.matching": ("entropic", "exact"),
-    "loss.balance_over": ("batch", "microbatch"),
-    "data.on_error": ("stop", "skip"),
-    "optimizer.schedule": ("cosine", "constant"),
-    "efficiency.dtype": DTYPES,
-    "eval.dtype": DTYPES,
-    "eval.reconstruction_probe.target": ("pixel", "vq"),
-    "efficiency.attention": ("xla", "cudnn", "pallas"),
-    "efficiency.remat": ("none", "products", "blocks"),
-}
 # Settings that are paths, or tuples of them, and whether each may be an address on the hub.
 PATHS = {
     "init": True, "data.path": False, "model.tokenizer.path": False, "eval.masks": False, "eval.beside": True,
@@ -61,7 +30,7 @@ FORMER = {
 
 
 def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
-    """Refuse settings that cannot work together, and expand ~ in those that are paths.
+    """Refuse settings that are out of their ranges or cannot work together, and expand ~ in paths.
 
     Args:
         config: complete configuration; its paths are changed in place. devices: of all processes of the run.
@@ -70,12 +39,18 @@ def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
     Raises:
         UserError: names the settings and a remedy.
     """
+    found = leaves(config)
+    for name in found.keys() ^ ALLOWED.keys():
+        does = "lacks the" if name in ALLOWED else "has the unknown"
+        raise UserError(
+            f"the configuration {does} setting {name}; let get_config() change and return default_config() "
+            "of sparse_vis/config.py."
+        )
+    for name, value in found.items():
+        if sentence := ALLOWED[name].fault(value):
+            raise UserError(f"config.{name}={shown(value)} {sentence}.")
     local_paths(config)
-    # In this order and lazily: later checks rely on what the earlier ones refuse.
-    checks = itertools.chain(
-        wrong_values(config), wrong_ranges(config), contradictions(config, devices, backend)
-    )
-    for sentence in checks:
+    for sentence in contradictions(config, devices, backend):
         raise UserError(sentence + ".")
 
 
@@ -106,103 +81,6 @@ def at(config: ConfigDict, name: str):
     return config
 
 
-def wrong_values(config: ConfigDict) -> Iterator[str]:
-    """Numbers that float32 cannot hold, and tuples of another form than the default's."""
-    defaults = leaves(default_config())
-    for name, value in leaves(config).items():
-        default, items = defaults.get(name), value if isinstance(value, tuple) else (value,)
-        if isinstance(default, tuple) and default:
-            numbers = all(isinstance(x, int | float) for x in items)
-            if len(items) != len(default) or not numbers:
-                yield f"config.{name}={value} is wrong; write it like the default, '{default}'"
-        if any(isinstance(x, float) and not abs(x) < LARGEST for x in items):
-            yield f"config.{name}={value} is no number that float32 can hold; choose a smaller one"
-
-
-def wrong_ranges(config: ConfigDict) -> Iterator[str]:
-    """Single settings outside their range."""
-    for names, least in ((AT_LEAST_ONE, 1), (NOT_NEGATIVE, 0)):
-        for name in names:
-            if at(config, name) < least:
-                yield f"config.{name}={at(config, name)} is too small; it must be at least {least}"
-    if config.seed >= 2**32:
-        yield f"config.seed={config.seed} is too large; it must be below 2**32"
-    for name, choices in CHOICES.items():
-        if at(config, name) not in choices:
-            yield f"config.{name}={at(config, name)!r} is unknown; use {' or '.join(map(repr, choices))}"
-
-
-def contradictions(config: ConfigDict, devices: int, backend: str) -> Iterator[str]:
-    """Settings that exclude each other."""
-    m, t, v, e = config.model, config.train, config.views, config.efficiency
-    if m.image_size % m.patch:
-        yield (
-            f"config.model.image_size={m.image_size} is no multiple of config.model.patch={m.patch}; "
-            "choose one that is"
-        )
-    decoders = {"model.decoder": m.decoder, "eval.reconstruction_probe": config.eval.reconstruction_probe}
-    for name, part in {"model": m, **decoders}.items():
-        if part.width % part.heads:
-            yield f"config.{name}.width={part.width} is no multiple of its heads ({part.heads}); change one"
-    if m.tokens < 2 and (config.loss.koleo_image or config.loss.koleo_masked):
-        yield "KoLeo needs two tokens; set config.loss.koleo_image and koleo_masked to 0, or add tokens"
-    if config.teacher.enabled and v.global_count < 2:
-        yield "the teacher sees the second global view; set config.views.global_count to at least 2"
-    if config.loss.inpainting and m.target != "pixel":
-        yield "config.loss.inpainting needs pixels; set config.model.target=pixel, or it to 0"
-    if not v.local_count and config.loss.cls_local:
-        yield "config.loss.cls_local needs local views; set config.views.local_count above 0, or it to 0"
-    if t.batch % (devices * e.microbatches):
-        yield (
-            f"config.train.batch={t.batch} is no multiple of devices x config.efficiency.microbatches "
-            f"({devices} x {e.microbatches}); choose one that is"
-        )
-    if config.data.canvas < m.patch:
-        yield f"config.data.canvas={config.data.canvas} is smaller than a patch ({m.patch} px); enlarge it"
-    if e.attention != "xla" and e.dtype == "float32":
-        yield (
-            f"config.efficiency.attention={e.attention} has no float32; set "
-            "config.efficiency.dtype=bfloat16, or attention=xla"
-        )
-    if e.attention != "xla" and backend not in ("gpu", ""):
-        yield (
-            f"config.efficiency.attention={e.attention} needs an NVIDIA GPU and JAX runs on {backend!r}; set "
-            "config.efficiency.attention=xla, or install jax[cuda13]"
-        )
-    yield from contradictions_of_evaluation(config.eval)
-    if config.eval.reconstruction_probe.target == "vq" and not m.tokenizer.path:
-        yield (
-            "config.eval.reconstruction_probe.target=vq needs the codes of a tokenizer; give "
-            "--config.model.tokenizer.path=FILE, or set the target to pixel"
-        )
-
-
-def contradictions_of_evaluation(e: ConfigDict) -> Iterator[str]:
-    """Settings of config.eval that exclude each other."""
-    same = e.train_split == e.test_split
-    if same != bool(e.holdout):
-        yield (
-            f"config.eval.holdout={e.holdout} with train_split={e.train_split!r} and test_split="
-            f"{e.test_split!r}: hold a share out, e.g. 0.2, where both are the same, and only there"
-        )
-    for row in e.expected:
-        if len(row) != 5 or row[0] not in e.tasks or not all(isinstance(x, int | float) for x in row[3:]):
-            yield (
-                f"config.eval.expected has the row {row}; write (task, what is measured, metric, figure, "
-                "tolerance), the task one of config.eval.tasks"
-            )
-    if bool(e.masks) != bool(e.mask_classes):
-        yield (
-            f"config.eval.masks={e.masks!r} and mask_classes={e.mask_classes} do not fit: give both, the "
-            "folder and the number of classes in its label maps, or neither"
-        )
-    if e.holdout >= 1:
-        yield f"config.eval.holdout={e.holdout} leaves nothing for train; choose a share below 1, e.g. 0.2"
-    for name in ("tasks", "beside"):
-        if len(set(e[name])) < len(e[name]) or not all(isinstance(item, str) for item in e[name]):
-            yield f"config.eval.{name}={e[name]} is wrong; give different names, e.g. ('knn', 'linear')"
-
-
 def leaves(config: ConfigDict, prefix: str = "") -> dict:
     """Dotted name -> value of every setting."""
     found = {}
@@ -221,6 +99,9 @@ def plain(config: ConfigDict) -> dict:
 def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
     """A configuration from its JSON form, on top of the defaults, locked.
 
+    The model's values are checked in full, of all others only the types: a setting whose range has become
+    narrower is no reason to refuse a checkpoint.
+
     Args:
         plain: nested dict. source: where it came from, for the message.
 
@@ -229,25 +110,39 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
     """
     config = default_config()
 
+    def refuse(name: str, sentence: str) -> NoReturn:
+        raise UserError(f"{source} {sentence}; correct {name or 'it'}, or restore the file from a copy.")
+
     def fill(target: ConfigDict, values: dict, prefix: str) -> None:
-        for name, value in values.items():
-            if name not in target:
+        if not isinstance(values, dict):
+            section = prefix.rstrip(".")
+            refuse(section, f"is no configuration: {section or 'its content'} is no group of settings")
+        for key, value in values.items():
+            name = prefix + key
+            if key not in target:
                 raise UserError(
-                    f"{source} has the setting {prefix}{name}, which this version does not know; "
+                    f"{source} has the setting {shown(name)}, which this version does not know; "
                     "use the version that wrote it."
                 )
-            if isinstance(value, dict):
-                fill(target[name], value, f"{prefix}{name}.")
-            else:
-                value = tuple(value) if isinstance(value, list) else value
-                former = FORMER.get(prefix + name)
-                target[name] = former.get(value, value) if former else value
+            if isinstance(target[key], ConfigDict):
+                fill(target[key], value, f"{name}.")
+                continue
+            if isinstance(value, bool) and name in FORMER:
+                value = FORMER[name][value]
+            allowed = ALLOWED[name]
+            if sentence := allowed.fault(value) if name.startswith("model.") else allowed.kind(value):
+                refuse(name, f"is no configuration: {name}={shown(value)} {sentence}")
+            target[key] = _tuples(value)
 
-    try:
-        fill(config, plain, "")
-    except (AttributeError, TypeError) as error:
-        raise UserError(f"{source} is no configuration ({error}); restore it from a copy.") from None
+    fill(config, plain, "")
+    for sentence in of_model(config.model):
+        refuse("it", f"is no configuration: {sentence}")
     return config
+
+
+def _tuples(value):
+    """A value of JSON with tuples for its lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def read(workdir: pathlib.Path) -> ConfigDict:
@@ -258,13 +153,19 @@ def read(workdir: pathlib.Path) -> ConfigDict:
     """
     path = workdir / "config.json"
     try:
-        return from_plain(json.loads(path.read_text()), path)
+        plain = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
             f"{workdir} holds no config.json; start the run with --config=configs/NAME.py."
         ) from None
-    except json.JSONDecodeError:
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); give --config=configs/NAME.py, or restore the file."
+        ) from None
+    # ValueError: no JSON, no UTF-8, a number of thousands of digits. RecursionError: as many brackets.
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is no valid JSON; give --config=configs/NAME.py to replace it.") from None
+    return from_plain(plain, path)
 
 
 def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
@@ -290,8 +191,9 @@ def check_resume(saved: dict, now: dict, workdir: pathlib.Path) -> list[str]:
     """
     # As an earlier version saved them they may lack settings, or call a value otherwise.
     saved = plain(from_plain(saved, workdir))
-    # Where the tokenizer's file lies is no matter.
-    changed = [line for line in differences(saved, now) if not line.startswith("model.tokenizer.path")]
+    # Where the tokenizer's file lies is no matter, nor what else is said of one that the model does not use.
+    apart = "model.tokenizer." if now["model"]["target"] == "pixel" else "model.tokenizer.path"
+    changed = [line for line in differences(saved, now) if not line.startswith(apart)]
     fatal = [line for line in changed if line.startswith(("model.", "teacher.enabled"))]
     if fatal:
         raise UserError(

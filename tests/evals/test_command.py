@@ -19,7 +19,7 @@ from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
 from sparse_vis.evals import command, tasks
 from sparse_vis.evals.dataset import open_data
-from sparse_vis.evals.encoders import beside_encoder, check_beside
+from sparse_vis.evals.encoders import beside_encoder, check_beside, own_encoder
 from sparse_vis.evals.label_maps import check_every_map
 from sparse_vis.evals.model_encoders import checksums
 from sparse_vis.evals.results import Results, cell, markdown, plain
@@ -29,6 +29,7 @@ from sparse_vis.train import settings
 from sparse_vis.train.stop import StopSignal
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, tiny_config, write_checkpoints
 
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 TASKS = ("scenes", "knn", "linear", "retrieval", "localization", "reconstruction")
 BESIDE = ("untrained", "pixels", "mean_colour", "pca")
 COLUMNS = (
@@ -41,7 +42,7 @@ def make_config(**changed):
     config = tiny_config()
     config.data.update(source="scenes", canvas=SIZE, threads=2)
     config.data.scenes.update(size=SIZE, train_records=100, eval_records=60)
-    config.eval.update(train_records=40, test_records=30, batch=16, **changed)
+    config.eval.update({"train_records": 40, "test_records": 30, "batch": 16} | changed)
     settings.check(config)
     return config
 
@@ -72,6 +73,21 @@ def by_hand(measured):
         features = sparse_vis.encode(model, params, records.image)
         found[name] = records, features, np.asarray(sparse_vis.reconstruct(model, params, features))
     return found
+
+
+def test_a_model_of_pixels_can_be_probed_for_codes(measured, tmp_path):
+    """Codes come from a tokenizer that the model lacks; one that cannot be read is said before training."""
+    config = copy.deepcopy(measured[0])
+    config.eval.update(tasks=("reconstruction_probe",), beside=())
+    config.eval.reconstruction_probe.target = "vq"
+    config.model.tokenizer.path = str(GOLDEN / "vq_p16.vqgan.safetensors")
+    settings.check(config)
+    command.make_plan(config)
+    encoder, (model, _) = own_encoder(config, measured[1])
+    assert encoder.about["step"] == 7 and model.tokenizer is None
+    config.model.tokenizer.path = str(tmp_path / "absent.bin")
+    with pytest.raises(UserError, match=r"absent\.bin is not a file; give the path of a weight file"):
+        command.make_plan(config)
 
 
 def test_every_pair_has_its_result_settings_and_weights(measured):
@@ -410,6 +426,11 @@ def test_bad_input_is_named_before_anything_is_read(tmp_path):
     refused(r"holdout=0.0 with train_split='test' and test_split='test'", train_split="test")
     refused("eval.holdout=1.5", train_split="test", holdout=1.5)
     refused("give different names", tasks=("knn", "knn"))
+    for name, kind, least in (("linear", "train", 6), ("scenes", "train", 6), ("retrieval", "test", 2)):
+        few = {"tasks": (name,), f"{kind}_records": least - 1}
+        refused(
+            rf"'{name}' needs {least} images of {kind} at least, .*raise config\.eval\.{kind}_records", **few
+        )
     refused("scenes have no split 'train2'.*config.eval.train_split", tasks=("knn",), train_split="train2")
     assert not (tmp_path / "nothing").exists()
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from sparse_vis.errors import UserError
-from sparse_vis.interop import manifest
+from sparse_vis.interop import load, manifest
+from sparse_vis.interop.load import read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 
 pytestmark = pytest.mark.fast
@@ -63,25 +67,97 @@ BAD_ENTRIES = {
     "lacks 'embed_dim'; add it": {"patch_size": 16},
     "lacks 'patch_size'; add it": {"embed_dim": 768},
     "embed_dim 800, which is no released size; add num_hidden_layers and": {**SIZES, "embed_dim": 800},
-    "asks for predictor_layers=3": {**SIZES, "predictor_layers": 3},
-    "recon_type='latent'; supported are 2, and 'pixel' or 'vq'": {**SIZES, "recon_type": "latent"},
-    "value of a wrong kind": {**SIZES, "num_sparse_tokens": "16"},
-    r"wrong kind \('num_embeddings'\)": {**SIZES, "vq_model": {"z_channels": 3}},
 }
 
 
 @pytest.mark.parametrize("sentence", BAD_ENTRIES)
-def test_bad_entries(sentence):
+def test_sizes_that_are_missing(sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         manifest.to_config(BAD_ENTRIES[sentence], "mine")
     assert str(caught.value).startswith("the manifest entry of mine ")
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "{}", '{"models": {}}', '{"models": ["a"]}', '{"models": {"a": {"embed_dim": 3}}}'],
-)
-def test_what_is_no_manifest(tmp_path, text):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config\.json is no manifest of released models, .*; download it"):
-        manifest.read_manifest(tmp_path / "config.json")
+NO_MANIFEST = [
+    "", "{", "[]", "{}", "null", "3", "NaN", '"models"', "models: {}", b"\xff\xfe{", "[" * 100_000,
+    '{"models": {}}', '{"models": []}', '{"models": null}', '{"models": ["a"]}', '{"models": "a"}',
+    '{"models": {"a": null}}', '{"models": {"a": []}}', '{"models": {"a": "a.safetensors"}}',
+    '{"models": {"a": {"embed_dim": 3}}}', '{"models": {"a": {"weights": null}}}',
+    '{"models": {"a": {"weights": ["a"]}}}', '{"models": {"a\\nb": {"weights": "a"}}}',
+    '{"models": {"a": {"weights": "a", "embed_dim": ' + "9" * 5000 + "}}}",
+]  # fmt: skip
+
+
+def test_what_is_no_manifest(tmp_path):
+    for text in NO_MANIFEST:
+        (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(UserError, match=r"config\.json is no manifest of released models, .*"):
+            read_model(tmp_path)
+
+
+COUNTS = [
+    "image_size", "patch_size", "embed_dim", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "num_sparse_tokens", "num_clusters", "prototype_dim", "predictor_hidden_size", "num_decoder_layers",
+    "decoder_hidden_size", "decoder_attention_heads", "decoder_intermediate_size", "vq_model.num_embeddings",
+]  # fmt: skip
+LONG = "x" * 300
+OUTSIDE = [
+    json.dumps(name)
+    for name in ("/etc/passwd", "../x", "a/../../x", "..", ".", "", "//x", "a\0b", "\ud800", "\n", LONG)
+]
+# What a key is given, as JSON has it, in a manifest that is right otherwise: the sentence -> such values.
+NO_COUNT = {
+    "is too small; it must be at least": ["0", "-1"],
+    "is too large; it must be at most": ["1000000000"],  # a loop over so many layers would never end
+    "is no whole number": ['"16"', "16.5", "true", "[16]", "NaN", "1e400", "{}"],
+}
+MALFORMED = {
+    **dict.fromkeys(COUNTS, NO_COUNT),
+    "spatial_temp": {
+        "is too small": ["0", "-1"],
+        "is no number": ["NaN", "Infinity", '"0.06"', "[0.06]", "true", "{}"],
+    },
+    "do_cls": {"is neither True nor False": ['"no"', "0", "1", "[]", "NaN"]},
+    "recon_type": {"use 'pixel' or 'vq'": ['"latent"', "1", "[]", "true", '["vq"]']},
+    "predictor_layers": {"supported are 2": ["3", '"2"', "[2]", "NaN"]},
+    "vq_model": {"num_embeddings": ["3", '"x"', "[]", "true", "{}", '{"z_channels": 3}']},
+    "weights": {"none in the release's own folder": OUTSIDE},
+    "vq_model.weights": {"none in the release's own folder": [*OUTSIDE, "null", "3", '["a"]']},
+}
+CANNOT_BE = {
+    "num_attention_heads": {"width=48 is no multiple of its heads": ["5"]},
+    "decoder_attention_heads": {"decoder.width=64 is no multiple of its heads": ["5"]},
+    "patch_size": {"image_size=64 is no multiple": ["15"]},
+}
+
+
+@pytest.mark.parametrize(("key", "cases"), [*MALFORMED.items(), *CANNOT_BE.items()])
+def test_a_malformed_manifest_is_refused_before_its_weights_are_looked_for(tmp_path, key, cases):
+    *section, last = key.split(".")
+    for sentence, value in ((sentence, value) for sentence, values in cases.items() for value in values):
+        entry = copy.deepcopy(ENTRIES["vq_p16"]) | {"weights": "x.safetensors"}
+        (entry[section[0]] if section else entry)[last] = "HERE"
+        text = json.dumps({"models": {"x": entry}}).replace('"HERE"', value)
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=re.escape(sentence)) as caught:
+            read_model(tmp_path)
+        assert str(caught.value).startswith("the manifest entry of x ") and str(caught.value).isprintable()
+        assert len(str(caught.value)) < 250
+
+
+def test_a_model_that_cannot_be_in_the_file_is_refused_before_its_tensors_are_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "released_shapes", None)
+    shutil.copyfile(GOLDEN / "pixel_p16.safetensors", tmp_path / "x.safetensors")
+    large = {"embed_dim": 2**18, "num_hidden_layers": 1000, "image_size": 8192, "patch_size": 1}
+    entry = {**ENTRIES["pixel_p16"], **large, "weights": "x.safetensors"}
+    (tmp_path / "config.json").write_text(json.dumps({"models": {"x": entry}}))
+    with pytest.raises(UserError, match=r"x\.safetensors has 1391436 bytes and cannot hold the \d{14,}"):
+        read_model(tmp_path)
+
+
+def test_weights_may_be_a_link_as_in_the_hubs_cache(tmp_path):
+    (tmp_path / "snapshot").mkdir()
+    shutil.copyfile(GOLDEN / "pixel_p16.safetensors", tmp_path / "blob")
+    (tmp_path / "snapshot" / "x.safetensors").symlink_to(tmp_path / "blob")
+    entry = {**ENTRIES["pixel_p16"], "weights": "x.safetensors"}
+    (tmp_path / "snapshot" / "config.json").write_text(json.dumps({"models": {"x": entry}}))
+    assert read_model(tmp_path / "snapshot").config.model.width == 48

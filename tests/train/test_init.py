@@ -172,10 +172,6 @@ def test_a_backbone_of_another_architecture_is_refused():
         ({"init": str(GOLDEN)}, "holds several models; give one of the names"),
         ({"init": str(GOLDEN / "config.json")}, r"config\.json has the unknown extension \.json"),
         ({"init": str(GOLDEN / "vq_p16.vqgan.safetensors")}, "names no model with the weights vq_p16.vqgan"),
-        (
-            {"init": str(MAE), "init_heads": "new"},
-            "config.init_heads='new' is unknown; use 'keep' or 'fresh'",
-        ),
     ],
 )
 def test_what_cannot_be_loaded(changes, sentence):

@@ -15,7 +15,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from sparse_vis.build import build_recipe
-from sparse_vis.train.mesh import path_name, state_sharding
+from sparse_vis.errors import UserError
+from sparse_vis.train.mesh import make_mesh, path_name, state_sharding
 from sparse_vis.train.step import initial_state
 from tests.main_process import ROOT
 from tests.train.tiny_config import get_config
@@ -142,6 +143,13 @@ def test_with_fsdp_only_kernels_of_the_blocks_are_gathered(steps, mesh):
 
 
 @pytest.mark.fast
+@pytest.mark.fast
+@pytest.mark.parametrize("shape", [(0, -1), (-1, 0), (-1, -1), (-2, -4), (3, -1), (8, 2), (0, 0)])
+def test_a_shape_that_does_not_cover_the_devices_is_refused(shape):
+    with pytest.raises(UserError, match=r"does not cover the 8 devices; use \(-1, 1\), or two numbers"):
+        make_mesh(shape, [None] * 8)
+
+
 def test_parameters_of_the_blocks_are_split_wherever_they_are():
     """Kernels and LayerNorm's, both moments of Adam and the teacher alike; all else is whole everywhere."""
     state = jax.eval_shape(functools.partial(initial_state, build_recipe(get_config())))

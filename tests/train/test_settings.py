@@ -8,6 +8,7 @@ import pytest
 from sparse_vis.config import default_config
 from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.errors import UserError
+from sparse_vis.losses.spec import TERMS
 from sparse_vis.train import settings
 
 pytestmark = pytest.mark.fast
@@ -24,17 +25,21 @@ pytestmark = pytest.mark.fast
         ("model.tokens", 1, "KoLeo"),
         ("loss.matching", "best", "'entropic' or 'exact'"),
         ("views.local_count", 0, "cls_local"),
-        ("views.aspect", ("3",), "like the default"),
+        ("views.aspect", ("3",), "write it like (0.5, 1.0)"),
         ("train.batch", 2049, "2 x 1"),
         ("train.keep", 0, "at least 1"),
         ("efficiency.microbatches", 0, "at least 1"),
         ("efficiency.dtype", "float8", "'float32' or 'bfloat16'"),
-        ("seed", 2**32, "below 2**32"),
+        ("seed", 2**32, "at most 4294967295"),
         ("optimizer.peak_lr", float("nan"), "float32"),
         ("optimizer.peak_lr", 1e39, "float32"),
         ("data.on_error", "substitute", "'stop' or 'skip'"),
         ("data.max_pixels", 0, "at least 1"),
         ("data.canvas", 8, "smaller than a patch"),
+        ("views.local_size", 15, "smaller than a patch"),
+        ("model.prototypes.count", 10_000, "prototype_chunk=1024; choose one, e.g. 10240"),
+        ("optimizer.warmup", 0.999999, "leaves no step after the warm-up"),
+        ("efficiency.mesh", (0, -1), "is no mesh; give two numbers of devices"),
         ("eval.batch", 0, "at least 1"),
         ("eval.train_records", -1, "at least 0"),
         ("eval.dtype", "half", "'float32' or 'bfloat16'"),
@@ -58,6 +63,35 @@ def test_a_wrong_setting_is_named_with_its_remedy(name, value, words):
         settings.check(config, devices=2)
     assert last in str(error.value)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_only_several_settings_show():
+    config = default_config()
+    config.model.decoder.update(width=513, heads=27)
+    with pytest.raises(UserError, match=r"config\.model\.decoder\.width=513 is odd; its position code"):
+        settings.check(config)
+    config = default_config()
+    config.loss.update(dict.fromkeys(TERMS, 0.0))
+    with pytest.raises(UserError, match=r"every weight of config\.loss is 0, so that nothing would be"):
+        settings.check(config)
+    config.loss.koleo_image = 0.1
+    settings.check(config)
+    config.train.steps, config.optimizer.warmup = 1, 0.6
+    with pytest.raises(UserError, match=r"warmup=0.6 of config.train.steps=1 leaves no step"):
+        settings.check(config)
+    config.optimizer.schedule = "constant"
+    settings.check(config)
+
+
+def test_a_configuration_of_ones_own_must_have_all_settings_and_no_others():
+    config = default_config().unlock()
+    del config["views"]["hue"]
+    with pytest.raises(UserError, match=r"lacks the setting views\.hue; .* return default_config\(\)"):
+        settings.check(config)
+    config = default_config().unlock()
+    config.model.width2 = 3
+    with pytest.raises(UserError, match=r"has the unknown setting model\.width2; "):
+        settings.check(config)
 
 
 @pytest.mark.parametrize("name", ["cudnn", "pallas"])
@@ -122,14 +156,34 @@ def test_a_resume_of_an_earlier_version_tells_no_changes_that_are_none():
         ('{"train": 3}', "is no configuration"),
         ('{"train": {"steps": "x"}}', "is no configuration"),
         ('{"train": ', "no valid JSON"),
-        ("[]", "is no configuration"),
+        *((text, "is no configuration") for text in ("[]", "null", "3", '"a"', "NaN", "true")),
+        *(
+            (text, "is no configuration")
+            for text in ('{"train": []}', '{"train": null}', '{"train": "a"}', '{"model": {"decoder": 3}}')
+        ),
+        ('{"model": {"width": {"a": 1}}}', "model.width={'a': 1} is no whole number"),
+        ('{"model": {"width": 0}}', "model.width=0 is too small"),
+        ('{"model": {"heads": 7}}', "config.model.width=768 is no multiple of its heads"),
+        ('{"views": {"aspect": [[1], 2]}}', "views.aspect=.* is no pair of numbers"),
+        ('{"eval": {"expected": [["a"], "b"]}}', "eval.expected=.* is no list of rows"),
+        ('{"tr\\nain": 3}', r"the setting 'tr\\nain', which this version"),
+        (b"\xff\xfe{", "no valid JSON"),
+        ("[" * 100_000, "no valid JSON"),
+        ('{"seed": ' + "9" * 5000 + "}", "no valid JSON"),
     ],
+    ids=lambda text: str(text)[:30],
 )
 def test_a_damaged_configuration_is_named(tmp_path, text, words):
-    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=words) as error:
         settings.read(tmp_path)
-    assert str(tmp_path / "config.json") in str(error.value)
+    assert str(tmp_path / "config.json") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_configuration_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json cannot be read \(Is a directory\); "):
+        settings.read(tmp_path)
 
 
 def test_a_resume_may_change_everything_but_the_architecture():
@@ -138,7 +192,12 @@ def test_a_resume_may_change_everything_but_the_architecture():
     assert settings.check_resume(saved, settings.plain(config), pathlib.Path("run")) == [
         "train.batch: 2048 -> 64"
     ]
-    config.model.tokens = 8
+    config.model.tokenizer.codes = 512
+    assert len(settings.check_resume(saved, settings.plain(config), pathlib.Path("run"))) == 1
+    saved["model"]["target"] = config.model.target = "vq"
+    with pytest.raises(UserError, match=r"architecture \(model.tokenizer.codes: 1024 -> 512\)"):
+        settings.check_resume(saved, settings.plain(config), pathlib.Path("run"))
+    config.model.tokenizer.codes, config.model.tokens = 1024, 8
     with pytest.raises(
         UserError, match=r"run was trained with another architecture \(model.tokens: 16 -> 8\)"
     ):

@@ -1,0 +1,131 @@
+"""What every setting of config.py may be, in one table.
+
+Configurations, manifests of released models and the objects that are made of settings are checked by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sparse_vis.errors import UserError
+from sparse_vis.runtime.values import Choice, Form, Range, is_whole, pair, real, shown, whole
+
+SIDE = 8192  # pixels: a larger image is surely a mistake, and one of 100,000 takes 37 GB
+
+TEXT = Form(lambda x: isinstance(x, str), "is no text; write it in quotes")
+FLAG = Form(lambda x: isinstance(x, bool), "is neither True nor False; write one of them")
+NAMES = Form(
+    lambda x: isinstance(x, tuple | list) and all(isinstance(name, str) for name in x),
+    "is no list of names; write it like ('knn', 'linear')",
+)
+ROWS = Form(
+    lambda x: isinstance(x, tuple | list) and all(isinstance(row, tuple | list) for row in x),
+    "is no list of rows; write ((task, what is measured, metric, figure, tolerance), ...)",
+)
+MESH = Form(
+    lambda x: isinstance(x, tuple | list) and len(x) == 2 and all(map(is_whole, x)),
+    "is no pair of whole numbers; write it like (-1, 1)",
+)
+DTYPES = Choice("float32", "bfloat16", "float16")
+_SHARE, _WEIGHT, _TEMPERATURE = real("[0, 1]"), real("[0, 1e6]"), real("[1e-4, 1e4]")
+_RATE, _DECAY, _MEMORY = real("(0, 10]"), real("[0, 100]"), real("[0, 1)")
+_COUNT, _SEED = whole(1), whole(0, 2**32 - 1)
+_BATCH, _WIDTH, _LAYERS = whole(1, 2**20), whole(1, 2**18), whole(1, 1024)
+_TRANSFORMER = {"width": _WIDTH, "layers": _LAYERS, "heads": _LAYERS, "mlp_dim": _WIDTH}
+
+# In the order of config.py.
+_TABLE = {
+    "name": TEXT, "seed": _SEED, "init": TEXT, "init_name": TEXT, "init_heads": Choice("keep", "fresh"),
+    "model": {
+        "image_size": whole(5, SIDE), "patch": whole(1, 1024), **_TRANSFORMER,
+        "tokens": whole(1, 2**16), "init_std": real("[1e-6, 10]"), "spatial_temperature": _TEMPERATURE,
+        "target": Choice("pixel", "vq"), "bottleneck": Choice("factors", "dense"), "decoder": _TRANSFORMER,
+        "prototypes": {"count": whole(1, 2**24), "dim": _WIDTH, "hidden": _WIDTH},
+        "tokenizer": {"path": TEXT, "codes": whole(1, 2**24), "dtype": DTYPES},
+    },
+    "loss": {
+        "reconstruction": _WEIGHT, "token_clustering": _WEIGHT, "cls_clustering": _WEIGHT,
+        "set_alignment": _WEIGHT, "cls_masked": _WEIGHT, "cls_local": _WEIGHT, "koleo_image": _WEIGHT,
+        "koleo_masked": _WEIGHT, "inpainting": _WEIGHT, "student_temperature": _TEMPERATURE,
+        "sinkhorn_temperature": _TEMPERATURE, "sinkhorn_iterations": whole(0, 1000),
+        "sinkhorn_epsilon": _SHARE, "balance_over": Choice("batch", "microbatch"),
+        "matching": Choice("entropic", "exact"), "match_epsilon": _TEMPERATURE,
+        "match_iterations": whole(1, 1000),
+    },
+    "views": {
+        # The blur reflects four pixels at the border.
+        "global_count": whole(1, 1024), "global_scale": pair("(0, 1]"), "local_count": whole(0, 1024),
+        "local_size": whole(5, SIDE), "local_scale": pair("(0, 1]"), "aspect": pair("[0.01, 100]"),
+        "flip_probability": _SHARE, "colour_per": Choice("view", "batch"), "jitter_probability": _SHARE,
+        "brightness": _SHARE, "contrast": _SHARE, "saturation": _SHARE, "hue": real("[0, 0.5]"),
+        "grey_probability": _SHARE, "blur_probability": _SHARE, "blur_sigma": pair("[0.01, 100]"),
+        "masking_ratio": _MEMORY, "mask_kind": Choice("gaussian", "uniform", "block"),
+        "focus_probability": _SHARE,
+    },
+    "teacher": {"enabled": FLAG, "momentum": _SHARE, "final_momentum": _SHARE},
+    "data": {
+        "source": TEXT, "path": TEXT, "split": TEXT, "canvas": whole(1, SIDE),
+        "max_pixels": whole(1, 2**31 - 1), "on_error": Choice("stop", "skip"), "workers": whole(0, 1024),
+        "threads": whole(1, 1024), "seed": _SEED,
+        "scenes": {
+            # Digits are illegible on less than 24 pixels.
+            "size": whole(24, SIDE), "digits": Choice("many", "one"), "colours": Choice("random", "white"),
+            "max_digits": whole(1, 4), "digit_scale": pair("[0.3, 0.9]"),
+            "train_records": _COUNT, "eval_records": _COUNT,
+        },
+    },
+    "optimizer": {
+        "peak_lr": _RATE, "final_lr": real("[0, 10]"), "warmup": _MEMORY,
+        "schedule": Choice("cosine", "constant"), "weight_decay": _DECAY, "b1": _MEMORY, "b2": _MEMORY,
+        "clip": real("(0, 1e30]"),
+    },
+    "train": {
+        "batch": _BATCH, "steps": _COUNT, "log_every": _COUNT, "save_every": _COUNT,
+        "health_every": whole(0), "keep": _COUNT, "max_bad_steps": _COUNT,
+    },
+    "efficiency": {
+        "dtype": DTYPES, "remat": Choice("none", "products", "blocks"), "unroll": _LAYERS,
+        "attention": Choice("xla", "cudnn", "pallas"), "microbatches": _BATCH, "mesh": MESH,
+        "prototype_chunk": whole(1, 2**24),
+    },
+    "eval": {
+        "tasks": NAMES, "beside": NAMES, "train_split": TEXT, "test_split": TEXT, "holdout": _MEMORY,
+        "train_records": whole(0), "test_records": whole(0), "batch": _BATCH, "dtype": DTYPES,
+        "seed": _SEED, "masks": TEXT, "mask_classes": whole(0, 255), "expected": ROWS, "inception": TEXT,
+        "lpips": {"alexnet": TEXT, "heads": TEXT},
+        "reconstruction_probe": {
+            "target": Choice("pixel", "vq"), "learning_rate": _RATE, "weight_decay": _DECAY,
+            "batch_size": _BATCH, "epochs": _COUNT, **_TRANSFORMER,
+        },
+        "segmentation": {"batch": _BATCH, "epochs": _COUNT},
+        "linear_published": {
+            "learning_rate": _RATE, "weight_decay": _DECAY, "batch_size": _BATCH, "epochs": _COUNT,
+        },
+    },
+}  # fmt: skip
+
+
+def _flat(table: dict, prefix: str = "") -> Iterator[tuple[str, Range | Choice | Form]]:
+    for name, allowed in table.items():
+        if isinstance(allowed, dict):
+            yield from _flat(allowed, f"{prefix}{name}.")
+        else:
+            yield prefix + name, allowed
+
+
+ALLOWED = dict(_flat(_TABLE))  # dotted name of every setting -> what it may be
+
+
+def check_fields(section: str, values: dict) -> None:
+    """Refuse values of settings of a section; other names are left alone.
+
+    Args:
+        section: of the configuration, dotted. values: by the settings' last names.
+
+    Raises:
+        UserError: the first value that is out of its range.
+    """
+    for name, value in values.items():
+        allowed = ALLOWED.get(f"{section}.{name}")
+        if allowed and (sentence := allowed.fault(value)):
+            raise UserError(f"{section}.{name}={shown(value)} {sentence}.")
