@@ -15,7 +15,6 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop import manifest
@@ -23,6 +22,7 @@ from sparse_vis.interop.layout import Tensors
 from sparse_vis.interop.load import PLACES, Loaded, abstract_params, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
+from sparse_vis.interop.safetensors_files import write_safetensors
 from sparse_vis.programs import FORMATS, export_program
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.tools import Parser, check_folder
@@ -103,7 +103,7 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
     tensors = released_tensors(found)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, weights, {"format": "pt"})
+        write_safetensors(tensors, weights)
         if copy is not None:
             shutil.copyfile(found.tokenizer, copy)
         # Last, so that an export cut short is never taken for a complete one.

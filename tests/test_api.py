@@ -125,7 +125,7 @@ def test_uint8_and_float_agree_also_inside_jit(loaded):
         (np.zeros((2, 3, SIZE, SIZE), np.uint8), r"shape \(2, 3, 32, 32\).*\.transpose\(0, 2, 3, 1\)"),
         (np.zeros((0, SIZE, SIZE, 3), np.uint8), r"shape \(0, 32, 32, 3\); give at least one"),
         (np.zeros((2, SIZE, SIZE, 4), np.uint8), r"shape \(2, 32, 32, 4\)"),
-        ([[0]], r"images are a list; give an array.*np\.stack"),
+        ([[0]], r"images are a list of list; give an array.*np\.stack"),
         (np.zeros((1, PATCH - 1, SIZE, 3), np.uint8), r"7x32 px are smaller than a patch \(8 px\)"),
         (np.zeros((1, SIZE, SIZE, 3), np.int32), "dtype int32"),
         (np.zeros((1, SIZE, SIZE, 3), bool), "dtype bool"),

@@ -58,8 +58,9 @@ def load_tokenizer(path: str | Path, dtype: DTypeLike = jnp.float32) -> tuple[VQ
     pixels = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     tree = jax.eval_shape(module.init, jax.random.key(0), pixels)["params"]
     leaves = traverse_util.flatten_dict(tree, sep="/")
-    check_tensors(found, {layout.name(ours): layout.shape(x.shape) for ours, x in leaves.items()}, (), path)
-    params = {ours: jnp.asarray(layout.ours(found[layout.name(ours)]), jnp.float32) for ours in leaves}
+    shapes = {layout.name(ours): layout.shape(x.shape) for ours, x in leaves.items()}
+    checked = check_tensors(found, shapes, (), path)
+    params = {ours: jnp.asarray(layout.ours(checked[layout.name(ours)])) for ours in leaves}
     return module, traverse_util.unflatten_dict(params, sep="/")
 
 

@@ -15,11 +15,17 @@ from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
 from sparse_vis.errors import UserError
+from sparse_vis.interop import hub
 from sparse_vis.interop.mae import find_file, read_backbone
 from tests.interop.mae_config import config_of
 
 MAE = Path(__file__).parents[1] / "golden" / "mae_p16"
 WEIGHTS = MAE / "model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    monkeypatch.setattr(hub, "unreachable", lambda: "")
 
 
 @pytest.fixture
