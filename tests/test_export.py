@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "save_file", full)
+    monkeypatch.setattr(export, "write_safetensors", full)
     with pytest.raises(UserError, match="No space left on device"):
         export.export_released(GOLDEN, tmp_path / "out", "sizes_p14")
     assert not (tmp_path / "out" / "config.json").exists()

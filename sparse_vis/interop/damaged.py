@@ -27,9 +27,9 @@ def damaged(path: Path, kind: str, cause: Exception | str) -> UserError:
     if os.path.getsize(path) == 0:
         return UserError(f"{path} is empty; download or export it again.")
     with path.open("rb") as file:
-        start = file.read(64).lstrip()
+        start = file.read(64)
     for magic, sentence in _DISGUISES:
-        if start.startswith(magic) and (magic != b"PK" or kind != "torch"):
+        if start.lstrip().startswith(magic) and (magic != b"PK" or kind != "torch"):
             return UserError(f"{path} {sentence}.")
     if kind != "safetensors" and start[8:10] == b'{"':
         return UserError(f"{path} is a safetensors file by its content; give it the extension .safetensors.")

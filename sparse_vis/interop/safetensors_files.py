@@ -49,10 +49,10 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     # Element types that numpy lacks, such as float8, raise AttributeError or KeyError; damage anything.
     except Exception as error:
         raise damaged(path, "safetensors", error) from error
-    if changed or (sums and sums.keys() != found.keys()):
-        what = changed or sorted(sums.keys() ^ found.keys())
+    changed += sorted(sums.keys() ^ found.keys()) if sums else []
+    if changed:
         raise UserError(
-            f"{path} is damaged: {what[0]} differs from its checksum (of {len(what)} such tensors); "
+            f"{path} is damaged: {changed[0]} is not what its checksum says ({len(changed)} tensors in all); "
             "download or export it again."
         )
     return found

@@ -89,9 +89,9 @@ def _load(torch, path: Path):
                 f"{path} holds {named[1]}, which only running the file's code would read, and that is never "
                 f"done; {SAVE}."
             ) from error
-        reason = re.search(r"WeightsUnpickler error: (.*)", text)
-        clear = text if "weights_only" not in text else "not what torch.save writes"
-        raise damaged(path, "torch", reason[1] if reason else clear or type(error).__name__) from error
+        reason = unpickler[1] if (unpickler := re.search(r"WeightsUnpickler error: (.*)", text)) else text
+        clear = reason.strip() and "weights_only" not in reason
+        raise damaged(path, "torch", reason if clear else "not what torch.save writes") from error
 
 
 def _named_tensors(state, path: Path) -> dict:

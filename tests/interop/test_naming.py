@@ -63,7 +63,7 @@ def original(t):
 def original_forward(t, images):
     """The encoder of facebookresearch/mae without masking, its tensors read by its own names.
 
-    Returns CLS and patches. Its LayerNorms have epsilon 1e-6; the recordings' are those of transformers, 1e-12.
+    Returns CLS and patches. Its LayerNorms have epsilon 1e-6, those of the recordings 1e-12.
     """
     t = {name: torch.from_numpy(np.array(array)) for name, array in t.items()}
 
