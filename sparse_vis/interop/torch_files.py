@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
+import zipfile
 from pathlib import Path
 
 import ml_dtypes
@@ -65,7 +66,28 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     return {str(name): _array(torch, tensor, name, path) for name, tensor in state.items()}
 
 
+def _changed_records(path: Path) -> list[str]:
+    """Parts of torch's zip file that differ from their checksums, which torch itself does not compare."""
+    changed = []
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # else torch says what is wrong
+        for name in archive.namelist():
+            try:
+                with archive.open(name) as record:
+                    while record.read(1 << 20):
+                        pass
+            except zipfile.BadZipFile:
+                changed.append(name)
+        if len(changed) == len(archive.namelist()):
+            return []  # written without: torch.serialization.set_crc32_options(False)
+    return changed
+
+
 def _load(torch, path: Path):
+    if changed := _changed_records(path):
+        raise UserError(
+            f"{path} is damaged: {changed[0]} is not what its checksum says ({len(changed)} parts in all); "
+            "download or export it again."
+        )
     # Only for zip files, which torch has written since 1.6, can foreign classes be listed beforehand.
     foreign = []
     with contextlib.suppress(Exception):

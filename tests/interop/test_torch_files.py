@@ -78,6 +78,25 @@ def test_one_value_that_claims_to_be_terabytes_costs_none(tmp_path):
     assert found["a"].shape == (10**12,) and found["a"].strides == (0,)
 
 
+@pytest.mark.parametrize("computed", [True, False])
+def test_a_flipped_bit_is_seen_unless_the_file_has_no_checksums(tmp_path, computed):
+    torch.serialization.set_crc32_options(computed)
+    try:
+        save(tmp_path / "x.pt", {"a": VALUES})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    np.testing.assert_array_equal(read_tensors(tmp_path / "x.pt")["a"], VALUES.numpy())
+    if computed:
+        whole = (tmp_path / "x.pt").read_bytes()
+        i = whole.index(VALUES.numpy().tobytes()) + 5
+        (tmp_path / "x.pt").write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
+        assert not np.array_equal(torch.load(tmp_path / "x.pt")["a"], VALUES)  # torch notices nothing
+        with pytest.raises(
+            UserError, match=r"x\.pt is damaged: x/data/0 is not what its checksum says \(1 parts"
+        ):
+            read_tensors(tmp_path / "x.pt")
+
+
 class Calls:
     """Something whose pickle asks for a call."""
 
