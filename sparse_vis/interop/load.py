@@ -19,13 +19,14 @@ from sparse_vis.errors import UserError
 from sparse_vis.interop import hub, manifest
 from sparse_vis.interop.naming import as_transformers_4
 from sparse_vis.interop.released import UNUSED, head_out, params_to_tensors, tensors_to_params
-from sparse_vis.interop.tensors import check_tensors, listing, read_tensors
+from sparse_vis.interop.tensors import SAFETENSORS, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.train import checkpoint, settings
 
 # A released file may hold an EMA copy beside the model, and with do_cls false it lacks the CLS head.
 _TEACHER = (r"teacher_(sparse_tokens|(encoder|head|cls_head)\..*)",)
 _CLS_HEAD = "cls_cluster_head"
+RELEASED = "sparse_tokens"  # what a released STELLAR model has and no backbone
 
 # Small models trained on scenes that come with the package: a release folder and a card (README.md) each.
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "checkpoints"
@@ -104,13 +105,17 @@ def _pick(models: dict, name: str | None, folder: pathlib.Path | str) -> str:
     return name
 
 
+def transformers_kind(path: pathlib.Path) -> str | None:
+    """The `model_type` of a config.json of transformers; None of any other file, or of none."""
+    try:
+        return json.loads(path.read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None  # read_manifest says what is wrong with it
+
+
 def _no_backbone(path: pathlib.Path) -> None:
     """Refuse the config.json of a model of transformers, whatever weights are beside it."""
-    try:
-        kind = json.loads(path.read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return  # read_manifest says what is wrong with it
-    if kind:
+    if kind := transformers_kind(path):
         raise UserError(
             f"{path} is that of a {kind} of transformers, which is no STELLAR model; a ViT or ViTMAE can be "
             "what a training starts from: --config.init=FOLDER."
@@ -118,13 +123,18 @@ def _no_backbone(path: pathlib.Path) -> None:
 
 
 def _read_file(path: pathlib.Path, name: str | None) -> Loaded:
-    """A .safetensors file with its config.json beside it, or one of the five known names."""
-    if path.suffix != ".safetensors":
+    """A safetensors or torch file with its config.json beside it, or one of the five known names."""
+    if path.suffix not in (*SAFETENSORS, *TORCH):
         raise UserError(f"{path} is no released .safetensors file; give the path of one, or of a folder.")
     beside = path.parent / "config.json"
     if not beside.is_file() and (name or path.stem) in manifest.KNOWN:
         return read_released(path, {}, name or path.stem)
     _no_backbone(beside)
+    if not beside.is_file() and RELEASED not in (found := read_tensors(path)):
+        raise UserError(
+            f"{path} holds no STELLAR model: {RELEASED} is missing, found: {listing(found) or 'nothing'}; "
+            "a backbone can be what a training starts from: --config.init=FILE."
+        )
     models = manifest.read_manifest(beside)
     named = {key: entry for key, entry in models.items() if entry["weights"] == path.name}
     if not named:

@@ -16,15 +16,14 @@ from sparse_vis.errors import UserError
 from sparse_vis.interop import hub
 from sparse_vis.interop.families import facebook_mae, transformers_vit
 from sparse_vis.interop.layout import encoder_in, encoder_out
-from sparse_vis.interop.load import abstract_params
+from sparse_vis.interop.load import RELEASED, abstract_params, transformers_kind
 from sparse_vis.interop.naming import as_transformers_4
 from sparse_vis.interop.safetensors_files import shards
-from sparse_vis.interop.tensors import INDEX, check_tensors, listing, read_tensors
+from sparse_vis.interop.tensors import INDEX, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.encoder import resize_position_table
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 FILES = tuple(file for name in _WHOLE for file in (name, name + INDEX))
-RELEASED = "sparse_tokens"  # what a released STELLAR model has and no backbone
 POSITION = "vit.embeddings.position_embeddings"
 FAMILIES = (transformers_vit.MAE, facebook_mae.ORIGINAL_MAE, transformers_vit.ALONE)
 
@@ -33,15 +32,24 @@ def find_file(path: str) -> pathlib.Path | None:
     """The weight file meant by a path, a folder, or hf://owner/repository; None if it is no MAE release.
 
     Raises:
-        UserError: a hub address that cannot be fetched.
+        UserError: a hub address that cannot be fetched, or a folder of transformers without its weights.
     """
     if path.startswith(hub.PREFIX):
         address = path.removeprefix(hub.PREFIX)
         return _fetch(address) if address.count("/") == 1 else None
     place = hub.snapshot(pathlib.Path(path))
-    if place.is_dir():
-        return next((place / name for name in FILES if (place / name).is_file()), None)
-    return place if place.is_file() else None
+    if not place.is_dir():
+        return place if place.is_file() else None
+    if found := next((place / name for name in FILES if (place / name).is_file()), None):
+        return found
+    names = [entry.name for entry in place.iterdir()]
+    torch = [name for name in names if name.endswith(TORCH)]
+    if transformers_kind(place / "config.json") or (torch and "config.json" not in names):
+        raise UserError(
+            f"{place} holds none of {', '.join(FILES)} but {listing(names)}; give a weight file itself"
+            f"{f', e.g. {place / torch[0]}' if torch else ''}."
+        )
+    return None
 
 
 def _fetch(address: str) -> pathlib.Path:

@@ -193,6 +193,17 @@ def test_a_released_model_under_another_naming(tmp_path, rename):
 
 
 @pytest.mark.fast
+def test_a_released_model_in_a_trainers_checkpoint(tmp_path):
+    tensors = load_file(GOLDEN / "pixel_p16.safetensors")
+    model = {f"module.{name}": torch.from_numpy(array) for name, array in tensors.items()}
+    torch.save({"model": model, "optimizer": {}, "args": argparse.Namespace()}, tmp_path / "last.pth")
+    entry = json.loads((GOLDEN / "config.json").read_text())["models"]["pixel_p16"]
+    (tmp_path / "config.json").write_text(json.dumps({"models": {"x": {**entry, "weights": "last.pth"}}}))
+    found = read_model(tmp_path / "last.pth").params
+    jax.tree.map(np.testing.assert_array_equal, found, read_model(GOLDEN, "pixel_p16").params)
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
