@@ -163,8 +163,9 @@ def _read_hub(address: str, name: str | None, revision: str | None, local_files_
     fetch = functools.partial(
         hub.fetch, "/".join(parts[:2]), revision=revision, local_files_only=local_files_only
     )
-    _no_backbone(fetch("config.json"))
-    models = manifest.read_manifest(fetch("config.json"))
+    described = fetch("config.json")
+    _no_backbone(described)
+    models = manifest.read_manifest(described)
     chosen = _pick(models, parts[2] if len(parts) == 3 else name, address)
     entry = models[chosen]
     loaded = read_released(fetch(entry["weights"]), entry, chosen)
