@@ -6,6 +6,7 @@ The format has none, so a flipped bit that gives another finite number cannot be
 from __future__ import annotations
 
 import json
+import struct
 import zlib
 from pathlib import Path
 
@@ -26,13 +27,22 @@ def checksum(array: np.ndarray) -> int:
 
 
 def write_safetensors(tensors: dict[str, np.ndarray], path: Path) -> None:
-    """Write tensors with their checksums.
+    """Write tensors with their checksums; the same tensors always give the same bytes.
 
     Raises:
         OSError, safetensors.SafetensorError: the file cannot be written.
     """
     sums = {name: checksum(array) for name, array in tensors.items()}
     save_file(tensors, path, {"format": "pt", CHECKSUMS: json.dumps(sums)})
+    # The library writes the metadata's keys in random order.
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(text) == length:
+            file.seek(8)
+            file.write(text)
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:

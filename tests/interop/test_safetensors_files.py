@@ -112,6 +112,15 @@ def written(tmp_path):
     return tmp_path / "x.safetensors", 8 + struct.unpack("<Q", whole[:8])[0]
 
 
+def test_the_same_tensors_give_the_same_bytes(written):
+    path, _ = written
+    tensors, files = read_tensors(path), set()
+    for i in range(8):
+        write_safetensors(tensors, path.with_name(f"{i}.safetensors"))
+        files.add(path.with_name(f"{i}.safetensors").read_bytes())
+    assert files == {path.read_bytes()}
+
+
 def test_every_flipped_bit_of_an_export_is_seen(written):
     path, start = written
     whole, before = path.read_bytes(), read_tensors(path)
