@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from sparse_vis import wrong_images
 from sparse_vis.build import build_model
 from sparse_vis.errors import UserError
 from sparse_vis.interop.load import Loaded, read_model
@@ -89,30 +92,36 @@ def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:
         images: (B, H, W, 3) uint8, or float in [0, 1]. patch: smallest side.
 
     Raises:
-        UserError: no array, no images, another shape or dtype, or a side below the patch size.
+        UserError: no array, no images, another shape or dtype, a side below the patch size, or, outside jit
+            (inside, values are not known yet), numbers outside [0, 1].
     """
-    shape = getattr(images, "shape", None)
-    if shape is None:
+    if what := wrong_images.shape_fault(images):
+        raise UserError(what)
+    if min(images.shape[1:3]) < patch:
         raise UserError(
-            f"images are a {type(images).__name__}; give an array (B, H, W, 3), e.g. np.stack(images)."
+            f"images of {images.shape[1]}x{images.shape[2]} px are smaller than a patch ({patch} px); "
+            "enlarge them."
         )
-    if len(shape) != 4 or shape[-1] != 3:
-        remedy = "images[None] for a single one"
-        if len(shape) == 4 and shape[1] == 3:
-            remedy = "images.transpose(0, 2, 3, 1)"
-        raise UserError(f"images have shape {shape}; give (B, H, W, 3) RGB, e.g. {remedy}.")
-    if shape[0] == 0:
-        raise UserError(f"images have shape {shape}; give at least one.")
-    if min(shape[1:3]) < patch:
-        raise UserError(
-            f"images of {shape[1]}x{shape[2]} px are smaller than a patch ({patch} px); enlarge them."
-        )
+    if not isinstance(images, jax.Array):
+        try:
+            images = np.asarray(images)
+        except Exception as error:  # another library's, on its own device or with gradients
+            kind = type(images).__name__
+            raise UserError(
+                f"images are a {kind} that NumPy cannot read ({error}); give NumPy arrays."
+            ) from error
+    if what := wrong_images.value_fault(images):
+        raise UserError(what)
     images = jnp.asarray(images)
-    if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32) / 255
-    if jnp.issubdtype(images.dtype, jnp.floating):
-        return images.astype(jnp.float32)
-    raise UserError(f"images have dtype {images.dtype}; give uint8, or float in [0, 1].")
+    return images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
+
+
+def _check_model(call: str, model: Stellar, params: dict) -> None:
+    if not isinstance(model, Stellar) or not isinstance(params, Mapping):
+        raise UserError(
+            f"{call} got a {type(model).__name__} as model and a {type(params).__name__} as params; "
+            f"write model, params = load(PATH), then {call}."
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -138,8 +147,9 @@ def encode(model: Stellar, params: dict, images: Array) -> Features:
         lowrank (B, n, d). Works inside jit.
 
     Raises:
-        UserError: wrong shape or dtype.
+        UserError: wrong shape, dtype or, outside jit, values; arguments in another order.
     """
+    _check_model("encode(model, params, images)", model, params)
     return _encode(model, params, as_pixels(images, model.patch))
 
 
@@ -163,8 +173,10 @@ def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array
         patch becomes one code of the tokenizer, 16 px wide: 256x256 at 224 px and patch 14.
 
     Raises:
-        UserError: a VQ model without its tokenizer, or no features.
+        UserError: a VQ model without its tokenizer, no features or those of another model, or arguments in
+            another order.
     """
+    _check_model("reconstruct(model, params, features)", model, params)
     if model.decoder.codes and model.tokenizer is None:
         raise UserError(
             "this model reconstructs through a VQ tokenizer, whose weights are not at hand; "
@@ -174,4 +186,11 @@ def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array
         raise UserError(
             f"features are a {type(features).__name__}; give what encode(model, params, images) returns."
         )
-    return _reconstruct(model, params, features.lowrank, model.grid(*features.size))
+    grid = model.grid(*features.size)
+    shape, wanted = features.lowrank.shape, (grid[0] * grid[1], model.encoder.width)
+    if len(shape) != 3 or shape[1:] != wanted:
+        raise UserError(
+            f"features.lowrank is {shape}, not (B, {wanted[0]}, {wanted[1]}) as this model has it for "
+            f"{features.size[0]}x{features.size[1]} px; give what encode returns with the same model."
+        )
+    return _reconstruct(model, params, features.lowrank, grid)

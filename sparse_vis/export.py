@@ -12,7 +12,6 @@ import pathlib
 import shutil
 
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop import manifest
@@ -20,6 +19,7 @@ from sparse_vis.interop.layout import Tensors
 from sparse_vis.interop.load import PLACES, Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
+from sparse_vis.interop.safetensors_files import write_safetensors
 from sparse_vis.programs import FORMATS, export_program
 from sparse_vis.runtime import lock, paths
 from sparse_vis.runtime.files import whole, write_whole
@@ -73,7 +73,7 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
     try:
         output.mkdir(parents=True, exist_ok=True)
         with whole(weights) as partial:
-            save_file(tensors, partial, {"format": "pt"})
+            write_safetensors(tensors, partial)
         if copy is not None:
             with whole(copy) as partial:
                 shutil.copyfile(found.tokenizer, partial)

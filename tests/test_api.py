@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import sparse_vis
 from sparse_vis.errors import UserError
@@ -124,15 +125,125 @@ def test_uint8_and_float_agree_also_inside_jit(loaded):
         (np.zeros((2, 3, SIZE, SIZE), np.uint8), r"shape \(2, 3, 32, 32\).*\.transpose\(0, 2, 3, 1\)"),
         (np.zeros((0, SIZE, SIZE, 3), np.uint8), r"shape \(0, 32, 32, 3\); give at least one"),
         (np.zeros((2, SIZE, SIZE, 4), np.uint8), r"shape \(2, 32, 32, 4\)"),
-        ([[0]], r"images are a list; give an array.*np\.stack"),
+        ([[0]], r"images are a list of list; give an array.*np\.stack"),
         (np.zeros((1, PATCH - 1, SIZE, 3), np.uint8), r"7x32 px are smaller than a patch \(8 px\)"),
-        (np.zeros((1, SIZE, SIZE, 3), np.int32), "dtype int32"),
-        (np.zeros((1, SIZE, SIZE, 3), bool), "dtype bool"),
+        (["a.jpg"], r"images are a list of str; .*np\.stack\(\[np\.asarray\(PIL\.Image\.open\(path\)"),
+        (pathlib.Path("a.jpg"), r"images are a PosixPath; .*PIL\.Image\.open\(path\).*\[None\]"),
+        (
+            Image.new("RGBA", (SIZE, SIZE)),
+            r"images are a Image; .*np\.asarray\(image\.convert\(\"RGB\"\)\)\[None\]",
+        ),
+        ([Image.new("L", (SIZE, SIZE))], r"a list of Image; .*convert\(\"RGB\"\)\) for image in images\]\)"),
+        (None, r"images are a NoneType; give an array"),
+        (np.zeros((1, SIZE, SIZE, 3), "datetime64[s]"), r"dtype datetime64\[s\]; give uint8, or float"),
     ],
 )
 def test_encode_refuses_what_is_no_batch_of_images(loaded, wrong, sentence):
     with pytest.raises(UserError, match=sentence):
         sparse_vis.encode(*loaded, wrong)
+
+
+RGB = np.random.default_rng(5).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
+GREY = RGB[..., :1]
+ALPHA = np.concatenate([RGB, GREY], axis=-1)
+UNIT = RGB / np.float32(255)
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+# Wrong images; the expression of `images` that the sentence must give; what it must yield.
+REMEDIES = {
+    "one image": (RGB[0], "images[None]", RGB[:1]),
+    "channels first": (RGB.transpose(0, 3, 1, 2), "images.transpose(0, 2, 3, 1)", RGB),
+    "one, channels first": (RGB[0].transpose(2, 0, 1), "images.transpose(1, 2, 0)[None]", RGB[:1]),
+    "alpha": (ALPHA, "images[..., :3]", RGB),
+    "one with alpha": (ALPHA[0], "images[None, ..., :3]", RGB[:1]),
+    "alpha, channels first": (ALPHA.transpose(0, 3, 1, 2), "images[:, :3].transpose(0, 2, 3, 1)", RGB),
+    "one channel": (GREY, "np.repeat(images, 3, axis=-1)", GREY.repeat(3, -1)),
+    "one channel first": (
+        GREY.transpose(0, 3, 1, 2),
+        "np.repeat(images, 3, axis=1).transpose(0, 2, 3, 1)",
+        GREY.repeat(3, -1),
+    ),
+    "one of one channel": (GREY[0], "np.repeat(images, 3, axis=-1)[None]", GREY[:1].repeat(3, -1)),
+    "grey": (GREY[..., 0], "np.stack([images] * 3, axis=-1)", GREY.repeat(3, -1)),
+    "one grey": (GREY[0, ..., 0], "np.stack([images] * 3, axis=-1)[None]", GREY[:1].repeat(3, -1)),
+    "batches": (RGB[None], "images.reshape(-1, *images.shape[-3:])", RGB),
+    "0 to 255": (RGB.astype(np.float32), "images / 255", UNIT),
+    "0 to 255 of half precision": (RGB.astype(np.float16), "images / 255", UNIT),
+    "0 to 255 on the device": (jnp.asarray(RGB, jnp.float32), "images / 255", UNIT),
+    "0 to 65535": (RGB * 257.0, "images / 65535", UNIT),
+    "16 bits": (RGB.astype(np.uint16) * 257, "images / 65535", UNIT),
+    "integers": (RGB.astype(np.int64), "images.astype(np.uint8)", RGB),
+    "booleans": (RGB > 99, "images.astype(np.float32)", (RGB > 99) * 1.0),
+    "-1 to 1": (UNIT * 2 - 1, "(images + 1) / 2", UNIT),
+    "normalised": ((UNIT - MEAN) / STD, "images * std + mean", UNIT),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("case", REMEDIES)
+def test_the_remedy_for_wrong_images_works(loaded, case):
+    wrong, remedy, right = REMEDIES[case]
+    with pytest.raises(UserError) as caught:
+        sparse_vis.encode(*loaded, wrong)
+    assert remedy in str(caught.value) and "\n" not in str(caught.value)
+    given = eval(remedy, {"np": np, "images": wrong, "mean": MEAN, "std": STD})
+    out = sparse_vis.encode(*loaded, given)  # is accepted, and it is the image that was meant
+    expected = right if right.dtype == np.uint8 else np.float32(right)
+    np.testing.assert_allclose(out.cls, sparse_vis.encode(*loaded, expected).cls, atol=2e-4)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("array", [np.array, jnp.array])
+def test_one_number_that_is_none_is_refused(loaded, value, array):
+    wrong = UNIT.copy()
+    wrong[1, 3, 5, 2] = value
+    with pytest.raises(UserError, match="images hold NaN or infinite numbers; give uint8, or float in"):
+        sparse_vis.encode(*loaded, array(wrong))
+
+
+@pytest.mark.fast
+def test_the_rounding_of_a_resize_is_no_fault_and_inside_jit_nothing_is_checked(loaded):
+    model, params = loaded
+    sparse_vis.encode(model, params, np.clip(UNIT, 0.0, 1.0) * np.float32(1.0002))
+    wrong = RGB.astype(np.float32)
+    inside = jax.jit(lambda x: sparse_vis.encode(model, params, x).cls)(wrong)
+    assert inside.shape == (2, 1, WIDTH) and np.isfinite(inside).all()
+    assert jax.grad(lambda x: sparse_vis.encode(model, params, x).cls.sum())(UNIT).shape == UNIT.shape
+
+
+@pytest.mark.fast
+def test_arguments_in_another_order(loaded):
+    model, params = loaded
+    order = r"write model, params = load\(PATH\), then "
+    with pytest.raises(UserError, match=rf"got a dict as model and a Stellar as params; {order}encode"):
+        sparse_vis.encode(params, model, RGB)
+    with pytest.raises(UserError, match=rf"got a tuple as model and a ndarray as params; {order}encode"):
+        sparse_vis.encode(loaded, RGB, None)
+    with pytest.raises(UserError, match=rf"got a dict as model and a Stellar as params; {order}reconstruct"):
+        sparse_vis.reconstruct(params, model, sparse_vis.encode(model, params, RGB))
+
+
+@pytest.mark.fast
+def test_features_of_another_model(loaded):
+    model, params = loaded
+    features = sparse_vis.encode(model, params, RGB)
+    narrow = features.replace(lowrank=features.lowrank[..., :5])
+    with pytest.raises(
+        UserError, match=rf"lowrank is \(2, 16, 5\), not \(B, 16, {WIDTH}\) as this model has"
+    ):
+        sparse_vis.reconstruct(model, params, narrow)
+    with pytest.raises(UserError, match=r"lowrank is \(2, 16, \d+\), not \(B, 4, \d+\) .* for 16x16 px"):
+        sparse_vis.reconstruct(model, params, features.replace(size=(16, 16)))
+
+
+@pytest.mark.fast
+def test_a_path_that_does_not_exist_says_what_is_there(tmp_path):
+    for name in ("quickstart", "digits"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=r"does not exist \(did you mean .*/quickstart\?\); give a workdir"):
+        sparse_vis.load(tmp_path / "quikstart" / "checkpoints")
+    with pytest.raises(UserError, match=r"does not exist \(\S* holds digits, quickstart\); give a workdir"):
+        sparse_vis.load(tmp_path / "zzz")
 
 
 @pytest.mark.fast

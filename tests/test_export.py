@@ -195,7 +195,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "save_file", full)
+    monkeypatch.setattr(export, "write_safetensors", full)
     with pytest.raises(UserError, match=r"No space left on device.*make room and repeat the command"):
         export.export_released(GOLDEN, tmp_path / "out", "sizes_p14")
     assert not list((tmp_path / "out").iterdir())

@@ -12,7 +12,8 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "sparse_vis"
 # A module may import from its own line and those above it. `losses.spec` is plain numbers, hence early;
 # so are the networks behind rFID and LPIPS, whose weights `interop` reads.
 ORDER = (
-    ("errors", "tools", "config", "ranges", "host", "progress", "runtime"), ("types",), ("ops", "pictures"),
+    ("errors", "tools", "config", "ranges", "host", "progress", "runtime"), ("types",),
+    ("ops", "pictures", "wrong_images"),
     ("data", "losses.spec"),
     ("augment", "crops", "masking"), ("views",),
     ("models", "evals.inception", "evals.lpips"), ("targets",), ("losses",), ("objective",),

@@ -3,41 +3,92 @@
 from __future__ import annotations
 
 import pathlib
+import threading
 
 from sparse_vis.errors import UserError
 from sparse_vis.runtime.paths import HUB as PREFIX
 
+PATIENCE = 3  # seconds
+
 
 def fetch(
-    address: str, filename: str, *, revision: str | None = None, local_files_only: bool = False
+    address: str, *filenames: str, revision: str | None = None, local_files_only: bool = False
 ) -> pathlib.Path:
     """Local path of one file of a hub repository, downloaded if it is not in the cache.
 
     Args:
-        address: "owner/repository". filename: in the repository.
+        address: "owner/repository". filenames: in the repository; the first that it has is taken.
         revision: branch, tag or commit. local_files_only: never use the network.
 
     Raises:
-        UserError: huggingface_hub is not installed, or the file cannot be had.
+        UserError: huggingface_hub is not installed, or no file can be had.
     """
     try:
         import huggingface_hub
     except ImportError:
         raise UserError(
             f'reading {PREFIX}{address} needs huggingface_hub; run `pip install -e ".[hub]"`, or place '
-            f"{filename} and the other files of https://huggingface.co/{address} in a folder and give that."
+            f"{filenames[0]} and the other files of https://huggingface.co/{address} in a folder and give "
+            "that."
         ) from None
-    try:
-        return pathlib.Path(
-            huggingface_hub.hf_hub_download(
-                address, filename, revision=revision, local_files_only=local_files_only
+    away = "" if local_files_only else unreachable()
+    reasons = []
+    for filename in filenames:
+        try:
+            return pathlib.Path(
+                huggingface_hub.hf_hub_download(
+                    address, filename, revision=revision, local_files_only=local_files_only or bool(away)
+                )
             )
-        )
-    except Exception as error:
-        lines = str(error).strip().splitlines() or ["no reason given"]
-        reason = lines[0][:120].rstrip(" .")
+        except Exception as error:
+            lines = str(error).strip().splitlines() or ["no reason given"]
+            reasons.append(away or f"{type(error).__name__}: {lines[0][:120].rstrip(' .')}")
+    raise UserError(
+        f"{filenames[0]} of {PREFIX}{address} could not be fetched ({reasons[0]}); "
+        f"without a network, place {filenames[0]} and the other files of https://huggingface.co/{address} "
+        "in a folder and give that folder."
+    )
+
+
+def unreachable() -> str:
+    """Why the hub does not answer within PATIENCE seconds; "" if it does.
+
+    Asked first, as huggingface_hub alone tries for half a minute, with a warning each time. It takes the same
+    proxies and HF_HUB_OFFLINE. In a thread, as looking up a host name knows no time limit.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    found: list[str] = []
+
+    def ask():
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+            found.append("")
+        except Exception as error:
+            found.append(f"{constants.ENDPOINT} does not answer: {str(error)[:80] or type(error).__name__}")
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return found[0] if found else f"{constants.ENDPOINT} does not answer within {PATIENCE} s"
+
+
+def snapshot(path: pathlib.Path) -> pathlib.Path:
+    """The newest files of a repository in the hub's cache, of which a folder above was given; else the path.
+
+    Raises:
+        UserError: several snapshots, none of which is the branch main.
+    """
+    top = path.parent if path.name == "snapshots" else path
+    if not (top.name.startswith("models--") and (top / "snapshots").is_dir()):
+        return path
+    main = top / "refs" / "main"
+    folders = sorted(folder for folder in (top / "snapshots").iterdir() if folder.is_dir())
+    chosen = [f for f in folders if main.is_file() and f.name == main.read_text().strip()] or folders
+    if len(chosen) != 1:
         raise UserError(
-            f"{filename} of {PREFIX}{address} could not be fetched ({type(error).__name__}: {reason}); "
-            f"without a network, place {filename} and the other files of https://huggingface.co/{address} "
-            "in a folder and give that folder."
-        ) from error
+            f"{top} holds {len(chosen)} snapshots; give one of them"
+            f"{': ' if chosen else ''}{', '.join(map(str, chosen))}."
+        )
+    return chosen[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import os
 import pathlib
@@ -17,8 +18,9 @@ from ml_collections import ConfigDict
 from sparse_vis.build import build_model
 from sparse_vis.errors import UserError
 from sparse_vis.interop import hub, manifest
+from sparse_vis.interop.naming import as_transformers_4
 from sparse_vis.interop.released import UNUSED, head_out, params_to_tensors, tensors_to_params
-from sparse_vis.interop.tensors import check_tensors, read_tensors
+from sparse_vis.interop.tensors import SAFETENSORS, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.runtime import paths
 from sparse_vis.train import checkpoint, settings
@@ -26,6 +28,7 @@ from sparse_vis.train import checkpoint, settings
 # A released file may hold an EMA copy beside the model, and with do_cls false it lacks the CLS head.
 _TEACHER = (r"teacher_(sparse_tokens|(encoder|head|cls_head)\..*)",)
 _CLS_HEAD = "cls_cluster_head"
+RELEASED = "sparse_tokens"  # what a released STELLAR model has and no backbone
 
 # Small models trained on scenes that come with the package: a release folder and a card (README.md) each.
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "checkpoints"
@@ -99,18 +102,15 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
         UserError: a missing, misshapen or unknown tensor, or an architecture we do not know.
     """
     config = manifest.to_config(entry, name)
-    found = read_tensors(weights)
     _check_size(config, weights)
+    found = as_transformers_4(read_tensors(weights))
     expected = released_shapes(config)
     if not manifest.complete(entry, name)["do_cls"] and not any(k.startswith(f"{_CLS_HEAD}.") for k in found):
         # Random, as our model always has one; nothing that such a file was trained for reads it.
         head, token = build_model(config).cls_head, jnp.zeros((1, config.model.width), jnp.float32)
         found |= head_out(head.init(jax.random.key(0), token)["params"], _CLS_HEAD)
-    check_tensors(found, expected, (*UNUSED, *_TEACHER), weights)
-    params = tensors_to_params(
-        {name: np.asarray(found[name], np.float32) for name in expected},
-        config.model.layers, config.model.decoder.layers,
-    )  # fmt: skip
+    checked = check_tensors(found, expected, (*UNUSED, *_TEACHER), weights)
+    params = tensors_to_params(checked, config.model.layers, config.model.decoder.layers)
     vq = entry.get("vq_model") or {}
     tokenizer = weights.parent / vq["weights"] if "weights" in vq else None
     unused = {name: array for name, array in found.items() if name not in expected}
@@ -126,13 +126,36 @@ def _pick(models: dict, name: str | None, folder: pathlib.Path | str) -> str:
     return name
 
 
+def transformers_kind(path: pathlib.Path) -> str | None:
+    """The `model_type` of a config.json of transformers; None of any other file, or of none."""
+    try:
+        return json.loads(path.read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None  # read_manifest says what is wrong with it
+
+
+def _no_backbone(path: pathlib.Path) -> None:
+    """Refuse the config.json of a model of transformers, whatever weights are beside it."""
+    if kind := transformers_kind(path):
+        raise UserError(
+            f"{path} is that of a {kind} of transformers, which is no STELLAR model; a ViT or ViTMAE can be "
+            "what a training starts from: --config.init=FOLDER."
+        )
+
+
 def _read_file(path: pathlib.Path, name: str | None) -> Loaded:
-    """A .safetensors file with its config.json beside it, or one of the five known names."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    """A safetensors or torch file with its config.json beside it, or one of the five known names."""
+    if path.suffix not in (*SAFETENSORS, *TORCH):
         raise UserError(f"{path} is no released .safetensors file; give the path of one, or of a folder.")
     beside = path.parent / "config.json"
     if not beside.is_file() and (name or path.stem) in manifest.KNOWN:
         return read_released(path, {}, name or path.stem)
+    _no_backbone(beside)
+    if not beside.is_file() and RELEASED not in (found := read_tensors(path)):
+        raise UserError(
+            f"{path} holds no STELLAR model: {RELEASED} is missing, found: {listing(found) or 'nothing'}; "
+            "a backbone can be what a training starts from: --config.init=FILE."
+        )
     models = manifest.read_manifest(beside)
     named = {key: entry for key, entry in models.items() if entry["weights"] == path.name}
     if not named:
@@ -148,6 +171,7 @@ def _read_folder(path: pathlib.Path, name: str | None) -> Loaded:
     weights = path / f"{name}.safetensors"
     if not (path / "config.json").is_file() and name in manifest.KNOWN and weights.is_file():
         return read_released(weights, {}, name)
+    _no_backbone(path / "config.json")
     models = manifest.read_manifest(path / "config.json")
     chosen = _pick(models, name, path)
     return read_released(path / models[chosen]["weights"], models[chosen], chosen)
@@ -160,7 +184,9 @@ def _read_hub(address: str, name: str | None, revision: str | None, local_files_
     fetch = functools.partial(
         hub.fetch, "/".join(parts[:2]), revision=revision, local_files_only=local_files_only
     )
-    models = manifest.read_manifest(fetch("config.json"))
+    described = fetch("config.json")
+    _no_backbone(described)
+    models = manifest.read_manifest(described)
     chosen = _pick(models, parts[2] if len(parts) == 3 else name, address)
     entry = models[chosen]
     loaded = read_released(fetch(entry["weights"]), entry, chosen)
@@ -171,8 +197,20 @@ def _read_hub(address: str, name: str | None, revision: str | None, local_files_
 
 def is_shipped(path: str | pathlib.Path) -> bool:
     """Whether a path is the name of a model that comes with the package; what is on disk goes first."""
-    path = pathlib.Path(path)
+    path = hub.snapshot(pathlib.Path(path))
     return not path.exists() and path.name == str(path) and (SHIPPED / path).is_dir()
+
+
+def _alike(path: pathlib.Path) -> str:
+    """What a path that does not exist may have been meant to be: " (did you mean …?)", or what is there."""
+    shipped = difflib.get_close_matches(str(path), [folder.name for folder in SHIPPED.iterdir()], n=1)
+    there = next(parent for parent in path.parents if parent.exists())
+    missing = path.relative_to(there).parts[0]
+    names = sorted(entry.name for entry in there.iterdir()) if os.access(there, os.R_OK | os.X_OK) else []
+    alike = shipped or [str(there / name) for name in difflib.get_close_matches(missing, names, n=1)]
+    if alike:
+        return f" (did you mean {alike[0]}?)"
+    return f" ({there} holds {listing(names)})" if names and there != pathlib.Path() else ""
 
 
 def read_model(
@@ -200,20 +238,17 @@ def read_model(
     path = paths.local(path, "checkpoint", hub=True)
     if path.startswith(hub.PREFIX):
         return _read_hub(path, name, revision, local_files_only)
-    path = pathlib.Path(path)
+    path = hub.snapshot(pathlib.Path(path))
     if is_shipped(path):
         if name not in (None, path.name):
             raise UserError(f"{path} has no model {name!r}; leave the name out.")
         loaded = _read_folder(SHIPPED / path, None)
         loaded.config.data.scenes.size = loaded.config.model.image_size
         return loaded
-    if path.is_file() or path.suffix == ".safetensors":
-        return _read_file(path, name)
     if not path.exists():
-        shipped = [folder.name for folder in SHIPPED.iterdir()]
-        alike = difflib.get_close_matches(str(path), shipped, n=1)
-        hint = f" (did you mean {alike[0]}?)" if alike else ""
-        raise UserError(f"checkpoint {path} does not exist{hint}; give a {PLACES}.")
+        raise UserError(f"checkpoint {path} does not exist{_alike(path)}; give a {PLACES}.")
+    if path.is_file():
+        return _read_file(path, name)
     released = (path / "config.json").is_file() or any(path.glob("*.safetensors"))
     if released and not (path / checkpoint.FOLDER).is_dir():  # a workdir has a config.json too
         return _read_folder(path, name)

@@ -1,9 +1,11 @@
-"""MAE backbones (names `vit.*`) as the encoder's starting point; the MAE's own decoder is not used."""
+"""MAE backbones as the encoder's starting point; the MAE's own decoder is not used."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,68 +14,88 @@ from ml_collections import ConfigDict
 
 from sparse_vis.errors import UserError
 from sparse_vis.interop import hub
+from sparse_vis.interop.families import facebook_mae, transformers_vit
 from sparse_vis.interop.layout import encoder_in, encoder_out
-from sparse_vis.interop.load import abstract_params
-from sparse_vis.interop.tensors import check_tensors, read_tensors
+from sparse_vis.interop.load import RELEASED, abstract_params, transformers_kind
+from sparse_vis.interop.naming import as_transformers_4
+from sparse_vis.interop.safetensors_files import shards
+from sparse_vis.interop.tensors import INDEX, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.encoder import resize_position_table
 
-FILES = ("model.safetensors", "pytorch_model.bin")
-UNUSED = (r"decoder\..*", r"vit\.pooler\..*")
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+FILES = tuple(file for name in _WHOLE for file in (name, name + INDEX))
+POSITION = "vit.embeddings.position_embeddings"
+FAMILIES = (transformers_vit.MAE, facebook_mae.ORIGINAL_MAE, transformers_vit.ALONE)
 
 
 def find_file(path: str) -> pathlib.Path | None:
     """The weight file meant by a path, a folder, or hf://owner/repository; None if it is no MAE release.
 
     Raises:
-        UserError: a hub address that cannot be fetched.
+        UserError: a hub address that cannot be fetched, or a folder of transformers without its weights.
     """
     if path.startswith(hub.PREFIX):
         address = path.removeprefix(hub.PREFIX)
         return _fetch(address) if address.count("/") == 1 else None
-    place = pathlib.Path(path)
-    if place.is_dir():
-        return next((place / name for name in FILES if (place / name).is_file()), None)
-    return place if place.is_file() else None
+    place = hub.snapshot(pathlib.Path(path))
+    if not place.is_dir():
+        return place if place.is_file() else None
+    if found := next((place / name for name in FILES if (place / name).is_file()), None):
+        return found
+    names = [entry.name for entry in place.iterdir()]
+    torch = [name for name in names if name.endswith(TORCH)]
+    if transformers_kind(place / "config.json") or (torch and "config.json" not in names):
+        raise UserError(
+            f"{place} holds none of {', '.join(FILES)} but {listing(names)}; give a weight file itself"
+            f"{f', e.g. {place / torch[0]}' if torch else ''}."
+        )
+    return None
 
 
 def _fetch(address: str) -> pathlib.Path:
-    try:
-        return hub.fetch(address, FILES[0])
-    except UserError:
-        try:
-            return hub.fetch(address, FILES[1])
-        except UserError:
-            pass
-        raise
+    path = hub.fetch(address, *FILES)
+    with contextlib.suppress(UserError):
+        hub.fetch(address, "config.json")  # for check_heads; lands beside the weights, as the parts do
+    if path.name.endswith(INDEX):
+        for name in shards(path):
+            hub.fetch(address, name)
+    return path
 
 
 def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
     """Our encoder without queries from an MAE backbone; another image size resizes the position table.
 
     Args:
-        path: safetensors or torch file. config: of the model to be initialised.
+        path: safetensors or torch file, or the index of several. config: of the model to be initialised.
 
     Returns:
-        Tree of float32 numpy arrays; None if the file's names are not those of an MAE.
+        Tree of float32 numpy arrays; None if it may be a released model instead.
 
     Raises:
         UserError: an unreadable file, or tensors that are missing, of another architecture, or unknown.
     """
-    found = read_tensors(path)
-    if not any(name.startswith("vit.") for name in found):
-        return None
+    found = as_transformers_4(read_tensors(path))
+    family = next((f for f in FAMILIES if any(re.fullmatch(f.telltale, name) for name in found)), None)
+    if family is None:
+        if RELEASED in found:
+            return None
+        known = ", ".join(f.title for f in FAMILIES)
+        raise UserError(
+            f"{path} holds tensors of no known name ({listing(found) or 'none at all'}); give a file "
+            f"with those of {known}, or of a released STELLAR model ({RELEASED}, …)."
+        )
     check_heads(path.parent / "config.json", config)
     m = config.model
     encoder = {k: v for k, v in abstract_params(config)["encoder"].items() if k != "queries"}
     blank = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), encoder)
-    expected = {name: x.shape for name, x in encoder_out(blank, "vit", m.patch).items()}
-    position = "vit.embeddings.position_embeddings"
-    if position in found and found[position].ndim == 3:
+    shapes = {name: x.shape for name, x in encoder_out(blank, "vit", m.patch).items()}
+    position = found.get(family.rename(POSITION))
+    if position is not None and position.ndim == 3:
         # Any square grid will do: the table is resized below.
-        side = round((found[position].shape[1] - 1) ** 0.5)
-        expected[position] = (1, 1 + side * side, m.width)
-    check_tensors(found, expected, UNUSED, path)
-    tree = encoder_in({name: np.asarray(found[name], np.float32) for name in expected}, "vit", m.layers)
+        side = round(max(position.shape[1] - 1, 0) ** 0.5)
+        shapes[POSITION] = (1, 1 + side * side, m.width)
+    checked = check_tensors(found, family.expected(shapes), family.unused, path)
+    tree = encoder_in(family.to_vit(checked, shapes), "vit", m.layers)
     grid = (m.image_size // m.patch,) * 2
     return {
         **tree,

@@ -26,8 +26,9 @@ from jax.typing import DTypeLike
 
 from sparse_vis.errors import UserError
 from sparse_vis.interop.tensors import check_tensors, read_tensors
-from sparse_vis.models.vqgan import VQGAN
+from sparse_vis.models.vqgan import GROUPS, VQGAN
 
+MOST_LEVELS = 16  # of resolution; the published tokenizer has five
 IN_BLOCK = {
     "norm1": "GroupNorm_0",
     "conv1": "Conv_0",
@@ -58,8 +59,9 @@ def load_tokenizer(path: str | Path, dtype: DTypeLike = jnp.float32) -> tuple[VQ
     pixels = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     tree = jax.eval_shape(module.init, jax.random.key(0), pixels)["params"]
     leaves = traverse_util.flatten_dict(tree, sep="/")
-    check_tensors(found, {layout.name(ours): layout.shape(x.shape) for ours, x in leaves.items()}, (), path)
-    params = {ours: jnp.asarray(layout.ours(found[layout.name(ours)]), jnp.float32) for ours in leaves}
+    shapes = {layout.name(ours): layout.shape(x.shape) for ours, x in leaves.items()}
+    checked = check_tensors(found, shapes, (), path)
+    params = {ours: jnp.asarray(layout.ours(checked[layout.name(ours)])) for ours in leaves}
     return module, traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -110,7 +112,8 @@ def _layout_of(names: Iterable[str]) -> _Layout:
 
 
 def _count(pattern: str, names: Iterable[str]) -> int:
-    return 1 + max((int(match[1]) for match in map(re.compile(pattern).match, names) if match), default=-1)
+    # How many numbers there are, not the largest: a name may hold any number.
+    return len({match[1] for match in map(re.compile(pattern).match, names) if match})
 
 
 def _sizes(found: Mapping[str, np.ndarray], layout: _Layout, path: str | Path) -> dict:
@@ -118,7 +121,7 @@ def _sizes(found: Mapping[str, np.ndarray], layout: _Layout, path: str | Path) -
     ranks = {"codebook": 2, "encoder/conv_in/kernel": 4}
     ranks |= {f"encoder/down_{level}_block_0/conv2/kernel": 4 for level in range(layout.levels)}
     telling = {}
-    for ours, rank in ranks.items() if layout.levels > 0 and layout.blocks > 0 else ():
+    for ours, rank in ranks.items() if 0 < layout.levels <= MOST_LEVELS and layout.blocks > 0 else ():
         name = layout.name(ours)
         if name in found and found[name].ndim == rank:
             telling[ours] = layout.ours(found[name]).shape
@@ -130,6 +133,15 @@ def _sizes(found: Mapping[str, np.ndarray], layout: _Layout, path: str | Path) -
         )
     num_embeddings, z_channels = telling.pop("codebook")
     hidden, *widths = (shape[-1] for shape in telling.values())
+    if (
+        min(num_embeddings, z_channels, hidden, *widths) < 1
+        or hidden % GROUPS
+        or any(w % hidden for w in widths)
+    ):
+        raise UserError(
+            f"{path} is no MaskGIT-VQGAN: {hidden} channels, then {widths}, {num_embeddings} codes of "
+            f"{z_channels} (widths are multiples of the first, and that of {GROUPS}); download it again."
+        )
     return {
         "hidden_channels": hidden,
         "channel_mult": tuple(width // hidden for width in widths),

@@ -91,7 +91,7 @@ def load_lpips(alexnet_path: str | Path, heads_path: str | Path) -> tuple[Lpips,
     for ours, shape in shapes.items():
         array = found[_alexnet_name(ours) if "/" in ours else _head_name(ours)]
         array = array.transpose(2, 3, 1, 0) if len(shape) == 4 else array.reshape(shape)
-        params[ours] = array.astype(np.float32)
+        params[ours] = array
     return module, traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -109,11 +109,9 @@ def _read(
 ) -> dict[str, np.ndarray]:
     """The tensors of a file, checked; errors say which file is meant and where it comes from."""
     try:
-        found = read_tensors(path)
-        check_tensors(found, expected, unused, path)
+        return check_tensors(read_tensors(path), expected, unused, path)
     except UserError as error:
         raise UserError(f"{str(error).rstrip('.')} (expected: {source}).") from error
-    return found
 
 
 def _fold(found: Mapping[str, np.ndarray], unit: str) -> tuple[np.ndarray, np.ndarray]:

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
-import msgpack
 import numpy as np
-import safetensors
 from flax import serialization, traverse_util
 
 from sparse_vis.errors import UserError
+from sparse_vis.interop.damaged import damaged
+from sparse_vis.interop.naming import without_wrappers
+from sparse_vis.interop.safetensors_files import read_safetensors, shards
+from sparse_vis.interop.torch_files import read_torch
 
 SAFETENSORS = (".safetensors",)
-TORCH = (".bin", ".pt", ".pth")
+TORCH = (".bin", ".pt", ".pth", ".ckpt", ".tar")
 MSGPACK = (".msgpack", "")  # the MaskGIT release has no extension
+INDEX = ".index.json"  # of a model that was saved in several files
 LISTED = 8  # names of each kind in an error message
+FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+_SHARD = re.compile(r"(.+)-\d+-of-\d+(\.\w+)")
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Reads every tensor of a safetensors, torch or Flax msgpack file, chosen by the extension.
 
     Args:
-        path: .safetensors; .bin, .pt, .pth (torch, possibly nested under "state_dict" or "model");
-            .msgpack or no extension (Flax; nested names are joined with "/").
+        path: .safetensors; .bin, .pt, .pth, .ckpt, .tar (torch, possibly nested under "state_dict" or "model"
+            beside an optimizer); .msgpack or no extension (Flax; nested names are joined with "/");
+            .index.json (all files that it names).
 
     Returns:
-        Name to array in the file's own layout and dtype (bfloat16 as ml_dtypes.bfloat16).
+        Name to array in the file's own layout and dtype (bfloat16 as ml_dtypes.bfloat16). Names are
+        without what DistributedDataParallel and torch.compile put before them.
 
     Raises:
         UserError: a missing, damaged or unknown file, or a torch file where torch is not installed.
@@ -38,11 +43,16 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is not a file; give the path of a weight file.")
+    if path.name.endswith(INDEX):
+        found: dict[str, np.ndarray] = {}
+        for name in shards(path):
+            found |= read_tensors(path.parent / name)
+        return found
     suffix = path.suffix.lower()
     if suffix in SAFETENSORS:
-        return _read_safetensors(path)
+        return without_wrappers(read_safetensors(path), path)
     if suffix in TORCH:
-        return _read_torch(path)
+        return without_wrappers(read_torch(path), path)
     if suffix in MSGPACK:
         return _read_msgpack(path)
     known = ", ".join(name for name in (*SAFETENSORS, *TORCH, *MSGPACK) if name)
@@ -54,8 +64,8 @@ def check_tensors(
     expected: Mapping[str, tuple[int, ...]],
     known_unused: Iterable[str],
     path: str | Path,
-) -> None:
-    """Checks that a file holds exactly the tensors a model needs.
+) -> dict[str, np.ndarray]:
+    """Checks that a file holds exactly the tensors a model needs, and that they are finite numbers.
 
     Args:
         found: name to array, as read.
@@ -63,8 +73,12 @@ def check_tensors(
         known_unused: regular expressions; found names that match one in full may be left unused.
         path: the file, for the message.
 
+    Returns:
+        The expected tensors as float32.
+
     Raises:
-        UserError: one sentence on all missing, misshapen and unexpected tensors (8 names of each at most).
+        UserError: one sentence on all missing, misshapen and unexpected tensors (8 names of each at most), or
+            on all that are no floating-point numbers, NaN or infinite.
     """
     unused = [re.compile(pattern) for pattern in known_unused]
     missing = [name for name in expected if name not in found]
@@ -75,80 +89,52 @@ def check_tensors(
     ]
     extra = [n for n in found if n not in expected and not any(p.fullmatch(n) for p in unused)]
     kinds = (("missing", missing), ("misshapen", misshapen), ("unexpected", extra))
-    faults = [f"{len(names)} {kind} ({_listing(names)})" for kind, names in kinds if names]
+    faults = [f"{len(names)} {kind} ({listing(names)})" for kind, names in kinds if names]
     if faults:
+        part = _SHARD.fullmatch(Path(path).name)
+        whole = f"it is one of several parts: give {part[1]}{part[2]}{INDEX}" if part else ""
         raise UserError(
             f"{path} does not hold this model's tensors: {', '.join(faults)}; "
-            "give the weight file of the configured architecture."
+            f"{whole or 'give the weight file of the configured architecture'}."
         )
+    return _finite({name: found[name] for name in expected}, path)
 
 
-def _listing(names: list[str]) -> str:
+def _finite(tensors: dict[str, np.ndarray], path: str | Path) -> dict[str, np.ndarray]:
+    """Tensors as float32, none of which hides that it is none of a trained network."""
+    others = [f"{n} is {x.dtype}" for n, x in tensors.items() if x.dtype not in FLOATS]
+    if others:
+        raise UserError(
+            f"{path} holds {len(others)} tensors of other than floating-point numbers ({listing(others)}); "
+            "give the weights as they were before quantization."
+        )
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is named below
+        tensors = {name: np.asarray(x, np.float32) for name, x in tensors.items()}
+    wrong = {name: x.size - np.count_nonzero(np.isfinite(x)) for name, x in tensors.items()}
+    broken = [f"{name}: {count} of {tensors[name].size}" for name, count in wrong.items() if count]
+    if broken:
+        raise UserError(
+            f"{path} holds NaN or infinite values in {len(broken)} tensors ({listing(broken)}); "
+            "it is damaged, or its training had failed: download or export it again."
+        )
+    return tensors
+
+
+def listing(names: Iterable[str]) -> str:
+    """The first names in order, and how many more there are."""
+    names = sorted(names)
     rest = len(names) - LISTED
-    return ", ".join(sorted(names)[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _damaged(path: Path, kind: str, cause: Exception) -> UserError:
-    # A Git-LFS pointer is what most "damaged" downloads turn out to be.
-    with path.open("rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            return UserError(
-                f"{path} is a Git-LFS pointer without its tensors; fetch it with `git lfs pull`."
-            )
-    lines = str(cause).strip().splitlines()
-    reason = lines[0].rstrip(".") if lines else type(cause).__name__
-    return UserError(f"{path} cannot be read as a {kind} file ({reason}); download or export it again.")
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    # AttributeError and KeyError: element types that numpy lacks, such as float8.
-    except (safetensors.SafetensorError, AttributeError, KeyError, ValueError, OSError) as error:
-        raise _damaged(path, "safetensors", error) from error
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f'{path} is a torch file and needs torch: `pip install -e ".[torch]"`.') from error
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        OSError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise _damaged(path, "torch", error) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path} holds more than named tensors; save the model's state_dict() alone.")
-    return {name: _torch_to_numpy(torch, tensor) for name, tensor in state.items()}
-
-
-def _torch_to_numpy(torch, tensor) -> np.ndarray:
-    tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:  # numpy() refuses it
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
     try:
         state = serialization.msgpack_restore(path.read_bytes())
-    except (msgpack.UnpackException, ValueError, TypeError, KeyError) as error:
-        raise _damaged(path, "Flax msgpack", error) from error
-    if not isinstance(state, dict):
+        tensors = traverse_util.flatten_dict(state, sep="/") if isinstance(state, dict) else None
+    except Exception as error:  # a parser of damaged bytes raises whatever it trips over
+        raise damaged(path, "Flax msgpack", error) from error
+    if tensors is None:
         raise UserError(f"{path} is no Flax msgpack of named tensors; give a parameter file.")
-    tensors = traverse_util.flatten_dict(state, sep="/")
     if not all(isinstance(value, np.ndarray) for value in tensors.values()):
         raise UserError(f"{path} holds more than named tensors; save the parameters alone.")
     return tensors

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import sys
+import time
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -19,6 +21,12 @@ pytestmark = pytest.mark.fast
 GOLDEN = Path(__file__).parents[1] / "golden"
 COMMIT = "0123456789012345678901234567890123456789"
 FILES = ("config.json", "pixel_p16.safetensors", "vq_p16.safetensors", "vq_p16.vqgan.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """The hub is never asked whether it is there, except where that is what is tested."""
+    monkeypatch.setattr(hub, "unreachable", lambda: "")
 
 
 @pytest.fixture
@@ -85,6 +93,55 @@ def test_without_huggingface_hub(monkeypatch):
         UserError, match=r'needs huggingface_hub; run `pip install -e "\.\[hub\]"`, or place conf'
     ):
         sparse_vis.load("hf://microsoft/STELLAR/stellar-b16")
+
+
+@pytest.mark.parametrize("given", ["models--microsoft--STELLAR", "models--microsoft--STELLAR/snapshots"])
+def test_a_folder_of_the_cache_above_the_files(cache, given):
+    top = cache.parents[2]
+    expected = read_model(GOLDEN, "pixel_p16").params["sparse_head"]["prototypes"]
+    older = cache.parent / ("f" * 40)
+    older.mkdir()  # refs/main says which is meant
+    found = read_model(top / given, "pixel_p16").params["sparse_head"]["prototypes"]
+    np.testing.assert_array_equal(found, expected)
+    (cache.parents[1] / "refs" / "main").unlink()
+    with pytest.raises(UserError, match=rf"holds 2 snapshots; give one of them: \S+{COMMIT}, \S+f\.$"):
+        read_model(top / given, "pixel_p16")
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """The hub's address is a port of this machine where nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.undo()  # of no_network
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+
+
+def test_without_an_answer_one_sentence_comes_soon(refused, tmp_path, caplog):
+    start = time.monotonic()
+    with pytest.raises(
+        UserError, match=r"\(http://127\.0\.0\.1:\d+ does not answer: .*refused.*\); without a"
+    ):
+        sparse_vis.load("hf://microsoft/STELLAR/stellar-b16")
+    assert time.monotonic() - start < hub.PATIENCE + 1
+    assert not caplog.records  # huggingface_hub warns of each of its attempts
+
+
+def test_without_an_answer_the_cache_is_used(refused, cache):
+    assert sparse_vis.load("hf://microsoft/STELLAR/pixel_p16")[0].encoder.width == 48
+
+
+def test_a_hub_that_says_nothing_is_not_waited_for(refused, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(
+            huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
+        monkeypatch.setattr(hub, "PATIENCE", 0.3)
+        start = time.monotonic()
+        with pytest.raises(UserError, match="does not answer"):
+            hub.fetch("a/b", "config.json")
+        assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize("address", ["hf://", "hf://microsoft", "hf://microsoft/", "hf://a/b/c/d"])

@@ -15,11 +15,18 @@ from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
 from sparse_vis.errors import UserError
+from sparse_vis.interop import hub
+from sparse_vis.interop.load import read_model
 from sparse_vis.interop.mae import find_file, read_backbone
 from tests.interop.mae_config import config_of
 
 MAE = Path(__file__).parents[1] / "golden" / "mae_p16"
 WEIGHTS = MAE / "model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    monkeypatch.setattr(hub, "unreachable", lambda: "")
 
 
 @pytest.fixture
@@ -69,6 +76,31 @@ def test_files_folders_and_names():
 def test_a_folder_with_the_torch_file_alone(tmp_path):
     shutil.copyfile(MAE / "pytorch_model.bin", tmp_path / "pytorch_model.bin")
     assert find_file(str(tmp_path)) == tmp_path / "pytorch_model.bin"
+
+
+def test_a_folder_with_other_files_says_which(tmp_path):
+    assert find_file(str(tmp_path)) is None  # may be a workdir
+    (tmp_path / "mae_pretrain_vit_base.pth").touch()
+    with pytest.raises(
+        UserError, match=r"holds none of .* but mae_pre\S+; give .*, e\.g\. \S+/mae_pretrain_vit_b"
+    ):
+        find_file(str(tmp_path))
+    (tmp_path / "mae_pretrain_vit_base.pth").rename(tmp_path / "tf_model.h5")
+    shutil.copyfile(MAE / "config.json", tmp_path / "config.json")
+    with pytest.raises(UserError, match=r"but config\.json, tf_model\.h5; give a weight file itself\.$"):
+        find_file(str(tmp_path))
+
+
+def test_a_backbone_is_no_model_to_load(tmp_path):
+    with pytest.raises(
+        UserError, match=r"config\.json is that of a vit_mae of transformers.*--config\.init=FOLDER"
+    ):
+        read_model(MAE)
+    shutil.copyfile(WEIGHTS, tmp_path / "x.safetensors")
+    with pytest.raises(
+        UserError, match=r"holds no STELLAR model: sparse_tokens is missing, found: decoder\."
+    ):
+        read_model(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("there", [("model.safetensors", "pytorch_model.bin"), ("pytorch_model.bin",)])

@@ -214,3 +214,24 @@ def test_bfloat16_tokenizer_keeps_most_codes(recorded):
         )(recorded["vq.input"])
 
     assert np.mean(np.asarray(codes(jnp.bfloat16) == codes(jnp.float32))) >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sentence"),
+    [
+        ("encoder.down.1000000000.block.0.conv1.weight", (3,), r"it lacks encoder\.down\.5"),
+        ("encoder.mid.1000000000.conv1.weight", (3,), r"unexpected|missing"),
+        (
+            "encoder.conv_in.weight",
+            (0, 3, 3, 3),
+            r"is no MaskGIT-VQGAN: 0 channels, then \[32, 32, 32, 32, 64\]",
+        ),
+        ("encoder.conv_in.weight", (7, 3, 3, 3), "is no MaskGIT-VQGAN: 7 channels"),
+        ("encoder.down.1.block.0.conv2.weight", (33, 32, 3, 3), r"32 channels, then \[32, 33, 32, 32, 64\]"),
+        ("quantize.embedding.weight", (0, 32), "0 codes of 32"),
+    ],
+)
+def test_sizes_that_no_tokenizer_has_are_refused_at_once(tmp_path, tensors, name, shape, sentence):
+    save_file({**tensors, name: np.zeros(shape, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=sentence):
+        load_tokenizer(tmp_path / "x.safetensors")

@@ -149,7 +149,12 @@ WRONG = {
     "wrong name": (keep, "", "stellar-b61", r"has no model 'stellar-b61'; give one of the names x\."),
     "wrong name of a file": (keep, "x.safetensors", "y", r"has no model 'y'; give one of the names x\."),
     "another kind of file": (keep, "config.json", None, r"config\.json is no released \.safetensors file"),
-    "no file": (keep, "z.safetensors", None, r"z\.safetensors is no released \.safetensors file"),
+    "no file": (
+        keep,
+        "z.safetensors",
+        None,
+        r"z\.safetensors does not exist \(did you mean .*x\.safetensors",
+    ),
 }
 
 

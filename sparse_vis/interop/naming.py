@@ -1,0 +1,101 @@
+"""Other people's names of tensors: what wraps a model, and families of backbones.
+
+A family (one file in families/) is a renaming from the names of transformers 4, `vit.*`, to its own. Where
+several of those get one name, its tensor holds them one after the other along the first axis (fused queries,
+keys and values).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sparse_vis.errors import UserError
+
+# Parts of names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing put in.
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# Of one layer: transformers 5 -> transformers 4.
+_LAYER_5 = {
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "layernorm_before": "layernorm_before",
+    "layernorm_after": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_NAME_5 = re.compile(rf"((?:.*\.)?)layers\.(\d+)\.({'|'.join(map(re.escape, _LAYER_5))})\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Backbones whose tensors have names of their own.
+
+    Attributes:
+        title: for sentences. telltale: regular expression of names that only this family has.
+        rename: name of transformers 4 (`vit.*`) -> the family's.
+        unused: regular expressions of names that it has besides the encoder.
+    """
+
+    title: str
+    telltale: str
+    rename: Callable[[str], str]
+    unused: tuple[str, ...] = ()
+
+    def expected(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Shapes by the names of transformers 4 -> by the family's."""
+        found: dict[str, tuple[int, ...]] = {}
+        for name, shape in shapes.items():
+            theirs = self.rename(name)
+            found[theirs] = (found[theirs][0] + shape[0], *shape[1:]) if theirs in found else shape
+        return found
+
+    def to_vit(
+        self, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, np.ndarray]:
+        """The family's tensors -> by the names of transformers 4, in the order and sizes of `shapes`."""
+        start = dict.fromkeys(tensors, 0)
+        found = {}
+        for name, shape in shapes.items():
+            theirs = self.rename(name)
+            whole = tensors[theirs].shape == shape
+            found[name] = (
+                tensors[theirs] if whole else tensors[theirs][start[theirs] : start[theirs] + shape[0]]
+            )
+            start[theirs] += shape[0]
+        return found
+
+
+def without_wrappers(found: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """Names without what wraps a model: `module.`, `_orig_mod.` and the like, `model.` before all names.
+
+    Raises:
+        UserError: two tensors would get one name.
+    """
+    parts = {name: [part for part in name.split(".") if part not in WRAPPERS] for name in found}
+    outer = all(len(p) > 1 and p[0] == "model" for p in parts.values())
+    plain: dict[str, np.ndarray] = {}
+    for name, array in found.items():
+        short = ".".join(parts[name][outer:])
+        if short in plain:
+            raise UserError(f"{path} holds {short} twice, once wrapped; save one model's state_dict() alone.")
+        plain[short] = array
+    return plain
+
+
+def as_transformers_4(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`<prefix>layers.<i>.attention.q_proj` of transformers 5 -> `<prefix>encoder.layer.<i>.attention.…`.
+
+    Args:
+        found: tensors by name; names that transformers 5 does not have stay as they are.
+    """
+    matches = {name: _NAME_5.fullmatch(name) for name in found}
+    return {
+        f"{m[1]}encoder.layer.{m[2]}.{_LAYER_5[m[3]]}.{m[4]}" if (m := matches[name]) else name: array
+        for name, array in found.items()
+    }
