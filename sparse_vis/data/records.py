@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
+from sparse_vis.data.cut import centre_cut
 from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.sources import Source
 from sparse_vis.errors import UserError
@@ -39,7 +40,9 @@ class Records:
     labels: Int32[np.ndarray, "n k"] | None
 
 
-def read_records(source: Source, indices: Sequence[int], *, size: int, short_side: int) -> Records:
+def read_records(
+    source: Source, indices: Sequence[int], *, size: int, short_side: int, resize: str = "antialiased"
+) -> Records:
     """Reads records in the given order: short side resized (bicubic), centre cut out.
 
     Args:
@@ -47,6 +50,7 @@ def read_records(source: Source, indices: Sequence[int], *, size: int, short_sid
         indices: numbers of the records, at least one.
         size: side of the square images in pixels.
         short_side: length of the short side before the cut, at least `size`; published: 256 for 224.
+        resize: "antialiased" (Pillow), or "published": `data/cut.py`, rounded to 8 bits.
 
     Raises:
         UserError: no or too large numbers, short_side is below size, or a record cannot be decoded.
@@ -60,7 +64,12 @@ def read_records(source: Source, indices: Sequence[int], *, size: int, short_sid
     columns: dict[str, list] = {"image": [], "name": [], "label": [], "mask": [], "labels": []}
     for index in indices:
         record = source[int(index)]
-        record["image"] = to_square(decode(record), size, short_side=short_side, resample=BICUBIC)
+        pixels = decode(record)
+        if resize == "published":
+            cut = centre_cut(*pixels.shape[:2], size, short_side)
+            record["image"] = np.uint8(np.rint(255 * cut.image(pixels)))
+        else:
+            record["image"] = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
         if "mask" in record:
             record["mask"] = to_square(record["mask"], size, short_side=short_side, resample=NEAREST)
         for key, value in record.items():

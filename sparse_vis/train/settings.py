@@ -42,6 +42,8 @@ CHOICES = {
     "optimizer.schedule": ("cosine", "constant"),
     "efficiency.dtype": DTYPES,
     "eval.dtype": DTYPES,
+    "eval.resize": ("antialiased", "published"),
+    "eval.mask_shift": (0, -1),
     "eval.reconstruction_probe.target": ("pixel", "vq"),
     "efficiency.attention": ("xla", "cudnn", "pallas"),
     "efficiency.remat": ("none", "products", "blocks"),
