@@ -10,10 +10,10 @@ Hardware:  one GPU; by estimate days, nearly all of it 50 passes over ImageNet's
 Result:    a table of measured and published figures; the exit status is 1 if one is missed or absent. Not yet
            run in full: ImageNet and the weights were not at hand.
 
-Everything is as released: bfloat16, images resized without antialiasing, a tenth of train held out, and the
-decoder tested on random crops, as the released test set is configured; its row "Z, centre" is the other reading.
-The paper does not say its k (20 here) nor its seeds; hence the tolerances: half a point for the linear probe, one
-for kNN, a tenth of the rFID, .01 of LPIPS.
+Everything is as released: bfloat16, images resized without antialiasing, a tenth of train held out, the
+decoder tested on random crops, as the released test set is configured (its row "Z, centre" is the other
+reading). The paper does not say its k (20 here) nor its seeds; hence the tolerances: half a point for the
+linear probe, one for kNN, a tenth of the rFID, .01 of LPIPS.
 """
 
 from sparse_vis.config import default_config

@@ -1,9 +1,12 @@
 """Random crops and test squares of a part: what decides them, and what stays together."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from sparse_vis.crops import UNIFORMS, box_of
 from sparse_vis.evals.dataset import Part
@@ -83,6 +86,18 @@ def test_squares_keep_order_labels_and_the_centre():
     found = np.concatenate([found for found, _ in parts])
     np.testing.assert_allclose(found[:, 7, 7, 0] * 255, [10, 30, 20], rtol=1e-5)  # 16x20: cut, not resized
     assert len(found[0]) == 14
+
+
+def test_other_tasks_can_see_the_same_pixels():
+    images = np.random.default_rng(2).integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
+    part = dataclasses.replace(part_of(images), resize="published")
+    x = torch.tensor(images).permute(0, 3, 1, 2).float()
+    x = torch.nn.functional.interpolate(x, (16, 24), mode="bicubic", align_corners=True).clamp(0, 255)
+    expected = x[..., 1:15, 5:19].permute(0, 2, 3, 1).numpy()
+    found = np.concatenate([records.image for records in part.batches(2)])
+    assert found.dtype == np.uint8 and np.abs(found - expected).max() < 0.501
+    smooth = np.concatenate([records.image for records in part_of(images).batches(2)])
+    assert np.abs(smooth - expected).max() > 10
 
 
 def test_a_share_is_held_out():
