@@ -1,6 +1,7 @@
 """Random crops and test squares of a part: what decides them, and what stays together."""
 
 import dataclasses
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparse_vis.config import default_config
 from sparse_vis.crops import UNIFORMS, box_of
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.linear_published import Protocol
@@ -19,6 +21,7 @@ from sparse_vis.evals.published_images import (
     random_cuts,
     squares,
 )
+from sparse_vis.evals.tasks import TASKS
 from tests.evals.pictures import Pictures
 
 pytestmark = pytest.mark.fast
@@ -116,3 +119,42 @@ def test_departures_are_named():
     assert departures(Protocol(dtype="float32", epochs=3)) == {
         "dtype": {"released": "bfloat16", "here": "float32"}, "epochs": {"released": 30, "here": 3},
     }  # fmt: skip
+
+
+def test_what_runs_by_default_is_released_but_for_what_the_record_names():
+    """Every constant of method.md section 8; what differs is under departures."""
+    config = default_config()
+    common = dict(weight_decay=1e-4, clip=5.0, schedule="constant", betas=(0.9, 0.999), eps=1e-8)
+    own = {
+        "linear_published": dict(
+            learning_rate=1e-3, batch_size=2048, epochs=30, validation=0.1, size=224, scale=(0.2, 1.0)
+        ),
+        "reconstruction_probe": dict(
+            learning_rate=1e-4, batch_size=128, epochs=20, validation=0.1, scale=(0.36, 1.0), width=512,
+            layers=6, heads=8, mlp_dim=2048,
+        ),
+    }  # fmt: skip
+    departures = {"dtype": {"released": "bfloat16", "here": "float32"}}
+    vq = {"target": {"released": "vq", "here": "pixel"}}
+    for name, constants in own.items():
+        found = TASKS[name].protocol(config)
+        assert {key: found[key] for key in common | constants} == common | constants
+        assert found["departures"] == departures | (vq if name == "reconstruction_probe" else {})
+        assert "no antialiasing" in found["images"]["resize"] and found["images"]["flip"] == 0.5
+    found = TASKS["segmentation"].protocol(config)
+    head = dict(weight_decay=1e-4, clip=5.0, learning_rate=1e-4, batch=2048, epochs=80, scale=(0.25, 1.0))
+    head |= dict(batch_norm=True, dice=1.0, at="logits")
+    assert {key: found["heads"]["published"][key] for key in head} == head
+    assert found["departures"] == departures and found["ignore"] == 255 and found["dice_smooth"] == 1
+    config.eval.dtype = "bfloat16"
+    assert TASKS["segmentation"].protocol(config)["departures"] == {}
+
+
+@pytest.mark.parametrize("name", ["reproduce_b16", "reproduce_h14"])
+def test_reproduction_departs_in_nothing(name, tmp_path):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.model.tokenizer.path = str(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer").touch()
+    assert config.eval.resize == "published" and config.eval.train_records == config.eval.test_records == 0
+    for task in ("linear_published", "reconstruction_probe"):
+        assert TASKS[task].protocol(config)["departures"] == {}
