@@ -117,27 +117,41 @@ def _eval() -> ConfigDict:
             train_records=2000,  # evenly spread over the split; 0: all
             test_records=1000,
             batch=250,  # images per call of the encoder
-            dtype="float32",  # of the encoders' computation
+            dtype="float32",  # of encoders and probes; the published probes computed in "bfloat16", mixed
             seed=0,  # of probes, crops and held-out rows
             masks="",  # folder of PNG label maps with the images' names; 255: pixels that do not count
             mask_classes=0,  # number of classes in them
+            mask_shift=0,  # or -1 (published for ADE20K and VOC): 0 becomes 255, the others count from 0
+            resize="antialiased",  # of test images by Pillow, or "published": bicubic without antialiasing
             expected=(),  # published figures: rows (task, of, metric, figure, tolerance); docs/evaluation.md
             inception="",  # file of the 2015 Inception-v3, for rFID
             lpips=dict(alexnet="", heads=""),  # files of LPIPS
-            # Published constants of the probes that train, to be changed only where they cannot be afforded.
+            # Released constants of the probes that train, to be changed only where they cannot be afforded.
+            # None has a schedule: rates are constant. validation: share of train that is held out.
             reconstruction_probe=dict(
                 target="pixel",  # or "vq" (published), which needs model.tokenizer.path
                 learning_rate=1e-4,
-                weight_decay=0.01,
+                weight_decay=1e-4,
+                clip=5.0,  # largest norm of the whole gradient
                 batch_size=128,
                 epochs=20,
+                validation=0.1,
+                scale=(0.36, 1.0),  # of the random crops' area, as in views
                 width=512,
                 layers=6,
                 heads=8,
                 mlp_dim=2048,
             ),
-            segmentation=dict(batch=16, epochs=80),
-            linear_published=dict(learning_rate=1e-3, weight_decay=1e-4, batch_size=2048, epochs=30),
+            segmentation=dict(batch=2048, epochs=80, scale=(0.25, 1.0)),  # published for VOC: (0.5, 1.0)
+            linear_published=dict(
+                learning_rate=1e-3,
+                weight_decay=1e-4,
+                clip=5.0,
+                batch_size=2048,
+                epochs=30,
+                validation=0.1,
+                scale=(0.2, 1.0),
+            ),
         )
     )
 
@@ -160,6 +174,7 @@ def default_config() -> ConfigDict:
                 peak_lr=1.5e-4,
                 final_lr=1e-6,
                 warmup=0.1,
+                # Cosine after warm-up is our choice: as released, every recipe has schedule="constant".
                 schedule="cosine",
                 weight_decay=0.04,
                 b1=0.9,

@@ -6,12 +6,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from sparse_vis.ops.resize import VIEW_PRECISION, apply_matrices, crop_matrix
 
 Box = tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]  # top, left, height, width
+AnyArray = Array | np.ndarray
 BOX_DRAWS = 10
+UNIFORMS = 2 * BOX_DRAWS + 2  # random numbers of a box: areas, aspects, place
 
 
 def sample_box(
@@ -33,22 +36,33 @@ def sample_box(
         top, left, height and width of the box, () int32 each.
     """
     # One draw serves the whole box: on CPU every further one costs half a second of compilation.
-    uniform = jax.random.uniform(key, (2 * BOX_DRAWS + 2,), jnp.float32)
+    return box_of(jax.random.uniform(key, (UNIFORMS,), jnp.float32), height, width, scale, aspect)
+
+
+def box_of(
+    uniform: Float[AnyArray, " 22"],
+    height: AnyArray | int,
+    width: AnyArray | int,
+    scale: tuple[float, float] | Float[Array, " 2"],
+    aspect: tuple[float, float],
+) -> tuple:
+    """The box of `sample_box` from its random numbers, of [0, 1); of NumPy numbers in NumPy."""
+    xp = uniform.__array_namespace__()
     area = (scale[0] + (scale[1] - scale[0]) * uniform[:BOX_DRAWS]) * (height * width)
     low, high = math.log(aspect[0]), math.log(aspect[1])
-    ratio = jnp.exp(low + (high - low) * uniform[BOX_DRAWS:-2])
-    widths = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
-    heights = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
+    ratio = xp.exp(low + (high - low) * uniform[BOX_DRAWS:-2])
+    widths = xp.round(xp.sqrt(area * ratio)).astype(xp.int32)
+    heights = xp.round(xp.sqrt(area / ratio)).astype(xp.int32)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    first, found = jnp.argmax(fits), jnp.any(fits)
+    first, found = xp.argmax(fits), xp.any(fits)
 
-    largest_height = jnp.clip(jnp.round(width / aspect[0]).astype(jnp.int32), 1, height)
-    largest_width = jnp.clip(jnp.round(height * aspect[1]).astype(jnp.int32), 1, width)
-    box_height = jnp.where(found, heights[first], largest_height)
-    box_width = jnp.where(found, widths[first], largest_width)
+    largest_height = xp.clip(xp.round(width / aspect[0]).astype(xp.int32), 1, height)
+    largest_width = xp.clip(xp.round(height * aspect[1]).astype(xp.int32), 1, width)
+    box_height = xp.where(found, heights[first], largest_height)
+    box_width = xp.where(found, widths[first], largest_width)
     spare_height, spare_width = height - box_height, width - box_width
-    top = jnp.where(found, jnp.floor(uniform[-2] * (spare_height + 1)).astype(jnp.int32), spare_height // 2)
-    left = jnp.where(found, jnp.floor(uniform[-1] * (spare_width + 1)).astype(jnp.int32), spare_width // 2)
+    top = xp.where(found, xp.floor(uniform[-2] * (spare_height + 1)).astype(xp.int32), spare_height // 2)
+    left = xp.where(found, xp.floor(uniform[-1] * (spare_width + 1)).astype(xp.int32), spare_width // 2)
     return top, left, box_height, box_width
 
 

@@ -29,6 +29,7 @@ MESH = Form(
 DTYPES = Choice("float32", "bfloat16", "float16")
 _SHARE, _WEIGHT, _TEMPERATURE = real("[0, 1]"), real("[0, 1e6]"), real("[1e-4, 1e4]")
 _RATE, _DECAY, _MEMORY = real("(0, 10]"), real("[0, 100]"), real("[0, 1)")
+_CLIP = real("(0, 1e30]")  # of the norm of the whole gradient
 _COUNT, _SEED = whole(1), whole(0, 2**32 - 1)
 _BATCH, _WIDTH, _LAYERS = whole(1, 2**20), whole(1, 2**18), whole(1, 1024)
 _TRANSFORMER = {"width": _WIDTH, "layers": _LAYERS, "heads": _LAYERS, "mlp_dim": _WIDTH}
@@ -77,7 +78,7 @@ _TABLE = {
     "optimizer": {
         "peak_lr": _RATE, "final_lr": real("[0, 10]"), "warmup": _MEMORY,
         "schedule": Choice("cosine", "constant"), "weight_decay": _DECAY, "b1": _MEMORY, "b2": _MEMORY,
-        "clip": real("(0, 1e30]"),
+        "clip": _CLIP,
     },
     "train": {
         "batch": _BATCH, "steps": _COUNT, "log_every": _COUNT, "save_every": _COUNT,
@@ -91,15 +92,18 @@ _TABLE = {
     "eval": {
         "tasks": NAMES, "beside": NAMES, "train_split": TEXT, "test_split": TEXT, "holdout": _MEMORY,
         "train_records": whole(0), "test_records": whole(0), "batch": _BATCH, "dtype": DTYPES,
-        "seed": _SEED, "masks": TEXT, "mask_classes": whole(0, 255), "expected": ROWS, "inception": TEXT,
+        "seed": _SEED, "masks": TEXT, "mask_classes": whole(0, 255), "mask_shift": Choice(0, -1),
+        "resize": Choice("antialiased", "published"), "expected": ROWS, "inception": TEXT,
         "lpips": {"alexnet": TEXT, "heads": TEXT},
         "reconstruction_probe": {
-            "target": Choice("pixel", "vq"), "learning_rate": _RATE, "weight_decay": _DECAY,
-            "batch_size": _BATCH, "epochs": _COUNT, **_TRANSFORMER,
+            "target": Choice("pixel", "vq"), "learning_rate": _RATE, "weight_decay": _DECAY, "clip": _CLIP,
+            "batch_size": _BATCH, "epochs": _COUNT, "validation": _MEMORY, "scale": pair("(0, 1]"),
+            **_TRANSFORMER,
         },
-        "segmentation": {"batch": _BATCH, "epochs": _COUNT},
+        "segmentation": {"batch": _BATCH, "epochs": _COUNT, "scale": pair("(0, 1]")},
         "linear_published": {
-            "learning_rate": _RATE, "weight_decay": _DECAY, "batch_size": _BATCH, "epochs": _COUNT,
+            "learning_rate": _RATE, "weight_decay": _DECAY, "clip": _CLIP, "batch_size": _BATCH,
+            "epochs": _COUNT, "validation": _MEMORY, "scale": pair("(0, 1]"),
         },
     },
 }  # fmt: skip

@@ -15,6 +15,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from sparse_vis.build import build_model
+from sparse_vis.data.cut import centre_cut, labels_at
+from sparse_vis.evals.dataset import SHORT_SIDE
+from sparse_vis.evals.miou import batch_scores
+from sparse_vis.evals.segmentation import Probe, Protocol
+from sparse_vis.evals.segmentation_head import Tokens, segmentation_loss
 from sparse_vis.interop.mae import read_backbone
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors
 from sparse_vis.ops.matching import entropic_plan
@@ -24,8 +29,10 @@ from sparse_vis.train.ema import update_teacher
 from sparse_vis.train.gradients import loss_fn
 from sparse_vis.train.optimizer import make_optimizer
 from tests.golden_data import (
+    ABSOLUTE,
     FOLDER,
     close,
+    component,
     load_recorded,
     load_trajectory,
     manifest,
@@ -51,6 +58,9 @@ BACKBONES = [
 # Most of the time of these tests is compilation; results stay within the tolerances without optimisation.
 QUICK = {"xla_backend_optimization_level": 0}
 compiled = functools.partial(jax.jit, compiler_options=QUICK)
+PROTOCOLS = component("protocols")
+RESIZED = [key.split(".")[1] for key in PROTOCOLS if key.startswith("resize.") and key.endswith(".in")]
+needs_segmentation = pytest.mark.skipif("seg.logits" not in PROTOCOLS, reason="not recorded")
 
 
 @pytest.mark.parametrize("name", manifest())
@@ -331,3 +341,36 @@ def test_potentials_given_or_computed_give_the_same_loss(name):
         return loss_fn(params, r.model, r.spec, r.views, r.teacher, r.tokenizer, potentials)[0]
 
     np.testing.assert_allclose(loss(r.params, targets.potentials), total, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", RESIZED)
+def test_test_images_and_label_maps(name):
+    r = {key.removeprefix(f"resize.{name}."): np.asarray(x) for key, x in PROTOCOLS.items()}
+    size = len(r["out"])
+    cut = centre_cut(*r["in"].shape[:2], size, round(size * SHORT_SIDE))
+    np.testing.assert_allclose(cut.image(r["in"]), r["out"], 0, ABSOLUTE)
+    if "mask_in" in r:
+        assert np.array_equal(cut.labels(r["mask_in"]), r["mask_out"])
+
+
+@needs_segmentation
+def test_segmentation_loss_and_score():
+    r = {key.removeprefix("seg."): np.asarray(x) for key, x in PROTOCOLS.items()}
+    logits, classes = r["logits"].transpose(0, 2, 3, 1), r["logits"].shape[1]
+    grid = logits.shape[1:3]
+    labels = labels_at(r["labels"], grid)
+    assert np.array_equal(labels, r["labels_at_logits"])
+    entropy = segmentation_loss(logits, labels, 0.0)
+    whole = segmentation_loss(logits, labels)
+    parts = {"cross_entropy": entropy, "loss": whole, "dice": whole - entropy}
+    parts |= batch_scores(logits.argmax(-1), labels, classes, len(labels))
+    # The probe itself, its linear map the identity: it is given labels at their own size.
+    probe = Probe(grid, classes, Protocol(batch_norm=False, dtype="float32"))
+    tokens = Tokens(logits.reshape(len(logits), -1, classes))
+    probe.learn(tokens, r["labels"])
+    identity = {"kernel": np.eye(classes, dtype=np.float32), "bias": np.zeros(classes, np.float32)}
+    probe.variables = {"params": {"Dense_0": identity}}
+    parts["loss of the probe"] = probe.learn(tokens, r["labels"])
+    for name, ours in parts.items():
+        recorded = r["loss" if name == "loss of the probe" else name]
+        np.testing.assert_allclose(np.float64(ours), np.ravel(recorded)[0], 0, ABSOLUTE, err_msg=name)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
+from sparse_vis.data.cut import centre_cut
 from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.sources import Source
 from sparse_vis.errors import UserError
@@ -40,7 +41,12 @@ class Records:
 
 
 def read_records(
-    source: Source, indices: Sequence[int] | np.ndarray, *, size: int, short_side: int
+    source: Source,
+    indices: Sequence[int] | np.ndarray,
+    *,
+    size: int,
+    short_side: int,
+    resize: str = "antialiased",
 ) -> Records:
     """Reads records in the given order: short side resized (bicubic), centre cut out.
 
@@ -49,6 +55,7 @@ def read_records(
         indices: numbers of the records, at least one.
         size: side of the square images in pixels.
         short_side: length of the short side before the cut, at least `size`; published: 256 for 224.
+        resize: "antialiased" (Pillow), or "published": `data/cut.py`, rounded to 8 bits.
 
     Raises:
         UserError: no or too large numbers, short_side is below size, or a record cannot be decoded.
@@ -63,8 +70,14 @@ def read_records(
     sides = dict(size=size, short_side=short_side)
     has = {key for record in records for key in record}
     none = np.zeros(0, np.int32)
+
+    def square(pixels: np.ndarray) -> np.ndarray:
+        if resize == "published":
+            return np.uint8(np.rint(255 * centre_cut(*pixels.shape[:2], size, short_side).image(pixels)))
+        return to_square(pixels, **sides, resample=BICUBIC)
+
     return Records(
-        image=np.stack([to_square(decode(r), **sides, resample=BICUBIC) for r in records]),
+        image=np.stack([square(decode(r)) for r in records]),
         name=tuple(r["name"] for r in records),
         label=np.array([r.get("label", -1) for r in records], np.int32) if "label" in has else None,
         mask=np.stack([to_square(r["mask"], **sides, resample=NEAREST) for r in records])

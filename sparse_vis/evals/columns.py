@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num
 from PIL import Image
 
 from sparse_vis.data.records import Records
+from sparse_vis.evals.baselines import as_unit
 from sparse_vis.evals.bench import Reducer
-from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import AnyArray, pool, square_grid
 from sparse_vis.evals.fid import Moments, frechet_distance, to_uint8
 from sparse_vis.evals.localization import best_token_iou, foreground_ari, token_segments
@@ -58,7 +60,7 @@ def at_size(images: Float[AnyArray, "N h w 3"], size: int) -> Float[np.ndarray, 
 
 
 def compared(
-    reconstruction: Float[AnyArray, "N h w 3"], images: UInt8[np.ndarray, "N H W 3"], networks: Networks
+    reconstruction: Float[AnyArray, "N h w 3"], images: Num[np.ndarray, "N H W 3"], networks: Networks
 ) -> dict[str, np.ndarray]:
     """Scores of reconstructions, image by image: psnr, ssim and, where their networks are, lpips, inception.
 
@@ -67,26 +69,26 @@ def compared(
     `protocol_crop`.
 
     Args:
-        reconstruction: in [0, 1]. images: as the encoder saw them. networks: see there.
+        reconstruction: in [0, 1]. images: as the encoder saw them, uint8 or in [0, 1]. networks: see there.
     """
-    same, true = at_size(reconstruction, images.shape[1]), images.astype(np.float32) / 255
+    same, true = at_size(reconstruction, images.shape[1]), as_unit(images)
     found = {"psnr": psnr(same, true), "ssim": ssim(same, true)}
     if networks.about:
-        x, y = at_256(to_uint8(reconstruction)), at_256(images)
+        x, y = at_256(to_uint8(reconstruction)), at_256(to_uint8(true))
         found |= {"lpips": networks.lpips(x, y), "inception": networks.inception(x)}
     return {name: array for name, array in found.items() if array is not None}
 
 
 def quality(
-    columns: dict[str, np.ndarray], networks: Networks, part: Part
+    columns: dict[str, np.ndarray], networks: Networks, true: Callable[[], Moments]
 ) -> tuple[dict[str, float], dict[str, str]]:
     """PSNR, SSIM, LPIPS and rFID of a set from the columns of `compared`, and what is absent and why.
 
     Args:
-        columns: of all images of the part. networks: see there. part: the true images.
+        columns: of all images. networks: see there. true: Inception's moments of the true images.
     """
     metrics = {name: float(np.mean(columns[name])) for name in ("psnr", "ssim", "lpips") if name in columns}
     if "inception" in columns:
         found = Moments.empty(columns["inception"].shape[1]).update(columns["inception"])
-        metrics["rfid"] = frechet_distance(found, networks.true_moments(part))
+        metrics["rfid"] = frechet_distance(found, true())
     return metrics, dict(networks.absent)

@@ -28,9 +28,10 @@ class Part:
     Attributes:
         source: random-access records. indices: (N,) which of them, in order.
         size: side of the square images in pixels. short_side: before the centre is cut out.
-        threads: batches read at a time.
+        threads: batches read at a time. resize: of `batches`, as in `read_records`.
         masks: folder of label maps; None where the source brings its own, or there are none.
-        map_classes: number of classes in label maps; 0 without.
+        map_classes: number of classes in label maps; 0 without. map_shift: -1 where class 0 of their files
+            means that nothing is known, and the others count from 1.
     """
 
     source: Source
@@ -40,6 +41,8 @@ class Part:
     threads: int
     masks: pathlib.Path | None = None
     map_classes: int = 0
+    map_shift: int = 0
+    resize: str = "antialiased"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -52,11 +55,17 @@ class Part:
         """The part's first records."""
         return dataclasses.replace(self, indices=self.indices[:count])
 
+    def without(self, share: float, seed: int) -> Part:
+        """The part less a share of its records, chosen at random: what a probe holds out for validation."""
+        left = np.random.default_rng(seed).permutation(len(self))[int(share * len(self)) :]
+        return dataclasses.replace(self, indices=self.indices[np.sort(left)])
+
     def batches(self, batch_size: int) -> Iterator[Records]:
         """All records in order; images short side first, then the centre, as the test images of probes."""
 
         def load(rows):
-            return read_records(self.source, rows, size=self.size, short_side=self.short_side)
+            sides = dict(size=self.size, short_side=self.short_side)
+            return read_records(self.source, rows, resize=self.resize, **sides)
 
         return in_batches(load, self.indices, batch_size, self.threads)
 
@@ -104,7 +113,8 @@ def open_data(config: ConfigDict) -> Data:
         masks = (pathlib.Path(e.masks) / split if folder else pathlib.Path(e.masks)) if e.masks else None
         maps = e.mask_classes if masks else len(source.classes) + 1 if scenes else 0
         rows = spread(indices, count)
-        return Part(source, rows, size, short_side, config.data.threads, masks, maps)
+        shift = e.mask_shift if masks else 0
+        return Part(source, rows, size, short_side, config.data.threads, masks, maps, shift, e.resize)
 
     parts, labelled = {"train": part(False), "test": part(True)}, ("train", "test")
     if scenes and config.data.scenes.digits == "many":
@@ -113,7 +123,7 @@ def open_data(config: ConfigDict) -> Data:
         labelled = ("one_train", "one_test")
     about = {
         "source": config.data.source, "path": config.data.path, "holdout": e.holdout, "image_size": size,
-        "short_side": short_side,
+        "short_side": short_side, "resize": e.resize,
         "parts": {name: _about(p) for name, p in parts.items()},
     }  # fmt: skip
     source, other = parts["train"].source, parts["test"].source

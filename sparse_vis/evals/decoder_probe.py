@@ -10,34 +10,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num
 
 from sparse_vis.errors import UserError
+from sparse_vis.evals.baselines import as_unit
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.losses.reconstruction import code_cross_entropy, pixel_mse
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ops.resize import resize_bicubic
+from sparse_vis.train.optimizer import make_optimizer
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the decoder is made and trained; the defaults are the published ones (method.md section 8).
+    """How the decoder is made and trained; the defaults are the released ones (method.md section 8).
 
     Attributes:
-        learning_rate, weight_decay: of AdamW, constant. batch_size: images per step.
-        epochs: passes over train.
+        target: "vq", codes of the tokenizer, or "pixel".
+        learning_rate, weight_decay: of AdamW, constant. clip: largest norm of the whole gradient.
+        batch_size: images per step. epochs: passes over train.
+        validation: share of train that is held out (and not looked at here).
+        scale: range of the random crops' part of the image's area.
         width, layers, heads, mlp_dim: of the decoder (method.md section 4).
+        dtype: of its computation; norms, head and loss are always float32.
     """
 
+    target: str = "vq"
     learning_rate: float = 1e-4
-    weight_decay: float = 0.01
+    weight_decay: float = 1e-4
+    clip: float = 5.0
     batch_size: int = 128
     epochs: int = 20
+    validation: float = 0.1
+    scale: tuple[float, float] = (0.36, 1.0)
     width: int = 512
     layers: int = 6
     heads: int = 8
     mlp_dim: int = 2048
+    dtype: str = "bfloat16"
 
 
 class DecoderProbe:
@@ -65,19 +76,20 @@ class DecoderProbe:
         self.tokenizer, self.tokenizer_params = tokenizer or (None, None)
         self.params, self._state, self.decoder = None, None, None
 
-    def learn(self, Z: Float[AnyArray, "B n d"], images: UInt8[np.ndarray, "B H W 3"]) -> float:
+    def learn(self, Z: Float[AnyArray, "B n d"], images: Num[np.ndarray, "B H W 3"]) -> float:
         """One step of the optimizer; returns the loss.
 
         Args:
-            Z: frozen features of the images. images: uint8, what is to be reconstructed.
+            Z: frozen features of the images. images: uint8 or float in [0, 1], what is to be reconstructed.
         """
         Z, p = jnp.asarray(Z), self.protocol
         if self.decoder is None:
             codes = self.tokenizer.num_embeddings if self.tokenizer else 0
-            self.decoder = Decoder(Z.shape[-1], p.width, p.layers, p.heads, p.mlp_dim, self.patch, codes)
+            sizes = p.width, p.layers, p.heads, p.mlp_dim
+            self.decoder = Decoder(Z.shape[-1], *sizes, self.patch, codes, p.dtype)
             self.params = self.decoder.init(jax.random.key(self.seed), Z, self.grid)["params"]
             self._state = _optimizer(p).init(self.params)
-        target = _target(self.tokenizer_params, images, self.tokenizer, self.grid)
+        target = _target(self.tokenizer_params, as_unit(images), self.tokenizer, self.grid)
         self.params, self._state, loss = _update(
             self.params, self._state, Z, target, self.decoder, self.grid, p
         )
@@ -108,13 +120,15 @@ def fit(probe: DecoderProbe, epoch: Callable[[int], Iterable[tuple[AnyArray, Any
 
 
 def _optimizer(protocol: Protocol) -> optax.GradientTransformation:
-    return optax.adamw(protocol.learning_rate, weight_decay=protocol.weight_decay)
+    rate = optax.constant_schedule(protocol.learning_rate)
+    return make_optimizer(rate, weight_decay=protocol.weight_decay, b1=0.9, b2=0.999, clip=protocol.clip)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _target(params: dict | None, images: AnyArray, tokenizer: VQGAN | None, grid: tuple[int, int]) -> Array:
-    """Pixels in [0, 1], or codes on the grid of the patches, for which images are resized if need be."""
-    pixels = images.astype(jnp.float32) / 255
+def _target(
+    params: dict | None, pixels: Float[AnyArray, "B H W 3"], tokenizer: VQGAN | None, grid: tuple[int, int]
+) -> Array:
+    """The pixels themselves, or codes on the grid of the patches, for which images are resized if need be."""
     if tokenizer is None:
         return pixels
     size = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)

@@ -4,35 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num
 from ml_collections import ConfigDict
 
-from sparse_vis.data.records import in_batches, read_records
 from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.columns import compared, quality
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.decoder_probe import DecoderProbe, Protocol, fit
-from sparse_vis.evals.features import square_grid
-from sparse_vis.evals.networks import identity
+from sparse_vis.evals.features import encode, square_grid
+from sparse_vis.evals.fid import Moments, to_uint8
+from sparse_vis.evals.networks import at_256, identity
+from sparse_vis.evals.published_images import (
+    ABOUT,
+    Maker,
+    centre_cuts,
+    departures,
+    epoch_order,
+    random_cuts,
+    squares,
+)
 from sparse_vis.evals.task import Result, Task
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.progress import Progress
 
 read_tokenizer = functools.cache(load_tokenizer)
+TEST_KEY = 2**32  # in the place of the epoch, which it never reaches: crops of the test images
 
 
 def protocol(e: ConfigDict) -> Protocol:
-    """The published constants, with what config.eval.reconstruction_probe changes of them."""
-    return Protocol(**{name: value for name, value in e.reconstruction_probe.items() if name != "target"})
+    """The released constants, with what config.eval.reconstruction_probe and dtype change of them."""
+    return Protocol(**e.reconstruction_probe, dtype=e.dtype)
 
 
-def probed(bench: Bench, images: UInt8[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N n d"]:
-    """The features that the decoder gets: Z = L S where the encoder factorizes, else U."""
+def probed(bench: Bench, images: Num[np.ndarray, "N H W 3"], batch: int) -> Float[np.ndarray, "N n d"]:
+    """The features that the decoder gets: Z = L S where the encoder factorizes, else U.
+
+    Args:
+        bench: with the encoder. images: squares. batch: images per call of the encoder.
+    """
     found = []
-    for start in range(0, len(images), bench.batch):
-        features = bench.encode(images[start : start + bench.batch], "sparse", "spatial", "dense")
+    for start in range(0, len(images), batch):
+        wanted = ("sparse", "spatial", "dense")
+        features = encode(bench.encoder, images[start : start + batch], wanted, batch)
         if {"sparse", "spatial"} <= features.keys():
             found.append(features["spatial"] @ features["sparse"])
         else:
@@ -40,46 +56,60 @@ def probed(bench: Bench, images: UInt8[np.ndarray, "N H W 3"]) -> Float[np.ndarr
     return np.concatenate(found)
 
 
-def _epoch(bench: Bench, train: Part, number: int, batch_size: int, progress: Progress):
-    """Shuffled images with their features: the test protocol's squares, the same ones every epoch."""
-    order = np.random.default_rng((bench.seed, number)).permutation(train.indices)
-
-    def load(indices: np.ndarray) -> np.ndarray:
-        return read_records(train.source, indices, size=train.size, short_side=train.short_side).image
-
-    for images in in_batches(load, order, batch_size, train.threads):
-        yield probed(bench, images), images
+def _pairs(
+    bench: Bench, part: Part, make: Maker, rows: np.ndarray, size: int, progress: Progress
+) -> Iterator:
+    """Features and images, in the given order, `size` at a time."""
+    for images, _ in squares(part, make, rows, size, lambda record, cut: None):
+        yield probed(bench, images, min(bench.batch, size)), images
         progress.add(len(images))
 
 
+def _judge(bench: Bench, probe: DecoderProbe, make: Maker, name: str) -> tuple[dict, dict]:
+    """Metrics of all test images in one reading, and what is absent."""
+    test, networks = bench.data.parts["test"], bench.networks
+    kept: dict[str, list[np.ndarray]] = {}
+    true = None
+    progress = bench.progress(f"reconstruction_probe, {name}", len(test))
+    for Z, images in _pairs(bench, test, make, np.arange(len(test)), bench.batch, progress):
+        columns = compared(probe.reconstruct(Z), images, networks)
+        for column in columns:
+            kept.setdefault(column, []).append(columns[column])
+        if "inception" in columns:
+            found = networks.inception(at_256(to_uint8(images)))
+            true = (true or Moments.empty(found.shape[1])).update(found)
+    return quality({column: np.concatenate(parts) for column, parts in kept.items()}, networks, lambda: true)
+
+
 def _measure(bench: Bench, config: ConfigDict) -> Result:
-    train, test = bench.data.parts["train"], bench.data.parts["test"]
-    patches = probed(bench, next(test.first(1).batches(1)).image).shape[1]
+    chosen, t, test = protocol(config.eval), config.model.tokenizer, bench.data.parts["test"]
+    train = bench.data.parts["train"].without(chosen.validation, bench.seed)
+    patches = probed(bench, next(test.first(1).batches(1)).image, bench.batch).shape[1]
     if patches == 1:
         return Result({}, {"reconstruction_probe": "it has one token for the whole image"})
-    chosen, t = protocol(config.eval), config.model.tokenizer
-    vq = config.eval.reconstruction_probe.target == "vq"
-    tokenizer = read_tokenizer(t.path, t.dtype) if vq else None
+    tokenizer = read_tokenizer(t.path, t.dtype) if chosen.target == "vq" else None
     probe = DecoderProbe(square_grid(patches), test.size, chosen, tokenizer, bench.seed)
     progress = bench.progress("reconstruction_probe", chosen.epochs * len(train))
-    losses = fit(probe, lambda number: _epoch(bench, train, number, chosen.batch_size, progress))
-    kept: dict[str, list[np.ndarray]] = {}
-    progress = bench.progress("reconstruction_probe, test images", len(test))
-    for records in test.batches(bench.batch):
-        reconstruction = probe.reconstruct(probed(bench, records.image))
-        for name, column in compared(reconstruction, records.image, bench.networks).items():
-            kept.setdefault(name, []).append(column)
-        progress.add(len(records.image))
-    columns = {name: np.concatenate(parts) for name, parts in kept.items()}
-    metrics, absent = quality(columns, bench.networks, test)
+
+    def epoch(number: int) -> Iterator:
+        cuts = random_cuts(train.size, chosen.scale, bench.seed, number)
+        order = epoch_order(train, bench.seed, number)
+        return _pairs(bench, train, cuts, order, chosen.batch_size, progress)
+
+    losses, metrics, absent = fit(probe, epoch), {}, {}
     feature = "Z" if {"sparse", "spatial"} <= set(bench.encoder.gives) else "U"
-    return Result({feature: metrics}, absent, {"losses": losses})
+    random = random_cuts(test.size, chosen.scale, bench.seed, TEST_KEY)
+    for name, make in (("random crops", random), ("centre", centre_cuts(test))):
+        metrics[f"{feature}, {name}"], absent = _judge(bench, probe, make, name)
+    return Result(metrics, absent, {"losses": losses})
 
 
 def _settings(config: ConfigDict) -> dict:
-    target, path = config.eval.reconstruction_probe.target, config.model.tokenizer.path
-    tokenizer = {"tokenizer": identity(path), "dtype": config.model.tokenizer.dtype} if target == "vq" else {}
-    return {"target": target, **dataclasses.asdict(protocol(config.eval)), **tokenizer}
+    chosen, t = protocol(config.eval), config.model.tokenizer
+    tokenizer = {"tokenizer": identity(t.path), "tokenizer_dtype": t.dtype} if chosen.target == "vq" else {}
+    images = {**ABOUT, "test": {"random crops": "as in training (released)", "centre": ABOUT["test"]}}
+    return {**dataclasses.asdict(chosen), "schedule": "constant", "betas": (0.9, 0.999), "eps": 1e-8,
+            "images": images, "departures": departures(chosen), **tokenizer}  # fmt: skip
 
 
 RECONSTRUCTION_PROBE = Task(

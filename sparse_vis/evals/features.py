@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import jax
@@ -98,6 +98,37 @@ def _check_contract(name: str, wanted: tuple[str, ...], out: dict[str, np.ndarra
                 f"Encoder '{name}' returned '{key}' of shape {out[key].shape}; "
                 f"it must have {RANKS[key]} dimensions and {batch_size} rows."
             )
+
+
+class Regrouped:
+    """Rows of arrays that come in parts of any size, handed on in groups of one size.
+
+    Args:
+        size: rows of a group. Its memory is taken once and used for the next group again.
+    """
+
+    def __init__(self, size: int):
+        self._size, self._filled = size, 0
+        self._held: dict[str, np.ndarray] = {}
+
+    def add(self, part: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """The groups that become full with these rows; each is valid until the next one is asked for."""
+        count, start = len(next(iter(part.values()))), 0
+        while start < count:
+            for name, array in part.items():
+                if name not in self._held:
+                    self._held[name] = np.empty((self._size, *array.shape[1:]), array.dtype)
+                rows = array[start : start + self._size - self._filled]
+                self._held[name][self._filled : self._filled + len(rows)] = rows
+            self._filled, start = self._filled + len(rows), start + len(rows)
+            if self._filled == self._size:
+                yield from self.rest()
+
+    def rest(self) -> Iterator[dict[str, np.ndarray]]:
+        """The rows that are left, if there are any, as a last group."""
+        if self._filled:
+            yield {name: array[: self._filled] for name, array in self._held.items()}
+        self._filled = 0
 
 
 def square_grid(patches: int) -> tuple[int, int]:

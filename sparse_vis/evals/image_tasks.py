@@ -17,7 +17,8 @@ def _localization(bench: Bench, config: ConfigDict) -> Result:
 
 
 def _reconstruction(bench: Bench, config: ConfigDict) -> Result:
-    metrics, absent = quality(bench.columns("test"), bench.networks, bench.data.parts["test"])
+    networks, test = bench.networks, bench.data.parts["test"]
+    metrics, absent = quality(bench.columns("test"), networks, lambda: networks.true_moments(test))
     return Result({"": metrics}, absent)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sparse_vis.data.decode import decode
-from sparse_vis.data.records import BICUBIC, NEAREST, in_batches
+from sparse_vis.data.records import in_batches
 from sparse_vis.data.same import files_sha256
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
@@ -35,16 +35,20 @@ def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
             found = np.asarray(file)
     except (OSError, SyntaxError) as error:
         raise UserError(f"label map {path} cannot be read ({error}); restore it.") from None
-    shape, known = decode(record).shape[:2], found[found != IGNORE]
+    shape = decode(record).shape[:2]
     if found.shape != shape or found.dtype != np.uint8:
         raise UserError(
             f"label map {path} is {found.dtype} of shape {found.shape}; it must be 8-bit, one channel or a "
             f"palette, and of its image's size {shape}."
         )
+    if part.map_shift == -1:  # 0 becomes 255; what is 255 already stays
+        found = np.where(found == IGNORE, found, found - np.uint8(1))
+    known = found[found != IGNORE]
     if known.size and known.max() >= part.map_classes:
+        shifted = f", shifted by {part.map_shift}" if part.map_shift else ""
         raise UserError(
-            f"label map {path} has class {known.max()}, but config.eval.mask_classes={part.map_classes}; "
-            f"raise that, or write {IGNORE} for pixels that do not count."
+            f"label map {path} has class {known.max()}{shifted}, but config.eval.mask_classes="
+            f"{part.map_classes}; raise that, or write {IGNORE} for pixels that do not count."
         )
     return found
 
@@ -90,30 +94,6 @@ def check_every_map(part: Part) -> None:
 
     for _ in in_batches(load, part.indices, 16, part.threads):
         pass
-
-
-def random_square(
-    image: UInt8[np.ndarray, "H W 3"],
-    labels: UInt8[np.ndarray, "H W"],
-    *,
-    size: int,
-    short_side: int,
-    rng: np.random.Generator,
-) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
-    """A random square cut of image and label map, for training; the short side is resized first.
-
-    Args:
-        image, labels: of one size. size, short_side: in pixels. rng: decides place and flip (½).
-    """
-    height, width = labels.shape
-    scale = short_side / min(height, width)
-    new = max(size, round(width * scale)), max(size, round(height * scale))
-    picture = np.asarray(Image.fromarray(image).resize(new, BICUBIC))
-    classes = np.asarray(Image.fromarray(labels).resize(new, NEAREST))
-    top, left = (int(rng.integers(side - size + 1)) for side in classes.shape)
-    cut = np.s_[top : top + size, left : left + size]
-    step = -1 if rng.random() < 0.5 else 1
-    return picture[cut][:, ::step], classes[cut][:, ::step]
 
 
 def centre_square(

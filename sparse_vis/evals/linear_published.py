@@ -11,33 +11,38 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from sparse_vis.crops import crop_and_flip, sample_box
 from sparse_vis.errors import UserError
-from sparse_vis.evals.features import AnyArray, check_labels
+from sparse_vis.evals.baselines import as_unit
+from sparse_vis.evals.features import AnyArray, Regrouped, check_labels
 from sparse_vis.models.linear import uniform_linear
-from sparse_vis.types import Batch
+from sparse_vis.train.optimizer import make_optimizer
 
 Encode = Callable[[AnyArray], AnyArray]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The published constants; the size of test images comes with them.
+    """The released constants.
 
     Attributes:
-        learning_rate, weight_decay: of AdamW, constant. batch_size: images per step.
-        epochs: passes over train.
+        learning_rate, weight_decay: of AdamW, constant. clip: largest norm of the whole gradient.
+        batch_size: images per step. epochs: passes over train.
+        validation: share of train that is held out (and not looked at here).
         size: pixels a side of the crops. scale: range of their part of the image's area.
+        dtype: of the linear map, as of the encoder; LayerNorm and loss are always float32.
     """
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
+    clip: float = 5.0
     batch_size: int = 2048
     epochs: int = 30
+    validation: float = 0.1
     size: int = 224
     scale: tuple[float, float] = (0.2, 1.0)
+    dtype: str = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -53,35 +58,17 @@ class Head(nn.Module):
     """LayerNorm (eps 1e-5, with scale and shift) and a linear map, on the mean of the tokens."""
 
     classes: int
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "B r d"]) -> Float[Array, "B classes"]:
         x = nn.LayerNorm(epsilon=1e-5)(tokens.mean(axis=1))
-        return uniform_linear(self.classes, x.shape[-1])(x)
-
-
-@partial(jax.jit, static_argnames=("size", "scale"))
-def random_crops(
-    key: PRNGKeyArray, batch: Batch, size: int, scale: tuple[float, float]
-) -> Float[Array, "B size size 3"]:
-    """One random resized crop of every image (aspect 3/4–4/3, bicubic, clipped), flipped with probability ½.
-
-    Args:
-        key: of seed and epoch; every image draws by its own index. batch: images on canvases.
-        size, scale: see Protocol.
-    """
-
-    def one(canvas, height, width, index):
-        box_key, flip_key = jax.random.split(jax.random.fold_in(key, index))
-        box = sample_box(box_key, height, width, scale, (3 / 4, 4 / 3))
-        return crop_and_flip(canvas, box, jax.random.bernoulli(flip_key, np.float32(0.5)), size)
-
-    return jax.vmap(one)(batch.image, batch.height, batch.width, batch.index)
+        return uniform_linear(self.classes, x.shape[-1], self.dtype)(x).astype(jnp.float32)
 
 
 def published_linear(
     encode: Encode,
-    train: Callable[[int], Iterable[tuple[Batch, AnyArray]]],
+    train: Callable[[int], Iterable[tuple[AnyArray, AnyArray]]],
     test: Iterable[tuple[AnyArray, AnyArray]],
     *,
     classes: int,
@@ -92,23 +79,21 @@ def published_linear(
 
     Args:
         encode: images (B, H, W, 3) in [0, 1] → tokens (B, r, d), S or another encoder's; jitted by its owner.
-        train: number of the epoch → its shuffled images in parts of any size, as canvases, and their classes.
-        test: images as they are encoded (published: short side 256, centre crop 224, bicubic, as
-            `read_records` makes them), uint8 or float in [0, 1], and classes (B,).
-        classes: number of classes. protocol: see there. seed: of crops, flips and first weights.
+        train: number of the epoch → its crops, shuffled, in parts of any size, and their classes (B,).
+        test: images and classes. All images are (B, H, W, 3), uint8 or float in [0, 1], as they are encoded.
+        classes: number of classes. protocol: see there. seed: of the first weights.
 
     Raises:
         UserError: no training or no test batches, or labels out of range.
     """
-    head, optimizer = Head(classes), _optimizer(protocol)
-    weights_key, crops_key = jax.random.split(jax.random.key(seed))
+    head, optimizer = Head(classes, protocol.dtype), _optimizer(protocol)
     params, state, losses = None, None, []
     for epoch in range(protocol.epochs):
-        key, batches = jax.random.fold_in(crops_key, epoch), []
-        for tokens, labels in _steps(encode, key, train(epoch), protocol):
+        batches = []
+        for tokens, labels in _steps(encode, train(epoch), protocol.batch_size):
             check_labels("train", labels, classes)
             if params is None:
-                params = head.init(weights_key, tokens)["params"]
+                params = head.init(jax.random.key(seed), tokens)["params"]
                 state = optimizer.init(params)
             params, state, loss = _update(params, state, tokens, labels, head, protocol)
             batches.append(float(loss))  # reading it keeps one step in flight: many hang JAX on few cores
@@ -118,20 +103,17 @@ def published_linear(
     return PublishedResult(*_measure(encode, head, params, test), losses=tuple(losses))
 
 
-def _steps(
-    encode: Encode, key: PRNGKeyArray, parts: Iterable, protocol: Protocol
-) -> Iterator[tuple[Array, Array]]:
-    """Tokens of fresh crops and labels, part after part, put together to the batches of the optimizer."""
-    tokens, labels = [], []
-    for batch, classes in parts:
-        tokens.append(np.asarray(encode(random_crops(key, batch, protocol.size, protocol.scale))))
-        labels.append(np.asarray(classes))
-        while sum(map(len, labels)) >= protocol.batch_size:
-            x, y = np.concatenate(tokens), np.concatenate(labels)
-            yield jnp.asarray(x[: protocol.batch_size]), jnp.asarray(y[: protocol.batch_size])
-            tokens, labels = [x[protocol.batch_size :]], [y[protocol.batch_size :]]
-    if sum(map(len, labels)):
-        yield jnp.asarray(np.concatenate(tokens)), jnp.asarray(np.concatenate(labels))
+def _steps(encode: Encode, parts: Iterable, batch_size: int) -> Iterator[tuple[Array, Array]]:
+    """Tokens and labels of images, part after part, put together to the batches of the optimizer."""
+    groups = Regrouped(batch_size)
+    for images, labels in parts:
+        tokens = np.asarray(encode(as_unit(images)))
+        yield from map(_on_device, groups.add({"tokens": tokens, "labels": np.asarray(labels)}))
+    yield from map(_on_device, groups.rest())
+
+
+def _on_device(group: dict[str, np.ndarray]) -> tuple[Array, Array]:
+    return jnp.array(group["tokens"]), jnp.array(group["labels"])  # copies: the group's memory is used again
 
 
 def _measure(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[float, float]:
@@ -139,8 +121,7 @@ def _measure(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[
     count = 0
     for images, labels in test:
         check_labels("test", labels, head.classes)
-        scale = 255 if images.dtype == np.uint8 else 1
-        logits = head.apply({"params": params}, jnp.asarray(encode(jnp.asarray(images, jnp.float32) / scale)))
+        logits = head.apply({"params": params}, jnp.asarray(encode(as_unit(images))))
         top = np.asarray(jax.lax.top_k(logits, min(5, head.classes))[1])
         right = top == np.asarray(labels)[:, None]
         hits += right[:, 0].sum(), right.sum()
@@ -151,7 +132,8 @@ def _measure(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[
 
 
 def _optimizer(protocol: Protocol) -> optax.GradientTransformation:
-    return optax.adamw(protocol.learning_rate, weight_decay=protocol.weight_decay)
+    rate = optax.constant_schedule(protocol.learning_rate)
+    return make_optimizer(rate, weight_decay=protocol.weight_decay, b1=0.9, b2=0.999, clip=protocol.clip)
 
 
 @partial(jax.jit, static_argnames=("head", "protocol"))

@@ -1,4 +1,4 @@
-"""mIoU of a whole data set from one confusion matrix."""
+"""mIoU of a whole data set from one confusion matrix, and the published mean over batches."""
 
 from __future__ import annotations
 
@@ -30,3 +30,24 @@ def mean_iou(matrix: Int[AnyArray, "classes classes"]) -> tuple[float, Float[np.
     union = matrix.sum(axis=0) + matrix.sum(axis=1) - both
     iou = np.where(union > 0, both / np.maximum(union, 1), np.nan)
     return float(iou[union > 0].mean()) if union.any() else float("nan"), iou
+
+
+def batch_scores(
+    predicted: Integer[AnyArray, "N ..."], labels: Integer[AnyArray, "N ..."], classes: int, batch: int
+) -> dict[str, float]:
+    """The published score: macro-Jaccard and accuracy of each batch, averaged over batches, all alike.
+
+    A batch's macro-Jaccard is the mean over the classes that occur in its labels or predictions. A batch in
+    which every pixel is 255 has neither and is left out; nan where no other is left.
+
+    Args:
+        predicted, labels: of N images. classes: number of classes. batch: images per batch, the last may have
+            fewer.
+    """
+    found = []
+    for i in range(0, len(labels), batch):
+        matrix = confusion(predicted[i : i + batch], labels[i : i + batch], classes)
+        if matrix.any():
+            found.append((mean_iou(matrix)[0], np.trace(matrix) / matrix.sum()))
+    jaccard, accuracy = np.mean(found, axis=0) if found else (np.nan, np.nan)
+    return {"macro_jaccard": float(jaccard), "accuracy": float(accuracy)}

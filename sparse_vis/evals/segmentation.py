@@ -12,30 +12,42 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
+from sparse_vis.data.cut import labels_at
 from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.evals.miou import IGNORE, confusion
-from sparse_vis.evals.segmentation_head import Head, Tokens, pixel_logits, segmentation_loss
+from sparse_vis.evals.segmentation_head import Head, Tokens, pixel_logits, segmentation_loss, unbiased
+from sparse_vis.train.optimizer import make_optimizer
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a head is made and trained; the defaults are the published ones (method.md section 8).
+    """How a head is made and trained; the defaults are the released ones (method.md section 8).
 
     Attributes:
         batch_norm: normalise the features first. dice: weight of the Dice loss beside cross-entropy.
-        learning_rate, weight_decay: of AdamW, constant. epochs: passes over the training set.
+        at: where the loss is taken: at the "logits" (patches), to which labels are brought by nearest
+            neighbour, or at the "pixels" of the labels, to which logits are interpolated.
+        learning_rate, weight_decay: of AdamW, constant. clip: largest norm of the whole gradient.
+        batch: images per step. epochs: passes over the training set.
+        scale: range of the random crops' part of the image's area (0.5 to 1 for VOC).
+        dtype: of the linear map; BatchNorm and loss are always float32.
     """
 
     batch_norm: bool = True
     dice: float = 1.0
+    at: str = "logits"
     learning_rate: float = 1e-4
-    weight_decay: float = 0.01
+    weight_decay: float = 1e-4
+    clip: float = 5.0
+    batch: int = 2048
     epochs: int = 80
+    scale: tuple[float, float] = (0.25, 1.0)
+    dtype: str = "bfloat16"
 
 
 PUBLISHED = Protocol()
-LINEAR = Protocol(batch_norm=False, dice=0.0, learning_rate=1e-3)
+LINEAR = Protocol(batch_norm=False, dice=0.0, at="pixels", learning_rate=1e-3, batch=16)
 
 
 class Probe:
@@ -53,7 +65,7 @@ class Probe:
 
     def __init__(self, grid: tuple[int, int], classes: int, protocol: Protocol = PUBLISHED, seed: int = 0):
         self.grid, self.protocol, self.seed = grid, protocol, seed
-        self.head = Head(classes, protocol.batch_norm)
+        self.head = Head(classes, protocol.batch_norm, protocol.dtype)
         self.matrix = np.zeros((classes, classes), np.int64)
         self.variables, self._state = None, None
 
@@ -67,6 +79,8 @@ class Probe:
             UserError: a grid that does not fit, or labels out of range.
         """
         _check(tokens, labels, self.grid, self.head.classes)
+        if self.protocol.at == "logits":
+            labels = labels_at(np.asarray(labels), self.grid)
         if self.variables is None:
             self.variables = self.head.init(jax.random.key(self.seed), jnp.asarray(tokens.x), True)
             self._state = _optimizer(self.protocol).init(self.variables["params"])
@@ -91,7 +105,8 @@ class Probe:
 
 
 def _optimizer(protocol: Protocol) -> optax.GradientTransformation:
-    return optax.adamw(protocol.learning_rate, weight_decay=protocol.weight_decay)
+    rate = optax.constant_schedule(protocol.learning_rate)
+    return make_optimizer(rate, weight_decay=protocol.weight_decay, b1=0.9, b2=0.999, clip=protocol.clip)
 
 
 @partial(jax.jit, static_argnames=("head", "grid", "protocol"))
@@ -102,6 +117,12 @@ def _update(variables: dict, state: Any, tokens: Tokens, labels: Array, head, gr
         return segmentation_loss(image, labels, protocol.dice), changed
 
     (value, changed), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    if protocol.batch_norm:
+        rows = tokens.x.shape[0] * tokens.x.shape[1]
+        changed = {"batch_stats": jax.tree.map(
+            lambda old, new: unbiased(old, new, rows), variables["batch_stats"], changed["batch_stats"],
+            is_leaf=lambda node: "var" in node,
+        )}  # fmt: skip
     change, state = _optimizer(protocol).update(gradient, state, variables["params"])
     return {**changed, "params": optax.apply_updates(variables["params"], change)}, state, value
 

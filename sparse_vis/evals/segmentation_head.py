@@ -15,6 +15,8 @@ from sparse_vis.evals.features import AnyArray
 from sparse_vis.evals.miou import IGNORE
 from sparse_vis.models.linear import uniform_linear
 
+MOMENTUM = 0.9  # of BatchNorm's running statistics: what PyTorch calls 0.1
+
 
 class Tokens(NamedTuple):
     """What a head classifies.
@@ -29,16 +31,31 @@ class Tokens(NamedTuple):
 
 
 class Head(nn.Module):
-    """BatchNorm (or none), then a 1×1 convolution: the same linear map at every token."""
+    """BatchNorm (or none), then a 1×1 convolution: the same linear map at every token.
+
+    Attributes:
+        classes: number of classes. batch_norm: whether there is one. dtype: of the linear map.
+    """
 
     classes: int
     batch_norm: bool
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B t f"], train: bool) -> Float[Array, "B t classes"]:
         if self.batch_norm:
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
-        return uniform_linear(self.classes, x.shape[-1])(x)
+            x = nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, epsilon=1e-5)(x)
+        return uniform_linear(self.classes, x.shape[-1], self.dtype)(x).astype(jnp.float32)
+
+
+def unbiased(old: dict, new: dict, rows: int) -> dict:
+    """BatchNorm's statistics after a step, with the variance over rows - 1, as PyTorch keeps it.
+
+    Args:
+        old, new: {"mean", "var"} before and after Flax's step, which takes the variance over all rows.
+    """
+    kept = MOMENTUM * old["var"]
+    return {**new, "var": kept + (new["var"] - kept) * (rows / max(rows - 1, 1))}
 
 
 def variants(features: Mapping[str, AnyArray]) -> dict[str, Tokens]:
@@ -79,7 +96,7 @@ def pixel_logits(
 
 
 def segmentation_loss(
-    logits: Float[Array, "B H W classes"], labels: Integer[Array, "B H W"], dice: float | Array = 1.0
+    logits: Float[AnyArray, "B H W classes"], labels: Integer[AnyArray, "B H W"], dice: float | Array = 1.0
 ) -> Float[Array, ""]:
     """Mean cross-entropy plus dice · (1 − mean over classes of (2 Σ p y + 1) / (Σ p + Σ y + 1)).
 

@@ -3,102 +3,132 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Num, UInt8
 from ml_collections import ConfigDict
 
-from sparse_vis.data.decode import decode, to_square
-from sparse_vis.data.records import BICUBIC, in_batches
+from sparse_vis.data.cut import labels_at
 from sparse_vis.evals.bench import Bench
-from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.features import square_grid
-from sparse_vis.evals.label_maps import centre_square, label_map, random_square
-from sparse_vis.evals.miou import mean_iou
+from sparse_vis.evals.features import Regrouped, square_grid
+from sparse_vis.evals.label_maps import centre_square, label_map
+from sparse_vis.evals.miou import batch_scores, mean_iou
+from sparse_vis.evals.published_images import (
+    ABOUT,
+    centre_cuts,
+    departures,
+    epoch_order,
+    random_cuts,
+    squares,
+)
 from sparse_vis.evals.segmentation import LINEAR, PUBLISHED, Probe, Protocol
 from sparse_vis.evals.segmentation_head import Tokens, variants
 from sparse_vis.evals.task import Result, Task
 
 KEYS = ("dense", "sparse", "spatial")
-Cuts = tuple[UInt8[np.ndarray, "B size size 3"], list[np.ndarray]]
 
 
 def protocols(e: ConfigDict) -> dict[str, Protocol]:
-    """Name → head, with the number of epochs that config.eval.segmentation says."""
-    heads = {"published": PUBLISHED, "linear": LINEAR}
-    return {name: dataclasses.replace(p, epochs=e.segmentation.epochs) for name, p in heads.items()}
+    """Name → head, with what config.eval.segmentation and dtype change of the constants."""
+    s, both = e.segmentation, dict(epochs=e.segmentation.epochs, scale=e.segmentation.scale, dtype=e.dtype)
+    return {
+        "published": dataclasses.replace(PUBLISHED, batch=s.batch, **both),
+        "linear": dataclasses.replace(LINEAR, **both),
+    }
 
 
-def training_cuts(part: Part, seed: int, epoch: int, batch_size: int) -> Iterator[Cuts]:
-    """Shuffled random squares of all images with their label maps; (seed, epoch, image) decide each."""
-
-    def load(rows: Int[np.ndarray, " B"]) -> Cuts:
-        cuts = []
-        for row in rows:
-            record = part.source[int(part.indices[row])]
-            rng = np.random.default_rng((seed, epoch, int(row)))
-            sides = dict(size=part.size, short_side=part.short_side)
-            cuts.append(random_square(decode(record), label_map(part, record), rng=rng, **sides))
-        images, labels = zip(*cuts, strict=True)
-        return np.stack(images), list(labels)
-
-    order = np.random.default_rng((seed, epoch)).permutation(len(part))
-    return in_batches(load, order, batch_size, part.threads)
-
-
-def test_cuts(part: Part, batch_size: int) -> Iterator[Cuts]:
-    """All images as evaluations see them, with that part of their label maps at its own resolution."""
-
-    def load(indices: Int[np.ndarray, " B"]) -> Cuts:
-        images, labels, sides = [], [], dict(size=part.size, short_side=part.short_side)
-        for index in indices:
-            record = part.source[int(index)]
-            images.append(to_square(decode(record), part.size, short_side=part.short_side, resample=BICUBIC))
-            labels.append(centre_square(label_map(part, record), **sides))
-        return np.stack(images), labels
-
-    return in_batches(load, part.indices, batch_size, part.threads)
-
-
-def tokens_of(bench: Bench, images: UInt8[np.ndarray, "N size size 3"]) -> dict[str, Tokens]:
-    """What heads can classify of the encoder's features, in as many calls as its batch size asks for."""
-    parts = [bench.encode(images[i : i + bench.batch], *KEYS) for i in range(0, len(images), bench.batch)]
-    features = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+def encoded(bench: Bench, images: Num[np.ndarray, "N size size 3"]) -> dict[str, np.ndarray]:
+    """What heads can classify of the encoder's features, of at most one batch of images."""
+    features = bench.encode(images, *KEYS)
     if "dense" in features and features["dense"].shape[1] == 1:
         del features["dense"]  # raw pixels: one token, which has no place
-    return variants(features)
+    return features
+
+
+class Heads:
+    """Both heads on every input that an encoder gives, with the images that wait for a step of each.
+
+    Args:
+        protocols: name → head. classes: number of classes. seed: of the first weights.
+    """
+
+    def __init__(self, protocols: dict[str, Protocol], classes: int, seed: int):
+        self.protocols, self.classes, self.seed = protocols, classes, seed
+        self.probes: dict[tuple[str, str], Probe] = {}
+        self._waiting = {name: Regrouped(protocol.batch) for name, protocol in protocols.items()}
+
+    def each(self, features: dict[str, np.ndarray], names: tuple[str, ...]):
+        """Input and head, its probe and the tokens that it classifies."""
+        for variant, tokens in variants(features).items():
+            for name in names:
+                if (variant, name) not in self.probes:
+                    grid = square_grid((tokens.x if tokens.L is None else tokens.L).shape[1])
+                    probe = Probe(grid, self.classes, self.protocols[name], self.seed)
+                    self.probes[variant, name] = probe
+                yield (variant, name), self.probes[variant, name], tokens
+
+    def learn(self, features: dict[str, np.ndarray], labels: UInt8[np.ndarray, "B H W"]) -> None:
+        """Hand crops to the heads, which make a step whenever their batch is full."""
+        for name, waiting in self._waiting.items():
+            self._step(name, waiting.add({**features, "labels": labels}))
+
+    def finish_epoch(self) -> None:
+        """A step with the crops that fill no batch."""
+        for name, waiting in self._waiting.items():
+            self._step(name, waiting.rest())
+
+    def _step(self, name: str, groups) -> None:
+        for group in groups:
+            labels = group.pop("labels")
+            for _, probe, tokens in self.each(group, (name,)):
+                probe.learn(tokens, labels)
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
     train, test = bench.data.parts["train"], bench.data.parts["test"]
-    chosen, batch = protocols(config.eval), config.eval.segmentation.batch
-    probes: dict[tuple[str, str], Probe] = {}
+    heads = Heads(protocols(config.eval), train.map_classes, bench.seed)
+    chosen = config.eval.segmentation
+    progress = bench.progress("segmentation", chosen.epochs * len(train))
 
-    def each(images):
-        for variant, tokens in tokens_of(bench, images).items():
-            for name, protocol in chosen.items():
-                if (variant, name) not in probes:
-                    grid = square_grid((tokens.x if tokens.L is None else tokens.L).shape[1])
-                    probes[variant, name] = Probe(grid, train.map_classes, protocol, bench.seed)
-                yield probes[variant, name], tokens
+    def crop(record, cut):
+        return cut.labels(label_map(train, record))
 
-    progress = bench.progress("segmentation", config.eval.segmentation.epochs * len(train))
-    for epoch in range(config.eval.segmentation.epochs):
-        for images, labels in training_cuts(train, bench.seed, epoch, batch):
-            for probe, tokens in each(images):
-                probe.learn(tokens, np.stack(labels))
+    def whole(record, cut):
+        labels = label_map(test, record)
+        return cut.labels(labels), centre_square(labels, size=test.size, short_side=test.short_side)
+
+    for epoch in range(chosen.epochs):
+        cuts = random_cuts(train.size, chosen.scale, bench.seed, epoch)
+        for images, labels in squares(train, cuts, epoch_order(train, bench.seed, epoch), bench.batch, crop):
+            features = encoded(bench, images)
+            if not variants(features):
+                return Result({}, {"segmentation": "it has one token for the whole image"})
+            heads.learn(features, np.stack(labels))
             progress.add(len(images))
-        if not probes:
-            return Result({}, {"segmentation": "it has one token for the whole image"})
-    for images, labels in test_cuts(test, bench.batch):
-        for probe, tokens in each(images):
-            _judge(probe, tokens, labels)
-    scores = {pair: mean_iou(probe.matrix) for pair, probe in probes.items()}
-    return Result(
-        {f"{variant}, {name}": {"miou": mean} for (variant, name), (mean, _) in scores.items()},
-        details={f"{variant}, {name}": {"iou": iou.tolist()} for (variant, name), (_, iou) in scores.items()},
-    )
+        heads.finish_epoch()
+    seen: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for images, labels in squares(test, centre_cuts(test), np.arange(len(test)), bench.batch, whole):
+        cut = np.stack([at_size for at_size, _ in labels])
+        for pair, probe, tokens in heads.each(encoded(bench, images), tuple(heads.protocols)):
+            _judge(probe, tokens, [own for _, own in labels])
+            if probe.protocol.at == "logits":
+                found = probe.predict(tokens, probe.grid), labels_at(cut, probe.grid)
+                seen.setdefault(pair, []).append(found)
+    return _result(heads, seen)
+
+
+def _result(heads: Heads, seen: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]]) -> Result:
+    """Scores from the confusion matrices and, at the logits, from predictions and labels."""
+    metrics, details = {}, {}
+    for (variant, name), probe in heads.probes.items():
+        mean, iou = mean_iou(probe.matrix)
+        published = {}
+        if (variant, name) in seen:
+            predicted, labels = map(np.concatenate, zip(*seen[variant, name], strict=True))
+            published = batch_scores(predicted, labels, heads.classes, probe.protocol.batch)
+        metrics[f"{variant}, {name}"] = {**published, "miou": mean}
+        details[f"{variant}, {name}"] = {"iou": iou.tolist()}
+    return Result(metrics, details=details)
 
 
 def _judge(probe: Probe, tokens: Tokens, labels: list[np.ndarray]) -> None:
@@ -110,11 +140,18 @@ def _judge(probe: Probe, tokens: Tokens, labels: list[np.ndarray]) -> None:
         probe.judge(Tokens(tokens.x[i : i + 1], L), map[None])
 
 
-SEGMENTATION = Task(
-    _measure, ("map",), ("dense", "spatial"), lambda data: {},
-    lambda config: {
-        "masks": config.eval.masks, "mask_classes": config.eval.mask_classes,
-        "batch": config.eval.segmentation.batch,
-        "heads": {name: dataclasses.asdict(p) for name, p in protocols(config.eval).items()},
-    },
-)  # fmt: skip
+def _settings(config: ConfigDict) -> dict:
+    e, heads = config.eval, protocols(config.eval)
+    return {
+        "masks": e.masks, "mask_classes": e.mask_classes, "mask_shift": e.mask_shift,
+        "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
+        "dice_smooth": 1, "batch_norm_eps": 1e-5, "batch_norm_momentum": 0.1, "schedule": "constant",
+        "betas": (0.9, 0.999), "eps": 1e-8, "ignore": 255,
+        "images": {**ABOUT, "labels": "nearest-exact in cuts, nearest to the logits"},
+        "macro_jaccard": "at the logits, of each batch, mean over batches",
+        "miou": "at the label maps' resolution, one confusion matrix of all images",
+        "departures": departures(heads["published"]),
+    }  # fmt: skip
+
+
+SEGMENTATION = Task(_measure, ("map",), ("dense", "spatial"), lambda data: {}, _settings)

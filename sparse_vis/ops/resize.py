@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sparse_vis.errors import UserError
 
+AnyArray = Array | np.ndarray
 A = -0.75
 # Position tables and images of evaluations: small matrices, whose results are compared with recorded ones.
 PRECISION = jax.lax.Precision.HIGHEST
@@ -20,8 +22,8 @@ PRECISION = jax.lax.Precision.HIGHEST
 VIEW_PRECISION = jax.lax.Precision.HIGH
 
 
-def keys_kernel(distance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Cubic convolution kernel with a = -0.75.
+def keys_kernel(distance: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
+    """Cubic convolution kernel with a = -0.75; of a NumPy array in NumPy.
 
     Args:
         distance: (...) float, absolute distance to the tap in pixels.
@@ -31,7 +33,8 @@ def keys_kernel(distance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     x = distance
     near = ((A + 2) * x - (A + 3)) * x * x + 1
     far = ((A * x - 5 * A) * x + 8 * A) * x - 4 * A
-    return jnp.where(x <= 1, near, jnp.where(x < 2, far, 0.0))
+    where = x.__array_namespace__().where
+    return where(x <= 1, near, where(x < 2, far, 0.0))
 
 
 def _interpolation(

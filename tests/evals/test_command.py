@@ -505,11 +505,15 @@ def test_a_folder_with_a_share_held_out_and_label_maps(tmp_path):
     assert found["pixels"]["linear_published"]["metrics"]["mean_U"]["accuracy"] == 1
     assert found["pixels"]["linear"]["metrics"]["chosen"]["accuracy"] == 1
     ours = {name: set(entry["metrics"]) for name, entry in found["trained"].items()}
-    assert ours["linear_published"] == {"mean_S"} and ours["reconstruction_probe"] == {"Z"}
+    assert ours["linear_published"] == {"mean_S"}
+    assert ours["reconstruction_probe"] == {"Z, random crops", "Z, centre"}
     assert ours["segmentation"] == {
         f"{x}, {head}" for x in ("U", "Z", "SL") for head in ("published", "linear")
     }
     assert ours["reconstruction"] == {""} and "class in L" in ours["factorization"]
+    protocol = found["trained"]["linear_published"]["settings"]["protocol"]
+    assert protocol["departures"]["dtype"] == {"released": "bfloat16", "here": "float32"}
+    assert protocol["clip"] == 5.0 and protocol["schedule"] == "constant" and protocol["validation"] == 0.1
     losses = found["trained"]["reconstruction_probe"]["details"]["losses"]
     assert len(losses) == 2 and losses[1] < losses[0]
     for name, need in (("localization", "true instance masks"), ("scenes", "true instance masks")):

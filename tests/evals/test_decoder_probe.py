@@ -18,7 +18,7 @@ from sparse_vis.interop.maskgit import load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENIZER = GOLDEN / "vq_p16.vqgan.safetensors"
-SMALL = dict(width=32, layers=1, heads=2, mlp_dim=64)
+SMALL = dict(width=32, layers=1, heads=2, mlp_dim=64, dtype="float32")
 
 
 def blocks(count, seed, size=16):
@@ -45,8 +45,9 @@ def test_pixels_are_learnt_from_features_that_hold_them():
     assert psnr(blind, as_unit(test)).mean() < mean_colour_psnr(as_unit(test)).mean()
 
 
-def test_the_update_is_adamw_and_leaves_the_position_code():
-    images, protocol = blocks(4, 2), dp.Protocol(learning_rate=0.01, weight_decay=0.1, **SMALL)
+def test_the_update_is_clipped_adamw_and_leaves_the_position_code():
+    # So small a norm that every gradient exceeds it.
+    images, protocol = blocks(4, 2), dp.Protocol(learning_rate=0.01, weight_decay=0.1, clip=1e-3, **SMALL)
     Z, true = jnp.asarray(patches_of(images, 4)), jnp.asarray(as_unit(images))
     probe = dp.DecoderProbe((4, 4), 16, protocol, None, seed=3)
     probe.learn(Z, images)  # makes the decoder
@@ -56,7 +57,10 @@ def test_the_update_is_adamw_and_leaves_the_position_code():
     theirs = torch.optim.AdamW([ours], lr=0.01, weight_decay=0.1)
     loss = jax.grad(lambda p: jnp.mean((probe.decoder.apply({"params": p}, Z, (4, 4)) - true) ** 2))
     for _ in range(3):
-        ours.grad = torch.tensor(np.array(loss(params)["pixel_kernel"]))
+        gradient = loss(params)
+        norm = np.sqrt(sum(np.square(g, dtype=np.float64).sum() for g in jax.tree.leaves(gradient)))
+        assert norm > 2 * protocol.clip
+        ours.grad = torch.tensor(np.array(gradient["pixel_kernel"]) * np.float32(protocol.clip / norm))
         theirs.step()
         params, state, _ = dp._update(params, state, Z, true, probe.decoder, (4, 4), protocol)
         np.testing.assert_allclose(params["pixel_kernel"], ours.detach().numpy(), atol=1e-6)
@@ -72,13 +76,13 @@ def test_code_targets_are_those_of_training(size, grid):
     config.model.update(image_size=size, patch=size // 4)
     model = build_model(config).clone(tokenizer=module)
     expected = model.apply({"params": {"tokenizer": params}}, jnp.asarray(as_unit(images)), method="codes")
-    np.testing.assert_array_equal(dp._target(params, images, module, grid), expected)
+    np.testing.assert_array_equal(dp._target(params, as_unit(images), module, grid), expected)
 
 
 def test_codes_are_learnt_and_decoded():
     module, params = load_tokenizer(TOKENIZER)
     images = blocks(4, 5, size=64)
-    codes = np.asarray(dp._target(params, images, module, (4, 4)))
+    codes = np.asarray(dp._target(params, as_unit(images), module, (4, 4)))
     protocol = dp.Protocol(learning_rate=1e-2, epochs=60, **SMALL)
     probe = dp.DecoderProbe((4, 4), 64, protocol, (module, params), seed=0)
     Z = np.eye(128, dtype=np.float32)[codes]  # features that say which code it is

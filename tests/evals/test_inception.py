@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 
 import jax
@@ -193,10 +194,11 @@ def test_rfid_of_reconstructions_that_are_right_and_wrong(case):
     images[2:] //= 3
     part = Part(Pictures(images), np.arange(4), 32, 32, threads=1)
     unit = images.astype(np.float32) / 255
-    right, absent = quality(compared(unit, images, networks), networks, part)
+    true = functools.partial(networks.true_moments, part)
+    right, absent = quality(compared(unit, images, networks), networks, true)
     assert right["psnr"] == 100 and right["ssim"] == pytest.approx(1) and right["rfid"] < 1e-3
     assert set(absent) == {"lpips"} and "config.eval.lpips.alexnet names no file" in absent["lpips"]
-    wrong, _ = quality(compared(1 - unit, images, networks), networks, part)
+    wrong, _ = quality(compared(1 - unit, images, networks), networks, true)
     assert wrong["rfid"] > 100 * max(right["rfid"], 1e-3) and wrong["psnr"] < 15
     # A reconstruction of another size is brought to the images' own for PSNR and SSIM.
     larger = np.kron(unit, np.ones((1, 2, 2, 1), np.float32))

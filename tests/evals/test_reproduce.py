@@ -87,10 +87,19 @@ def test_every_step_runs_and_the_exit_status_says_whether_the_figures_are_met(tm
         (task, of, metric, results.metrics("trained", task)[of][metric], 1e-6)
         for task, of, metric in (
             ("knn", "mean_S", "k20"), ("linear_published", "mean_S", "accuracy"),
-            ("reconstruction_probe", "Z", "rfid"), ("reconstruction_probe", "Z", "lpips"),
+            ("reconstruction_probe", "Z, random crops", "rfid"),
+            ("reconstruction_probe", "Z, random crops", "lpips"),
         )
     )  # fmt: skip
     entry = results.encoders["trained"]["reconstruction_probe"]
+    # As released in everything but what TINY changes.
+    departures = {
+        name for task in ("linear_published", "reconstruction_probe")
+        for name in results.encoders["trained"][task]["settings"]["protocol"]["departures"]
+    }  # fmt: skip
+    assert departures == {"size", "epochs", "batch_size", "width", "layers", "mlp_dim"}
+    assert entry["settings"]["data"]["resize"] == "published" and entry["settings"]["dtype"] == "bfloat16"
+    assert set(entry["metrics"]) == {"Z, random crops", "Z, centre"}
     assert entry["settings"]["protocol"]["target"] == "vq" and entry["ran"]["from"].startswith("hf://")
     assert entry["settings"]["protocol"]["tokenizer"]["file"] == "vq_p16.vqgan.safetensors"
     assert set(entry["settings"]["networks"]) >= {"inception", "lpips.alexnet", "lpips.heads"}

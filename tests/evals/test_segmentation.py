@@ -1,5 +1,8 @@
 """Segmentation against scikit-learn, torch, hand-made cases, and a problem that factors must solve."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,6 +37,73 @@ def test_miou_by_hand():
     np.testing.assert_allclose(iou, [2 / 3, 1, 0, np.nan, np.nan])
     assert mean == pytest.approx(5 / 9)
     assert np.isnan(miou.mean_iou(np.zeros((3, 3), np.int64))[0])
+
+
+@pytest.mark.fast
+def test_batch_scores_by_hand():
+    true = np.array([[[0, 0, 1, 255]], [[255, 255, 255, 255]], [[2, 2, 1, 1]], [[1, 1, 255, 1]]])
+    predicted = np.array([[[0, 1, 1, 3]], [[0, 0, 0, 0]], [[2, 2, 1, 1]], [[1, 1, 0, 1]]])
+    # One image a batch: IoU ½ and ½ (accuracy ⅔), none, 1 and 1, 1. Classes that do not occur do not count.
+    assert miou.batch_scores(predicted, true, 4, 1) == pytest.approx(
+        {"macro_jaccard": 2.5 / 3, "accuracy": (2 / 3 + 2) / 3}
+    )
+    # Three together: class 0 ½, class 1 ¾, class 2 1; then the last alone. Both batches count alike.
+    assert miou.batch_scores(predicted, true, 4, 3) == pytest.approx(
+        {"macro_jaccard": (0.75 + 1) / 2, "accuracy": (6 / 7 + 1) / 2}
+    )
+    assert np.isnan(list(miou.batch_scores(predicted[1:2], true[1:2], 4, 1).values())).all()
+
+
+def test_the_published_head_is_torchs():
+    """BatchNorm (running statistics too), 1x1 convolution, loss at the logits, clip, AdamW: three steps."""
+    rng = np.random.default_rng(4)
+    grid, classes, width, smooth = (3, 2), 4, 5, 1
+    # Rate, decay and clip such that three steps show them; test_published_images.py has the released ones.
+    changed = dict(dtype="float32", clip=0.3, learning_rate=0.01, weight_decay=0.1)
+    probe = seg.Probe(grid, classes, dataclasses.replace(seg.PUBLISHED, **changed))
+    norm, linear = torch.nn.BatchNorm2d(width), torch.nn.Conv2d(width, classes, 1)
+    parameters = [*norm.parameters(), *linear.parameters()]
+    theirs = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+    for step in range(3):
+        x = rng.normal(1, 2, (3, 6, width)).astype(np.float32)
+        labels = rng.choice([0, 1, 2, 3, 255], (3, 10, 7)).astype(np.uint8)
+        if step == 0:
+            labels[1] = 255
+            probe.learn(seg_head.Tokens(x), labels)  # makes the weights, which torch takes over
+            weights = probe.variables["params"]["Dense_0"]
+            with torch.no_grad():
+                linear.weight.copy_(torch.tensor(np.array(weights["kernel"]).T[..., None, None]))
+                linear.bias.copy_(torch.tensor(np.array(weights["bias"])))
+            fresh = jax.tree.map(jnp.zeros_like, probe.variables["batch_stats"])
+            fresh["BatchNorm_0"]["var"] += 1
+            scale = {"BatchNorm_0": {"scale": jnp.ones(width), "bias": jnp.zeros(width)}}
+            params = probe.variables["params"] | scale
+            probe.variables = {"params": params, "batch_stats": fresh}
+            probe._state = seg._optimizer(probe.protocol).init(params)
+        loss = probe.learn(seg_head.Tokens(x), labels)
+        image = torch.tensor(x).permute(0, 2, 1).reshape(3, width, *grid)
+        y = torch.tensor(labels[:, None].astype(np.float32))
+        y = torch.nn.functional.interpolate(y, grid, mode="nearest")[:, 0].long()
+        logits = linear(norm(image))
+        keep = (y != 255)[:, None]
+        p = torch.softmax(logits, 1) * keep
+        one_hot = (y[:, None] == torch.arange(classes)[:, None, None]) * keep
+        sums = [(p * one_hot).sum((0, 2, 3)), (p + one_hot).sum((0, 2, 3))]
+        dice = 1 - ((2 * sums[0] + smooth) / (sums[1] + smooth)).mean()
+        expected = torch.nn.functional.cross_entropy(logits, y, ignore_index=255) + dice
+        theirs.zero_grad()
+        expected.backward()
+        assert float(torch.nn.utils.clip_grad_norm_(parameters, 0.3)) > 0.3
+        theirs.step()
+        assert loss == pytest.approx(expected.item(), abs=1e-5)
+    statistics = probe.variables["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(statistics["mean"], norm.running_mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(statistics["var"], norm.running_var, rtol=1e-5)
+    kernel = linear.weight.detach().numpy()[..., 0, 0].T
+    np.testing.assert_allclose(probe.variables["params"]["Dense_0"]["kernel"], kernel, atol=1e-5)
+    norm.eval(), linear.eval()
+    found = linear(norm(image)).argmax(1)
+    np.testing.assert_array_equal(probe.predict(seg_head.Tokens(x), grid), found)
 
 
 @pytest.mark.fast
@@ -99,7 +169,9 @@ def test_head_learns_classes_from_the_factors_alone(protocol):
     train, labels = toy(24, 0)
     test, test_labels = toy(24, 1)
     # Few steps here, so a larger rate than published.
-    quick = seg.Protocol(protocol.batch_norm, protocol.dice, 0.03, protocol.weight_decay)
+    quick = dataclasses.replace(protocol, learning_rate=0.03, dtype="float32")
+    if protocol.at == "logits":  # of a 3x3 patch the first pixel is the nearest
+        labels = labels[:, 1::3, 1::3].repeat(3, axis=1).repeat(3, axis=2)
     tokens, held_out = seg_head.variants(train)["SL"], seg_head.variants(test)["SL"]
     probe = seg.Probe((4, 4), 3, quick)
     losses = [probe.learn(tokens, labels) for _ in range(40)]

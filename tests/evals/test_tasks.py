@@ -16,9 +16,10 @@ from sparse_vis.evals.baselines import as_unit, patches_of
 from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.features import Encoder
-from sparse_vis.evals.label_maps import centre_square, check_maps, label_map, random_square
+from sparse_vis.evals.label_maps import centre_square, check_maps, label_map
 from sparse_vis.evals.logistic import Protocol
 from sparse_vis.evals.networks import Networks
+from sparse_vis.evals.published_images import random_cuts
 from sparse_vis.evals.reconstruction import psnr
 from sparse_vis.evals.tasks import TASKS
 from tests.evals.pictures import Pictures
@@ -182,6 +183,10 @@ def test_segmentation_from_colours(tmp_path, monkeypatch):
     scores = {name: result.metrics["U, published"]["miou"] for name, result in found.items()}
     assert scores["colours"] > 0.8 and scores["blind"] < 0.3
     assert len(found["colours"].details["U, linear"]["iou"]) == 3
+    assert set(found["colours"].metrics["U, published"]) == {"macro_jaccard", "accuracy", "miou"}
+    assert set(found["colours"].metrics["U, linear"]) == {"miou"}
+    score = {name: result.metrics["U, published"]["macro_jaccard"] for name, result in found.items()}
+    assert score["colours"] > 0.9 and score["blind"] < 0.3  # at the patches, no border is interpolated
 
 
 def test_one_token_for_the_whole_image_has_no_place(tmp_path):
@@ -226,18 +231,28 @@ def test_a_map_is_cut_where_the_image_is(shape):
 
 
 @pytest.mark.fast
-def test_training_squares_keep_image_and_map_together():
+def test_training_crops_keep_image_and_map_together():
     rng = np.random.default_rng(0)
     which = rng.integers(0, 3, (3, 4)).astype(np.uint8).repeat(16, axis=0).repeat(16, axis=1)
-    image, flips, corners = np.uint8(255 * PALETTE)[which], set(), set()
-    for seed in range(20):
-        x, y = random_square(image, which, size=28, short_side=32, rng=np.random.default_rng(seed))
-        assert x.shape == (28, 28, 3) and y.shape == (28, 28)
-        colour = np.linalg.norm(as_unit(x[None])[0][:, :, None] - PALETTE, axis=-1).argmin(-1)
-        assert (colour == y).mean() > 0.85  # all but borders, which bicubic mixes
-        flips.add(y.tobytes() < y[:, ::-1].tobytes())
-        corners.add(y.tobytes())
-    assert len(corners) > 10 and len(flips) == 2
+    image, make = np.uint8(255 * PALETTE)[which], random_cuts(28, (0.25, 1.0), 0, 0)
+    for number in range(20):
+        cut = make(*which.shape, number)
+        colour = np.linalg.norm(cut.image(image)[:, :, None] - PALETTE, axis=-1).argmin(-1)
+        assert (colour == cut.labels(which)).mean() > 0.85  # all but borders, which bicubic mixes
+
+
+@pytest.mark.fast
+def test_shifted_maps(tmp_path):
+    """ADE20K's and VOC's: 0 becomes 255, 255 stays, the others count from 0."""
+    source = write_folder(tmp_path, 1, 2)
+    values = np.zeros((40, 60), np.uint8)
+    values[0, :5] = [0, 1, 2, 150, 255]
+    Image.fromarray(values).save(tmp_path / "maps" / "class" / "00.png")
+    part = Part(source, np.arange(1), SIZE, SIZE, 1, tmp_path / "maps", 150, map_shift=-1)
+    assert label_map(part, source[0])[0, :6].tolist() == [255, 0, 1, 149, 255, 255]
+    small = dataclasses.replace(part, map_classes=149)
+    with pytest.raises(UserError, match=r"has class 149, shifted by -1, but config\.eval\.mask_classes=149"):
+        label_map(small, source[0])
 
 
 @pytest.mark.fast

@@ -1,0 +1,102 @@
+"""Square pieces of images and label maps as the released data sets cut them: resized without antialiasing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Integer, Num, Shaped
+
+from sparse_vis.ops.resize import keys_kernel
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A box of an image is resized, of the result a square is taken, perhaps mirrored.
+
+    Attributes:
+        box: top, left, height and width in pixels of the image. resized: (height, width) after the resize.
+        corner: (top, left) of the square in the resized box. size: its side. flip: whether it is mirrored.
+    """
+
+    box: tuple[int, int, int, int]
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+    size: int
+    flip: bool = False
+
+    def image(self, pixels: Num[np.ndarray, "H W C"]) -> Float32[np.ndarray, "size size C"]:
+        """Bicubic (a = -0.75), align_corners=True, clipped to [0, 1].
+
+        Args:
+            pixels: uint8, or float in [0, 1].
+        """
+        scale = 255 if pixels.dtype == np.uint8 else 1
+        rows = _combined(self._boxed(pixels), *self._taps(0))
+        out = _combined(rows.swapaxes(0, 1), *self._taps(1)).swapaxes(0, 1)
+        return self._flipped(np.clip(out / np.float32(scale), 0, 1))
+
+    def labels(self, labels: Shaped[np.ndarray, "H W"]) -> Shaped[np.ndarray, "size size"]:
+        """The value of the nearest pixel, its centre counted as half a pixel from its edge."""
+        boxed = self._boxed(labels)
+        rows, columns = (
+            nearest(length, resized, 0.5)[start : start + self.size]
+            for length, resized, start in zip(boxed.shape, self.resized, self.corner, strict=True)
+        )
+        return self._flipped(boxed[rows[:, None], columns])
+
+    def _boxed(self, array: np.ndarray) -> np.ndarray:
+        top, left, height, width = self.box
+        return array[top : top + height, left : left + width]
+
+    def _flipped(self, array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array[:, ::-1]) if self.flip else array
+
+    def _taps(self, axis: int) -> tuple[Int[np.ndarray, "4 size"], Float[np.ndarray, "4 size"]]:
+        """The four pixels of the box that give each pixel of the square, and their weights, along an axis."""
+        length, resized, start = self.box[2 + axis], self.resized[axis], self.corner[axis]
+        # In float32, as PyTorch: far from the corner a float64 coordinate differs by more than 1e-5.
+        scale = np.float32(length - 1) / np.float32(max(resized - 1, 1))
+        source = np.arange(start, start + self.size, dtype=np.float32) * scale
+        taps = np.floor(source).astype(np.int32) + np.arange(-1, 3, dtype=np.int32)[:, None]
+        return np.clip(taps, 0, length - 1), keys_kernel(np.abs(source - taps.astype(np.float32)))
+
+
+def _combined(
+    array: Num[np.ndarray, "N M C"], index: Int[np.ndarray, "4 n"], weight: Float[np.ndarray, "4 n"]
+) -> Float32[np.ndarray, "n M C"]:
+    """For each of n results the weighted sum of four of the N rows."""
+    flat = array.reshape(len(array), -1)  # whole rows are copied three times as fast as pixels
+    parts = (np.multiply(flat[i], w[:, None], dtype=np.float32) for i, w in zip(index, weight, strict=True))
+    return sum(parts).reshape(-1, *array.shape[1:])
+
+
+def centre_cut(height: int, width: int, size: int, short_side: int) -> Cut:
+    """The centre of the image whose short side was resized; the long side is rounded down.
+
+    Args:
+        height, width: of the image. size, short_side: as in `to_square`.
+    """
+    # By way of the ratio, as published: elsewhere the last digit could round to another pixel.
+    aspect = width / height
+    tall = int(short_side / aspect) if aspect < 1 else short_side
+    wide = short_side if aspect < 1 else int(short_side * aspect)
+    corner = (tall - size) // 2, (wide - size) // 2
+    return Cut((0, 0, height, width), (tall, wide), corner, size)
+
+
+def nearest(length: int, resized: int, centre: float = 0.0) -> Int[np.ndarray, " resized"]:
+    """For each of `resized` pixels the nearest of `length`, as PyTorch's "nearest" finds it.
+
+    Args:
+        length, resized: pixels before and after. centre: 0.5 for its "nearest-exact".
+    """
+    scale = np.float32(length) / np.float32(resized)
+    source = (np.arange(resized, dtype=np.float32) + np.float32(centre)) * scale
+    return np.minimum(np.floor(source).astype(np.int32), length - 1)
+
+
+def labels_at(labels: Integer[np.ndarray, "B H W"], grid: tuple[int, int]) -> Integer[np.ndarray, "B gh gw"]:
+    """Label maps at the resolution of the logits (rows, columns), by PyTorch's "nearest"."""
+    rows, columns = (nearest(side, new) for side, new in zip(labels.shape[1:], grid, strict=True))
+    return labels[:, rows[:, None], columns]

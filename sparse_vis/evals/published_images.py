@@ -1,0 +1,91 @@
+"""Images as the released probes see them: random crops in training, the centre in the test."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from sparse_vis.crops import UNIFORMS, box_of
+from sparse_vis.data.cut import Cut, centre_cut
+from sparse_vis.data.decode import decode
+from sparse_vis.data.records import in_batches
+from sparse_vis.evals.dataset import Part
+
+ASPECT, FLIP = (3 / 4, 4 / 3), 0.5
+T = TypeVar("T")
+# What every record of a published probe says of its images.
+ABOUT = {
+    "resize": "bicubic a=-0.75, align_corners=True, no antialiasing, clipped to [0, 1]",
+    "crop_aspect": ASPECT, "flip": FLIP, "test": "short side 256/224 of the size, centre",
+}  # fmt: skip
+Maker = Callable[[int, int, int], Cut]  # height and width of an image, its number in the part
+
+
+def random_cuts(size: int, scale: tuple[float, float], *key: int) -> Maker:
+    """Random resized crops, mirrored with probability ½; (key, number of the image) decide each.
+
+    Args:
+        size: side in pixels. scale: range of the part of the image's area. key: seed, epoch …
+    """
+
+    def make(height: int, width: int, number: int) -> Cut:
+        uniform = np.random.default_rng((*key, number)).random(UNIFORMS + 1, np.float32)
+        box = tuple(int(side) for side in box_of(uniform[1:], height, width, scale, ASPECT))
+        return Cut(box, (size, size), (0, 0), size, bool(uniform[0] < FLIP))
+
+    return make
+
+
+def centre_cuts(part: Part) -> Maker:
+    """The squares of the part's size in the middle."""
+    return lambda height, width, number: centre_cut(height, width, part.size, part.short_side)
+
+
+def squares(
+    part: Part,
+    make: Maker,
+    rows: Int[np.ndarray, " N"],
+    batch_size: int,
+    keep: Callable[[dict[str, Any], Cut], T],
+) -> Iterator[tuple[Float32[np.ndarray, "B size size 3"], list[T]]]:
+    """Squares of images in [0, 1], in the given order, and what is kept of each record.
+
+    Args:
+        part: of a data set. make: which piece of an image is taken. rows: numbers of records in the part.
+        batch_size: images read at a time. keep: a record, its image decoded, and its cut → anything.
+    """
+
+    def load(rows: np.ndarray) -> tuple[np.ndarray, list[T]]:
+        images, kept = [], []
+        for row in rows:
+            record = part.source[int(part.indices[row])]
+            record = {**record, "image": decode(record)}
+            cut = make(*record["image"].shape[:2], int(row))
+            images.append(cut.image(record["image"]))
+            kept.append(keep(record, cut))
+        return np.stack(images), kept
+
+    return in_batches(load, rows, batch_size, part.threads)
+
+
+def label(record: dict[str, Any], cut: Cut) -> int:
+    """The class of a record, -1 where it has none."""
+    return record.get("label", -1)
+
+
+def epoch_order(part: Part, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
+    """The numbers of a part's records, shuffled anew in every epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(len(part))
+
+
+def departures(protocol: Any) -> dict[str, dict]:
+    """Fields of a protocol that are not as released, which its defaults are: name → released and here."""
+    return {
+        field.name: {"released": field.default, "here": getattr(protocol, field.name)}
+        for field in dataclasses.fields(protocol)
+        if getattr(protocol, field.name) != field.default
+    }
