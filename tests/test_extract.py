@@ -243,7 +243,9 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
     schema = command.make_schema({"cls": [1, 2]}, "float16")
     rows = {"name": ["a.png"], "height": [9], "width": [9], "cls": np.array([[[1, np.inf]]], np.float16)}
     with pytest.raises(UserError, match=r"'cls'.*'a.png'.*--dtype=float32"):
-        command.write_shard(tmp_path / "shard.parquet", schema, iter([rows]), [], "")
+        command.write_shard(
+            tmp_path / "shard.parquet", schema, iter([rows]), [], {"settings": "", "images": ""}
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -44,7 +44,8 @@ RIGHT_AND_WRONG = [
     (["views.hue"], [0.0, 0.5], [-1e-6, 0.500001, 5.0]),
     # Parts of one that must leave something.
     (
-        [*names("optimizer", "b1", "b2", "warmup"), "views.masking_ratio", "eval.holdout"],
+        [*names("optimizer", "b1", "b2", "warmup"), "views.masking_ratio", "eval.holdout",
+         *(f"{probe}.validation" for probe in PROBES)],
         [0.0, 0.9999], [-0.5, -1e-6, BELOW_ONE, ONE, 1.5],
     ),
     # A rate of 0 trains nothing.
@@ -57,7 +58,7 @@ RIGHT_AND_WRONG = [
         [0.0, 100.0], [-1e-6, -3.0, 100.0001],
     ),
     (["optimizer.final_lr"], [0.0, 10.0], [-1e-6, 10.00001]),
-    (["optimizer.clip"], [1e-30, 1e30], [0.0, -1.0, 1.0001e30]),
+    (["optimizer.clip", *(f"{probe}.clip" for probe in PROBES)], [1e-30, 1e30], [0.0, -1.0, 1.0001e30]),
     (
         names(
             "loss", "reconstruction", "token_clustering", "cls_clustering", "set_alignment", "cls_masked",
@@ -73,7 +74,8 @@ RIGHT_AND_WRONG = [
         [1e-4, 1e4], [0.0, -0.1, 0.9999e-4, 1.00001e4],
     ),
     (["model.init_std"], [1e-6, 10.0], [0.0, -0.02, 0.9999e-6, 10.00001]),
-    (names("views", "global_scale", "local_scale"), [(1e-6, ONE), (0.5, 0.5)],
+    ([*names("views", "global_scale", "local_scale"), "eval.segmentation.scale",
+      *(f"{probe}.scale" for probe in PROBES)], [(1e-6, ONE), (0.5, 0.5)],
      [(0.0, 0.5), (-0.1, 0.5), (0.5, 1.000001), (0.6, 0.5)]),
     (names("views", "aspect", "blur_sigma"), [(0.01, 100.0), (1.0, 1.0)],
      [(0.0, 1.0), (0.0099, 1.0), (1.0, 100.001), (2.0, 1.0)]),
@@ -109,6 +111,7 @@ RIGHT_AND_WRONG = [
     (["data.canvas"], [1, 8192], [0, -1, 8193]),
     (["data.scenes.size"], [24, 8192], [23, 0, 8193]),
     (["data.scenes.max_digits"], [1, 4], [0, 5]),
+    (["data.max_pixels"], [1, 2_147_483_647], [0, -1, 2_147_483_648]),
     (["data.workers"], [0, 1024], [-1, 1025]),
     (["data.threads"], [1, 1024], [0, -1, 1025]),
     (["views.global_count"], [1, 1024], [0, -1, 1025]),
@@ -128,7 +131,9 @@ RIGHT_AND_WRONG = [
     (["loss.matching"], ["entropic", "exact"], ["best"]),
     (["views.colour_per"], ["view", "batch"], ["image"]),
     (["views.mask_kind"], ["gaussian", "uniform", "block"], ["random"]),
-    (["data.on_error"], ["stop", "substitute"], ["skip"]),
+    (["data.on_error"], ["stop", "skip"], ["substitute"]),
+    (["eval.resize"], ["antialiased", "published"], ["bicubic"]),
+    (["eval.mask_shift"], [0, -1], [1, True, -0.5]),
     (["data.scenes.digits"], ["many", "one"], ["two"]),
     (["data.scenes.colours"], ["random", "white"], ["red"]),
     (["optimizer.schedule"], ["cosine", "constant"], ["linear"]),

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.fast
 SETTINGS = {"checkpoint": "runs/a", "step": 3, "images": 8, "outputs": {"cls": [1, 16]}, "shard_size": 3}
 SCHEMA = shards.make_schema(SETTINGS["outputs"], "float32")
 PRINT = shards.fingerprint(SETTINGS)
+ABOUT = {"settings": PRINT, "images": ""}
 BAD = [("6.png", "cannot decode '6.png'")]
 
 
@@ -40,7 +41,7 @@ def finished(tmp_path):
     planned = shard_folder.plan(output, 8, 3)
     for path, numbers in planned.items():
         shards.write_shard(
-            path, SCHEMA, batches([n for n in numbers if n != 6]), BAD if 6 in numbers else [], PRINT
+            path, SCHEMA, batches([n for n in numbers if n != 6]), BAD if 6 in numbers else [], ABOUT
         )
     assert shard_folder.finish(output, SETTINGS, planned) == (7, 1)
     return planned
@@ -106,7 +107,7 @@ def test_short_shards_are_refused(finished):
     for content in (True, False):
         with pytest.raises(UserError, match=rf"{path.name} is damaged \(\d+ bytes of \d+\); delete it"):
             shards.read_shard(path, len(images), PRINT, content=content)
-    shards.write_shard(path, SCHEMA, batches([0]), [], PRINT)
+    shards.write_shard(path, SCHEMA, batches([0]), [], ABOUT)
     with pytest.raises(UserError, match=r"damaged \(1 rows and 0 skipped images of 3\)"):
         shard_folder.finish(path.parent, SETTINGS, finished)
 
@@ -167,7 +168,7 @@ def test_what_a_killed_process_leaves_is_not_something_else(tmp_path):
     (output / "features-00000-of-00001.parquet.partial").write_text("PAR1")
     shard_folder.open_output(output, SETTINGS, first=True)
     planned = shard_folder.plan(output, 3, 3)
-    shards.write_shard(*planned, SCHEMA, batches(range(3)), [], PRINT)
+    shards.write_shard(*planned, SCHEMA, batches(range(3)), [], ABOUT)
     assert shard_folder.finish(output, SETTINGS, planned) == (3, 0) and not list(output.glob("*.partial"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("x")
@@ -186,9 +187,9 @@ def test_a_full_disk_leaves_no_part_of_a_shard(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            shards.write_shard(path, SCHEMA, batches(range(3)), [], PRINT)
+            shards.write_shard(path, SCHEMA, batches(range(3)), [], ABOUT)
     assert not list(tmp_path.iterdir())
-    shards.write_shard(path, SCHEMA, batches(range(3)), [], PRINT)
+    shards.write_shard(path, SCHEMA, batches(range(3)), [], ABOUT)
     assert shards.read_shard(path, 3, PRINT, content=True).rows == 3
 
 
@@ -196,5 +197,5 @@ def test_a_folder_whose_name_has_a_colon(tmp_path):
     """Which pyarrow takes for an address when it is given the path."""
     (tmp_path / "feat:v2").mkdir()
     path = tmp_path / "feat:v2" / "features-00000-of-00001.parquet"
-    shards.write_shard(path, SCHEMA, batches(range(3)), [], PRINT)
+    shards.write_shard(path, SCHEMA, batches(range(3)), [], ABOUT)
     assert shards.read_shard(path, 3, PRINT, content=True).rows == 3

@@ -12,7 +12,6 @@ from sparse_vis.build import build_model, build_recipe
 from sparse_vis.evals import inception, knn, lpips
 from sparse_vis.evals.factorization_task import random_view
 from sparse_vis.evals.features import Split
-from sparse_vis.evals.linear_published import random_crops
 from sparse_vis.evals.logistic import Protocol
 from sparse_vis.evals.probe import fit_rates
 from sparse_vis.evals.segmentation_head import segmentation_loss
@@ -53,17 +52,12 @@ def encoded():
     return {"features": features, "pixels": api.reconstruct(model, params, features), "params": params}
 
 
-def published_crops():
-    return random_crops(jax.random.key(1), batch(), 12, (0.08, 1.0))
-
-
 COMPUTED = {
     "encode and reconstruct": encoded,
     "knn": lambda: list(knn.knn_predict(Split(X, Y), X[::-1], classes=3, ks=(1, 5)).values()),
     "probes": lambda: {
         name: (probe.weight, probe.bias) for name, probe in fit_rates({"x": X}, Y, 3, PROTOCOL).items()
     },
-    "published crops": published_crops,
     "views of the factorization": lambda: random_view(jax.random.key(2), IMAGES[0], 12),
     "segmentation loss": lambda: segmentation_loss(
         jnp.asarray(X.reshape(2, 5, 8, 3)), jnp.arange(80).reshape(2, 5, 8) % 3

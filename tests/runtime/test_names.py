@@ -12,10 +12,11 @@ from PIL import Image
 
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import command_line
-from sparse_vis.report.images import HeldOut, read_images
+from sparse_vis.report.images import read_images
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped, unescaped
-from sparse_vis.shards import finish, make_schema, write_shard
+from sparse_vis.shard_folder import finish
+from sparse_vis.shards import fingerprint, make_schema, write_shard
 
 pytestmark = pytest.mark.fast
 
@@ -47,8 +48,9 @@ def test_shards_and_the_list_of_skipped_images_name_any_file(tmp_path):
     path = tmp_path / "features-00000-of-00001.parquet"
     rows = {"name": names, "height": [1] * len(names), "width": [2] * len(names)}
     skips = [(name, f"image {name!r} is\tno\nimage") for name in names]
-    write_shard(path, make_schema({}, "float32"), iter([rows]), skips)
-    assert finish(tmp_path, {}, [path]) == (len(names), len(names))
+    about = {"settings": fingerprint({}), "images": ""}
+    write_shard(path, make_schema({}, "float32"), iter([rows]), skips, about)
+    assert finish(tmp_path, {}, {path: range(2 * len(names))}) == (len(names), len(names))
     assert pq.read_table(path)["name"].to_pylist() == list(WRITTEN.values())
     lines = [line.split("\t") for line in (tmp_path / "skipped.txt").read_bytes().decode().split("\n")]
     assert lines.pop() == [""] and sorted(name for name, _ in lines) == sorted(WRITTEN.values())
@@ -58,7 +60,7 @@ def test_a_folder_s_names_reach_the_report_and_the_names_of_pictures(tmp_path):
     raw = b"Mu\xf1oz\n.png"
     Image.new("RGB", (8, 8)).save(tmp_path / os.fsdecode(raw))
     source = FolderSource(str(tmp_path))
-    _, names = read_images(HeldOut(source, np.array([0]), "a folder"), 1, (8, 8))
+    _, names = read_images(source, np.array([0]), (8, 8))
     assert names == [r"Mu\xf1oz\x0a.png"]
     [target] = importlib.import_module("sparse_vis.reconstruct").targets_of(source, tmp_path)
     assert os.fsencode(target.name) == raw

@@ -44,13 +44,13 @@ def test_a_line_has_step_speed_time_left_and_every_term(still, tmp_path, capsys)
     shown = Progress(tmp_path, steps=100, batch=8, first=10, active=True)
     still[0] += 4
     row = shown.report(
-        30, means(step_metrics(1.0), step_metrics(3.0)), {"substituted": 2.0, "input_wait_seconds": 0.0}
+        30, means(step_metrics(1.0), step_metrics(3.0)), {"skipped": 2.0, "input_wait_seconds": 0.0}
     )
     shown.close()
     assert row["total"] == 2 and row["images_per_second"] == 40
     line = capsys.readouterr().out
     assert line.startswith("step 30/100  40 images/s  ETA 0:00:14  total 2  koleo_image 1  learning_rate 0.5")
-    assert line.endswith("substituted 2\n")
+    assert line.endswith("skipped 2\n")
     (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert line.pop("time") and line == {"step": 30, **row}
     assert shown.board.written == [(30, row)]

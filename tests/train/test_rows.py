@@ -15,6 +15,7 @@ from sparse_vis.train.loop import Run, note_jump
 from sparse_vis.train.mesh import make_mesh
 from sparse_vis.train.optimizer import learning_rate
 from sparse_vis.train.progress import Averages, Progress
+from sparse_vis.train.skipped import Skipped
 from sparse_vis.types import Batch
 from tests.train.test_progress import NoBoard
 from tests.train.tiny_config import get_config
@@ -60,10 +61,11 @@ def start(config, workdir, saved, monkeypatch, kill=None):
     run.state = types.SimpleNamespace(step=step, params=step, teacher=None)
     run.step, run.began, run.position = step, step, data["next_index"]
     run.averages, run.matches = Averages(**data.get("averages", {})), data.get("matches")
-    run.substituted, run.bad_row, run.tokenizer, run.seed = data.get("substituted", 0), [], None, None
+    run.skipped, run.bad_row = Skipped(workdir, data.get("skipped", 0)), []
+    run.tokenizer = run.seed = None
     run.manager = None
     images = Batch(*[np.zeros((4, 1, 1, 3), np.uint8), *3 * [np.zeros(4, np.int32)]])
-    run._stream = lambda *_, **__: (x for x in [(images, 0)])
+    run._stream = lambda *_, **__: (x for x in [(images, [])])
     run.health = run.health_check()
 
     def measure(seed, params, teacher, batch, before):
@@ -90,7 +92,7 @@ def go(config, workdir, saved, monkeypatch, kill=None, stop=None):
     """Train until the end, the kill or the SIGTERM."""
     workdir.mkdir(exist_ok=True)
     run, update = start(config, workdir, saved, monkeypatch, kill)
-    run.next_batch = lambda batches: setattr(run, "substituted", run.substituted + 1)
+    run.next_batch = lambda batches: run.skipped.add([[("a.jpg", "why")]])
     shown = Progress(workdir, STEPS, 4, run.step, active=True)
     run.next_batch(None)
     with contextlib.suppress(Killed):
@@ -112,7 +114,7 @@ def test_rows_average_the_steps_since_the_last(small, tmp_path, monkeypatch):
         steps = [step for step in range(first, row["step"] + 1) if step not in BAD]
         mean = sum(math.sqrt(step) / 3 for step in steps) / len(steps)
         assert row["total"] == pytest.approx(mean, rel=1e-6)
-        assert row["substituted"] == row["step"] and row["bad_steps"] == sum(b <= row["step"] for b in BAD)
+        assert row["skipped"] == row["step"] and row["bad_steps"] == sum(b <= row["step"] for b in BAD)
     # Every four steps, with the next row; the first measurement has nothing to compare its matches with.
     measured = [(row["step"], row.get("health/match_changed")) for row in found if "health/S_rank" in row]
     assert measured == [(5, None), (10, 1.0), (15, 1.0), (20, 1.0)]
