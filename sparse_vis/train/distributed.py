@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from sparse_vis import host
 from sparse_vis.errors import UserError
@@ -72,8 +73,8 @@ def held(folder: pathlib.Path, doing: str, flag: str = "--output") -> Iterator[N
         UserError: in process 0, another run holds the folder; the other processes then end with it.
     """
     with lock.hold(folder, doing, flag) if jax.process_index() == 0 else contextlib.nullcontext():
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"lock of {doing}")
+        # A barrier between processes: one between devices would need them to talk to each other.
+        multihost.sync_global_processes(f"lock of {doing}", processes=set(range(jax.process_count())))
         yield
 
 
