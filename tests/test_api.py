@@ -244,6 +244,12 @@ def test_a_path_that_does_not_exist_says_what_is_there(tmp_path):
         sparse_vis.load(tmp_path / "quikstart" / "checkpoints")
     with pytest.raises(UserError, match=r"does not exist \(\S* holds digits, quickstart\); give a workdir"):
         sparse_vis.load(tmp_path / "zzz")
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(UserError, match=r"link does not exist \(it is a link to gone\); give a workdir"):
+        sparse_vis.load(tmp_path / "link")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(UserError, match=r"pipe\.safetensors is not a file; give"):
+        sparse_vis.load(tmp_path / "pipe.safetensors")
 
 
 @pytest.mark.fast

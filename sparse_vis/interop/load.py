@@ -203,6 +203,8 @@ def is_shipped(path: str | pathlib.Path) -> bool:
 
 def _alike(path: pathlib.Path) -> str:
     """What a path that does not exist may have been meant to be: " (did you mean …?)", or what is there."""
+    if path.is_symlink():
+        return f" (it is a link to {os.readlink(path)})"
     shipped = difflib.get_close_matches(str(path), [folder.name for folder in SHIPPED.iterdir()], n=1)
     there = next(parent for parent in path.parents if parent.exists())
     missing = path.relative_to(there).parts[0]
@@ -247,7 +249,7 @@ def read_model(
         return loaded
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist{_alike(path)}; give a {PLACES}.")
-    if path.is_file():
+    if not path.is_dir():
         return _read_file(path, name)
     released = (path / "config.json").is_file() or any(path.glob("*.safetensors"))
     if released and not (path / checkpoint.FOLDER).is_dir():  # a workdir has a config.json too
