@@ -12,6 +12,7 @@ from PIL import Image
 
 import sparse_vis
 from sparse_vis.errors import UserError
+from sparse_vis.interop.load import SHIPPED, check_shipped
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -49,6 +50,18 @@ def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, sparse_vis; print(sorted({'jax', 'numpy', 'tensorflow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.fast
+def test_the_shipped_model_is_compared_with_its_checksums(tmp_path):
+    folder = pathlib.Path(shutil.copytree(SHIPPED / "scenes-tiny", tmp_path / "scenes-tiny"))
+    check_shipped(folder)
+    for name in ("config.json", "scenes_tiny.safetensors"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
+        with pytest.raises(UserError, match=rf"{name} is damaged.*install the package again"):
+            check_shipped(folder)
+        (folder / name).write_bytes(whole)
 
 
 @pytest.mark.fast

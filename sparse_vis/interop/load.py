@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import hashlib
 import json
 import math
 import os
@@ -195,6 +196,21 @@ def _read_hub(address: str, name: str | None, revision: str | None, local_files_
     return loaded
 
 
+def check_shipped(folder: pathlib.Path) -> None:
+    """Refuse a model of the package whose files are not those of its SHA256SUMS.
+
+    Raises:
+        UserError: names the file.
+    """
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+            raise UserError(
+                f"{folder / name} is damaged: it has another checksum than SHA256SUMS beside it says; "
+                "install the package again."
+            )
+
+
 def is_shipped(path: str | pathlib.Path) -> bool:
     """Whether a path is the name of a model that comes with the package; what is on disk goes first."""
     path = hub.snapshot(pathlib.Path(path))
@@ -244,6 +260,7 @@ def read_model(
     if is_shipped(path):
         if name not in (None, path.name):
             raise UserError(f"{path} has no model {name!r}; leave the name out.")
+        check_shipped(SHIPPED / path)
         loaded = _read_folder(SHIPPED / path, None)
         loaded.config.data.scenes.size = loaded.config.model.image_size
         return loaded

@@ -15,6 +15,9 @@ from sparse_vis.train import checkpoint
 from sparse_vis.train.mesh import make_mesh, state_sharding
 from sparse_vis.train.step import TrainState
 
+# What Orbax's coroutines have to say when they are given up; command lines leave it out (errors.py).
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def state(step):
     zero = jnp.zeros((), jnp.int32)
@@ -52,7 +55,8 @@ def saved(tmp_path):
     """A workdir with step 1, and the state in it."""
     rng = np.random.default_rng(0)
     params = {"w": rng.normal(size=(20, 8)).astype(np.float32), "b": jnp.arange(3, dtype=jnp.bfloat16)}
-    kept = state(1).replace(params=params, opt_state={"mu": jnp.asarray(params["w"]) / 2})
+    teacher = {name: {"w": params["w"] + 1} for name in ("encoder", "sparse_head", "cls_head")}
+    kept = state(1).replace(params=params, opt_state={"mu": jnp.asarray(params["w"]) / 2}, teacher=teacher)
     checkpoint.prepare(tmp_path)
     with checkpoint.open_manager(tmp_path, 1) as manager:
         checkpoint.save(manager, kept, DATA, default_config())
@@ -71,7 +75,6 @@ def read_all(workdir, like):
     )
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(saved):
     workdir, kept = saved
     (state, data, params), config = read_all(*saved)
@@ -176,6 +179,34 @@ def test_a_part_of_a_checkpoint_that_lacks_an_array_is_refused(saved):
     for wrong in ({**shapes, "more": shapes["b"]}, {"w": shapes["w"]}, {**shapes, "w": shapes["b"]}):
         with pytest.raises(UserError, match="1 is incomplete or damaged"):
             checkpoint.restore_params(step, wrong)
-    parts = {name: shapes for name in ("encoder", "sparse_head", "cls_head")}
-    with pytest.raises(UserError, match="rest lacks teacher/cls_head/b"):  # saved without a teacher
-        checkpoint.restore_teacher(step, parts)
+    parts = {name: {"w": shapes["w"]} for name in kept.teacher}
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore_teacher(step, parts), kept.teacher)
+    with pytest.raises(UserError, match="rest lacks teacher/cls_head/b"):
+        checkpoint.restore_teacher(step, {**parts, "cls_head": shapes})
+
+
+# As tensorstore says it, shortened in the middle.
+FULL = (
+    'RESOURCE_EXHAUSTED: Error writing "w1/0.0" in OCDBT database at local file "/run/6.tmp/ocdbt": '
+    'Failed writing: "/run/6.tmp/d/d471": Failed to write 2222339 bytes to file 7: No space left '
+    "on device [os_error_code='28']"
+)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("error", [ValueError(FULL), OSError(28, "No space left on device", "/run/6.tmp")])
+@pytest.mark.parametrize("left,said", [(True, "steps saved there: 1"), (False, "no step is saved there")])
+def test_a_save_that_fails_says_what_is_left(saved, monkeypatch, error, left, said):
+    workdir, kept = saved
+    with checkpoint.open_manager(workdir, 1) as manager:
+
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(manager, "save", fail)
+        if not left:
+            shutil.rmtree(workdir)
+        with pytest.raises(
+            UserError, match=rf"No space left on device; {said}\); mend that and give the same"
+        ):
+            checkpoint.save(manager, jax.tree.map(jnp.asarray, kept), DATA, default_config())
