@@ -92,7 +92,7 @@ _TABLE = {
     "eval": {
         "tasks": NAMES, "beside": NAMES, "train_split": TEXT, "test_split": TEXT, "holdout": _MEMORY,
         "train_records": whole(0), "test_records": whole(0), "batch": _BATCH, "dtype": DTYPES,
-        "seed": _SEED, "masks": TEXT, "mask_classes": whole(0, 255), "mask_shift": Choice(0, -1),
+        "seed": _SEED, "masks": TEXT, "mask_classes": whole(0, 255), "mask_shift": whole(-1, 0),
         "resize": Choice("antialiased", "published"), "expected": ROWS, "inception": TEXT,
         "lpips": {"alexnet": TEXT, "heads": TEXT},
         "reconstruction_probe": {
