@@ -15,6 +15,7 @@ from sparse_vis.errors import UserError
 pytestmark = pytest.mark.fast
 
 SHARDS = [f"images-0000{k}-of-00003.array_record" for k in range(3)]
+HEX = "1" * 64
 RECORDS = [{"image": bytes([k]) * 50, "name": f"{'ab'[k % 2]}/{k}.png", "label": k % 2} for k in range(7)]
 DELETE = object()
 
@@ -42,7 +43,7 @@ def write_folder(folder, records=RECORDS, version=2):
         "version": 2, "images": 7, "images_sha256": "0" * 64, "classes": ["a", "b"], "shard_size": 3,
         "records": 7,
         "shards": {
-            name: write_shard(folder / name, packed[3 * k : 3 * k + 3]) | {"skipped": [], "files_sha256": "1" * 64}
+            name: write_shard(folder / name, packed[3 * k : 3 * k + 3]) | {"skipped": [], "files_sha256": HEX}
             for k, name in enumerate(SHARDS)
         },
     }  # fmt: skip
