@@ -122,6 +122,9 @@ def _check_model(call: str, model: Stellar, params: dict) -> None:
             f"{call} got a {type(model).__name__} as model and a {type(params).__name__} as params; "
             f"write model, params = load(PATH), then {call}."
         )
+    if "encoder" not in params:
+        remedy = "give params['params']" if "params" in params else "give those of load(PATH)"
+        raise UserError(f"{call} got params without an 'encoder' ({', '.join(params) or 'empty'}); {remedy}.")
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from sparse_vis.data.ahead import ON_ERROR, Loaded, load_ahead, load_image, usable
 from sparse_vis.data.image_file import MAX_PIXELS
-from sparse_vis.data.same import images_sha256
+from sparse_vis.data.same import stamp
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
@@ -85,7 +85,7 @@ def extract(
     shards = plan(output, len(source), shard_size)
     # All of them, so that no process waits for another to find out.
     there = {path: rows for path, rows in shards.items() if path.exists()}
-    drop_changed({p: images_sha256(source, rows, times=False) or "" for p, rows in there.items()})
+    drop_changed({path: stamp(source, rows) for path, rows in there.items()})
     # By number, so that processes need not agree on what is left, whatever order they start in.
     mine = {path: rows for k, (path, rows) in enumerate(shards.items()) if k % processes == process}
     encoder = make_encoder(model, params, batch, outputs, dtype)
@@ -132,7 +132,7 @@ def write_shards(
         for path, rows in todo.items():
             skipped: list[tuple[str, str]] = []
             images = usable(source, islice(futures, len(rows)), on_error, skipped)
-            about = {"settings": settings, "images": images_sha256(source, rows, times=False) or ""}
+            about = {"settings": settings, **stamp(source, rows)}
             write_shard(path, schema, encode_all(images, batch, encoder, progress), skipped, about)
             if skipped:
                 progress.add(len(skipped))

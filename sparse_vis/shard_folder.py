@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from sparse_vis.data.same import note_times
 from sparse_vis.errors import UserError
 from sparse_vis.progress import REPORT_SECONDS
 from sparse_vis.runtime.files import CHECKSUM, holds_files, read_json, write_json, write_whole
@@ -42,20 +43,25 @@ def wait_for(paths: list[Path], what: str) -> None:
             print(f"waiting for {len(missing)} {what} of the other processes", flush=True)
 
 
-def drop_changed(shards: dict[Path, str]) -> None:
+def drop_changed(shards: dict[Path, dict[str, str]]) -> None:
     """Delete finished shards whose images have been replaced since: they are written again.
 
     Args:
-        shards: path → checksum of its images as they are now, as in its entry.
+        shards: path → `stamp` of its images as they are now.
     """
+    other_times = []
     for path, now in shards.items():
         try:
-            then = read_json(entry_of(path))["images"]
+            entry = read_json(entry_of(path))
+            images, times = entry["images"], entry["times"]
         except (OSError, ValueError, KeyError):  # missing or damaged, which `read_shard` says
             continue
-        if then != now:
+        if images != now["images"]:
             print(f"note: images of {path.name} have changed; it is written again", flush=True)
             path.unlink(missing_ok=True)
+        elif times != now["times"]:
+            other_times.append(path.name)
+    note_times(other_times)
 
 
 def finish(output: Path, manifest: dict, shards: dict[Path, range]) -> tuple[int, int]:

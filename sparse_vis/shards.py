@@ -27,8 +27,7 @@ Skips = list[tuple[str, str]]  # (name, reason) of images that were left out
 class Shard(NamedTuple):
     """What is known of a finished shard: its entry.
 
-    `settings` is the fingerprint of its extraction's; `images` the checksum of its images' names and sizes,
-    empty where a source has none.
+    `settings` is the fingerprint of its extraction's; `images` and `times` are of `data.same.stamp`.
     """
 
     rows: int
@@ -37,6 +36,7 @@ class Shard(NamedTuple):
     sha256: str
     settings: str
     images: str
+    times: str
 
 
 def make_schema(shapes: dict[str, list[int]], dtype: str) -> pa.Schema:
@@ -93,7 +93,8 @@ def write_shard(
     Args:
         path: of the shard. schema: of `make_schema`.
         batches: rows by column; outputs are (m, tokens, width) arrays of the schema's dtype.
-        skipped: images left out; read when `batches` has ended. about: `settings` and `images` of its entry.
+        skipped: images left out; read when `batches` has ended. about: `settings`, `images` and `times`
+            of its entry.
 
     Raises:
         UserError: an output is not finite.
@@ -127,7 +128,7 @@ def read_shard(path: Path, images: int, settings: str, *, content: bool) -> Shar
         if CHECKSUM not in found:
             raise ValueError("it has no checksum")
         skipped = [(name, reason) for name, reason in found["skipped"]]
-        about = {name: found[name] for name in ("sha256", "settings", "images")}
+        about = {name: found[name] for name in ("sha256", "settings", "images", "times")}
         shard = Shard(found["rows"], skipped, found["bytes"], **about)
         found_images = shard.rows + len(skipped)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -244,7 +244,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
     rows = {"name": ["a.png"], "height": [9], "width": [9], "cls": np.array([[[1, np.inf]]], np.float16)}
     with pytest.raises(UserError, match=r"'cls'.*'a.png'.*--dtype=float32"):
         command.write_shard(
-            tmp_path / "shard.parquet", schema, iter([rows]), [], {"settings": "", "images": ""}
+            tmp_path / "shard.parquet", schema, iter([rows]), [], {"settings": "", "images": "", "times": ""}
         )
     assert not list(tmp_path.iterdir())
 

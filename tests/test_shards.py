@@ -18,7 +18,7 @@ pytestmark = pytest.mark.fast
 SETTINGS = {"checkpoint": "runs/a", "step": 3, "images": 8, "outputs": {"cls": [1, 16]}, "shard_size": 3}
 SCHEMA = shards.make_schema(SETTINGS["outputs"], "float32")
 PRINT = shards.fingerprint(SETTINGS)
-ABOUT = {"settings": PRINT, "images": ""}
+ABOUT = {"settings": PRINT, "images": "", "times": ""}
 BAD = [("6.png", "cannot decode '6.png'")]
 
 

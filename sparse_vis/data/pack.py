@@ -31,7 +31,7 @@ from sparse_vis.data.packed_format import (
     shard_name,
     write_metadata,
 )
-from sparse_vis.data.same import images_sha256
+from sparse_vis.data.same import note_times, stamp
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.progress import Progress
@@ -89,18 +89,22 @@ def unwritten(output: Path, metadata: dict[str, Any], source: FolderSource) -> d
     there = {
         name: len(todo[name]) for name, shard in metadata["shards"].items() if has_shard(output, name, shard)
     }
-    progress = Progress("checking finished shards", sum(there.values()))
+    progress, other_times = Progress("checking finished shards", sum(there.values())), []
     for name, images in there.items():
         shard, why = metadata["shards"][name], None
-        if shard["files_sha256"] != images_sha256(source, todo[name], times=False):
+        now = stamp(source, todo[name])
+        if shard["images"] != now["images"]:
             why = "is of images that have changed"
         elif file_sha256(output / name) != shard["sha256"]:
             why = "is damaged"
+        if why is None and shard["times"] != now["times"]:
+            other_times.append(name)
         if why:
             print(f"note: shard {name!r} of {str(output)!r} {why} and is written again.", flush=True)
         else:
             del todo[name]
         progress.add(images)
+    note_times(other_times)
     return todo
 
 
@@ -142,8 +146,7 @@ def pack(
         for name, rows in todo.items():
             skipped: list[tuple[str, str]] = []
             images = usable(source, islice(futures, len(rows)), on_error, skipped)
-            about = {"skipped": skipped, "files_sha256": images_sha256(source, rows, times=False)}
-            shards[name] = write_shard(output / name, images) | about
+            shards[name] = write_shard(output / name, images) | {"skipped": skipped, **stamp(source, rows)}
             metadata["records"] = sum(shard["records"] for shard in shards.values())
             write_metadata(output, metadata)
     summarize(output, metadata)

@@ -128,7 +128,8 @@ class PackedSource:
         """Refuse a shard that lacks bytes or records; the contents are checked as they are read."""
         problem = None
         if not has_shard(folder, name, shard):
-            problem = "cut short" if (folder / name).exists() else "missing"
+            path = folder / name
+            problem = f"of {path.stat().st_size} bytes, not {shard['bytes']}" if path.exists() else "missing"
         elif (found := count_records(folder / name)) != shard["records"]:
             problem = f"damaged ({found} records, {shard['records']} expected)"
         if problem:

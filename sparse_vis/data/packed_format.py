@@ -52,9 +52,10 @@ SHARD_FIELDS: dict[str, Test] = {
         ),
     ),
     "sha256": SHA256,
-    "files_sha256": SHA256,  # of its images' names and sizes, skipped ones too
+    "images": SHA256,  # of its images' names and sizes, skipped ones too; `times` of their times as well
+    "times": SHA256,
 }
-SINCE_CHECKSUMS = ("sha256", "files_sha256")  # fields that the version before lacks
+SINCE_CHECKSUMS = ("sha256", "images", "times")  # fields that the version before lacks
 
 
 def _check_fields(found: Any, fields: dict[str, Test], where: str) -> None:

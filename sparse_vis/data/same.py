@@ -38,3 +38,30 @@ def images_sha256(source: Source, indices: Iterable[int], *, times: bool) -> str
     if isinstance(source, FolderSource):
         return files_sha256(source.path, [source.names[int(i)] for i in indices], times=times)
     return getattr(source, "images_sha256", None)
+
+
+def stamp(source: Source, indices: Iterable[int]) -> dict[str, str]:
+    """What a shard remembers of the images it was made of: `images`, names and sizes, and `times` too.
+
+    Args:
+        source, indices: of `images_sha256`; "" where that is None.
+    """
+    rows = list(indices)
+    return {
+        "images": images_sha256(source, rows, times=False) or "",
+        "times": images_sha256(source, rows, times=True) or "",
+    }
+
+
+def note_times(names: list[str]) -> None:
+    """Say that images of some shards may have been replaced by others of the same size.
+
+    Args:
+        names: of shards whose images have other times than when they were made.
+    """
+    if names:
+        print(
+            f"note: images of {len(names)} finished shards ({names[0]} …) have other times than when these "
+            "were written, but the same names and sizes: if they were replaced, delete those shards.",
+            flush=True,
+        )

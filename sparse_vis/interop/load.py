@@ -271,6 +271,8 @@ def read_model(
     released = (path / "config.json").is_file() or any(path.glob("*.safetensors"))
     if released and not (path / checkpoint.FOLDER).is_dir():  # a workdir has a config.json too
         return _read_folder(path, name)
+    if name is not None:
+        raise UserError(f"{path} has no model {name!r}; leave the name out.")
     return checkpoint.read_newest(path, functools.partial(_read_step, teacher=teacher))
 
 

@@ -103,7 +103,12 @@ def complete(entry: dict, name: str) -> dict:
         UserError: a size that is needed and cannot be derived, a value of a wrong type or out of its range,
             or an unsupported choice.
     """
+    for key in ("spatial_temp", "predictor_layers"):  # no tensor of the file tells what was meant
+        if key in entry and entry[key] is None:
+            _refuse(name, f"has no value for {key}")
     given = {key: value for key, value in entry.items() if value is not None}
+    if given.get("decoder_hidden_size", 512) != 512 and "decoder_attention_heads" not in given:
+        _refuse(name, "has a decoder of another width than the released ones, but no decoder_attention_heads")
     full = {**_RELEASED, **KNOWN.get(name, {}), **given}
     for key in ("embed_dim", "patch_size"):
         if key not in full:

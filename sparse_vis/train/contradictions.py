@@ -99,6 +99,16 @@ def _of_training(config: ConfigDict, devices: int) -> Iterator[str]:
             f"config.views.local_size={v.local_size} is smaller than a patch ({m.patch} px); enlarge it, or "
             "set config.views.local_count to 0"
         )
+    if o.schedule == "cosine" and o.final_lr > o.peak_lr:
+        yield (
+            f"config.optimizer.final_lr={o.final_lr} is above peak_lr={o.peak_lr}, so that the "
+            "rate would rise; lower it"
+        )
+    patches = (m.image_size // m.patch) ** 2
+    if int((1 - v.masking_ratio) * patches) < 1:
+        yield (
+            f"config.views.masking_ratio={v.masking_ratio} leaves none of {patches} patches visible; lower it"
+        )
     if o.schedule == "cosine" and round(o.warmup * t.steps) >= t.steps:
         yield (
             f"config.optimizer.warmup={o.warmup} of config.train.steps={t.steps} leaves no step after the "

@@ -15,7 +15,7 @@ from sparse_vis.errors import UserError
 pytestmark = pytest.mark.fast
 
 SHARDS = [f"images-0000{k}-of-00003.array_record" for k in range(3)]
-HEX = "1" * 64
+REST = {"skipped": [], "images": "1" * 64, "times": "1" * 64}
 RECORDS = [{"image": bytes([k]) * 50, "name": f"{'ab'[k % 2]}/{k}.png", "label": k % 2} for k in range(7)]
 DELETE = object()
 
@@ -43,14 +43,14 @@ def write_folder(folder, records=RECORDS, version=2):
         "version": 2, "images": 7, "images_sha256": "0" * 64, "classes": ["a", "b"], "shard_size": 3,
         "records": 7,
         "shards": {
-            name: write_shard(folder / name, packed[3 * k : 3 * k + 3]) | {"skipped": [], "files_sha256": HEX}
+            name: write_shard(folder / name, packed[3 * k : 3 * k + 3]) | REST
             for k, name in enumerate(SHARDS)
         },
     }  # fmt: skip
     if version == 1:
         metadata["version"] = 1
         for shard in metadata["shards"].values():
-            del shard["sha256"], shard["files_sha256"]
+            del shard["sha256"], shard["images"], shard["times"]
     metadata = seal(metadata) if version == 2 else metadata
     (folder / "packed.json").write_text(json.dumps(metadata, indent=1))
     return metadata

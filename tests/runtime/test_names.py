@@ -48,7 +48,7 @@ def test_shards_and_the_list_of_skipped_images_name_any_file(tmp_path):
     path = tmp_path / "features-00000-of-00001.parquet"
     rows = {"name": names, "height": [1] * len(names), "width": [2] * len(names)}
     skips = [(name, f"image {name!r} is\tno\nimage") for name in names]
-    about = {"settings": fingerprint({}), "images": ""}
+    about = {"settings": fingerprint({}), "images": "", "times": ""}
     write_shard(path, make_schema({}, "float32"), iter([rows]), skips, about)
     assert finish(tmp_path, {}, {path: range(2 * len(names))}) == (len(names), len(names))
     assert pq.read_table(path)["name"].to_pylist() == list(WRITTEN.values())
