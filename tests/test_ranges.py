@@ -133,7 +133,7 @@ RIGHT_AND_WRONG = [
     (["views.mask_kind"], ["gaussian", "uniform", "block"], ["random"]),
     (["data.on_error"], ["stop", "skip"], ["substitute"]),
     (["eval.resize"], ["antialiased", "published"], ["bicubic"]),
-    (["eval.mask_shift"], [0, -1], [1, -2, True, -0.5]),
+    (["eval.mask_shift"], [0, -1], [1, -2]),
     (["data.scenes.digits"], ["many", "one"], ["two"]),
     (["data.scenes.colours"], ["random", "white"], ["red"]),
     (["optimizer.schedule"], ["cosine", "constant"], ["linear"]),
