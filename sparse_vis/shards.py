@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from sparse_vis.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, checksum, file_sha256, read_json, whole, write_json
+from sparse_vis.runtime.names import escaped
 
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 

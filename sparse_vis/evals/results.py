@@ -130,7 +130,8 @@ def _read(path: pathlib.Path) -> dict[str, dict]:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be used ({error}); restore it from a copy, or delete it to have all measured again."
+            f"{path} cannot be used ({error}); restore it from a copy, or delete it to have all measured "
+            "again."
         ) from None
     if found.get("format") == FORMAT:
         return found["encoders"]

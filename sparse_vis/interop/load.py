@@ -103,6 +103,8 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
         UserError: a missing, misshapen or unknown tensor, or an architecture we do not know.
     """
     config = manifest.to_config(entry, name)
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing; place the weights that config.json names beside it.")
     _check_size(config, weights)
     found = as_transformers_4(read_tensors(weights))
     expected = released_shapes(config)

@@ -165,8 +165,8 @@ def read(workdir: pathlib.Path) -> ConfigDict:
         ) from None
     except ValueError as error:
         raise UserError(
-            f"{path} is damaged, or was changed by hand ({error}); give --config=configs/NAME.py to replace it, "
-            f'or take out its line "{CHECKSUM}" if the change was meant.'
+            f"{path} is damaged, or was changed by hand ({error}); give --config=configs/NAME.py to "
+            f'replace it, or take out its line "{CHECKSUM}" if the change was meant.'
         ) from None
     plain.pop(CHECKSUM, None)  # files of earlier versions have none
     return from_plain(plain, path)
