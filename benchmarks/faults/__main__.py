@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import pathlib
 import tempfile
@@ -59,7 +58,6 @@ def main() -> None:
     check_json(given.json)
     if "disk" in given.only and os.geteuid():
         raise UserError("the part disk mounts file systems, as root only can; leave it out of --only.")
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax's, on what is raised as well
     tally, seconds = Tally(), {}
     for name in given.only:
         began = time.perf_counter()
