@@ -18,7 +18,8 @@ os.environ.setdefault("XLA_FLAGS", QUICK)
 
 CHECKED = (
     "ops", "losses", "models", "evals", "views", "crops", "augment", "masking", "objective", "targets",
-    "pictures", "viz", "report", "data.decode", "data.records", "train.ema", "train.health", "reconstruct",
+    "pictures", "viz", "report", "data.decode", "data.image_file", "data.cut",
+    "data.records", "train.ema", "train.health", "reconstruct",
 )  # fmt: skip
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
 

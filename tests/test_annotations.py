@@ -1,6 +1,8 @@
 """Annotations of arrays are what they seem: each has a shape in quotes, can be evaluated, and is checked."""
 
 import ast
+import builtins
+import dis
 import importlib
 import inspect
 import pathlib
@@ -22,6 +24,7 @@ from sparse_vis.train.ema import update_teacher
 from sparse_vis.train.health import spread
 from tests.conftest import CHECKED
 
+NAMES = [module.name for module in pkgutil.walk_packages(sparse_vis.__path__, "sparse_vis.")]
 ROOT = pathlib.Path(__file__).parent.parent
 ARRAYS = {name for name, kind in vars(jaxtyping).items() if hasattr(kind, "dtypes")}
 # The notebook API says itself what is wrong with images: its tests hand it all sorts of things.
@@ -75,9 +78,8 @@ def arrays(annotation) -> list:
 
 @pytest.mark.fast
 def test_every_annotation_can_be_evaluated_and_is_checked():
-    names = [module.name for module in pkgutil.walk_packages(sparse_vis.__path__, "sparse_vis.")]
     failures, shapes, of = [], 0, set()
-    for module in map(importlib.import_module, names):
+    for module in map(importlib.import_module, NAMES):
         for name, value in annotated(module):
             value = inspect.unwrap(value) if callable(value) and not inspect.isclass(value) else value
             if not (inspect.isclass(value) or inspect.isfunction(value)):
@@ -108,7 +110,7 @@ def test_every_annotation_can_be_evaluated_and_is_checked():
         lambda: fold(jnp.zeros(3)),
         lambda: logits({"weight": jnp.zeros((4, 2)), "bias": jnp.zeros(2)}, jnp.zeros((3, 4, 1))),
         lambda: mean_average_precision(np.zeros((3, 2)), np.zeros((2, 3), bool)),
-        lambda: to_canvas(np.zeros((4, 4, 4), np.uint8), 8, min_side=1, name="four channels"),
+        lambda: to_canvas(np.zeros((4, 4, 4), np.uint8), 8, min_side=1),
         lambda: update_teacher({}, {}, jnp.zeros(2)),
         lambda: spread(jnp.zeros((2, 3))),
     ],
@@ -116,3 +118,20 @@ def test_every_annotation_can_be_evaluated_and_is_checked():
 def test_a_wrong_shape_is_refused(call):
     with pytest.raises(jaxtyping.TypeCheckError):
         call()
+
+
+def global_names(code):
+    """Names that a function, or one inside it, reads from its module."""
+    found = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    return found.union(*(global_names(inside) for inside in code.co_consts if isinstance(inside, type(code))))
+
+
+@pytest.mark.fast
+def test_no_function_reads_a_name_that_its_module_lacks():
+    """What ruff's F821 would say, which is off, as shapes in annotations are undefined names to it."""
+    missing = {}
+    for module in map(importlib.import_module, NAMES):
+        code = compile(pathlib.Path(module.__file__).read_text(), module.__file__, "exec")
+        unknown = {n for n in global_names(code) if not hasattr(module, n) and not hasattr(builtins, n)}
+        missing |= {module.__name__: unknown} if unknown else {}
+    assert missing == {}

@@ -187,7 +187,7 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, photos):
     cases = [
         (dict(input=tmp_path / "empty"), r"empty.*--input"),
         (dict(input=tmp_path / "none"), r"none' does not exist; give --input"),
-        (dict(checkpoint=tmp_path / "none"), r"checkpoint .*none does not exist; give"),
+        (dict(checkpoint=tmp_path / "none"), r"checkpoint .*none does not exist .*; give"),
         (dict(checkpoint=GOLDEN), "holds several models; give one of the names"),
         (dict(compare_bf16=True), "reconstructs pixels without a tokenizer; leave out --compare-bf16"),
         (dict(tokenizer=VQGAN), r"has no use for tokenizer=.*; leave it out"),

@@ -31,6 +31,7 @@ from sparse_vis.data.packed_format import (
     shard_name,
     write_metadata,
 )
+from sparse_vis.data.same import images_sha256
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.progress import Progress
@@ -77,11 +78,11 @@ def write_shard(path: Path, records: Iterator[bytes]) -> dict[str, Any]:
         ) from None
 
 
-def unwritten(output: Path, metadata: dict[str, Any]) -> dict[str, range]:
-    """Image numbers by name of the shards that are still to be written: missing, short or damaged.
+def unwritten(output: Path, metadata: dict[str, Any], source: FolderSource) -> dict[str, range]:
+    """Image numbers by name of the shards to be written: missing, damaged, or of images since replaced.
 
     Args:
-        output: folder of the shards. metadata: of `open_output`.
+        output: folder of the shards. metadata: of `open_output`. source: of the images.
     """
     planned = number_of_shards(metadata)
     todo = {shard_name(number, planned): images_of(metadata, number) for number in range(planned)}
@@ -90,10 +91,15 @@ def unwritten(output: Path, metadata: dict[str, Any]) -> dict[str, range]:
     }
     progress = Progress("checking finished shards", sum(there.values()))
     for name, images in there.items():
-        if file_sha256(output / name) == metadata["shards"][name]["sha256"]:
-            del todo[name]
+        shard, why = metadata["shards"][name], None
+        if shard["files_sha256"] != images_sha256(source, todo[name], times=False):
+            why = "is of images that have changed"
+        elif file_sha256(output / name) != shard["sha256"]:
+            why = "is damaged"
+        if why:
+            print(f"note: shard {name!r} of {str(output)!r} {why} and is written again.", flush=True)
         else:
-            print(f"note: shard {name!r} of {str(output)!r} is damaged and is written again.", flush=True)
+            del todo[name]
         progress.add(images)
     return todo
 
@@ -126,7 +132,7 @@ def pack(
     source = open_folder(folder, max_pixels)
     announce(source)
     metadata = open_output(output, describe(source.names, source.classes, shard_size))
-    shards, todo = metadata["shards"], unwritten(output, metadata)
+    shards, todo = metadata["shards"], unwritten(output, metadata, source)
     left = [index for rows in todo.values() for index in rows]
     read = functools.partial(read_record, source)
     progress = Progress("packing", len(source), len(source) - len(left))
@@ -136,7 +142,8 @@ def pack(
         for name, rows in todo.items():
             skipped: list[tuple[str, str]] = []
             images = usable(source, islice(futures, len(rows)), on_error, skipped)
-            shards[name] = write_shard(output / name, images) | {"skipped": skipped}
+            about = {"skipped": skipped, "files_sha256": images_sha256(source, rows, times=False)}
+            shards[name] = write_shard(output / name, images) | about
             metadata["records"] = sum(shard["records"] for shard in shards.values())
             write_metadata(output, metadata)
     summarize(output, metadata)

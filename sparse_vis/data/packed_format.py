@@ -52,7 +52,9 @@ SHARD_FIELDS: dict[str, Test] = {
         ),
     ),
     "sha256": SHA256,
+    "files_sha256": SHA256,  # of its images' names and sizes, skipped ones too
 }
+SINCE_CHECKSUMS = ("sha256", "files_sha256")  # fields that the version before lacks
 
 
 def _check_fields(found: Any, fields: dict[str, Test], where: str) -> None:
@@ -73,9 +75,8 @@ def _check(metadata: dict[str, Any]) -> None:
     planned = number_of_shards(metadata)
     for name, shard in metadata["shards"].items():
         where = f"shard {name!r}"
-        _check_fields(
-            shard, {key: test for key, test in SHARD_FIELDS.items() if not (old and key == "sha256")}, where
-        )
+        lacking = SINCE_CHECKSUMS if old else ()
+        _check_fields(shard, {k: test for k, test in SHARD_FIELDS.items() if k not in lacking}, where)
         match = re.fullmatch(r"images-(\d+)-of-\d+\.array_record", name)
         number = int(match[1]) if match else planned
         if number >= planned or name != shard_name(number, planned):

@@ -71,4 +71,4 @@ def _settings(config: ConfigDict) -> dict:
             "layer_norm_eps": 1e-5, "images": ABOUT, "departures": departures(chosen)}  # fmt: skip
 
 
-LINEAR_PUBLISHED = Task(_measure, ("label",), READS, lambda data: {}, _settings)
+LINEAR_PUBLISHED = Task(_measure, ("label",), READS, lambda data: {}, _settings, least=(2, 1))

@@ -103,10 +103,8 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
         UserError: a missing, misshapen or unknown tensor, or an architecture we do not know.
     """
     config = manifest.to_config(entry, name)
-    if not weights.is_file():
-        raise UserError(f"{weights} is missing; place the weights that config.json names beside it.")
-    _check_size(config, weights)
     found = as_transformers_4(read_tensors(weights))
+    _check_size(config, weights)
     expected = released_shapes(config)
     if not manifest.complete(entry, name)["do_cls"] and not any(k.startswith(f"{_CLS_HEAD}.") for k in found):
         # Random, as our model always has one; nothing that such a file was trained for reads it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +122,7 @@ def measure(
     return measures, matches
 
 
-def complaints(measures: dict[str, float], tokens: int) -> dict[str, str]:
+def complaints(measures: Mapping[str, float | int], tokens: int) -> dict[str, str]:
     """What looks like collapse: name of the measure -> what it means.
 
     Args:

@@ -67,9 +67,7 @@ def local_paths(config: ConfigDict) -> None:
         if isinstance(part[last], str):
             part[last] = part[last] and local(part[last], f"config.{name}", hub)
         else:
-            part[last] = tuple(
-                local(item, f"config.{name}", hub) if isinstance(item, str) else item for item in part[last]
-            )
+            part[last] = tuple(item and local(item, f"config.{name}", hub) for item in part[last])
     below = pathlib.PurePath(config.name)
     if not config.name.strip() or below.is_absolute() or ".." in below.parts:
         raise UserError(f"config.name={config.name!r} names no folder below runs/; give a name, e.g. mine.")
@@ -128,8 +126,8 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
             if isinstance(target[key], ConfigDict):
                 fill(target[key], value, f"{name}.")
                 continue
-            if isinstance(value, bool | str):
-                value = FORMER.get(name, {}).get(value, value)
+            if name in FORMER and isinstance(value, bool | str):
+                value = FORMER[name].get(value, value)
             allowed = ALLOWED[name]
             if sentence := allowed.fault(value) if name.startswith("model.") else allowed.kind(value):
                 refuse(name, f"is no configuration: {name}={shown(value)} {sentence}")

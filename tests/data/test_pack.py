@@ -55,6 +55,17 @@ def packed(images, tmp_path):
 
 
 @pytest.mark.fast
+def test_a_shard_of_replaced_images_is_packed_again(images, packed, capsys):
+    before = source(packed)
+    other = Image.effect_noise((12, 10), 99).convert("RGB")
+    other.save(images / before[0]["name"])  # noise: another size of file
+    run(images, packed)
+    assert capsys.readouterr().out.count("of images that have changed and is written again") == 1
+    folder, found = source(images, "folder"), source(packed)
+    assert [found[i] for i in range(7)] == [folder[i] for i in range(7)] and found[0] != before[0]
+
+
+@pytest.mark.fast
 def test_packed_records_are_those_of_the_folder(images, packed):
     folder, found = source(images, "folder"), source(packed.parent, split="packed")
     assert len(found) == len(folder) == 7 and found.classes == folder.classes == ("cat", "dog")
@@ -236,7 +247,7 @@ def test_other_folders_are_refused(images, packed, tmp_path):
     with pytest.raises(UserError, match="of version 3, this program reads 2"):
         source(packed)
     for shard in described["shards"].values():
-        del shard["sha256"]
+        del shard["sha256"], shard["files_sha256"]
     (packed / "packed.json").write_text(json.dumps(described | {"version": 1}))
     assert len(source(packed)) == 7
     with pytest.raises(UserError, match=r"earlier version, which kept no checksums.*give --output another"):

@@ -15,6 +15,7 @@ from sparse_vis.errors import UserError
 pytestmark = pytest.mark.fast
 
 SHARDS = [f"images-0000{k}-of-00003.array_record" for k in range(3)]
+HEX = "1" * 64
 RECORDS = [{"image": bytes([k]) * 50, "name": f"{'ab'[k % 2]}/{k}.png", "label": k % 2} for k in range(7)]
 DELETE = object()
 
@@ -42,14 +43,14 @@ def write_folder(folder, records=RECORDS, version=2):
         "version": 2, "images": 7, "images_sha256": "0" * 64, "classes": ["a", "b"], "shard_size": 3,
         "records": 7,
         "shards": {
-            name: write_shard(folder / name, packed[3 * k : 3 * k + 3]) | {"skipped": []}
+            name: write_shard(folder / name, packed[3 * k : 3 * k + 3]) | {"skipped": [], "files_sha256": HEX}
             for k, name in enumerate(SHARDS)
         },
     }  # fmt: skip
     if version == 1:
         metadata["version"] = 1
         for shard in metadata["shards"].values():
-            del shard["sha256"]
+            del shard["sha256"], shard["files_sha256"]
     metadata = seal(metadata) if version == 2 else metadata
     (folder / "packed.json").write_text(json.dumps(metadata, indent=1))
     return metadata
@@ -66,7 +67,7 @@ def refusal(folder):
     """The one sentence that opening, or reading all records, ends with; None if all is as it was packed."""
     try:
         found = PackedSource(str(folder))
-        assert list(found) == RECORDS and found.classes == ("a", "b")
+        assert list(found) == [r | {"max_pixels": 2**27} for r in RECORDS] and found.classes == ("a", "b")
     except UserError as error:
         assert "\n" not in str(error)
         return str(error)
@@ -182,7 +183,8 @@ def test_malformed_records_are_named_by_shard_and_number(tmp_path, record, what)
     record = record if isinstance(record, bytes) else msgpack.packb(record)
     write_folder(tmp_path, [*RECORDS[:4], record, *RECORDS[5:]])
     found = PackedSource(str(tmp_path))
-    assert [found[k] for k in (0, 3, 5, 6)] == [RECORDS[k] for k in (0, 3, 5, 6)]
+    intact = (0, 3, 5, 6)
+    assert [found[k] for k in intact] == [RECORDS[k] | {"max_pixels": 2**27} for k in intact]
     with pytest.raises(UserError) as error:
         found[4]
     said = str(error.value)

@@ -97,7 +97,7 @@ def test_what_is_no_manifest(tmp_path):
 
 def test_a_changed_number_of_our_own_manifest_is_noticed_and_missing_weights_are_named(tmp_path):
     write_json(tmp_path / "config.json", {"models": {"pixel_p16": ENTRIES["pixel_p16"]}})
-    with pytest.raises(UserError, match=r"pixel_p16\.safetensors is missing; place the weights"):
+    with pytest.raises(UserError, match=r"pixel_p16\.safetensors is not a file; give"):
         read_model(tmp_path)
     shutil.copy(GOLDEN / "pixel_p16.safetensors", tmp_path)
     assert read_model(tmp_path).config.model.heads == ENTRIES["pixel_p16"]["num_attention_heads"] == 4

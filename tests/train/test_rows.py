@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import types
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from sparse_vis.train.mesh import make_mesh
 from sparse_vis.train.optimizer import learning_rate
 from sparse_vis.train.progress import Averages, Progress
 from sparse_vis.train.skipped import Skipped
+from sparse_vis.train.step import TrainState
 from sparse_vis.types import Batch
 from tests.train.test_progress import NoBoard
 from tests.train.tiny_config import get_config
@@ -53,12 +53,16 @@ def small(monkeypatch):
     return config
 
 
+def state_at(step):
+    return TrainState(step=step, params=step, opt_state=None, teacher=None, bad_steps=0)
+
+
 def start(config, workdir, saved, monkeypatch, kill=None):
     """A run whose step computes nothing, from the newest of what was saved."""
     run = Run.__new__(Run)
     step, data = saved[-1] if saved else (0, {"next_index": 0})
     run.config, run.workdir, run.recipe, run.mesh = config, workdir, build_recipe(config), make_mesh((-1, 1))
-    run.state = types.SimpleNamespace(step=step, params=step, teacher=None)
+    run.state = state_at(step)
     run.step, run.began, run.position = step, step, data["next_index"]
     run.averages, run.matches = Averages(**data.get("averages", {})), data.get("matches")
     run.skipped, run.bad_row = Skipped(workdir, data.get("skipped", 0)), []
@@ -77,9 +81,7 @@ def start(config, workdir, saved, monkeypatch, kill=None):
     def update(state, *_):
         if state.step + 1 == kill:
             raise Killed
-        return types.SimpleNamespace(step=state.step + 1, params=state.step + 1, teacher=None), metrics_of(
-            state.step + 1
-        )
+        return state_at(state.step + 1), metrics_of(state.step + 1)
 
     def save(manager, state, data, config):
         saved.append((state.step, json.loads(json.dumps(data))))
