@@ -38,6 +38,8 @@ def command_line(main: Callable[[], None]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.unraisablehook = _unraisable
     absl_logging.get_absl_logger().addFilter(_is_news)
+    # Orbax gives up all its other futures at the first error; that one is raised.
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
     try:
         main()
     except UserError as error:

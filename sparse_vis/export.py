@@ -7,7 +7,6 @@ Formats "stablehlo" and "onnx": the encoder as a program that runs without this 
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 
@@ -22,7 +21,7 @@ from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, u
 from sparse_vis.interop.safetensors_files import write_safetensors
 from sparse_vis.programs import FORMATS, export_program
 from sparse_vis.runtime import lock, paths
-from sparse_vis.runtime.files import whole, write_whole
+from sparse_vis.runtime.files import whole, write_json
 from sparse_vis.tools import Parser, check_folder
 
 
@@ -78,7 +77,7 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
             with whole(copy) as partial:
                 shutil.copyfile(found.tokenizer, partial)
         # Last, so that an export cut short is never taken for a complete one.
-        write_whole(output / "config.json", json.dumps({"models": {called: entry}}, indent=1) + "\n")
+        write_json(output / "config.json", {"models": {called: entry}})
         shutil.copymode(output / "config.json", weights)  # safetensors writes for the owner's eyes only
     except (OSError, SafetensorError) as error:
         raise UserError(

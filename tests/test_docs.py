@@ -92,6 +92,9 @@ RUN = {
         "test_the_command_measures_what_it_draws": ("benchmarks/growth.py",),
         "test_before_and_after_is_a_row_and_a_file": ("benchmarks/before_after.py",),
     },
+    "tests/benchmarks/test_faults.py": {
+        "test_the_command_finds_nothing_wrong": ("benchmarks.faults",),
+    },
     "tests/benchmarks/test_peer.py": {
         "test_the_command_prints_ratios_of_one_run": ("benchmarks/peer.py",),
     },

@@ -1,5 +1,7 @@
 """The command lines of all tools: one sentence for a wrong flag, and what --help says."""
 
+import errno
+import logging
 import os
 import subprocess
 import sys
@@ -7,10 +9,12 @@ import sys
 import pytest
 from absl import flags
 
+from sparse_vis.config import default_config
 from sparse_vis.data import pack, scenes
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.tools import check_folder
 from sparse_vis.train.arguments import explain
+from sparse_vis.train.stop import StopSignal
 
 
 def tools():
@@ -111,3 +115,33 @@ def test_absl_s_values_are_explained_in_words_and_the_program_is_named(reason, p
     program = "python benchmarks/step.py"
     expected = f"flag --repeats=abc: {plain}; {program} --help shows the flags."
     assert explain(error, None, program) == expected
+
+
+@pytest.mark.fast
+def test_a_value_of_thousands_of_characters_is_shortened():
+    error = flags.IllegalFlagValueError(f"flag --config.train.steps={'9' * 5000}: too many digits")
+    sentence = explain(error, None, "python main.py")
+    assert len(sentence) < 300 and "--config.train.steps=99" in sentence and "too many digits" in sentence
+
+
+@pytest.mark.fast
+def test_futures_that_orbax_gives_up_are_not_printed_beside_the_sentence(caplog):
+    command_line(lambda: None)
+    for text in ("_GatheringFuture exception was never retrieved\nfuture: ...", "Task took 3 s"):
+        logging.getLogger("asyncio").error(text)
+    assert [record.getMessage() for record in caplog.records] == ["Task took 3 s"]
+
+
+def test_a_full_disk_in_an_evaluation_is_one_sentence(monkeypatch, tmp_path):
+    from sparse_vis.evals import command
+    from sparse_vis.train import run
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command, "make_plan", lambda config: None)
+    monkeypatch.setattr(command, "evaluate", full)
+    config = default_config()
+    config.eval.tasks = ("knn",)
+    with pytest.raises(UserError, match=r"stopped .*No space left on device.; finished tasks are kept"):
+        run.run(config, tmp_path, "evaluate", StopSignal())

@@ -1,6 +1,76 @@
 """Faults on purpose, and what became of them: python -m benchmarks.faults [--only=kills,flips] [--seed=0]
 
-Damages files, pictures, settings and runs, and prints a table of how many faults were tried, refused in
-one sentence, harmless, or wrong: other results without a word, a traceback, lost work. Ends with status 1
-if anything is wrong.
+    kills      SIGKILL at random moments of a training, and in the middle of a save
+    two        each command that writes, twice at a time into one folder
+    disk       each command that writes, on a disk that gets full (mounts one in memory: needs root)
+    flips      flipped bits, cut and missing files: all that we write and read again
+    pictures   damaged pictures of six formats
+    malformed  settings, manifests and other JSON that make no sense
+    hostile    torch files that hold no weights, or ask to run code
+
+A fault is refused in one sentence, or harmless: all is as without it. Anything else is wrong: other results
+without a word, a traceback, lost work. Ends with status 1 if anything was wrong.
 """
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pathlib
+import tempfile
+import time
+
+from sparse_vis import host
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    host.prepare()
+
+from benchmarks.faults.tally import Tally
+from benchmarks.record import check_json, write_json
+from sparse_vis.errors import UserError, command_line
+from sparse_vis.tools import Parser
+
+PARTS = ("kills", "two", "disk", "flips", "pictures", "malformed", "hostile")
+
+
+def parts(text: str) -> list[str]:
+    """Names of PARTS."""
+    names = text.split(",")
+    if unknown := set(names) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"{min(unknown)!r} is unknown; choose from {','.join(PARTS)}")
+    return names
+
+
+def main() -> None:
+    """Command line; see --help."""
+    parser = Parser(
+        prog="python -m benchmarks.faults", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--only", type=parts, default=PARTS, help="parts, with commas between (all)")
+    add("--seed", type=int, default=0, help="of all that is random (%(default)s)")
+    add("--scale", type=float, default=1.0, help="of the number of faults (%(default)s)")
+    add("--json", metavar="FILE", help="the same numbers for programs, with versions, machine and date")
+    given = parser.parse_args()
+    check_json(given.json)
+    if "disk" in given.only and os.geteuid():
+        raise UserError("the part disk mounts file systems, as root only can; leave it out of --only.")
+    tally, seconds = Tally(), {}
+    for name in given.only:
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="sparse_vis_faults_") as folder:
+            campaign = importlib.import_module(f"benchmarks.faults.{name}").campaign
+            campaign(pathlib.Path(folder), tally, given.scale, given.seed)
+        seconds[name] = round(time.perf_counter() - began)
+    print(tally.table())
+    rows = {kind: vars(row) for kind, row in tally.rows.items()}
+    write_json(given.json, {"seed": given.seed, "scale": given.scale, "seconds": seconds, "faults": rows})
+    if wrong := tally.total().wrong:
+        raise UserError(f"{len(wrong)} faults went wrong; the lines above that begin with WRONG say which.")
+
+
+if __name__ == "__main__":
+    command_line(main)

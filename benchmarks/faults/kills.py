@@ -1,6 +1,5 @@
 """Runs that are killed at random moments, and in the middle of a save, until they are finished.
 
-Every life of a run gets SIGKILL after a random time, or as soon as a checkpoint's temporary folder is seen.
 A run that was finished that way must equal one that was left alone: each array of the last checkpoint bit by
 bit, its position in the data, and each row of the metrics but for the clock's columns.
 """
@@ -17,11 +16,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from benchmarks.faults.process import TINY, start
+from benchmarks.faults.process import TINY, finish, start
 from benchmarks.faults.tally import Tally
 
 STEPS, SAVE_EVERY = 60, 5
 CLOCK = ("time", "images_per_second", "input_wait_seconds")
+MOMENTS = ("any time", "between steps", "in a save", "in a save")  # half of all kills hit a save
 
 
 def run_flags(workdir: pathlib.Path, workers: int) -> list[str]:
@@ -33,43 +33,49 @@ def run_flags(workdir: pathlib.Path, workers: int) -> list[str]:
     ]  # fmt: skip
 
 
-def saving(workdir: pathlib.Path) -> bool:
-    """Whether a checkpoint is being written now."""
-    return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+def saving(workdir: pathlib.Path) -> set[pathlib.Path]:
+    """Checkpoints that are being written now."""
+    return set((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
 
 
-def kill_once(workdir: pathlib.Path, workers: int, latest: float | None) -> bool:
-    """One life; returns whether SIGKILL came before its own end.
+def kill_once(workdir: pathlib.Path, workers: int, moment: str, chance: random.Random) -> bool:
+    """One life of a run; returns whether SIGKILL came before its own end.
 
     Args:
-        workdir, workers: of the run. latest: seconds after which it is killed; None: in the middle of a save.
+        workdir, workers: of the run. moment: of MOMENTS, or "never". chance: when exactly.
 
     Raises:
         RuntimeError: it ended by itself and failed.
     """
     log = workdir.with_suffix(".log")
-    process, begun = start(run_flags(workdir, workers), log), time.monotonic()
+    process, begun = start("main.py", run_flags(workdir, workers), log), time.monotonic()
+    seen, since = set(), None  # saves of this life; when the moment began
+    wait = {"any time": chance.uniform(0, 30), "between steps": chance.uniform(0, 3)}.get(moment)
+    nth, wait = chance.randint(1, 3), chance.uniform(0, 0.1) if wait is None else wait
     while process.poll() is None:
-        if latest is not None:
-            due = time.monotonic() - begun > latest
-        else:  # a leftover of an earlier life is removed before the first step
-            due = "images/s" in log.read_text() and saving(workdir)
-        if due:
-            process.send_signal(signal.SIGKILL)
+        stepping = "images/s" in log.read_text()  # from here on nothing of an earlier life is left
+        seen |= saving(workdir) if stepping else set()
+        now = {"any time": True, "between steps": stepping, "in a save": len(seen) >= nth}
+        if since is None and now.get(moment):
+            since = begun if moment == "any time" else time.monotonic()
+        if since is not None and time.monotonic() - since > wait:
+            process.kill()
             process.wait()
-        time.sleep(0.001)
+        time.sleep(0.002)
     if process.returncode not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"a continued run ended with status {process.returncode}: {log.read_text()}")
+        raise RuntimeError(f"it ended with status {process.returncode}: {log.read_text()[-500:]}")
     return process.returncode == -signal.SIGKILL
 
 
 def final(workdir: pathlib.Path) -> tuple[dict, list[dict]]:
-    """Arrays and position of the last checkpoint by path, and the rows of the metrics without the clock's."""
+    """The last checkpoint by path, arrays as bytes, and the rows of the metrics without the clock's."""
     folder = workdir / "checkpoints" / str(STEPS)
     with ocp.StandardCheckpointer() as reader:
         trees = {item: reader.restore((folder / item).resolve()) for item in ("params", "rest")}
-    arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(trees)}
-    arrays["position"] = json.loads((folder / "data" / "metadata").read_text())["next_index"]
+    leaves = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(trees)}
+    arrays = {name: (x.dtype.name, x.shape, x.tobytes()) for name, x in leaves.items()}
+    data = json.loads((folder / "data" / "metadata").read_text())
+    arrays["data"] = json.dumps({key: value for key, value in data.items() if key != "checksums"})
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return arrays, [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 
@@ -78,8 +84,7 @@ def differences(found: tuple[dict, list[dict]], expected: tuple[dict, list[dict]
     """What of two finished runs is not the same, in words."""
     (arrays, rows), (arrays0, rows0) = found, expected
     wrong = sorted(arrays.keys() ^ arrays0.keys())
-    both = arrays.keys() & arrays0.keys()
-    wrong += [name for name in both if not np.array_equal(arrays[name], arrays0[name])]
+    wrong += sorted(name for name in arrays.keys() & arrays0.keys() if arrays[name] != arrays0[name])
     steps, steps0 = [row["step"] for row in rows], [row["step"] for row in rows0]
     if steps != steps0:
         wrong.append(f"metrics have rows of steps {steps}, expected {steps0}")
@@ -88,26 +93,28 @@ def differences(found: tuple[dict, list[dict]], expected: tuple[dict, list[dict]
     return wrong
 
 
-def campaign(folder: pathlib.Path, tally: Tally, kills: int, seed: int) -> None:
-    """Kill runs with 0 and with 2 workers, each until it has had its share of the kills and is finished.
+def calm(folder: pathlib.Path) -> pathlib.Path:
+    """The run that is left alone, made once."""
+    workdir = folder / "calm"
+    if not workdir.exists():
+        finish("main.py", run_flags(workdir, 0))
+    return workdir
+
+
+def campaign(folder: pathlib.Path, tally: Tally, scale: float, seed: int) -> None:
+    """Kill runs with 0 and with 2 workers at least 60 times, each until it is finished.
 
     Args:
-        folder: for the runs. tally: gets a trial for each kill. kills: how many at least.
-        seed: of the moments.
+        folder: for the runs. tally: gets a trial for each kill. scale: of their number. seed: of the moments.
     """
-    chance, calm = random.Random(seed), folder / "calm"
-    begun = time.monotonic()
-    if start(run_flags(calm, 0), calm.with_suffix(".log")).wait():
-        raise RuntimeError(calm.with_suffix(".log").read_text())
-    longest, expected, done, number = time.monotonic() - begun, final(calm), 0, 0
+    chance, expected, done, number = random.Random(seed), final(calm(folder)), 0, 0
+    kills = max(1, round(60 * scale))
     while done < kills:
         workers, workdir, count, wrong = (0, 2)[number % 2], folder / f"killed{number}", 0, []
         try:
-            while not (workdir / "checkpoints" / str(STEPS)).is_dir() or saving(workdir):
-                latest = chance.uniform(0, longest) if chance.random() < 0.5 else None
-                count += kill_once(workdir, workers, latest)
+            while kill_once(workdir, workers, chance.choice(MOMENTS), chance):
+                count += 1
                 print(f"kills: {done + count} of {kills}", flush=True)
-            kill_once(workdir, workers, latest=600)  # it may still have rows of its metrics to write
             wrong = differences(final(workdir), expected)
         except RuntimeError as error:
             wrong = [str(error)]

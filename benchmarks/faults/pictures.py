@@ -6,6 +6,7 @@ Pillow decodes the same bytes: what it refuses must be refused, and what is deco
 from __future__ import annotations
 
 import io
+import pathlib
 import random
 import struct
 import time
@@ -77,16 +78,16 @@ def is_pillows(pixels: np.ndarray, data: bytes) -> bool:
     return pixels.shape == expected.shape and bool(np.abs(pixels - expected).max() <= 1)
 
 
-def campaign(tally: Tally, each: int, seed: int) -> None:
-    """Damage pictures of every format in every way.
+def campaign(folder: pathlib.Path, tally: Tally, scale: float, seed: int) -> None:
+    """Damage ten pictures of every format in every way.
 
     Args:
-        tally: gets the trials. each: pictures per format and fault. seed: of pictures and faults.
+        folder: not needed. tally: gets the trials. scale: of their number. seed: of pictures and faults.
     """
     chance = random.Random(seed)
     for kind in FORMATS:
         for name, fault in FAULTS.items():
-            for number in range(each):
+            for number in range(max(1, round(10 * scale))):
                 data = fault(picture(kind, chance), chance)
                 begun = time.monotonic()
                 tally.judge(

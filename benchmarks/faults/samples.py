@@ -1,16 +1,29 @@
-"""Small sound inputs that faults are applied to."""
+"""Small sound inputs that faults are applied to, made without training."""
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import functools
+import io
+import json
 import pathlib
-from dataclasses import dataclass
 
+import jax
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
-from benchmarks.faults.process import TINY, finish
+from sparse_vis.build import build_recipe
+from sparse_vis.data.pack import pack
+from sparse_vis.evals.results import Results
+from sparse_vis.evals.task import Result
+from sparse_vis.export import export_released
+from sparse_vis.extract import extract
+from sparse_vis.train import checkpoint
+from sparse_vis.train.loop import write_config
+from sparse_vis.train.mesh import make_mesh, state_sharding
+from sparse_vis.train.progress import JSONL
+from sparse_vis.train.step import TrainState, initial_state
+from tests.train.tiny_config import get_config
 
 
 def picture_folder(folder: pathlib.Path, count: int) -> pathlib.Path:
@@ -23,44 +36,43 @@ def picture_folder(folder: pathlib.Path, count: int) -> pathlib.Path:
     return folder
 
 
-def config() -> ConfigDict:
-    """The smallest configuration that has every part, the tests' own."""
-    spec = importlib.util.spec_from_file_location("tiny_config", TINY)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+@functools.cache
+def shapes() -> tuple[TrainState, TrainState]:
+    """Shapes and shardings of a run's state."""
+    abstract = jax.eval_shape(functools.partial(initial_state, build_recipe(get_config())))
+    return abstract, state_sharding(make_mesh((-1, 1)), abstract)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Folders of everything that the project writes."""
-
-    images: pathlib.Path
-    run: pathlib.Path
-    features: pathlib.Path
-    packed: pathlib.Path
-    exported: pathlib.Path
-
-
-def extraction(run: pathlib.Path, images: pathlib.Path, output: pathlib.Path) -> list[str]:
-    """Arguments of an extraction in several shards."""
-    return [f"--checkpoint={run}", f"--input={images}", f"--output={output}", "--shard-size=16"]
+def extract_again(folder: pathlib.Path, features: pathlib.Path) -> None:
+    """The extraction of `make`; finds most of it done the second time."""
+    images = str(folder / "images")
+    extract(
+        checkpoint=str(folder / "run"), name=None, images=images, split=None, data_dir=None, output=features,
+        outputs=("cls", "sparse"), dtype="float32", resize=None, batch=8, shard_size=8, threads=1,
+        on_error="stop",
+    )  # fmt: skip
 
 
-def make(folder: pathlib.Path) -> Samples:
-    """A finished run of 12 steps, and by it an extraction, packed images and exported weights.
+def make(folder: pathlib.Path) -> None:
+    """`images`, a `run` of random numbers, and of it `features`, `packed` images and `exported` weights.
 
     Args:
         folder: for all of them.
     """
-    made = Samples(
-        picture_folder(folder / "images", 40),
-        *(folder / n for n in ("run", "features", "packed", "exported")),
-    )
-    finish("main.py", [f"--config={TINY}", f"--workdir={made.run}", "--config.train.steps=12"])
-    finish("-m sparse_vis.extract", extraction(made.run, made.images, made.features))
-    finish(
-        "-m sparse_vis.data.pack", [f"--input={made.images}", f"--output={made.packed}", "--shard-size=16"]
-    )
-    finish("-m sparse_vis.export", [f"--checkpoint={made.run}", f"--output={made.exported}"])
-    return made
+    config, images, run = get_config(), picture_folder(folder / "images", 20), folder / "run"
+    abstract, sharding = shapes()
+    draw = np.random.default_rng(0).normal
+    state = jax.tree.map(lambda x: draw(0, 0.2, x.shape).astype(x.dtype), abstract)
+    state = jax.device_put(state.replace(step=np.int32(3)), sharding)
+    manager = checkpoint.open_manager(run, keep=1)
+    checkpoint.save(manager, state, {"next_index": 12}, config)
+    checkpoint.finish(manager)
+    manager.close()
+    write_config(config, run)
+    rows = [{"step": step, "time": 1e9 + step, "total": 10 / step} for step in (1, 2, 3)]
+    (run / JSONL).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    Results(run).add("trained", "knn", {"k": 20}, Result({"cls": {"top1": 0.125}}), {"seconds": 1.5})
+    with contextlib.redirect_stdout(io.StringIO()):
+        extract_again(folder, folder / "features")
+        pack(folder=str(images), output=folder / "packed", shard_size=8, threads=1, on_error="stop")
+    export_released(str(run), folder / "exported")

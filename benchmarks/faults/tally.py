@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +37,15 @@ class Tally:
     def row(self, kind: str) -> Row:
         return self.rows.setdefault(kind, Row())
 
+    def count(self, kind: str, refused: bool, wrong: str) -> None:
+        """A trial that was judged: `wrong` says what is, if anything."""
+        if wrong:
+            self.fail(kind, wrong)
+        elif refused:
+            self.row(kind).refused += 1
+        else:
+            self.row(kind).harmless += 1
+
     def add(self, kind: str, tried: int, wrong: list[str]) -> None:
         """Trials that are judged together: all harmless, or `wrong` says what was not."""
         row = self.row(kind)
@@ -55,7 +66,8 @@ class Tally:
             same: whether what `read` returns is what the sound input gives.
         """
         try:
-            found = read()
+            with contextlib.redirect_stdout(io.StringIO()):
+                found = read()
         except UserError as error:
             self.refuse(kind, fault, str(error))
         except Exception:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 import platform
@@ -12,8 +11,9 @@ from importlib.metadata import version
 import jax
 import numpy as np
 
+from sparse_vis.errors import UserError
 from sparse_vis.evals.task import Result
-from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.files import read_json, write_json
 
 FORMAT = "sparse_vis evaluation 1"
 PACKAGES = ("jax", "flax", "optax", "numpy", "pillow", "ml_collections")
@@ -24,6 +24,9 @@ class Results:
 
     Args:
         workdir: where evaluation.json and evaluation.md go; results already there are kept.
+
+    Raises:
+        UserError: evaluation.json is damaged.
 
     Attributes:
         encoders: encoder → task → {"settings", "metrics", "absent", "details", "ran"}.
@@ -52,7 +55,7 @@ class Results:
             "details": plain(result.details),
             "ran": {**ran, "device": jax.devices()[0].device_kind, **versions()},
         }
-        write_whole(self.path, json.dumps({"format": FORMAT, "encoders": self.encoders}, indent=1) + "\n")
+        write_json(self.path, {"format": FORMAT, "encoders": self.encoders})
 
     def metrics(self, encoder: str, task: str) -> dict[str, dict[str, float | None]]:
         """What was measured → metric → number, None for none."""
@@ -122,12 +125,15 @@ def versions() -> dict[str, str]:
 
 def _read(path: pathlib.Path) -> dict[str, dict]:
     try:
-        found = json.loads(path.read_text())
-        if found["format"] == FORMAT:
-            return found["encoders"]
+        found = read_json(path)
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError):
-        pass
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be used ({error}); restore it from a copy, or delete it to have all measured "
+            "again."
+        ) from None
+    if found.get("format") == FORMAT:
+        return found["encoders"]
     print(f"note: {path} is not of this version's form and is written anew.", flush=True)
     return {}

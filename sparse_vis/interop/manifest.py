@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import NoReturn
 
@@ -12,6 +11,7 @@ from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ranges import ALLOWED, FLAG
+from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.values import Choice, Form, Range, shown
 from sparse_vis.train.contradictions import of_model
 from sparse_vis.train.settings import at
@@ -50,15 +50,20 @@ def read_manifest(path: pathlib.Path) -> dict:
         path: of config.json.
 
     Raises:
-        UserError: no such file, no JSON, or no models with their weights' names in it.
+        UserError: no such file, no JSON, other content than its checksum says (only our own exports have
+            one), or no models with their weights' names in it.
     """
     try:
-        models = json.loads(path.read_text())["models"]
+        models = read_json(path)["models"]
         right = all(name.isprintable() and isinstance(e["weights"], str) for name, e in models.items())
     except FileNotFoundError:
         raise UserError(f"{path} is missing; place the release's config.json beside its weights.") from None
-    # RecursionError: brackets in brackets, thousands of them.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged, or was changed by hand ({error}); download or export it again, or take out "
+            f'its line "{CHECKSUM}" if the change was meant.'
+        ) from None
+    except (KeyError, TypeError, AttributeError):
         models, right = {}, False
     if not models or not right:
         raise UserError(

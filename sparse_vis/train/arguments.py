@@ -148,6 +148,7 @@ def explain(error: flags.Error, file: pathlib.Path | None, program: str) -> str:
     message = " ".join(str(error).split()).rstrip(".")
     message = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is no whole number", message)
     message = re.sub(r"could not convert string to float: ('.*')", r"\1 is no number", message)
+    message = re.sub(r"\S{200,}", lambda word: f"{word[0][:60]}…", message)
     override = re.match(r"flag --config\.([\w.]+)=", message)
     if override is None:
         return f"{message}; {program} --help shows the flags."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import time
@@ -21,7 +20,7 @@ from sparse_vis.data.loader import train_batches
 from sparse_vis.errors import UserError
 from sparse_vis.host import CPU_COMPILER_OPTIONS
 from sparse_vis.models.vqgan import VQGAN
-from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.files import write_json
 from sparse_vis.train import checkpoint, settings
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
@@ -95,7 +94,7 @@ def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     """
     path = workdir / "config.json"
     try:
-        write_whole(path, json.dumps(settings.plain(config), indent=2))
+        write_json(path, settings.plain(config))
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}); mend that, or give another --workdir."

@@ -54,7 +54,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
         stop.listen()  # SIGTERM was jax.distributed's until here
     # A lock of its own: a run may be evaluated while it trains.
     with lock.hold(workdir, "evaluation", "--workdir", lock.EVALUATION_LOCK):
-        missed = command.evaluate(config, workdir, command.make_plan(config))
+        try:
+            missed = command.evaluate(config, workdir, command.make_plan(config))
+        except OSError as error:
+            raise UserError(
+                f"the evaluation in {workdir} stopped ({error}); finished tasks are kept: mend that, or make "
+                "room, and give the same command again."
+            ) from error
     if missed:
         sys.exit(f"{len(missed)} of {len(config.eval.expected)} figures not met: {'; '.join(missed)}.")
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
 from sparse_vis.ranges import ALLOWED
+from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import local
 from sparse_vis.runtime.values import shown
 from sparse_vis.train.contradictions import contradictions, of_model
@@ -151,7 +152,7 @@ def read(workdir: pathlib.Path) -> ConfigDict:
     """
     path = workdir / "config.json"
     try:
-        plain = json.loads(path.read_text())
+        plain = read_json(path)
     except FileNotFoundError:
         raise UserError(
             f"{workdir} holds no config.json; start the run with --config=configs/NAME.py."
@@ -160,9 +161,12 @@ def read(workdir: pathlib.Path) -> ConfigDict:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); give --config=configs/NAME.py, or restore the file."
         ) from None
-    # ValueError: no JSON, no UTF-8, a number of thousands of digits. RecursionError: as many brackets.
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is no valid JSON; give --config=configs/NAME.py to replace it.") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged, or was changed by hand ({error}); give --config=configs/NAME.py to "
+            f'replace it, or take out its line "{CHECKSUM}" if the change was meant.'
+        ) from None
+    plain.pop(CHECKSUM, None)  # files of earlier versions have none
     return from_plain(plain, path)
 
 

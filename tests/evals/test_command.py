@@ -456,15 +456,18 @@ def test_another_architecture_is_refused(measured):
 @pytest.mark.fast
 def test_a_file_of_another_form_is_written_anew(tmp_path, capsys):
     path = tmp_path / "evaluation.json"
-    for text in ('{"trained": {"psnr": 3}}', "{", "[]"):
-        path.write_text(text)
-        assert Results(tmp_path).encoders == {}
-        assert "is written anew" in capsys.readouterr().out
+    path.write_text('{"trained": {"psnr": 3}}')
+    assert Results(tmp_path).encoders == {}
+    assert "is written anew" in capsys.readouterr().out
     results = Results(tmp_path)
     results.add("e", "t", {"k": (1, 2)}, Result({"": {"x": 0.5, "y": float("nan")}}), {})
     again = Results(pathlib.Path(tmp_path))
     assert again.metrics("e", "t") == {"": {"x": 0.5, "y": None}}
     assert again.finished("e", "t", {"k": [1, 2]}) and not again.finished("e", "t", {"k": [1]})
+    for text in ("{", "[]", path.read_text().replace('"x": 0.5', '"x": 0.7')):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"evaluation\.json cannot be used .*delete it to have all"):
+            Results(tmp_path)
 
 
 @pytest.mark.fast

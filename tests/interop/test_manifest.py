@@ -14,6 +14,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.interop import load, manifest
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.maskgit import load_tokenizer
+from sparse_vis.runtime.files import write_json
 
 pytestmark = pytest.mark.fast
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -90,8 +91,22 @@ NO_MANIFEST = [
 def test_what_is_no_manifest(tmp_path):
     for text in NO_MANIFEST:
         (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-        with pytest.raises(UserError, match=r"config\.json is no manifest of released models, .*"):
+        with pytest.raises(UserError, match=r"config\.json .*no (manifest of rel|JSON object)"):
             read_model(tmp_path)
+
+
+def test_a_changed_number_of_our_own_manifest_is_noticed_and_missing_weights_are_named(tmp_path):
+    write_json(tmp_path / "config.json", {"models": {"pixel_p16": ENTRIES["pixel_p16"]}})
+    with pytest.raises(UserError, match=r"pixel_p16\.safetensors is not a file; give"):
+        read_model(tmp_path)
+    shutil.copy(GOLDEN / "pixel_p16.safetensors", tmp_path)
+    assert read_model(tmp_path).config.model.heads == ENTRIES["pixel_p16"]["num_attention_heads"] == 4
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(
+        text.replace('"num_attention_heads": 4', '"num_attention_heads": 2')
+    )
+    with pytest.raises(UserError, match=r'config\.json is damaged, .*take out its line "checksum" if'):
+        read_model(tmp_path)
 
 
 COUNTS = [

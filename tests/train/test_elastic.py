@@ -15,6 +15,8 @@ import pytest
 from main_process import ROOT, TINY, Main
 from test_resume import metrics
 
+from sparse_vis.train import settings
+
 LAST = 24
 # The two processes compile the same program, but on CPU JAX's cache tells them apart by their topology.
 SHARED_CACHE = """
@@ -121,7 +123,7 @@ def test_two_processes_train_as_one_and_one_killed_ends_the_run_which_continues(
         assert run.end() == 0, run.output
     assert run.output.count("compiling the step") == 1 and run.output.count(f"step {LAST}/{LAST}") == 1
     assert steps(pair) == [6, 12, 18, 24]
-    saved, expected = (json.loads((folder / "config.json").read_text()) for folder in (pair, finished))
+    saved, expected = (settings.plain(settings.read(folder)) for folder in (pair, finished))
     assert saved["train"].pop("keep") == 4 and expected["train"].pop("keep") and saved == expected
     assert_close(pair, finished)
 

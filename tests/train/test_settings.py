@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.errors import UserError
 from sparse_vis.losses.spec import TERMS
 from sparse_vis.train import settings
+from sparse_vis.train.loop import write_config
 
 pytestmark = pytest.mark.fast
 
@@ -127,6 +129,18 @@ def test_a_configuration_comes_back_from_json(tmp_path):
     assert settings.read(tmp_path) == config
 
 
+def test_a_changed_digit_of_a_saved_configuration_is_noticed(tmp_path):
+    path = tmp_path / "config.json"
+    write_config(default_config(), tmp_path)
+    assert settings.read(tmp_path) == default_config()
+    changed = path.read_text().replace('"steps": 93750', '"steps": 93758')
+    path.write_text(changed)
+    with pytest.raises(UserError, match=r'changed by hand .*take out its line "checksum" if'):
+        settings.read(tmp_path)
+    path.write_text(re.sub(r',\s*"checksum": ".*"', "", changed))
+    assert settings.read(tmp_path).train.steps == 93758
+
+
 @pytest.mark.parametrize(
     "section,name,former,now",
     [
@@ -155,8 +169,8 @@ def test_a_resume_of_an_earlier_version_tells_no_changes_that_are_none():
         ('{"train": {"stepz": 3}}', "train.stepz"),
         ('{"train": 3}', "is no configuration"),
         ('{"train": {"steps": "x"}}', "is no configuration"),
-        ('{"train": ', "no valid JSON"),
-        *((text, "is no configuration") for text in ("[]", "null", "3", '"a"', "NaN", "true")),
+        ('{"train": ', "no JSON object"),
+        *((text, "no JSON object") for text in ("[]", "null", "3", '"a"', "NaN", "true")),
         *(
             (text, "is no configuration")
             for text in ('{"train": []}', '{"train": null}', '{"train": "a"}', '{"model": {"decoder": 3}}')
@@ -167,9 +181,9 @@ def test_a_resume_of_an_earlier_version_tells_no_changes_that_are_none():
         ('{"views": {"aspect": [[1], 2]}}', "views.aspect=.* is no pair of numbers"),
         ('{"eval": {"expected": [["a"], "b"]}}', "eval.expected=.* is no list of rows"),
         ('{"tr\\nain": 3}', r"the setting 'tr\\nain', which this version"),
-        (b"\xff\xfe{", "no valid JSON"),
-        ("[" * 100_000, "no valid JSON"),
-        ('{"seed": ' + "9" * 5000 + "}", "no valid JSON"),
+        (b"\xff\xfe{", "no JSON object"),
+        ("[" * 100_000, "no JSON object"),
+        ('{"seed": ' + "9" * 5000 + "}", "no JSON object"),
     ],
     ids=lambda text: str(text)[:30],
 )

@@ -1,0 +1,147 @@
+"""Settings of a command line, and JSON files with values that make no sense.
+
+What is accepted must be taken as it was written, and the training step must have shapes with it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import pathlib
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from benchmarks.faults import samples
+from benchmarks.faults.flips import equal, load, unpack
+from benchmarks.faults.process import TINY
+from benchmarks.faults.tally import Tally
+from sparse_vis.build import build_recipe
+from sparse_vis.config import default_config
+from sparse_vis.interop.manifest import SETTINGS
+from sparse_vis.runtime.files import CHECKSUM, write_json
+from sparse_vis.train import arguments, settings
+from sparse_vis.train.step import initial_state, train_step
+from sparse_vis.types import Batch
+
+TEXTS = (
+    "0", "-1", "1", "5", "1e30", "-0.5", "0.5", "nan", "inf", "-inf", "1e-50", "None", "True", "", "x", "'",
+    "(", "[]", "()", "(1,)", "(2,1)", "(0.5,1.5)", "('a','b')", "{}", "9" * 30, "9" * 5000, "a\nb", "../..",
+    "(" * 2000,
+)  # fmt: skip
+VALUES = (
+    None, True, -1, 0, 1, 3, 0.5, 1e9, 10**30, float("nan"), float("inf"), "", "x", "../..", "/etc/passwd",
+    "a\nb", [], [[]], [1, 2], ["a"], {}, {"a": 1}, "x" * 5000,
+)  # fmt: skip
+# Settings that decide what the step computes.
+COMPUTED = ("model", "loss", "views", "teacher", "optimizer", "efficiency", "train.batch", "data.canvas")
+
+
+def parsed(flag: str) -> ConfigDict:
+    """The configuration as main.py has it after its checks."""
+    import main
+
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+    sys.argv = ["main.py", f"--config={TINY}", flag]  # which config_flags reads
+    arguments.parse(sys.argv)
+    settings.check(main.CONFIG.value)
+    return main.CONFIG.value
+
+
+def has_shapes(config: ConfigDict) -> bool:
+    """Whether the step can be traced; raises what tracing raises."""
+    recipe, size, canvas = build_recipe(config), config.train.batch, config.data.canvas
+    whole = jax.ShapeDtypeStruct((size,), np.int32)
+    image = jax.ShapeDtypeStruct((size, canvas, canvas, 3), np.uint8)
+    batch = Batch(image=image, height=whole, width=whole, index=jax.ShapeDtypeStruct((size,), np.uint32))
+    state = jax.eval_shape(functools.partial(initial_state, recipe))
+    return bool(jax.tree.leaves(jax.eval_shape(functools.partial(train_step, recipe), state, batch, None)))
+
+
+def try_flag(name: str, text: str) -> Any:
+    """What a setting became."""
+    config = parsed(f"--config.{name}={text}")
+    if name.startswith(COMPUTED) and config.model.target == "pixel":
+        has_shapes(config)
+    return settings.at(config, name)
+
+
+def as_written(found: Any, text: str) -> bool:
+    """Whether that is the text, or the number, tuple, ... that it stands for in Python."""
+    try:
+        said = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        said = text
+    return found in (text, said, (said,)) or same_number(found, said)
+
+
+def same_number(found: Any, said: Any) -> bool:
+    """Whether a float is the one nearest to a whole number."""
+    return isinstance(found, float) and isinstance(said, int) and found == float(said)
+
+
+def mutated(content: dict, chance: random.Random) -> str:
+    """Gives some value of a JSON object, however deep, another; returns which, in words."""
+    key = chance.choice(sorted(content))
+    while isinstance(content[key], dict) and content[key] and chance.random() < 0.9:
+        content, key = content[key], chance.choice(sorted(content[key]))
+    content[key] = chance.choice(VALUES)
+    return f"{key}={content[key]!r}"[:80]
+
+
+def agrees(found: Any, said: Any) -> bool:
+    """Whether what was read is all that a JSON object says, and not taken for another type."""
+    if isinstance(said, dict):
+        return isinstance(found, dict) and all(agrees(found[key], value) for key, value in said.items())
+    return (found == said or same_number(found, said)) and isinstance(found, bool) == isinstance(said, bool)
+
+
+def as_said(found: dict, content: dict, expected: dict) -> bool:
+    """Whether a model is the sound one, with what its manifest says of it."""
+    (entry,) = content["models"].values()
+    said = {SETTINGS[key]: value for key, value in entry.items() if key in SETTINGS and value is not None}
+    model = settings.leaves(ConfigDict(found["config"]["model"]))
+    return all(agrees(model[name], value) for name, value in said.items()) and equal(
+        found["params"], expected["params"]
+    )
+
+
+def campaign(folder: pathlib.Path, tally: Tally, scale: float, seed: int) -> None:
+    """200 settings on the command line, 100 config.json, 100 manifests, 100 packed.json.
+
+    Args:
+        folder: for copies. tally: gets the trials. scale: of their number. seed: of settings and values.
+    """
+    chance, names, copy = random.Random(seed), sorted(settings.leaves(default_config())), folder / "damaged"
+    for _ in range(max(1, round(200 * scale))):
+        name, text = chance.choice(names), chance.choice(TEXTS)
+        read, fault = functools.partial(try_flag, name, text), f"{name}={text[:20]!r}"
+        tally.judge("settings, command line", fault, read, lambda x, t=text: as_written(x, t))
+    samples.make(folder)
+    model, records = load(folder / "exported"), unpack(folder / "packed")
+    kinds: dict[str, tuple[str, str, Callable, Callable]] = {
+        "settings, config.json": (
+            "run", "config.json", lambda run: settings.plain(settings.read(run)), agrees),
+        "manifest of a model": (
+            "exported", "config.json", load, lambda found, said: as_said(found, said, model)),
+        "packed.json": ("packed", "packed.json", unpack, lambda found, _: equal(found, records)),
+    }  # fmt: skip
+    for kind, (sound, file, read, same) in kinds.items():
+        for _ in range(max(1, round(100 * scale))):
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(folder / sound, copy)
+            content = json.loads((copy / file).read_text())
+            content.pop(CHECKSUM, None)
+            fault = mutated(content, chance)
+            write_json(copy / file, content)  # with the checksum that belongs to it
+            tally.judge(kind, fault, lambda r=read: r(copy), lambda x, s=same, c=content: s(x, c))
