@@ -151,9 +151,8 @@ def test_a_shard_below_a_name_with_a_colon(tmp_path, monkeypatch):
     path = pathlib.Path("feat:v2", "x.parquet")
     path.parent.mkdir()
     rows = {"name": ["a"], "height": [1], "width": [2]}
-    write_shard(
-        path, make_schema({}, "float32"), iter([rows]), [], {"settings": "", "images": "", "times": ""}
-    )
+    about = {"settings": "", "images": "", "times": ""}
+    write_shard(path, make_schema({}, "float32"), iter([rows]), [], about)
     assert read_shard(path, 1, "", content=True).rows == 1
     table = pq.read_table(pa.OSFile(str(path)))
     assert table.to_pydict() == {"name": ["a"], "height": [1], "width": [2]}
