@@ -24,6 +24,6 @@ def momentum_at(step: Array, steps: int, first: float, final: float) -> Float[Ar
     return final - (final - first) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
 
-def update_teacher(teacher: dict, params: dict, momentum: Float[Array, ""]) -> dict:
+def update_teacher(teacher: dict, params: dict, momentum: float | Float[Array, ""]) -> dict:
     """momentum * teacher + (1 - momentum) * params, leaf by leaf."""
     return jax.tree.map(lambda t, p: momentum * t + (1 - momentum) * p, teacher, teacher_params(params))
