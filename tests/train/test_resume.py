@@ -84,9 +84,12 @@ def test_killed_stopped_and_continued_ends_bit_identical(main, finished, tmp_pat
         run.until("compiling")
         workers = run.children()
         assert run.end(signal.SIGTERM) == 0, run.output
-    assert run.output.endswith(
+    # (A worker that is just starting may have the last word: what it reads of its parent is cut short.)
+    assert (
         "\nSIGTERM before the first step: nothing had to be saved; the same command continues.\n"
+        in run.output
     )
+    assert "leaked" not in run.output
     assert "images/s" not in run.output and gone(workers) and len(workers) >= 2
 
     with main(*start, "--config.data.workers=2") as run:
