@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.evals.fid import Moments, image_moments, protocol_crop
 from sparse_vis.interop.metric_weights import ALEXNET, HEADS, INCEPTION, load_inception, load_lpips
+from sparse_vis.runtime.files import file_sha256
 
 LARGEST_BATCH = 50  # images per call: Inception's first layers need 5 MB each
 
@@ -94,8 +94,7 @@ def _missing(name: str, path: str, what: str) -> str:
 
 def identity(path: str) -> dict[str, str]:
     """Name and checksum of a file."""
-    with open(path, "rb") as file:
-        return {"file": pathlib.Path(path).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"file": pathlib.Path(path).name, "sha256": file_sha256(pathlib.Path(path))}
 
 
 def _jitted(module, params) -> Callable:

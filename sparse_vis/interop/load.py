@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import hashlib
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from sparse_vis.interop.released import UNUSED, head_out, params_to_tensors, ten
 from sparse_vis.interop.tensors import SAFETENSORS, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.runtime import paths
+from sparse_vis.runtime.files import file_sha256
 from sparse_vis.train import checkpoint, settings
 
 # A released file may hold an EMA copy beside the model, and with do_cls false it lacks the CLS head.
@@ -204,7 +204,7 @@ def check_shipped(folder: pathlib.Path) -> None:
     """
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split()
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+        if file_sha256(folder / name) != digest:
             raise UserError(
                 f"{folder / name} is damaged: it has another checksum than SHA256SUMS beside it says; "
                 "install the package again."
