@@ -54,6 +54,7 @@ def main(_):
     workdir, others = WORKDIR.value or pathlib.Path("runs", config.name), DISTRIBUTED.value
     with distributed.joined(others, checkpoint.newest_step(workdir)) if others else contextlib.nullcontext():
         run(config, workdir, MODE.value, stop)
+    stop.end()
 
 
 if __name__ == "__main__":

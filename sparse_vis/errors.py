@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import signal
 import sys
 from collections.abc import Callable
 
@@ -28,7 +29,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def command_line(main: Callable[[], None]) -> None:
-    """Run the main function of a tool; a UserError becomes one line on stderr and exit status 1.
+    """Run the main function of a tool; a UserError becomes one line on stderr and exit status 1,
+    and Ctrl-C the word `interrupted` and status 130.
 
     Names of files need not be UTF-8: what stdout cannot show is escaped, as stderr always does.
     """
@@ -44,6 +46,9 @@ def command_line(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception:
         if sentence := host.missing_devices():
             sys.exit(f"error: {sentence}")

@@ -208,7 +208,7 @@ class Run:
         )
 
     def train(self, stop: StopSignal | None = None) -> dict[str, float]:
-        """Train to config.train.steps or to a SIGTERM, and save; returns the last row of metrics.
+        """Train to config.train.steps, or until SIGTERM or Ctrl-C, and save; returns the last row of metrics.
 
         Args:
             stop: noticed after every step; without it, nothing stops the run early.

@@ -31,6 +31,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
         UserError: anything the user can mend.
     """
     settings.check(config)
+    alone = jax.process_count() == 1
+    if not alone:
+        stop.share()
     if mode == "evaluate" and not config.eval.tasks:
         raise UserError("--mode=evaluate needs tasks; give e.g. --config.eval.tasks=\"('knn', 'linear')\".")
     if config.eval.tasks:
@@ -43,15 +46,14 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
             train(config, workdir, stop)
     if stop.received:
         return
-    alone = jax.process_count() == 1
     if not alone:
         jax.distributed.shutdown()  # the others are done, with status 0; process 0 evaluates alone
     if not config.eval.tasks or jax.process_index() != 0:
         return
-    stop.message = "SIGTERM in the evaluation: finished tasks are saved; the same command does the others."
+    stop.message = "in the evaluation: finished tasks are saved; the same command does the others."
     stop.keep = False
     if not alone:
-        stop.listen()  # SIGTERM was jax.distributed's until here
+        stop.listen()  # signals were jax.distributed's until here
     # A lock of its own: a run may be evaluated while it trains.
     with lock.hold(workdir, "evaluation", "--workdir", lock.EVALUATION_LOCK):
         try:
@@ -66,11 +68,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
-    """Train to the end or to a SIGTERM."""
+    """Train to the end, or until SIGTERM or Ctrl-C."""
     training = Run(config, workdir, initial=initial_weights(config), tokenizer=read_tokenizer(config))
     training.train(stop)
     if stop.received:
-        print(f"SIGTERM: saved step {training.step} in {workdir}; the same command continues.", flush=True)
+        print(
+            f"{stop.name}: saved step {training.step} in {workdir}; the same command continues.", flush=True
+        )
 
 
 def initial_weights(config: ConfigDict) -> Callable[[], dict] | None:
