@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import jax
 
-from benchmarks.chips import CHIPS
+from benchmarks.dryrun.chips import CHIPS
 from benchmarks.flops import products
 from sparse_vis.host import CPU_COMPILER_OPTIONS
 

@@ -71,8 +71,8 @@ RUN = {
         "test_large_categories_are_split_and_others_left_out": ("benchmarks/openclipart.py",),
     },
     "tests/benchmarks/test_dryrun.py": {
-        "test_the_tool_on_virtual_devices": ("benchmarks/dryrun.py --mesh",),
-        "test_the_scaling_table_has_a_row_for_every_topology": ("benchmarks/scaling_table.py",),
+        "test_the_tool_on_virtual_devices": ("benchmarks/dryrun/dryrun.py --mesh",),
+        "test_the_scaling_table_has_a_row_for_every_topology": ("benchmarks/dryrun/scaling_table.py",),
     },
     "tests/benchmarks/test_evidence.py": {
         "test_a_run_is_trained_evaluated_kept_and_not_run_again": ("benchmarks/evidence.py --group",),
@@ -102,8 +102,8 @@ RUN = {
 # Commands that nothing here can run, and why.
 WHY = "needs libtpu, and compiles for minutes; --mesh alone runs the same code"
 NOT_RUN = {
-    "benchmarks/dryrun.py --topology": WHY,
-    "benchmarks/dryrun.py --mesh --topology": WHY,
+    "benchmarks/dryrun/dryrun.py --topology": WHY,
+    "benchmarks/dryrun/dryrun.py --mesh --topology": WHY,
 }
 # Python code of pages that other tests run.
 CODE = {
@@ -155,7 +155,7 @@ WRONG = (
     ["-m", "sparse_vis.extract", "--checkpoint=x", "--input=y", "--output=z", "--shards=3"],
     ["-m", "sparse_vis.reconstruct", "--checkpoint=x"],
     ["-m", "sparse_vis.absent"],
-    ["benchmarks/dryrun.py", "--config=configs/quickstart.py", "--topologi=v5e:2x2"],
+    ["benchmarks/dryrun/dryrun.py", "--config=configs/quickstart.py", "--topologi=v5e:2x2"],
     ["launch/local.py", "--processes=2", "--", "--config=configs/quickstart.py", "--wordir=x"],
 )
 

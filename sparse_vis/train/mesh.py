@@ -33,7 +33,7 @@ def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
 
     Args:
         shape: devices along (data, fsdp); one of them may be -1 and takes what is left.
-        devices: of a machine that is not there (benchmarks/dryrun.py).
+        devices: of a machine that is not there (benchmarks/dryrun/dryrun.py).
 
     Raises:
         UserError: the shape does not cover the devices.

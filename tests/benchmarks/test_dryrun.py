@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import scaling_table
-from benchmarks.chips import CHIPS, link_bytes, seconds
-from benchmarks.cost import Cost, cost
-from benchmarks.gpu_target import GPUS, target_config
+from benchmarks.dryrun.chips import CHIPS, link_bytes, seconds
+from benchmarks.dryrun.cost import Cost, cost
+from benchmarks.dryrun.dryrun import scaling_table
+from benchmarks.dryrun.gpu_target import GPUS, target_config
 from tests.main_process import ROOT, TINY
 
 # Two loops, one in the other, as the TPU and the CPU compiler write them; 8 devices.

@@ -6,7 +6,7 @@ GIB = 2**30
 
 
 def report(r: dict) -> str:
-    """Memory, work, time and collectives of benchmarks/dryrun.py's result, per chip and step."""
+    """Memory, work, time and collectives of benchmarks/dryrun/dryrun.py's result, per chip and step."""
     m, images, estimated = r["memory"], r["batch"], "seconds" in r
     names = ("arguments", "outputs", "temporaries", "program")
     parts = ", ".join(f"{name} {m[name] / GIB:.2f}" for name in names)

@@ -1,6 +1,6 @@
 """Print the dry runs in benchmarks/results as the table of docs/scaling.md.
 
-    python benchmarks/scaling_table.py
+    python benchmarks/dryrun/scaling_table.py
 
 Rows are sorted by model, then by chips.
 """
@@ -31,7 +31,7 @@ def row(name: str, r: dict) -> str:
     """One dry run as a row of Markdown.
 
     Args:
-        name: of its file, MODEL_TOPOLOGY. r: what benchmarks/dryrun.py wrote.
+        name: of its file, MODEL_TOPOLOGY. r: what benchmarks/dryrun/dryrun.py wrote.
     """
     m, s, e = r["memory"], r["seconds"], r["efficiency"]
     per_image = r["flops"] * r["chips"] / r["batch"]

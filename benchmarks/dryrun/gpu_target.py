@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks.chips import CHIPS
+from benchmarks.dryrun.chips import CHIPS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Compile the real training step for chips that are not here, and say what it asks of each of them.
 
-    python benchmarks/dryrun.py --config=configs/imagenet_h14.py --topology=v5e:16x16
-    python benchmarks/dryrun.py --config=configs/imagenet_b16.py --topology=h100:1x8
-    python benchmarks/dryrun.py --config=configs/imagenet_b16.py --mesh=4,2
+    python benchmarks/dryrun/dryrun.py --config=configs/imagenet_h14.py --topology=v5e:16x16
+    python benchmarks/dryrun/dryrun.py --config=configs/imagenet_b16.py --topology=h100:1x8
+    python benchmarks/dryrun/dryrun.py --config=configs/imagenet_b16.py --mesh=4,2
 
     --config=FILE              an experiment of configs/; any setting of it: --config.efficiency.remat=blocks
     --topology=v5e:16x16       TPU chips, by kind and arrangement; needs libtpu (pip install -e ".[tpu]");
@@ -29,8 +29,8 @@ if __name__ == "__main__":
 from absl import app, flags
 from ml_collections import config_flags
 
-from benchmarks.gpu_target import GPUS, target_config
-from benchmarks.report import report
+from benchmarks.dryrun.gpu_target import GPUS, target_config
+from benchmarks.dryrun.report import report
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.train import arguments, settings
 
@@ -68,7 +68,7 @@ def topology_devices(topology: str) -> list:
     """
     from jax.experimental import topologies
 
-    from benchmarks.chips import CHIPS
+    from benchmarks.dryrun.chips import CHIPS
 
     kind, _, arrangement = topology.partition(":")
     if kind not in CHIPS:
@@ -123,8 +123,8 @@ def compile_for(config, devices):
 
 def measure(config, topology: str | None, devices: list) -> dict:
     """All numbers of one compilation, as JSON keeps them."""
-    from benchmarks.chips import CHIPS, link_bytes, seconds
-    from benchmarks.cost import cost
+    from benchmarks.dryrun.chips import CHIPS, link_bytes, seconds
+    from benchmarks.dryrun.cost import cost
 
     began = time.perf_counter()
     compiled, mesh = compile_for(config, devices)

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 
-from benchmarks.hlo import COLLECTIVES, FREE, Instruction, Program, called, flops, parse, size
+from benchmarks.dryrun.hlo import COLLECTIVES, FREE, Instruction, Program, called, flops, parse, size
 
 
 @dataclasses.dataclass(frozen=True)

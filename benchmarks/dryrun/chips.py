@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks.cost import Cost
+from benchmarks.dryrun.cost import Cost
 
 
 @dataclasses.dataclass(frozen=True)
