@@ -68,15 +68,15 @@ RUN = {
     },
     "tests/test_visualization_page.py": {"test_the_page_makes_its_pictures": ("-c re",)},
     "tests/benchmarks/test_openclipart.py": {
-        "test_large_categories_are_split_and_others_left_out": ("benchmarks/openclipart.py",),
+        "test_large_categories_are_split_and_others_left_out": ("benchmarks/evidence/openclipart.py",),
     },
     "tests/benchmarks/test_dryrun.py": {
         "test_the_tool_on_virtual_devices": ("benchmarks/dryrun/dryrun.py --mesh",),
         "test_the_scaling_table_has_a_row_for_every_topology": ("benchmarks/dryrun/scaling_table.py",),
     },
     "tests/benchmarks/test_evidence.py": {
-        "test_a_run_is_trained_evaluated_kept_and_not_run_again": ("benchmarks/evidence.py --group",),
-        "test_tables_hold_mean_and_deviation_over_seeds": ("benchmarks/evidence.py --tables",),
+        "test_a_run_is_trained_evaluated_kept_and_not_run_again": ("benchmarks/evidence/evidence.py --group",),
+        "test_tables_hold_mean_and_deviation_over_seeds": ("benchmarks/evidence/evidence.py --tables",),
     },
     "tests/benchmarks/test_speed.py": {
         # With a Python that only notes arguments: --small takes 190 s of processor time.
@@ -85,7 +85,7 @@ RUN = {
         "test_parts_and_encode_as_commands": ("benchmarks/parts.py",),
     },
     "tests/benchmarks/test_curve.py": {
-        "test_the_command_draws_a_picture": ("benchmarks/curve.py",),
+        "test_the_command_draws_a_picture": ("benchmarks/evidence/curve.py",),
     },
     "tests/benchmarks/test_growth.py": {
         "test_input_counts_every_form_and_split": ("benchmarks/input.py",),

@@ -9,7 +9,7 @@ import sys
 import matplotlib.image
 import pytest
 
-from benchmarks.curve import curves
+from benchmarks.evidence.curve import curves
 from sparse_vis.errors import UserError
 from tests.documents import ROOT
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from benchmarks import evidence, evidence_tables
-from benchmarks.experiments import GROUPS, Column, Group, Row
+from benchmarks.evidence.evidence import evidence, evidence_tables
+from benchmarks.evidence.experiments import GROUPS, Column, Group, Row
 from sparse_vis.errors import UserError
 from tests.main_process import ROOT, TINY
 

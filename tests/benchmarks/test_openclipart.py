@@ -6,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-from benchmarks import openclipart
+from benchmarks.evidence.evidence import openclipart
 from sparse_vis.errors import UserError
 
 pytestmark = pytest.mark.fast

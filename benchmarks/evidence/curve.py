@@ -1,6 +1,6 @@
 """Draw accuracy against images seen, from an evaluation of a run's checkpoints.
 
-    python benchmarks/curve.py --evaluation=runs/NAME/evaluation.json --batch=64 --output=curve.png
+    python benchmarks/evidence/curve.py --evaluation=runs/NAME/evaluation.json --batch=64 --output=curve.png
 
 Encoders that are no step folder are horizontal lines. Numbers are those of mean S; where an encoder has no S,
 of mean U.
@@ -15,8 +15,8 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from benchmarks.arguments import script_parser
-from benchmarks.evidence_tables import TRAINED, metrics, number
-from benchmarks.experiments import KNN, LINEAR
+from benchmarks.evidence.evidence_tables import TRAINED, metrics, number
+from benchmarks.evidence.experiments import KNN, LINEAR
 from sparse_vis.errors import UserError, command_line
 
 

@@ -1,4 +1,4 @@
-"""The results of benchmarks/evidence.py as the tables of docs/results.md."""
+"""The results of benchmarks/evidence/evidence.py as the tables of docs/results.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pathlib
 import re
 import statistics
 
-from benchmarks.experiments import GROUPS, Group
+from benchmarks.evidence.experiments import GROUPS, Group
 from sparse_vis.errors import UserError
 
 TRAINED = "trained"  # the encoder that a run trained, in its results

@@ -1,6 +1,6 @@
 """Run the experiments behind docs/results.md: every row with several seeds, finished ones kept.
 
-    python benchmarks/evidence.py --group=ablations --seeds=0,1,2
+    python benchmarks/evidence/evidence.py --group=ablations --seeds=0,1,2
 
 Stop it at any time and start it again. All rows run with the first seed before the second one begins.
 """
@@ -19,8 +19,8 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from benchmarks.arguments import script_parser
-from benchmarks.evidence_tables import metrics, write_tables
-from benchmarks.experiments import GROUPS, Row
+from benchmarks.evidence.evidence_tables import metrics, write_tables
+from benchmarks.evidence.experiments import GROUPS, Row
 from sparse_vis.errors import UserError, command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -91,7 +91,11 @@ def main() -> None:
     """Command line; see the docstring of this file."""
     parser = script_parser(__file__, __doc__)
     add, folder = parser.add_argument, {"type": pathlib.Path, "metavar": "DIR"}
-    add("--group", choices=GROUPS, help="of benchmarks/experiments.py; without it, all of them are listed")
+    add(
+        "--group",
+        choices=GROUPS,
+        help="of benchmarks/evidence/experiments.py; without it, all of them are listed",
+    )
     add("--rows", metavar="A,B", help="only these rows of the group")
     add(
         "--seeds",

@@ -1,6 +1,6 @@
 """Drawn pictures in category folders, from Debian's package openclipart-png; nothing of it is committed.
 
-    python benchmarks/openclipart.py --output=data/openclipart
+    python benchmarks/evidence/openclipart.py --output=data/openclipart
 
 Needs a Debian system with apt (`apt-get update` first) and 300 MB. Writes FOLDER/train, FOLDER/validation and
 FOLDER/test/CATEGORY/*.png: of every category with at least 50 pictures, each fifth file by name is for test,
