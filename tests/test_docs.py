@@ -89,7 +89,7 @@ RUN = {
     },
     "tests/benchmarks/test_growth.py": {
         "test_input_counts_every_form_and_split": ("benchmarks/input.py",),
-        "test_the_command_measures_what_it_draws": ("benchmarks/growth.py",),
+        "test_the_command_measures_what_it_draws": ("benchmarks/growth/growth.py",),
         "test_before_and_after_is_a_row_and_a_file": ("benchmarks/before_after.py",),
     },
     "tests/benchmarks/test_faults.py": {

@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import before_after, growth, growth_arms, growth_report
+from benchmarks import before_after
 from benchmarks import input as input_benchmark
 from benchmarks.direct import losses
+from benchmarks.growth.growth import growth, growth_arms, growth_report
 from sparse_vis.errors import UserError
 
 AXES = {

@@ -1,4 +1,4 @@
-"""What benchmarks/growth.py times: functions and arguments for given sizes."""
+"""What benchmarks/growth/growth.py times: functions and arguments for given sizes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How the cost of training grows with batch, tokens, prototypes, image size and views, and that of matching.
 
-    python benchmarks/growth.py --json=benchmarks/results/growth.json --plot=docs/images/growth.png
+    python benchmarks/growth/growth.py --json=benchmarks/results/growth.json --plot=docs/images/growth.png
 
 Loss and gradients of a small STELLAR (width 128, 4 layers), beside a dense ViT of the same size on the same
 views (no queries, no factorization, no prototype heads; it decodes its own patch features) and the decoder
@@ -29,7 +29,7 @@ ROUNDS = 6
 
 def points() -> dict[str, dict]:
     """Name -> what is measured there: an arm or a matching, and its sizes."""
-    from benchmarks.growth_arms import AXES, BASE, LENGTHS, MATCHINGS
+    from benchmarks.growth.growth_arms import AXES, BASE, LENGTHS, MATCHINGS
 
     found = {}
     for axis, values in AXES.items():
@@ -49,7 +49,7 @@ def points() -> dict[str, dict]:
 @functools.cache
 def program_of(arm: str, **sizes: int) -> tuple:
     """The compiled program of a point, and its arguments; compiled once for all rounds."""
-    from benchmarks.growth_arms import ARMS
+    from benchmarks.growth.growth_arms import ARMS
     from benchmarks.measure import compiled
 
     function, arguments = ARMS[arm](**sizes)
@@ -71,7 +71,7 @@ def measure(arm: str, sizes: dict) -> dict:
 
 
 def main() -> None:
-    from benchmarks.growth_report import plot, table
+    from benchmarks.growth.growth_report import plot, table
     from benchmarks.record import check_json, machine
 
     parser = script_parser(__file__, __doc__)

@@ -1,10 +1,10 @@
-"""Tables and picture of what benchmarks/growth.py measured."""
+"""Tables and picture of what benchmarks/growth/growth.py measured."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.growth_arms import AXES, BASE, LENGTHS, SETS
+from benchmarks.growth.growth_arms import AXES, BASE, LENGTHS, SETS
 
 LAWS = {
     "batch": "a + b B",
