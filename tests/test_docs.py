@@ -96,7 +96,7 @@ RUN = {
         "test_the_command_finds_nothing_wrong": ("benchmarks.faults",),
     },
     "tests/benchmarks/test_peer.py": {
-        "test_the_command_prints_ratios_of_one_run": ("benchmarks/peer.py",),
+        "test_the_command_prints_ratios_of_one_run": ("benchmarks/peer/peer.py",),
     },
 }  # fmt: skip
 # Commands that nothing here can run, and why.

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.peer_losses import Step
-from benchmarks.peer_model import Peer
-from benchmarks.peer_weights import torch_views, transplant
+from benchmarks.peer.peer_losses import Step
+from benchmarks.peer.peer_model import Peer
+from benchmarks.peer.peer_weights import torch_views, transplant
 from benchmarks.synthetic import random_batch, random_state, recipe_of
 from sparse_vis.train.step import train_step
 from sparse_vis.views import make_views
@@ -76,7 +76,7 @@ def test_losses_gradients_and_updates_are_the_same(case):
 def test_the_command_prints_ratios_of_one_run(tmp_path):
     out = tmp_path / "peer.json"
     words = (
-        "benchmarks/peer.py", "--config=tests/train/tiny_config.py", "--compile=False", "--repeats=2",
+        "benchmarks/peer/peer.py", "--config=tests/train/tiny_config.py", "--compile=False", "--repeats=2",
         "--encode_images=2", f"--json={out}",
     )  # fmt: skip
     done = subprocess.run(

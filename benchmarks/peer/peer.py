@@ -1,7 +1,7 @@
 """Time us against a PyTorch model of the same sizes: encode and full training step, in turns.
 
     pip install "transformers==5.24.*" "torch==2.13.*"      # both only for this
-    python benchmarks/peer.py --config=configs/imagenet_b16.py --json=FILE
+    python benchmarks/peer/peer.py --config=configs/imagenet_b16.py --json=FILE
 
     --config=FILE       an experiment of configs/; always the pixel target, float32 and no teacher
     --encode_images=8   images per call of the encoder
@@ -10,7 +10,7 @@
     --compile=True      torch.compile for the peer, which needs a C++ compiler; --compile=False: eager
     --json=FILE         the same numbers for programs, with device, versions and date
 
-The peer (benchmarks/peer_model.py) wraps transformers' ViT layers and is given our weights; before anything
+The peer (benchmarks/peer/peer_model.py) wraps transformers' ViT layers and is given our weights; before anything
 is timed, features and losses of both are compared. A step takes the same views as arrays: drawing them is in
 neither time. The products of one layer are timed alone too: how XLA's matrix products stand to PyTorch's
 bounds the rest. The last line is JSON: products_ratio, encode_ratio and step_ratio, the peer's time / ours,
@@ -117,8 +117,8 @@ def steps(config, recipe, state, peer):
     import jax
 
     from benchmarks.measure import compiled
-    from benchmarks.peer_losses import Step
-    from benchmarks.peer_weights import torch_views
+    from benchmarks.peer.peer_losses import Step
+    from benchmarks.peer.peer_weights import torch_views
     from benchmarks.synthetic import random_batch
     from sparse_vis.train.step import train_step
     from sparse_vis.views import make_views
@@ -149,9 +149,9 @@ def steps(config, recipe, state, peer):
 def main(_):
     config = prepared(command.checked_config())
     from benchmarks.flops import encode_flops, kernels, sequence, step_flops
-    from benchmarks.peer_compare import compare, peaks, report
-    from benchmarks.peer_model import Peer
-    from benchmarks.peer_weights import transplant
+    from benchmarks.peer.peer_compare import compare, peaks, report
+    from benchmarks.peer.peer_model import Peer
+    from benchmarks.peer.peer_weights import transplant
     from benchmarks.synthetic import random_state, recipe_of
 
     recipe, peer = recipe_of(config), Peer(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.peer_model import Peer
+from benchmarks.peer.peer_model import Peer
 from sparse_vis.losses.spec import LossSpec
 
 

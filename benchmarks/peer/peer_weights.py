@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks.peer_model import Peer
+from benchmarks.peer.peer_model import Peer
 from sparse_vis.types import Views
 
 
