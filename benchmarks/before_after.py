@@ -27,7 +27,7 @@ from sparse_vis import host
 if __name__ == "__main__":
     host.prepare()
 
-from benchmarks.arguments import script_parser
+from benchmarks.speed.arguments import script_parser
 from sparse_vis.errors import UserError, command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -35,7 +35,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def in_turns(forms: list, repeats: int) -> tuple[list[float], list[float]]:
     """Seconds of both forms' calls, one after the other, after two turns that do not count."""
-    from benchmarks.measure import timed
+    from benchmarks.speed.measure import timed
 
     turns = [[timed(form, 1, 0).seconds[0] for form in forms] for _ in range(2 + repeats)][2:]
     return [turn[0] for turn in turns], [turn[1] for turn in turns]
@@ -43,7 +43,7 @@ def in_turns(forms: list, repeats: int) -> tuple[list[float], list[float]]:
 
 def compare(times: tuple[list[float], list[float]]) -> dict:
     """Least seconds of both and their ratio; median and quartile distance of the turns' ratios."""
-    from benchmarks.measure import quartile_spread
+    from benchmarks.speed.measure import quartile_spread
 
     ratios = [before / after for before, after in zip(*times, strict=True)]
     before, after = map(min, times)
@@ -70,7 +70,7 @@ def measure_pair(name: str, repeats: int) -> dict:
     import numpy as np
 
     from benchmarks.direct_model import PAIRS
-    from benchmarks.measure import compiled
+    from benchmarks.speed.measure import compiled
 
     pair = PAIRS[name]()
     programs = [compiled(form, *pair.arguments) for form in pair.forms]
@@ -93,7 +93,7 @@ def measure_memory(_name: str, _repeats: int) -> dict:
     import jax
 
     from benchmarks.direct import losses
-    from benchmarks.measure import compiled
+    from benchmarks.speed.measure import compiled
 
     shapes, pair = jax.eval_shape(lambda: losses(128, 1024).arguments), losses(1, 1024)
     temporaries = [compiled(form, *shapes).temporaries for form in pair.forms]
@@ -105,8 +105,8 @@ def measure_unroll(_: str, repeats: int) -> dict:
     """The whole step of configs/digits.py with its 3 layers scanned one by one, and laid out."""
     import numpy as np
 
-    from benchmarks.measure import compiled
-    from benchmarks.synthetic import random_batch, random_state, recipe_of
+    from benchmarks.speed.measure import compiled
+    from benchmarks.speed.synthetic import random_batch, random_state, recipe_of
     from configs.digits import get_config
     from sparse_vis.train.mesh import make_mesh
     from sparse_vis.train.step import compile_step
@@ -157,14 +157,18 @@ def compare_environments(repeats: int, before: dict[str, str], after: dict[str, 
 
 def measure_threads(_name: str, repeats: int) -> dict:
     """Training steps of the quickstart on one CPU device, with 32 threads, and with a thread per core."""
-    command = "benchmarks/step.py", "--config=configs/quickstart.py"
+    command = "benchmarks/speed/step.py", "--config=configs/quickstart.py"
     found = {"before": "32 threads of XLA", "after": f"one per core ({os.cpu_count()})"}
     return found | compare_environments(repeats, {"PJRT_NPROC": "32"}, {}, *command)
 
 
 def measure_libraries(_name: str, repeats: int) -> dict:
     """B/16's encoder, with products and sums by YNNPACK where XLA would use it, and without it."""
-    command = "benchmarks/encode.py", "--config=configs/imagenet_b16.py", "--config.efficiency.dtype=float32"
+    command = (
+        "benchmarks/speed/encode.py",
+        "--config=configs/imagenet_b16.py",
+        "--config.efficiency.dtype=float32",
+    )
     default = {"XLA_FLAGS": f"--{host.LIBRARY}=+individual_dot"}  # which is among what XLA gives it
     found = {"before": "YNNPACK, XLA's choice", "after": "Eigen"}
     return found | compare_environments(
@@ -227,7 +231,7 @@ HEADER = "\n".join([
 
 def main() -> None:
     from benchmarks.direct_model import PAIRS
-    from benchmarks.record import check_json, write_json
+    from benchmarks.speed.record import check_json, write_json
 
     known = {name: measure_pair for name in PAIRS} | {
         "loss-memory": measure_memory,

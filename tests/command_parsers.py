@@ -54,7 +54,7 @@ def stop_after_parsing(known: list[str]) -> None:
         own = {
             module: of_module[module]
             for module in of_module
-            if "absl" not in module and module in (sys.argv[0], "benchmarks.command")
+            if "absl" not in module and module in (sys.argv[0], "benchmarks.speed.command")
         }
         known.extend(f"--{flag.name}" for flags_ in own.values() for flag in flags_)
         flags_parser([x for x in sys.argv if x != ELLIPSIS])

@@ -81,14 +81,14 @@ RUN = {
     "tests/benchmarks/test_speed.py": {
         # With a Python that only notes arguments: --small takes 190 s of processor time.
         "test_the_script_for_a_gpu_runs_the_whole_set": ("benchmarks/gpu.sh",),
-        "test_step_without_tensorflow_and_the_data_pipeline": ("benchmarks/step.py",),
-        "test_parts_and_encode_as_commands": ("benchmarks/parts.py",),
+        "test_step_without_tensorflow_and_the_data_pipeline": ("benchmarks/speed/step.py",),
+        "test_parts_and_encode_as_commands": ("benchmarks/speed/parts.py",),
     },
     "tests/benchmarks/test_curve.py": {
         "test_the_command_draws_a_picture": ("benchmarks/evidence/curve.py",),
     },
     "tests/benchmarks/test_growth.py": {
-        "test_input_counts_every_form_and_split": ("benchmarks/input.py",),
+        "test_input_counts_every_form_and_split": ("benchmarks/speed/input.py",),
         "test_the_command_measures_what_it_draws": ("benchmarks/growth/growth.py",),
         "test_before_and_after_is_a_row_and_a_file": ("benchmarks/before_after.py",),
     },

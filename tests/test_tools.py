@@ -112,7 +112,7 @@ def test_what_follows_a_damaged_checkpoint_is_silent_and_all_else_is_not(monkeyp
 )
 def test_absl_s_values_are_explained_in_words_and_the_program_is_named(reason, plain):
     error = flags.IllegalFlagValueError(f"flag --repeats=abc: {reason}")
-    program = "python benchmarks/step.py"
+    program = "python benchmarks/speed/step.py"
     expected = f"flag --repeats=abc: {plain}; {program} --help shows the flags."
     assert explain(error, None, program) == expected
 

@@ -97,7 +97,7 @@ def compile_for(config, devices):
     import jax
     import numpy as np
 
-    from benchmarks.synthetic import random_batch, random_state, random_tokenizer, recipe_of
+    from benchmarks.speed.synthetic import random_batch, random_state, random_tokenizer, recipe_of
     from sparse_vis.train.mesh import make_mesh
     from sparse_vis.train.step import compile_step
 
@@ -174,7 +174,7 @@ def main(_):
     os.environ["XLA_FLAGS"] = f"{added} {os.environ.get('XLA_FLAGS', '')}"
     import jax  # only now, as it reads the environment
 
-    from benchmarks.record import check_json, write_json
+    from benchmarks.speed.record import check_json, write_json
 
     check_json(JSON.value)
     devices = topology_devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()

@@ -13,7 +13,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
-from benchmarks.arguments import script_parser
+from benchmarks.speed.arguments import script_parser
 from sparse_vis.errors import command_line
 from sparse_vis.train.settings import FORMER
 

@@ -14,9 +14,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
-from benchmarks.arguments import script_parser
 from benchmarks.evidence.evidence_tables import TRAINED, metrics, number
 from benchmarks.evidence.experiments import KNN, LINEAR
+from benchmarks.speed.arguments import script_parser
 from sparse_vis.errors import UserError, command_line
 
 

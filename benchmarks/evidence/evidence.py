@@ -18,9 +18,9 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
-from benchmarks.arguments import script_parser
 from benchmarks.evidence.evidence_tables import metrics, write_tables
 from benchmarks.evidence.experiments import GROUPS, Row
+from benchmarks.speed.arguments import script_parser
 from sparse_vis.errors import UserError, command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -20,7 +20,7 @@ from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for a run from anywhere
 
-from benchmarks.arguments import script_parser
+from benchmarks.speed.arguments import script_parser
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.runtime import paths
 

@@ -21,7 +21,7 @@ from sparse_vis import host
 if __name__ == "__main__":
     host.prepare()
 
-from benchmarks.arguments import script_parser
+from benchmarks.speed.arguments import script_parser
 from sparse_vis.errors import UserError, command_line
 
 ROUNDS = 6
@@ -50,7 +50,7 @@ def points() -> dict[str, dict]:
 def program_of(arm: str, **sizes: int) -> tuple:
     """The compiled program of a point, and its arguments; compiled once for all rounds."""
     from benchmarks.growth.growth_arms import ARMS
-    from benchmarks.measure import compiled
+    from benchmarks.speed.measure import compiled
 
     function, arguments = ARMS[arm](**sizes)
     return compiled(function, *arguments), arguments
@@ -60,7 +60,7 @@ def measure(arm: str, sizes: dict) -> dict:
     """Seconds and products of one point; of a matching, also which partners it found."""
     import jax
 
-    from benchmarks.measure import timed
+    from benchmarks.speed.measure import timed
 
     program, arguments = program_of(arm, **sizes)
     timing = timed(lambda: program.call(*arguments), repeats=5, warmup=1)
@@ -72,7 +72,7 @@ def measure(arm: str, sizes: dict) -> dict:
 
 def main() -> None:
     from benchmarks.growth.growth_report import plot, table
-    from benchmarks.record import check_json, machine
+    from benchmarks.speed.record import check_json, machine
 
     parser = script_parser(__file__, __doc__)
     parser.add_argument(

@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 from absl import app, flags
 
-from benchmarks import command
+from benchmarks.speed import command
 from sparse_vis.errors import UserError, command_line
 
 ENCODE = flags.DEFINE_integer("encode_images", 8, "Images per call of the encoder.", lower_bound=1)
@@ -75,7 +75,7 @@ def products(config, length: int):
     import jax
     import torch
 
-    from benchmarks.measure import compiled
+    from benchmarks.speed.measure import compiled
 
     linear, rows = torch.nn.functional.linear, ENCODE.value * length
     d, mlp = config.model.width, config.model.mlp_dim
@@ -93,8 +93,8 @@ def encoders(config, recipe, params, peer):
     import jax
     import torch
 
-    from benchmarks.encode import encode
-    from benchmarks.measure import compiled
+    from benchmarks.speed.encode import encode
+    from benchmarks.speed.measure import compiled
 
     size = config.model.image_size
     pixels = jax.random.uniform(jax.random.key(1), (ENCODE.value, size, size, 3))
@@ -116,10 +116,10 @@ def steps(config, recipe, state, peer):
     """Both training steps as functions without arguments, and how far their first losses are apart."""
     import jax
 
-    from benchmarks.measure import compiled
     from benchmarks.peer.peer_losses import Step
     from benchmarks.peer.peer_weights import torch_views
-    from benchmarks.synthetic import random_batch
+    from benchmarks.speed.measure import compiled
+    from benchmarks.speed.synthetic import random_batch
     from sparse_vis.train.step import train_step
     from sparse_vis.views import make_views
 
@@ -148,11 +148,11 @@ def steps(config, recipe, state, peer):
 
 def main(_):
     config = prepared(command.checked_config())
-    from benchmarks.flops import encode_flops, kernels, sequence, step_flops
     from benchmarks.peer.peer_compare import compare, peaks, report
     from benchmarks.peer.peer_model import Peer
     from benchmarks.peer.peer_weights import transplant
-    from benchmarks.synthetic import random_state, recipe_of
+    from benchmarks.speed.flops import encode_flops, kernels, sequence, step_flops
+    from benchmarks.speed.synthetic import random_state, recipe_of
 
     recipe, peer = recipe_of(config), Peer(config)
     state = random_state(recipe)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import torch
 
-from benchmarks.measure import Timing, matmul_peak, quartile_spread
+from benchmarks.speed.measure import Timing, matmul_peak, quartile_spread
 
 
 def peaks(repeats: int = 9) -> dict[str, float]:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import before_after
-from benchmarks import input as input_benchmark
 from benchmarks.direct import losses
 from benchmarks.growth.growth import growth, growth_arms, growth_report
+from benchmarks.speed import input as input_benchmark
 from sparse_vis.errors import UserError
 
 AXES = {

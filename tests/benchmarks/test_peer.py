@@ -15,7 +15,7 @@ import torch
 from benchmarks.peer.peer_losses import Step
 from benchmarks.peer.peer_model import Peer
 from benchmarks.peer.peer_weights import torch_views, transplant
-from benchmarks.synthetic import random_batch, random_state, recipe_of
+from benchmarks.speed.synthetic import random_batch, random_state, recipe_of
 from sparse_vis.train.step import train_step
 from sparse_vis.views import make_views
 from tests.documents import ROOT

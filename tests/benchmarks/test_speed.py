@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import attention, encode, measure, parts, throughput
-from benchmarks.flops import encode_flops, products, step_flops, tokenizer
-from benchmarks.synthetic import random_tokenizer, recipe_of
+from benchmarks.speed import attention, encode, measure, parts, throughput
+from benchmarks.speed.flops import encode_flops, products, step_flops, tokenizer
+from benchmarks.speed.synthetic import random_tokenizer, recipe_of
 from sparse_vis.models.stellar import init_params
 from sparse_vis.train.gradients import loss_fn
 from sparse_vis.types import Views
@@ -133,7 +133,7 @@ def test_step_without_tensorflow_and_the_data_pipeline(tmp_path):
         (tmp_path / f"{module}.py").write_text("raise ImportError('not in this test')\n")
     out = tmp_path / "step.json"
     done = subprocess.run(
-        [sys.executable, "benchmarks/step.py", f"--config={TINY}", f"--json={out}", "--repeats=3", *SMALLEST],
+        [sys.executable, "benchmarks/speed/step.py", f"--config={TINY}", f"--json={out}", "--repeats=3", *SMALLEST],
         capture_output=True, text=True, timeout=900, cwd=ROOT, env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -174,7 +174,7 @@ def test_parts_and_encode_as_commands(tmp_path):
 )
 def test_wrong_input_is_one_sentence(arguments, sentence):
     done = subprocess.run(
-        [sys.executable, "benchmarks/step.py", *arguments], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "benchmarks/speed/step.py", *arguments], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 1 and done.stderr.startswith("error: ") and sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

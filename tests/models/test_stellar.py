@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.flops import products
+from benchmarks.speed.flops import products
 from sparse_vis.models.block import Block
 from sparse_vis.models.encoder import Encoder, patchify
 from sparse_vis.models.factorize import Factorizer, l2_normalize

@@ -1,6 +1,6 @@
 """Time encoding on this machine: images to CLS, S, U, L and Z, no gradient.
 
-    python benchmarks/encode.py --config=configs/imagenet_b16.py --images=256
+    python benchmarks/speed/encode.py --config=configs/imagenet_b16.py --images=256
 
     --config=FILE       an experiment of configs/; any setting of it: --config.efficiency.dtype=float32, ...
     --images=64         images per call
@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 from absl import app, flags
 
-from benchmarks import command
+from benchmarks.speed import command
 from sparse_vis.errors import command_line
 
 IMAGES = flags.DEFINE_integer("images", 64, "Images per call.", lower_bound=1)
@@ -40,9 +40,9 @@ def measure(config, images: int, repeats: int) -> dict:
 
     import jax
 
-    from benchmarks.flops import encode_flops
-    from benchmarks.measure import compiled
-    from benchmarks.throughput import throughput
+    from benchmarks.speed.flops import encode_flops
+    from benchmarks.speed.measure import compiled
+    from benchmarks.speed.throughput import throughput
     from sparse_vis.build import build_model
     from sparse_vis.models.stellar import init_params
 
@@ -58,7 +58,7 @@ def measure(config, images: int, repeats: int) -> dict:
 def main(_):
     config = command.checked_config()
     result = measure(config, IMAGES.value, command.REPEATS.value)
-    from benchmarks.throughput import report
+    from benchmarks.speed.throughput import report
 
     print(f"{result['config']}, encode only, {command.device()}:")
     print(report(result), flush=True)

@@ -1,6 +1,6 @@
 """Time attention alone, forward and with its gradient, by every kernel that this machine has.
 
-    python benchmarks/attention.py --json=benchmarks/results/h100/attention.json
+    python benchmarks/speed/attention.py --json=benchmarks/results/h100/attention.json
 
 All start from q, k and v side by side, as the product with their kernel leaves them, in bfloat16 on a GPU and
 in float32 on CPU. Shapes are those of the views of B/16 with 128 images and of H/14 with 32; --images=1 takes
@@ -17,7 +17,7 @@ from sparse_vis import host
 if __name__ == "__main__":
     host.prepare()
 
-from benchmarks.arguments import script_parser
+from benchmarks.speed.arguments import script_parser
 from sparse_vis.errors import command_line
 from sparse_vis.tools import positive
 
@@ -59,7 +59,7 @@ def measure(shape: tuple[int, ...], name: str, attention, dtype: str, repeats: i
     """Seconds of a call, and of one with its gradient, the least of `repeats`; `shape` is (B, T, h, c)."""
     import jax
 
-    from benchmarks.measure import compiled, timed
+    from benchmarks.speed.measure import compiled, timed
 
     batch, tokens, heads, channels = shape
     qkv = jax.random.normal(jax.random.key(0), (batch, tokens, 3, heads, channels), dtype)
@@ -86,7 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import jax
 
-    from benchmarks.record import check_json, write_json
+    from benchmarks.speed.record import check_json, write_json
 
     check_json(arguments.json)
     on_gpu = jax.default_backend() == "gpu"

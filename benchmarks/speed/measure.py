@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 
 from benchmarks.dryrun.chips import CHIPS
-from benchmarks.flops import products
+from benchmarks.speed.flops import products
 from sparse_vis.host import CPU_COMPILER_OPTIONS
 
 # bf16 operations per second without sparsity, from the vendors' pages; keys are parts of JAX's device kinds.

@@ -1,7 +1,7 @@
 r"""Time the full training step on this machine: views, forward, targets, losses, gradients, update.
 
-    python benchmarks/step.py --config=configs/imagenet_b16.py --config.train.batch=256
-    python benchmarks/step.py --config=configs/imagenet_h14.py --config.train.batch=64 \
+    python benchmarks/speed/step.py --config=configs/imagenet_b16.py --config.train.batch=256
+    python benchmarks/speed/step.py --config=configs/imagenet_h14.py --config.train.batch=64 \
         --config.model.target=pixel --config.loss.reconstruction=10
 
     --config=FILE       an experiment of configs/; any setting of it: --config.efficiency.dtype=float32,
@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 from absl import app
 
-from benchmarks import command
+from benchmarks.speed import command
 from sparse_vis.errors import UserError, command_line
 
 
@@ -37,10 +37,10 @@ def measure(config, repeats: int) -> dict:
     import jax
     import numpy as np
 
-    from benchmarks.flops import step_flops
-    from benchmarks.measure import compiled
-    from benchmarks.synthetic import random_batch, random_state, random_tokenizer, recipe_of
-    from benchmarks.throughput import throughput
+    from benchmarks.speed.flops import step_flops
+    from benchmarks.speed.measure import compiled
+    from benchmarks.speed.synthetic import random_batch, random_state, random_tokenizer, recipe_of
+    from benchmarks.speed.throughput import throughput
     from sparse_vis.train.mesh import make_mesh
     from sparse_vis.train.step import compile_step
 
@@ -73,7 +73,7 @@ def measure(config, repeats: int) -> dict:
 def main(_):
     config = command.checked_config()
     result = measure(config, command.REPEATS.value)
-    from benchmarks.throughput import report
+    from benchmarks.speed.throughput import report
 
     print(f"{result['config']}, {result['target']} target, full training step, {command.device()}:")
     print(report(result), flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from benchmarks.synthetic import BLOCKS, CHANNELS, LATENT, MULTIPLIERS
+from benchmarks.speed.synthetic import BLOCKS, CHANNELS, LATENT, MULTIPLIERS
 from sparse_vis.masking import visible_count
 
 

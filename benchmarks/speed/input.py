@@ -1,6 +1,6 @@
 """Images per second of the input pipeline: JPEG files to canvases in host batches, per core and in all.
 
-    python benchmarks/input.py --json=benchmarks/results/input.json
+    python benchmarks/speed/input.py --json=benchmarks/results/input.json
 
 Files are made on the fly from scikit-learn's photographs and stay in memory: what is measured is computation.
 Per core means per second of a core's time, so that other work on the machine counts little.
@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import numpy as np
 from PIL import Image
 
-from benchmarks.arguments import script_parser
+from benchmarks.speed.arguments import script_parser
 from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.loader import train_batches
 from sparse_vis.errors import UserError, command_line
@@ -77,7 +77,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def pipeline(files: list[bytes], workers: int, threads: int, batches: int) -> dict:
     """Images per second out of `train_batches`."""
-    from benchmarks.photographs import Photographs
+    from benchmarks.speed.photographs import Photographs
 
     # Once all workers run, batches lie ready in queues; the clock starts when those are taken.
     ahead = workers + max(workers, 1) * (threads + 2)
@@ -99,7 +99,7 @@ def pipeline(files: list[bytes], workers: int, threads: int, batches: int) -> di
 
 def measure_forms() -> list[dict]:
     """Decoding and placing for each size of file."""
-    from benchmarks.photographs import photographs
+    from benchmarks.speed.photographs import photographs
 
     rows = []
     for width, height, count in SIZES:
@@ -121,8 +121,8 @@ def measure_forms() -> list[dict]:
 
 
 def main() -> None:
-    from benchmarks.photographs import photographs
-    from benchmarks.record import check_json, write_json
+    from benchmarks.speed.photographs import photographs
+    from benchmarks.speed.record import check_json, write_json
 
     parser = script_parser(__file__, __doc__)
     add = parser.add_argument

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import jax
 
-from benchmarks.measure import Program, matmul_peak, peak_memory, stated_peak, timed
+from benchmarks.speed.measure import Program, matmul_peak, peak_memory, stated_peak, timed
 
 
 def throughput(program: Program, call: Callable, repeats: int, images: int, flops: float, dtype: str) -> dict:
     """Time a program, and tell how far it is from the device's limit.
 
     Args:
-        program: of benchmarks/measure.py. call: runs it, without arguments. repeats: timed runs.
+        program: of benchmarks/speed/measure.py. call: runs it, without arguments. repeats: timed runs.
         images: per call. flops: per image, by formula.
         dtype: of the computation, whose matrix products are measured before and after: the better one counts,
             as a machine that others share is not always as fast.

@@ -1,6 +1,6 @@
 """Time the parts of a training step one by one, and their shares of the whole step.
 
-    python benchmarks/parts.py --config=configs/imagenet_b16.py --config.train.batch=64
+    python benchmarks/speed/parts.py --config=configs/imagenet_b16.py --config.train.batch=64
 
     --config=FILE       an experiment of configs/, without teacher; any setting of it too
     --repeats=9         timed runs of every part, after two that are not
@@ -24,13 +24,13 @@ if __name__ == "__main__":
 
 from absl import app
 
-from benchmarks import command, step
+from benchmarks.speed import command, step
 from sparse_vis.errors import UserError, command_line
 
 
 def one_part(part, repeats: int) -> dict:
     """Seconds of the forward pass and, where gradients flow, of forward and backward together."""
-    from benchmarks.measure import compiled, timed
+    from benchmarks.speed.measure import compiled, timed
 
     forward = compiled(part.forward, *part.arguments)
     found = {"forward": timed(lambda: forward.call(*part.arguments), repeats).plain(), "xla": forward.xla}
@@ -47,9 +47,9 @@ def measure(config, repeats: int, keep: Callable[[dict], None]) -> dict:
     """The step and all parts, as JSON keeps them; `keep` gets what there is after every part."""
     import jax
 
-    from benchmarks.flops import step_flops
-    from benchmarks.part_programs import parts
-    from benchmarks.synthetic import random_batch, random_state, random_tokenizer, recipe_of
+    from benchmarks.speed.flops import step_flops
+    from benchmarks.speed.part_programs import parts
+    from benchmarks.speed.synthetic import random_batch, random_state, random_tokenizer, recipe_of
 
     if config.teacher.enabled or config.loss.inpainting:
         raise UserError(
@@ -94,7 +94,7 @@ def table(r: dict) -> str:
 def main(_):
     config = command.checked_config()
     result = measure(config, command.REPEATS.value, keep=command.write)
-    from benchmarks.throughput import report
+    from benchmarks.speed.throughput import report
 
     print(f"{result['config']}, {result['target']} target, full training step, {command.device()}:")
     print(report(result))

@@ -39,7 +39,7 @@ def checked_config() -> ConfigDict:
     """
     import jax  # only now, with good flags
 
-    from benchmarks.record import check_json
+    from benchmarks.speed.record import check_json
 
     if CONFIG.value is None:
         raise UserError("give --config=configs/NAME.py, e.g. --config=configs/imagenet_b16.py.")
@@ -52,7 +52,7 @@ def device() -> str:
     """This machine's devices in words."""
     import jax
 
-    from benchmarks.record import processor
+    from benchmarks.speed.record import processor
 
     kind = jax.devices()[0].device_kind
     return f"{jax.device_count()} x {kind}" if kind != "cpu" else f"CPU ({processor()})"
@@ -60,6 +60,6 @@ def device() -> str:
 
 def write(result: dict) -> None:
     """The numbers into --json, where it is given."""
-    from benchmarks.record import write_json
+    from benchmarks.speed.record import write_json
 
     write_json(JSON.value, result)
