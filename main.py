@@ -48,8 +48,8 @@ def main(_):
     if CONFIG.value is None and WORKDIR.value is None:
         raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
     config = CONFIG.value or settings.read(WORKDIR.value)
+    from sparse_vis.commands.run import run
     from sparse_vis.train import checkpoint, distributed  # heavy, hence only now, with good flags
-    from sparse_vis.train.run import run
 
     workdir, others = WORKDIR.value or pathlib.Path("runs", config.name), DISTRIBUTED.value
     with distributed.joined(others, checkpoint.newest_step(workdir)) if others else contextlib.nullcontext():

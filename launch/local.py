@@ -3,7 +3,7 @@
     python launch/local.py --processes=2 --devices=2 -- --config=configs/quickstart.py --workdir=runs/two
 
     --processes=2    how many
-    --module=NAME    of this module, e.g. sparse_vis.extract, in place of main.py
+    --module=NAME    of this module, e.g. sparse_vis.commands.extract, in place of main.py
     --devices=2      of each: GPUs where there are any, else virtual devices of the CPU (default: 1)
     --               what follows is for main.py or the tool
 

@@ -112,8 +112,8 @@ def in_a_fork(arguments: list[str]) -> dict:
 
 
 if __name__ == "__main__":
+    import sparse_vis.commands.run  # noqa: F401  heavy, hence once
     import sparse_vis.evals.command
-    import sparse_vis.train.run  # noqa: F401  heavy, hence once
 
     os.chdir(ROOT)
     json.dump([in_a_fork(arguments) for arguments in json.load(sys.stdin)], sys.stdout)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparse_vis.data.pack import pack
+from sparse_vis.commands.pack import pack
 from sparse_vis.train import settings
 from tests import tiny_checkpoint
 from tests.documents import ROOT, Command, commands, pages
@@ -61,7 +61,7 @@ ELSEWHERE = {
     "docs/pods.md: python main.py --distributed=HOST:PORT,PROCESSES,PROCESS": (
         "needs other processes: tests/train/test_elastic.py"
     ),
-    "docs/extraction.md: python -m sparse_vis.extract --distributed=HOST:PORT,PROCESSES,PROCESS": (
+    "docs/extraction.md: python -m sparse_vis.commands.extract --distributed=HOST:PORT,PROCESSES,PROCESS": (
         "needs other processes: tests/test_extract.py"
     ),
     "docs/faq.md: python main.py --config=configs/reproduce_b16.py --mode=evaluate": (

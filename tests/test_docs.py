@@ -58,7 +58,7 @@ RUN = {
     },
     "tests/test_extract.py": {
         "test_two_processes_share_the_shards_and_one_killed_the_same_command_continues": (
-            "sparse_vis.extract --distributed", "launch/local.py --module=sparse_vis.extract",
+            "sparse_vis.commands.extract --distributed", "launch/local.py --module=sparse_vis.commands.extract",
         ),
     },
     "tests/test_notebooks.py": {"test_the_command_stores_the_outputs": ("notebooks/execute.py",)},
@@ -152,8 +152,8 @@ WRONG = (
     ["main.py", "--config=configs/quickstart.py", "--config.train.stepz=3"],
     ["main.py", "--config=configs/absent.py"],
     ["main.py", "--config=configs/quickstart.py", "--config.model.patch=7"],
-    ["-m", "sparse_vis.extract", "--checkpoint=x", "--input=y", "--output=z", "--shards=3"],
-    ["-m", "sparse_vis.reconstruct", "--checkpoint=x"],
+    ["-m", "sparse_vis.commands.extract", "--checkpoint=x", "--input=y", "--output=z", "--shards=3"],
+    ["-m", "sparse_vis.commands.reconstruct", "--checkpoint=x"],
     ["-m", "sparse_vis.absent"],
     ["benchmarks/dryrun/dryrun.py", "--config=configs/quickstart.py", "--topologi=v5e:2x2"],
     ["launch/local.py", "--processes=2", "--", "--config=configs/quickstart.py", "--wordir=x"],

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import sparse_vis
-from sparse_vis import export
+from sparse_vis.commands import export
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import read_model
 from tests import tiny_checkpoint

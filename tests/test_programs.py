@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 import sparse_vis
-from sparse_vis import export, programs
+from sparse_vis.commands import export, programs
 from sparse_vis.errors import UserError
 from tests import tiny_checkpoint
 
@@ -113,7 +113,7 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
         programs.export_program(GOLDEN, tmp_path, "onnx", "pixel_p16")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnx", None)
-        patch.delitem(sys.modules, "sparse_vis.onnx_graph", raising=False)
+        patch.delitem(sys.modules, "sparse_vis.commands.onnx_graph", raising=False)
         patch.delattr(sparse_vis, "onnx_graph", raising=False)
         with pytest.raises(UserError, match=r'needs the package onnx: pip install -e "\.\[onnx\]"'):
             programs.export_program(GOLDEN, tmp_path / "out", "onnx", "pixel_p16")

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sparse_vis import shard_folder, shards
+from sparse_vis.commands import shard_folder, shards
 from sparse_vis.errors import UserError
 
 pytestmark = pytest.mark.fast

@@ -9,8 +9,9 @@ import sys
 import pytest
 from absl import flags
 
+from sparse_vis.commands import pack
 from sparse_vis.config import default_config
-from sparse_vis.data import pack, scenes
+from sparse_vis.data import scenes
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.tools import check_folder
 from sparse_vis.train.arguments import explain
@@ -18,8 +19,8 @@ from sparse_vis.train.stop import StopSignal
 
 
 def tools():
-    import sparse_vis.extract as extract
-    from sparse_vis import export
+    import sparse_vis.commands.extract as extract
+    from sparse_vis.commands import export
     from sparse_vis.report import __main__ as report
 
     return {
@@ -133,8 +134,8 @@ def test_futures_that_orbax_gives_up_are_not_printed_beside_the_sentence(caplog)
 
 
 def test_a_full_disk_in_an_evaluation_is_one_sentence(monkeypatch, tmp_path):
+    from sparse_vis.commands import run
     from sparse_vis.evals import command
-    from sparse_vis.train import run
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 
 from sparse_vis.build import build_recipe
-from sparse_vis.data.pack import pack
+from sparse_vis.commands.export import export_released
+from sparse_vis.commands.extract import extract
+from sparse_vis.commands.pack import pack
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
-from sparse_vis.export import export_released
-from sparse_vis.extract import extract
 from sparse_vis.train import checkpoint
 from sparse_vis.train.loop import write_config
 from sparse_vis.train.mesh import make_mesh, state_sharding

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import sparse_vis
-from sparse_vis import extract
+from sparse_vis.commands import extract
 from sparse_vis.data.decode import decode
 from sparse_vis.data.loader import train_batches
 from sparse_vis.data.scenes import SceneSpec

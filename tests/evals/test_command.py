@@ -15,6 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import sparse_vis
 from sparse_vis.build import build_model
+from sparse_vis.commands import run as main
 from sparse_vis.data.records import read_records
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
@@ -25,7 +26,6 @@ from sparse_vis.evals.label_maps import check_every_map
 from sparse_vis.evals.model_encoders import checksums
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
-from sparse_vis.train import run as main
 from sparse_vis.train import settings
 from sparse_vis.train.stop import StopSignal
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, tiny_config, write_checkpoints
@@ -72,7 +72,7 @@ def by_hand(measured):
     for name, part in open_data(config).parts.items():
         records = read_records(part.source, part.indices, size=SIZE, short_side=SIZE)
         features = sparse_vis.encode(model, params, records.image)
-        found[name] = records, features, np.asarray(sparse_vis.reconstruct(model, params, features))
+        found[name] = records, features, np.asarray(sparse_vis.commands.reconstruct(model, params, features))
     return found
 
 

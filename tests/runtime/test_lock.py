@@ -139,8 +139,8 @@ def test_a_tool_refuses_an_output_in_use_before_it_reads_a_model(tool, flags, tm
 
 
 def test_a_run_refuses_a_workdir_in_use_and_may_be_evaluated_while_it_trains(tmp_path, monkeypatch):
+    from sparse_vis.commands.run import run
     from sparse_vis.evals import command
-    from sparse_vis.train.run import run
     from sparse_vis.train.stop import StopSignal
     from tests.train.tiny_config import get_config
 

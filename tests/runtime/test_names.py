@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from sparse_vis.commands.shard_folder import finish
+from sparse_vis.commands.shards import fingerprint, make_schema, write_shard
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import command_line
 from sparse_vis.report.images import read_images
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped, unescaped
-from sparse_vis.shard_folder import finish
-from sparse_vis.shards import fingerprint, make_schema, write_shard
 
 pytestmark = pytest.mark.fast
 
@@ -62,7 +62,7 @@ def test_a_folder_s_names_reach_the_report_and_the_names_of_pictures(tmp_path):
     source = FolderSource(str(tmp_path))
     _, names = read_images(source, np.array([0]), (8, 8))
     assert names == [r"Mu\xf1oz\x0a.png"]
-    [target] = importlib.import_module("sparse_vis.reconstruct").targets_of(source, tmp_path)
+    [target] = importlib.import_module("sparse_vis.commands.reconstruct").targets_of(source, tmp_path)
     assert os.fsencode(target.name) == raw
 
 

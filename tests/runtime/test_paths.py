@@ -10,10 +10,10 @@ import pytest
 from absl import flags
 
 import sparse_vis
+from sparse_vis.commands.shards import make_schema, read_shard, write_shard
 from sparse_vis.config import default_config
 from sparse_vis.errors import UserError
 from sparse_vis.runtime import lock
-from sparse_vis.shards import make_schema, read_shard, write_shard
 from sparse_vis.train import arguments, settings
 from sparse_vis.train.checkpoint import prepare
 
@@ -59,7 +59,7 @@ def test_a_tool_s_paths_begin_at_home(tmp_path, monkeypatch):
 
 @pytest.mark.fast
 def test_a_hub_address_is_for_models_only():
-    from sparse_vis.extract import _parser
+    from sparse_vis.commands.extract import _parser
 
     given = ["--checkpoint=hf://microsoft/STELLAR/stellar-b16", "--output=o"]
     assert _parser().parse_args([*given, "--input=x"]).checkpoint == given[0].partition("=")[2]

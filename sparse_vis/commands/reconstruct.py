@@ -1,4 +1,4 @@
-"""Reconstruct a folder of images: `python -m sparse_vis.reconstruct --help`.
+"""Reconstruct a folder of images: `python -m sparse_vis.commands.reconstruct --help`.
 
 Writes one PNG per image: the image as the model sees it, and beside it the reconstruction from S and L alone.
 With --compare-bf16 it also says what share of the codes a bfloat16 tokenizer keeps on these images.
@@ -176,10 +176,10 @@ def _load_and_reconstruct(arguments: argparse.Namespace, source: FolderSource) -
 def main() -> None:
     """Command line; see --help."""
     parser = Parser(
-        prog="python -m sparse_vis.reconstruct",
+        prog="python -m sparse_vis.commands.reconstruct",
         description="Reconstruct every image of a folder from S and L alone: PNGs, the image and beside it "
         "its reconstruction. A VQ model needs its tokenizer (docs/compatibility.md). Example: "
-        "python -m sparse_vis.reconstruct --checkpoint=runs/quickstart --input=photos --output=sheets",
+        "python -m sparse_vis.commands.reconstruct --checkpoint=runs/quickstart --input=photos --output=sheets",
     )
     add = parser.add_argument
     add("--checkpoint", required=True, type=paths.place, help=PLACES)

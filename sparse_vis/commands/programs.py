@@ -62,7 +62,7 @@ def to_onnx(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> tupl
         UserError: the package onnx is not installed.
     """
     try:
-        from sparse_vis import onnx_graph
+        from sparse_vis.commands import onnx_graph
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise

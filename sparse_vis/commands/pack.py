@@ -1,4 +1,4 @@
-"""Pack a folder of images into sharded ArrayRecord: `python -m sparse_vis.data.pack --help`.
+"""Pack a folder of images into sharded ArrayRecord: `python -m sparse_vis.commands.pack --help`.
 
 A few large files instead of millions of small ones; packed.py describes and reads them. Each image is decoded
 once to see that it can be, and stored as it is.
@@ -172,7 +172,7 @@ def summarize(output: Path, metadata: dict[str, Any]) -> None:
 def main() -> None:
     """Command line; see --help."""
     parser = Parser(
-        prog="python -m sparse_vis.data.pack",
+        prog="python -m sparse_vis.commands.pack",
         description="Pack all images below a folder into sharded ArrayRecord (docs/imagenet.md). Labels are "
         "the first-level subfolders. The same command continues an interrupted packing.",
     )

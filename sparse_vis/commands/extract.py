@@ -1,4 +1,4 @@
-"""Features of many images as Parquet shards: `python -m sparse_vis.extract --help`."""
+"""Features of many images as Parquet shards: `python -m sparse_vis.commands.extract --help`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ if __name__ == "__main__":
 import numpy as np
 import pyarrow as pa
 
+from sparse_vis.commands.shard_folder import drop_changed, finish, open_output, plan, wait_for
+from sparse_vis.commands.shards import DTYPES, fingerprint, make_schema, read_shard, write_shard
 from sparse_vis.data.ahead import ON_ERROR, Loaded, load_ahead, load_image, usable
 from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.same import stamp
@@ -29,8 +31,6 @@ from sparse_vis.interop.load import PLACES
 from sparse_vis.progress import Progress
 from sparse_vis.ranges import SIDE
 from sparse_vis.runtime import lock, paths
-from sparse_vis.shard_folder import drop_changed, finish, open_output, plan, wait_for
-from sparse_vis.shards import DTYPES, fingerprint, make_schema, read_shard, write_shard
 from sparse_vis.tools import Parser, check_folder, positive
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
@@ -64,7 +64,7 @@ def extract(
     import jax
 
     from sparse_vis.api import assemble
-    from sparse_vis.encoding import describe, make_encoder
+    from sparse_vis.commands.encoding import describe, make_encoder
     from sparse_vis.interop.load import read_model
 
     found = read_model(checkpoint, name)
@@ -117,7 +117,7 @@ def write_shards(
     Raises:
         UserError: an image cannot be used, or a shard that is there cannot be read.
     """
-    from sparse_vis.encoding import encode_all
+    from sparse_vis.commands.encoding import encode_all
 
     todo = {path: rows for path, rows in shards.items() if not path.exists()}
     left = [index for rows in todo.values() for index in rows]
@@ -147,7 +147,7 @@ def _outputs(text: str) -> tuple[str, ...]:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m sparse_vis.extract",
+        prog="python -m sparse_vis.commands.extract",
         description="Write features of all images of a folder, a packed folder or a TFDS data set as "
         "Parquet shards (docs/extraction.md). The same command continues an interrupted extraction.",
     )
@@ -160,7 +160,7 @@ def _parser() -> Parser:
         dest="images",
         type=paths.folder,
         metavar="FOLDER",
-        help="folder of images, packed folder (sparse_vis.data.pack), or tfds:<name>",
+        help="folder of images, packed folder (sparse_vis.commands.pack), or tfds:<name>",
     )
     add("--split", help="of a TFDS data set, e.g. train[:90%%]")
     add(
