@@ -1,6 +1,6 @@
 """Train, then evaluate, or only that: python main.py --config=configs/quickstart.py [--mode=evaluate]
 
-    --config=FILE              an experiment of configs/; every setting is in sparse_vis/config.py
+    --config=FILE              an experiment of configs/; every setting is in sparse_vis/config/defaults.py
     --config.train.steps=100   any setting of it, from the command line
     --workdir=DIR              folder of the run (default: runs/<config name>)
     --mode=evaluate            only the tasks of config.eval: docs/evaluation.md
@@ -23,8 +23,8 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sparse_vis.config import arguments, settings
 from sparse_vis.errors import UserError, command_line
-from sparse_vis.train import arguments, settings
 from sparse_vis.train.stop import StopSignal
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")

@@ -9,7 +9,7 @@ A narrow ViT wants wider random weights than the published 0.02; few images want
 temperatures and a teacher that follows faster; strong crops and colours teach it little in this budget.
 """
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 
 
 def get_config():

@@ -14,7 +14,7 @@ A file that cannot be used stops the run with its name; with --config.data.on_er
 counted.
 """
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 
 
 def get_config():

@@ -11,7 +11,7 @@ Result:    of both stages, published, not yet reproduced here: linear 65.28 (73.
 recipe is not known; that of B/16 is taken.
 """
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 
 EPOCHS = 150
 STEPS_PER_EPOCH = 563  # 1,153,050 of ImageNet's 1,281,167 training images, in whole batches of 2048

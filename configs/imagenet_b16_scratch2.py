@@ -11,7 +11,7 @@ Result:    see configs/imagenet_b16_scratch1.py.
 new optimizer.
 """
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 
 EPOCHS = 75
 STEPS_PER_EPOCH = 563  # 1,153,050 of ImageNet's 1,281,167 training images, in whole batches of 2048

@@ -13,7 +13,7 @@ The split is the published configuration's, which keeps 10 % of the training ima
 --config.data.split=train --config.train.steps=62500
 """
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 
 EPOCHS = 100
 STEPS_PER_EPOCH = 563  # 1,153,050 of ImageNet's 1,281,167 training images, in whole batches of 2048

@@ -9,7 +9,7 @@ Result:    a table on held-out scenes and localization.png in runs/quickstart: r
 Reconstruction weighs 100 instead of the published 10: in minutes, pixels are what can be learnt.
 """
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 
 
 def get_config():

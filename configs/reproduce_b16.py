@@ -16,7 +16,7 @@ reading). The paper does not say its k (20 here) nor its seeds; hence the tolera
 linear probe, one for kNN, a tenth of the rFID, .01 of LPIPS.
 """
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 
 PUBLISHED = (  # with 16 tokens: method.md section 8
     ("knn", "mean_S", "k20", 0.6725, 0.01),

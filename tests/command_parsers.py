@@ -59,7 +59,7 @@ def stop_after_parsing(known: list[str]) -> None:
         known.extend(f"--{flag.name}" for flags_ in own.values() for flag in flags_)
         flags_parser([x for x in sys.argv if x != ELLIPSIS])
         if (config := flags.FLAGS["config"].value) is not None:
-            from sparse_vis.train import settings
+            from sparse_vis.config import settings
 
             settings.check(config)
         raise Parsed

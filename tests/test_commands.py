@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from sparse_vis.commands.pack import pack
-from sparse_vis.train import settings
+from sparse_vis.config import settings
 from tests import tiny_checkpoint
 from tests.documents import ROOT, Command, commands, pages
 from tests.main_process import WAIT, environment

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparse_vis.train.arguments import check_setting
+from sparse_vis.config.arguments import check_setting
 from tests.documents import (
     DATA,
     ROOT,

@@ -57,7 +57,7 @@ def test_a_wrong_command_line_is_named_with_its_remedy(arguments, culprit, remed
 def test_a_failing_config_file_is_named_with_its_line(tmp_path, body, culprit):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from sparse_vis.config import default_config\n"
+        "from sparse_vis.config.defaults import default_config\n"
         f"def get_config():\n    config = default_config()\n{body}    return config\n"
     )
     message = sentence(f"--config={path}")
@@ -67,7 +67,12 @@ def test_a_failing_config_file_is_named_with_its_line(tmp_path, body, culprit):
 def test_help_shows_the_flags_and_where_settings_are():
     done = call("--help")
     assert done.returncode == 0 and done.stderr == ""
-    for text in ("--config=FILE", "--workdir=DIR", "sparse_vis/config.py", "python -m sparse_vis.<tool>"):
+    for text in (
+        "--config=FILE",
+        "--workdir=DIR",
+        "sparse_vis/config/defaults.py",
+        "python -m sparse_vis.<tool>",
+    ):
         assert text in done.stdout
     assert max(map(len, done.stdout.splitlines())) < 120
 

@@ -10,11 +10,11 @@ import pytest
 from absl import flags
 
 from sparse_vis.commands import pack
-from sparse_vis.config import default_config
+from sparse_vis.config.arguments import explain
+from sparse_vis.config.defaults import default_config
 from sparse_vis.data import scenes
 from sparse_vis.errors import UserError, command_line
 from sparse_vis.tools import check_folder
-from sparse_vis.train.arguments import explain
 from sparse_vis.train.stop import StopSignal
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_vis.build import build_loss, build_model, build_recipe
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 from sparse_vis.losses.alignment import matched_targets
 from sparse_vis.losses.clustering import prototype_cross_entropy
 from sparse_vis.models.stellar import init_params

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_recipe
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 from sparse_vis.train import checkpoint
 from sparse_vis.train.mesh import make_mesh, state_sharding
 from sparse_vis.train.step import initial_state

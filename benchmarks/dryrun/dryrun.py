@@ -31,8 +31,8 @@ from ml_collections import config_flags
 
 from benchmarks.dryrun.gpu_target import GPUS, target_config
 from benchmarks.dryrun.report import report
+from sparse_vis.config import arguments, settings
 from sparse_vis.errors import UserError, command_line
-from sparse_vis.train import arguments, settings
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU chips or GPUs, such as v5e:16x16 or h100:1x8.")

@@ -14,8 +14,8 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from benchmarks.speed.arguments import script_parser
+from sparse_vis.config.settings import FORMER
 from sparse_vis.errors import command_line
-from sparse_vis.train.settings import FORMER
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 GIB = 2**30

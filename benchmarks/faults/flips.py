@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.faults import samples
 from benchmarks.faults.tally import Tally
+from sparse_vis.config import settings
 from sparse_vis.data.packed import PackedSource
 from sparse_vis.evals.results import Results
 from sparse_vis.interop.load import read_model
-from sparse_vis.train import checkpoint, settings
+from sparse_vis.train import checkpoint
 from sparse_vis.train.progress import JSONL, keep_until
 from sparse_vis.viz import read_metrics
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import random
 
 from sparse_vis.build import build_loss, build_model
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 from sparse_vis.losses.reconstruction import pixel_mse
 from sparse_vis.masking import visible_count
 from sparse_vis.models.stellar import Stellar, init_params

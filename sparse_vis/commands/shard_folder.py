@@ -110,7 +110,7 @@ def open_output(output: Path, manifest: dict, first: bool) -> None:
     Raises:
         UserError: it holds something else, features of other settings, or a damaged manifest.
     """
-    from sparse_vis.train.settings import differences
+    from sparse_vis.config.settings import differences
 
     path = output / MANIFEST
     if first and not path.exists():

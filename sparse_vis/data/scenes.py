@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sparse_vis.config.ranges import check_fields
 from sparse_vis.errors import UserError, command_line
-from sparse_vis.ranges import check_fields
 from sparse_vis.runtime import paths
 from sparse_vis.tools import Parser
 

@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_model
+from sparse_vis.config import settings
 from sparse_vis.errors import UserError
 from sparse_vis.interop import hub, manifest
 from sparse_vis.interop.naming import as_transformers_4
@@ -24,7 +25,7 @@ from sparse_vis.interop.tensors import SAFETENSORS, TORCH, check_tensors, listin
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.files import file_sha256
-from sparse_vis.train import checkpoint, settings
+from sparse_vis.train import checkpoint
 
 # A released file may hold an EMA copy beside the model, and with do_cls false it lacks the CLS head.
 _TEACHER = (r"teacher_(sparse_tokens|(encoder|head|cls_head)\..*)",)

@@ -7,14 +7,14 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
-from sparse_vis.config import default_config
+from sparse_vis.config.contradictions import of_model
+from sparse_vis.config.defaults import default_config
+from sparse_vis.config.ranges import ALLOWED, FLAG
+from sparse_vis.config.settings import at
 from sparse_vis.errors import UserError
 from sparse_vis.models.vqgan import VQGAN
-from sparse_vis.ranges import ALLOWED, FLAG
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.values import Choice, Form, Range, shown
-from sparse_vis.train.contradictions import of_model
-from sparse_vis.train.settings import at
 
 # The released keys of config.model's settings.
 SETTINGS = {
@@ -99,7 +99,7 @@ def _refuse(name: str, what: str) -> NoReturn:
 
 
 def complete(entry: dict, name: str) -> dict:
-    """A manifest entry with every size filled in, all in their ranges (sparse_vis/ranges.py).
+    """A manifest entry with every size filled in, all in their ranges (sparse_vis/config/ranges.py).
 
     Args:
         entry: as read. name: of the model, for messages.

@@ -8,12 +8,13 @@ import re
 import jax
 
 from sparse_vis import api
+from sparse_vis.config.ranges import SIDE
+from sparse_vis.config.settings import plain
 from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.results import Results
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.ranges import SIDE
 from sparse_vis.report.cards import make_cards
 from sparse_vis.report.charts import charts
 from sparse_vis.report.images import encode_all, find_images, read_images
@@ -22,7 +23,6 @@ from sparse_vis.report.prototypes import make_pages
 from sparse_vis.report.seen import name_images
 from sparse_vis.report.tables import evaluation_tables, flat, health_measures, health_table
 from sparse_vis.train.progress import JSONL
-from sparse_vis.train.settings import plain
 from sparse_vis.viz import read_metrics
 
 PAGES, REGIONS = 12, 8  # prototypes shown, and images for each

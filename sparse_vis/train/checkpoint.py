@@ -22,11 +22,11 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import args as A
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from sparse_vis.config.settings import plain
 from sparse_vis.errors import UserError
 from sparse_vis.train import checksums
 from sparse_vis.train.ema import teacher_params
 from sparse_vis.train.mesh import path_name
-from sparse_vis.train.settings import plain
 from sparse_vis.train.step import TrainState
 
 FOLDER = "checkpoints"

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_model
+from sparse_vis.config.settings import at
 from sparse_vis.errors import UserError
 from sparse_vis.interop import mae
 from sparse_vis.interop.load import abstract_params, read_model
 from sparse_vis.models.encoder import resize_position_table
 from sparse_vis.models.stellar import init_params
 from sparse_vis.train.mesh import path_name
-from sparse_vis.train.settings import at
 
 HEADS = ("sparse_head", "cls_head")
 LISTED = 4  # tensors in an error message

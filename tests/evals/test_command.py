@@ -16,6 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import sparse_vis
 from sparse_vis.build import build_model
 from sparse_vis.commands import run as main
+from sparse_vis.config import settings
 from sparse_vis.data.records import read_records
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
@@ -26,7 +27,6 @@ from sparse_vis.evals.label_maps import check_every_map
 from sparse_vis.evals.model_encoders import checksums
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
-from sparse_vis.train import settings
 from sparse_vis.train.stop import StopSignal
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, tiny_config, write_checkpoints
 

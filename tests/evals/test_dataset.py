@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import multi_hot, open_data, without_unlabelled
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 from sparse_vis.crops import UNIFORMS, box_of
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.linear_published import Protocol

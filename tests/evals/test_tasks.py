@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 from sparse_vis.data.decode import to_square
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError

@@ -2,7 +2,7 @@
 
 import json
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 
 
 def config_of(folder):

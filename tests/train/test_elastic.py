@@ -15,7 +15,7 @@ import pytest
 from main_process import ROOT, TINY, Main
 from test_resume import metrics
 
-from sparse_vis.train import settings
+from sparse_vis.config import settings
 
 LAST = 24
 # The two processes compile the same program, but on CPU JAX's cache tells them apart by their topology.

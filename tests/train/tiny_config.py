@@ -1,6 +1,6 @@
 """The smallest configuration that has every part: seconds to compile, milliseconds a step."""
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
 
 
 def get_config():

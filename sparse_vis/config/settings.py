@@ -9,13 +9,13 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
-from sparse_vis.config import default_config
+from sparse_vis.config.contradictions import contradictions, of_model
+from sparse_vis.config.defaults import default_config
+from sparse_vis.config.ranges import ALLOWED
 from sparse_vis.errors import UserError
-from sparse_vis.ranges import ALLOWED
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import local
 from sparse_vis.runtime.values import shown
-from sparse_vis.train.contradictions import contradictions, of_model
 
 # Settings that are paths, or tuples of them, and whether each may be an address on the hub.
 PATHS = {
@@ -45,7 +45,7 @@ def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
         does = "lacks the" if name in ALLOWED else "has the unknown"
         raise UserError(
             f"the configuration {does} setting {name}; let get_config() change and return default_config() "
-            "of sparse_vis/config.py."
+            "of sparse_vis/config/defaults.py."
         )
     for name, value in found.items():
         if sentence := ALLOWED[name].fault(value):

@@ -12,11 +12,11 @@ import traceback
 from absl import flags
 from ml_collections import ConfigDict
 
-from sparse_vis.config import default_config
+from sparse_vis.config.defaults import default_config
+from sparse_vis.config.settings import at, leaves
 from sparse_vis.errors import UserError
 from sparse_vis.runtime.paths import fault, local
 from sparse_vis.tools import unknown_flag
-from sparse_vis.train.settings import at, leaves
 
 
 class PathParser(flags.ArgumentParser):
@@ -125,7 +125,7 @@ def check_setting(name: str) -> None:
         if nearest
         else "config.py lists all."
     )
-    raise UserError(f"--config.{name} is no setting of sparse_vis/config.py: {hint}")
+    raise UserError(f"--config.{name} is no setting of sparse_vis/config/defaults.py: {hint}")
 
 
 def where(error: Exception, file: pathlib.Path) -> str:
