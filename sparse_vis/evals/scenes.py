@@ -12,14 +12,14 @@ import numpy as np
 
 from sparse_vis import viz
 from sparse_vis.evals.bench import Bench, Reducer
-from sparse_vis.evals.class_tasks import pooled_splits
+from sparse_vis.evals.classes.class_tasks import pooled_splits
+from sparse_vis.evals.classes.knn import knn_accuracy
+from sparse_vis.evals.classes.linear import sweep
+from sparse_vis.evals.classes.logistic import Protocol
 from sparse_vis.evals.columns import LOCALIZED, POOLED, PROTOTYPE, RECONSTRUCTED
 from sparse_vis.evals.dataset import Data
 from sparse_vis.evals.features import square_grid
-from sparse_vis.evals.knn import knn_accuracy
-from sparse_vis.evals.linear import sweep
 from sparse_vis.evals.localization import mean_known
-from sparse_vis.evals.logistic import Protocol
 
 FEATURES = {"mean_S": "sparse", "cls": "cls", "mean_U": "dense"}  # pooled feature -> name of its columns
 NEIGHBOURS, PICTURED = 20, 6

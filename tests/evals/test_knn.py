@@ -5,7 +5,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from sparse_vis.errors import UserError
-from sparse_vis.evals import knn
+from sparse_vis.evals.classes import knn
 from sparse_vis.evals.features import Split
 
 pytestmark = pytest.mark.fast

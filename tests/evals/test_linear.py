@@ -6,8 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from sparse_vis.errors import UserError
-from sparse_vis.evals import linear, logistic
-from sparse_vis.evals.logistic import Protocol
+from sparse_vis.evals.classes import linear, logistic
+from sparse_vis.evals.classes.logistic import Protocol
 
 
 def problem(seed, count=2000, classes=7, width=20, noise=1.0):

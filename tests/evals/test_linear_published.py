@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparse_vis.errors import UserError
-from sparse_vis.evals import linear_published as lp
+from sparse_vis.evals.classes import linear_published as lp
 
 
 def coloured(count, seed):

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from sparse_vis.errors import UserError
-from sparse_vis.evals.multilabel import mean_average_precision, multilabel_probe
+from sparse_vis.evals.classes.multilabel import mean_average_precision, multilabel_probe
 
 pytestmark = pytest.mark.fast
 

@@ -11,8 +11,8 @@ import torch
 
 from sparse_vis.config.defaults import default_config
 from sparse_vis.crops import UNIFORMS, box_of
+from sparse_vis.evals.classes.linear_published import Protocol
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.linear_published import Protocol
 from sparse_vis.evals.published_images import (
     centre_cuts,
     departures,

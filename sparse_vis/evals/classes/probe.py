@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from sparse_vis.evals import logistic
+from sparse_vis.evals.classes import logistic
+from sparse_vis.evals.classes.logistic import Protocol, fit_all
 from sparse_vis.evals.features import AnyArray, Split
-from sparse_vis.evals.logistic import Protocol, fit_all
 
 
 @dataclass(frozen=True)

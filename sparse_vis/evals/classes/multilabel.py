@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from sparse_vis.errors import UserError
+from sparse_vis.evals.classes.logistic import Protocol, fit_all
 from sparse_vis.evals.features import AnyArray
-from sparse_vis.evals.logistic import Protocol, fit_all
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Integer
 
+from sparse_vis.evals.classes.logistic import Protocol
+from sparse_vis.evals.classes.probe import fit_rates, scores
 from sparse_vis.evals.features import AnyArray, Split, check_labelled
-from sparse_vis.evals.logistic import Protocol
-from sparse_vis.evals.probe import fit_rates, scores
 
 
 @dataclass(frozen=True)

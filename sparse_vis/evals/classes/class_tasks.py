@@ -7,15 +7,15 @@ import math
 
 from ml_collections import ConfigDict
 
-from sparse_vis.evals import knn, retrieval
 from sparse_vis.evals.bench import Bench, Reducer
+from sparse_vis.evals.classes import knn, retrieval
+from sparse_vis.evals.classes.linear import candidates, sweep
+from sparse_vis.evals.classes.logistic import Protocol as SweepProtocol
+from sparse_vis.evals.classes.multilabel import multilabel_probe
 from sparse_vis.evals.columns import CONCATENATED, POOLED
 from sparse_vis.evals.dataset import Data, without_unlabelled
 from sparse_vis.evals.features import POOLED as NAMES
 from sparse_vis.evals.features import Split
-from sparse_vis.evals.linear import candidates, sweep
-from sparse_vis.evals.logistic import Protocol as SweepProtocol
-from sparse_vis.evals.multilabel import multilabel_probe
 from sparse_vis.evals.task import Result, Task
 
 MEANS = tuple(NAMES)

@@ -9,8 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sparse_vis.evals.bench import Bench
+from sparse_vis.evals.classes.linear_published import Protocol, published_linear
 from sparse_vis.evals.features import POOLED, AnyArray
-from sparse_vis.evals.linear_published import Protocol, published_linear
 from sparse_vis.evals.published_images import (
     ABOUT,
     centre_cuts,
