@@ -13,7 +13,7 @@ from sparse_vis.evals import inception, lpips
 from sparse_vis.evals.classes import knn
 from sparse_vis.evals.classes.logistic import Protocol
 from sparse_vis.evals.classes.probe import fit_rates
-from sparse_vis.evals.factorization_task import random_view
+from sparse_vis.evals.factors.factorization_task import random_view
 from sparse_vis.evals.features import Split
 from sparse_vis.evals.segmentation_head import segmentation_loss
 from sparse_vis.models.stellar import init_params

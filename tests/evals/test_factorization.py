@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparse_vis.evals.factorization import (
+from sparse_vis.evals.factors.factorization import (
     Crop,
     centroids,
     class_leak,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparse_vis.evals.rate import as_float, as_int8, codings, dense_code, top_k
+from sparse_vis.evals.factors.rate import as_float, as_int8, codings, dense_code, top_k
 
 pytestmark = pytest.mark.fast
 rng = np.random.default_rng(0)

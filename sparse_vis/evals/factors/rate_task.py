@@ -11,9 +11,9 @@ from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.classes.linear import sweep
 from sparse_vis.evals.classes.logistic import Protocol
 from sparse_vis.evals.dataset import no_classes
-from sparse_vis.evals.factorization_task import decode_all, factors, few
+from sparse_vis.evals.factors.factorization_task import decode_all, factors, few
+from sparse_vis.evals.factors.rate import codings, dense_code
 from sparse_vis.evals.features import AnyArray, square_grid
-from sparse_vis.evals.rate import codings, dense_code
 from sparse_vis.evals.reconstruction import psnr
 from sparse_vis.evals.task import Result, Task
 
