@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 from sparse_vis.build import build_model
 from sparse_vis.data.cut import centre_cut, labels_at
 from sparse_vis.evals.dataset import SHORT_SIDE
-from sparse_vis.evals.miou import batch_scores
-from sparse_vis.evals.segmentation import Probe, Protocol
-from sparse_vis.evals.segmentation_head import Tokens, segmentation_loss
+from sparse_vis.evals.maps.miou import batch_scores
+from sparse_vis.evals.maps.segmentation import Probe, Protocol
+from sparse_vis.evals.maps.segmentation_head import Tokens, segmentation_loss
 from sparse_vis.interop.mae import read_backbone
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors
 from sparse_vis.ops.matching import entropic_plan

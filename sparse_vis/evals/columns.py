@@ -13,7 +13,7 @@ from sparse_vis.evals.baselines import as_unit
 from sparse_vis.evals.bench import Reducer
 from sparse_vis.evals.features import AnyArray, pool, square_grid
 from sparse_vis.evals.fid import Moments, frechet_distance, to_uint8
-from sparse_vis.evals.localization import best_token_iou, foreground_ari, token_segments
+from sparse_vis.evals.maps.localization import best_token_iou, foreground_ari, token_segments
 from sparse_vis.evals.networks import Networks, at_256
 from sparse_vis.evals.reconstruction import psnr, ssim
 

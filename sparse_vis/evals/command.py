@@ -16,7 +16,7 @@ from sparse_vis.evals.bench import Bench, Reducer
 from sparse_vis.evals.dataset import Data, open_data
 from sparse_vis.evals.encoders import OWN, beside_encoder, check_beside, own_encoder
 from sparse_vis.evals.features import Encoder
-from sparse_vis.evals.label_maps import check_every_map, maps_sha256
+from sparse_vis.evals.maps.label_maps import check_every_map, maps_sha256
 from sparse_vis.evals.needs import check_needs
 from sparse_vis.evals.networks import Networks
 from sparse_vis.evals.results import Results

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.columns import LOCALIZED, RECONSTRUCTED, quality
-from sparse_vis.evals.localization import mean_known
+from sparse_vis.evals.maps.localization import mean_known
 from sparse_vis.evals.task import Result, Task
 
 

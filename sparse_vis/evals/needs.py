@@ -11,7 +11,7 @@ from sparse_vis.data.decode import decode
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import Data, Part
-from sparse_vis.evals.label_maps import check_maps
+from sparse_vis.evals.maps.label_maps import check_maps
 from sparse_vis.evals.task import Task
 
 LACKING = {

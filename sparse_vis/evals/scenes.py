@@ -19,7 +19,7 @@ from sparse_vis.evals.classes.logistic import Protocol
 from sparse_vis.evals.columns import LOCALIZED, POOLED, PROTOTYPE, RECONSTRUCTED
 from sparse_vis.evals.dataset import Data
 from sparse_vis.evals.features import square_grid
-from sparse_vis.evals.localization import mean_known
+from sparse_vis.evals.maps.localization import mean_known
 
 FEATURES = {"mean_S": "sparse", "cls": "cls", "mean_U": "dense"}  # pooled feature -> name of its columns
 NEIGHBOURS, PICTURED = 20, 6

@@ -23,7 +23,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.evals import command, tasks
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.evals.encoders import beside_encoder, check_beside, own_encoder
-from sparse_vis.evals.label_maps import check_every_map
+from sparse_vis.evals.maps.label_maps import check_every_map
 from sparse_vis.evals.model_encoders import checksums
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task

@@ -6,7 +6,7 @@ from scipy.ndimage import map_coordinates
 from sklearn.metrics import adjusted_rand_score
 
 from sparse_vis.errors import UserError
-from sparse_vis.evals import localization as loc
+from sparse_vis.evals.maps import localization as loc
 
 pytestmark = pytest.mark.fast
 

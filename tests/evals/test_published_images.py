@@ -13,7 +13,7 @@ from sparse_vis.config.defaults import default_config
 from sparse_vis.crops import UNIFORMS, box_of
 from sparse_vis.evals.classes.linear_published import Protocol
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.published_images import (
+from sparse_vis.evals.maps.published_images import (
     centre_cuts,
     departures,
     epoch_order,

@@ -11,16 +11,16 @@ from sparse_vis.config.defaults import default_config
 from sparse_vis.data.decode import to_square
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
-from sparse_vis.evals import segmentation_task
 from sparse_vis.evals.baselines import as_unit, patches_of
 from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.classes.logistic import Protocol
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.factors import factorization_task, rate_task
 from sparse_vis.evals.features import Encoder
-from sparse_vis.evals.label_maps import centre_square, check_maps, label_map
+from sparse_vis.evals.maps import segmentation_task
+from sparse_vis.evals.maps.label_maps import centre_square, check_maps, label_map
+from sparse_vis.evals.maps.published_images import random_cuts
 from sparse_vis.evals.networks import Networks
-from sparse_vis.evals.published_images import random_cuts
 from sparse_vis.evals.reconstruction import psnr
 from sparse_vis.evals.tasks import TASKS
 from tests.evals.pictures import Pictures

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.classes.linear_published import Protocol, published_linear
 from sparse_vis.evals.features import POOLED, AnyArray
-from sparse_vis.evals.published_images import (
+from sparse_vis.evals.maps.published_images import (
     ABOUT,
     centre_cuts,
     departures,

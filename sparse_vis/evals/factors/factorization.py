@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sparse_vis.evals.features import AnyArray
-from sparse_vis.evals.localization import bilinear_weights
+from sparse_vis.evals.maps.localization import bilinear_weights
 from sparse_vis.ops.matching import exact_match
 
 

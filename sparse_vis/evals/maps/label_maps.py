@@ -15,7 +15,7 @@ from sparse_vis.data.same import files_sha256
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import Data, Part
-from sparse_vis.evals.miou import IGNORE
+from sparse_vis.evals.maps.miou import IGNORE
 
 
 def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Integer
 
 from sparse_vis.evals.features import AnyArray
-from sparse_vis.evals.miou import IGNORE
+from sparse_vis.evals.maps.miou import IGNORE
 from sparse_vis.models.linear import uniform_linear
 
 MOMENTUM = 0.9  # of BatchNorm's running statistics: what PyTorch calls 0.1
