@@ -28,7 +28,7 @@ from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.errors import UserError, command_line
-from sparse_vis.evals.reconstruction import psnr
+from sparse_vis.evals.pixels.reconstruction import psnr
 from sparse_vis.interop.load import PLACES
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.progress import Progress

@@ -11,7 +11,7 @@ import numpy as np
 from sparse_vis.data.records import Records
 from sparse_vis.evals.dataset import Data, multi_hot
 from sparse_vis.evals.features import Encoder, encode
-from sparse_vis.evals.networks import Networks
+from sparse_vis.evals.pixels.networks import Networks
 from sparse_vis.progress import Progress
 
 

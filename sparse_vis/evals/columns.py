@@ -12,10 +12,10 @@ from sparse_vis.data.records import Records
 from sparse_vis.evals.baselines import as_unit
 from sparse_vis.evals.bench import Reducer
 from sparse_vis.evals.features import AnyArray, pool, square_grid
-from sparse_vis.evals.fid import Moments, frechet_distance, to_uint8
 from sparse_vis.evals.maps.localization import best_token_iou, foreground_ari, token_segments
-from sparse_vis.evals.networks import Networks, at_256
-from sparse_vis.evals.reconstruction import psnr, ssim
+from sparse_vis.evals.pixels.fid import Moments, frechet_distance, to_uint8
+from sparse_vis.evals.pixels.networks import Networks, at_256
+from sparse_vis.evals.pixels.reconstruction import psnr, ssim
 
 
 def _pooled(key: str) -> Reducer:

@@ -18,7 +18,7 @@ from sparse_vis.evals.encoders import OWN, beside_encoder, check_beside, own_enc
 from sparse_vis.evals.features import Encoder
 from sparse_vis.evals.maps.label_maps import check_every_map, maps_sha256
 from sparse_vis.evals.needs import check_needs
-from sparse_vis.evals.networks import Networks
+from sparse_vis.evals.pixels.networks import Networks
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
 from sparse_vis.evals.tasks import TASKS

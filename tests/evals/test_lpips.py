@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from sparse_vis.errors import UserError
 from sparse_vis.evals.columns import compared
-from sparse_vis.evals.networks import Networks
-from sparse_vis.interop.metric_weights import load_lpips
+from sparse_vis.evals.pixels.metric_weights import load_lpips
+from sparse_vis.evals.pixels.networks import Networks
 
 SHAPES = {
     0: (64, 3, 11, 11),

@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from sparse_vis.errors import UserError
-from sparse_vis.evals import reconstruction as rec
+from sparse_vis.evals.pixels import reconstruction as rec
 
 pytestmark = pytest.mark.fast
 

@@ -20,8 +20,8 @@ from sparse_vis.evals.features import Encoder
 from sparse_vis.evals.maps import segmentation_task
 from sparse_vis.evals.maps.label_maps import centre_square, check_maps, label_map
 from sparse_vis.evals.maps.published_images import random_cuts
-from sparse_vis.evals.networks import Networks
-from sparse_vis.evals.reconstruction import psnr
+from sparse_vis.evals.pixels.networks import Networks
+from sparse_vis.evals.pixels.reconstruction import psnr
 from sparse_vis.evals.tasks import TASKS
 from tests.evals.pictures import Pictures
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from sparse_vis.errors import UserError
-from sparse_vis.interop import metric_weights
+from sparse_vis.evals.pixels import metric_weights
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.mae import find_file, read_backbone
 from sparse_vis.interop.maskgit import load_tokenizer

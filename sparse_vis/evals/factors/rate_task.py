@@ -14,7 +14,7 @@ from sparse_vis.evals.dataset import no_classes
 from sparse_vis.evals.factors.factorization_task import decode_all, factors, few
 from sparse_vis.evals.factors.rate import codings, dense_code
 from sparse_vis.evals.features import AnyArray, square_grid
-from sparse_vis.evals.reconstruction import psnr
+from sparse_vis.evals.pixels.reconstruction import psnr
 from sparse_vis.evals.task import Result, Task
 
 TRAIN_IMAGES, TEST_IMAGES = 1000, 500  # at most, evenly spread

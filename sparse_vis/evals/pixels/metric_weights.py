@@ -18,8 +18,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 from sparse_vis.errors import UserError
-from sparse_vis.evals.inception import Inception
-from sparse_vis.evals.lpips import SMALLEST, Lpips
+from sparse_vis.evals.pixels.inception import Inception
+from sparse_vis.evals.pixels.lpips import SMALLEST, Lpips
 from sparse_vis.interop.tensors import check_tensors, read_tensors
 
 INCEPTION = (

@@ -1,7 +1,7 @@
 """Fréchet distance between two sets of features, and rFID: between images and their reconstructions.
 
 Source: Heusel et al., "GANs trained by a two time-scale update rule" (arXiv 1706.08500); features of
-sparse_vis.evals.inception.
+sparse_vis.evals.pixels.inception.
 """
 
 from __future__ import annotations

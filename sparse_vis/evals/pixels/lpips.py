@@ -1,6 +1,6 @@
 """LPIPS: how different two images look, as weighted distances between AlexNet's activations.
 
-Weights are read by sparse_vis.interop.metric_weights.
+Weights are read by sparse_vis.evals.pixels.metric_weights.
 
 Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric"; version 0.1.
 """

@@ -13,9 +13,7 @@ from ml_collections import ConfigDict
 from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.columns import compared, quality
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.decoder_probe import DecoderProbe, Protocol, fit
 from sparse_vis.evals.features import encode, square_grid
-from sparse_vis.evals.fid import Moments, to_uint8
 from sparse_vis.evals.maps.published_images import (
     ABOUT,
     Maker,
@@ -25,7 +23,9 @@ from sparse_vis.evals.maps.published_images import (
     random_cuts,
     squares,
 )
-from sparse_vis.evals.networks import at_256, identity
+from sparse_vis.evals.pixels.decoder_probe import DecoderProbe, Protocol, fit
+from sparse_vis.evals.pixels.fid import Moments, to_uint8
+from sparse_vis.evals.pixels.networks import at_256, identity
 from sparse_vis.evals.task import Result, Task
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.progress import Progress

@@ -12,8 +12,8 @@ from jaxtyping import Float, UInt8
 
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import AnyArray
-from sparse_vis.evals.fid import Moments, image_moments, protocol_crop
-from sparse_vis.interop.metric_weights import ALEXNET, HEADS, INCEPTION, load_inception, load_lpips
+from sparse_vis.evals.pixels.fid import Moments, image_moments, protocol_crop
+from sparse_vis.evals.pixels.metric_weights import ALEXNET, HEADS, INCEPTION, load_inception, load_lpips
 from sparse_vis.runtime.files import file_sha256
 
 LARGEST_BATCH = 50  # images per call: Inception's first layers need 5 MB each
