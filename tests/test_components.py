@@ -12,9 +12,10 @@ from scipy.optimize import linear_sum_assignment
 
 from sparse_vis.losses.clustering import prototype_cross_entropy
 from sparse_vis.losses.koleo import koleo
+from sparse_vis.losses.objective import expectation
 from sparse_vis.losses.spec import LossSpec
+from sparse_vis.losses.targets import balance
 from sparse_vis.models.decoder import fourier_positions
-from sparse_vis.objective import expectation
 from sparse_vis.ops.matching import entropic_match, entropic_plan, exact_match
 from sparse_vis.ops.prototypes import expected_prototype, streamed_logsumexp
 from sparse_vis.ops.sinkhorn import (
@@ -24,7 +25,6 @@ from sparse_vis.ops.sinkhorn import (
     published_potentials,
     row_mass,
 )
-from sparse_vis.targets import balance
 from sparse_vis.types import TargetSource
 from tests.golden_data import close, component
 from tests.train.tiny_config import get_config

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparse_vis.losses.objective import objective
+from sparse_vis.losses.targets import balance, make_targets, match_tokens, own_source
 from sparse_vis.models.stellar import Stellar, fold
-from sparse_vis.objective import objective
-from sparse_vis.targets import balance, make_targets, match_tokens, own_source
 from sparse_vis.train.step import Recipe, TrainState
 from sparse_vis.types import Batch, Outputs, Views
 from sparse_vis.views import make_views

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sparse_vis.losses.objective import objective
 from sparse_vis.losses.spec import LossSpec
+from sparse_vis.losses.targets import balance, make_targets, own_source
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.objective import objective
-from sparse_vis.targets import balance, make_targets, own_source
 from sparse_vis.types import Batch, Potentials, TargetSource, Views
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from sparse_vis.losses.targets import balance, make_targets, own_source
 from sparse_vis.ops.sinkhorn import column_error
-from sparse_vis.targets import balance, make_targets, own_source
 from sparse_vis.train.step import Recipe, TrainState
 from sparse_vis.types import Batch
 from sparse_vis.views import make_views
