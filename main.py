@@ -15,7 +15,7 @@ import contextlib
 import pathlib
 import sys
 
-from sparse_vis import host
+from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     host.prepare()
@@ -24,7 +24,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sparse_vis.config import arguments, settings
-from sparse_vis.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.train.stop import StopSignal
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")

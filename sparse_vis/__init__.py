@@ -9,7 +9,7 @@ Nothing heavy is imported before one of these names is used.
 
 import importlib
 
-from sparse_vis import host
+from sparse_vis.runtime import host
 
 __all__ = ["encode", "load", "reconstruct"]
 

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 from sparse_vis import wrong_images
 from sparse_vis.build import build_model
 from sparse_vis.config.ranges import DTYPES
-from sparse_vis.errors import UserError
 from sparse_vis.interop.load import Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import paths
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Features
 
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from sparse_vis.errors import UserError
 from sparse_vis.ops.resize import VIEW_PRECISION, apply_matrices
+from sparse_vis.runtime.errors import UserError
 
 Image = Float[Array, "*batch H W 3"]
 Factor = float | Float[Array, "*#batch"]  # one number for all images, or one per image

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 KINDS = ("uniform", "gaussian", "block")
 FOCUS_WIDTH = (0.1, 0.5)  # standard deviation of the pull, in sides of the grid

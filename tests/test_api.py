@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import sparse_vis
-from sparse_vis.errors import UserError
 from sparse_vis.interop.load import SHIPPED, check_shipped
+from sparse_vis.runtime.errors import UserError
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import pytest
 from scipy import ndimage
 
 from sparse_vis import augment
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from tests.golden_data import close, component
 
 pytestmark = pytest.mark.fast

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 import sparse_vis
 from sparse_vis.commands import export
-from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import read_model
+from sparse_vis.runtime.errors import UserError, command_line
 from tests import tiny_checkpoint
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH
 

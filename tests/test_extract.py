@@ -18,7 +18,7 @@ from sparse_vis.commands import extract as command
 from sparse_vis.commands import pack
 from sparse_vis.data.ahead import load_image
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError, command_line
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent

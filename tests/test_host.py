@@ -8,8 +8,8 @@ import warnings
 
 import pytest
 
-from sparse_vis import host
-from sparse_vis.errors import command_line
+from sparse_vis.runtime import host
+from sparse_vis.runtime.errors import command_line
 from tests.main_process import ROOT
 
 

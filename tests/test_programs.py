@@ -14,7 +14,7 @@ import pytest
 
 import sparse_vis
 from sparse_vis.commands import export, programs
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from tests import tiny_checkpoint
 
 ROOT = Path(__file__).parent.parent

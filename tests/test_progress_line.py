@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparse_vis import progress
+from sparse_vis.runtime import progress
 
 
 @pytest.fixture

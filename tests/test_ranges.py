@@ -8,7 +8,7 @@ import pytest
 from sparse_vis.config import settings
 from sparse_vis.config.defaults import default_config
 from sparse_vis.config.ranges import ALLOWED, check_fields
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 MOST = 2_147_483_647  # of int32

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 
 import sparse_vis
 import sparse_vis.commands.reconstruct as tool
-from sparse_vis.errors import command_line
 from sparse_vis.models.stellar import Stellar
+from sparse_vis.runtime.errors import command_line
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"

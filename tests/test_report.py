@@ -16,7 +16,6 @@ from scipy.special import log_softmax, softmax
 import sparse_vis
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.errors import command_line
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
 from sparse_vis.report import __main__ as tool
@@ -25,6 +24,7 @@ from sparse_vis.report.images import encode_all
 from sparse_vis.report.prototypes import make_pages
 from sparse_vis.report.seen import UNKNOWN, name_images
 from sparse_vis.report.tables import evaluation_tables, health_table
+from sparse_vis.runtime.errors import command_line
 from tests.tiny_checkpoint import SIZE, TOKENS, tiny_config, write_checkpoints
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparse_vis.commands import shard_folder, shards
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 

@@ -13,8 +13,8 @@ from sparse_vis.commands import pack
 from sparse_vis.config.arguments import explain
 from sparse_vis.config.defaults import default_config
 from sparse_vis.data import scenes
-from sparse_vis.errors import UserError, command_line
-from sparse_vis.tools import check_folder
+from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.tools import check_folder
 from sparse_vis.train.stop import StopSignal
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sparse_vis.crops import crop, sample_box
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Batch
 from sparse_vis.views import ViewSpec, make_views, sample_colour
 from tests.golden_data import close, files

@@ -8,7 +8,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from sparse_vis import pictures, viz
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 

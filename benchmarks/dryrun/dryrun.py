@@ -21,7 +21,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
-from sparse_vis import host
+from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     host.prepare()
@@ -32,7 +32,7 @@ from ml_collections import config_flags
 from benchmarks.dryrun.gpu_target import GPUS, target_config
 from benchmarks.dryrun.report import report
 from sparse_vis.config import arguments, settings
-from sparse_vis.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError, command_line
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU chips or GPUs, such as v5e:16x16 or h100:1x8.")

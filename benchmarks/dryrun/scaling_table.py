@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benc
 
 from benchmarks.speed.arguments import script_parser
 from sparse_vis.config.settings import FORMER
-from sparse_vis.errors import command_line
+from sparse_vis.runtime.errors import command_line
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 GIB = 2**30

@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benc
 from benchmarks.evidence.evidence_tables import TRAINED, metrics, number
 from benchmarks.evidence.experiments import KNN, LINEAR
 from benchmarks.speed.arguments import script_parser
-from sparse_vis.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError, command_line
 
 
 def curves(evaluation: dict, batch: int) -> tuple[dict[int, dict], dict[str, dict]]:

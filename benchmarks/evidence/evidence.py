@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benc
 from benchmarks.evidence.evidence_tables import metrics, write_tables
 from benchmarks.evidence.experiments import GROUPS, Row
 from benchmarks.speed.arguments import script_parser
-from sparse_vis.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError, command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"

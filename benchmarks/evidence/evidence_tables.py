@@ -9,7 +9,7 @@ import re
 import statistics
 
 from benchmarks.evidence.experiments import GROUPS, Group
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 TRAINED = "trained"  # the encoder that a run trained, in its results
 

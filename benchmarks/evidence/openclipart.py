@@ -21,8 +21,8 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for a run from anywhere
 
 from benchmarks.speed.arguments import script_parser
-from sparse_vis.errors import UserError, command_line
 from sparse_vis.runtime import paths
+from sparse_vis.runtime.errors import UserError, command_line
 
 PACKAGE = "openclipart-png"
 FEWEST, FOLDS, SIDE, THINNEST = 50, 5, 128, 16

@@ -21,7 +21,7 @@ import pathlib
 import tempfile
 import time
 
-from sparse_vis import host
+from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -29,8 +29,8 @@ if __name__ == "__main__":
 
 from benchmarks.faults.tally import Tally
 from benchmarks.speed.record import check_json, write_json
-from sparse_vis.errors import UserError, command_line
-from sparse_vis.tools import Parser
+from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.tools import Parser
 
 PARTS = ("kills", "two", "disk", "flips", "pictures", "malformed", "hostile")
 

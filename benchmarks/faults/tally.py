@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 T = TypeVar("T")
 LONGEST = 600  # characters of a sentence that a person still reads

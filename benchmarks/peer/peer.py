@@ -24,7 +24,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
-from sparse_vis import host
+from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     host.prepare()
@@ -32,7 +32,7 @@ if __name__ == "__main__":
 from absl import app, flags
 
 from benchmarks.speed import command
-from sparse_vis.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError, command_line
 
 ENCODE = flags.DEFINE_integer("encode_images", 8, "Images per call of the encoder.", lower_bound=1)
 STEP = flags.DEFINE_integer("step_images", 2, "Images per training step.", lower_bound=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from sparse_vis.tools import Parser
+from sparse_vis.runtime.tools import Parser
 
 
 def script_parser(file: str, doc: str) -> Parser:

@@ -9,7 +9,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sparse_vis.config import arguments, settings
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 JSON = flags.DEFINE_string("json", None, "File for the numbers.")

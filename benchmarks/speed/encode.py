@@ -15,7 +15,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
-from sparse_vis import host
+from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     host.prepare()
@@ -23,7 +23,7 @@ if __name__ == "__main__":
 from absl import app, flags
 
 from benchmarks.speed import command
-from sparse_vis.errors import command_line
+from sparse_vis.runtime.errors import command_line
 
 IMAGES = flags.DEFINE_integer("images", 64, "Images per call.", lower_bound=1)
 

@@ -15,7 +15,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
-from sparse_vis import host
+from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     host.prepare()
@@ -26,7 +26,7 @@ from PIL import Image
 from benchmarks.speed.arguments import script_parser
 from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.loader import train_batches
-from sparse_vis.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError, command_line
 
 CANVAS, BATCH, BATCHES, MARK = 512, 32, 32, 500
 SIZES = ((500, 375, 40), (1000, 750, 20), (2000, 1500, 8))  # width, height, files

@@ -13,7 +13,7 @@ import jax
 
 from benchmarks.dryrun.chips import CHIPS
 from benchmarks.speed.flops import products
-from sparse_vis.host import CPU_COMPILER_OPTIONS
+from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
 
 # bf16 operations per second without sparsity, from the vendors' pages; keys are parts of JAX's device kinds.
 STATED = {

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
-from sparse_vis import host
+from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     host.prepare()
@@ -25,7 +25,7 @@ if __name__ == "__main__":
 from absl import app
 
 from benchmarks.speed import command, step
-from sparse_vis.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError, command_line
 
 
 def one_part(part, repeats: int) -> dict:

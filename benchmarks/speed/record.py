@@ -12,7 +12,7 @@ import sys
 
 import jax
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "ott-jax", "numpy", "torch", "transformers")
 

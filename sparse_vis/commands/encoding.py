@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sparse_vis.api import encode
 from sparse_vis.data.ahead import Loaded
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.progress import Progress
+from sparse_vis.runtime.progress import Progress
 from sparse_vis.train.mesh import BATCH, make_mesh
 
 Columns = dict[str, list | np.ndarray]

@@ -13,7 +13,6 @@ import shutil
 from safetensors import SafetensorError
 
 from sparse_vis.commands.programs import FORMATS, export_program
-from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop import manifest
 from sparse_vis.interop.layout import Tensors
 from sparse_vis.interop.load import PLACES, Loaded, read_model
@@ -21,8 +20,9 @@ from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.interop.safetensors_files import write_safetensors
 from sparse_vis.runtime import lock, paths
+from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.files import whole, write_json
-from sparse_vis.tools import Parser, check_folder
+from sparse_vis.runtime.tools import Parser, check_folder
 
 
 def released_tensors(found: Loaded) -> Tensors:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from sparse_vis import host
+from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     host.prepare()
@@ -27,11 +27,11 @@ from sparse_vis.data.ahead import ON_ERROR, Loaded, load_ahead, load_image, usab
 from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.same import stamp
 from sparse_vis.data.sources import Source, announce, open_input
-from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
-from sparse_vis.progress import Progress
 from sparse_vis.runtime import lock, paths
-from sparse_vis.tools import Parser, check_folder, positive
+from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.progress import Progress
+from sparse_vis.runtime.tools import Parser, check_folder, positive
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
 

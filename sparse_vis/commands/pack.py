@@ -33,11 +33,11 @@ from sparse_vis.data.packed_format import (
 )
 from sparse_vis.data.same import note_times, stamp
 from sparse_vis.data.sources import FolderSource, announce, open_folder
-from sparse_vis.errors import UserError, command_line
-from sparse_vis.progress import Progress
 from sparse_vis.runtime import lock, paths
+from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.files import file_sha256, whole
-from sparse_vis.tools import Parser, check_folder, positive
+from sparse_vis.runtime.progress import Progress
+from sparse_vis.runtime.tools import Parser, check_folder, positive
 
 # One record a group: random access reads nothing else. Image files hardly compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"

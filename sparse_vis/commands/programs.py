@@ -15,9 +15,9 @@ import numpy as np
 
 from sparse_vis import api
 from sparse_vis.build import build_model
-from sparse_vis.errors import UserError
 from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
 
 PLATFORMS = ("cpu", "cuda", "tpu")

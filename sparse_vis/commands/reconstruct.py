@@ -13,7 +13,7 @@ import sys
 import types
 from collections.abc import Callable
 
-from sparse_vis import host
+from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     host.prepare()
@@ -27,14 +27,14 @@ from sparse_vis import api
 from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.sources import FolderSource, announce, open_folder
-from sparse_vis.errors import UserError, command_line
 from sparse_vis.evals.pixels.reconstruction import psnr
 from sparse_vis.interop.load import PLACES
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.progress import Progress
 from sparse_vis.runtime import lock, paths
+from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.files import whole
-from sparse_vis.tools import Parser, check_folder, positive
+from sparse_vis.runtime.progress import Progress
+from sparse_vis.runtime.tools import Parser, check_folder, positive
 
 BATCH = 16
 SHORT_SIDE = 256 / 224  # of the crop, as in the published evaluation

@@ -11,10 +11,10 @@ import jax
 from ml_collections import ConfigDict
 
 from sparse_vis.config import settings
-from sparse_vis.errors import UserError
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime import lock
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.distributed import held
 from sparse_vis.train.loop import Run
 from sparse_vis.train.stop import StopSignal

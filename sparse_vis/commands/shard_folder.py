@@ -7,10 +7,10 @@ from pathlib import Path
 
 from sparse_vis.commands.shards import entry_of, fingerprint, read_shard
 from sparse_vis.data.same import note_times
-from sparse_vis.errors import UserError
-from sparse_vis.progress import REPORT_SECONDS
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, holds_files, read_json, write_json, write_whole
 from sparse_vis.runtime.names import escaped
+from sparse_vis.runtime.progress import REPORT_SECONDS
 
 POLL_SECONDS = 0.2
 MANIFEST, SKIPPED = "manifest.json", "skipped.txt"

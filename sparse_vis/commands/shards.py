@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, checksum, file_sha256, read_json, whole, write_json
 from sparse_vis.runtime.names import escaped
 

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from sparse_vis.config.defaults import default_config
 from sparse_vis.config.settings import at, leaves
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import fault, local
-from sparse_vis.tools import unknown_flag
+from sparse_vis.runtime.tools import unknown_flag
 
 
 class PathParser(flags.ArgumentParser):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.values import Choice, Form, Range, is_whole, pair, real, shown, whole
 
 SIDE = 8192  # pixels: a larger image is surely a mistake, and one of 100,000 takes 37 GB

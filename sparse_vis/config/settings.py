@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from sparse_vis.config.contradictions import contradictions, of_model
 from sparse_vis.config.defaults import default_config
 from sparse_vis.config.ranges import ALLOWED
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import local
 from sparse_vis.runtime.values import shown

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.sources import FolderSource, Source
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 ON_ERROR = ("stop", "skip")  # what is done where an image cannot be used
 T = TypeVar("T")

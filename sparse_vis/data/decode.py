@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sparse_vis.data.image_file import MAX_PIXELS, read_pixels
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 LONGEST = 16  # times the short side: what `to_square` looks at of the long one
 

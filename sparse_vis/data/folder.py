@@ -9,7 +9,7 @@ from typing import Any
 
 from sparse_vis.data.image_file import EXTENSIONS, MAX_PIXELS
 from sparse_vis.data.packed_format import sha256_of
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 KINDS = 8  # extensions that are said of what was left out
 

@@ -13,7 +13,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, _imaging
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.notes import say_once
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")

@@ -26,7 +26,7 @@ from absl import flags
 from sparse_vis.data.ahead import ON_ERROR, name_of
 from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.sources import Source
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from sparse_vis.types import Batch

@@ -23,7 +23,7 @@ from sparse_vis.data.packed_format import (
     unpack,
     write_metadata,
 )
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import holds_files
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgpack
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, read_json, write_json
 
 METADATA, VERSION = "packed.json", 2

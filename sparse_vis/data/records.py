@@ -15,7 +15,7 @@ from PIL import Image
 from sparse_vis.data.cut import centre_cut
 from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.sources import Source
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 BICUBIC, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
 T = TypeVar("T")

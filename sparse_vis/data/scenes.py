@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from sparse_vis.config.ranges import check_fields
-from sparse_vis.errors import UserError, command_line
 from sparse_vis.runtime import paths
-from sparse_vis.tools import Parser
+from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.tools import Parser
 
 # Which of each class's 500 digits, and which columns (fractions) of each photograph, a split may use.
 SPLITS = {

@@ -12,7 +12,7 @@ from sparse_vis.data.packed import PackedSource
 from sparse_vis.data.packed_format import METADATA
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.tfds import TfdsSource
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.notes import say_once
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # what folders of splits are called

@@ -8,7 +8,7 @@ import numpy as np
 
 from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.packed_format import sha256_of
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 
 class TfdsSource:

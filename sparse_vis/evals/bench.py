@@ -12,7 +12,7 @@ from sparse_vis.data.records import Records
 from sparse_vis.evals.dataset import Data, multi_hot
 from sparse_vis.evals.features import Encoder, encode
 from sparse_vis.evals.pixels.networks import Networks
-from sparse_vis.progress import Progress
+from sparse_vis.runtime.progress import Progress
 
 
 class Reducer(NamedTuple):

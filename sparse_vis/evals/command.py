@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals import scenes
 from sparse_vis.evals.bench import Bench, Reducer
 from sparse_vis.evals.dataset import Data, open_data
@@ -24,6 +23,7 @@ from sparse_vis.evals.task import Result
 from sparse_vis.evals.tasks import TASKS
 from sparse_vis.evals.verdict import verdict
 from sparse_vis.interop.maskgit import load_tokenizer
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
 
 TOP = 5  # of top-5

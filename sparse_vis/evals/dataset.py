@@ -15,8 +15,8 @@ from sparse_vis.build import build_source
 from sparse_vis.data.records import Records, in_batches, read_records
 from sparse_vis.data.same import images_sha256
 from sparse_vis.data.sources import Source
-from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray
+from sparse_vis.runtime.errors import UserError
 
 SHORT_SIDE = 256 / 224  # of the image size, before the centre is cut out; published
 

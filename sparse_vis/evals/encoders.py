@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from sparse_vis import api
 from sparse_vis.config import settings
-from sparse_vis.errors import UserError
 from sparse_vis.evals.baselines import mean_colour, patch_pca, raw_pixels
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import Encoder
@@ -17,6 +16,7 @@ from sparse_vis.evals.model_encoders import backbone_encoder, stellar_encoder
 from sparse_vis.interop import hub, mae
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar, init_params
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train import checkpoint
 
 OWN = "trained"  # row of the run's own model

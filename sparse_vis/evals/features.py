@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 AnyArray = Array | np.ndarray
 

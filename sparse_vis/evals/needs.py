@@ -9,10 +9,10 @@ from jaxtyping import Int
 
 from sparse_vis.data.decode import decode
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.maps.label_maps import check_maps
 from sparse_vis.evals.task import Task
+from sparse_vis.runtime.errors import UserError
 
 LACKING = {
     "label": "one class per image: a folder with a subfolder per class has them, scenes have them",

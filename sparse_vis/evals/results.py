@@ -11,8 +11,8 @@ from importlib.metadata import version
 import jax
 import numpy as np
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.task import Result
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import read_json, write_json
 
 FORMAT = "sparse_vis evaluation 1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 # What most "damaged" downloads turn out to be, by their first bytes.
 _DISGUISES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import threading
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import HUB as PREFIX
 
 PATIENCE = 3  # seconds

@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 
 from sparse_vis.build import build_model
 from sparse_vis.config import settings
-from sparse_vis.errors import UserError
 from sparse_vis.interop import hub, manifest
 from sparse_vis.interop.naming import as_transformers_4
 from sparse_vis.interop.released import UNUSED, head_out, params_to_tensors, tensors_to_params
 from sparse_vis.interop.tensors import SAFETENSORS, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.runtime import paths
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import file_sha256
 from sparse_vis.train import checkpoint
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sparse_vis.errors import UserError
 from sparse_vis.interop import hub
 from sparse_vis.interop.families import facebook_mae, transformers_vit
 from sparse_vis.interop.layout import encoder_in, encoder_out
@@ -21,6 +20,7 @@ from sparse_vis.interop.naming import as_transformers_4
 from sparse_vis.interop.safetensors_files import shards
 from sparse_vis.interop.tensors import INDEX, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.encoder import resize_position_table
+from sparse_vis.runtime.errors import UserError
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 FILES = tuple(file for name in _WHOLE for file in (name, name + INDEX))

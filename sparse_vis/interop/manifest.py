@@ -11,8 +11,8 @@ from sparse_vis.config.contradictions import of_model
 from sparse_vis.config.defaults import default_config
 from sparse_vis.config.ranges import ALLOWED, FLAG
 from sparse_vis.config.settings import at
-from sparse_vis.errors import UserError
 from sparse_vis.models.vqgan import VQGAN
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.values import Choice, Form, Range, shown
 

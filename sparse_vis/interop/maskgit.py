@@ -24,9 +24,9 @@ import numpy as np
 from flax import traverse_util
 from jax.typing import DTypeLike
 
-from sparse_vis.errors import UserError
 from sparse_vis.interop.tensors import check_tensors, read_tensors
 from sparse_vis.models.vqgan import GROUPS, VQGAN
+from sparse_vis.runtime.errors import UserError
 
 MOST_LEVELS = 16  # of resolution; the published tokenizer has five
 IN_BLOCK = {

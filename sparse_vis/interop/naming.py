@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 # Parts of names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing put in.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}

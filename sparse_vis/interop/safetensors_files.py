@@ -14,8 +14,8 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from sparse_vis.errors import UserError
 from sparse_vis.interop.damaged import damaged
+from sparse_vis.runtime.errors import UserError
 
 CHECKSUMS = "sparse_vis.crc32"  # key of the file's metadata: JSON of tensor name -> checksum
 

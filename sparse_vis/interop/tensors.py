@@ -10,11 +10,11 @@ import ml_dtypes
 import numpy as np
 from flax import serialization, traverse_util
 
-from sparse_vis.errors import UserError
 from sparse_vis.interop.damaged import damaged
 from sparse_vis.interop.naming import without_wrappers
 from sparse_vis.interop.safetensors_files import read_safetensors, shards
 from sparse_vis.interop.torch_files import read_torch
+from sparse_vis.runtime.errors import UserError
 
 SAFETENSORS = (".safetensors",)
 TORCH = (".bin", ".pt", ".pth", ".ckpt", ".tar")

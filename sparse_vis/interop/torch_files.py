@@ -16,8 +16,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from sparse_vis.errors import UserError
 from sparse_vis.interop.damaged import damaged
+from sparse_vis.runtime.errors import UserError
 
 # Where trainers put the model's tensors in a checkpoint, the outer key first.
 KEYS = ("state_dict", "model", "model_state_dict", "module")

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 GROUPS = 32
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 AnyArray = Array | np.ndarray
 A = -0.75

@@ -8,19 +8,19 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from sparse_vis import host
+from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     host.prepare()
 
 from sparse_vis.data.image_file import MAX_PIXELS
-from sparse_vis.errors import UserError, command_line
 from sparse_vis.interop.load import PLACES
 from sparse_vis.report.contents import make_contents
 from sparse_vis.report.page import GENERATOR, render
 from sparse_vis.runtime import lock, paths
+from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.files import write_whole
-from sparse_vis.tools import Parser, positive
+from sparse_vis.runtime.tools import Parser, positive
 
 
 def check_output(path: pathlib.Path) -> None:

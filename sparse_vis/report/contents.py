@@ -10,7 +10,6 @@ import jax
 from sparse_vis import api
 from sparse_vis.config.ranges import SIDE
 from sparse_vis.config.settings import plain
-from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.results import Results
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
@@ -22,6 +21,7 @@ from sparse_vis.report.page import Contents, region_pictures
 from sparse_vis.report.prototypes import make_pages
 from sparse_vis.report.seen import name_images
 from sparse_vis.report.tables import evaluation_tables, flat, health_measures, health_table
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.progress import JSONL
 from sparse_vis.viz import read_metrics
 

@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 from sparse_vis import api
 from sparse_vis.data.decode import decode
 from sparse_vis.data.sources import Source, announce, open_folder
-from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.progress import Progress
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped
+from sparse_vis.runtime.progress import Progress
 
 BATCH = 16
 

@@ -15,7 +15,7 @@ from sparse_vis.data.packed import PackedSource
 from sparse_vis.data.scenes import SceneSource
 from sparse_vis.data.sources import FolderSource, Source
 from sparse_vis.data.tfds import TfdsSource
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 Rows = Sequence[int] | np.ndarray
 UNKNOWN = "Images of which it is not known whether the model was trained on them"

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 LOCK, EVALUATION_LOCK = ".lock", ".evaluation.lock"
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)

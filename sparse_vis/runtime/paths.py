@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 HUB = "hf://"
 

@@ -23,7 +23,7 @@ from orbax.checkpoint import args as A
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from sparse_vis.config.settings import plain
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train import checksums
 from sparse_vis.train.ema import teacher_params
 from sparse_vis.train.mesh import path_name

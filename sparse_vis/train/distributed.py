@@ -14,9 +14,8 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from sparse_vis import host
-from sparse_vis.errors import UserError
-from sparse_vis.runtime import lock
+from sparse_vis.runtime import host, lock
+from sparse_vis.runtime.errors import UserError
 
 # A process that is silent for so long counts as dead, and JAX ends the others. JAX's default is 100 s.
 HEARTBEAT_SECONDS = 30

@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 
 from sparse_vis.build import build_model
 from sparse_vis.config.settings import at
-from sparse_vis.errors import UserError
 from sparse_vis.interop import mae
 from sparse_vis.interop.load import abstract_params, read_model
 from sparse_vis.models.encoder import resize_position_table
 from sparse_vis.models.stellar import init_params
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.mesh import path_name
 
 HEADS = ("sparse_head", "cls_head")

@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from sparse_vis.build import build_recipe, build_source
 from sparse_vis.config import settings
 from sparse_vis.data.loader import train_batches
-from sparse_vis.errors import UserError
-from sparse_vis.host import CPU_COMPILER_OPTIONS
 from sparse_vis.models.vqgan import VQGAN
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_json
+from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
 from sparse_vis.train import checkpoint
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding

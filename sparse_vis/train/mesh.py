@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 BATCH = P(("data", "fsdp"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import optax
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.mesh import path_name
 
 

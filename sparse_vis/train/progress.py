@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.train.checkpoint import saved_steps
 

@@ -10,7 +10,7 @@ import matplotlib.image
 import pytest
 
 from benchmarks.evidence.curve import curves
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from tests.documents import ROOT
 
 

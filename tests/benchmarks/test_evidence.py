@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.evidence.evidence import evidence, evidence_tables
 from benchmarks.evidence.experiments import GROUPS, Column, Group, Row
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from tests.main_process import ROOT, TINY
 
 COLUMNS = (

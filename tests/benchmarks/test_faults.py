@@ -13,7 +13,7 @@ from benchmarks.faults import pictures
 from benchmarks.faults.kills import differences
 from benchmarks.faults.process import ROOT
 from benchmarks.faults.tally import Tally
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 
 def refuse():

@@ -10,7 +10,7 @@ from benchmarks import before_after
 from benchmarks.direct import losses
 from benchmarks.growth.growth import growth, growth_arms, growth_report
 from benchmarks.speed import input as input_benchmark
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 AXES = {
     "batch": (1, 2), "tokens": (2,), "prototypes": (64,), "image": (64,), "views": (1,),

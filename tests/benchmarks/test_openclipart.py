@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.evidence.evidence import openclipart
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 

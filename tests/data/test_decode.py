@@ -6,7 +6,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from sparse_vis.data.decode import decode, to_canvas, to_square
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 

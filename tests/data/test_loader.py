@@ -11,7 +11,7 @@ from PIL import Image
 
 from sparse_vis.data.loader import train_batches
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

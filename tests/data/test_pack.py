@@ -16,7 +16,7 @@ from sparse_vis.data.loader import train_batches
 from sparse_vis.data.records import read_records
 from sparse_vis.data.scenes import SceneSpec
 from sparse_vis.data.sources import make_source
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from tests.documents import ROOT
 
 NAMES = ("cat/a.jpg", "cat/b.png", "cat/deep/c.webp", "dog/d.JPEG", "dog/e.png", "dog/ü.png", "top.png")

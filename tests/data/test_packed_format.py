@@ -10,7 +10,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from sparse_vis.data.packed import PackedSource
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 

@@ -4,7 +4,7 @@ from PIL import Image
 
 from sparse_vis.data import scenes
 from sparse_vis.data.scenes import SPLITS, SceneSource, SceneSpec
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 
 def source(split="train", seed=0, **spec):

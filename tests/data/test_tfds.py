@@ -18,7 +18,7 @@ from sparse_vis.data.decode import decode
 from sparse_vis.data.loader import train_batches
 from sparse_vis.data.scenes import SceneSpec
 from sparse_vis.data.sources import make_source
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from tests.tiny_checkpoint import SIZE, write_checkpoints
 
 SYNSETS = ("n01440764", "n01443537", "n15075141")

@@ -19,7 +19,6 @@ from sparse_vis.commands import run as main
 from sparse_vis.config import settings
 from sparse_vis.data.records import read_records
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.errors import UserError
 from sparse_vis.evals import command, tasks
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.evals.encoders import beside_encoder, check_beside, own_encoder
@@ -27,6 +26,7 @@ from sparse_vis.evals.maps.label_maps import check_every_map
 from sparse_vis.evals.model_encoders import checksums
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.stop import StopSignal
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, tiny_config, write_checkpoints
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from sparse_vis.config.defaults import default_config
-from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import multi_hot, open_data, without_unlabelled
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from sparse_vis.build import build_model
-from sparse_vis.errors import UserError
 from sparse_vis.evals.baselines import as_unit, patches_of
 from sparse_vis.evals.pixels import decoder_probe as dp
 from sparse_vis.evals.pixels.reconstruction import mean_colour_psnr, psnr
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.maskgit import load_tokenizer
+from sparse_vis.runtime.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENIZER = GOLDEN / "vq_p16.vqgan.safetensors"

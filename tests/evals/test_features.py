@@ -7,11 +7,11 @@ import pytest
 from sklearn.decomposition import PCA
 
 from sparse_vis.data.records import in_batches
-from sparse_vis.errors import UserError
 from sparse_vis.evals.baselines import mean_colour, patch_pca, raw_pixels
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import Encoder, encode, pool, square_grid
 from sparse_vis.evals.pixels.reconstruction import mean_colour_psnr, psnr
+from sparse_vis.runtime.errors import UserError
 from tests.evals.pictures import Pictures
 
 pytestmark = pytest.mark.fast

@@ -8,8 +8,8 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from scipy.stats import ortho_group
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.pixels.fid import Moments, frechet_distance, image_moments, protocol_crop, to_uint8
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.classes import knn
 from sparse_vis.evals.features import Split
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 

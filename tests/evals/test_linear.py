@@ -5,9 +5,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.classes import linear, logistic
 from sparse_vis.evals.classes.logistic import Protocol
+from sparse_vis.runtime.errors import UserError
 
 
 def problem(seed, count=2000, classes=7, width=20, noise=1.0):

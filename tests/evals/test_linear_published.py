@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.classes import linear_published as lp
+from sparse_vis.runtime.errors import UserError
 
 
 def coloured(count, seed):

@@ -5,8 +5,8 @@ import pytest
 from scipy.ndimage import map_coordinates
 from sklearn.metrics import adjusted_rand_score
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.maps import localization as loc
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 

@@ -9,10 +9,10 @@ import torch
 from safetensors.numpy import save_file
 from torch.nn import functional
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.columns import compared
 from sparse_vis.evals.pixels.metric_weights import load_lpips
 from sparse_vis.evals.pixels.networks import Networks
+from sparse_vis.runtime.errors import UserError
 
 SHAPES = {
     0: (64, 3, 11, 11),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.pixels import reconstruction as rec
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 

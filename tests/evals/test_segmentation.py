@@ -9,10 +9,10 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.maps import miou
 from sparse_vis.evals.maps import segmentation as seg
 from sparse_vis.evals.maps import segmentation_head as seg_head
+from sparse_vis.runtime.errors import UserError
 
 
 @pytest.mark.fast

@@ -10,7 +10,6 @@ from PIL import Image
 from sparse_vis.config.defaults import default_config
 from sparse_vis.data.decode import to_square
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.errors import UserError
 from sparse_vis.evals.baselines import as_unit, patches_of
 from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.classes.logistic import Protocol
@@ -23,6 +22,7 @@ from sparse_vis.evals.maps.published_images import random_cuts
 from sparse_vis.evals.pixels.networks import Networks
 from sparse_vis.evals.pixels.reconstruction import psnr
 from sparse_vis.evals.tasks import TASKS
+from sparse_vis.runtime.errors import UserError
 from tests.evals.pictures import Pictures
 
 SIZE, PATCH, GRID = 32, 8, (4, 4)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import sparse_vis
-from sparse_vis.errors import UserError
 from sparse_vis.interop import hub
 from sparse_vis.interop.load import read_model
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -14,10 +14,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
-from sparse_vis.errors import UserError
 from sparse_vis.interop import hub
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.mae import find_file, read_backbone
+from sparse_vis.runtime.errors import UserError
 from tests.interop.mae_config import config_of
 
 MAE = Path(__file__).parents[1] / "golden" / "mae_p16"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from sparse_vis.errors import UserError
 from sparse_vis.interop import load, manifest
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.maskgit import load_tokenizer
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_json
 
 pytestmark = pytest.mark.fast

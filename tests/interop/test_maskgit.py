@@ -13,9 +13,9 @@ from flax import serialization
 from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
-from sparse_vis.errors import UserError
 from sparse_vis.interop.maskgit import load_tokenizer, tokenizer_to_tensors
 from sparse_vis.models.vqgan import VQGAN
+from sparse_vis.runtime.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WEIGHTS = GOLDEN / "vq_p16.vqgan.safetensors"

@@ -18,9 +18,9 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTModel
 
 from sparse_vis.build import build_model
-from sparse_vis.errors import UserError
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.mae import find_file, read_backbone
+from sparse_vis.runtime.errors import UserError
 from tests.interop.mae_config import config_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sparse_vis
-from sparse_vis.errors import UserError
 from sparse_vis.interop import manifest
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.maskgit import load_tokenizer
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 GOLDEN = Path(__file__).parents[1] / "golden"

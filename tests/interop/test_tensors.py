@@ -13,8 +13,8 @@ from flax import serialization
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_safetensors
 
-from sparse_vis.errors import UserError
 from sparse_vis.interop.tensors import check_tensors, read_tensors
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 MAE = Path(__file__).parents[1] / "golden" / "mae_p16"

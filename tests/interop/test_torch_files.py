@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_vis.errors import UserError
 from sparse_vis.interop.tensors import read_tensors
+from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
 VALUES = torch.tensor([[1.0, -2.0], [0.5, 3.0]])

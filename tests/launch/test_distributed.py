@@ -10,7 +10,7 @@ import time
 import pytest
 from main_process import ROOT, TINY
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.distributed import joined
 
 SCRIPTS = [ROOT / "launch" / name for name in ("slurm.sh", "tpu_pod.sh")]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from sparse_vis.errors import UserError
 from sparse_vis.models.vqgan import VQGAN, ResBlock, _norm_silu
+from sparse_vis.runtime.errors import UserError
 
 SMALL = VQGAN(hidden_channels=32, channel_mult=(1, 2), num_res_blocks=1, z_channels=8, num_embeddings=16)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_vis.errors import UserError
 from sparse_vis.ops.resize import bicubic_matrix, crop_matrix, resize_bicubic
+from sparse_vis.runtime.errors import UserError
 from tests.golden_data import close, component
 
 pytestmark = pytest.mark.fast

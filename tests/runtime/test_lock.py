@@ -12,8 +12,8 @@ import sys
 import pytest
 from main_process import ROOT, gone
 
-from sparse_vis.errors import UserError
 from sparse_vis.runtime import lock
+from sparse_vis.runtime.errors import UserError
 
 # Holds a folder until stdin ends, and has a child that inherits whatever is inherited, as data workers do.
 HOLD = """

@@ -13,8 +13,8 @@ from PIL import Image
 from sparse_vis.commands.shard_folder import finish
 from sparse_vis.commands.shards import fingerprint, make_schema, write_shard
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.errors import command_line
 from sparse_vis.report.images import read_images
+from sparse_vis.runtime.errors import command_line
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped, unescaped
 

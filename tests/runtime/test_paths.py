@@ -13,8 +13,8 @@ import sparse_vis
 from sparse_vis.commands.shards import make_schema, read_shard, write_shard
 from sparse_vis.config import arguments, settings
 from sparse_vis.config.defaults import default_config
-from sparse_vis.errors import UserError
 from sparse_vis.runtime import lock
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.checkpoint import prepare
 
 REQUIRED = {

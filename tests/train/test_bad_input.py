@@ -12,7 +12,7 @@ from PIL import Image
 from test_resume import metrics
 
 import sparse_vis
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.loop import Run
 
 

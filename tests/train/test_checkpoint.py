@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sparse_vis.config.defaults import default_config
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train import checkpoint
 from sparse_vis.train.mesh import make_mesh, state_sharding
 from sparse_vis.train.step import TrainState

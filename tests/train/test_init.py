@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sparse_vis.errors import UserError
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.mae import read_backbone
 from sparse_vis.interop.manifest import read_manifest, to_config
 from sparse_vis.models.stellar import init_params
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train import init
 from tests.interop.mae_config import config_of
 from tests.tiny_checkpoint import tiny_config, write_checkpoints

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_vis.build import build_recipe
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train import checkpoint, loop, progress
 from sparse_vis.train.loop import Run, note_jump
 from sparse_vis.train.mesh import make_mesh

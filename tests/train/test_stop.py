@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sparse_vis.errors import command_line
+from sparse_vis.runtime.errors import command_line
 
 PROGRAM = """
 import os, signal, sys

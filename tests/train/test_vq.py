@@ -12,9 +12,9 @@ import pytest
 from sparse_vis import api
 from sparse_vis.build import build_model
 from sparse_vis.commands.run import run
-from sparse_vis.errors import UserError
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.ops.resize import resize_bicubic
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.stop import StopSignal
 from tests.train.tiny_config import get_config
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray, Split, check_labelled
+from sparse_vis.runtime.errors import UserError
 
 KS = (10, 20, 100, 200)
 # One block of similarities is QUERY_BLOCK x GALLERY_BLOCK float32 (32 MB), whatever the size of the data set.

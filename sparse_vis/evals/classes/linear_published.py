@@ -13,10 +13,10 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.baselines import as_unit
 from sparse_vis.evals.features import AnyArray, Regrouped, check_labels
 from sparse_vis.models.linear import uniform_linear
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.optimizer import make_optimizer
 
 Encode = Callable[[AnyArray], AnyArray]

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray
-from sparse_vis.progress import Progress
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.progress import Progress
 
 LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
 # Rows handled at once outside training: bounds the float64 statistics and the logits of all rates.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.classes.logistic import Protocol, fit_all
 from sparse_vis.evals.features import AnyArray
+from sparse_vis.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

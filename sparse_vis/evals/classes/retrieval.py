@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.classes.knn import nearest_blocks
 from sparse_vis.evals.features import Split, check_labelled
+from sparse_vis.runtime.errors import UserError
 
 KS = (1, 5, 10)
 

@@ -13,9 +13,9 @@ from sparse_vis.data.decode import decode
 from sparse_vis.data.records import in_batches
 from sparse_vis.data.same import files_sha256
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.maps.miou import IGNORE
+from sparse_vis.runtime.errors import UserError
 
 
 def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray
+from sparse_vis.runtime.errors import UserError
 
 # Images handled at once: bounds the memory of the full-resolution intermediates.
 BLOCK = 64

@@ -13,10 +13,10 @@ import optax
 from jaxtyping import Array, Int
 
 from sparse_vis.data.cut import labels_at
-from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.evals.maps.miou import IGNORE, confusion
 from sparse_vis.evals.maps.segmentation_head import Head, Tokens, pixel_logits, segmentation_loss, unbiased
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.optimizer import make_optimizer
 
 

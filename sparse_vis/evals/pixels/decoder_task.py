@@ -28,7 +28,7 @@ from sparse_vis.evals.pixels.fid import Moments, to_uint8
 from sparse_vis.evals.pixels.networks import at_256, identity
 from sparse_vis.evals.task import Result, Task
 from sparse_vis.interop.maskgit import load_tokenizer
-from sparse_vis.progress import Progress
+from sparse_vis.runtime.progress import Progress
 
 read_tokenizer = functools.cache(load_tokenizer)
 TEST_KEY = 2**32  # in the place of the epoch, which it never reaches: crops of the test images

@@ -15,8 +15,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sparse_vis.data.decode import to_square
-from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray
+from sparse_vis.runtime.errors import UserError
 
 SIDE = 256
 

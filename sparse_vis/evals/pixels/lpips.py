@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 # Mean and spread of ImageNet's colours on the scale [-1, 1], as published with the heads.
 SHIFT = np.float32([-0.030, -0.088, -0.188])

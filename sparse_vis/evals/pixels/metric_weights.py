@@ -17,10 +17,10 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.pixels.inception import Inception
 from sparse_vis.evals.pixels.lpips import SMALLEST, Lpips
 from sparse_vis.interop.tensors import check_tensors, read_tensors
+from sparse_vis.runtime.errors import UserError
 
 INCEPTION = (
     "the Inception-v3 of 2015, pt_inception-2015-12-05-6726825d.pth from "

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray
+from sparse_vis.runtime.errors import UserError
 
 # 100 dB: without a floor one flat image would make the mean over a data set infinite.
 SMALLEST_MSE = 1e-10

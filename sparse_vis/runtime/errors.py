@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from sparse_vis import host
+from sparse_vis.runtime import host
 
 
 class UserError(ValueError):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
-from sparse_vis.errors import UserError
+from sparse_vis.runtime.errors import UserError
 
 
 def unknown_flag(flag: str, known: Iterable[str], program: str) -> str:
