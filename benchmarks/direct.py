@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import random
 
-from sparse_vis.crops import crop
 from sparse_vis.losses.alignment import matched_targets
 from sparse_vis.losses.clustering import prototype_cross_entropy
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ops.prototypes import expected_prototype
 from sparse_vis.ops.resize import keys_kernel
+from sparse_vis.views.crops import crop
 
 PROTOTYPES, DIM, TOKENS, VIEWS = 16384, 256, 16, 8
 

@@ -15,7 +15,7 @@ from sparse_vis.models.heads import PrototypeHead
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.train.optimizer import learning_rate, make_optimizer
 from sparse_vis.train.step import Recipe
-from sparse_vis.views import ViewSpec
+from sparse_vis.views.make import ViewSpec
 
 
 def build_model(config: ConfigDict) -> Stellar:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sparse_vis import augment
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.views import colour as augment
 from tests.golden_data import close, component
 
 pytestmark = pytest.mark.fast

@@ -8,8 +8,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from sparse_vis.masking import KINDS, visible_count, visible_patches
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.views.masking import KINDS, visible_count, visible_patches
 from tests.golden_data import files
 
 SIGMAS = 5

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sparse_vis.crops import crop, sample_box
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Batch
-from sparse_vis.views import ViewSpec, make_views, sample_colour
+from sparse_vis.views.crops import crop, sample_box
+from sparse_vis.views.make import ViewSpec, make_views, sample_colour
 from tests.golden_data import close, files
 
 SIGMAS = 5

@@ -18,7 +18,7 @@ from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ops.prototypes import expected_prototype
 from sparse_vis.train.gradients import loss_fn
 from sparse_vis.types import Batch, Views
-from sparse_vis.views import make_views
+from sparse_vis.views.make import make_views
 
 IMAGES = 3  # so that no axis of rows is as long as another axis
 K, DIM, CHUNK = 16384, 256, default_config().efficiency.prototype_chunk

@@ -11,11 +11,11 @@ from jax import random
 from sparse_vis.build import build_loss, build_model
 from sparse_vis.config.defaults import default_config
 from sparse_vis.losses.reconstruction import pixel_mse
-from sparse_vis.masking import visible_count
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.ops.matching import entropic_match, exact_match
 from sparse_vis.train.gradients import loss_fn
 from sparse_vis.types import Views
+from sparse_vis.views.masking import visible_count
 
 BASE = {"batch": 4, "tokens": 16, "prototypes": 4096, "image": 128, "views": 4}
 AXES = {

@@ -121,7 +121,7 @@ def steps(config, recipe, state, peer):
     from benchmarks.speed.measure import compiled
     from benchmarks.speed.synthetic import random_batch
     from sparse_vis.train.step import train_step
-    from sparse_vis.views import make_views
+    from sparse_vis.views.make import make_views
 
     views = jax.jit(functools.partial(make_views, spec=recipe.views))(jax.random.key(3), random_batch(config))
     program = compiled(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from benchmarks.speed.synthetic import BLOCKS, CHANNELS, LATENT, MULTIPLIERS
-from sparse_vis.masking import visible_count
+from sparse_vis.views.masking import visible_count
 
 
 def kernels(tokens: int, width: int, mlp_dim: int) -> float:

@@ -15,7 +15,7 @@ from sparse_vis.losses.targets import balance, make_targets, match_tokens, own_s
 from sparse_vis.models.stellar import Stellar, fold
 from sparse_vis.train.step import Recipe, TrainState
 from sparse_vis.types import Batch, Outputs, Views
-from sparse_vis.views import make_views
+from sparse_vis.views.make import make_views
 
 
 @dataclasses.dataclass(frozen=True)

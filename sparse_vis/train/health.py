@@ -16,7 +16,7 @@ from sparse_vis.losses.targets import balance, make_targets, own_source
 from sparse_vis.ops.sinkhorn import column_error
 from sparse_vis.train.step import Recipe, TrainState
 from sparse_vis.types import Batch
-from sparse_vis.views import make_views
+from sparse_vis.views.make import make_views
 
 REMEDIES = (
     "Usual remedies: a lower config.optimizer.peak_lr or a longer warmup, all alignment and KoLeo terms on, "

@@ -18,7 +18,7 @@ from sparse_vis.train.ema import momentum_at, teacher_params, update_teacher
 from sparse_vis.train.gradients import loss_and_gradients
 from sparse_vis.train.mesh import BATCH, state_sharding
 from sparse_vis.types import Batch, Views
-from sparse_vis.views import ViewSpec, make_views
+from sparse_vis.views.make import ViewSpec, make_views
 
 
 @struct.dataclass

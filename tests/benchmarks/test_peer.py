@@ -17,7 +17,7 @@ from benchmarks.peer.peer_model import Peer
 from benchmarks.peer.peer_weights import torch_views, transplant
 from benchmarks.speed.synthetic import random_batch, random_state, recipe_of
 from sparse_vis.train.step import train_step
-from sparse_vis.views import make_views
+from sparse_vis.views.make import make_views
 from tests.documents import ROOT
 from tests.main_process import WAIT, environment
 from tests.train.tiny_config import get_config

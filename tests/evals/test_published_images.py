@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from sparse_vis.config.defaults import default_config
-from sparse_vis.crops import UNIFORMS, box_of
 from sparse_vis.evals.classes.linear_published import Protocol
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.maps.published_images import (
@@ -22,6 +21,7 @@ from sparse_vis.evals.maps.published_images import (
     squares,
 )
 from sparse_vis.evals.tasks import TASKS
+from sparse_vis.views.crops import UNIFORMS, box_of
 from tests.evals.pictures import Pictures
 
 pytestmark = pytest.mark.fast

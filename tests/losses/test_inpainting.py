@@ -12,7 +12,7 @@ from sparse_vis.losses.inpainting import hidden_mse
 from sparse_vis.models.stellar import init_params
 from sparse_vis.train.gradients import loss_fn
 from sparse_vis.types import Batch
-from sparse_vis.views import make_views
+from sparse_vis.views.make import make_views
 from tests.train.tiny_config import get_config
 
 PATCH, SIDE = 4, 12

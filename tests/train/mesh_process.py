@@ -28,7 +28,7 @@ from sparse_vis.train.gradients import global_potentials, loss_fn, split_batch
 from sparse_vis.train.mesh import BATCH, global_batch, make_mesh, state_sharding
 from sparse_vis.train.step import compile_step, initial_state
 from sparse_vis.types import Batch
-from sparse_vis.views import make_views
+from sparse_vis.views.make import make_views
 from tests.train.tiny_config import get_config
 
 IMAGES, SIZE = 16, 24

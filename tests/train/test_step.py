@@ -19,7 +19,7 @@ from sparse_vis.train.ema import momentum_at, teacher_params, update_teacher
 from sparse_vis.train.gradients import loss_and_gradients
 from sparse_vis.train.step import initial_state, train_step
 from sparse_vis.types import Batch
-from sparse_vis.views import make_views
+from sparse_vis.views.make import make_views
 from tests.train.tiny_config import get_config
 
 COUNT = 8

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from sparse_vis.crops import crop_and_flip, sample_box
 from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.columns import at_size
 from sparse_vis.evals.dataset import Part, no_classes
@@ -18,6 +17,7 @@ from sparse_vis.evals.factors import factorization as measures
 from sparse_vis.evals.factors.factorization import Crop
 from sparse_vis.evals.features import AnyArray, square_grid
 from sparse_vis.evals.task import Result, Task
+from sparse_vis.views.crops import crop_and_flip, sample_box
 
 TRAIN_IMAGES, TEST_IMAGES = 2000, 500  # at most, evenly spread
 SCALE, ASPECT = (0.36, 1.0), (3 / 4, 4 / 3)  # of the views, as the global views of pretraining

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float32, Int
 
-from sparse_vis.crops import UNIFORMS, box_of
 from sparse_vis.data.cut import Cut, centre_cut
 from sparse_vis.data.decode import decode
 from sparse_vis.data.records import in_batches
 from sparse_vis.evals.dataset import Part
+from sparse_vis.views.crops import UNIFORMS, box_of
 
 ASPECT, FLIP = (3 / 4, 4 / 3), 0.5
 T = TypeVar("T")

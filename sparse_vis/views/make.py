@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from sparse_vis import augment
 from sparse_vis.config.ranges import check_fields
-from sparse_vis.crops import crop_and_flip, sample_box
-from sparse_vis.masking import visible_patches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Batch, Views
+from sparse_vis.views import colour as augment
+from sparse_vis.views.crops import crop_and_flip, sample_box
+from sparse_vis.views.masking import visible_patches
 
 
 class Purpose(enum.IntEnum):
