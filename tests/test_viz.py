@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from sparse_vis import pictures, viz
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.viz import figures as viz
+from sparse_vis.viz import pictures
 
 pytestmark = pytest.mark.fast
 

@@ -21,7 +21,7 @@ from sparse_vis.evals.results import Results
 from sparse_vis.interop.load import read_model
 from sparse_vis.train import checkpoint
 from sparse_vis.train.progress import JSONL, keep_until
-from sparse_vis.viz import read_metrics
+from sparse_vis.viz.figures import read_metrics
 
 Reader = Callable[[pathlib.Path], Any]
 

@@ -10,7 +10,6 @@ import pathlib
 
 import numpy as np
 
-from sparse_vis import viz
 from sparse_vis.evals.bench import Bench, Reducer
 from sparse_vis.evals.classes.class_tasks import pooled_splits
 from sparse_vis.evals.classes.knn import knn_accuracy
@@ -20,6 +19,7 @@ from sparse_vis.evals.columns import LOCALIZED, POOLED, PROTOTYPE, RECONSTRUCTED
 from sparse_vis.evals.dataset import Data
 from sparse_vis.evals.features import square_grid
 from sparse_vis.evals.maps.localization import mean_known
+from sparse_vis.viz import figures as viz
 
 FEATURES = {"mean_S": "sparse", "cls": "cls", "mean_U": "dense"}  # pooled feature -> name of its columns
 NEIGHBOURS, PICTURED = 20, 6

@@ -11,10 +11,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.pictures import segment_overlay, segments, token_colours, token_overlay
 from sparse_vis.report.edits import decoded, letter, make_pairs
 from sparse_vis.report.images import Encoded
 from sparse_vis.runtime.progress import Progress
+from sparse_vis.viz.pictures import segment_overlay, segments, token_colours, token_overlay
 
 LARGE, SMALL = 256, 144  # pixels of the longest side: pictures of the gallery, and edits
 SHARP = 96  # up to here PNG: a small picture is shown enlarged, and lossy compression would show too

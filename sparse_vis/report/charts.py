@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from sparse_vis.viz import curve
+from sparse_vis.viz.figures import curve
 
 # Drawn in colours that occur nowhere else, then replaced by those of the page.
 TEXT, LINE = "#010203", "#040506"

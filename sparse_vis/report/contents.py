@@ -23,7 +23,7 @@ from sparse_vis.report.seen import name_images
 from sparse_vis.report.tables import evaluation_tables, flat, health_measures, health_table
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.progress import JSONL
-from sparse_vis.viz import read_metrics
+from sparse_vis.viz.figures import read_metrics
 
 PAGES, REGIONS = 12, 8  # prototypes shown, and images for each
 

@@ -9,10 +9,10 @@ import jinja2
 import numpy as np
 from jaxtyping import UInt8
 
-from sparse_vis.pictures import lay_over, map_overlay
 from sparse_vis.report.cards import SMALL, Card, data_uri
 from sparse_vis.report.prototypes import Page
 from sparse_vis.report.tables import Table
+from sparse_vis.viz.pictures import lay_over, map_overlay
 
 GENERATOR = "sparse_vis.report"  # by which a report is known before it is replaced
 EDITS = {

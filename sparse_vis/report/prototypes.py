@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from sparse_vis.pictures import prototype_votes, strongest
 from sparse_vis.report.images import Encoded
+from sparse_vis.viz.pictures import prototype_votes, strongest
 
 
 @dataclass(frozen=True)

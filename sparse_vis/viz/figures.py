@@ -12,7 +12,8 @@ from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparse_vis.pictures import (
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.viz.pictures import (
     lay_over,
     map_overlay,
     pca_colours,
@@ -23,7 +24,6 @@ from sparse_vis.pictures import (
     token_colours,
     token_overlay,
 )
-from sparse_vis.runtime.errors import UserError
 
 
 def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *, side: float = 0.95) -> Figure:
