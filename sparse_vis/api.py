@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sparse_vis import wrong_images
 from sparse_vis.build import build_model
 from sparse_vis.config.ranges import DTYPES
+from sparse_vis.data import wrong_images
 from sparse_vis.interop.load import Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import Stellar
