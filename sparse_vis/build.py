@@ -13,8 +13,6 @@ from sparse_vis.models.encoder import Encoder
 from sparse_vis.models.factorize import Factorizer
 from sparse_vis.models.heads import PrototypeHead
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.train.optimizer import learning_rate, make_optimizer
-from sparse_vis.train.step import Recipe
 from sparse_vis.views.make import ViewSpec
 
 
@@ -49,26 +47,6 @@ def build_loss(config: ConfigDict) -> LossSpec:
 def build_views(config: ConfigDict) -> ViewSpec:
     """How views are drawn: config.views at the model's image and patch size."""
     return ViewSpec(size=config.model.image_size, patch_size=config.model.patch, **config.views)
-
-
-def build_recipe(config: ConfigDict) -> Recipe:
-    """Everything static about a run: model, loss, views, optimizer, teacher."""
-    o = dict(config.optimizer)
-    rates = {name: o.pop(name) for name in ("peak_lr", "final_lr", "warmup", "schedule")}
-    schedule = learning_rate(**rates, steps=config.train.steps)
-    return Recipe(
-        model=build_model(config),
-        loss=build_loss(config),
-        views=build_views(config),
-        optimizer=make_optimizer(schedule, **o),
-        schedule=schedule,
-        steps=config.train.steps,
-        seed=config.seed,
-        microbatches=config.efficiency.microbatches,
-        use_teacher=config.teacher.enabled,
-        momentum=config.teacher.momentum,
-        final_momentum=config.teacher.final_momentum,
-    )
 
 
 def build_source(config: ConfigDict, split: str, **scenes) -> Source:

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sparse_vis.build import build_model, build_recipe
+from sparse_vis.build import build_model
 from sparse_vis.config import settings
 from sparse_vis.models.stellar import init_params
 from sparse_vis.models.vqgan import VQGAN
+from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import initial_state, train_step
 from sparse_vis.types import Batch
 

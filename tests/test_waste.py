@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_vis.build import build_loss, build_model, build_recipe
+from sparse_vis.build import build_loss, build_model
 from sparse_vis.config.defaults import default_config
 from sparse_vis.losses.alignment import matched_targets
 from sparse_vis.losses.clustering import prototype_cross_entropy
@@ -17,6 +17,7 @@ from sparse_vis.models.stellar import init_params
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ops.prototypes import expected_prototype
 from sparse_vis.train.gradients import loss_fn
+from sparse_vis.train.recipe import build_recipe
 from sparse_vis.types import Batch, Views
 from sparse_vis.views.make import make_views
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_vis import api
-from sparse_vis.build import build_model, build_recipe
+from sparse_vis.build import build_model
 from sparse_vis.evals.classes import knn
 from sparse_vis.evals.classes.logistic import Protocol
 from sparse_vis.evals.classes.probe import fit_rates
@@ -18,6 +18,7 @@ from sparse_vis.evals.maps.segmentation_head import segmentation_loss
 from sparse_vis.evals.pixels import inception, lpips
 from sparse_vis.models.stellar import init_params
 from sparse_vis.train.health import measure
+from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import initial_state, train_step
 from sparse_vis.types import Batch
 from tests.train.tiny_config import get_config

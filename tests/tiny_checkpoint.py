@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from sparse_vis.build import build_recipe
 from sparse_vis.config.defaults import default_config
 from sparse_vis.train import checkpoint
 from sparse_vis.train.mesh import make_mesh, state_sharding
+from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import initial_state
 
 SIZE, PATCH, WIDTH, TOKENS = 32, 8, 32, 4

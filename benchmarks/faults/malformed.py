@@ -24,11 +24,11 @@ from benchmarks.faults import samples
 from benchmarks.faults.flips import equal, load, unpack
 from benchmarks.faults.process import TINY
 from benchmarks.faults.tally import Tally
-from sparse_vis.build import build_recipe
 from sparse_vis.config import arguments, settings
 from sparse_vis.config.defaults import default_config
 from sparse_vis.interop.manifest import SETTINGS
 from sparse_vis.runtime.files import CHECKSUM, write_json
+from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import initial_state, train_step
 from sparse_vis.types import Batch
 

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from PIL import Image
 
-from sparse_vis.build import build_recipe
 from sparse_vis.commands.export import export_released
 from sparse_vis.commands.extract import extract
 from sparse_vis.commands.pack import pack
@@ -22,6 +21,7 @@ from sparse_vis.train import checkpoint
 from sparse_vis.train.loop import write_config
 from sparse_vis.train.mesh import make_mesh, state_sharding
 from sparse_vis.train.progress import JSONL
+from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import TrainState, initial_state
 from tests.train.tiny_config import get_config
 

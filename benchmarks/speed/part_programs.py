@@ -13,7 +13,8 @@ import optax
 from sparse_vis.losses.objective import objective
 from sparse_vis.losses.targets import balance, make_targets, match_tokens, own_source
 from sparse_vis.models.stellar import Stellar, fold
-from sparse_vis.train.step import Recipe, TrainState
+from sparse_vis.train.recipe import Recipe
+from sparse_vis.train.step import TrainState
 from sparse_vis.types import Batch, Outputs, Views
 from sparse_vis.views.make import make_views
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sparse_vis.build import build_recipe
 from sparse_vis.models.vqgan import VQGAN
-from sparse_vis.train.step import Recipe, TrainState, initial_state
+from sparse_vis.train.recipe import Recipe, build_recipe
+from sparse_vis.train.step import TrainState, initial_state
 from sparse_vis.types import Batch
 
 CHANNELS, MULTIPLIERS, BLOCKS, LATENT = 128, (1, 1, 2, 2, 4), 2, 256  # of the released MaskGIT-VQGAN

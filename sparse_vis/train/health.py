@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from sparse_vis.losses.targets import balance, make_targets, own_source
 from sparse_vis.ops.sinkhorn import column_error
-from sparse_vis.train.step import Recipe, TrainState
+from sparse_vis.train.recipe import Recipe
+from sparse_vis.train.step import TrainState
 from sparse_vis.types import Batch
 from sparse_vis.views.make import make_views
 

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from sparse_vis.build import build_recipe, build_source
+from sparse_vis.build import build_source
 from sparse_vis.config import settings
 from sparse_vis.data.loader import train_batches
 from sparse_vis.models.vqgan import VQGAN
@@ -26,8 +26,9 @@ from sparse_vis.train import checkpoint
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
 from sparse_vis.train.progress import Averages, Progress
+from sparse_vis.train.recipe import Recipe, build_recipe
 from sparse_vis.train.skipped import Skipped
-from sparse_vis.train.step import Recipe, TrainState, compile_step, initial_state, steps_applied
+from sparse_vis.train.step import TrainState, compile_step, initial_state, steps_applied
 from sparse_vis.train.stop import StopSignal
 
 # Steps on their way at a time: enough to keep the device busy, and few enough that a SIGTERM is answered

@@ -12,13 +12,13 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sparse_vis.losses.spec import LossSpec
-from sparse_vis.models.stellar import Stellar, init_params
+from sparse_vis.models.stellar import init_params
 from sparse_vis.train.ema import momentum_at, teacher_params, update_teacher
 from sparse_vis.train.gradients import loss_and_gradients
 from sparse_vis.train.mesh import BATCH, state_sharding
+from sparse_vis.train.recipe import Recipe
 from sparse_vis.types import Batch, Views
-from sparse_vis.views.make import ViewSpec, make_views
+from sparse_vis.views.make import make_views
 
 
 @struct.dataclass
@@ -36,29 +36,6 @@ class TrainState:
     opt_state: optax.OptState
     teacher: dict | None
     bad_steps: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Everything static about a run's step; only the seed may be traced, so that all seeds share a program.
-
-    Attributes:
-        model, loss, views: what is computed. optimizer, schedule: how parameters move.
-        steps: of the run. seed: of all randomness. microbatches: parts of the global batch.
-        use_teacher, momentum, final_momentum: the EMA teacher's.
-    """
-
-    model: Stellar
-    loss: LossSpec
-    views: ViewSpec
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    steps: int
-    seed: int | jax.Array
-    microbatches: int
-    use_teacher: bool
-    momentum: float
-    final_momentum: float
 
 
 def steps_applied(state: TrainState) -> jax.Array:

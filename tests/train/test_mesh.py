@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from sparse_vis.build import build_recipe
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.mesh import make_mesh, path_name, state_sharding
+from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import initial_state
 from tests.main_process import ROOT
 from tests.train.tiny_config import get_config

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from sparse_vis.build import build_recipe, build_source
+from sparse_vis.build import build_source
 from sparse_vis.data.loader import train_batches
+from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import initial_state, train_step
 from tests.train.tiny_config import get_config
 
