@@ -20,8 +20,6 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
-
 from sparse_vis.runtime import host
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ measure() { # name, program, flags of XLA, arguments
     return
   fi
   echo "== $name (after $SECONDS s)"
-  XLA_FLAGS=$flags timeout $((limit + 60 - SECONDS)) python3 "benchmarks/$program.py" --json="$out/$name.json" "$@" 2> "$out/$name.log" &&
+  XLA_FLAGS=$flags timeout $((limit + 60 - SECONDS)) python3 -m "benchmarks.speed.$program" --json="$out/$name.json" "$@" 2> "$out/$name.log" &&
     rm -f "$out/$name.log" || { failed=1; echo "failed:"; tail -n 3 "$out/$name.log"; }
 }
 

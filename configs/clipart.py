@@ -1,6 +1,6 @@
 """Drawn pictures in category folders, from random initialisation: the other half of docs/results.md.
 
-Command:   python benchmarks/evidence/openclipart.py --output=data/openclipart
+Command:   python -m benchmarks.evidence.openclipart --output=data/openclipart
            python main.py --config=configs/clipart.py
 Hardware:  2 CPU cores.
 Result:    docs/results.md.

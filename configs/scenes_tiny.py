@@ -1,7 +1,7 @@
 """The model of the package, `sparse_vis.load("scenes-tiny")`: the quickstart, trained three times as long.
 
 Command:   python main.py --config=configs/scenes_tiny.py
-           then python -m sparse_vis.commands.export --checkpoint=runs/scenes_tiny --output=FOLDER
+           then python -m sparse_vis export --checkpoint=runs/scenes_tiny --output=FOLDER
 Hardware:  2 CPU cores.
 Result:    its row in README's table; sparse_vis/checkpoints/scenes-tiny/README.md.
 """

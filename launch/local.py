@@ -3,7 +3,7 @@
     python launch/local.py --processes=2 --devices=2 -- --config=configs/quickstart.py --workdir=runs/two
 
     --processes=2    how many
-    --module=NAME    of this module, e.g. sparse_vis.commands.extract, in place of main.py
+    --tool=extract   of this tool of the package in place of main.py
     --devices=2      of each: GPUs where there are any, else virtual devices of the CPU (default: 1)
     --               what follows is for main.py or the tool
 
@@ -173,12 +173,12 @@ def main() -> None:
     parser.error = refuse
     parser.add_argument("--processes", type=int, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--devices", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--module", help=argparse.SUPPRESS)
+    parser.add_argument("--tool", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.processes < 1 or given.devices < 1:
         sys.exit("error: --processes and --devices must be at least 1.")
-    program = ["-m", given.module] if given.module else [str(MAIN)]
+    program = ["-m", "sparse_vis", given.tool] if given.tool else [str(MAIN)]
     processes = Processes([sys.executable, *program, *given.arguments], given.processes, given.devices)
     signal.signal(signal.SIGTERM, processes.stop)
     signal.signal(signal.SIGINT, processes.stop)

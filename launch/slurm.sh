@@ -5,7 +5,7 @@
 #         --config=configs/imagenet_b16.py --workdir=/shared/runs/b16
 #
 # What follows the script's name is for main.py; the workdir must be a folder that all nodes share. PROGRAM="-m
-# sparse_vis.commands.extract" in front of sbatch starts that tool in place of main.py. The same command
+# sparse_vis extract" in front of sbatch starts that tool in place of main.py. The same command
 # continues a run. Processes find each other through Slurm's own variables.
 #SBATCH --job-name=sparse-vis
 #SBATCH --cpus-per-task=8

@@ -6,7 +6,7 @@
 #
 # TPU and ZONE name the slice, FOLDER is the repository on every host (installed there with pip, and jax[tpu]).
 # What follows the script's name is for main.py; the workdir must be a folder that all hosts share. PROGRAM="-m
-# sparse_vis.commands.extract" in front starts that tool in place of main.py. The same command
+# sparse_vis extract" in front starts that tool in place of main.py. The same command
 # continues a run. Processes find each other through the TPU's metadata.
 
 : "${TPU:?set TPU to the name of the slice}" "${ZONE:?set ZONE to its zone}" "${FOLDER:?set FOLDER to the repository}"

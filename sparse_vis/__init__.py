@@ -2,7 +2,7 @@
 
     model, params = sparse_vis.load("runs/quickstart")
     out = sparse_vis.encode(model, params, images)
-    pixels = sparse_vis.commands.reconstruct(model, params, out)
+    pixels = sparse_vis.reconstruct(model, params, out)
 
 Nothing heavy is imported before one of these names is used.
 """

@@ -44,9 +44,9 @@ def stop_after_parsing(known: list[str]) -> None:
         for action in self._actions if ELLIPSIS in arguments else ():
             action.required = False
         given = parse_args(self, [x for x in arguments if x != ELLIPSIS])
-        if "arguments" in given:  # launch/local.py: what follows -- is for main.py, or for --module
-            module = getattr(given, "module", None)
-            raise Parsed([*(["-m", module] if module else ["main.py"]), *given.arguments])
+        if "arguments" in given:  # launch/local.py: what follows -- is for main.py, or for --tool
+            tool = getattr(given, "tool", None)
+            raise Parsed([*(["-m", "sparse_vis", tool] if tool else ["main.py"]), *given.arguments])
         raise Parsed
 
     def run(main, flags_parser):
@@ -54,7 +54,8 @@ def stop_after_parsing(known: list[str]) -> None:
         own = {
             module: of_module[module]
             for module in of_module
-            if "absl" not in module and module in (sys.argv[0], "benchmarks.speed.command")
+            if "absl" not in module
+            and module in (sys.argv[0], "benchmarks.speed.command", "sparse_vis.commands.train")
         }
         known.extend(f"--{flag.name}" for flags_ in own.values() for flag in flags_)
         flags_parser([x for x in sys.argv if x != ELLIPSIS])
@@ -112,8 +113,5 @@ def in_a_fork(arguments: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    import sparse_vis.commands.run  # noqa: F401  heavy, hence once
-    import sparse_vis.evals.command
-
     os.chdir(ROOT)
     json.dump([in_a_fork(arguments) for arguments in json.load(sys.stdin)], sys.stdout)

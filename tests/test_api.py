@@ -95,7 +95,7 @@ def test_encode_and_reconstruct_any_size(loaded, size):
     np.testing.assert_allclose(out.lowrank, product, rtol=1e-5, atol=1e-5)
     # Far beyond the range on both sides, so that clipping shows.
     decoder = params["decoder"] | {"pixel_kernel": 20 * params["decoder"]["pixel_kernel"]}
-    pixels = np.asarray(sparse_vis.commands.reconstruct(model, params | {"decoder": decoder}, out))
+    pixels = np.asarray(sparse_vis.reconstruct(model, params | {"decoder": decoder}, out))
     assert pixels.shape == (2, rows * PATCH, columns * PATCH, 3) and pixels.dtype == np.float32
     assert pixels.min() == 0 and pixels.max() == 1 and len(np.unique(pixels)) > 10
 
@@ -122,11 +122,11 @@ def test_uint8_and_float_agree_also_inside_jit(loaded):
     @jax.jit
     def both(params, x):
         features = sparse_vis.encode(model, params, x)
-        return features, sparse_vis.commands.reconstruct(model, params, features)
+        return features, sparse_vis.reconstruct(model, params, features)
 
     features, reconstructed = both(params, pixels)
     np.testing.assert_allclose(features.sparse, out.sparse, rtol=1e-5, atol=1e-5)
-    outside = sparse_vis.commands.reconstruct(model, params, out)
+    outside = sparse_vis.reconstruct(model, params, out)
     np.testing.assert_allclose(reconstructed, outside, rtol=1e-4, atol=1e-5)
 
 
@@ -233,7 +233,7 @@ def test_arguments_in_another_order(loaded):
     with pytest.raises(UserError, match=rf"got a tuple as model and a ndarray as params; {order}encode"):
         sparse_vis.encode(loaded, RGB, None)
     with pytest.raises(UserError, match=rf"got a dict as model and a Stellar as params; {order}reconstruct"):
-        sparse_vis.commands.reconstruct(params, model, sparse_vis.encode(model, params, RGB))
+        sparse_vis.reconstruct(params, model, sparse_vis.encode(model, params, RGB))
 
 
 @pytest.mark.fast
@@ -244,9 +244,9 @@ def test_features_of_another_model(loaded):
     with pytest.raises(
         UserError, match=rf"lowrank is \(2, 16, 5\), not \(B, 16, {WIDTH}\) as this model has"
     ):
-        sparse_vis.commands.reconstruct(model, params, narrow)
+        sparse_vis.reconstruct(model, params, narrow)
     with pytest.raises(UserError, match=r"lowrank is \(2, 16, \d+\), not \(B, 4, \d+\) .* for 16x16 px"):
-        sparse_vis.commands.reconstruct(model, params, features.replace(size=(16, 16)))
+        sparse_vis.reconstruct(model, params, features.replace(size=(16, 16)))
 
 
 @pytest.mark.fast
@@ -268,7 +268,7 @@ def test_a_path_that_does_not_exist_says_what_is_there(tmp_path):
 @pytest.mark.fast
 def test_reconstruct_refuses_what_are_no_features(loaded):
     with pytest.raises(UserError, match=r"features are a ndarray; give what encode\(model, params, images\)"):
-        sparse_vis.commands.reconstruct(*loaded, images(SIZE, SIZE))
+        sparse_vis.reconstruct(*loaded, images(SIZE, SIZE))
 
 
 @pytest.mark.fast

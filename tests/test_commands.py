@@ -25,7 +25,7 @@ from tests.documents import ROOT, Command, commands, pages
 from tests.main_process import WAIT, environment
 from tests.tiny_checkpoint import tiny_config
 
-TOOLS = ("extract", "reconstruct", "report", "export", "data.pack")
+TOOLS = ("extract", "reconstruct", "report", "export", "pack")
 VQGAN = "tests/golden/vq_p16.vqgan.safetensors"  # of 128 codes
 
 # The model of tiny_checkpoint, whatever the configuration; one step of 16 small images. Without a GPU,
@@ -61,7 +61,7 @@ ELSEWHERE = {
     "docs/pods.md: python main.py --distributed=HOST:PORT,PROCESSES,PROCESS": (
         "needs other processes: tests/train/test_elastic.py"
     ),
-    "docs/extraction.md: python -m sparse_vis.commands.extract --distributed=HOST:PORT,PROCESSES,PROCESS": (
+    "docs/extraction.md: python -m sparse_vis extract --distributed=HOST:PORT,PROCESSES,PROCESS": (
         "needs other processes: tests/test_extract.py"
     ),
     "docs/faq.md: python main.py --config=configs/reproduce_b16.py --mode=evaluate": (
@@ -77,7 +77,7 @@ def flags(words) -> dict[str, str]:
 
 def documented() -> list[Command]:
     """All commands of the programs that this file is about."""
-    programs = (("main.py",), *(("-m", f"sparse_vis.{tool}") for tool in TOOLS))
+    programs = (("main.py",), *(("-m", "sparse_vis", tool) for tool in TOOLS))
     found = (command for page in pages() for command in commands(page))
     return [
         command
@@ -106,7 +106,7 @@ def small(command: Command) -> tuple[str, ...]:
 
 def effect(words: tuple[str, ...]) -> tuple:
     """The same for command lines that do the same here: the last value of each flag counts."""
-    first = 2 if words[0] == "-m" else 1
+    first = 3 if words[0] == "-m" else 1
     given = flags(words[first:])
     if given.get("mode") != "evaluate":
         given.pop("workdir", None)

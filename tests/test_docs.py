@@ -36,7 +36,7 @@ PAGES = {page.relative_to(ROOT).as_posix(): page for page in pages()}
 # Programs of the system in the docs' shell code; only the words are known here.
 SYSTEM = ("mkdir", "tar", "rm", "for", "do", "done", "apt-get", "ruff")
 # Arguments that make a command a mode of its own.
-MODE = r"--(mode=\w+|distributed|format=\w+|compare-bf16|topology|mesh|tables|group|module=[\w.]+)(?==|$)"
+MODE = r"--(mode=\w+|distributed|format=\w+|compare-bf16|topology|mesh|tables|group|tool=\w+)(?==|$)"
 
 # What runs the docs' commands on a small configuration: file -> test -> tools and modes. Those of main.py and
 # of the package's tools are run one by one by tests/test_commands.py.
@@ -58,7 +58,7 @@ RUN = {
     },
     "tests/test_extract.py": {
         "test_two_processes_share_the_shards_and_one_killed_the_same_command_continues": (
-            "sparse_vis.commands.extract --distributed", "launch/local.py --module=sparse_vis.commands.extract",
+            "sparse_vis extract --distributed", "launch/local.py --tool=extract",
         ),
     },
     "tests/test_notebooks.py": {"test_the_command_stores_the_outputs": ("notebooks/execute.py",)},
@@ -68,42 +68,42 @@ RUN = {
     },
     "tests/test_visualization_page.py": {"test_the_page_makes_its_pictures": ("-c re",)},
     "tests/benchmarks/test_openclipart.py": {
-        "test_large_categories_are_split_and_others_left_out": ("benchmarks/evidence/openclipart.py",),
+        "test_large_categories_are_split_and_others_left_out": ("benchmarks.evidence.openclipart",),
     },
     "tests/benchmarks/test_dryrun.py": {
-        "test_the_tool_on_virtual_devices": ("benchmarks/dryrun/dryrun.py --mesh",),
-        "test_the_scaling_table_has_a_row_for_every_topology": ("benchmarks/dryrun/scaling_table.py",),
+        "test_the_tool_on_virtual_devices": ("benchmarks.dryrun.dryrun --mesh",),
+        "test_the_scaling_table_has_a_row_for_every_topology": ("benchmarks.dryrun.scaling_table",),
     },
     "tests/benchmarks/test_evidence.py": {
-        "test_a_run_is_trained_evaluated_kept_and_not_run_again": ("benchmarks/evidence/evidence.py --group",),
-        "test_tables_hold_mean_and_deviation_over_seeds": ("benchmarks/evidence/evidence.py --tables",),
+        "test_a_run_is_trained_evaluated_kept_and_not_run_again": ("benchmarks.evidence.evidence --group",),
+        "test_tables_hold_mean_and_deviation_over_seeds": ("benchmarks.evidence.evidence --tables",),
     },
     "tests/benchmarks/test_speed.py": {
         # With a Python that only notes arguments: --small takes 190 s of processor time.
         "test_the_script_for_a_gpu_runs_the_whole_set": ("benchmarks/gpu.sh",),
-        "test_step_without_tensorflow_and_the_data_pipeline": ("benchmarks/speed/step.py",),
-        "test_parts_and_encode_as_commands": ("benchmarks/speed/parts.py",),
+        "test_step_without_tensorflow_and_the_data_pipeline": ("benchmarks.speed.step",),
+        "test_parts_and_encode_as_commands": ("benchmarks.speed.parts",),
     },
     "tests/benchmarks/test_curve.py": {
-        "test_the_command_draws_a_picture": ("benchmarks/evidence/curve.py",),
+        "test_the_command_draws_a_picture": ("benchmarks.evidence.curve",),
     },
     "tests/benchmarks/test_growth.py": {
-        "test_input_counts_every_form_and_split": ("benchmarks/speed/input.py",),
-        "test_the_command_measures_what_it_draws": ("benchmarks/growth/growth.py",),
+        "test_input_counts_every_form_and_split": ("benchmarks.speed.input",),
+        "test_the_command_measures_what_it_draws": ("benchmarks.growth.growth",),
         "test_before_and_after_is_a_row_and_a_file": ("benchmarks/before_after.py",),
     },
     "tests/benchmarks/test_faults.py": {
         "test_the_command_finds_nothing_wrong": ("benchmarks.faults",),
     },
     "tests/benchmarks/test_peer.py": {
-        "test_the_command_prints_ratios_of_one_run": ("benchmarks/peer/peer.py",),
+        "test_the_command_prints_ratios_of_one_run": ("benchmarks.peer.peer",),
     },
 }  # fmt: skip
 # Commands that nothing here can run, and why.
 WHY = "needs libtpu, and compiles for minutes; --mesh alone runs the same code"
 NOT_RUN = {
-    "benchmarks/dryrun/dryrun.py --topology": WHY,
-    "benchmarks/dryrun/dryrun.py --mesh --topology": WHY,
+    "benchmarks.dryrun.dryrun --topology": WHY,
+    "benchmarks.dryrun.dryrun --mesh --topology": WHY,
 }
 # Python code of pages that other tests run.
 CODE = {
@@ -136,7 +136,14 @@ def key(command: Command) -> str:
     name = next((word for word in words if re.fullmatch(r"launch/\w+\.sh", word)), words[0])
     own = words[: words.index("--")] if "--" in words else words
     modes = sorted({match[0] for word in own if (match := re.match(MODE, word))})
-    return " ".join([name, *modes]) if name.endswith(".py") or "." in name else name
+    if name == "sparse_vis":
+        name = f"sparse_vis {words[1]}"
+    return " ".join([name, *modes])
+
+
+def words_of_tool(words: list[str]) -> int:
+    """How many words name the program: main.py, -m MODULE, or -m sparse_vis TOOL."""
+    return 3 if words[1:2] == ["sparse_vis"] else 2 if words[0] == "-m" else 1
 
 
 def functions_of(file: str) -> set[str]:
@@ -152,10 +159,10 @@ WRONG = (
     ["main.py", "--config=configs/quickstart.py", "--config.train.stepz=3"],
     ["main.py", "--config=configs/absent.py"],
     ["main.py", "--config=configs/quickstart.py", "--config.model.patch=7"],
-    ["-m", "sparse_vis.commands.extract", "--checkpoint=x", "--input=y", "--output=z", "--shards=3"],
-    ["-m", "sparse_vis.commands.reconstruct", "--checkpoint=x"],
+    ["-m", "sparse_vis", "extract", "--checkpoint=x", "--input=y", "--output=z", "--shards=3"],
+    ["-m", "sparse_vis", "reconstruct", "--checkpoint=x"],
     ["-m", "sparse_vis.absent"],
-    ["benchmarks/dryrun/dryrun.py", "--config=configs/quickstart.py", "--topologi=v5e:2x2"],
+    ["-m", "benchmarks.dryrun.dryrun", "--config=configs/quickstart.py", "--topologi=v5e:2x2"],
     ["launch/local.py", "--processes=2", "--", "--config=configs/quickstart.py", "--wordir=x"],
 )
 
@@ -164,7 +171,7 @@ WRONG = (
 def parsed():
     """Outcomes of the real parsers: of every command, of every tool's --help, and of WRONG."""
     every = {str(c): p for page in PAGES.values() for c in commands(page) if (p := program(c))}
-    tools = {" ".join(tool): [*tool, "--help"] for p in every.values() if (tool := p[: 1 + (p[0] == "-m")])}
+    tools = {" ".join(tool): [*tool, "--help"] for p in every.values() if (tool := p[: words_of_tool(p)])}
     wrong = {" ".join(words): words for words in WRONG}
     asked = [words for part in (every, tools, wrong) for words in part.values()]
     done = subprocess.run(

@@ -259,7 +259,7 @@ def test_command_line_prints_one_sentence(tmp_path, monkeypatch):
     for wrong, sentence in (("--outputs=cls,spare", "'spare' is unknown"), ("--batch=0", "'0' is no number")):
         monkeypatch.setattr(sys, "argv", ["extract", *arguments, wrong])
         with pytest.raises(
-            UserError, match=rf"{sentence}.*; python -m sparse_vis.commands.extract --help shows the flags\."
+            UserError, match=rf"{sentence}.*; python -m sparse_vis extract --help shows the flags\."
         ):
             command.main()
 
@@ -285,7 +285,7 @@ class Launcher:
             ROOT / "launch" / "local.py",
             "--processes=2",
             "--devices=2",
-            "--module=sparse_vis.commands.extract",
+            "--tool=extract",
         ]
         command += ["--", "--shard-size=4", "--batch=4", "--threads=2"]
         command += [f"--checkpoint={workdir}", f"--input={folder}", f"--output={output}"]

@@ -89,7 +89,7 @@ def test_an_import_too_late_to_leave_ynnpack_out_warns_once(monkeypatch, started
 
 def test_devices_that_are_not_there_are_one_sentence(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "rocm"}  # which no test machine has
-    command = [sys.executable, "-m", "sparse_vis.commands.export", "--checkpoint=scenes-tiny"]
+    command = [sys.executable, "-m", "sparse_vis", "export", "--checkpoint=scenes-tiny"]
     done = subprocess.run(
         [*command, f"--output={tmp_path}/out"], env=environment, cwd=ROOT, capture_output=True, text=True
     )

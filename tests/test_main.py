@@ -33,7 +33,7 @@ def sentence(*arguments):
         (["--config=configs/absent.py"], "configs/absent.py", "give one of configs/"),
         (["--config=README.md"], "README.md is not Python", "correct it"),
         (["--config=pyproject.toml"], "pyproject.toml is not Python (line", "correct it"),
-        (["--config=sparse_vis/runtime/errors.py"], "errors.py defines no get_config", "configs/quickstart.py"),
+        (["--config=sparse_vis/build.py"], "build.py defines no get_config", "configs/quickstart.py"),
         (["--config.train.steps=3"], "--config.train.steps", "--config=configs/NAME.py"),
         ([QUICKSTART, "--workdri=x"], "--workdri is no flag of python main.py", "did you mean --workdir?"),
         ([QUICKSTART, "more"], "'more'", "--name=value"),
@@ -71,7 +71,7 @@ def test_help_shows_the_flags_and_where_settings_are():
         "--config=FILE",
         "--workdir=DIR",
         "sparse_vis/config/defaults.py",
-        "python -m sparse_vis.<tool>",
+        "python -m sparse_vis --help",
     ):
         assert text in done.stdout
     assert max(map(len, done.stdout.splitlines())) < 120

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import sparse_vis
-import sparse_vis.commands.reconstruct as tool
+import sparse_vis.reconstruct as tool
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.errors import command_line
 
@@ -63,7 +63,7 @@ def centre(path):
 def test_pixel_model(tmp_path, monkeypatch, capsys, photos):
     code, printed = run(monkeypatch, capsys, checkpoint=PIXEL, input=photos, output=tmp_path / "out")
     assert code is None
-    assert sparse_vis.commands.reconstruct is tool  # imported above; as a function it still works
+    assert sparse_vis.reconstruct is tool  # imported above; as a function it still works
     model, params = sparse_vis.load(PIXEL)
     errors = []
     for name in ("a.png", "c.webp", "sub/b.png"):
@@ -72,7 +72,7 @@ def test_pixel_model(tmp_path, monkeypatch, capsys, photos):
         seen = centre(photos / name)
         np.testing.assert_array_equal(sheet[:, :64], seen)
         out = sparse_vis.encode(model, params, seen[None])
-        pixels = np.asarray(sparse_vis.commands.reconstruct(model, params, out))[0]
+        pixels = np.asarray(sparse_vis.reconstruct(model, params, out))[0]
         assert np.abs(sheet[:, 64:] / 255 - pixels).max() < 0.51 / 255
         errors.append(np.mean((pixels - seen / 255) ** 2))
     assert len(list((tmp_path / "out").rglob("*.png"))) == 3
@@ -95,7 +95,7 @@ def test_vq_model(tmp_path, monkeypatch, capsys, photos):
     model, params = sparse_vis.load(VQ)
     names = ("a.png", "c.webp", "sub/b.png")
     seen = np.stack([centre(photos / name) for name in names])
-    pixels = sparse_vis.commands.reconstruct(model, params, sparse_vis.encode(model, params, seen))
+    pixels = sparse_vis.reconstruct(model, params, sparse_vis.encode(model, params, seen))
     for name, image, expected in zip(names, seen, pixels, strict=True):
         sheet = np.asarray(Image.open((tmp_path / "out" / name).with_suffix(".png")))
         np.testing.assert_array_equal(sheet[:, :64], image)
@@ -206,10 +206,10 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, photos):
 def test_the_function_works_before_and_after_the_module_is_imported():
     """What is no model is refused by the function itself, before anything is computed."""
     code = (
-        "import sparse_vis; before = sparse_vis.commands.reconstruct\n"
-        "import sparse_vis.commands.reconstruct as module\n"
+        "import sparse_vis; before = sparse_vis.reconstruct\n"
+        "import sparse_vis.reconstruct as module\n"
         "from sparse_vis import reconstruct as after\n"
-        "for call in (before, module, after, sparse_vis.commands.reconstruct):\n"
+        "for call in (before, module, after, sparse_vis.reconstruct):\n"
         "    try: call(None, {}, features=None)\n"
         "    except ValueError as error: print(str(error)[:12], callable(module.main))\n"
     )

@@ -119,7 +119,7 @@ def test_encoding_decoding_and_prototypes_agree_with_the_notebook_api(workdir):
     found = encode_all(model, params, images, 0.12)
     np.testing.assert_allclose(found.L, out.spatial, atol=1e-5)
     pixels = decode(model, params, np.asarray(out.lowrank), (SIZE, SIZE))
-    np.testing.assert_allclose(pixels, sparse_vis.commands.reconstruct(model, params, out), atol=1e-5)
+    np.testing.assert_allclose(pixels, sparse_vis.reconstruct(model, params, out), atol=1e-5)
 
     logits = found.embedding @ np.asarray(params["sparse_head"]["prototypes"]) / 0.12
     np.testing.assert_array_equal(found.winner, logits.argmax(axis=-1))

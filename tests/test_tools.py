@@ -21,35 +21,35 @@ from sparse_vis.train.stop import StopSignal
 def tools():
     import sparse_vis.commands.extract as extract
     from sparse_vis.commands import export
-    from sparse_vis.report import __main__ as report
+    from sparse_vis.report import command as report
 
     return {
         "extract": (extract, "docs/extraction.md"), "report": (report, "docs/visualization.md"),
-        "export": (export, "docs/compatibility.md"), "data.pack": (pack, "docs/imagenet.md"),
+        "export": (export, "docs/compatibility.md"), "pack": (pack, "docs/imagenet.md"),
         "data.scenes": (scenes, "docs/scenes.md"),
     }  # fmt: skip
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("name", ["extract", "report", "export", "data.pack", "data.scenes"])
+@pytest.mark.parametrize("name", ["extract", "report", "export", "pack", "data.scenes"])
 def test_wrong_flags_are_one_sentence_and_help_names_the_page(name, monkeypatch, capsys):
     tool, page = tools()[name]
-    program = f"python -m sparse_vis.{name}"
+    program = f"python -m sparse_vis.{name}" if "." in name else f"python -m sparse_vis {name}"
     for arguments, sentence in (
         (["--outptu=x"], f"--outptu is no flag of {program}; did you mean --output?"),
         (["--outp=x"], f"--outp is no flag of {program}; did you mean --output?"),
         (["--zzz"], f"--zzz is no flag of {program}; {program} --help shows the flags."),
     ):
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
         with pytest.raises(SystemExit) as stopped:
             command_line(tool.main)
         assert stopped.value.code == f"error: {sentence}"
-    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.setattr(sys, "argv", [program])
     with pytest.raises(
         UserError, match=r"arguments are required: .*--output; python .* --help shows the flags"
     ):
         tool.main()
-    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
     with pytest.raises(SystemExit) as stopped:
         tool.main()
     shown = capsys.readouterr().out
@@ -113,7 +113,7 @@ def test_what_follows_a_damaged_checkpoint_is_silent_and_all_else_is_not(monkeyp
 )
 def test_absl_s_values_are_explained_in_words_and_the_program_is_named(reason, plain):
     error = flags.IllegalFlagValueError(f"flag --repeats=abc: {reason}")
-    program = "python benchmarks/speed/step.py"
+    program = "python -m benchmarks.speed.step"
     expected = f"flag --repeats=abc: {plain}; {program} --help shows the flags."
     assert explain(error, None, program) == expected
 

@@ -1,8 +1,8 @@
 """Compile the real training step for chips that are not here, and say what it asks of each of them.
 
-    python benchmarks/dryrun/dryrun.py --config=configs/imagenet_h14.py --topology=v5e:16x16
-    python benchmarks/dryrun/dryrun.py --config=configs/imagenet_b16.py --topology=h100:1x8
-    python benchmarks/dryrun/dryrun.py --config=configs/imagenet_b16.py --mesh=4,2
+    python -m benchmarks.dryrun.dryrun --config=configs/imagenet_h14.py --topology=v5e:16x16
+    python -m benchmarks.dryrun.dryrun --config=configs/imagenet_b16.py --topology=h100:1x8
+    python -m benchmarks.dryrun.dryrun --config=configs/imagenet_b16.py --mesh=4,2
 
     --config=FILE              an experiment of configs/; any setting of it: --config.efficiency.remat=blocks
     --topology=v5e:16x16       TPU chips, by kind and arrangement; needs libtpu (pip install -e ".[tpu]");
@@ -14,12 +14,9 @@ No weights, images or chips are needed. The first compilation of a large model t
 """
 
 import os
-import pathlib
 import re
 import sys
 import time
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from sparse_vis.runtime import host
 

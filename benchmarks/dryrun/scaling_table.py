@@ -1,6 +1,6 @@
 """Print the dry runs in benchmarks/results as the table of docs/scaling.md.
 
-    python benchmarks/dryrun/scaling_table.py
+    python -m benchmarks.dryrun.scaling_table
 
 Rows are sorted by model, then by chips.
 """
@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import json
 import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from benchmarks.speed.arguments import script_parser
 from sparse_vis.config.settings import FORMER
 from sparse_vis.runtime.errors import command_line
 
-RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
 GIB = 2**30
 REMAT = FORMER["efficiency.remat"]  # older files have the former values
 HEADER = (
@@ -51,7 +48,7 @@ def row(name: str, r: dict) -> str:
 
 def main() -> None:
     """Print the table: models, then chips."""
-    script_parser(__file__, __doc__).parse_args()
+    script_parser(__spec__, __doc__).parse_args()
     found = [(file.stem, json.loads(file.read_text())) for file in RESULTS.glob("*_v[456]*.json")]
     found.sort(
         key=lambda item: (item[0].split("_")[0], item[1]["topology"].split(":")[0], item[1]["chips"], item[0])

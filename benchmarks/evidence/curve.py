@@ -1,6 +1,6 @@
 """Draw accuracy against images seen, from an evaluation of a run's checkpoints.
 
-    python benchmarks/evidence/curve.py --evaluation=runs/NAME/evaluation.json --batch=64 --output=curve.png
+    python -m benchmarks.evidence.curve --evaluation=runs/NAME/evaluation.json --batch=64 --output=curve.png
 
 Encoders that are no step folder are horizontal lines. Numbers are those of mean S; where an encoder has no S,
 of mean U.
@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from benchmarks.evidence.evidence_tables import TRAINED, metrics, number
 from benchmarks.evidence.experiments import KNN, LINEAR
@@ -60,7 +57,7 @@ def draw(steps: dict[int, dict], others: dict[str, dict], output: pathlib.Path) 
 
 
 def main() -> None:
-    parser = script_parser(__file__, __doc__)
+    parser = script_parser(__spec__, __doc__)
     add, file = parser.add_argument, {"type": pathlib.Path, "required": True, "metavar": "FILE"}
     add(
         "--evaluation",

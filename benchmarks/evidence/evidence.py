@@ -1,6 +1,6 @@
 """Run the experiments behind docs/results.md: every row with several seeds, finished ones kept.
 
-    python benchmarks/evidence/evidence.py --group=ablations --seeds=0,1,2
+    python -m benchmarks.evidence.evidence --group=ablations --seeds=0,1,2
 
 Stop it at any time and start it again. All rows run with the first seed before the second one begins.
 """
@@ -16,14 +16,12 @@ import subprocess
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
-
 from benchmarks.evidence.evidence_tables import metrics, write_tables
 from benchmarks.evidence.experiments import GROUPS, Row
 from benchmarks.speed.arguments import script_parser
 from sparse_vis.runtime.errors import UserError, command_line
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 
 
@@ -89,7 +87,7 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
 
 def main() -> None:
     """Command line; see the docstring of this file."""
-    parser = script_parser(__file__, __doc__)
+    parser = script_parser(__spec__, __doc__)
     add, folder = parser.add_argument, {"type": pathlib.Path, "metavar": "DIR"}
     add(
         "--group",

@@ -1,6 +1,6 @@
 """Drawn pictures in category folders, from Debian's package openclipart-png; nothing of it is committed.
 
-    python benchmarks/evidence/openclipart.py --output=data/openclipart
+    python -m benchmarks.evidence.openclipart --output=data/openclipart
 
 Needs a Debian system with apt (`apt-get update` first) and 300 MB. Writes FOLDER/train, FOLDER/validation and
 FOLDER/test/CATEGORY/*.png: of every category with at least 50 pictures, each fifth file by name is for test,
@@ -13,12 +13,9 @@ from __future__ import annotations
 import collections
 import pathlib
 import subprocess
-import sys
 import tempfile
 
 from PIL import Image
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for a run from anywhere
 
 from benchmarks.speed.arguments import script_parser
 from sparse_vis.runtime import paths
@@ -96,7 +93,7 @@ def arrange(categories: pathlib.Path, output: pathlib.Path) -> dict[str, dict[st
 
 def main() -> None:
     """Command line; see the docstring of this file."""
-    parser = script_parser(__file__, __doc__)
+    parser = script_parser(__spec__, __doc__)
     parser.add_argument(
         "--output", required=True, type=paths.path, metavar="FOLDER", help="new folder for the pictures"
     )

@@ -1,6 +1,6 @@
 """How the cost of training grows with batch, tokens, prototypes, image size and views, and that of matching.
 
-    python benchmarks/growth/growth.py --json=benchmarks/results/growth.json --plot=docs/images/growth.png
+    python -m benchmarks.growth.growth --json=benchmarks/results/growth.json --plot=docs/images/growth.png
 
 Loss and gradients of a small STELLAR (width 128, 4 layers), beside a dense ViT of the same size on the same
 views (no queries, no factorization, no prototype heads; it decodes its own patch features) and the decoder
@@ -12,9 +12,6 @@ import functools
 import itertools
 import json
 import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from sparse_vis.runtime import host
 
@@ -74,7 +71,7 @@ def main() -> None:
     from benchmarks.growth.growth_report import plot, table
     from benchmarks.speed.record import check_json, machine
 
-    parser = script_parser(__file__, __doc__)
+    parser = script_parser(__spec__, __doc__)
     parser.add_argument(
         "--json",
         required=True,

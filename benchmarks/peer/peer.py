@@ -1,7 +1,7 @@
 """Time us against a PyTorch model of the same sizes: encode and full training step, in turns.
 
     pip install "transformers==5.24.*" "torch==2.13.*"      # both only for this
-    python benchmarks/peer/peer.py --config=configs/imagenet_b16.py --json=FILE
+    python -m benchmarks.peer.peer --config=configs/imagenet_b16.py --json=FILE
 
     --config=FILE       an experiment of configs/; always the pixel target, float32 and no teacher
     --encode_images=8   images per call of the encoder
@@ -10,7 +10,7 @@
     --compile=True      torch.compile for the peer, which needs a C++ compiler; --compile=False: eager
     --json=FILE         the same numbers for programs, with device, versions and date
 
-The peer (benchmarks/peer/peer_model.py) wraps transformers' ViT layers and is given our weights; before anything
+The peer (peer_model.py) wraps transformers' ViT layers and is given our weights; before anything
 is timed, features and losses of both are compared. A step takes the same views as arrays: drawing them is in
 neither time. The products of one layer are timed alone too: how XLA's matrix products stand to PyTorch's
 bounds the rest. The last line is JSON: products_ratio, encode_ratio and step_ratio, the peer's time / ours,
@@ -19,10 +19,6 @@ above 1 where we are faster, and their spreads.
 
 import functools
 import json
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from sparse_vis.runtime import host
 

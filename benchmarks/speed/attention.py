@@ -1,16 +1,11 @@
 """Time attention alone, forward and with its gradient, by every kernel that this machine has.
 
-    python benchmarks/speed/attention.py --json=benchmarks/results/h100/attention.json
+    python -m benchmarks.speed.attention --json=benchmarks/results/h100/attention.json
 
 All start from q, k and v side by side, as the product with their kernel leaves them, in bfloat16 on a GPU and
 in float32 on CPU. Shapes are those of the views of B/16 with 128 images and of H/14 with 32; --images=1 takes
 one image's. "xla" is `plain_attention`, "jax.nn" what it replaces; "cudnn" and "pallas" need an NVIDIA GPU.
 """
-
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from sparse_vis.runtime import host
 
@@ -79,7 +74,7 @@ def measure(shape: tuple[int, ...], name: str, attention, dtype: str, repeats: i
 
 
 def main() -> None:
-    parser = script_parser(__file__, __doc__)
+    parser = script_parser(__spec__, __doc__)
     parser.add_argument("--images", type=positive, metavar="N", help="instead of 128 and 32")
     parser.add_argument("--repeats", type=positive, default=9, metavar="N", help="timed runs (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="the same numbers for programs")

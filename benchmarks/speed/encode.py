@@ -1,6 +1,6 @@
 """Time encoding on this machine: images to CLS, S, U, L and Z, no gradient.
 
-    python benchmarks/speed/encode.py --config=configs/imagenet_b16.py --images=256
+    python -m benchmarks.speed.encode --config=configs/imagenet_b16.py --images=256
 
     --config=FILE       an experiment of configs/; any setting of it: --config.efficiency.dtype=float32, ...
     --images=64         images per call
@@ -9,11 +9,6 @@
 
 Images are random pixels on the device, and weights are random.
 """
-
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from sparse_vis.runtime import host
 

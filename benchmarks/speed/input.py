@@ -1,6 +1,6 @@
 """Images per second of the input pipeline: JPEG files to canvases in host batches, per core and in all.
 
-    python benchmarks/speed/input.py --json=benchmarks/results/input.json
+    python -m benchmarks.speed.input --json=benchmarks/results/input.json
 
 Files are made on the fly from scikit-learn's photographs and stay in memory: what is measured is computation.
 Per core means per second of a core's time, so that other work on the machine counts little.
@@ -8,12 +8,8 @@ Per core means per second of a core's time, so that other work on the machine co
 
 import io
 import os
-import pathlib
 import statistics
-import sys
 import time
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from sparse_vis.runtime import host
 
@@ -124,7 +120,7 @@ def main() -> None:
     from benchmarks.speed.photographs import photographs
     from benchmarks.speed.record import check_json, write_json
 
-    parser = script_parser(__file__, __doc__)
+    parser = script_parser(__spec__, __doc__)
     add = parser.add_argument
     add("--rounds", type=int, default=3, metavar="N", help="of 32 batches of 32 images for each number of "
         "workers and threads, in turns (%(default)s)")  # fmt: skip

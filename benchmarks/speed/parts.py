@@ -1,6 +1,6 @@
 """Time the parts of a training step one by one, and their shares of the whole step.
 
-    python benchmarks/speed/parts.py --config=configs/imagenet_b16.py --config.train.batch=64
+    python -m benchmarks.speed.parts --config=configs/imagenet_b16.py --config.train.batch=64
 
     --config=FILE       an experiment of configs/, without teacher; any setting of it too
     --repeats=9         timed runs of every part, after two that are not
@@ -11,11 +11,8 @@ heads and losses, Sinkhorn, matching, views, tokenizer, optimizer. With config.e
 parts, and the step that they are compared with, are of one microbatch. Pixels and weights are random.
 """
 
-import pathlib
 import sys
 from collections.abc import Callable
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from sparse_vis.runtime import host
 

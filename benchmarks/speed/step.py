@@ -1,7 +1,7 @@
 r"""Time the full training step on this machine: views, forward, targets, losses, gradients, update.
 
-    python benchmarks/speed/step.py --config=configs/imagenet_b16.py --config.train.batch=256
-    python benchmarks/speed/step.py --config=configs/imagenet_h14.py --config.train.batch=64 \
+    python -m benchmarks.speed.step --config=configs/imagenet_b16.py --config.train.batch=256
+    python -m benchmarks.speed.step --config=configs/imagenet_h14.py --config.train.batch=64 \
         --config.model.target=pixel --config.loss.reconstruction=10
 
     --config=FILE       an experiment of configs/; any setting of it: --config.efficiency.dtype=float32,
@@ -11,11 +11,6 @@ r"""Time the full training step on this machine: views, forward, targets, losses
 
 Images are random pixels and weights random, those of the VQ tokenizer too: no files are needed.
 """
-
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # `benchmarks` is not installed
 
 from sparse_vis.runtime import host
 

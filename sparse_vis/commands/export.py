@@ -1,4 +1,4 @@
-"""Write a model for other programs: `python -m sparse_vis.commands.export --checkpoint=WORKDIR --output=DIR`.
+"""Write a model for other programs: `python -m sparse_vis export --checkpoint=WORKDIR --output=DIR`.
 
 Format "released": a safetensors file in the published names and torch layouts, and its config.json. What we
 write, the published PyTorch code reads, and `sparse_vis.load(DIR)` reads back bit by bit.
@@ -20,7 +20,7 @@ from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.interop.safetensors_files import write_safetensors
 from sparse_vis.runtime import lock, paths
-from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_json
 from sparse_vis.runtime.tools import Parser, check_folder
 
@@ -90,7 +90,7 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
 def main() -> None:
     """Command line; see --help."""
     parser = Parser(
-        prog="python -m sparse_vis.commands.export",
+        prog=sys.argv[0],
         description="Write a model for other programs (docs/compatibility.md).",
     )
     add = parser.add_argument
@@ -112,7 +112,3 @@ def main() -> None:
             path = export_program(given.checkpoint, given.output, given.format, given.name)
             beside = f"{path.name}.json"
     print(f"wrote {path} and its {beside}")
-
-
-if __name__ == "__main__":
-    command_line(main)

@@ -1,4 +1,4 @@
-"""Features of many images as Parquet shards: `python -m sparse_vis.commands.extract --help`."""
+"""Features of many images as Parquet shards: `python -m sparse_vis extract --help`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from sparse_vis.runtime import host
-
-if __name__ == "__main__":
-    host.prepare()
-
 import numpy as np
 import pyarrow as pa
 
@@ -29,7 +24,7 @@ from sparse_vis.data.same import stamp
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.interop.load import PLACES
 from sparse_vis.runtime import lock, paths
-from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, check_folder, positive
 
@@ -147,7 +142,7 @@ def _outputs(text: str) -> tuple[str, ...]:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m sparse_vis.commands.extract",
+        prog=sys.argv[0],
         description="Write features of all images of a folder, a packed folder or a TFDS data set as "
         "Parquet shards (docs/extraction.md). The same command continues an interrupted extraction.",
     )
@@ -233,7 +228,3 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with distributed.held(arguments["output"], "extraction"):
             run(arguments)
-
-
-if __name__ == "__main__":
-    command_line(main)

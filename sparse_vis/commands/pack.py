@@ -1,4 +1,4 @@
-"""Pack a folder of images into sharded ArrayRecord: `python -m sparse_vis.commands.pack --help`.
+"""Pack a folder of images into sharded ArrayRecord: `python -m sparse_vis pack --help`.
 
 A few large files instead of millions of small ones; packed.py describes and reads them. Each image is decoded
 once to see that it can be, and stored as it is.
@@ -34,7 +34,7 @@ from sparse_vis.data.packed_format import (
 from sparse_vis.data.same import note_times, stamp
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.runtime import lock, paths
-from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import file_sha256, whole
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, check_folder, positive
@@ -172,7 +172,7 @@ def summarize(output: Path, metadata: dict[str, Any]) -> None:
 def main() -> None:
     """Command line; see --help."""
     parser = Parser(
-        prog="python -m sparse_vis.commands.pack",
+        prog=sys.argv[0],
         description="Pack all images below a folder into sharded ArrayRecord (docs/imagenet.md). Labels are "
         "the first-level subfolders. The same command continues an interrupted packing.",
     )
@@ -202,7 +202,3 @@ def main() -> None:
         ) from None
     except KeyboardInterrupt:
         sys.exit("interrupted: finished shards are kept, the same command continues")
-
-
-if __name__ == "__main__":
-    command_line(main)

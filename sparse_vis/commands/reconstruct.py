@@ -1,4 +1,4 @@
-"""Reconstruct a folder of images: `python -m sparse_vis.commands.reconstruct --help`.
+"""Reconstruct a folder of images: `python -m sparse_vis reconstruct --help`.
 
 Writes one PNG per image: the image as the model sees it, and beside it the reconstruction from S and L alone.
 With --compare-bf16 it also says what share of the codes a bfloat16 tokenizer keeps on these images.
@@ -13,11 +13,6 @@ import sys
 import types
 from collections.abc import Callable
 
-from sparse_vis.runtime import host
-
-if __name__ == "__main__":
-    host.prepare()
-
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -31,7 +26,7 @@ from sparse_vis.evals.pixels.reconstruction import psnr
 from sparse_vis.interop.load import PLACES
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import lock, paths
-from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, check_folder, positive
@@ -176,10 +171,10 @@ def _load_and_reconstruct(arguments: argparse.Namespace, source: FolderSource) -
 def main() -> None:
     """Command line; see --help."""
     parser = Parser(
-        prog="python -m sparse_vis.commands.reconstruct",
+        prog=sys.argv[0],
         description="Reconstruct every image of a folder from S and L alone: PNGs, the image and beside it "
         "its reconstruction. A VQ model needs its tokenizer (docs/compatibility.md). Example: "
-        "python -m sparse_vis.commands.reconstruct --checkpoint=runs/quickstart --input=photos --output=sheets",
+        "python -m sparse_vis reconstruct --checkpoint=runs/quickstart --input=photos --output=sheets",
     )
     add = parser.add_argument
     add("--checkpoint", required=True, type=paths.place, help=PLACES)
@@ -211,6 +206,3 @@ class _Module(types.ModuleType):
 
 
 sys.modules[__name__].__class__ = _Module
-
-if __name__ == "__main__":
-    command_line(main)

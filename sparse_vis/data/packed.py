@@ -1,4 +1,4 @@
-"""Packed images: the files of a folder in a few large shards, written by `python -m sparse_vis.commands.pack`.
+"""Packed images: the files of a folder in a few large shards, written by `python -m sparse_vis pack`.
 
 Shards are ArrayRecord; a record is a msgpack map of `image` (the bytes of the file), `name` and, where the
 folder has classes, `label`. The file packed.json beside them says what they hold: docs/imagenet.md.
@@ -81,7 +81,7 @@ class PackedSource:
     """Records of a packed folder: those of the folder source, in the same order.
 
     Args:
-        path: the folder that `python -m sparse_vis.commands.pack` wrote.
+        path: the folder that `python -m sparse_vis pack` wrote.
         max_pixels: largest number of pixels of an image.
 
     Raises:

@@ -16,7 +16,7 @@ from sparse_vis.runtime.files import CHECKSUM, read_json, write_json
 METADATA, VERSION = "packed.json", 2
 WITHOUT_CHECKSUMS = 1  # the version before, which is still read
 NAME_ERRORS = "surrogateescape"  # a file's name need not be UTF-8
-COMMAND = "python -m sparse_vis.commands.pack"
+COMMAND = "python -m sparse_vis pack"
 
 Test = tuple[str, Callable[[Any], bool]]  # what a value must be, and whether it is
 

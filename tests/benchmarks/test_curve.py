@@ -11,7 +11,6 @@ import pytest
 
 from benchmarks.evidence.curve import curves
 from sparse_vis.runtime.errors import UserError
-from tests.documents import ROOT
 
 
 def evaluation(*steps: int) -> dict:
@@ -38,7 +37,7 @@ def test_steps_in_order_and_the_others_apart():
 @pytest.mark.fast
 def test_the_command_draws_a_picture(tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation(100, 200, 300)))
-    command = [sys.executable, str(ROOT / "benchmarks" / "curve.py"), "--batch=32"]
+    command = [sys.executable, "-m", "benchmarks.evidence.curve", "--batch=32"]
     good = [f"--evaluation={tmp_path}/evaluation.json", f"--output={tmp_path}/curve.png"]
     done = subprocess.run([*command, *good], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

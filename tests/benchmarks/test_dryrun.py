@@ -229,7 +229,7 @@ def test_seconds_on_a_chip():
 
 def dryrun(*arguments):
     return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "dryrun.py"), *arguments],
+        [sys.executable, "-m", "benchmarks.dryrun.dryrun", *arguments],
         capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""},
     )  # fmt: skip
 

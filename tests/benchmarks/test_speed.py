@@ -133,7 +133,8 @@ def test_step_without_tensorflow_and_the_data_pipeline(tmp_path):
         (tmp_path / f"{module}.py").write_text("raise ImportError('not in this test')\n")
     out = tmp_path / "step.json"
     done = subprocess.run(
-        [sys.executable, "benchmarks/speed/step.py", f"--config={TINY}", f"--json={out}", "--repeats=3", *SMALLEST],
+        [sys.executable, "-m", "benchmarks.speed.step", f"--config={TINY}", f"--json={out}", "--repeats=3",
+         *SMALLEST],
         capture_output=True, text=True, timeout=900, cwd=ROOT, env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -158,7 +158,7 @@ def test_missing_cut_and_damaged_shards_are_named_and_written_again(images, pack
         assert SHARDS[1] in str(error.value) and "\n" not in str(error.value)
 
     path.unlink()
-    refused("is missing; copy it again, or repeat the `python -m sparse_vis.commands.pack` that wrote it")
+    refused("is missing; copy it again, or repeat the `python -m sparse_vis pack` that wrote it")
     path.write_bytes(whole[: len(whole) // 2])
     refused(r"is of \d+ bytes, not \d+")
     run(images, packed)
@@ -265,7 +265,7 @@ def test_other_folders_are_refused(images, packed, tmp_path):
 @pytest.mark.fast
 def test_command_line(images, tmp_path):
     def command(*arguments):
-        line = [sys.executable, "-m", "sparse_vis.commands.pack", *arguments]
+        line = [sys.executable, "-m", "sparse_vis", "pack", *arguments]
         return subprocess.run(line, capture_output=True, text=True, timeout=60)
 
     done = command(f"--input={images}", f"--output={tmp_path / 'packed'}")

@@ -72,7 +72,7 @@ def by_hand(measured):
     for name, part in open_data(config).parts.items():
         records = read_records(part.source, part.indices, size=SIZE, short_side=SIZE)
         features = sparse_vis.encode(model, params, records.image)
-        found[name] = records, features, np.asarray(sparse_vis.commands.reconstruct(model, params, features))
+        found[name] = records, features, np.asarray(sparse_vis.reconstruct(model, params, features))
     return found
 
 

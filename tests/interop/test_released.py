@@ -188,7 +188,7 @@ def test_without_its_tokenizer_a_model_still_encodes(tmp_path):
     model, params = sparse_vis.load(tmp_path, "vq_p16")
     assert model.tokenizer is None and "tokenizer" not in params
     with pytest.raises(UserError, match=r"weights are not at hand; give them as sparse_vis\.load"):
-        sparse_vis.commands.reconstruct(model, params, None)
+        sparse_vis.reconstruct(model, params, None)
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(release):

@@ -1,7 +1,7 @@
 """Inception-v3 as the Fréchet Inception distance has used it since 2015: images to 2048 pooled features.
 
 It is not today's torchvision network: averages leave padding out, the last block takes a maximum instead, and
-images are resized as TensorFlow 1 did. Weights are read by sparse_vis.evals.pixels.metric_weights, which folds the
+images are resized as TensorFlow 1 did. Weights are read by metric_weights.py, which folds the
 batch norms into the convolutions; modules carry the names of the torch file.
 
 Source: Szegedy et al., "Rethinking the Inception architecture" (arXiv 1512.00567), as in torch-fidelity.

@@ -1,4 +1,4 @@
-"""A model on one HTML page: `python -m sparse_vis.report --help`.
+"""A model on one HTML page: `python -m sparse_vis report --help`.
 
 Configuration, curves, evaluations, images with maps and edits of their tokens, prototypes, health.
 """
@@ -8,17 +8,12 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from sparse_vis.runtime import host
-
-if __name__ == "__main__":
-    host.prepare()
-
 from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.interop.load import PLACES
 from sparse_vis.report.contents import make_contents
 from sparse_vis.report.page import GENERATOR, render
 from sparse_vis.runtime import lock, paths
-from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.tools import Parser, positive
 
@@ -65,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Command line; see --help."""
     parser = Parser(
-        prog="python -m sparse_vis.report",
+        prog=sys.argv[0],
         description="A model on one self-contained HTML page (docs/visualization.md).",
     )
     add = parser.add_argument
@@ -100,7 +95,3 @@ def main() -> None:
         help="weights of the VQ tokenizer, where the checkpoint does not name them",
     )
     run(parser.parse_args())
-
-
-if __name__ == "__main__":
-    command_line(main)

@@ -1,0 +1,51 @@
+"""Every tool of the package: `python -m sparse_vis TOOL …`, and `sparse-vis TOOL …` where it is installed."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import sys
+
+from sparse_vis.runtime import host
+
+# Name -> module with the tool's main(), what it does.
+TOOLS = {
+    "train": ("commands.train", "train a configuration, or continue, then evaluate it"),
+    "evaluate": ("commands.train", "only the evaluations of a configuration or run"),
+    "extract": ("commands.extract", "features of a folder of images as Parquet shards"),
+    "reconstruct": ("commands.reconstruct", "every image of a folder from S and L alone"),
+    "report": ("report.command", "a model on one HTML page"),
+    "export": ("commands.export", "a model for PyTorch, jax.export or ONNX"),
+    "pack": ("commands.pack", "a folder of images as a few large files"),
+}
+
+
+def usage(program: str) -> str:
+    """The list of tools.
+
+    Args:
+        program: what the user started.
+    """
+    lines = [f"  {name:12}{what}" for name, (_, what) in TOOLS.items()]
+    return "\n".join([f"usage: {program} TOOL [--help | flags]", "", *lines])
+
+
+def main() -> None:
+    """Start the tool that the first argument names."""
+    host.prepare()
+    installed = pathlib.Path(sys.argv[0]).stem != "__main__"
+    program = "sparse-vis" if installed else "python -m sparse_vis"
+    name, arguments = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    if name in ("--help", "-h", "help"):
+        print(usage(program))
+        return
+    if name not in TOOLS:
+        sys.exit(f"error: {name!r} is no tool of {program}; the tools are {', '.join(TOOLS)}.")
+    from sparse_vis.runtime.errors import command_line
+
+    sys.argv = [f"{program} {name}", *arguments]
+    command_line(lambda: importlib.import_module(f"sparse_vis.{TOOLS[name][0]}").main())
+
+
+if __name__ == "__main__":
+    main()
