@@ -17,6 +17,7 @@ from sparse_vis.data.same import images_sha256
 from sparse_vis.data.sources import Source
 from sparse_vis.errors import UserError
 from sparse_vis.evals.features import AnyArray
+from sparse_vis.runtime.names import escaped
 
 SHORT_SIDE = 256 / 224  # of the image size, before the centre is cut out; published
 
@@ -130,8 +131,8 @@ def open_data(config: ConfigDict) -> Data:
     if source.classes != other.classes:
         apart = sorted({*source.classes} ^ {*other.classes})
         raise UserError(
-            f"{source!r} and {other!r} have other classes ({', '.join(apart[:4])} …); labels are numbered by "
-            "them, so give train and test the same subfolders."
+            f"{source!r} and {other!r} have other classes ({', '.join(map(escaped, apart[:4]))} …); labels "
+            "are numbered by them, so give train and test the same subfolders."
         )
     return Data(parts, labelled, len(source.classes), "labels" in source[0], about)
 

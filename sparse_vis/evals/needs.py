@@ -13,6 +13,7 @@ from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.label_maps import check_maps
 from sparse_vis.evals.task import Task
+from sparse_vis.runtime.names import quoted
 
 LACKING = {
     "label": "one class per image: a folder with a subfolder per class has them, scenes have them",
@@ -59,7 +60,7 @@ def _check_count(name: str, task: Task, part_name: str, part: Part, labelled: bo
         raise _refusal(name, what, f"there are {count}, of {part.source!r}", remedy)
     if labels is not None and least > 1 and len(found := np.unique(labels[labels >= 0])) < 2:
         only = part.source.classes[found[0]]
-        found_one = f"all that it has, of {part.source!r}, are {only!r}"
+        found_one = f"all that it has, of {part.source!r}, are {quoted(only)}"
         raise _refusal(name, f"{kind} images of two classes", found_one)
 
 

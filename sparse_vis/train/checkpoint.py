@@ -8,6 +8,7 @@ taken for a checkpoint. Whatever is read is compared with its checksum.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import args as A
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from sparse_vis.data.image_file import EXTENSIONS
 from sparse_vis.errors import UserError
 from sparse_vis.train import checksums
 from sparse_vis.train.ema import teacher_params
@@ -217,10 +219,16 @@ def compare(step: pathlib.Path, saved: dict | None, item: str, tree) -> None:
             raise damaged(step, f"{item}/{name} is not what was saved: its checksum differs")
 
 
+def _is_step(path: pathlib.Path) -> bool:
+    """Whether a folder is that of a step, complete or not: classes of images may be called 0, 1 … too."""
+    ours = path.parent.name == FOLDER or any((path / item).is_dir() for item in ITEMS)
+    return path.name.isdigit() and path.is_dir() and ours
+
+
 def _steps(path: pathlib.Path) -> list[int]:
     """Step folders of a workdir, or of its checkpoints folder; complete or not."""
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit() and p.is_dir())
+    return sorted(int(p.name) for p in folder.glob("*") if _is_step(p))
 
 
 def newest_step(workdir: pathlib.Path) -> int:
@@ -237,13 +245,10 @@ def find_step(path: pathlib.Path) -> pathlib.Path:
     Raises:
         UserError: no complete checkpoint, or a step folder that lacks something.
     """
-    if not path.name.isdigit():
+    if not _is_step(path):
         steps = _steps(path)
         if not steps:
-            raise UserError(
-                f"{path} holds no complete checkpoint; train one with main.py --workdir={path}, "
-                "or give another folder."
-            )
+            raise UserError(f"{path} holds no complete checkpoint{_remedy(path)}.")
         path = (path / FOLDER if (path / FOLDER).is_dir() else path) / str(steps[-1])
     missing = [item for item in ITEMS if not (path / item).is_dir()]
     if missing:
@@ -252,6 +257,19 @@ def find_step(path: pathlib.Path) -> pathlib.Path:
             "delete that folder to go on from an earlier step, or restore it from a copy."
         )
     return path
+
+
+def _remedy(path: pathlib.Path) -> str:
+    """What to give instead of a folder without checkpoints, by what it is."""
+    step = next((folder for folder in path.absolute().parents if _is_step(folder)), None)
+    if step is not None:
+        return f"; it is a part of one: give {step}"
+    if runs := sorted(below.parent.name for below in path.glob(f"*/{FOLDER}")):
+        return f"; give one of the workdirs below it: {', '.join(runs[:4])}{' …' if len(runs) > 4 else ''}"
+    files = itertools.chain(path.glob("*.*"), path.glob("*/*.*"))
+    if any(file.suffix.lower() in EXTENSIONS for file in itertools.islice(files, 1000)):
+        return " but images, which are no model; give the workdir of a run, or another model"
+    return f"; train one with main.py --workdir={path}, or give another folder"
 
 
 def read_newest(path: pathlib.Path, read: Callable[[pathlib.Path], T]) -> T:
@@ -270,7 +288,7 @@ def read_newest(path: pathlib.Path, read: Callable[[pathlib.Path], T]) -> T:
         try:
             return read(find_step(path))
         except UserError:
-            if path.name.isdigit() or max(_steps(path), default=None) == newest:
+            if _is_step(path) or max(_steps(path), default=None) == newest:
                 raise
 
 
