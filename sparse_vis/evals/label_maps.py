@@ -75,7 +75,7 @@ def check_maps(part: Part) -> None:
     Raises:
         UserError: names the first that is missing, or the first one if it is wrong.
     """
-    label_map(part, part.source[int(part.indices[0])])
+    label_map(part, part.example())
     if part.masks is not None and isinstance(part.source, FolderSource):
         paths = (map_path(part.masks, part.source.names[i]) for i in part.indices)
         missing = next((path for path in paths if not path.is_file()), None)
@@ -94,7 +94,7 @@ def check_every_map(part: Part) -> None:
 
     def load(rows: np.ndarray) -> None:
         for row in rows:
-            label_map(part, part.source[int(row)])
+            label_map(part, part.record(row))
 
     for _ in in_batches(load, part.indices, 16, part.threads):
         pass

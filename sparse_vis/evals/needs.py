@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Int
 
-from sparse_vis.data.decode import decode
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
 from sparse_vis.evals.dataset import Data, Part
@@ -33,8 +32,7 @@ def check_needs(data: Data, tasks: Mapping[str, Task]) -> None:
         UserError: names the task, what it lacks and which images, or an image or label map that is damaged.
     """
     for part_name, part in data.parts.items():
-        record = part.source[int(part.indices[0])]
-        decode(record)
+        record = part.example()
         has = {*record, *(("map",) if part.map_classes else ())}
         has |= {"class"} if has & {"label", "labels"} else set()
         for name, task in tasks.items():

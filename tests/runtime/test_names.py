@@ -79,7 +79,7 @@ def test_a_folder_s_names_reach_the_report_and_the_names_of_pictures(tmp_path):
     raw = b"Mu\xf1oz\n.png"
     Image.new("RGB", (8, 8)).save(tmp_path / os.fsdecode(raw))
     source = FolderSource(str(tmp_path))
-    _, names = read_images(source, np.array([0]), (8, 8))
+    names = read_images(source, np.array([0]), (8, 8), "stop").names
     assert names == [r"Mu\xf1oz\x0a.png"]
     [target] = importlib.import_module("sparse_vis.reconstruct").targets_of(source, tmp_path)
     assert os.fsencode(target.name) == raw
