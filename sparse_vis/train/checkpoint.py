@@ -24,7 +24,7 @@ from orbax.checkpoint import args as A
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from sparse_vis.data.image_file import EXTENSIONS
-from sparse_vis.errors import UserError
+from sparse_vis.errors import UserError, quiet_orbax
 from sparse_vis.train import checksums
 from sparse_vis.train.ema import teacher_params
 from sparse_vis.train.mesh import path_name
@@ -114,15 +114,20 @@ _AROUND_CAUSE = (
     r"^[A-Z_]+: (Error opening \"\w+\" driver: )*(Error reading \"[^\"]*\" in OCDBT database at [^:]*: )?"
     r"| \[tensorstore_spec.*|\. See full TensorStore details.*"
 )
+_STEP = rf'(?<=")[^"]*/{FOLDER}/\d+/'  # the folder of a step, which the sentence names already
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:  # Orbax's own says only where in an array it was
+        error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if (cause := re.search(r"([A-Z][^:\"\[]*) \[(?:os_error_code|OS error)", str(error))) is not None:
         return cause[1]
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return textwrap.shorten(re.sub(_AROUND_CAUSE, "", line), 240, placeholder=" …")
+    missing = ": not found" if line.startswith("NOT_FOUND: ") and "does not exist" not in line else ""
+    line = re.sub(_AROUND_CAUSE, "", re.sub(_STEP, "", line)) + missing
+    return textwrap.shorten(line, 240, placeholder=" …")
 
 
 def _unwritable(manager: ocp.CheckpointManager, error: Exception) -> UserError:
@@ -158,6 +163,7 @@ def restore(
     data, saved = read_data(folder)
     target = _abstract(abstract, sharding)
     items = dict(params=A.StandardRestore(target.params), rest=A.StandardRestore(target.replace(params=None)))
+    quiet_orbax()
     try:
         out = manager.restore(int(folder.name), args=A.Composite(**items))
     except Exception as error:
@@ -321,6 +327,7 @@ def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
         barrier_sync_key_prefix="alone",
     )
     _, saved = read_data(step)
+    quiet_orbax()
     try:
         handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
