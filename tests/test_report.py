@@ -213,11 +213,13 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
     winners = [json.loads(found) for found in re.findall(r"data-winners=\"(\[\[.*?\]\])\"", page)]
     assert np.shape(winners) == (3, 2, 4) and page.count("--aspect: 2.0") == 3  # 32 x 64 px are whole patches
     assert 'class="edit' not in page
-    code, _ = run(
-        monkeypatch, capsys, **flags, images=photos, tokenizer=GOLDEN / "vq_p16.vqgan.safetensors", gallery=2
-    )
-    assert code is None
+    shutil.copytree(photos, tmp_path / "in")
+    (tmp_path / "in" / "aa.png").write_text("no image")
+    flags |= {"images": tmp_path / "in", "tokenizer": GOLDEN / "vq_p16.vqgan.safetensors", "gallery": 2}
+    code, printed = run(monkeypatch, capsys, **flags, **{"on-error": "skip"})
+    assert code is None and "skipped: aa.png\tcannot decode" in printed
     page = (tmp_path / "report.html").read_text()
+    assert "1 left out, which cannot be used: aa.png" in page
     assert 'class="edit swapped' in page and "whose weights are not at hand" not in page
 
 

@@ -228,13 +228,13 @@ def compare(step: pathlib.Path, saved: dict | None, item: str, tree) -> None:
 def _is_step(path: pathlib.Path) -> bool:
     """Whether a folder is that of a step, complete or not: classes of images may be called 0, 1 … too."""
     ours = path.parent.name == FOLDER or any((path / item).is_dir() for item in ITEMS)
-    return path.name.isdigit() and path.is_dir() and ours
+    return path.name.isdigit() and ours
 
 
 def _steps(path: pathlib.Path) -> list[int]:
     """Step folders of a workdir, or of its checkpoints folder; complete or not."""
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    return sorted(int(p.name) for p in folder.glob("*") if _is_step(p))
+    return sorted(int(p.name) for p in folder.glob("*") if _is_step(p) and p.is_dir())
 
 
 def newest_step(workdir: pathlib.Path) -> int:

@@ -116,10 +116,7 @@ def test_the_sentence_holds_the_cause_and_is_alone_however_long_the_path(saved, 
     manifest, [tree] = step / "params" / "manifest.ocdbt", (step / "params" / "d").iterdir()
     shapes = jax.eval_shape(lambda: saved[1].params)
     for path, words in (
-        (
-            manifest,
-            'file "params/manifest.ocdbt": .*Length in header \({}\) does not match actual length \({}\)',
-        ),
+        (manifest, r'"params/manifest.ocdbt": .*Length in header \({}\) does not match actual length \({}\)'),
         (tree, r'\[0, {}\) of local file "params/d/\w+": .* is not valid for value of size {}\)'),
     ):
         content = path.read_bytes()
