@@ -293,6 +293,32 @@ def test_load_of_what_is_no_checkpoint(tmp_path):
 
 
 @pytest.mark.fast
+def test_load_of_folders_without_a_checkpoint_says_what_to_give(tmp_path):
+    images, runs = tmp_path / "photos", tmp_path / "runs"
+    for name in ("0", "2020"):  # classes, which are no steps
+        (images / name).mkdir(parents=True)
+        (images / name / "x.JPG").touch()
+    for part in ("params", "rest", "data", "config"):
+        (runs / "a" / "checkpoints" / "7" / part / "d").mkdir(parents=True)
+    step = runs / "a" / "checkpoints" / "7"
+    for place, remedy in (
+        (images, " but images, which are no model; give the workdir of a run, or another model"),
+        (images / "2020", " but images, which are no model; give the workdir of a run, or another model"),
+        (step / "params", f"; it is a part of one: give {step}"),
+        (step / "rest" / "d", f"; it is a part of one: give {step}"),
+        (runs, "; give one of the workdirs below it: a"),
+        (runs / "a" / "checkpoints" / "b", ""),
+    ):
+        place.mkdir(exist_ok=True)
+        with pytest.raises(UserError) as error:
+            sparse_vis.load(place)
+        assert str(error.value).startswith(f"{place} holds no complete checkpoint{remedy}")
+    assert f"train one with main.py --workdir={place}" in str(error.value)
+    with pytest.raises(UserError, match="7 is incomplete or damaged"):
+        sparse_vis.load(runs / "a")
+
+
+@pytest.mark.fast
 def test_load_of_incomplete_and_damaged_checkpoints(copy):
     newest, older = copy / "checkpoints" / "12", copy / "checkpoints" / "3"
     for file in (newest / "params").rglob("d/*"):
@@ -303,7 +329,7 @@ def test_load_of_incomplete_and_damaged_checkpoints(copy):
     for file in (newest / "params" / "d").iterdir():
         file.unlink()
     with pytest.raises(
-        UserError, match=r'damaged \(Error reading [^"]* local file "[^"]*/params/d/\w+"\); delete'
+        UserError, match=r'damaged \(Error reading [^"]* local file "params/d/\w+": not found\); delete'
     ):
         sparse_vis.load(copy)
     shutil.rmtree(newest / "params")

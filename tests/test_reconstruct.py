@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import sparse_vis
-import sparse_vis.reconstruct as tool
+import sparse_vis.commands.reconstruct as tool
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.errors import command_line
 
@@ -57,6 +57,27 @@ def centre(path):
     image = np.asarray(Image.open(path).convert("RGB"))
     top, left = (image.shape[0] - 64) // 2, (image.shape[1] - 64) // 2
     return image[top : top + 64, left : left + 64]
+
+
+@pytest.mark.fast
+def test_images_that_cannot_be_used_are_refused_or_left_out_and_listed(tmp_path, monkeypatch, capsys, photos):
+    shutil.copytree(photos, tmp_path / "in")
+    (tmp_path / "in" / "b\n.png").write_text("no image")
+    flags = dict(checkpoint=PIXEL, input=tmp_path / "in", output=tmp_path / "out")
+    code, _ = run(monkeypatch, capsys, **flags)
+    assert re.search(r"'b\\x0a\.png' \(it is not an image\).*, or pass --on-error=skip\.$", code)
+    code, printed = run(monkeypatch, capsys, **flags, on_error="skip")
+    assert code is None and "1 images skipped" in printed
+    sheets = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")}
+    assert sheets == {"a.png", "c.png", "sub/b.png"}
+    name, reason = (tmp_path / "out" / "skipped.txt").read_text().rstrip("\n").split("\t")
+    assert name == r"b\x0a.png" and "it is not an image" in reason
+    sheet = np.asarray(Image.open(tmp_path / "out" / "sub" / "b.png"))  # the image after the damaged one
+    np.testing.assert_array_equal(sheet[:, :64], centre(photos / "sub" / "b.png"))
+    for path in (tmp_path / "in").rglob("*.*"):
+        path.write_text("no image")
+    code, _ = run(monkeypatch, capsys, **flags, on_error="skip")
+    assert code.startswith("error: none of 4 images can be used; cannot decode 'a.png'")
 
 
 @pytest.mark.fast
@@ -156,14 +177,6 @@ def test_a_larger_reconstruction_is_shown_beside_the_enlarged_image():
     sheet = np.asarray(tool.side_by_side(np.full((14, 28, 3), 0.2), np.full((16, 32, 3), 1.0)))
     assert sheet.shape == (16, 64, 3)
     assert (sheet[:, :32] == 51).all() and (sheet[:, 32:] == 255).all()
-
-
-@pytest.mark.fast
-def test_bad_images_are_named(tmp_path, monkeypatch, capsys, photos):
-    folder = shutil.copytree(photos, tmp_path / "in")
-    (folder / "b.jpg").write_text("no image")
-    code, _ = run(monkeypatch, capsys, checkpoint=PIXEL, input=folder, output=tmp_path / "out")
-    assert code == "error: cannot decode 'b.jpg' (it is not an image); repair or remove it"
 
 
 @pytest.mark.fast

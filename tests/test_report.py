@@ -19,12 +19,13 @@ from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
 from sparse_vis.report import __main__ as tool
+from sparse_vis.report.contents import left_out
 from sparse_vis.report.edits import decode, edited, make_pairs, moved_map, partners, with_map
-from sparse_vis.report.images import encode_all
+from sparse_vis.report.images import encode_all, read_images
 from sparse_vis.report.prototypes import make_pages
 from sparse_vis.report.seen import UNKNOWN, name_images
 from sparse_vis.report.tables import evaluation_tables, health_table
-from sparse_vis.runtime.errors import command_line
+from sparse_vis.runtime.errors import UserError, command_line
 from tests.tiny_checkpoint import SIZE, TOKENS, tiny_config, write_checkpoints
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -212,12 +213,30 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
     winners = [json.loads(found) for found in re.findall(r"data-winners=\"(\[\[.*?\]\])\"", page)]
     assert np.shape(winners) == (3, 2, 4) and page.count("--aspect: 2.0") == 3  # 32 x 64 px are whole patches
     assert 'class="edit' not in page
-    code, _ = run(
-        monkeypatch, capsys, **flags, images=photos, tokenizer=GOLDEN / "vq_p16.vqgan.safetensors", gallery=2
-    )
-    assert code is None
+    shutil.copytree(photos, tmp_path / "in")
+    (tmp_path / "in" / "aa.png").write_text("no image")
+    flags |= {"images": tmp_path / "in", "tokenizer": GOLDEN / "vq_p16.vqgan.safetensors", "gallery": 2}
+    code, printed = run(monkeypatch, capsys, **flags, **{"on-error": "skip"})
+    assert code is None and "skipped: aa.png\tcannot decode" in printed
     page = (tmp_path / "report.html").read_text()
+    assert "1 left out, which cannot be used: aa.png" in page
     assert 'class="edit swapped' in page and "whose weights are not at hand" not in page
+
+
+@pytest.mark.fast
+def test_images_that_cannot_be_used_are_refused_or_left_out_and_listed(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "in")
+    (tmp_path / "in" / "aa.png").write_text("no image")
+    source = FolderSource(str(tmp_path / "in"))
+    with pytest.raises(UserError, match=r"'aa\.png' .*, or pass --on-error=skip\.$"):
+        read_images(source, np.arange(4), (8, 8), "stop")
+    found = read_images(source, np.arange(4), (8, 8), "skip")
+    assert found.names == ["a.png", "b.jpg", "c.png"] and found.rows.tolist() == [0, 2, 3]
+    alone = read_images(FolderSource(str(photos)), np.arange(3), (8, 8), "stop")
+    np.testing.assert_array_equal(found.pixels, alone.pixels)
+    assert left_out(found.skips) == "; 1 left out, which cannot be used: aa.png" and left_out([]) == ""
+    with pytest.raises(UserError, match=r"^none of 1 images can be used; cannot decode 'aa\.png'"):
+        read_images(source, np.array([1]), (8, 8), "skip")
 
 
 @pytest.mark.fast

@@ -95,7 +95,7 @@ class Late:
 
 @pytest.mark.fast
 def test_what_follows_a_damaged_checkpoint_is_silent_and_all_else_is_not(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # to be put back
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
     command_line(lambda: None)
     Late("Event loop is closed")
     assert capsys.readouterr().err == ""

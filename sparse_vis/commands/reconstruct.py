@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import functools
+import itertools
+import os
 import pathlib
 import sys
 import types
@@ -19,15 +23,16 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sparse_vis import api
+from sparse_vis.data.ahead import ON_ERROR, load_ahead, usable
 from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.evals.pixels.reconstruction import psnr
 from sparse_vis.interop.load import PLACES
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.runtime import lock, paths
+from sparse_vis.runtime import lock, paths, skipped
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.files import whole
+from sparse_vis.runtime.files import whole, write_whole
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, check_folder, positive
 
@@ -54,15 +59,15 @@ def side_by_side(
     return sheet
 
 
-def read_batch(source: FolderSource, indices: range, size: int) -> UInt8[np.ndarray, "b size size 3"]:
-    """Images with the short side resized to size * 256/224, then the centre, uint8.
+def read_image(source: FolderSource, index: int, size: int) -> tuple[int, UInt8[np.ndarray, "size size 3"]]:
+    """The number of an image, and the image with the short side resized to size * 256/224, then the centre.
 
     Raises:
         UserError: names the image that cannot be decoded.
     """
     short = round(size * SHORT_SIDE)
     bicubic = Image.Resampling.BICUBIC
-    return np.stack([to_square(decode(source[i]), size, short_side=short, resample=bicubic) for i in indices])
+    return index, to_square(decode(source[index]), size, short_side=short, resample=bicubic)
 
 
 def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], float]:
@@ -94,38 +99,53 @@ def targets_of(source: FolderSource, output: pathlib.Path) -> list[pathlib.Path]
 
 
 def reconstruct_folder(
-    model: Stellar, params: dict, source: FolderSource, output: pathlib.Path, *, compare: bool
+    model: Stellar, params: dict, source: FolderSource, output: pathlib.Path, *, compare: bool, on_error: str
 ) -> None:
     """Write a PNG per image of the source, and print progress, mean PSNR and the agreement if asked for.
 
     Args:
         model, params: of sparse_vis.load. source: images. output: folder of the PNGs, made if needed.
-        compare: whether to compare a bfloat16 tokenizer with a float32 one.
+        compare: whether to compare a bfloat16 tokenizer with a float32 one. on_error: "stop" or "skip" where
+            an image cannot be used; skipped.txt of the output names those.
 
     Raises:
-        UserError: names the image that cannot be decoded.
+        UserError: names the image that cannot be used; none can.
     """
     size, targets = model.encoder.image_size, targets_of(source, output)
-    progress = Progress("reconstructing", len(source))
+    read, threads = functools.partial(read_image, source, size=size), os.cpu_count() or 1
+    progress, skips, done = Progress("reconstructing", len(source)), [], 0
     agreement, kept, quality = make_agreement(model, params) if compare else None, 0.0, []
-    for start in range(0, len(source), BATCH):
-        indices = range(start, min(start + BATCH, len(source)))
-        images = read_batch(source, indices, size)
-        pixels = np.asarray(api.reconstruct(model, params, api.encode(model, params, images)))
-        floats = images.astype(np.float32) / 255
-        for i, image, pixel in zip(indices, floats, pixels, strict=True):
-            targets[i].parent.mkdir(parents=True, exist_ok=True)
-            with whole(targets[i]) as partial:
-                side_by_side(image, pixel).save(partial, format="PNG")
-        if pixels.shape == floats.shape:  # not where 224 px come back as 256
-            quality += list(psnr(pixels, floats))
-        if agreement is not None:
-            kept += agreement(images) * len(images)
-        progress.add(len(images))
+    # Closed here: an error elsewhere, as of a full disk, would leave that to a thread that it waits for.
+    with contextlib.closing(load_ahead(read, list(range(len(source))), threads, ahead=2 * BATCH)) as futures:
+        usable_images = usable(source, futures, on_error, skips)
+        while batch := list(itertools.islice(usable_images, BATCH)):
+            indices, images = [index for index, _ in batch], np.stack([image for _, image in batch])
+            pixels = np.asarray(api.reconstruct(model, params, api.encode(model, params, images)))
+            floats = images.astype(np.float32) / 255
+            for i, image, pixel in zip(indices, floats, pixels, strict=True):
+                _write_sheet(targets[i], image, pixel)
+            if pixels.shape == floats.shape:  # not where 224 px come back as 256
+                quality += list(psnr(pixels, floats))
+            if agreement is not None:
+                kept += agreement(images) * len(images)
+            done += len(images)
+            progress.add(len(images))
+    if not done:
+        raise UserError(f"none of {len(source)} images can be used; {skips[0][1].rstrip('.')}.")
+    if on_error == "skip":
+        progress.add(len(skips))
+        write_whole(output / skipped.FILE, "".join(skipped.lines(skips)))
+        print(f"{len(skips)} images skipped; {output / skipped.FILE} says which and why")
     if quality:
         print(f"mean PSNR {np.mean(quality):.2f} dB")
     if agreement is not None:
-        print(f"a bfloat16 tokenizer keeps {kept / len(source):.4f} of the codes")
+        print(f"a bfloat16 tokenizer keeps {kept / done:.4f} of the codes")
+
+
+def _write_sheet(path: pathlib.Path, image: np.ndarray, reconstruction: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as partial:
+        side_by_side(image, reconstruction).save(partial, format="PNG")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -160,7 +180,10 @@ def _load_and_reconstruct(arguments: argparse.Namespace, source: FolderSource) -
             f"{arguments.checkpoint} reconstructs pixels without a tokenizer; leave out --compare-bf16."
         )
     try:
-        reconstruct_folder(model, params, source, arguments.output.resolve(), compare=arguments.compare_bf16)
+        reconstruct_folder(
+            model, params, source, arguments.output.resolve(), compare=arguments.compare_bf16,
+            on_error=arguments.on_error,
+        )  # fmt: skip
     except OSError as error:
         raise UserError(
             f"{arguments.output} cannot be written ({error}); give another --output, or make room and repeat "
@@ -193,6 +216,7 @@ def main() -> None:
         default="float32",
         help="of the tokenizer's convolutions (%(default)s)",
     )
+    add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
     add("--max-pixels", type=positive, default=MAX_PIXELS, help="of an image that is used (%(default)s)")
     add("--compare-bf16", action="store_true", help="measure what share of codes a bfloat16 tokenizer keeps")
     run(parser.parse_args())

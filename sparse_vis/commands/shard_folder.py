@@ -7,13 +7,13 @@ from pathlib import Path
 
 from sparse_vis.commands.shards import entry_of, fingerprint, read_shard
 from sparse_vis.data.same import note_times
+from sparse_vis.runtime import skipped
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, holds_files, read_json, write_json, write_whole
-from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.progress import REPORT_SECONDS
 
 POLL_SECONDS = 0.2
-MANIFEST, SKIPPED = "manifest.json", "skipped.txt"
+MANIFEST = "manifest.json"
 
 
 def plan(output: Path, images: int, shard_size: int) -> dict[Path, range]:
@@ -81,12 +81,8 @@ def finish(output: Path, manifest: dict, shards: dict[Path, range]) -> tuple[int
     found = {
         path.name: read_shard(path, len(images), settings, content=False) for path, images in shards.items()
     }
-    skips = sorted(
-        f"{escaped(name)}\t{' '.join(reason.split())}\n"
-        for shard in found.values()
-        for name, reason in shard.skipped
-    )
-    write_whole(output / SKIPPED, "".join(skips))
+    skips = [skip for shard in found.values() for skip in shard.skipped]
+    write_whole(output / skipped.FILE, "".join(sorted(skipped.lines(skips))))
     said = {
         name: {
             "rows": shard.rows,
@@ -116,7 +112,7 @@ def open_output(output: Path, manifest: dict, first: bool) -> None:
     if first and not path.exists():
         # Shards whose manifest is lost say themselves whether they are of these settings.
         planned = plan(output, manifest["images"], manifest["shard_size"])
-        ours = {SKIPPED, *(file.name for shard in planned for file in (shard, entry_of(shard)))}
+        ours = {skipped.FILE, *(file.name for shard in planned for file in (shard, entry_of(shard)))}
         if holds_files(output, ours):
             raise UserError(f"folder {output} holds something else; give --output a new or empty folder.")
         output.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, checksum, file_sha256, read_json, whole, write_json
-from sparse_vis.runtime.names import escaped
+from sparse_vis.runtime.names import escaped, quoted
 
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
@@ -59,7 +59,7 @@ def _table(rows: dict[str, list | np.ndarray], schema: pa.Schema) -> pa.Table:
         if isinstance(values, np.ndarray):
             if not np.isfinite(values).all():
                 raise UserError(
-                    f"Output {name!r} of a batch from {rows['name'][0]!r} on holds NaN or infinity: "
+                    f"Output {name!r} of a batch from {quoted(rows['name'][0])} on holds NaN or infinity: "
                     "use --dtype=float32, or another checkpoint if this one has diverged"
                 )
             values = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values[0].size)

@@ -29,9 +29,11 @@ def contradictions(config: ConfigDict, devices: int, backend: str) -> Iterator[s
         )
     if config.data.canvas < m.patch:
         yield f"config.data.canvas={config.data.canvas} is smaller than a patch ({m.patch} px); enlarge it"
-    if 0 in e.mesh or min(e.mesh) < -1 or e.mesh[0] == e.mesh[1] == -1:
+    wrong = next((size for size in e.mesh if size == 0 or size < -1), None)
+    if wrong is not None or e.mesh[0] == e.mesh[1] == -1:
+        what = "leaves both numbers open" if wrong is None else f"has {wrong}, which is no number of devices"
         yield (
-            f"config.efficiency.mesh={tuple(e.mesh)} is no mesh; give two numbers of devices whose "
+            f"config.efficiency.mesh={tuple(e.mesh)} {what}; give two numbers of devices whose "
             "product is all of them, or -1 for one of the two"
         )
     if e.attention != "xla" and e.dtype == "float32":
@@ -101,18 +103,19 @@ def _of_training(config: ConfigDict, devices: int) -> Iterator[str]:
         )
     if o.schedule == "cosine" and o.final_lr > o.peak_lr:
         yield (
-            f"config.optimizer.final_lr={o.final_lr} is above peak_lr={o.peak_lr}, so that the "
+            f"config.optimizer.final_lr={shown(o.final_lr)} is above peak_lr={shown(o.peak_lr)}, so that the "
             "rate would rise; lower it"
         )
     patches = (m.image_size // m.patch) ** 2
     if int((1 - v.masking_ratio) * patches) < 1:
         yield (
-            f"config.views.masking_ratio={v.masking_ratio} leaves none of {patches} patches visible; lower it"
+            f"config.views.masking_ratio={shown(v.masking_ratio)} leaves none of {patches} patches visible; "
+            "lower it"
         )
     if o.schedule == "cosine" and round(o.warmup * t.steps) >= t.steps:
         yield (
-            f"config.optimizer.warmup={o.warmup} of config.train.steps={t.steps} leaves no step after the "
-            "warm-up; lower it, or set config.optimizer.schedule to 'constant'"
+            f"config.optimizer.warmup={shown(o.warmup)} of config.train.steps={t.steps} leaves no step after "
+            "the warm-up; lower it, or set config.optimizer.schedule to 'constant'"
         )
 
 
@@ -121,7 +124,7 @@ def _of_evaluation(e: ConfigDict) -> Iterator[str]:
     same = e.train_split == e.test_split
     if same != bool(e.holdout):
         yield (
-            f"config.eval.holdout={e.holdout} with train_split={e.train_split!r} and test_split="
+            f"config.eval.holdout={shown(e.holdout)} with train_split={e.train_split!r} and test_split="
             f"{e.test_split!r}: hold a share out, e.g. 0.2, where both are the same, and only there"
         )
     for row in e.expected:

@@ -13,6 +13,7 @@ from PIL import Image
 from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.sources import FolderSource, Source
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.skipped import Skips
 
 ON_ERROR = ("stop", "skip")  # what is done where an image cannot be used
 T = TypeVar("T")
@@ -57,7 +58,7 @@ def load_ahead(
 
 
 def usable(
-    source: Source, futures: Iterator[tuple[int, Future[T]]], on_error: str, skipped: list[tuple[str, str]]
+    source: Source, futures: Iterator[tuple[int, Future[T]]], on_error: str, skipped: Skips
 ) -> Iterator[T]:
     """What was loaded; an image that cannot be used ends the work, or is noted in `skipped`.
 
@@ -73,8 +74,17 @@ def usable(
             yield future.result()
         except UserError as error:
             if on_error == "stop":
-                raise UserError(f"{error}, or pass --on-error=skip.") from None
+                raise or_skip(error, "--on-error=skip") from None
             skipped.append((name_of(source, index), str(error)))
+
+
+def or_skip(error: UserError, how: str) -> UserError:
+    """The sentence for an image that cannot be used, with the remedy that leaves it out.
+
+    Args:
+        error: says what is wrong and how to mend it. how: the flag, and what it does.
+    """
+    return UserError(f"{str(error).rstrip('.')}, or pass {how}.")
 
 
 def name_of(source: Source, index: int) -> str:

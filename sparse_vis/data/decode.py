@@ -10,6 +10,7 @@ from PIL import Image
 
 from sparse_vis.data.image_file import MAX_PIXELS, read_pixels
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.names import quoted
 
 LONGEST = 16  # times the short side: what `to_square` looks at of the long one
 
@@ -34,25 +35,25 @@ def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 
     """
     if missing := {"image", "name"} - record.keys():
         raise UserError(f"a record of the source has no {' and no '.join(sorted(missing))}; give it one")
-    data, name = record["image"], record["name"]
+    data, name = record["image"], quoted(record["name"])
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
             raise UserError(
-                f"image {name!r} is a {data.dtype} array of shape {data.shape}; a source must give uint8 "
+                f"image {name} is a {data.dtype} array of shape {data.shape}; a source must give uint8 "
                 "(H, W, 3), or the bytes of a file"
             )
         return data
     try:
         return read_pixels(data, at_least, record.get("max_pixels", MAX_PIXELS))
     except UserError as error:
-        raise UserError(f"image {name!r} {error}") from None
+        raise UserError(f"image {name} {error}") from None
     except Image.UnidentifiedImageError:
         reason = "it is not an image" if data else "it is empty"
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         reason = f"{type(error).__name__}: {error}"
-    raise UserError(f"cannot decode {name!r} ({reason}); repair or remove it")
+    raise UserError(f"cannot decode {name} ({reason}); repair or remove it")
 
 
 def to_canvas(

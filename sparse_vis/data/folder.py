@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sparse_vis.data.image_file import EXTENSIONS, MAX_PIXELS
 from sparse_vis.data.packed_format import sha256_of
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.names import escaped, quoted
 
 KINDS = 8  # extensions that are said of what was left out
 
@@ -25,6 +27,7 @@ class FolderSource:
 
     Attributes:
         left_out: number of other files by extension; "hidden" for those whose names begin with a dot.
+        same: names of subfolders that are one folder, as links are, group by group; each is read.
 
     Raises:
         UserError: the folder is missing or holds no image, or a subfolder cannot be listed.
@@ -32,7 +35,7 @@ class FolderSource:
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
         self.path, self.max_pixels = path, max_pixels
-        self.names, self.left_out = _list_images(path)
+        self.names, self.left_out, self.same = _list_images(path)
         if not self.names:
             raise UserError(
                 f"folder {path!r} holds no image ({', '.join(EXTENSIONS)}){left_out(self.left_out)}; "
@@ -51,7 +54,7 @@ class FolderSource:
             data = Path(self.path, name).read_bytes()
         except OSError as error:
             raise UserError(
-                f"cannot read {name!r} ({error.strerror}); restore the file or its permissions"
+                f"cannot read {quoted(name)} ({error.strerror}); restore the file or its permissions"
             ) from None
         record = {"image": data, "name": name, "max_pixels": self.max_pixels}
         if self.classes:
@@ -63,39 +66,50 @@ class FolderSource:
         return f"FolderSource({self.path!r}, {len(self)} images)"
 
 
-def _list_images(path: str) -> tuple[list[str], collections.Counter]:
-    """Sorted relative paths, with `/`, of the images below a folder; numbers of other files by extension.
+def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[str]]]:
+    """Sorted relative paths, with `/`, of the images below a folder; `left_out` and `same` of the source.
 
     Links are followed, except one that leads back to a folder that it lies in.
     """
     if not (path and Path(path).is_dir()):
         what = f"{path!r} is a file" if Path(path).is_file() else f"folder {path!r} does not exist"
         raise UserError(f"{what}; give --config.data.path the folder of your images.")
-    names, others = [], collections.Counter()
+    names, others, folders = [], collections.Counter(), collections.defaultdict(list)
     waiting: list[tuple[str, tuple]] = [("", ())]  # relative folder, and which folders it lies in
     while waiting:
         folder, above = waiting.pop()
         try:
             about = os.stat(Path(path, folder))
-            if (about.st_dev, about.st_ino) in above:
+            itself = about.st_dev, about.st_ino
+            if itself in above:
+                others["link to a folder that it lies in"] += 1
                 continue
+            folders[itself].append((folder.rstrip("/"), above))
             with os.scandir(Path(path, folder)) as entries:
                 for entry in entries:
                     name, extension = f"{folder}{entry.name}", os.path.splitext(entry.name)[1].lower()
                     if entry.name.startswith("."):
                         others["hidden"] += 1
                     elif _is(entry.is_dir):
-                        waiting.append((f"{name}/", (*above, (about.st_dev, about.st_ino))))
+                        waiting.append((f"{name}/", (*above, itself)))
                     elif extension in EXTENSIONS and (_is(entry.is_file) or entry.is_symlink()):
                         names.append(name)  # a link to nothing too: reading it says so
                     else:
                         others[extension or "without extension"] += 1
         except OSError as error:
             raise UserError(
-                f"folder {str(Path(path, folder))!r} cannot be listed ({error.strerror}); restore its "
+                f"folder {quoted(str(Path(path, folder)))} cannot be listed ({error.strerror}); restore its "
                 "permissions, or take it out of --config.data.path."
             ) from None
-    return sorted(names), others
+    return sorted(names), others, list(_linked(folders.values()))
+
+
+def _linked(folders: Iterable[list[tuple[str, tuple]]]) -> Iterator[list[str]]:
+    """The names of each folder that has several; each is given with the folders that it lies in."""
+    for found in folders:
+        # What lies in a folder that is there twice is there twice too, under one last name: not said again.
+        if len({(name.split("/")[-1], above[-1:]) for name, above in found}) > 1:
+            yield sorted(name for name, _ in found)
 
 
 def _is(kind) -> bool:
@@ -107,6 +121,6 @@ def _is(kind) -> bool:
 
 def left_out(others: collections.Counter) -> str:
     """What was left out, in words, after a semicolon; nothing where nothing was."""
-    listed = ", ".join(f"{count} {kind}" for kind, count in others.most_common(KINDS))
+    listed = ", ".join(f"{count} {escaped(kind)}" for kind, count in others.most_common(KINDS))
     listed += " …" if len(others) > KINDS else ""
     return f"; left out: {listed}" if others else ""

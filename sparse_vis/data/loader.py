@@ -23,15 +23,15 @@ import grain
 import numpy as np
 from absl import flags
 
-from sparse_vis.data.ahead import ON_ERROR, name_of
+from sparse_vis.data.ahead import ON_ERROR, name_of, or_skip
 from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.sources import Source
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.skipped import Skips
 
 if TYPE_CHECKING:
     from sparse_vis.types import Batch
 
-Skips = list[tuple[str, str]]  # (name, reason) of images that could not be used
 SHARED_BYTES = 1 << 20  # arrays at least this large go from worker to parent through shared memory
 
 
@@ -147,9 +147,8 @@ class _Load:
                 pixels, height, width = self._read(number)
             except UserError as error:
                 if self.on_error == "stop":
-                    raise UserError(
-                        f"{error}, or pass --config.data.on_error=skip to let the next image stand in."
-                    ) from None
+                    how = "--config.data.on_error=skip to let the next image stand in"
+                    raise or_skip(error, how) from None
                 skipped[name_of(self.source, number), str(error)] = None
                 continue
             return {
@@ -161,7 +160,7 @@ class _Load:
                 "skipped": np.array(json.dumps(list(skipped))),
             }
         first = next(iter(skipped))[1]
-        raise UserError(f"none of {len(self.source)} images can be used; {first}.")
+        raise UserError(f"none of {len(self.source)} images can be used; {first.rstrip('.')}.")
 
     def _read(self, number: int) -> tuple[np.ndarray, int, int]:
         # Twice the canvas: a JPEG's eighths are a coarse filter, so the last half is left to bicubic.

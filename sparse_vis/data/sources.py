@@ -13,6 +13,7 @@ from sparse_vis.data.packed_format import METADATA
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.notes import say_once
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # what folders of splits are called
@@ -51,10 +52,15 @@ def announce(source: Source) -> None:
     if not isinstance(source, FolderSource | PackedSource):
         return
     names, count = source.classes, len(source.classes)
-    shown = ", ".join(names[:SHOWN]) + (" …" if count > SHOWN else "")
+    shown = ", ".join(map(escaped, names[:SHOWN])) + (" …" if count > SHOWN else "")
     classes = f"{count} class{'es' * (count > 1)}, its subfolders ({shown})" if count else "no classes"
     left = left_out(source.left_out) if isinstance(source, FolderSource) else ""
     say_once(f"{len(source)} image{'s' * (len(source) > 1)} in {source.path}, {classes}{left}")
+    for same in source.same[:SHOWN] if isinstance(source, FolderSource) else ():
+        say_once(
+            f"note: {' and '.join(map(quoted, same))} of {source.path} are one folder, by links; it is read "
+            f"under each name, so that its images count {len(same)} times"
+        )
     if len(SPLITS.intersection(map(str.lower, names))) > 1:
         first = next((name for name in names if name.lower().startswith("train")), names[0])
         say_once(

@@ -21,6 +21,7 @@ from sparse_vis.evals.pixels.networks import Networks
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
 from sparse_vis.evals.tasks import TASKS
+from sparse_vis.evals.usable import without_unusable
 from sparse_vis.evals.verdict import verdict
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.runtime.errors import UserError
@@ -80,9 +81,12 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]
         UserError: anything the user can mend.
     """
     own, weights = own_encoder(config, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if config.data.on_error == "skip":
+        plan = dataclasses.replace(plan, data=without_unusable(plan.data, workdir))
+        check_needs(plan.data, {name: TASKS[name] for name in plan.tasks})  # there may be too few left
     train = plan.data.parts["train"]
     others = [beside_encoder(name, config, weights, train) for name in config.eval.beside]
-    workdir.mkdir(parents=True, exist_ok=True)
     results = Results(workdir)
     if any("map" in TASKS[name].needs for e in (own, *others) for name in _left(e, plan, config, results)):
         # Those of train are read in the first epoch, these only after the last.

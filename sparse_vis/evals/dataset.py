@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_source
+from sparse_vis.data.ahead import or_skip
+from sparse_vis.data.decode import decode
 from sparse_vis.data.records import Records, in_batches, read_records
 from sparse_vis.data.same import images_sha256
 from sparse_vis.data.sources import Source
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.names import escaped
 
 SHORT_SIDE = 256 / 224  # of the image size, before the centre is cut out; published
 
@@ -32,6 +37,7 @@ class Part:
         masks: folder of label maps; None where the source brings its own, or there are none.
         map_classes: number of classes in label maps; 0 without. map_shift: -1 where class 0 of their files
             means that nothing is known, and the others count from 1.
+        on_error: "stop" or "skip" where an image cannot be used; see `evals/usable.py`.
     """
 
     source: Source
@@ -43,6 +49,7 @@ class Part:
     map_classes: int = 0
     map_shift: int = 0
     resize: str = "antialiased"
+    on_error: str = "stop"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -60,12 +67,48 @@ class Part:
         left = np.random.default_rng(seed).permutation(len(self))[int(share * len(self)) :]
         return dataclasses.replace(self, indices=self.indices[np.sort(left)])
 
+    def record(self, row: int | np.integer) -> dict[str, Any]:
+        """A record of the source, its image decoded.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        with self._offering_to_skip():
+            record = self.source[int(row)]
+            return {**record, "image": decode(record)}
+
+    def example(self) -> dict[str, Any]:
+        """The first of the records that can be used, its image decoded.
+
+        Raises:
+            UserError: none can, or the first one cannot and `on_error` is "stop".
+        """
+        reason = ""
+        for row in self.indices:
+            try:
+                return self.record(row)
+            except UserError as error:
+                if self.on_error == "stop":
+                    raise
+                reason = reason or str(error)
+        raise UserError(f"none of {len(self)} images of {self.source!r} can be used; {reason.rstrip('.')}.")
+
+    @contextlib.contextmanager
+    def _offering_to_skip(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            if self.on_error == "skip":
+                raise
+            raise or_skip(error, "--config.data.on_error=skip to leave it out") from None
+
     def batches(self, batch_size: int) -> Iterator[Records]:
         """All records in order; images short side first, then the centre, as the test images of probes."""
 
         def load(rows):
             sides = dict(size=self.size, short_side=self.short_side)
-            return read_records(self.source, rows, resize=self.resize, **sides)
+            with self._offering_to_skip():
+                return read_records(self.source, rows, resize=self.resize, **sides)
 
         return in_batches(load, self.indices, batch_size, self.threads)
 
@@ -77,21 +120,24 @@ class Data:
     Attributes:
         parts: by name. "train" and "test"; on scenes also "one_train" and "one_test", with one digit each.
         labelled: names of the two parts whose single labels count.
-        classes: number of classes; 0 without labels. sets: whether records have sets of classes.
+        classes: number of classes; 0 without labels.
         about: which images these are, plain values for the record of results.
     """
 
     parts: dict[str, Part]
     labelled: tuple[str, str]
     classes: int
-    sets: bool
     about: dict
 
     @property
     def single(self) -> bool:
         """Whether the images of the labelled parts have one class each, or none, and not only sets."""
-        part = self.parts[self.labelled[0]]
-        return "label" in part.source[int(part.indices[0])]
+        return "label" in self.parts[self.labelled[0]].example()
+
+    @property
+    def sets(self) -> bool:
+        """Whether records have sets of classes."""
+        return "labels" in self.parts["train"].example()
 
 
 def open_data(config: ConfigDict) -> Data:
@@ -114,7 +160,8 @@ def open_data(config: ConfigDict) -> Data:
         maps = e.mask_classes if masks else len(source.classes) + 1 if scenes else 0
         rows = spread(indices, count)
         shift = e.mask_shift if masks else 0
-        return Part(source, rows, size, short_side, config.data.threads, masks, maps, shift, e.resize)
+        d = config.data
+        return Part(source, rows, size, short_side, d.threads, masks, maps, shift, e.resize, d.on_error)
 
     parts, labelled = {"train": part(False), "test": part(True)}, ("train", "test")
     if scenes and config.data.scenes.digits == "many":
@@ -124,19 +171,20 @@ def open_data(config: ConfigDict) -> Data:
     about = {
         "source": config.data.source, "path": config.data.path, "holdout": e.holdout, "image_size": size,
         "short_side": short_side, "resize": e.resize,
-        "parts": {name: _about(p) for name, p in parts.items()},
+        "parts": {name: about_part(p) for name, p in parts.items()},
     }  # fmt: skip
     source, other = parts["train"].source, parts["test"].source
     if source.classes != other.classes:
         apart = sorted({*source.classes} ^ {*other.classes})
         raise UserError(
-            f"{source!r} and {other!r} have other classes ({', '.join(apart[:4])} …); labels are numbered by "
-            "them, so give train and test the same subfolders."
+            f"{source!r} and {other!r} have other classes ({', '.join(map(escaped, apart[:4]))} …); labels "
+            "are numbered by them, so give train and test the same subfolders."
         )
-    return Data(parts, labelled, len(source.classes), "labels" in source[0], about)
+    return Data(parts, labelled, len(source.classes), about)
 
 
-def _about(part: Part) -> dict:
+def about_part(part: Part) -> dict:
+    """What the record of results says of a part: which images it has."""
     images = images_sha256(part.source, part.indices, times=True)
     return {"records": len(part), "of": repr(part.source), "images_sha256": images}
 

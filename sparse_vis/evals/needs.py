@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Int
 
-from sparse_vis.data.decode import decode
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.maps.label_maps import check_maps
 from sparse_vis.evals.task import Task
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.names import quoted
 
 LACKING = {
     "label": "one class per image: a folder with a subfolder per class has them, scenes have them",
@@ -32,8 +32,7 @@ def check_needs(data: Data, tasks: Mapping[str, Task]) -> None:
         UserError: names the task, what it lacks and which images, or an image or label map that is damaged.
     """
     for part_name, part in data.parts.items():
-        record = part.source[int(part.indices[0])]
-        decode(record)
+        record = part.example()
         has = {*record, *(("map",) if part.map_classes else ())}
         has |= {"class"} if has & {"label", "labels"} else set()
         for name, task in tasks.items():
@@ -59,7 +58,7 @@ def _check_count(name: str, task: Task, part_name: str, part: Part, labelled: bo
         raise _refusal(name, what, f"there are {count}, of {part.source!r}", remedy)
     if labels is not None and least > 1 and len(found := np.unique(labels[labels >= 0])) < 2:
         only = part.source.classes[found[0]]
-        found_one = f"all that it has, of {part.source!r}, are {only!r}"
+        found_one = f"all that it has, of {part.source!r}, are {quoted(only)}"
         raise _refusal(name, f"{kind} images of two classes", found_one)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import threading
 
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import HUB as PREFIX
 
 PATIENCE = 3  # seconds
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.))*"  # of an owner or a repository; never ..
 
 
 def fetch(
@@ -21,8 +23,10 @@ def fetch(
         revision: branch, tag or commit. local_files_only: never use the network.
 
     Raises:
-        UserError: huggingface_hub is not installed, or no file can be had.
+        UserError: no such address can be, huggingface_hub is not installed, or no file can be had.
     """
+    if not re.fullmatch(f"{_NAME}/{_NAME}", address):
+        raise UserError(f"{PREFIX}{address} names no repository; write {PREFIX}owner/repository/model.")
     try:
         import huggingface_hub
     except ImportError:

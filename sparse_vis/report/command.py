@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
+from sparse_vis.data.ahead import ON_ERROR
 from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.interop.load import PLACES
 from sparse_vis.report.contents import make_contents
@@ -79,6 +80,7 @@ def main() -> None:
         metavar="FOLDER",
         help="folder of images, instead of the test split of the run's data",
     )
+    add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
     add("--max-pixels", type=positive, default=MAX_PIXELS, help="of an image there (%(default)s)")
     add("--size", metavar="HxW", help="of the images in pixels; the model's square unless given")
     add("--gallery", type=int, default=12, help="images shown with maps and edits (%(default)s)")

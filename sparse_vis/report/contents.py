@@ -21,7 +21,10 @@ from sparse_vis.report.page import Contents, region_pictures
 from sparse_vis.report.prototypes import make_pages
 from sparse_vis.report.seen import name_images
 from sparse_vis.report.tables import evaluation_tables, flat, health_measures, health_table
+from sparse_vis.runtime import skipped
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.names import escaped
+from sparse_vis.runtime.skipped import Skips
 from sparse_vis.train.progress import JSONL
 from sparse_vis.viz.figures import read_metrics
 
@@ -98,6 +101,14 @@ def absences(model: Stellar, checkpoint: str) -> tuple[str, str]:
     return "", ""
 
 
+def left_out(skips: Skips) -> str:
+    """Which images could not be used, each said, and in words for the page."""
+    for line in skipped.lines(skips):
+        print(f"skipped: {line.rstrip()}", flush=True)
+    names = ", ".join(escaped(name) for name, _ in skips)
+    return f"; {len(skips)} left out, which cannot be used: {names}" if skips else ""
+
+
 def make_contents(arguments: argparse.Namespace) -> Contents:
     """Load, encode, decode and collect.
 
@@ -116,8 +127,8 @@ def make_contents(arguments: argparse.Namespace) -> Contents:
     model, params = api.assemble(found, arguments.checkpoint, tokenizer=arguments.tokenizer)
     size = parse_size(arguments.size, model)
     rows = spread(images_found.indices, max(arguments.voters, arguments.gallery))
+    rows, images, names, skips = read_images(images_found.source, rows, size, arguments.on_error)
     known = name_images(found.config if data_known else None, images_found.source, rows)
-    images, names = read_images(images_found.source, rows, size)
     temperature = found.config.loss.student_temperature
     encoded = encode_all(model, params, images, temperature)
     no_reconstruction, no_edits = absences(model, arguments.checkpoint)
@@ -135,7 +146,8 @@ def make_contents(arguments: argparse.Namespace) -> Contents:
     pages = make_pages(encoded, jax.device_get(prototypes), temperature, pages=PAGES, regions=REGIONS)
     settings = plain(found.config) if found.step else {"model": plain(found.config)["model"]}
     return Contents(
-        title=found.config.name, facts=facts(found, model, params), origin=f"{known}: {images_found.origin}",
+        title=found.config.name, facts=facts(found, model, params),
+        origin=f"{known}: {images_found.origin}{left_out(skips)}",
         cards=cards,
         edits=no_edits, reconstruction=no_reconstruction, prototypes=pages,
         pictures=region_pictures(pages, images, names, model.grid(*size), model.patch), voters=len(images),

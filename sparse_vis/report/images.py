@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from sparse_vis import api
+from sparse_vis.data.ahead import load_ahead, usable
 from sparse_vis.data.decode import decode
 from sparse_vis.data.sources import Source, announce, open_folder
 from sparse_vis.evals.dataset import open_data
@@ -19,6 +23,7 @@ from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.progress import Progress
+from sparse_vis.runtime.skipped import Skips
 
 BATCH = 16
 
@@ -67,24 +72,42 @@ def find_images(config: ConfigDict, folder: str | None, *, data_known: bool, max
     return Found(part.source, part.indices, origin)
 
 
-def read_images(
-    source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, int]
-) -> tuple[UInt8[np.ndarray, "N H W 3"], list[str]]:
+class Read(NamedTuple):
+    """Images as a report shows them, N of them.
+
+    Attributes:
+        rows: their numbers in the source. pixels: uint8. names: escaped. skips: of the others.
+    """
+
+    rows: Int[np.ndarray, " N"]
+    pixels: UInt8[np.ndarray, "N H W 3"]
+    names: list[str]
+    skips: Skips
+
+
+def read_images(source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, int], on_error: str) -> Read:
     """The largest centred part of this shape of images, resized (bicubic).
 
     Args:
         source: random-access records. rows: which of them. size: (height, width) in pixels.
-
-    Returns:
-        (images, names).
+        on_error: "stop" or "skip" where an image cannot be used.
 
     Raises:
-        UserError: names the image that cannot be decoded.
+        UserError: names the image that cannot be used; none can.
     """
-    records = [source[int(i)] for i in rows]
-    bicubic = Image.Resampling.BICUBIC
-    images = [ImageOps.fit(Image.fromarray(decode(record)), size[::-1], bicubic) for record in records]
-    return np.stack([np.asarray(image) for image in images]), [escaped(record["name"]) for record in records]
+
+    def read(row: int) -> tuple[int, np.ndarray, str]:
+        record = source[row]
+        fitted = ImageOps.fit(Image.fromarray(decode(record)), size[::-1], Image.Resampling.BICUBIC)
+        return row, np.asarray(fitted), escaped(record["name"])
+
+    skips: Skips = []
+    with contextlib.closing(load_ahead(read, rows.tolist(), os.cpu_count() or 1, ahead=BATCH)) as futures:
+        found = list(usable(source, futures, on_error, skips))
+    if not found:
+        raise UserError(f"none of {len(rows)} images can be used; {skips[0][1].rstrip('.')}.")
+    numbers, images, names = zip(*found, strict=True)
+    return Read(np.array(numbers), np.stack(images), list(names), skips)
 
 
 @dataclass(frozen=True)

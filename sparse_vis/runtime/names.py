@@ -22,6 +22,11 @@ def escaped(name: str) -> str:
     return _SPECIAL.sub(escape, name)
 
 
+def quoted(name: str) -> str:
+    """A name in a message: in quotes, and as `escaped` writes it in lists and columns."""
+    return f"'{escaped(name)}'"
+
+
 def unescaped(text: str) -> str:
     """The name that `escaped` made a text of; open() and os.path take it."""
     code = re.sub(

@@ -128,6 +128,8 @@ def single(number: float) -> float:
 
 
 def shown(value: Any) -> str:
-    """A value in a message, cut if it is long."""
+    """A value in a message, cut if it is long; a whole number without .0, as it may be typed."""
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.15g}"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}…"

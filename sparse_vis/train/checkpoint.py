@@ -8,6 +8,7 @@ taken for a checkpoint. Whatever is read is compared with its checksum.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
@@ -23,7 +24,8 @@ from orbax.checkpoint import args as A
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from sparse_vis.config.settings import plain
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.data.image_file import EXTENSIONS
+from sparse_vis.runtime.errors import UserError, quiet_orbax
 from sparse_vis.train import checksums
 from sparse_vis.train.ema import teacher_params
 from sparse_vis.train.mesh import path_name
@@ -112,15 +114,20 @@ _AROUND_CAUSE = (
     r"^[A-Z_]+: (Error opening \"\w+\" driver: )*(Error reading \"[^\"]*\" in OCDBT database at [^:]*: )?"
     r"| \[tensorstore_spec.*|\. See full TensorStore details.*"
 )
+_STEP = rf'(?<=")[^"]*/{FOLDER}/\d+/'  # the folder of a step, which the sentence names already
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:  # Orbax's own says only where in an array it was
+        error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if (cause := re.search(r"([A-Z][^:\"\[]*) \[(?:os_error_code|OS error)", str(error))) is not None:
         return cause[1]
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return textwrap.shorten(re.sub(_AROUND_CAUSE, "", line), 240, placeholder=" …")
+    missing = ": not found" if line.startswith("NOT_FOUND: ") and "does not exist" not in line else ""
+    line = re.sub(_AROUND_CAUSE, "", re.sub(_STEP, "", line)) + missing
+    return textwrap.shorten(line, 240, placeholder=" …")
 
 
 def _unwritable(manager: ocp.CheckpointManager, error: Exception) -> UserError:
@@ -156,6 +163,7 @@ def restore(
     data, saved = read_data(folder)
     target = _abstract(abstract, sharding)
     items = dict(params=A.StandardRestore(target.params), rest=A.StandardRestore(target.replace(params=None)))
+    quiet_orbax()
     try:
         out = manager.restore(int(folder.name), args=A.Composite(**items))
     except Exception as error:
@@ -217,10 +225,16 @@ def compare(step: pathlib.Path, saved: dict | None, item: str, tree) -> None:
             raise damaged(step, f"{item}/{name} is not what was saved: its checksum differs")
 
 
+def _is_step(path: pathlib.Path) -> bool:
+    """Whether a folder is that of a step, complete or not: classes of images may be called 0, 1 … too."""
+    ours = path.parent.name == FOLDER or any((path / item).is_dir() for item in ITEMS)
+    return path.name.isdigit() and ours
+
+
 def _steps(path: pathlib.Path) -> list[int]:
     """Step folders of a workdir, or of its checkpoints folder; complete or not."""
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit() and p.is_dir())
+    return sorted(int(p.name) for p in folder.glob("*") if _is_step(p) and p.is_dir())
 
 
 def newest_step(workdir: pathlib.Path) -> int:
@@ -237,13 +251,10 @@ def find_step(path: pathlib.Path) -> pathlib.Path:
     Raises:
         UserError: no complete checkpoint, or a step folder that lacks something.
     """
-    if not path.name.isdigit():
+    if not _is_step(path):
         steps = _steps(path)
         if not steps:
-            raise UserError(
-                f"{path} holds no complete checkpoint; train one with main.py --workdir={path}, "
-                "or give another folder."
-            )
+            raise UserError(f"{path} holds no complete checkpoint{_remedy(path)}.")
         path = (path / FOLDER if (path / FOLDER).is_dir() else path) / str(steps[-1])
     missing = [item for item in ITEMS if not (path / item).is_dir()]
     if missing:
@@ -252,6 +263,19 @@ def find_step(path: pathlib.Path) -> pathlib.Path:
             "delete that folder to go on from an earlier step, or restore it from a copy."
         )
     return path
+
+
+def _remedy(path: pathlib.Path) -> str:
+    """What to give instead of a folder without checkpoints, by what it is."""
+    step = next((folder for folder in path.absolute().parents if _is_step(folder)), None)
+    if step is not None:
+        return f"; it is a part of one: give {step}"
+    if runs := sorted(below.parent.name for below in path.glob(f"*/{FOLDER}")):
+        return f"; give one of the workdirs below it: {', '.join(runs[:4])}{' …' if len(runs) > 4 else ''}"
+    files = itertools.chain(path.glob("*.*"), path.glob("*/*.*"))
+    if any(file.suffix.lower() in EXTENSIONS for file in itertools.islice(files, 1000)):
+        return " but images, which are no model; give the workdir of a run, or another model"
+    return f"; train one with main.py --workdir={path}, or give another folder"
 
 
 def read_newest(path: pathlib.Path, read: Callable[[pathlib.Path], T]) -> T:
@@ -270,7 +294,7 @@ def read_newest(path: pathlib.Path, read: Callable[[pathlib.Path], T]) -> T:
         try:
             return read(find_step(path))
         except UserError:
-            if path.name.isdigit() or max(_steps(path), default=None) == newest:
+            if _is_step(path) or max(_steps(path), default=None) == newest:
                 raise
 
 
@@ -303,6 +327,7 @@ def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
         barrier_sync_key_prefix="alone",
     )
     _, saved = read_data(step)
+    quiet_orbax()
     try:
         handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:

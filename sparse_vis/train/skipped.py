@@ -9,9 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sparse_vis.runtime.names import escaped
-
-FILE = "skipped.txt"
+from sparse_vis.runtime import skipped as skipped_file
 
 
 class Skipped:
@@ -25,13 +23,13 @@ class Skipped:
     """
 
     def __init__(self, workdir: pathlib.Path, count: int):
-        self.path, self.count = workdir / FILE, count
+        self.workdir, self.count = workdir, count
         self.new_count, self.new_lines = 0, {}  # since the last report, of this process; a set in order
 
     def add(self, skipped: list[list[tuple[str, str]]]) -> None:
         """Note what `train_batches` gives beside a batch."""
         self.new_count += len(skipped)
-        self.new_lines |= {f"{escaped(name)}\t{reason}\n": None for row in skipped for name, reason in row}
+        self.new_lines |= dict.fromkeys(skipped_file.lines(skip for row in skipped for skip in row))
 
     def report(self) -> int:
         """The count so far; every process must call it at the same step.
@@ -42,10 +40,8 @@ class Skipped:
         self.new_count, self.new_lines = 0, {}
         counts, lines = zip(*map(json.loads, news), strict=True)
         self.count += sum(counts)
-        if jax.process_index() == 0 and any(lines):
-            known = set(self.path.read_text().splitlines(keepends=True)) if self.path.exists() else set()
-            with self.path.open("a") as file:
-                file.writelines(dict.fromkeys(x for some in lines for x in some if x not in known))
+        if jax.process_index() == 0:
+            skipped_file.append(self.workdir, dict.fromkeys(line for some in lines for line in some))
         return self.count
 
 

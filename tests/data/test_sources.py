@@ -63,15 +63,24 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 
 
 @pytest.mark.fast
-def test_a_second_link_to_a_folder_is_a_class_of_its_own(tmp_path):
-    write(tmp_path / "elsewhere" / "x.png")
+def test_a_second_link_to_a_folder_is_a_class_of_its_own_and_said(tmp_path, capsys):
+    write(tmp_path / "elsewhere" / "more" / "x.png")
     for name in ("a", "b"):
         (tmp_path / "data").mkdir(exist_ok=True)
         os.symlink(tmp_path / "elsewhere", tmp_path / "data" / name)
     os.symlink(tmp_path / "data" / "gone", tmp_path / "data" / "c")  # to nothing
     os.symlink("d", tmp_path / "data" / "d")  # to itself
     found = folder(tmp_path / "data")
-    assert found.names == ["a/x.png", "b/x.png"] and found.classes == ("a", "b")
+    assert found.names == ["a/more/x.png", "b/more/x.png"] and found.classes == ("a", "b")
+    place = tmp_path / "data"
+    said_once = "are one folder, by links; it is read under each name, so that its images count 2 times"
+    assert said(found, capsys) == [  # nothing of a/more and b/more
+        f"2 images in {place}, 2 classes, its subfolders (a, b); left out: 2 without extension",
+        f"note: 'a' and 'b' of {place} {said_once}",
+    ]
+    (place / "a" / "back").symlink_to(place)
+    again = said(folder(place), capsys)
+    assert again[0].endswith("left out: 2 without extension, 2 link to a folder that it lies in")
 
 
 def said(source, capsys):

@@ -26,6 +26,7 @@ from sparse_vis.evals.maps.label_maps import check_every_map
 from sparse_vis.evals.model_encoders import checksums
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
+from sparse_vis.evals.usable import without_unusable
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.stop import StopSignal
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, tiny_config, write_checkpoints
@@ -342,6 +343,59 @@ def test_a_wrong_label_map_of_test_is_named_before_the_heads_are_trained(picture
 
 
 @pytest.mark.fast
+def test_images_that_cannot_be_used_are_refused_or_left_out(pictures):
+    config, folder = pictures
+    config.eval.update(tasks=("factorization",))
+    for name in ("train/0", "train/b/1", "test/a/2"):
+        (folder / "images" / f"{name}.png").write_text("no image")
+    with pytest.raises(
+        UserError, match=r"'0\.png' .*, or pass --config\.data\.on_error=skip to leave it out\.$"
+    ):
+        command.make_plan(config)
+    config.data.on_error = "skip"
+    data = command.make_plan(config).data
+    assert data.single and not data.sets
+    (folder / "skipped.txt").write_text("old.png\tof the training\n")
+    for _ in range(2):  # the second time nothing is added
+        left = without_unusable(data, folder)
+        names = [[part.source.names[i] for i in part.indices] for part in left.parts.values()]
+        assert names == [
+            ["a/0.png", "a/1.png", "a/2.png", "b/0.png", "b/2.png"],
+            ["0.png", "a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/2.png"],
+        ]
+        assert [part["records"] for part in left.about["parts"].values()] == [5, 6]
+        lines = (folder / "skipped.txt").read_text().splitlines()
+        assert [line.split("\t")[0] for line in lines] == ["old.png", "0.png", "b/1.png", "a/2.png"]
+    assert without_unusable(left, folder) is left
+    for path in (folder / "images" / "test").rglob("*.png"):
+        path.write_text("no image")
+    with pytest.raises(UserError, match=r"^none of 7 test images can be used; cannot decode '0\.png'"):
+        without_unusable(data, folder)
+
+
+def test_an_evaluation_that_skips_measures_what_is_left(pictures):
+    config, folder = pictures
+    config.eval.update(tasks=("reconstruction",), batch=4)
+    for part in ("train", "test"):
+        for seed, path in enumerate(sorted((folder / "images" / part).rglob("*.png"))):
+            noise = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(noise).save(path)
+    (folder / "images" / "test" / "a" / "1.png").write_text("no image")
+    found = []
+    for on_error in ("skip", "stop"):
+        workdir = folder / on_error
+        write_checkpoints(workdir, {1: 1})
+        config.data.on_error = on_error
+        evaluate(config, workdir)
+        entry = json.loads((workdir / "evaluation.json").read_text())["encoders"]["trained"]["reconstruction"]
+        about = entry["settings"]["data"]["parts"]["test"]
+        found.append((entry["metrics"], about["records"], about["images_sha256"]))
+        (folder / "images" / "test" / "a" / "1.png").unlink(missing_ok=True)
+    assert found[0] == found[1] and found[0][1] == 6
+    assert (folder / "skip" / "skipped.txt").read_text().startswith("a/1.png\t")
+
+
+@pytest.mark.fast
 def test_top_5_of_five_classes_is_left_out_with_its_reason():
     rows = {"cls": {"accuracy": 0.5, "top5": 1.0}, "chosen": {"map": 0.2}}
     found = command._without_trivial(Result(rows, {"x": "y"}), 5)
@@ -425,7 +479,7 @@ def test_bad_input_is_named_before_anything_is_read(tmp_path):
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     refused("empty holds no complete checkpoint", tasks=("knn",), beside=(str(tmp_path / "empty"),))
     refused("holds no checkpoint and config.init names no weights", tasks=("knn",))
-    refused(r"holdout=0.0 with train_split='test' and test_split='test'", train_split="test")
+    refused(r"holdout=0 with train_split='test' and test_split='test'", train_split="test")
     refused("eval.holdout=1.5", train_split="test", holdout=1.5)
     refused("give different names", tasks=("knn", "knn"))
     for name, kind, least in (("linear", "train", 6), ("scenes", "train", 6), ("retrieval", "test", 2)):

@@ -66,7 +66,7 @@ def bench_of(encoder, train, test, *, masks=None, classes=0):
         for name, source in (("train", train), ("test", test))
     }
     count = 3 if train[0].get("label") is not None else 0
-    data = Data(parts, ("train", "test"), count, False, {})
+    data = Data(parts, ("train", "test"), count, {})
     return Bench(encoder, data, Networks("", "", "", 4), 8, 0, {"train": set(), "test": set()})
 
 

@@ -67,6 +67,16 @@ def test_the_revision_is_passed_on(cache):
         sparse_vis.load("hf://microsoft/STELLAR/pixel_p16", revision="v2", local_files_only=True)
 
 
+@pytest.mark.parametrize("address", ["../x/y", "x/../y", "./x/y", "a b/c", "a/b?c", "a/b..c"])
+def test_what_is_no_repository_is_refused_before_the_network(monkeypatch, address):
+    monkeypatch.setattr(hub, "unreachable", lambda: pytest.fail("the network was asked"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: pytest.fail("the hub was asked"))
+    with pytest.raises(
+        UserError, match=r"^hf://\S+.* names no repository; write hf://owner/repository/model\.$"
+    ):
+        sparse_vis.load(f"hf://{address}")
+
+
 def test_offline_the_error_says_where_files_go(cache):
     with pytest.raises(UserError) as caught:
         sparse_vis.load("hf://nobody/NOTHING/x", local_files_only=True)

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,11 +13,13 @@ from PIL import Image
 
 from sparse_vis.commands.shard_folder import finish
 from sparse_vis.commands.shards import fingerprint, make_schema, write_shard
-from sparse_vis.data.sources import FolderSource
+from sparse_vis.data.decode import decode
+from sparse_vis.data.sources import FolderSource, announce
 from sparse_vis.report.images import read_images
-from sparse_vis.runtime.errors import command_line
+from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped, unescaped
+from sparse_vis.runtime.notes import say_once
 
 pytestmark = pytest.mark.fast
 
@@ -56,11 +59,27 @@ def test_shards_and_the_list_of_skipped_images_name_any_file(tmp_path):
     assert lines.pop() == [""] and sorted(name for name, _ in lines) == sorted(WRITTEN.values())
 
 
+def test_sentences_name_files_as_lists_do(tmp_path, capsys):
+    for raw, text in ((b"Mu\xf1oz\n.png", r"Mu\xf1oz\x0a.png"), (b"'a\\b'.png", r"'a\\b'.png")):
+        path = tmp_path / "c\nd" / os.fsdecode(raw)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("no image")
+        source = FolderSource(str(tmp_path))
+        say_once.cache_clear()
+        announce(source)
+        assert r"subfolders (c\x0ad)" in capsys.readouterr().out
+        with pytest.raises(UserError, match=re.escape(rf"cannot decode 'c\x0ad/{text}' (")):
+            decode(source[0])
+        path.unlink()
+        with pytest.raises(UserError, match=re.escape(rf"cannot read 'c\x0ad/{text}' (")):
+            source[0]
+
+
 def test_a_folder_s_names_reach_the_report_and_the_names_of_pictures(tmp_path):
     raw = b"Mu\xf1oz\n.png"
     Image.new("RGB", (8, 8)).save(tmp_path / os.fsdecode(raw))
     source = FolderSource(str(tmp_path))
-    _, names = read_images(source, np.array([0]), (8, 8))
+    names = read_images(source, np.array([0]), (8, 8), "stop").names
     assert names == [r"Mu\xf1oz\x0a.png"]
     [target] = importlib.import_module("sparse_vis.commands.reconstruct").targets_of(source, tmp_path)
     assert os.fsencode(target.name) == raw

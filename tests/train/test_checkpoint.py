@@ -3,6 +3,9 @@
 import json
 import random
 import shutil
+import sys
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +104,45 @@ def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(saved):
                 refused.add(path.relative_to(workdir / "checkpoints" / "1").parts[0])
             path.write_bytes(whole)
     assert refused == {"params", "rest", "data", "config"}
+
+
+@pytest.mark.fast
+def test_the_sentence_holds_the_cause_and_is_alone_however_long_the_path(saved, monkeypatch, caplog):
+    workdir = saved[0] / ("a long name: of a folder, " * 6) / ("and another " * 10)
+    shutil.copytree(saved[0] / "checkpoints", workdir / "checkpoints")
+    late = []
+    monkeypatch.setattr(sys, "unraisablehook", late.append)
+    step = workdir / "checkpoints" / "1"
+    manifest, [tree] = step / "params" / "manifest.ocdbt", (step / "params" / "d").iterdir()
+    shapes = jax.eval_shape(lambda: saved[1].params)
+    for path, words in (
+        (manifest, r'"params/manifest.ocdbt": .*Length in header \({}\) does not match actual length \({}\)'),
+        (tree, r'\[0, {}\) of local file "params/d/\w+": .* is not valid for value of size {}\)'),
+    ):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(UserError, match=words.format(len(content), len(content) // 2)) as error:
+            checkpoint.restore_params(step, shapes)
+        assert "…" not in str(error.value)
+        path.write_bytes(content)
+    time.sleep(0.1)  # tensorstore's threads
+    sys.unraisablehook(types.SimpleNamespace(object=None, exc_value=RuntimeError("Event loop is closed")))
+    assert not late and not caplog.records
+    sys.unraisablehook(types.SimpleNamespace(object=None, exc_value=RuntimeError("another")))
+    assert len(late) == 1
+
+
+@pytest.mark.fast
+def test_the_cause_behind_orbax_s_own_error_is_said():
+    error = Exception(
+        "Encountered error while reading array index: (slice(0, 32, 1)). See full TensorStore …"
+    )
+    error.__cause__ = ValueError(
+        'OUT_OF_RANGE: Error reading "head.kernel/0.0" in OCDBT database at local file '
+        '"/a: b/checkpoints/1/params/": Requested byte range [82, 84) is not valid for value of size 47'
+    )
+    expected = "Requested byte range [82, 84) is not valid for value of size 47"
+    assert checkpoint._reason(error) == expected
 
 
 @pytest.mark.fast

@@ -16,6 +16,7 @@ from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.maps.miou import IGNORE
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.names import escaped
 
 
 def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
@@ -30,15 +31,16 @@ def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
     if part.masks is None:
         return np.append(0, record["labels"] + 1).astype(np.uint8)[record["mask"]]
     path = map_path(part.masks, record["name"])
+    where = escaped(str(path))
     try:
         with Image.open(path) as file:
             found = np.asarray(file)
     except (OSError, SyntaxError) as error:
-        raise UserError(f"label map {path} cannot be read ({error}); restore it.") from None
+        raise UserError(f"label map {where} cannot be read ({error}); restore it.") from None
     shape = decode(record).shape[:2]
     if found.shape != shape or found.dtype != np.uint8:
         raise UserError(
-            f"label map {path} is {found.dtype} of shape {found.shape}; it must be 8-bit, one channel or a "
+            f"label map {where} is {found.dtype} of shape {found.shape}; it must be 8-bit, one channel or a "
             f"palette, and of its image's size {shape}."
         )
     if part.map_shift == -1:  # 0 becomes 255; what is 255 already stays
@@ -47,7 +49,7 @@ def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
     if known.size and known.max() >= part.map_classes:
         shifted = f", shifted by {part.map_shift}" if part.map_shift else ""
         raise UserError(
-            f"label map {path} has class {known.max()}{shifted}, but config.eval.mask_classes="
+            f"label map {where} has class {known.max()}{shifted}, but config.eval.mask_classes="
             f"{part.map_classes}; raise that, or write {IGNORE} for pixels that do not count."
         )
     return found
@@ -73,12 +75,14 @@ def check_maps(part: Part) -> None:
     Raises:
         UserError: names the first that is missing, or the first one if it is wrong.
     """
-    label_map(part, part.source[int(part.indices[0])])
+    label_map(part, part.example())
     if part.masks is not None and isinstance(part.source, FolderSource):
         paths = (map_path(part.masks, part.source.names[i]) for i in part.indices)
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None:
-            raise UserError(f"label map {missing} is missing; config.eval.masks needs one for every image.")
+            raise UserError(
+                f"label map {escaped(str(missing))} is missing; config.eval.masks needs one for every image."
+            )
 
 
 def check_every_map(part: Part) -> None:
@@ -90,7 +94,7 @@ def check_every_map(part: Part) -> None:
 
     def load(rows: np.ndarray) -> None:
         for row in rows:
-            label_map(part, part.source[int(row)])
+            label_map(part, part.record(row))
 
     for _ in in_batches(load, part.indices, 16, part.threads):
         pass

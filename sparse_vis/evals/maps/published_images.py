@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from sparse_vis.data.cut import Cut, centre_cut
-from sparse_vis.data.decode import decode
 from sparse_vis.data.records import in_batches
 from sparse_vis.evals.dataset import Part
 from sparse_vis.views.crops import UNIFORMS, box_of
@@ -62,8 +61,7 @@ def squares(
     def load(rows: np.ndarray) -> tuple[np.ndarray, list[T]]:
         images, kept = [], []
         for row in rows:
-            record = part.source[int(part.indices[row])]
-            record = {**record, "image": decode(record)}
+            record = part.record(part.indices[row])
             cut = make(*record["image"].shape[:2], int(row))
             images.append(cut.image(record["image"]))
             kept.append(keep(record, cut))

@@ -1,0 +1,56 @@
+"""With config.data.on_error=skip: the images of evaluations less those that cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from sparse_vis.data.ahead import load_ahead, usable
+from sparse_vis.data.decode import decode
+from sparse_vis.data.scenes import SceneSource
+from sparse_vis.evals.dataset import Data, Part, about_part
+from sparse_vis.runtime import skipped
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.progress import Progress
+
+
+def without_unusable(data: Data, workdir: pathlib.Path) -> Data:
+    """Parts without the images that cannot be decoded, which are named in skipped.txt of the workdir.
+
+    Reads every image once, before any is encoded: all tasks and encoders then see the same ones, and the
+    record of results says which.
+
+    Raises:
+        UserError: none of a part can be used.
+    """
+    skips: skipped.Skips = []
+    parts = {name: _usable_part(name, part, skips) for name, part in data.parts.items()}
+    if not skips:
+        return data
+    skipped.append(workdir, skipped.lines(skips))
+    print(f"{len(skips)} images skipped; {workdir / skipped.FILE} says which and why", flush=True)
+    about = data.about | {"parts": {name: about_part(part) for name, part in parts.items()}}
+    return dataclasses.replace(data, parts=parts, about=about)
+
+
+def _usable_part(name: str, part: Part, skips: skipped.Skips) -> Part:
+    if isinstance(part.source, SceneSource):  # drawn, from no files
+        return part
+
+    def check(row: int) -> int:
+        decode(part.source[row])
+        return row
+
+    progress, before = Progress(f"looking at {name} images", len(part)), len(skips)
+    rows = part.indices.tolist()
+    kept = []
+    with contextlib.closing(load_ahead(check, rows, part.threads, ahead=4 * part.threads)) as futures:
+        for row in usable(part.source, futures, "skip", skips):
+            kept.append(row)
+            progress.add(1)
+    if not kept:
+        raise UserError(f"none of {len(part)} {name} images can be used; {skips[before][1].rstrip('.')}.")
+    return dataclasses.replace(part, indices=np.array(kept))

@@ -1,0 +1,29 @@
+"""The images that a command could not use: skipped.txt, with a line for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sparse_vis.runtime.names import escaped
+
+FILE = "skipped.txt"
+Skips = list[tuple[str, str]]  # (name, reason) of images that could not be used
+
+
+def lines(skips: Iterable[tuple[str, str]]) -> list[str]:
+    """Name (escaped), tab and reason of each image, in the given order and each once."""
+    return list(dict.fromkeys(f"{escaped(name)}\t{' '.join(reason.split())}\n" for name, reason in skips))
+
+
+def append(folder: Path, new: Iterable[str]) -> None:
+    """Add lines to the folder's skipped.txt, those that it does not have.
+
+    Args:
+        folder: of the run. new: of `lines`.
+    """
+    path, new = folder / FILE, list(new)
+    known = set(path.read_text().splitlines(keepends=True)) if new and path.exists() else set()
+    if left := [line for line in new if line not in known]:
+        with path.open("a") as file:
+            file.writelines(left)
