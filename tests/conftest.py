@@ -17,9 +17,8 @@ if [int(part) for part in jaxlib_version.split(".")[:3]] < [0, 11, 1]:
 os.environ.setdefault("XLA_FLAGS", QUICK)
 
 CHECKED = (
-    "ops", "losses", "models", "evals", "views", "crops", "augment", "masking", "objective", "targets",
-    "pictures", "viz", "report", "data.decode", "data.image_file", "data.cut",
-    "data.records", "train.ema", "train.health", "reconstruct",
+    "ops", "views", "models", "losses", "evals", "viz", "report", "data.decode", "data.image_file",
+    "data.cut", "data.records", "train.ema", "train.health", "commands.reconstruct",
 )  # fmt: skip
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -84,7 +83,6 @@ def test_images_that_cannot_be_used_are_refused_or_left_out_and_listed(tmp_path,
 def test_pixel_model(tmp_path, monkeypatch, capsys, photos):
     code, printed = run(monkeypatch, capsys, checkpoint=PIXEL, input=photos, output=tmp_path / "out")
     assert code is None
-    assert sparse_vis.reconstruct is tool  # imported above; as a function it still works
     model, params = sparse_vis.load(PIXEL)
     errors = []
     for name in ("a.png", "c.webp", "sub/b.png"):
@@ -214,17 +212,3 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, photos):
         code, _ = run(monkeypatch, capsys, **{**good, **changes})
         assert re.match("error: ", code) and re.search(sentence, code) and "\n" not in code, (changes, code)
     assert sorted(p.name for p in photos.rglob("*.*")) == ["a.png", "b.png", "c.webp"]
-
-
-def test_the_function_works_before_and_after_the_module_is_imported():
-    """What is no model is refused by the function itself, before anything is computed."""
-    code = (
-        "import sparse_vis; before = sparse_vis.reconstruct\n"
-        "import sparse_vis.reconstruct as module\n"
-        "from sparse_vis import reconstruct as after\n"
-        "for call in (before, module, after, sparse_vis.reconstruct):\n"
-        "    try: call(None, {}, features=None)\n"
-        "    except ValueError as error: print(str(error)[:12], callable(module.main))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == 4 * "reconstruct( True\n"

@@ -18,6 +18,7 @@ from benchmarks.faults.tally import Tally
 from sparse_vis.config import settings
 from sparse_vis.data.packed import PackedSource
 from sparse_vis.evals.results import Results
+from sparse_vis.interop import step_folder
 from sparse_vis.interop.load import read_model
 from sparse_vis.train import checkpoint
 from sparse_vis.train.progress import JSONL, keep_until
@@ -37,7 +38,7 @@ def go_on(run: pathlib.Path) -> Any:
     manager = checkpoint.open_manager(run, keep=1)
     try:
         state = checkpoint.restore(manager, *samples.shapes())
-        return state, checkpoint.read_config(checkpoint.find_step(run))
+        return state, step_folder.read_config(step_folder.find_step(run))
     finally:
         manager.close()
 

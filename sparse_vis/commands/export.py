@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+import sys
 
 from safetensors import SafetensorError
 

@@ -14,7 +14,6 @@ import itertools
 import os
 import pathlib
 import sys
-import types
 from collections.abc import Callable
 
 import jax
@@ -220,13 +219,3 @@ def main() -> None:
     add("--max-pixels", type=positive, default=MAX_PIXELS, help="of an image that is used (%(default)s)")
     add("--compare-bf16", action="store_true", help="measure what share of codes a bfloat16 tokenizer keeps")
     run(parser.parse_args())
-
-
-class _Module(types.ModuleType):
-    """This module, callable: importing it hides the function of the same name in the package."""
-
-    def __call__(self, *args, **kwargs):
-        return api.reconstruct(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Module

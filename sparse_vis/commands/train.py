@@ -47,8 +47,8 @@ def start(_) -> None:
         raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
     config = CONFIG.value or settings.read(WORKDIR.value)
     from sparse_vis.commands.run import run  # heavy, hence only now, with good flags
+    from sparse_vis.interop.step_folder import newest_step
     from sparse_vis.train import distributed
-    from sparse_vis.train.checkpoint import newest_step
 
     workdir, others = WORKDIR.value or pathlib.Path("runs", config.name), DISTRIBUTED.value
     with distributed.joined(others, newest_step(workdir)) if others else contextlib.nullcontext():

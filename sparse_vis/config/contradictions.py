@@ -7,8 +7,13 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from sparse_vis.losses.spec import TERMS
 from sparse_vis.runtime.values import fits, shown
+
+# Weights of config.loss; its other settings are constants.
+TERMS = (
+    "reconstruction", "token_clustering", "cls_clustering", "set_alignment", "cls_masked", "cls_local",
+    "koleo_image", "koleo_masked", "inpainting",
+)  # fmt: skip
 
 
 def contradictions(config: ConfigDict, devices: int, backend: str) -> Iterator[str]:

@@ -13,11 +13,10 @@ from sparse_vis.evals.baselines import mean_colour, patch_pca, raw_pixels
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import Encoder
 from sparse_vis.evals.model_encoders import backbone_encoder, stellar_encoder
-from sparse_vis.interop import hub, mae
+from sparse_vis.interop import hub, mae, step_folder
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.train import checkpoint
 
 OWN = "trained"  # row of the run's own model
 BASELINES = ("untrained", "pixels", "mean_colour", "pca")
@@ -33,7 +32,7 @@ def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tup
         UserError: neither is there, or it cannot be loaded, or the checkpoint has another architecture.
     """
     place, name = str(workdir), None
-    trained = checkpoint.newest_step(workdir) > 0
+    trained = step_folder.newest_step(workdir) > 0
     if config.init and not trained:
         place, name = config.init, config.init_name or None
         file = None if name else mae.find_file(place)
@@ -106,8 +105,8 @@ def check_beside(name: str, config: ConfigDict) -> None:
             f"config.eval.beside names {name!r}, which is neither a path nor one of {', '.join(BASELINES)}, "
             "scenes-tiny; correct it."
         )
-    if (path / checkpoint.FOLDER).is_dir():
-        saved = settings.from_plain(checkpoint.read_newest(path, checkpoint.read_config), path)
+    if (path / step_folder.FOLDER).is_dir():
+        saved = settings.from_plain(step_folder.read_newest(path, step_folder.read_config), path)
         _check_patch(name, saved.model.patch, config)
     else:
         _check_patch(name, read_model(name).config.model.patch, config)

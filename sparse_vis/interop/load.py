@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.build import build_model
 from sparse_vis.config import settings
-from sparse_vis.interop import hub, manifest
+from sparse_vis.interop import hub, manifest, step_folder
 from sparse_vis.interop.naming import as_transformers_4
 from sparse_vis.interop.released import UNUSED, head_out, params_to_tensors, tensors_to_params
 from sparse_vis.interop.tensors import SAFETENSORS, TORCH, check_tensors, listing, read_tensors
@@ -25,7 +25,6 @@ from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import file_sha256
-from sparse_vis.train import checkpoint
 
 # A released file may hold an EMA copy beside the model, and with do_cls false it lacks the CLS head.
 _TEACHER = (r"teacher_(sparse_tokens|(encoder|head|cls_head)\..*)",)
@@ -270,18 +269,18 @@ def read_model(
     if not path.is_dir():
         return _read_file(path, name)
     released = (path / "config.json").is_file() or any(path.glob("*.safetensors"))
-    if released and not (path / checkpoint.FOLDER).is_dir():  # a workdir has a config.json too
+    if released and not (path / step_folder.FOLDER).is_dir():  # a workdir has a config.json too
         return _read_folder(path, name)
     if name is not None:
         raise UserError(f"{path} has no model {name!r}; leave the name out.")
-    return checkpoint.read_newest(path, functools.partial(_read_step, teacher=teacher))
+    return step_folder.read_newest(path, functools.partial(_read_step, teacher=teacher))
 
 
 def _read_step(step: pathlib.Path, teacher: bool) -> Loaded:
     """A step folder of ours."""
-    config = settings.from_plain(checkpoint.read_config(step), step / "config")
+    config = settings.from_plain(step_folder.read_config(step), step / "config")
     abstract = abstract_params(config)
-    params = checkpoint.restore_params(step, abstract)
-    copy = checkpoint.restore_teacher(step, abstract) if teacher and config.teacher.enabled else None
+    params = step_folder.restore_params(step, abstract)
+    copy = step_folder.restore_teacher(step, abstract) if teacher and config.teacher.enabled else None
     tokenizer = pathlib.Path(config.model.tokenizer.path) if config.model.tokenizer.path else None
     return Loaded(config, params, tokenizer, {}, step, copy)

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-TERMS = (
-    "reconstruction", "token_clustering", "cls_clustering", "set_alignment", "cls_masked", "cls_local",
-    "koleo_image", "koleo_masked", "inpainting",
-)  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True)
 class LossSpec:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 
 from sparse_vis.data.ahead import ON_ERROR
 from sparse_vis.data.image_file import MAX_PIXELS

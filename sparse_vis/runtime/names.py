@@ -1,4 +1,4 @@
-"""Names of files as text: any bytes but / and NUL may be in one, and they need not be UTF-8."""
+"""Names as text: of files, whose bytes need not be UTF-8, and of the arrays of a tree."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def unescaped(text: str) -> str:
         text.encode(),
     )
     return code.decode(errors="surrogateescape")
+
+
+def path_name(path) -> str:
+    """Key path of a pytree leaf as a/b/c."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

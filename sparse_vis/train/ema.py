@@ -6,12 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-PARTS = ("encoder", "sparse_head", "cls_head")
-
-
-def teacher_params(params: dict) -> dict:
-    """The part of the parameters that the teacher copies."""
-    return {name: params[name] for name in PARTS}
+from sparse_vis.models.stellar import teacher_params
 
 
 def momentum_at(step: Array, steps: int, first: float, final: float) -> Float[Array, ""]:

@@ -13,7 +13,7 @@ from sparse_vis.interop.load import abstract_params, read_model
 from sparse_vis.models.encoder import resize_position_table
 from sparse_vis.models.stellar import init_params
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.train.mesh import path_name
+from sparse_vis.runtime.names import path_name
 
 HEADS = ("sparse_head", "cls_head")
 LISTED = 4  # tensors in an error message

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from sparse_vis.build import build_source
 from sparse_vis.config import settings
 from sparse_vis.data.loader import train_batches
+from sparse_vis.interop import step_folder
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_json
@@ -51,8 +52,8 @@ def start_state(
     """State to go on from, and the `data` saved with it: the newest checkpoint's, or fresh ones."""
     newest = manager.latest_step()
     if newest is not None:
-        folder = checkpoint.find_step(pathlib.Path(manager.directory) / str(newest))
-        saved = checkpoint.read_config(folder)
+        folder = step_folder.find_step(pathlib.Path(manager.directory) / str(newest))
+        saved = step_folder.read_config(folder)
         changed = settings.check_resume(saved, settings.plain(config), workdir)
         for line in changed:
             print(f"note: setting changed since the last checkpoint: {line}", flush=True)
@@ -183,7 +184,7 @@ class Run:
             if len(self.bad_row) == limit:
                 first, terms = self.bad_row[0]
                 checkpoint.finish(self.manager)
-                saved = checkpoint.saved_steps(self.workdir)
+                saved = step_folder.saved_steps(self.workdir)
                 raise UserError(
                     f"stopped at step {step}: not finite from step {first} on: {terms}, {limit} bad steps in "
                     f"a row, none applied; {saved}: {self.remedy(first, terms)}."

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.names import path_name
 
 BATCH = P(("data", "fsdp"))
 
@@ -50,11 +51,6 @@ def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
         )
     auto = (jax.sharding.AxisType.Auto,) * 2
     return jax.make_mesh(tuple(sizes), ("data", "fsdp"), axis_types=auto, devices=devices)
-
-
-def path_name(path) -> str:
-    """Key path of a pytree leaf as a/b/c."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def state_sharding(mesh: Mesh, state):

@@ -6,7 +6,7 @@ import jax
 import optax
 
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.train.mesh import path_name
+from sparse_vis.runtime.names import path_name
 
 
 def learning_rate(

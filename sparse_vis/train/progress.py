@@ -12,9 +12,9 @@ import textwrap
 import threading
 import time
 
+from sparse_vis.interop.step_folder import saved_steps
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
-from sparse_vis.train.checkpoint import saved_steps
 
 JSONL = "metrics.jsonl"
 INPUT_SHARE = 0.1  # of an interval spent waiting for images, from which on a run says so

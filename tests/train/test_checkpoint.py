@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sparse_vis.config.defaults import default_config
+from sparse_vis.interop import step_folder
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train import checkpoint
 from sparse_vis.train.mesh import make_mesh, state_sharding
@@ -36,7 +37,7 @@ def test_the_newest_stay(tmp_path, keep, kept):
             checkpoint.save(manager, state(step), {"next_index": 10 * step}, default_config())
         checkpoint.finish(manager)
         assert sorted(manager.all_steps()) == kept
-        assert checkpoint.find_step(tmp_path).name == str(kept[-1])
+        assert step_folder.find_step(tmp_path).name == str(kept[-1])
 
 
 @pytest.mark.fast
@@ -72,10 +73,10 @@ def read_all(workdir, like):
     abstract = jax.eval_shape(lambda: like)
     with checkpoint.open_manager(workdir, 1) as manager:
         whole = checkpoint.restore(manager, abstract, state_sharding(make_mesh((-1, 1)), abstract))
-    step = checkpoint.find_step(workdir)
-    return jax.device_get((*whole, checkpoint.restore_params(step, abstract.params))), checkpoint.read_config(
-        step
-    )
+    step = step_folder.find_step(workdir)
+    return jax.device_get(
+        (*whole, step_folder.restore_params(step, abstract.params))
+    ), step_folder.read_config(step)
 
 
 def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(saved):
@@ -122,7 +123,7 @@ def test_the_sentence_holds_the_cause_and_is_alone_however_long_the_path(saved, 
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         with pytest.raises(UserError, match=words.format(len(content), len(content) // 2)) as error:
-            checkpoint.restore_params(step, shapes)
+            step_folder.restore_params(step, shapes)
         assert "…" not in str(error.value)
         path.write_bytes(content)
     time.sleep(0.1)  # tensorstore's threads
@@ -142,7 +143,7 @@ def test_the_cause_behind_orbax_s_own_error_is_said():
         '"/a: b/checkpoints/1/params/": Requested byte range [82, 84) is not valid for value of size 47'
     )
     expected = "Requested byte range [82, 84) is not valid for value of size 47"
-    assert checkpoint._reason(error) == expected
+    assert step_folder.reason_of(error) == expected
 
 
 @pytest.mark.fast
@@ -203,28 +204,28 @@ def test_a_reader_whose_step_is_removed_takes_the_newer_one(saved):
         read.append(step.name)
         if step.name == "1":
             step.rename(step.with_name("2"))
-        return checkpoint.read_config(step)
+        return step_folder.read_config(step)
 
-    assert checkpoint.read_newest(workdir, retention)["name"] == "default" and read == ["1", "2"]
+    assert step_folder.read_newest(workdir, retention)["name"] == "default" and read == ["1", "2"]
     shutil.rmtree(workdir / "checkpoints" / "2" / "config")
     with pytest.raises(UserError, match="2 is incomplete: it lacks config"):  # nothing newer is there
-        checkpoint.read_newest(workdir, checkpoint.read_config)
+        step_folder.read_newest(workdir, step_folder.read_config)
     with pytest.raises(UserError, match="1 is incomplete"):  # a step folder means that step
-        checkpoint.read_newest(workdir / "checkpoints" / "1", checkpoint.read_config)
+        step_folder.read_newest(workdir / "checkpoints" / "1", step_folder.read_config)
 
 
 @pytest.mark.fast
 def test_a_part_of_a_checkpoint_that_lacks_an_array_is_refused(saved):
     """Of the parameters all that is there has to be wanted; of the rest, only the EMA copy is read."""
     workdir, kept = saved
-    step, shapes = checkpoint.find_step(workdir), jax.eval_shape(lambda: kept.params)
+    step, shapes = step_folder.find_step(workdir), jax.eval_shape(lambda: kept.params)
     for wrong in ({**shapes, "more": shapes["b"]}, {"w": shapes["w"]}, {**shapes, "w": shapes["b"]}):
         with pytest.raises(UserError, match="1 is incomplete or damaged"):
-            checkpoint.restore_params(step, wrong)
+            step_folder.restore_params(step, wrong)
     parts = {name: {"w": shapes["w"]} for name in kept.teacher}
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore_teacher(step, parts), kept.teacher)
+    jax.tree.map(np.testing.assert_array_equal, step_folder.restore_teacher(step, parts), kept.teacher)
     with pytest.raises(UserError, match="rest lacks teacher/cls_head/b"):
-        checkpoint.restore_teacher(step, {**parts, "cls_head": shapes})
+        step_folder.restore_teacher(step, {**parts, "cls_head": shapes})
 
 
 # As tensorstore says it, shortened in the middle.

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sparse_vis.train.checksums import KEYS, checksum, checksums, of_devices, of_json
+from sparse_vis.runtime.checksums import KEYS, checksum, checksums, of_devices, of_json
 
 ARRAYS = {
     "float32": np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32),

@@ -15,7 +15,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.train.mesh import make_mesh, path_name, state_sharding
+from sparse_vis.runtime.names import path_name
+from sparse_vis.train.mesh import make_mesh, state_sharding
 from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import initial_state
 from tests.main_process import ROOT

@@ -14,7 +14,8 @@ import numpy as np
 import optax
 import pytest
 
-from sparse_vis.train.ema import momentum_at, teacher_params, update_teacher
+from sparse_vis.models.stellar import teacher_params
+from sparse_vis.train.ema import momentum_at, update_teacher
 from sparse_vis.train.gradients import loss_and_gradients
 from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import initial_state, train_step

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sparse_vis.train.mesh import path_name
+from sparse_vis.runtime.names import path_name
 
 KEYS = (0x243F6A88, 0x85A308D3)  # the first digits of pi
 CHUNK = 1 << 15  # words that a processor's cache holds

@@ -1,0 +1,252 @@
+"""Read our own checkpoints: step folders, found and compared with their checksums.
+
+A step folder holds `params` (all that `load` needs), `rest` (optimizer, EMA, counters), `data` (the
+next index of the global stream, what the next row of metrics averages, and a checksum of every array and
+JSON file) and `config`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pathlib
+import re
+import textwrap
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import args as A
+
+from sparse_vis.data.image_file import EXTENSIONS
+from sparse_vis.models.stellar import teacher_params
+from sparse_vis.runtime import checksums
+from sparse_vis.runtime.errors import UserError, quiet_orbax
+from sparse_vis.runtime.names import path_name
+
+FOLDER = "checkpoints"
+ITEMS = ("params", "rest", "data", "config")
+T = TypeVar("T")
+
+
+# Of tensorstore's messages: the drivers that a cause came through, and the specifications behind it.
+_AROUND_CAUSE = (
+    r"^[A-Z_]+: (Error opening \"\w+\" driver: )*(Error reading \"[^\"]*\" in OCDBT database at [^:]*: )?"
+    r"| \[tensorstore_spec.*|\. See full TensorStore details.*"
+)
+_STEP = rf'(?<=")[^"]*/{FOLDER}/\d+/'  # the folder of a step, which the sentence names already
+
+
+def reason_of(error: BaseException) -> str:
+    while error.__cause__ is not None:  # Orbax's own says only where in an array it was
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if (cause := re.search(r"([A-Z][^:\"\[]*) \[(?:os_error_code|OS error)", str(error))) is not None:
+        return cause[1]
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    missing = ": not found" if line.startswith("NOT_FOUND: ") and "does not exist" not in line else ""
+    line = re.sub(_AROUND_CAUSE, "", re.sub(_STEP, "", line)) + missing
+    return textwrap.shorten(line, 240, placeholder=" …")
+
+
+def saved_steps(workdir: pathlib.Path) -> str:
+    """What a run that stops has to go on from, in words."""
+    steps = _steps(workdir)
+    return f"steps saved there: {', '.join(map(str, steps))}" if steps else "no step is saved there"
+
+
+def damaged(folder: pathlib.Path, reason: str) -> UserError:
+    """The sentence for a checkpoint that is there but cannot be read, or is not what was saved."""
+    return UserError(
+        f"checkpoint {folder} is incomplete or damaged ({reason}); "
+        "delete that folder to go on from an earlier step, or restore it from a copy."
+    )
+
+
+def _read_json(step: pathlib.Path, item: str) -> dict:
+    path = step / item / "metadata"
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(step, reason_of(error)) from error
+    if not isinstance(content, dict):
+        raise damaged(step, f"{item}/metadata holds no JSON object")
+    return content
+
+
+def read_data(step: pathlib.Path) -> tuple[dict, dict | None]:
+    """The `data` of a step folder, and the checksums of all its items; None where it was saved without.
+
+    Raises:
+        UserError: it cannot be read, or is not what was saved.
+    """
+    data = _read_json(step, "data")
+    saved = data.pop("checksums", None)
+    if saved is None and set(data) == {"next_index"}:
+        return data, None
+    if not isinstance(saved, dict) or saved.get("data") != checksums.of_json(data):
+        raise damaged(step, "data is not what was saved: its checksum differs")
+    return data, saved
+
+
+def compare(step: pathlib.Path, saved: dict | None, item: str, tree) -> None:
+    """Refuse arrays that are not those that were saved; says so where that cannot be told.
+
+    Args:
+        step: step folder. saved: checksums, of `read_data`. item: of ITEMS.
+        tree: what was restored of it, or a part of that.
+
+    Raises:
+        UserError: names the first array that differs.
+    """
+    if saved is None:
+        print(f"note: {step / item} was saved without checksums: damage would not be noticed.", flush=True)
+        return
+    for name, found in checksums.checksums(tree).items():
+        if not isinstance(saved.get(item), dict) or saved[item].get(name) != found:
+            raise damaged(step, f"{item}/{name} is not what was saved: its checksum differs")
+
+
+def _is_step(path: pathlib.Path) -> bool:
+    """Whether a folder is that of a step, complete or not: classes of images may be called 0, 1 … too."""
+    ours = path.parent.name == FOLDER or any((path / item).is_dir() for item in ITEMS)
+    return path.name.isdigit() and ours
+
+
+def _steps(path: pathlib.Path) -> list[int]:
+    """Step folders of a workdir, or of its checkpoints folder; complete or not."""
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    return sorted(int(p.name) for p in folder.glob("*") if _is_step(p) and p.is_dir())
+
+
+def newest_step(workdir: pathlib.Path) -> int:
+    """The newest step that a workdir has a folder for; 0 if there is none."""
+    return max(_steps(workdir), default=0)
+
+
+def find_step(path: pathlib.Path) -> pathlib.Path:
+    """The step folder that a path means.
+
+    Args:
+        path: of a workdir or its checkpoints folder (their newest step), or of a step folder; a folder.
+
+    Raises:
+        UserError: no complete checkpoint, or a step folder that lacks something.
+    """
+    if not _is_step(path):
+        steps = _steps(path)
+        if not steps:
+            raise UserError(f"{path} holds no complete checkpoint{_remedy(path)}.")
+        path = (path / FOLDER if (path / FOLDER).is_dir() else path) / str(steps[-1])
+    missing = [item for item in ITEMS if not (path / item).is_dir()]
+    if missing:
+        raise UserError(
+            f"checkpoint {path} is incomplete: it lacks {', '.join(missing)}; "
+            "delete that folder to go on from an earlier step, or restore it from a copy."
+        )
+    return path
+
+
+def _remedy(path: pathlib.Path) -> str:
+    """What to give instead of a folder without checkpoints, by what it is."""
+    step = next((folder for folder in path.absolute().parents if _is_step(folder)), None)
+    if step is not None:
+        return f"; it is a part of one: give {step}"
+    if runs := sorted(below.parent.name for below in path.glob(f"*/{FOLDER}")):
+        return f"; give one of the workdirs below it: {', '.join(runs[:4])}{' …' if len(runs) > 4 else ''}"
+    files = itertools.chain(path.glob("*.*"), path.glob("*/*.*"))
+    if any(file.suffix.lower() in EXTENSIONS for file in itertools.islice(files, 1000)):
+        return " but images, which are no model; give the workdir of a run, or another model"
+    return f"; train one with main.py --workdir={path}, or give another folder"
+
+
+def read_newest(path: pathlib.Path, read: Callable[[pathlib.Path], T]) -> T:
+    """Read from the step folder that a path means; training may go on meanwhile.
+
+    Where a run removes the newest step of its workdir, there is a newer one, which is read instead.
+
+    Args:
+        path: as of `find_step`. read: called with a step folder.
+
+    Raises:
+        UserError: of `find_step` and `read`.
+    """
+    while True:
+        newest = max(_steps(path), default=None)
+        try:
+            return read(find_step(path))
+        except UserError:
+            if _is_step(path) or max(_steps(path), default=None) == newest:
+                raise
+
+
+def read_config(step: pathlib.Path) -> dict:
+    """The configuration that a step folder was trained with.
+
+    Raises:
+        UserError: it cannot be read, or is not what was saved.
+    """
+    config, (_, saved) = _read_json(step, "config"), read_data(step)
+    if saved is not None and saved.get("config") != checksums.of_json(config):
+        raise damaged(step, "config is not what was saved: its checksum differs")
+    return config
+
+
+def _here(abstract: dict) -> dict:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
+
+
+def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
+    target = _here(abstract)
+    arguments = A.PyTreeRestore(
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=item == "rest",
+    )  # fmt: skip
+    alone = ocp.options.MultiprocessingOptions(  # no barrier: the other processes of a run may be gone
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="alone",
+    )
+    _, saved = read_data(step)
+    quiet_orbax()
+    try:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            tree = checkpointer.restore(step.resolve() / item, args=arguments)
+    except Exception as error:
+        raise damaged(step, reason_of(error)) from error
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, jax.Array):  # what a partial restore does not find it leaves as a shape
+            raise damaged(step, f"{item} lacks {path_name(path)}")
+    compare(step, saved, item, tree)
+    return tree
+
+
+def restore_params(step: pathlib.Path, abstract: dict) -> dict:
+    """Parameters of a step folder on this process's first device, whatever devices trained them.
+
+    Args:
+        step: of `find_step`. abstract: shapes of the parameter tree.
+
+    Raises:
+        UserError: the arrays cannot be read, have other shapes, or are not what was saved.
+    """
+    return _restore_part(step, "params", abstract)
+
+
+def restore_teacher(step: pathlib.Path, abstract: dict) -> dict:
+    """The EMA copy of a step folder, as `restore_params`, without reading its optimizer state.
+
+    Args:
+        step: of `find_step`. abstract: shapes of the parameter tree.
+
+    Returns:
+        Tree of arrays: encoder, sparse_head, cls_head.
+
+    Raises:
+        UserError: as `restore_params`.
+    """
+    return _restore_part(step, "rest", {"teacher": teacher_params(abstract)})["teacher"]
