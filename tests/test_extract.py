@@ -257,10 +257,8 @@ def test_command_line_prints_one_sentence(tmp_path, monkeypatch):
         command_line(command.main)
     assert str(stopped.value).startswith("error: folder") and "\n" not in str(stopped.value)
     for wrong, sentence in (("--outputs=cls,spare", "'spare' is unknown"), ("--batch=0", "'0' is no number")):
-        monkeypatch.setattr(sys, "argv", ["extract", *arguments, wrong])
-        with pytest.raises(
-            UserError, match=rf"{sentence}.*; python -m sparse_vis extract --help shows the flags\."
-        ):
+        monkeypatch.setattr(sys, "argv", ["sparse-vis extract", *arguments, wrong])
+        with pytest.raises(UserError, match=rf"{sentence}.*; sparse-vis extract --help shows the flags\."):
             command.main()
 
 

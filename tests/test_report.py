@@ -18,7 +18,7 @@ from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
-from sparse_vis.report import __main__ as tool
+from sparse_vis.report import command as tool
 from sparse_vis.report.contents import left_out
 from sparse_vis.report.edits import decode, edited, make_pairs, moved_map, partners, with_map
 from sparse_vis.report.images import encode_all, read_images

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.dryrun import scaling_table
 from benchmarks.dryrun.chips import CHIPS, link_bytes, seconds
 from benchmarks.dryrun.cost import Cost, cost
-from benchmarks.dryrun.dryrun import scaling_table
 from benchmarks.dryrun.gpu_target import GPUS, target_config
 from tests.main_process import ROOT, TINY
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks.evidence.evidence import evidence, evidence_tables
+from benchmarks.evidence import evidence, evidence_tables
 from benchmarks.evidence.experiments import GROUPS, Column, Group, Row
 from sparse_vis.runtime.errors import UserError
 from tests.main_process import ROOT, TINY

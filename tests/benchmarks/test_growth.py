@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import before_after
 from benchmarks.direct import losses
-from benchmarks.growth.growth import growth, growth_arms, growth_report
+from benchmarks.growth import growth, growth_arms, growth_report
 from benchmarks.speed import input as input_benchmark
 from sparse_vis.runtime.errors import UserError
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-from benchmarks.evidence.evidence import openclipart
+from benchmarks.evidence import openclipart
 from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast

@@ -120,11 +120,11 @@ def test_a_file_system_without_locks_is_mentioned_and_used(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("tool", "flags"),
     [
-        ("extract", ["--checkpoint=absent", "--input=absent"]),
-        ("data.pack", ["--input=absent"]),
-        ("export", ["--checkpoint=absent"]),
-        ("reconstruct", ["--checkpoint=absent", "--input=docs/images"]),
-        ("report.__main__", ["--checkpoint=absent"]),
+        ("commands.extract", ["--checkpoint=absent", "--input=absent"]),
+        ("commands.pack", ["--input=absent"]),
+        ("commands.export", ["--checkpoint=absent"]),
+        ("commands.reconstruct", ["--checkpoint=absent", "--input=docs/images"]),
+        ("report.command", ["--checkpoint=absent"]),
     ],
 )
 def test_a_tool_refuses_an_output_in_use_before_it_reads_a_model(tool, flags, tmp_path, monkeypatch):

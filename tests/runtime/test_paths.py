@@ -18,14 +18,14 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.checkpoint import prepare
 
 REQUIRED = {
-    "extract": ("--checkpoint", "--input", "--output"),
-    "reconstruct": ("--checkpoint", "--input", "--output"),
-    "export": ("--checkpoint", "--output"), "report.__main__": ("--checkpoint", "--output"),
-    "data.pack": ("--input", "--output"), "data.scenes": ("--output",),
+    "commands.extract": ("--checkpoint", "--input", "--output"),
+    "commands.reconstruct": ("--checkpoint", "--input", "--output"),
+    "commands.export": ("--checkpoint", "--output"), "report.command": ("--checkpoint", "--output"),
+    "commands.pack": ("--input", "--output"), "data.scenes": ("--output",),
 }  # fmt: skip
 FLAGS = [(tool, flag) for tool, all_ in REQUIRED.items() for flag in all_] + [
-    ("extract", "--data-dir"), ("reconstruct", "--tokenizer"), ("report.__main__", "--tokenizer"),
-    ("report.__main__", "--images"),
+    ("commands.extract", "--data-dir"), ("commands.reconstruct", "--tokenizer"),
+    ("report.command", "--tokenizer"), ("report.command", "--images"),
 ]  # fmt: skip
 WRONG = [
     ("", "is empty; give a path"),
