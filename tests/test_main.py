@@ -31,6 +31,7 @@ def sentence(*arguments):
         ([QUICKSTART, "--config.train.steps=many"], "'many' is no whole number", "the default, 93750"),
         ([QUICKSTART, "--config.train=3"], "--config.train=3", "--config.train.batch=VALUE"),
         (["--config=configs/absent.py"], "configs/absent.py", "give one of configs/"),
+        (["--config=configs/quickstar.py"], "configs/quickstar.py", "did you mean configs/quickstart.py?"),
         (["--config=README.md"], "README.md is not Python", "correct it"),
         (["--config=pyproject.toml"], "pyproject.toml is not Python (line", "correct it"),
         (["--config=sparse_vis/build.py"], "build.py defines no get_config", "configs/quickstart.py"),

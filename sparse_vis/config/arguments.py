@@ -90,7 +90,10 @@ def check_config_file(path: pathlib.Path) -> None:
         source = path.read_bytes()
         ast.parse(source)
     except OSError as error:
-        raise UserError(f"configuration file {path}: {error.strerror}; give one of configs/.") from None
+        beside = [str(file) for file in path.parent.glob("*.py")]
+        nearest = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.8)
+        remedy = f"did you mean {nearest[0]}?" if nearest else "give one of configs/."
+        raise UserError(f"configuration file {path}: {error.strerror}; {remedy}") from None
     except SyntaxError as error:
         raise UserError(
             f"configuration file {path} is not Python (line {error.lineno}: {error.msg}); correct it."

@@ -70,8 +70,12 @@ def checksum(content: dict[str, Any]) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object, whole or not at all, with the checksum of its other fields as `checksum`."""
-    write_whole(path, json.dumps(content | {CHECKSUM: checksum(content)}, indent=1) + "\n")
+    """Write a JSON object, whole or not at all, with the checksum of its other fields as `checksum`.
+
+    That line comes first, so that whoever changes the file by hand can just delete it.
+    """
+    content = {CHECKSUM: None} | content | {CHECKSUM: checksum(content)}
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
