@@ -90,7 +90,6 @@ RUN = {
     "tests/benchmarks/test_growth.py": {
         "test_input_counts_every_form_and_split": ("benchmarks.speed.input",),
         "test_the_command_measures_what_it_draws": ("benchmarks.growth.growth",),
-        "test_before_and_after_is_a_row_and_a_file": ("benchmarks/before_after.py",),
     },
     "tests/benchmarks/test_faults.py": {
         "test_the_command_finds_nothing_wrong": ("benchmarks.faults",),

@@ -1,4 +1,4 @@
-"""The benchmarks of growth, of direct forms and of input, at the smallest sizes."""
+"""The benchmarks of growth and of input, at the smallest sizes."""
 
 import json
 import sys
@@ -6,11 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import before_after
-from benchmarks.direct import losses
 from benchmarks.growth import growth, growth_arms, growth_report
 from benchmarks.speed import input as input_benchmark
-from sparse_vis.runtime.errors import UserError
 
 AXES = {
     "batch": (1, 2), "tokens": (2,), "prototypes": (64,), "image": (64,), "views": (1,),
@@ -66,13 +63,6 @@ def test_the_command_measures_what_it_draws(small, monkeypatch, tmp_path, capsys
     assert "round 6 of 6, 10/10" in capsys.readouterr().out and picture.stat().st_size > 10_000
 
 
-def test_before_and_after_is_a_row_and_a_file(monkeypatch, tmp_path, capsys):
-    out = tmp_path / "pairs.json"
-    start(monkeypatch, before_after, "--only=qkv", "--repeats=2", f"--json={out}")
-    assert "| qkv | three products | one product |" in capsys.readouterr().out
-    assert json.loads(out.read_text())["pairs"]["qkv"]["ratio"] > 0
-
-
 def test_matchings_find_the_order_of_shuffled_copies():
     """Noise is as large as the tokens, which are far apart all the same; unrelated sets follow."""
     x, y = (np.asarray(sets)[: growth_arms.SETS] for sets in growth_arms.token_sets(4))
@@ -81,34 +71,6 @@ def test_matchings_find_the_order_of_shuffled_copies():
     for arm in (growth_arms.entropic, growth_arms.exact):
         function, _ = arm(4)
         assert np.array_equal(function(growth_arms.jnp.asarray(x), growth_arms.jnp.asarray(y)), order)
-
-
-def test_a_pair_is_timed_and_must_agree(monkeypatch):
-    """The losses' forms at 64 prototypes, and what happens when one of them is wrong."""
-    from benchmarks import direct, direct_model
-
-    monkeypatch.setattr(direct, "PROTOTYPES", 64)
-    monkeypatch.setitem(direct_model.PAIRS, "losses", lambda: losses(1, 16))
-    found = before_after.measure_pair("losses", 1)
-    assert found["differ"] < 1e-5 and found["ratio"] > 0
-    assert before_after.row("losses", found).startswith("| losses | targets and logits of every view |")
-    pair = losses(1, 16)
-    wrong = direct.Pair(
-        "a", "b", (pair.forms[0], lambda *a: (2 * pair.forms[0](*a)[0], pair.forms[0](*a)[1])), pair.arguments
-    )
-    monkeypatch.setitem(direct_model.PAIRS, "losses", lambda: wrong)
-    with pytest.raises(UserError, match="losses: both forms' results are"):
-        before_after.measure_pair("losses", 1)
-
-
-def test_the_median_of_ratios():
-    found = before_after.compare(([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]))
-    assert found["ratio"] == 2.0 and found["seconds"] == [2.0, 1.0] and found["spread"] > 0
-
-
-def test_unknown_pairs_are_named(monkeypatch):
-    with pytest.raises(UserError, match=r"--only=loses is unknown; use some of: losses;"):
-        start(monkeypatch, before_after, "--only=loses")
 
 
 def test_input_counts_every_form_and_split(monkeypatch, tmp_path, capsys):
