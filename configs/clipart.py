@@ -9,11 +9,11 @@ The recipe is that of configs/digits.py for a third of its steps, 14 times throu
 mirrored.
 """
 
-from configs.digits import get_config as digits
+from sparse_vis.config.experiments import experiment
 
 
 def get_config():
-    config = digits()
+    config = experiment("digits")
     config.name = "clipart"
     config.model.update(image_size=32, patch=8)
     config.train.steps = 1000

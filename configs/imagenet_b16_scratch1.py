@@ -11,20 +11,13 @@ Result:    of both stages, published, not yet reproduced here: linear 65.28 (73.
 recipe is not known; that of B/16 is taken.
 """
 
-from sparse_vis.config.defaults import default_config
-
-EPOCHS = 150
-STEPS_PER_EPOCH = 563  # 1,153,050 of ImageNet's 1,281,167 training images, in whole batches of 2048
+from sparse_vis.config.experiments import experiment
 
 
 def get_config():
-    config = default_config()
+    config = experiment("imagenet_b16")
     config.name = "imagenet_b16_scratch1"
-    config.model.target = "vq"
-    config.loss.reconstruction = 0.05
+    config.init = ""
     config.views.masking_ratio = 0.6
     config.teacher.update(enabled=True, momentum=0.996, final_momentum=0.996)
-    config.data.update(source="tfds:imagenet2012", split="train[:90%]", workers=8)
-    config.optimizer.peak_lr = 1.5e-4
-    config.train.update(batch=2048, steps=EPOCHS * STEPS_PER_EPOCH)
     return config

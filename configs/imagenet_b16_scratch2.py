@@ -11,19 +11,14 @@ Result:    see configs/imagenet_b16_scratch1.py.
 new optimizer.
 """
 
-from sparse_vis.config.defaults import default_config
+from sparse_vis.config.experiments import experiment
 
-EPOCHS = 75
-STEPS_PER_EPOCH = 563  # 1,153,050 of ImageNet's 1,281,167 training images, in whole batches of 2048
+EPOCHS, EPOCHS_OF_B16 = 75, 150
 
 
 def get_config():
-    config = default_config()
+    config = experiment("imagenet_b16")
     config.name = "imagenet_b16_scratch2"
     config.init = "runs/imagenet_b16_scratch1"
-    config.model.target = "vq"
-    config.loss.reconstruction = 0.05
-    config.data.update(source="tfds:imagenet2012", split="train[:90%]", workers=8)
-    config.optimizer.peak_lr = 1.5e-4
-    config.train.update(batch=2048, steps=EPOCHS * STEPS_PER_EPOCH)
+    config.train.steps = config.train.steps * EPOCHS // EPOCHS_OF_B16
     return config

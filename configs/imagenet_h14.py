@@ -14,21 +14,17 @@ The split is the published configuration's, which keeps 10 % of the training ima
 --config.data.split=train --config.train.steps=31250
 """
 
-from sparse_vis.config.defaults import default_config
+from sparse_vis.config.experiments import experiment
 
-EPOCHS = 50
-STEPS_PER_EPOCH = 563  # 1,153,050 of ImageNet's 1,281,167 training images, in whole batches of 2048
+EPOCHS, EPOCHS_OF_B16 = 50, 150
 
 
 def get_config():
-    config = default_config()
+    config = experiment("imagenet_b16")
     config.name = "imagenet_h14"
     config.init = "hf://facebook/vit-mae-huge"
     config.model.update(patch=14, width=1280, layers=32, heads=16, mlp_dim=5120)
-    config.model.target = "vq"
-    config.loss.reconstruction = 0.05
-    config.data.update(source="tfds:imagenet2012", split="train[:90%]", workers=8)
     config.optimizer.peak_lr = 5e-5
-    config.train.update(batch=2048, steps=EPOCHS * STEPS_PER_EPOCH)
+    config.train.steps = config.train.steps * EPOCHS // EPOCHS_OF_B16
     config.efficiency.update(remat="blocks", mesh=(1, -1))
     return config

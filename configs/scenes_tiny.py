@@ -6,11 +6,11 @@ Hardware:  2 CPU cores.
 Result:    its row in README's table; sparse_vis/checkpoints/scenes-tiny/README.md.
 """
 
-from configs.quickstart import get_config as quickstart
+from sparse_vis.config.experiments import experiment
 
 
 def get_config():
-    config = quickstart()
+    config = experiment("quickstart")
     config.name = "scenes_tiny"
     config.train.update(steps=1500, log_every=100, save_every=250, health_every=500)
     return config

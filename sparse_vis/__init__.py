@@ -11,7 +11,12 @@ import importlib
 
 from sparse_vis.runtime import host
 
+__version__ = "0.2.0"
 __all__ = ["encode", "load", "reconstruct"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str):

@@ -30,12 +30,13 @@ def sentence(*arguments):
         ([QUICKSTART, "--config.batch=3"], "--config.batch", "config.train.batch"),
         ([QUICKSTART, "--config.train.steps=many"], "'many' is no whole number", "the default, 93750"),
         ([QUICKSTART, "--config.train=3"], "--config.train=3", "--config.train.batch=VALUE"),
-        (["--config=configs/absent.py"], "configs/absent.py", "give one of configs/"),
+        (["--config=configs/absent.py"], "configs/absent.py", "one of clipart, digits, folder"),
         (["--config=configs/quickstar.py"], "configs/quickstar.py", "did you mean configs/quickstart.py?"),
         (["--config=README.md"], "README.md is not Python", "correct it"),
         (["--config=pyproject.toml"], "pyproject.toml is not Python (line", "correct it"),
         (["--config=sparse_vis/build.py"], "build.py defines no get_config", "configs/quickstart.py"),
-        (["--config.train.steps=3"], "--config.train.steps", "--config=configs/NAME.py"),
+        (["--config=quickstrat"], "file quickstrat: No such file", "did you mean quickstart?"),
+        (["--config.train.steps=3"], "--config.train.steps", "--config=NAME"),
         ([QUICKSTART, "--workdri=x"], "--workdri is no flag of python main.py", "did you mean --workdir?"),
         ([QUICKSTART, "more"], "'more'", "--name=value"),
         (["--workdir=/nowhere"], "/nowhere holds no config.json", "--config=configs/NAME.py"),
@@ -69,7 +70,7 @@ def test_help_shows_the_flags_and_where_settings_are():
     done = call("--help")
     assert done.returncode == 0 and done.stderr == ""
     for text in (
-        "--config=FILE",
+        "--config=quickstart",
         "--workdir=DIR",
         "sparse_vis/config/defaults.py",
         "python -m sparse_vis --help",

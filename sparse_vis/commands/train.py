@@ -1,6 +1,7 @@
 """Train, then evaluate, or only that: python main.py --config=configs/quickstart.py [--mode=evaluate]
 
-    --config=FILE              an experiment of configs/; every setting is in sparse_vis/config/defaults.py
+    --config=quickstart        an experiment of configs/ by name, or a file like those; every setting is in
+                               sparse_vis/config/defaults.py
     --config.train.steps=100   any setting of it, from the command line
     --workdir=DIR              folder of the run (default: runs/<config name>)
     --mode=evaluate            only the tasks of config.eval: docs/evaluation.md
@@ -24,7 +25,7 @@ from sparse_vis.config import arguments, settings
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.stop import StopSignal
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/, or a file.")
 WORKDIR = flags.DEFINE(arguments.PathParser(), "workdir", None, "Folder of the run (default: runs/NAME).")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and evaluate, or only evaluate.")
 DISTRIBUTED = flags.DEFINE_string("distributed", None, "auto, or HOST:PORT,PROCESSES,PROCESS.")

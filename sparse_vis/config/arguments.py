@@ -13,10 +13,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from sparse_vis.config.defaults import default_config
+from sparse_vis.config.experiments import file_of, names
 from sparse_vis.config.settings import at, leaves
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import fault, local
 from sparse_vis.runtime.tools import unknown_flag
+
+CONFIG_FLAGS = ("--config", "-config")
 
 
 class PathParser(flags.ArgumentParser):
@@ -28,8 +31,17 @@ class PathParser(flags.ArgumentParser):
         return pathlib.Path(local(argument, ""))
 
 
-def _expanded(flag: re.Match) -> str:
-    return flag[1] + os.path.expanduser(flag[2])
+def _with_file(argument: str, before: str) -> str:
+    """An argument in which --config names a file, where it named an experiment or began with ~.
+
+    Args:
+        argument: of the command line. before: the one before it.
+    """
+    flag, equals, value = argument.partition("=") if before not in CONFIG_FLAGS else ("", "", argument)
+    if before not in CONFIG_FLAGS and not (equals and flag in CONFIG_FLAGS):
+        return argument
+    name, colon, rest = value.partition(":")  # what follows a colon is for its get_config()
+    return f"{flag}{equals}{file_of(os.path.expanduser(name))}{colon}{rest}"
 
 
 def parse(arguments: list[str]) -> list[str]:
@@ -45,14 +57,12 @@ def parse(arguments: list[str]) -> list[str]:
         UserError: a wrong flag, configuration file, setting or value.
     """
     settings = [m[1] for a in arguments[1:] if (m := re.match(r"--?(?:no)?config\.([^=]+)", a))]
-    arguments = [re.sub(r"^(--?config=)(~.*)", _expanded, argument) for argument in arguments]
+    arguments = [_with_file(*pair) for pair in zip(arguments, ["", *arguments[:-1]], strict=True)]
     file = config_file(arguments)
     if file is not None:
         check_config_file(file)
     elif settings:
-        raise UserError(
-            f"--config.{settings[0]} changes a configuration file: add --config=configs/NAME.py before it."
-        )
+        raise UserError(f"--config.{settings[0]} changes a configuration file: add --config=NAME before it.")
     for name in settings:
         check_setting(name)
     try:
@@ -72,7 +82,7 @@ def config_file(arguments: list[str]) -> pathlib.Path | None:
     """The file of --config=FILE or --config FILE; what follows a colon in it is for its get_config()."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
-        if name in ("--config", "-config") and (equals or following):
+        if name in CONFIG_FLAGS and (equals or following):
             return pathlib.Path(local(value if equals else following, "--config").split(":")[0])
     return None
 
@@ -90,16 +100,16 @@ def check_config_file(path: pathlib.Path) -> None:
         source = path.read_bytes()
         ast.parse(source)
     except OSError as error:
-        beside = [str(file) for file in path.parent.glob("*.py")]
-        nearest = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.8)
-        remedy = f"did you mean {nearest[0]}?" if nearest else "give one of configs/."
+        known = [*names(), *(str(file) for file in path.parent.glob("*.py"))]
+        nearest = difflib.get_close_matches(str(path), known, n=1, cutoff=0.8)
+        remedy = f"did you mean {nearest[0]}?" if nearest else f"give a file, or one of {', '.join(names())}."
         raise UserError(f"configuration file {path}: {error.strerror}; {remedy}") from None
     except SyntaxError as error:
         raise UserError(
             f"configuration file {path} is not Python (line {error.lineno}: {error.msg}); correct it."
         ) from None
     except ValueError as error:
-        raise UserError(f"configuration file {path} is not Python ({error}); give one of configs/.") from None
+        raise UserError(f"configuration file {path} is not Python ({error}); give another.") from None
     if b"get_config" not in source:
         raise UserError(
             f"configuration file {path} defines no get_config(); write one as in configs/quickstart.py."

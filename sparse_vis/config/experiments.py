@@ -1,0 +1,35 @@
+"""The experiments of configs/ by name: `--config=quickstart`, in the repository and after `pip install`."""
+
+from __future__ import annotations
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+# pip puts configs/ into the package; in the repository it lies beside.
+FOLDER = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
+
+
+def names() -> list[str]:
+    """Names of all experiments."""
+    return sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+def file_of(text: str) -> pathlib.Path:
+    """The configuration file that a name or a path means; it need not exist.
+
+    Args:
+        text: name of an experiment, or path of a file.
+    """
+    return FOLDER / f"{text}.py" if text in names() else pathlib.Path(text)
+
+
+def experiment(name: str) -> ConfigDict:
+    """The configuration of an experiment, for another one to change.
+
+    Args:
+        name: of a file in configs/, without .py.
+    """
+    return runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"]()
