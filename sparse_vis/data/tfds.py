@@ -33,7 +33,7 @@ class TfdsSource:
         prepare = (
             'run `python -c "import tensorflow_datasets as tfds; '
             f"tfds.builder({name!r}, data_dir={data_dir!r}, file_format='array_record')"
-            '.download_and_prepare()"`'
+            '.download_and_prepare()"`, for which many data sets need `pip install tensorflow-cpu`,'
         )
         prepare_or_find = f"{prepare} or set --config.data.path to the folder that holds it"
         try:

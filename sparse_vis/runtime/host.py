@@ -102,8 +102,6 @@ def prepare() -> None:
     if several_cpu_devices():
         os.environ.setdefault("PJRT_NPROC", str(max(32, os.cpu_count() or 1)))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
-    # TensorFlow, which only writes curves here, announces these kernels otherwise.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
         os.execv(sys.executable, sys.orig_argv)

@@ -230,7 +230,6 @@ class Run:
             began = time.perf_counter()
             lowered = self.update.lower(self.state, batch, self.tokenizer, self.seed)
             traced = time.perf_counter() - began
-            # Here, because TensorFlow's import and XLA's compilation go well side by side.
             progress = Progress(self.workdir, steps, self.config.train.batch, self.step, self.main)
             exits.enter_context(contextlib.closing(progress))
             on_cpu = jax.default_backend() == "cpu"

@@ -7,93 +7,15 @@ import json
 import math
 import os
 import pathlib
-import queue
-import textwrap
-import threading
 import time
 
 from sparse_vis.interop.step_folder import saved_steps
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
+from sparse_vis.train.board import TensorBoard
 
 JSONL = "metrics.jsonl"
 INPUT_SHARE = 0.1  # of an interval spent waiting for images, from which on a run says so
-
-
-class TensorBoard:
-    """clu's TensorBoard writer on a thread of its own, because TensorFlow takes seconds to import.
-
-    Args:
-        folder: for the event files. rows: of metrics.jsonl up to the step at which the run goes on.
-    """
-
-    def __init__(self, folder: pathlib.Path, rows: list[dict]):
-        self.folder, self.rows, self.queue = folder, rows, queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._work, daemon=True)
-        self.thread.start()
-
-    def _work(self) -> None:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets on stderr
-        try:
-            from clu import metric_writers
-
-            last = self.rows[-1]["step"] if self.rows else 0
-            there = max((keep_events(path, last) for path in self.folder.glob("*.tfevents.*")), default=0)
-            writer = metric_writers.SummaryWriter(str(self.folder))
-            for row in self.rows:  # a kill leaves a few that were not written here yet
-                if row["step"] > there:
-                    writer.write_scalars(row["step"], numbers(row))
-            while (item := self.queue.get()) is not None:
-                writer.write_scalars(*item)
-                writer.flush()
-            writer.close()
-        except Exception as error:  # TensorFlow is missing, the disk is full ...: the run is worth more
-            why = textwrap.shorten(str(error), 240, placeholder=" …")
-            print(f"note: no more TensorBoard files ({why}); {JSONL} has all numbers.", flush=True)
-
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Hand numbers over; returns at once."""
-        self.queue.put((step, numbers))
-
-    def close(self) -> None:
-        """Wait until everything is written."""
-        self.queue.put(None)
-        self.thread.join()
-
-
-def numbers(row: dict) -> dict[str, float]:
-    """What a row of metrics.jsonl holds beside its step and time."""
-    return {name: value for name, value in row.items() if name not in ("step", "time")}
-
-
-def keep_events(path: pathlib.Path, step: int) -> int:
-    """Drop a TensorBoard file's events beyond a step, and from one on that is damaged or was cut short.
-
-    Args:
-        path: of the file. step: the last to keep.
-
-    Returns:
-        The last step that is kept; 0 if there is none.
-    """
-    from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    data, kept, last, start = path.read_bytes(), [], 0, 0
-    while start + 12 <= len(data):  # length and its checksum, the event and its checksum
-        end = start + 16 + int.from_bytes(data[start : start + 8], "little")
-        if end > len(data):
-            break
-        try:
-            event = Event.FromString(data[start + 12 : end - 4])
-        except DecodeError:
-            break
-        if event.step <= step:
-            kept.append(data[start:end])
-            last = max(last, event.step)
-        start = end
-    if sum(map(len, kept)) < len(data):
-        write_whole(path, b"".join(kept))
-    return last
 
 
 def keep_until(path: pathlib.Path, step: int) -> list[dict]:

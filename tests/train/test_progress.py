@@ -32,7 +32,7 @@ class NoBoard:
 
 @pytest.fixture
 def still(monkeypatch):
-    """A clock that stands until it is moved, and no TensorFlow."""
+    """A clock that stands until it is moved, and no TensorBoard files."""
     clock = [100.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(progress, "TensorBoard", NoBoard)
@@ -104,7 +104,6 @@ def test_only_the_main_process_writes(still, tmp_path, capsys):
 
 def test_tensorboard_reads_the_numbers_also_of_a_run_that_was_killed(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util.tensor_util import make_ndarray
 
     def report(first, numbers):
         """Go on from a step and report {step: total}; what TensorBoard reads then."""
@@ -112,8 +111,8 @@ def test_tensorboard_reads_the_numbers_also_of_a_run_that_was_killed(tmp_path):
         for step, total in numbers.items():
             shown.report(step, means(step_metrics(total)), {})
         shown.close()
-        events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
-        return [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors("total")]
+        events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+        return [(e.step, e.value) for e in events.Scalars("total")]
 
     assert report(0, {1: 3.0, 2: 6.0, 3: 9.0}) == [(1, 3), (2, 6), (3, 9)]
     (file,) = (tmp_path / "tensorboard").iterdir()
@@ -133,3 +132,15 @@ def test_damaged_lines_of_metrics_are_left_out_and_said(still, tmp_path, capsys)
     assert path.read_text() == '{"step": 1, "total": 1}\n{"step": 3, "total": 3}\n'
     assert [row["step"] for row in shown.board.rows] == [1, 3]
     assert capsys.readouterr().out == f"note: 1 damaged lines of {path} are left out.\n"
+
+
+@pytest.mark.fast
+def test_where_tensorboard_files_cannot_be_written_a_note_says_so_once(tmp_path, capsys):
+    (tmp_path / "tensorboard").write_text("a file where the folder should be")
+    shown = Progress(tmp_path, steps=9, batch=8, first=0, active=True)
+    for step in (1, 2):
+        shown.report(step, means(step_metrics(1.0)), {})
+    shown.close()
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1 and "no more TensorBoard files" in notes[0] and "metrics.jsonl has all" in notes[0]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

@@ -46,7 +46,7 @@ def metrics_of(step):
 
 @pytest.fixture
 def small(monkeypatch):
-    """The tiny configuration with rows, saves and health at steps that rarely coincide; no TensorFlow."""
+    """The tiny configuration with rows, saves and health at steps that rarely coincide; no board."""
     monkeypatch.setattr(progress, "TensorBoard", NoBoard)
     config = get_config()
     config.train.update(steps=STEPS, log_every=5, save_every=3, health_every=4)
