@@ -18,7 +18,7 @@ from sparse_vis.data import wrong_images
 from sparse_vis.interop.load import Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.runtime import paths
+from sparse_vis.runtime import host, paths
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Features
 
@@ -34,6 +34,8 @@ def load(
     local_files_only: bool = False,
 ) -> tuple[Stellar, dict]:
     """Load a model; restores the parameters only, on any device, whatever trained them.
+
+    Programs compiled from now on are kept on disk for the next process, as those of training are.
 
     Args:
         path: workdir of main.py (its newest checkpoint) or one step folder; a released .safetensors
@@ -55,6 +57,7 @@ def load(
         if value not in DTYPES:
             raise UserError(f"{argument}={value!r} cannot be computed in; give one of {', '.join(DTYPES)}.")
     tokenizer = tokenizer if tokenizer is None else paths.local(tokenizer, "tokenizer")
+    host.keep_programs()
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
     return assemble(found, path, tokenizer=tokenizer, tokenizer_dtype=tokenizer_dtype, dtype=dtype)
 

@@ -52,6 +52,28 @@ def test_importing_the_package_imports_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
+FIRST = """
+import numpy as np, sparse_vis, sys
+model, params = sparse_vis.load("scenes-tiny")
+print(sparse_vis.encode(model, params, np.zeros((1, 64, 64, 3), np.uint8)).sparse.shape)
+print(*sorted({"orbax", "optax", "ott", "tensorflow", "grain", "clu"} & set(sys.modules)))
+"""
+
+
+def test_a_notebook_imports_what_it_needs_and_keeps_its_programs(tmp_path):
+    """A second process compiles nothing anew; where the user turned the cache off, nothing is kept."""
+    environment = {n: x for n, x in os.environ.items() if not n.startswith("JAX_")} | {"JAX_PLATFORMS": "cpu"}
+    kept = []
+    for choice in ({}, {}, {"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "off")}):
+        done = subprocess.run(
+            [sys.executable, "-c", FIRST], cwd=ROOT, capture_output=True, text=True, check=True,
+            env=environment | {"XDG_CACHE_HOME": str(tmp_path / "on")} | choice,
+        )  # fmt: skip
+        assert done.stdout == "(1, 8, 64)\n\n"
+        kept.append({path.name: path.stat().st_mtime_ns for path in (tmp_path / "on").rglob("*-cache")})
+    assert kept[0] and kept[0] == kept[1] == kept[2] and not (tmp_path / "off").exists()
+
+
 @pytest.mark.fast
 def test_the_shipped_model_is_compared_with_its_checksums(tmp_path):
     folder = pathlib.Path(shutil.copytree(SHIPPED / "scenes-tiny", tmp_path / "scenes-tiny"))

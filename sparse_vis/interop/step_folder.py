@@ -16,8 +16,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint import args as A
 
 from sparse_vis.data.image_file import EXTENSIONS
 from sparse_vis.models.stellar import teacher_params
@@ -200,8 +198,11 @@ def _here(abstract: dict) -> dict:
 
 
 def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
+    # Not above: Orbax takes a second to import, and a released model has no step folder.
+    import orbax.checkpoint as ocp
+
     target = _here(abstract)
-    arguments = A.PyTreeRestore(
+    arguments = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=item == "rest",
     )  # fmt: skip

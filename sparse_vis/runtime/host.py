@@ -28,6 +28,9 @@ NO_YNNPACK = f"--{LIBRARY}="
 FLAG_KNOWN = [0, 13]  # versions of jaxlib below; a later one may not know the flag, and would stop
 
 
+QUICK_COMPILATION = 0.1  # seconds; what takes less is not worth a file
+
+
 def cache_folder() -> pathlib.Path:
     """Where compiled programs are kept for the next start: a folder of the user and of this kind of CPU.
 
@@ -38,6 +41,15 @@ def cache_folder() -> pathlib.Path:
     kind = found[1] if found else platform.processor() or platform.machine()
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return home / "sparse_vis" / f"xla-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
+
+
+def keep_programs() -> None:
+    """Keep compiled programs for the next process, in notebooks too, unless the user chose a folder."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", QUICK_COMPILATION)
 
 
 def several_cpu_devices() -> bool:
