@@ -150,7 +150,8 @@ def test_parts_and_encode_as_commands(tmp_path):
     for name, more, line in (("parts", (), "| heads and losses |"), ("encode", ("--images=2",), "images/s")):
         out = tmp_path / f"{name}.json"
         words = (
-            f"benchmarks/{name}.py",
+            "-m",
+            f"benchmarks.speed.{name}",
             f"--config={TINY}",
             f"--json={out}",
             "--repeats=1",
@@ -175,7 +176,7 @@ def test_parts_and_encode_as_commands(tmp_path):
 )
 def test_wrong_input_is_one_sentence(arguments, sentence):
     done = subprocess.run(
-        [sys.executable, "benchmarks/speed/step.py", *arguments], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-m", "benchmarks.speed.step", *arguments], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 1 and done.stderr.startswith("error: ") and sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
