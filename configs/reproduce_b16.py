@@ -18,7 +18,7 @@ linear probe, one for kNN, a tenth of the rFID, .01 of LPIPS.
 
 from sparse_vis.config.defaults import default_config
 
-PUBLISHED = (  # with 16 tokens: method.md section 8
+PUBLISHED = (  # with 16 tokens: docs/method.md section 8
     ("knn", "mean_S", "k20", 0.6725, 0.01),
     ("linear_published", "mean_S", "accuracy", 0.7326, 0.005),
     ("reconstruction_probe", "Z, random crops", "rfid", 3.06, 0.3),

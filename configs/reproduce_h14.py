@@ -18,7 +18,7 @@ FIGURES = {
     "accuracy": 0.7910,
     "rfid": 2.60,
     "lpips": 0.1729,
-}  # with 16 tokens: method.md section 8
+}  # with 16 tokens: docs/method.md section 8
 
 
 def get_config():

@@ -1,7 +1,7 @@
 """The arrays that travel between the parts, in the order in which they arise.
 
 B is the batch, r the number of sparse tokens, n the number of patches, d the encoder's width and
-K the number of prototypes (method.md section 1).
+K the number of prototypes (docs/method.md section 1).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ FILES = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 NAMES = [path.stem for path in FILES]
 TRAINED = [name for name in NAMES if not name.startswith("reproduce")]  # those only evaluate
 
-# method.md sections 1 and 7: width, layers, heads, patch, epochs, peak learning rate.
+# docs/method.md sections 1 and 7: width, layers, heads, patch, epochs, peak learning rate.
 PUBLISHED = {
     "imagenet_b16": (768, 12, 12, 16, 150, 1.5e-4),
     "imagenet_l16": (1024, 24, 16, 16, 100, 5e-5),
@@ -61,7 +61,7 @@ def vit(width, layers, mlp):
 
 
 def formula(config):
-    """Parameters by section of method.md."""
+    """Parameters by section of docs/method.md."""
     m, c, k = config.model, config.model.decoder, config.model.prototypes
     d, patch_values, patches = m.width, 3 * m.patch**2, (m.image_size // m.patch) ** 2
     head = d * k.hidden + k.hidden + k.hidden * k.dim + k.dim + k.dim * k.count
@@ -142,7 +142,7 @@ def test_a_step_traces_at_full_size(name):
     )  # fmt: skip
     tokenizer = None
     if config.model.target == "vq":
-        vqgan = VQGAN(128, (1, 1, 2, 2, 4), 2, 256, config.model.tokenizer.codes)  # method.md section 4
+        vqgan = VQGAN(128, (1, 1, 2, 2, 4), 2, 256, config.model.tokenizer.codes)  # docs/method.md section 4
         tokenizer = jax.eval_shape(vqgan.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
         recipe = dataclasses.replace(recipe, model=recipe.model.clone(tokenizer=vqgan))
     after, metrics = jax.eval_shape(functools.partial(train_step, recipe), state, batch, tokenizer)

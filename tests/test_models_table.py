@@ -13,7 +13,7 @@ from sparse_vis.interop.load import abstract_params, released_shapes
 from sparse_vis.models.vqgan import VQGAN
 
 TABLE = Path(__file__).parent.parent / "docs" / "models.md"
-# method.md sections 1, 4, 5 and 9: width, layers, patch, tokens
+# docs/method.md sections 1, 4, 5 and 9: width, layers, patch, tokens
 SIZES = {
     "stellar-b16": (768, 12, 16, 16),
     "stellar-l16": (1024, 24, 16, 16),
@@ -130,7 +130,7 @@ def conv(fan_in, fan_out, side, bias):
 
 
 def test_the_tokenizers_count():
-    """128 x (1, 1, 2, 2, 4) channels, two blocks a level, codebook 1024 x 256 (method.md section 4)."""
+    """128 x (1, 1, 2, 2, 4) channels, two blocks a level, codebook 1024 x 256 (docs/method.md section 4)."""
 
     def block(fan_in, fan_out):
         shortcut = conv(fan_out, fan_out, 1, False) if fan_in != fan_out else 0

@@ -1,4 +1,4 @@
-"""The peer's targets and losses in PyTorch (method.md sections 5 and 6), and its training step."""
+"""The peer's targets and losses in PyTorch (docs/method.md sections 5 and 6), and its training step."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Head(nn.Module):
 
 
 class Peer(nn.Module):
-    """The model of config.model; `tokens`, `encode` and `forward` mirror method.md sections 2 to 5."""
+    """The model of config.model; `tokens`, `encode` and `forward` mirror docs/method.md sections 2 to 5."""
 
     def __init__(self, config: ConfigDict):
         super().__init__()

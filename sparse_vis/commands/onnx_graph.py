@@ -58,7 +58,7 @@ class Graph:
 
 
 def _tokens(graph: Graph, images: str, params: dict, patch: int) -> str:
-    """[CLS, patches, queries] of uint8 images, with positions (method.md section 2)."""
+    """[CLS, patches, queries] of uint8 images, with positions (docs/method.md section 2)."""
     pixels = graph.add("Div", graph.add("Cast", images, to=TensorProto.FLOAT), np.float32(255))
     pixels = graph.add("Sub", pixels, np.array(IMAGENET_MEAN, np.float32))
     pixels = graph.add("Div", pixels, np.array(IMAGENET_STD, np.float32))
@@ -100,7 +100,7 @@ def _block(graph: Graph, x: str, layer: dict, length: int, heads: int) -> str:
 
 
 def _factors(graph: Graph, params: dict, temperature: float) -> None:
-    """L = softmax(cos(U, S) / tau) and Z = L S (method.md section 3), from "dense" and "sparse"."""
+    """L = softmax(cos(U, S) / tau) and Z = L S (docs/method.md section 3), from "dense" and "sparse"."""
 
     def unit(x: str) -> str:
         length = graph.add("ReduceL2", x, axes=[-1], keepdims=1)

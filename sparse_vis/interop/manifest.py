@@ -1,4 +1,4 @@
-"""config.json of the released form ⇄ our configuration (method.md section 9)."""
+"""config.json of the released form ⇄ our configuration (docs/method.md section 9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The released form of STELLAR's weights ⇄ our parameter tree (method.md section 9)."""
+"""The released form of STELLAR's weights ⇄ our parameter tree (docs/method.md section 9)."""
 
 from __future__ import annotations
 

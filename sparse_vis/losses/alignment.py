@@ -1,4 +1,4 @@
-"""Targets of matched sets (method.md section 6): whose target each token is compared with."""
+"""Targets of matched sets (docs/method.md section 6): whose target each token is compared with."""
 
 from __future__ import annotations
 

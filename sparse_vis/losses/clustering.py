@@ -19,7 +19,7 @@ def prototype_cross_entropy(
     """Mean over rows of CE(T, softmax(x W / temperature)) without a [rows, K] array.
 
     Equals m logsumexp(x W / temperature) - x . (T W^T) / temperature where rows of T sum to m
-    (method.md section 5).
+    (docs/method.md section 5).
 
     Args:
         x: (..., D) student embeddings, float32.

@@ -1,4 +1,4 @@
-"""KoLeo: spreads the semantic tokens of one image apart (method.md section 6)."""
+"""KoLeo: spreads the semantic tokens of one image apart (docs/method.md section 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outputs and targets to the weighted total and its named terms (method.md section 6)."""
+"""Outputs and targets to the weighted total and its named terms (docs/method.md section 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reconstruction terms (method.md section 4)."""
+"""Reconstruction terms (docs/method.md section 4)."""
 
 from __future__ import annotations
 

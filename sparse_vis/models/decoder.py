@@ -1,4 +1,4 @@
-"""Z to pixels or code logits (method.md section 4)."""
+"""Z to pixels or code logits (docs/method.md section 4)."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def resize_position_table(table: Float[Array, "m d"], grid: tuple[int, int]) -> 
 
 
 class Encoder(nn.Module):
-    """ViT over [CLS, visible patches, r queries] (method.md section 2).
+    """ViT over [CLS, visible patches, r queries] (docs/method.md section 2).
 
     Attributes:
         image_size: side of the square image that the position table is made for, in pixels.

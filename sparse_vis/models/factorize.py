@@ -1,4 +1,4 @@
-"""Localization: L = softmax(cos(U, S) / tau) and Z = L S (method.md section 3)."""
+"""Localization: L = softmax(cos(U, S) / tau) and Z = L S (docs/method.md section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictor and prototypes of the clustering terms (method.md section 5)."""
+"""Predictor and prototypes of the clustering terms (docs/method.md section 5)."""
 
 from __future__ import annotations
 

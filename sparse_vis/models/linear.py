@@ -1,4 +1,4 @@
-"""Linear maps: the initialisations of method.md section 5, and a product that is quick to differentiate."""
+"""Linear maps: initial values (docs/method.md section 5), and a product that is quick to differentiate."""
 
 from __future__ import annotations
 

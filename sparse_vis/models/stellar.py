@@ -153,10 +153,10 @@ def shape_views(model: Stellar) -> Views:
 
 
 def init_params(model: Stellar, key: Array) -> dict:
-    """Randomly initialised parameter tree (float32, layers stacked), as method.md section 5 says."""
+    """Randomly initialised parameter tree (float32, layers stacked), as docs/method.md section 5 says."""
     return jax.jit(model.init)(key, shape_views(model))["params"]
 
 
 def teacher_params(params: dict) -> dict:
-    """The part of the parameters that the EMA teacher copies (method.md section 6)."""
+    """The part of the parameters that the EMA teacher copies (docs/method.md section 6)."""
     return {name: params[name] for name in ("encoder", "sparse_head", "cls_head")}

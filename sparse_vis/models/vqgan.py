@@ -1,4 +1,4 @@
-"""The frozen MaskGIT-VQGAN: images to code grids and back (method.md section 4).
+"""The frozen MaskGIT-VQGAN: images to code grids and back (docs/method.md section 4).
 
 Architecture: Chang et al., MaskGIT (arXiv 2202.04200). Weights are read by sparse_vis.interop.maskgit.
 """

@@ -23,7 +23,7 @@ def pairwise_distance(x: Float[Array, "r d"], y: Float[Array, "r d"]) -> Float[A
 def entropic_plan(
     x: Float[Array, "r d"], y: Float[Array, "r d"], epsilon: float, iterations: int
 ) -> Float[Array, "r r"]:
-    """Entropic transport plan from the rows of x to the rows of y, unit marginals (method.md section 6).
+    """Entropic transport plan from the rows of x to the rows of y, unit marginals (docs/method.md section 6).
 
     Args:
         x: (r, d) tokens to be matched. y: (r, d) tokens they are matched to.

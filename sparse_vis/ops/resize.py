@@ -1,7 +1,7 @@
 """Bicubic interpolation as PyTorch does it: Keys kernel with a = -0.75, no antialiasing.
 
 A separable resize is two small matrices, one for rows and one for columns, which accelerators like better
-than gathers. `jax.image.resize(..., "cubic")` uses a = -0.5 and gives other numbers (method.md section 2).
+than gathers. `jax.image.resize(..., "cubic")` has a = -0.5: other numbers (docs/method.md section 2).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def crop_matrix(
 ) -> Float[Array, "out canvas"]:
     """Matrix that cuts [offset, offset + length) out of a canvas and resizes it, align_corners=True.
 
-    The piece is cut out first: no pixel outside it has a weight (method.md section 6).
+    The piece is cut out first: no pixel outside it has a weight (docs/method.md section 6).
 
     Args:
         offset: () int32, first pixel of the piece, may be traced.

@@ -1,7 +1,7 @@
 """Sinkhorn-Knopp over the global batch, kept as one potential per prototype.
 
 The published loop alternates column and row normalisation of exp(scores / temperature), rows last
-(method.md section 5). Its result is therefore softmax(scores / temperature + g) along the rows, with
+(docs/method.md section 5). Its result is therefore softmax(scores / temperature + g) along the rows, with
 one number g per column: K floats describe the assignments of any number of rows.
 """
 

@@ -1,4 +1,4 @@
-"""The EMA teacher: encoder with queries, and both heads (method.md section 6)."""
+"""The EMA teacher: encoder with queries, and both heads (docs/method.md section 6)."""
 
 from __future__ import annotations
 

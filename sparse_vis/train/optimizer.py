@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine decay and gradient clipping (method.md section 7)."""
+"""AdamW with warm-up, cosine decay and gradient clipping (docs/method.md section 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colour operations on float32 RGB in [0, 1]; every one clips its result to [0, 1] (method.md section 6).
+"""Colour operations on float32 RGB in [0, 1]; each clips its result to [0, 1] (docs/method.md section 6).
 
 Brightness, contrast and saturation are the same blend, factor * colour + (1 - factor) * base, with black, the
 image's mean grey and each pixel's own grey as the base. The arithmetic runs on three separate colour planes:

@@ -1,4 +1,4 @@
-"""Random resized crops out of a canvas, with traced boxes and static output sizes (method.md section 6)."""
+"""Random resized crops of a canvas, with traced boxes and static output sizes (docs/method.md section 6)."""
 
 from __future__ import annotations
 

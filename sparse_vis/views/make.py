@@ -1,7 +1,7 @@
 """Batch -> Views on the accelerator: random resized crops, flips, colour and masks, pure functions of a key.
 
 All draws of a view come from the key folded with the image's global index, a purpose and the view's number:
-they depend neither on the layout of the batch nor on devices (method.md section 6).
+they depend neither on the layout of the batch nor on devices (docs/method.md section 6).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Purpose(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class ViewSpec:
-    """How the views are drawn; the defaults are the published recipe at patch 16 (method.md section 6).
+    """How the views are drawn; the defaults are the published recipe at patch 16 (docs/method.md section 6).
 
     Attributes:
         size, local_size: pixels a side of global and local views.

@@ -1,4 +1,4 @@
-"""Which patches of a masked view the encoder sees (method.md section 6).
+"""Which patches of a masked view the encoder sees (docs/method.md section 6).
 
 Every patch gets a random score and the smallest are kept; the kinds differ in what pulls scores down.
 """

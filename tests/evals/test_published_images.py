@@ -122,7 +122,7 @@ def test_departures_are_named():
 
 
 def test_what_runs_by_default_is_released_but_for_what_the_record_names():
-    """Every constant of method.md section 8; what differs is under departures."""
+    """Every constant of docs/method.md section 8; what differs is under departures."""
     config = default_config()
     common = dict(weight_decay=1e-4, clip=5.0, schedule="constant", betas=(0.9, 0.999), eps=1e-8)
     own = {

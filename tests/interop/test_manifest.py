@@ -19,7 +19,7 @@ from sparse_vis.runtime.files import write_json
 pytestmark = pytest.mark.fast
 GOLDEN = Path(__file__).parents[1] / "golden"
 ENTRIES = json.loads((GOLDEN / "config.json").read_text())["models"]
-# method.md sections 1 and 9: width, layers, heads, patch, tokens
+# docs/method.md sections 1 and 9: width, layers, heads, patch, tokens
 RELEASED = {
     "stellar-b16": (768, 12, 12, 16, 16),
     "stellar-l16": (1024, 24, 16, 16, 16),

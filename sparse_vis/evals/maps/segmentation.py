@@ -22,7 +22,7 @@ from sparse_vis.train.optimizer import make_optimizer
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a head is made and trained; the defaults are the released ones (method.md section 8).
+    """How a head is made and trained; the defaults are the released ones (docs/method.md section 8).
 
     Attributes:
         batch_norm: normalise the features first. dice: weight of the Dice loss beside cross-entropy.

@@ -24,7 +24,7 @@ from sparse_vis.train.optimizer import make_optimizer
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the decoder is made and trained; the defaults are the released ones (method.md section 8).
+    """How the decoder is made and trained; the defaults are the released ones (docs/method.md section 8).
 
     Attributes:
         target: "vq", codes of the tokenizer, or "pixel".
@@ -32,7 +32,7 @@ class Protocol:
         batch_size: images per step. epochs: passes over train.
         validation: share of train that is held out (and not looked at here).
         scale: range of the random crops' part of the image's area.
-        width, layers, heads, mlp_dim: of the decoder (method.md section 4).
+        width, layers, heads, mlp_dim: of the decoder (docs/method.md section 4).
         dtype: of its computation; norms, head and loss are always float32.
     """
 
