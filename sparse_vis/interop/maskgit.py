@@ -65,23 +65,6 @@ def load_tokenizer(path: str | Path, dtype: DTypeLike = jnp.float32) -> tuple[VQ
     return module, traverse_util.unflatten_dict(params, sep="/")
 
 
-def tokenizer_to_tensors(params: Mapping) -> dict[str, np.ndarray]:
-    """The inverse of `load_tokenizer`, in the torch layout.
-
-    Args:
-        params: parameters of a VQGAN.
-
-    Returns:
-        Torch name to float32 array; convolutions out x in x kh x kw.
-    """
-    flat = traverse_util.flatten_dict(params, sep="/")
-    arrays = {_torch_name(ours): np.asarray(array, np.float32) for ours, array in flat.items()}
-    return {
-        name: np.ascontiguousarray(a.transpose(3, 2, 0, 1)) if a.ndim == 4 else a
-        for name, a in arrays.items()
-    }
-
-
 @dataclass(frozen=True)
 class _Layout:
     """One of the two file layouts: name(our path), and whether kernels are stored as torch does."""

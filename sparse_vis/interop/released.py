@@ -29,7 +29,7 @@ def head_out(tree: dict, prefix: str) -> Tensors:
     }
 
 
-def _head_in(tensors: Tensors, prefix: str) -> dict:
+def head_in(tensors: Tensors, prefix: str) -> dict:
     return {
         "prototypes": tensors[f"{prefix}.layer.weight"].T,
         "predictor_in": linear_in(tensors, f"{prefix}.predictor.layers.0"),
@@ -117,18 +117,7 @@ def tensors_to_params(tensors: Tensors, layers: int, decoder_layers: int) -> dic
             "trunk": trunk_in(tensors, "decoder", decoder_layers),
             **head,
         },
-        **{ours: _head_in(tensors, theirs) for ours, theirs in _HEADS.items()},
-    }
-
-
-def tensors_to_teacher(tensors: Tensors, layers: int) -> dict:
-    """Released teacher tensors -> our EMA copy."""
-    return {
-        "encoder": {
-            **encoder_in(tensors, "teacher_encoder", layers),
-            "queries": tensors["teacher_sparse_tokens"],
-        },
-        **{ours: _head_in(tensors, theirs) for ours, theirs in _TEACHER_HEADS.items()},
+        **{ours: head_in(tensors, theirs) for ours, theirs in _HEADS.items()},
     }
 
 

@@ -35,22 +35,6 @@ def psnr(x: Float[AnyArray, "N H W C"], y: Float[AnyArray, "N H W C"]) -> Float[
     return -10 * np.log10(np.maximum(mse, SMALLEST_MSE))
 
 
-def mean_colour_psnr(x: Float[AnyArray, "N H W C"]) -> Float[np.ndarray, " N"]:
-    """PSNR of the best constant guess, each image's own mean colour: what a reconstruction must beat.
-
-    Args:
-        x: (N, H, W, C) float images in [0, 1].
-
-    Returns:
-        (N,) float64 dB.
-
-    Raises:
-        UserError: values outside [0, 1].
-    """
-    x = _in_range(x)
-    return psnr(x, np.broadcast_to(x.mean(axis=(1, 2), keepdims=True), x.shape))
-
-
 def ssim(x: Float[AnyArray, "N H W C"], y: Float[AnyArray, "N H W C"]) -> Float[np.ndarray, " N"]:
     """Structural similarity of each image, mean over channels and over all windows that lie inside the image.
 
