@@ -18,7 +18,7 @@ os.environ.setdefault("XLA_FLAGS", QUICK)
 
 CHECKED = (
     "ops", "views", "models", "losses", "evals", "viz", "report", "data.decode", "data.image_file",
-    "data.cut", "data.records", "train.ema", "train.health", "commands.reconstruct",
+    "data.cut", "data.records", "train.optimizer", "train.health", "commands.reconstruct",
 )  # fmt: skip
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
 

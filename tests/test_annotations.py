@@ -20,8 +20,8 @@ from sparse_vis.data.decode import to_canvas
 from sparse_vis.evals.classes.logistic import logits
 from sparse_vis.evals.classes.multilabel import mean_average_precision
 from sparse_vis.models.stellar import fold
-from sparse_vis.train.ema import update_teacher
 from sparse_vis.train.health import spread
+from sparse_vis.train.optimizer import update_teacher
 from tests.conftest import CHECKED
 
 NAMES = [module.name for module in pkgutil.walk_packages(sparse_vis.__path__, "sparse_vis.")]

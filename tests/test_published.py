@@ -25,9 +25,8 @@ from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors
 from sparse_vis.ops.matching import entropic_plan
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.ops.sinkhorn import assignments, column_potentials
-from sparse_vis.train.ema import update_teacher
 from sparse_vis.train.gradients import loss_fn
-from sparse_vis.train.optimizer import make_optimizer
+from sparse_vis.train.optimizer import make_optimizer, update_teacher
 from tests.golden_data import (
     ABSOLUTE,
     FOLDER,

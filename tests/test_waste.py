@@ -11,8 +11,7 @@ import numpy as np
 
 from sparse_vis.build import build_loss, build_model
 from sparse_vis.config.defaults import default_config
-from sparse_vis.losses.alignment import matched_targets
-from sparse_vis.losses.clustering import prototype_cross_entropy
+from sparse_vis.losses.clustering import matched_targets, prototype_cross_entropy
 from sparse_vis.models.stellar import init_params
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ops.prototypes import expected_prototype

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from sparse_vis.models.factorize import NORMALIZE_EPSILON
-from sparse_vis.models.norm import EPSILON
+from sparse_vis.models.linear import EPSILON
 from sparse_vis.models.stellar import Stellar
 
 OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; what onnxruntime reads since 1.12

@@ -1,9 +1,9 @@
-"""Cross-entropy between Sinkhorn targets and the student's prototype distribution."""
+"""Cross-entropy of the student with Sinkhorn targets, and targets of matched sets (docs/method.md section 6)."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sparse_vis.ops.prototypes import streamed_logsumexp
 
@@ -36,3 +36,16 @@ def prototype_cross_entropy(
     norm = streamed_logsumexp(rows, prototypes, temperature, potentials, chunk)
     agreement = jnp.sum(rows * target.reshape(rows.shape), axis=-1) / temperature
     return jnp.mean(mass.reshape(norm.shape) * norm - agreement)
+
+
+def matched_targets(targets: Float[Array, "B r D"], match: Int[Array, "B V r"]) -> Float[Array, "B V r D"]:
+    """The target of every token of every view, gathered through the matches.
+
+    Args:
+        targets: (B, r, D) expected prototypes of the r target tokens of an image.
+        match: (B, V, r) int32 index of the target token of each view's token.
+
+    Returns:
+        (B, V, r, D).
+    """
+    return jnp.take_along_axis(targets[:, None], match[..., None], axis=2)

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sparse_vis.losses.alignment import matched_targets
-from sparse_vis.losses.clustering import prototype_cross_entropy
+from sparse_vis.losses.clustering import matched_targets, prototype_cross_entropy
 from sparse_vis.losses.inpainting import hidden_mse
 from sparse_vis.losses.koleo import koleo
 from sparse_vis.losses.reconstruction import code_cross_entropy, pixel_mse

@@ -14,9 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from sparse_vis.models.attention import fused_attention, plain_attention
-from sparse_vis.models.gelu import gelu
-from sparse_vis.models.linear import INIT_STD, Linear, product
-from sparse_vis.models.norm import MOMENT, LayerNorm, standardize
+from sparse_vis.models.linear import INIT_STD, MOMENT, LayerNorm, Linear, gelu, product, standardize
 from sparse_vis.models.short_attention import RESULT, short_attention
 
 PRODUCT = "product"  # names what a block's products with kernels give

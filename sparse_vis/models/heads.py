@@ -7,8 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from sparse_vis.models.factorize import l2_normalize
-from sparse_vis.models.gelu import gelu
-from sparse_vis.models.linear import uniform_linear
+from sparse_vis.models.linear import gelu, uniform_linear
 
 
 class PrototypeHead(nn.Module):

@@ -10,8 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from sparse_vis.models.block import Block, kept_by_products, transform
-from sparse_vis.models.linear import INIT_STD
-from sparse_vis.models.norm import LayerNorm
+from sparse_vis.models.linear import INIT_STD, LayerNorm
 from sparse_vis.models.short_attention import LONGEST
 
 

@@ -1,10 +1,13 @@
-"""AdamW with warm-up, cosine decay and gradient clipping (docs/method.md section 7)."""
+"""AdamW with warm-up, cosine decay and clipping, and the EMA teacher (docs/method.md sections 6 and 7)."""
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
+from sparse_vis.models.stellar import teacher_params
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import path_name
 
@@ -48,3 +51,18 @@ def make_optimizer(
         optax.clip_by_global_norm(clip),
         optax.adamw(schedule, b1=b1, b2=b2, eps=1e-8, weight_decay=weight_decay, mask=_trained),
     )
+
+
+def momentum_at(step: Array, steps: int, first: float, final: float) -> Float[Array, ""]:
+    """Momentum of a step: constant where first == final, else a cosine from first to final.
+
+    Args:
+        step: current step, from 0. steps: of the run. first, final: momenta at its ends.
+    """
+    progress = jnp.clip(step / max(steps, 1), 0.0, 1.0)
+    return final - (final - first) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+
+def update_teacher(teacher: dict, params: dict, momentum: float | Float[Array, ""]) -> dict:
+    """momentum * teacher + (1 - momentum) * params, leaf by leaf."""
+    return jax.tree.map(lambda t, p: momentum * t + (1 - momentum) * p, teacher, teacher_params(params))

@@ -13,9 +13,9 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sparse_vis.models.stellar import init_params, teacher_params
-from sparse_vis.train.ema import momentum_at, update_teacher
 from sparse_vis.train.gradients import loss_and_gradients
 from sparse_vis.train.mesh import BATCH, state_sharding
+from sparse_vis.train.optimizer import momentum_at, update_teacher
 from sparse_vis.train.recipe import Recipe
 from sparse_vis.types import Batch, Views
 from sparse_vis.views.make import make_views

@@ -15,7 +15,7 @@ import pytest
 from sparse_vis.models import block as block_module
 from sparse_vis.models.attention import fused_attention, plain_attention
 from sparse_vis.models.block import PRODUCT, Block, kept_by_products
-from sparse_vis.models.norm import MOMENT
+from sparse_vis.models.linear import MOMENT
 from sparse_vis.models.short_attention import LONGEST, RESULT, short_attention
 from sparse_vis.models.vit import Trunk
 

@@ -22,9 +22,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sparse_vis.interop.released import params_to_tensors
 from sparse_vis.ops.sinkhorn import column_potentials
 from sparse_vis.runtime import checksums
-from sparse_vis.train.ema import update_teacher
 from sparse_vis.train.gradients import global_potentials, loss_fn, split_batch
 from sparse_vis.train.mesh import BATCH, global_batch, make_mesh, state_sharding
+from sparse_vis.train.optimizer import update_teacher
 from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import compile_step, initial_state
 from sparse_vis.types import Batch

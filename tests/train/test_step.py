@@ -15,8 +15,8 @@ import optax
 import pytest
 
 from sparse_vis.models.stellar import teacher_params
-from sparse_vis.train.ema import momentum_at, update_teacher
 from sparse_vis.train.gradients import loss_and_gradients
+from sparse_vis.train.optimizer import momentum_at, update_teacher
 from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import initial_state, train_step
 from sparse_vis.types import Batch
