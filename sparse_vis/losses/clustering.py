@@ -1,4 +1,4 @@
-"""Cross-entropy of the student with Sinkhorn targets, and targets of matched sets (docs/method.md section 6)."""
+"""Cross-entropy with Sinkhorn targets, and the targets of matched sets (docs/method.md section 6)."""
 
 from __future__ import annotations
 
