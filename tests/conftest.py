@@ -1,9 +1,12 @@
-"""Set before JAX starts: no accelerator, and quick compilation.
+"""Set before JAX starts: no accelerator, quick compilation, and each program compiled once for all processes.
 
 Type annotations of public array functions are checked by beartype while the tests run.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -15,6 +18,12 @@ QUICK = "--xla_backend_optimization_level=0"
 if [int(part) for part in jaxlib_version.split(".")[:3]] < [0, 11, 1]:
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", QUICK)
+
+# Of this run of pytest: xdist's processes and those that tests start inherit the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 CHECKED = (
     "ops", "losses", "models", "evals", "views", "crops", "augment", "masking", "objective", "targets",

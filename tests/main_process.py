@@ -15,18 +15,15 @@ WAIT = 600  # seconds; for a machine that is busy with other things
 
 
 def environment(folder: pathlib.Path) -> dict[str, str]:
-    """A quick start: a compilation cache shared by all processes, cheap code, no TensorFlow.
+    """A quick start: no TensorFlow; what conftest.py sets is inherited.
 
     Args:
-        folder: for the cache and for a `tensorflow` that cannot be imported.
+        folder: for a `tensorflow` that cannot be imported.
     """
     (folder / "tensorflow.py").write_text("raise ImportError('not in this test')\n")
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 

@@ -165,12 +165,8 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def surroundings(tmp_path_factory):
-    """Of the processes: no network, one cache of compiled programs for all, quick compilation."""
-    folder = tmp_path_factory.mktemp("cache")
-    (folder / "sitecustomize.py").write_text(
-        "from sparse_vis import host\nhost.CPU_COMPILER_OPTIONS['xla_backend_optimization_level'] = 0\n"
-    )
-    return environment(folder) | {"HF_HUB_OFFLINE": "1"}
+    """Of the processes: no network."""
+    return environment(tmp_path_factory.mktemp("environment")) | {"HF_HUB_OFFLINE": "1"}
 
 
 def made(given: dict[str, str], folder: pathlib.Path) -> list[pathlib.Path]:
