@@ -4,6 +4,7 @@ Type annotations of public array functions are checked by beartype while the tes
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from jaxtyping import install_import_hook
 QUICK = "--xla_backend_optimization_level=0"
 # Programs that run once are ready sooner without; later versions always use them, and refuse the flag.
 if [int(part) for part in jaxlib_version.split(".")[:3]] < [0, 11, 1]:
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
+    QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", QUICK)
 
 # Of this run of pytest: xdist's processes and those that tests start inherit the folder.
@@ -24,6 +25,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")  # or keys depend on the folder's name
+
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # lines of source, which no test reads
 
 CHECKED = (
     "ops", "losses", "models", "evals", "views", "crops", "augment", "masking", "objective", "targets",
@@ -31,6 +35,12 @@ CHECKED = (
     "data.records", "train.ema", "train.health", "reconstruct",
 )  # fmt: skip
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
+
+
+def pytest_collection_finish():
+    """Traces make many objects that live; looking for garbage among them and all imports takes an eighth of the time."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items):

@@ -24,6 +24,7 @@ def environment(folder: pathlib.Path) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),  # with it, no program starts itself again
     }
 
 
