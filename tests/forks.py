@@ -1,4 +1,4 @@
-"""Commands as forks of one process that has imported what they all import: `python ARGUMENTS` but for seconds of that."""
+"""Commands as forks of one process that has imported what they all import, which takes seconds."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import pathlib
 import time
@@ -225,6 +226,7 @@ class Run:
             batch = self.next_batch(batches)
             print("compiling the step ...", flush=True)
             began = time.perf_counter()
+            gc.freeze()  # a tenth of tracing would go into looking for garbage among all that is imported
             lowered = self.update.lower(self.state, batch, self.tokenizer, self.seed)
             traced = time.perf_counter() - began
             # Here, because TensorFlow's import and XLA's compilation go well side by side.

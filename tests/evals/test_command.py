@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import pathlib
@@ -18,10 +19,11 @@ from sparse_vis.build import build_model
 from sparse_vis.data.records import read_records
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.errors import UserError
-from sparse_vis.evals import command, tasks
+from sparse_vis.evals import class_tasks, command, scenes, tasks
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.evals.encoders import beside_encoder, check_beside, own_encoder
 from sparse_vis.evals.label_maps import check_every_map
+from sparse_vis.evals.logistic import Protocol
 from sparse_vis.evals.model_encoders import checksums
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
@@ -50,6 +52,15 @@ def make_config(**changed):
 
 def evaluate(config, workdir):
     return command.evaluate(config, workdir, command.make_plan(config))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps():
+    """Of the linear probes, a tenth: what they find is tested in test_linear.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((class_tasks, "SweepProtocol"), (scenes, "Protocol")):
+            patch.setattr(module, name, functools.partial(Protocol, steps=50))
+        yield
 
 
 @pytest.fixture(scope="module")

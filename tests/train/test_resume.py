@@ -107,12 +107,13 @@ def test_killed_stopped_and_continued_ends_bit_identical(main, finished, tmp_pat
     assert_same_run(workdir, finished)
 
 
-def test_a_finished_run_is_only_evaluated_and_a_sigterm_ends_that(main, finished):
-    before = state(finished), metrics(finished)
-    with main(f"--config={TINY}", f"--workdir={finished}", "--config.eval.tasks=scenes") as run:
+def test_a_finished_run_is_only_evaluated_and_a_sigterm_ends_that(main, finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    with main(f"--config={TINY}", f"--workdir={workdir}", "--config.eval.tasks=scenes") as run:
         run.until("evaluating")
         assert run.end(signal.SIGTERM) == 0, run.output
-    assert f"{finished} is finished: step 24 of 24; nothing is trained.\n" in run.output
+    assert f"{workdir} is finished: step 24 of 24; nothing is trained.\n" in run.output
     assert "compiling" not in run.output and "step 1/" not in run.output
     assert "SIGTERM in the evaluation" in run.output.splitlines()[-1]
-    jax.tree.map(np.testing.assert_array_equal, (state(finished), metrics(finished)), before)
+    before, after = ((state(folder), metrics(folder)) for folder in (finished, workdir))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
