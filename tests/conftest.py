@@ -47,8 +47,8 @@ def pytest_collection_finish():
 LONGEST = (
     "test_commands.py", "test_elastic.py", "test_step.py", "test_mesh.py", "test_resume.py", "test_growth.py",
     "test_speed.py", "test_command.py", "test_health.py", "test_reproduce.py", "test_peer.py",
-    "test_evidence.py", "test_precision.py", "test_decoder_probe.py", "test_vq.py", "test_notebooks.py", "test_extract.py",
-    "test_configs.py", "test_bad_input.py", "test_inception.py",
+    "test_evidence.py", "test_precision.py", "test_decoder_probe.py", "test_vq.py", "test_notebooks.py",
+    "test_extract.py", "test_configs.py", "test_bad_input.py", "test_inception.py",
 )  # fmt: skip
 LONGEST_FIRST = {name: place for place, name in enumerate(LONGEST)}
 
