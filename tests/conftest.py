@@ -1,9 +1,13 @@
-"""Set before JAX starts: no accelerator, and quick compilation.
+"""Set before JAX starts: no accelerator, quick compilation, and each program compiled once for all processes.
 
 Type annotations of public array functions are checked by beartype while the tests run.
 """
 
+import atexit
+import gc
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -13,8 +17,17 @@ from jaxtyping import install_import_hook
 QUICK = "--xla_backend_optimization_level=0"
 # Programs that run once are ready sooner without; later versions always use them, and refuse the flag.
 if [int(part) for part in jaxlib_version.split(".")[:3]] < [0, 11, 1]:
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
+    QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", QUICK)
+
+# Of this run of pytest: xdist's processes and those that tests start inherit the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")  # or keys depend on the folder's name
+
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # lines of source, which no test reads
 
 CHECKED = (
     "ops", "views", "models", "losses", "evals", "viz", "report", "data.decode", "data.image_file",
@@ -23,6 +36,21 @@ CHECKED = (
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
 
 
+def pytest_collection_finish():
+    """Tracing makes many objects that live; a tenth of its time would go into looking for garbage."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+# The longest files, in this order, so that no process is left with one of them at the end.
+LONGEST = (
+    "test_commands.py", "test_elastic.py", "test_step.py", "test_mesh.py", "test_resume.py", "test_growth.py",
+    "test_speed.py", "test_command.py", "test_health.py", "test_reproduce.py", "test_peer.py",
+    "test_evidence.py", "test_precision.py", "test_decoder_probe.py", "test_vq.py", "test_notebooks.py",
+    "test_extract.py", "test_configs.py", "test_bad_input.py", "test_inception.py",
+)  # fmt: skip
+LONGEST_FIRST = {name: place for place, name in enumerate(LONGEST)}
+
+
 def pytest_collection_modifyitems(items):
-    """The long files first, so that no process is left with one of them at the end."""
-    items.sort(key=lambda item: "train" not in item.path.parts)
+    items.sort(key=lambda item: LONGEST_FIRST.get(item.path.name, len(LONGEST)))

@@ -14,18 +14,12 @@ TINY = ROOT / "tests" / "train" / "tiny_config.py"
 WAIT = 600  # seconds; for a machine that is busy with other things
 
 
-def environment(folder: pathlib.Path) -> dict[str, str]:
-    """A quick start: a compilation cache shared by all processes, cheap code.
-
-    Args:
-        folder: for the cache.
-    """
+def environment() -> dict[str, str]:
+    """For main.py as a process: what conftest.py sets is inherited."""
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),  # with it, no program starts itself again
     }
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import pathlib
 import runpy
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -22,8 +21,10 @@ from sparse_vis.commands.pack import pack
 from sparse_vis.config import settings
 from tests import tiny_checkpoint
 from tests.documents import ROOT, Command, commands, pages
-from tests.main_process import WAIT, environment
+from tests.forks import Forks
+from tests.main_process import environment
 from tests.tiny_checkpoint import tiny_config
+from tests.train.tiny_config import get_config as tiny_recipe
 
 TOOLS = ("extract", "reconstruct", "report", "export", "pack")
 VQGAN = "tests/golden/vq_p16.vqgan.safetensors"  # of 128 codes
@@ -40,8 +41,14 @@ SMALL |= {
     "eval.train_records": 40, "eval.test_records": 20, "eval.batch": 20,
     "efficiency.dtype": "float32", "efficiency.attention": "xla",
 }  # fmt: skip
-# Unless a command says otherwise it evaluates nothing after training: other commands do, and .ci/run.
-UNLESS_GIVEN = {"eval.tasks": "()"}
+# Unless a command says otherwise it evaluates nothing after training: other commands do, and .ci/run. Nor does
+# it train by its own recipe, whose step tests/test_configs.py traces: one step is compiled for all commands.
+UNLESS_GIVEN = {"eval.tasks": "()", "efficiency.microbatches": 1} | {
+    f"{section}.{name}": value
+    for section in ("loss", "views", "teacher", "optimizer")
+    for name, value in settings.leaves(tiny_recipe()[section]).items()
+    if f"{section}.{name}" not in SMALL
+}
 # The same for configs/imagenet_*.py, in place of ImageNet and MAE, which are far away.
 FAR = {"init": "", "data.source": "scenes", "data.split": "train"}
 TOKENIZER = {"model.tokenizer.path": VQGAN, "model.tokenizer.codes": 128}
@@ -164,13 +171,11 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def surroundings(tmp_path_factory):
-    """Of the processes: no network, one cache of compiled programs for all, quick compilation."""
-    folder = tmp_path_factory.mktemp("cache")
-    (folder / "sitecustomize.py").write_text(
-        "from sparse_vis import host\nhost.CPU_COMPILER_OPTIONS['xla_backend_optimization_level'] = 0\n"
-    )
-    return environment(folder) | {"HF_HUB_OFFLINE": "1"}
+def forks(tmp_path_factory):
+    """Runs commands, without network."""
+    folder = tmp_path_factory.mktemp("environment")
+    with Forks(environment() | {"HF_HUB_OFFLINE": "1"}, folder / "log") as forks:
+        yield forks
 
 
 def made(given: dict[str, str], folder: pathlib.Path) -> list[pathlib.Path]:
@@ -186,9 +191,9 @@ def made(given: dict[str, str], folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 @pytest.mark.parametrize("name", RUNS, ids=lambda name: name[:90])
-def test_a_command_runs(name, prepared, surroundings, tmp_path):
+def test_a_command_runs(name, prepared, forks, tmp_path):
     words = RUNS[name]
-    given = flags(words[2 if words[0] == "-m" else 1 :])
+    given = flags(words[3 if words[0] == "-m" else 1 :])
     trains = words[0] == "main.py" and given.get("mode") != "evaluate"
     for path in prepared.iterdir():  # all but what is to be made
         if path.name not in ("runs", given.get("output", "").partition("/")[0]):
@@ -196,15 +201,13 @@ def test_a_command_runs(name, prepared, surroundings, tmp_path):
     shutil.copytree(prepared / "runs", tmp_path / "runs")
     if trains:
         shutil.rmtree(made(given, tmp_path)[0].parent, ignore_errors=True)
-    env = dict(surroundings)
+    variables = {}
     if given.get("mode") == "evaluate":  # probes take thousands of steps, for which better code is worth it
-        env["XLA_FLAGS"] = env["XLA_FLAGS"].replace("optimization_level=0", "optimization_level=1")
-    done = subprocess.run(
-        [sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=WAIT
-    )
-    assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
+        variables["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("level=0", "level=1")
+    status, output = forks.run(words, tmp_path, variables)
+    assert status == 0, f"{name}\n{output}"
     files = made(given, tmp_path)
-    assert files and all(path.exists() for path in files), f"{name}\n{done.stdout}"
+    assert files and all(path.exists() for path in files), f"{name}\n{output}"
     if trains:
         assert json.loads(files[0].read_text().splitlines()[0])["step"] == 1
     if given.get("mode") == "evaluate":

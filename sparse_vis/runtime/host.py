@@ -18,8 +18,9 @@ from jaxlib.version import __version__ as jaxlib_version
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 # XLA's options for programs on CPU: as quick as XLA's own level within the noise, as matrix products are
-# library calls, and compiled in three quarters of the time.
-CPU_COMPILER_OPTIONS: dict[str, int] = {"xla_backend_optimization_level": 1}
+# library calls, and compiled in three quarters of the time. A level that the user gave in XLA_FLAGS stays.
+LEVEL = "xla_backend_optimization_level"
+CPU_COMPILER_OPTIONS: dict[str, int] = {} if LEVEL in os.environ.get("XLA_FLAGS", "") else {LEVEL: 1}
 
 # XLA gives some products and sums on CPU to YNNPACK, and returns wrong numbers for a few of them or crashes
 # (jaxlib 0.10.2 to 0.12.0; jax-ml/jax issues 39103 and 39257). What it costs: docs/performance.md.

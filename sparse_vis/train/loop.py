@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import pathlib
 import time
@@ -228,6 +229,7 @@ class Run:
             batch = self.next_batch(batches)
             print("compiling the step ...", flush=True)
             began = time.perf_counter()
+            gc.freeze()  # a tenth of tracing would go into looking for garbage among all that is imported
             lowered = self.update.lower(self.state, batch, self.tokenizer, self.seed)
             traced = time.perf_counter() - began
             progress = Progress(self.workdir, steps, self.config.train.batch, self.step, self.main)

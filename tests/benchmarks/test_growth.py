@@ -21,7 +21,15 @@ def start(monkeypatch, module, *arguments):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two batch sizes, two lengths of sets, all else at one value."""
+    """Two batch sizes, two lengths of sets, all else at one value; one layer."""
+    configured = growth_arms.configured
+
+    def shallow(*sizes):
+        config = configured(*sizes)
+        config.model.layers = config.model.decoder.layers = 1
+        return config
+
+    monkeypatch.setattr(growth_arms, "configured", shallow)
     base = {"batch": 1, "tokens": 2, "prototypes": 64, "image": 64, "views": 1}
     for module in (growth_arms, growth_report):
         monkeypatch.setattr(module, "AXES", AXES)

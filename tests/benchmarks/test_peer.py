@@ -76,12 +76,12 @@ def test_losses_gradients_and_updates_are_the_same(case):
 def test_the_command_prints_ratios_of_one_run(tmp_path):
     out = tmp_path / "peer.json"
     words = (
-        "benchmarks/peer/peer.py", "--config=tests/train/tiny_config.py", "--compile=False", "--repeats=2",
+        "-m", "benchmarks.peer.peer", "--config=tests/train/tiny_config.py", "--compile=False", "--repeats=2",
         "--encode_images=2", f"--json={out}",
     )  # fmt: skip
     done = subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, timeout=WAIT, cwd=ROOT,
-        env=environment(tmp_path),
+        env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])

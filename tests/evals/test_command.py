@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import pathlib
@@ -19,7 +20,9 @@ from sparse_vis.commands import run as main
 from sparse_vis.config import settings
 from sparse_vis.data.records import read_records
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.evals import command, tasks
+from sparse_vis.evals import command, scenes, tasks
+from sparse_vis.evals.classes import class_tasks
+from sparse_vis.evals.classes.logistic import Protocol
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.evals.encoders import beside_encoder, check_beside, own_encoder
 from sparse_vis.evals.maps.label_maps import check_every_map
@@ -51,6 +54,15 @@ def make_config(**changed):
 
 def evaluate(config, workdir):
     return command.evaluate(config, workdir, command.make_plan(config))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps():
+    """Of the linear probes, a tenth: what they find is tested in test_linear.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((class_tasks, "SweepProtocol"), (scenes, "Protocol")):
+            patch.setattr(module, name, functools.partial(Protocol, steps=50))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_every_step_runs_and_the_exit_status_says_whether_the_figures_are_met(tm
     given = TINY | networks(tmp_path) | {
         "data.path": tmp_path / "tfds", "model.tokenizer.path": GOLDEN / "vq_p16.vqgan.safetensors",
     }  # fmt: skip
-    env = environment(tmp_path) | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    env = environment() | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
 
     def call(**changed):
         arguments = [f"--config.{name}={value}" for name, value in (given | changed).items()]

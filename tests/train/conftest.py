@@ -1,5 +1,8 @@
 """One uninterrupted run that the tests of this folder compare with, resume, copy and damage."""
 
+import fcntl
+import os
+
 import pytest
 from main_process import TINY, Main, environment
 
@@ -7,7 +10,7 @@ from main_process import TINY, Main, environment
 @pytest.fixture(scope="session")
 def quick(tmp_path_factory):
     """Environment of cheap processes that share what they compile."""
-    return environment(tmp_path_factory.mktemp("quick"))
+    return environment()
 
 
 @pytest.fixture
@@ -23,8 +26,14 @@ def main(quick, tmp_path):
 
 @pytest.fixture(scope="session")
 def finished(quick, tmp_path_factory):
-    """Workdir of an uninterrupted run of the tiny configuration."""
-    folder = tmp_path_factory.mktemp("finished")
-    with Main(quick, folder / "run.log", f"--config={TINY}", f"--workdir={folder / 'run'}") as run:
-        assert run.end() == 0, run.output
+    """Workdir of an uninterrupted run of the tiny configuration, the same for all of xdist's processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "ended").exists():
+            folder.mkdir(exist_ok=True)
+            with Main(quick, folder / "run.log", f"--config={TINY}", f"--workdir={folder / 'run'}") as run:
+                assert run.end() == 0, run.output
+            (folder / "ended").touch()
     return folder / "run"

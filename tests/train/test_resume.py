@@ -1,13 +1,14 @@
 """Runs that are killed and started again, as real processes."""
 
 import json
-import pathlib
+import os
+import shutil
 import signal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from main_process import TINY, gone
+from main_process import TINY, Main, gone
 
 LAST = 24
 CLOCK = ("time", "images_per_second", "input_wait_seconds")
@@ -45,18 +46,17 @@ def assert_same_run(workdir, expected):
     assert metrics(workdir) == metrics(expected)
 
 
-def compiled_programs(environment):
-    return sorted(
-        path.name for path in pathlib.Path(environment["JAX_COMPILATION_CACHE_DIR"]).glob("*-cache")
-    )
-
-
-def test_another_seed_compiles_nothing_anew(main, quick, finished, tmp_path):
+def test_another_seed_compiles_nothing_anew(quick, finished, tmp_path):
     """Views, first weights and health draw from the seed, which is an argument of all their programs."""
-    before = compiled_programs(quick)
-    with main(f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--config.seed=1") as run:
+    own = tmp_path / "cache"  # into which no other test writes
+    shutil.copytree(quick["JAX_COMPILATION_CACHE_DIR"], own, copy_function=os.link)
+    before = {path.name for path in own.glob("*-cache")}
+    environment = quick | {"JAX_COMPILATION_CACHE_DIR": str(own)}
+    seed = (f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--config.seed=1")
+    with Main(environment, tmp_path / "run.log", *seed) as run:
         assert run.end() == 0, run.output
-    assert any("step" in name for name in before) and compiled_programs(quick) == before
+    assert any("jit_step" in name for name in before)
+    assert {path.name for path in own.glob("*-cache")} == before
     assert metrics(tmp_path / "run")[0]["total"] != metrics(finished)[0]["total"]
 
 
@@ -106,12 +106,13 @@ def test_killed_stopped_and_continued_ends_bit_identical(main, finished, tmp_pat
     assert_same_run(workdir, finished)
 
 
-def test_a_finished_run_is_only_evaluated_and_a_sigterm_ends_that(main, finished):
-    before = state(finished), metrics(finished)
-    with main(f"--config={TINY}", f"--workdir={finished}", "--config.eval.tasks=scenes") as run:
+def test_a_finished_run_is_only_evaluated_and_a_sigterm_ends_that(main, finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    with main(f"--config={TINY}", f"--workdir={workdir}", "--config.eval.tasks=scenes") as run:
         run.until("evaluating")
         assert run.end(signal.SIGTERM) == 0, run.output
-    assert f"{finished} is finished: step 24 of 24; nothing is trained.\n" in run.output
+    assert f"{workdir} is finished: step 24 of 24; nothing is trained.\n" in run.output
     assert "compiling" not in run.output and "step 1/" not in run.output
     assert "SIGTERM in the evaluation" in run.output.splitlines()[-1]
-    jax.tree.map(np.testing.assert_array_equal, (state(finished), metrics(finished)), before)
+    before, after = ((state(folder), metrics(folder)) for folder in (finished, workdir))
+    jax.tree.map(np.testing.assert_array_equal, after, before)

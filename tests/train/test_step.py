@@ -143,6 +143,7 @@ def test_every_parameter_but_the_fourier_matrix_moves():
 def test_terms_of_weight_zero_cost_nothing():
     """Without CLS terms the program is as small as one that has no local views to begin with."""
 
+    @functools.cache
     def flops(local_count, **weights):
         config = get_config()
         config.teacher.enabled = False

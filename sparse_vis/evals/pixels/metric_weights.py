@@ -8,6 +8,7 @@ head_3                           lin3.model.1.weight
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def load_lpips(alexnet_path: str | Path, heads_path: str | Path) -> tuple[Lpips,
     return module, traverse_util.unflatten_dict(params, sep="/")
 
 
+@functools.cache
 def _shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> dict[str, tuple[int, ...]]:
     tree = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *inputs)["params"]
     return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
