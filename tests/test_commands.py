@@ -41,8 +41,9 @@ SMALL |= {
     "eval.train_records": 40, "eval.test_records": 20, "eval.batch": 20,
     "efficiency.dtype": "float32", "efficiency.attention": "xla",
 }  # fmt: skip
-# Unless a command says otherwise it evaluates nothing after training: other commands do, and .ci/run. Nor does
-# it train by its own recipe, whose step tests/test_configs.py traces: one step is compiled for all commands.
+# Unless a command says otherwise, it evaluates nothing after training (other commands do, and .ci/run), and
+# trains by one recipe, so that one step is compiled for
+# all; the steps of configs/ are traced in tests/test_configs.py.
 UNLESS_GIVEN = {"eval.tasks": "()", "efficiency.microbatches": 1} | {
     f"{section}.{name}": value
     for section in ("loss", "views", "teacher", "optimizer")
