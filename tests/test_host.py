@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 import warnings
@@ -44,6 +45,16 @@ def test_only_several_devices_have_more_threads_than_cores(monkeypatch, environm
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     host.prepare()
     assert os.environ.get("PJRT_NPROC") == (None if threads is None else str(threads))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("", {"xla_backend_optimization_level": 1}), ("--xla_backend_optimization_level=3", {})],
+)
+def test_a_level_of_optimisation_in_the_user_s_flags_stays(monkeypatch, given, expected):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    assert runpy.run_path(host.__file__)["CPU_COMPILER_OPTIONS"] == expected
 
 
 @pytest.mark.fast

@@ -68,7 +68,6 @@ COMPUTED = {
 }
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("name", COMPUTED)
 def test_results_are_those_without_64_bit_types(name):
     found, plain = both_ways(COMPUTED[name])
@@ -76,7 +75,6 @@ def test_results_are_those_without_64_bit_types(name):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("variant", ["published", "exact", "blocks"])
 def test_no_float_of_a_run_has_64_bits(variant):
     """Shapes alone: what the golden step and its 64-bit twin do not cover."""
