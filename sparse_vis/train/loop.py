@@ -247,17 +247,16 @@ class Run:
         """Say what is trained, on what, for how long."""
         model, train, images = self.recipe.model, self.config.train, len(self.source)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-        size, patch, queries = model.encoder.image_size, model.patch, model.encoder.queries
-        patches = math.prod(model.grid(size, size))
-        print(
-            f"model: {parameters:,} parameters, {queries} token{'s' * (queries > 1)} and {patches} patches "
-            f"of {patch}x{patch} pixels an image ({size}x{size})\n"
+        size, processes = model.encoder.image_size, jax.process_count()
+        lines = (
+            f"model: {parameters:,} parameters, r = {model.encoder.queries} tokens, n = "
+            f"{math.prod(model.grid(size, size))} patches of {model.patch}x{model.patch} pixels, images {size}x{size}",
             f"training: {train.steps} steps of {train.batch} images, {short(images / train.batch)} steps an "
-            f"epoch, {short(train.steps * train.batch / images)} epochs\n"
-            f"devices: {self.mesh.size} of kind {jax.devices()[0].device_kind}, {jax.process_count()} "
-            f"process{'es' * (jax.process_count() > 1)}",
-            flush=True,
+            f"epoch, {short(train.steps * train.batch / images)} epochs",
+            f"devices: {self.mesh.size} x {jax.devices()[0].device_kind}"
+            + f" of {processes} processes" * (processes > 1),
         )
+        print("\n".join(lines), flush=True)
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """What a row has beside means: epochs of the stream so far; of pixels, the reconstruction in dB."""

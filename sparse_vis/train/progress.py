@@ -49,8 +49,8 @@ def keep_until(path: pathlib.Path, step: int) -> list[dict]:
 
 
 def short(x: float) -> str:
-    """A number that is not negative in three digits, or whole."""
-    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
+    """A number that is not negative, in three digits or whole."""
+    return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
 
 
 class Averages:

@@ -52,7 +52,7 @@ def test_a_line_has_step_speed_time_left_and_loss_and_the_file_every_term(still,
     shown.close()
     assert row["total"] == 2 and row["images_per_second"] == 40
     line = capsys.readouterr().out
-    assert line == "step 30/100  30%  40 images/s  ETA 0:00:14  total 2  skipped 2\n"
+    assert line == "step 30/100  30%  40.0 images/s  ETA 0:00:14  total 2  skipped 2\n"
     (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert line.pop("time") and line == {"step": 30, **row}
     assert shown.board.written == [(30, row)]
@@ -66,10 +66,10 @@ MORE = {"reconstruction_psnr": 20.0, "health/S_rank": 5.126, "skipped": 3.0, "ba
 def test_a_line_shows_what_there_is(tmp_path):
     shown = Progress(tmp_path, steps=200_000, batch=8, first=0, active=False)
     line = shown.line(50_000, ROW)
-    start = "step 50000/200000  25%  epoch 1.23  40 images/s  ETA 8:20:00"  # 1,200,000 images left
+    start = "step 50000/200000  25%  epoch 1.23  40.0 images/s  ETA 8:20:00"  # 1,200,000 images left
     assert line == f"{start}  total 20.62  reconstruction 0.01"
     assert shown.line(50_000, ROW | {**MORE, "skipped": 0.0, "bad_steps": 0.0}) == (
-        "step 50000/200000  epoch 1.23  40 images/s  ETA 8:20:00  total 20.62  PSNR 20.00 dB  S_rank 5.13"
+        "step 50000/200000  epoch 1.23  40.0 images/s  ETA 8:20:00  total 20.62  PSNR 20.00 dB  S_rank 5.13"
     )  # the percentage would not fit
     assert shown.line(50_000, ROW | MORE).endswith("total 20.62  PSNR 20.00 dB  skipped 3  bad_steps 2")
 
