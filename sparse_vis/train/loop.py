@@ -247,10 +247,10 @@ class Run:
         """Say what is trained, on what, for how long."""
         model, train, images = self.recipe.model, self.config.train, len(self.source)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-        size, processes = model.encoder.image_size, jax.process_count()
+        size, patch, processes = model.encoder.image_size, model.patch, jax.process_count()
         lines = (
             f"model: {parameters:,} parameters, r = {model.encoder.queries} tokens, n = "
-            f"{math.prod(model.grid(size, size))} patches of {model.patch}x{model.patch} pixels, images {size}x{size}",
+            f"{math.prod(model.grid(size, size))} patches of {patch}x{patch} pixels, images {size}x{size}",
             f"training: {train.steps} steps of {train.batch} images, {short(images / train.batch)} steps an "
             f"epoch, {short(train.steps * train.batch / images)} epochs",
             f"devices: {self.mesh.size} x {jax.devices()[0].device_kind}"
