@@ -42,6 +42,8 @@ SMALL |= {
     "efficiency.dtype": "float32", "efficiency.attention": "xla",
 }  # fmt: skip
 
+# Unless a command says otherwise, it evaluates nothing after training: others do, and .ci/run. Nor does it
+# train by its own recipe, whose step tests/test_configs.py traces: one step is compiled for all commands.
 UNLESS_GIVEN = {"eval.tasks": "()", "efficiency.microbatches": 1} | {
     f"{section}.{name}": value
     for section in ("loss", "views", "teacher", "optimizer")

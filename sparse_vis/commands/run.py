@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from sparse_vis.config import settings
+from sparse_vis.interop import step_folder
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime import lock
@@ -48,8 +50,18 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
         return
     if not alone:
         jax.distributed.shutdown()  # the others are done, with status 0; process 0 evaluates alone
-    if not config.eval.tasks or jax.process_index() != 0:
+    if jax.process_index() != 0:
         return
+    missed = _evaluate(config, workdir, stop, alone) if config.eval.tasks else []
+    print(closing(workdir), flush=True)
+    if missed:
+        sys.exit(f"{len(missed)} of {len(config.eval.expected)} figures not met: {'; '.join(missed)}.")
+
+
+def _evaluate(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, alone: bool) -> list[str]:
+    """The evaluations that are left, on this process; the figures of config.eval.expected not met."""
+    from sparse_vis.evals import command
+
     stop.message = "in the evaluation: finished tasks are saved; the same command does the others."
     stop.keep = False
     if not alone:
@@ -57,14 +69,30 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
     # A lock of its own: a run may be evaluated while it trains.
     with lock.hold(workdir, "evaluation", "--workdir", lock.EVALUATION_LOCK):
         try:
-            missed = command.evaluate(config, workdir, command.make_plan(config))
+            return command.evaluate(config, workdir, command.make_plan(config))
         except OSError as error:
             raise UserError(
                 f"the evaluation in {workdir} stopped ({error}); finished tasks are kept: mend that, or make "
                 "room, and give the same command again."
             ) from error
-    if missed:
-        sys.exit(f"{len(missed)} of {len(config.eval.expected)} figures not met: {'; '.join(missed)}.")
+
+
+def closing(workdir: pathlib.Path) -> str:
+    """Where the files of a run lie, and what may be done with them next, as it is typed."""
+    step, name = step_folder.newest_step(workdir), str(workdir)
+    files = {
+        f"{step_folder.FOLDER}/{step}": "the newest checkpoint",
+        "metrics.jsonl": "all numbers of training; tensorboard/ has them too",
+        "evaluation.json": "all numbers of the evaluations; evaluation.md has the tables",
+    }
+    lines = [f"in {workdir}:"]
+    lines += [f"  {file:<16}  {what}" for file, what in files.items() if (workdir / file).exists()]
+    if step:
+        tool = f"  python -m sparse_vis {{}} --checkpoint={shlex.quote(name)} {{}}"
+        lines += ["next:", tool.format("report", "--output=report.html")]
+        lines += [tool.format("extract", "--input=FOLDER --output=features")]
+        lines += [f"  model, params = sparse_vis.load({name!r})  # in Python"]
+    return "\n".join(lines)
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:

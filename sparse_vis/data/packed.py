@@ -25,6 +25,7 @@ from sparse_vis.data.packed_format import (
 )
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import holds_files
+from sparse_vis.runtime.notes import say_once
 
 
 def has_shard(folder: Path, name: str, shard: dict[str, Any]) -> bool:
@@ -112,10 +113,9 @@ class PackedSource:
         for name, shard in shards.items():
             self._check_shard(folder, name, shard)
         if metadata["version"] == WITHOUT_CHECKSUMS:
-            print(
+            say_once(
                 f"note: {path} was packed by an earlier version, without a checksum: damage to its images is "
-                f"noticed, but not all damage to {METADATA}.",
-                flush=True,
+                f"noticed, but not all damage to {METADATA}."
             )
         self.classes, self.images_sha256 = tuple(metadata["classes"]), metadata["images_sha256"]
         self._shards = list(shards)

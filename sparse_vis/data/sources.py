@@ -44,14 +44,13 @@ class Source(Protocol):
 
 
 def announce(source: Source) -> None:
-    """Say once in a process what a folder, packed or not, holds and what its classes are.
-
-    Args:
-        source: of any kind; nothing is said of others.
-    """
-    if not isinstance(source, FolderSource | PackedSource):
-        return
+    """Say once in a process how many images and classes a source has, and what of a folder may surprise."""
     names, count = source.classes, len(source.classes)
+    if not isinstance(source, FolderSource | PackedSource):
+        name = source.name if isinstance(source, TfdsSource) else "the scenes"
+        classes = f"{count} class{'es' * (count > 1)}" if count else "no classes"
+        say_once(f"{len(source)} image{'s' * (len(source) > 1)} in split {source.split} of {name}, {classes}")
+        return
     shown = ", ".join(map(escaped, names[:SHOWN])) + (" …" if count > SHOWN else "")
     classes = f"{count} class{'es' * (count > 1)}, its subfolders ({shown})" if count else "no classes"
     left = left_out(source.left_out) if isinstance(source, FolderSource) else ""

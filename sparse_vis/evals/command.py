@@ -8,6 +8,7 @@ import pathlib
 import time
 from dataclasses import dataclass
 
+import jax
 from ml_collections import ConfigDict
 
 from sparse_vis.evals import scenes
@@ -26,6 +27,7 @@ from sparse_vis.evals.verdict import verdict
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.notes import say_once
 
 TOP = 5  # of top-5
 
@@ -62,9 +64,9 @@ def make_plan(config: ConfigDict) -> Plan:
     if "reconstruction_probe" in e.tasks and e.reconstruction_probe.target == "vq":
         load_tokenizer(tokenizer.path, tokenizer.dtype)  # only for what may be wrong with it
     networks = Networks(e.inception, e.lpips.alexnet, e.lpips.heads, e.batch)
-    if any(TASKS[name].networks for name in e.tasks):
+    if any(TASKS[name].networks for name in e.tasks) and jax.process_index() == 0:
         for metric, why in networks.absent.items():
-            print(f"note: {metric} will be absent: {why}", flush=True)
+            say_once(f"note: {metric} will be absent: {why}")
     return Plan(tuple(config.eval.tasks), data, networks)
 
 
@@ -93,14 +95,14 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]
         check_every_map(plan.data.parts["test"])
     for encoder in (own, *others):
         _evaluate_one(encoder, plan, config, results)
-    text = results.tables([e.name for e in (own, *others)], plan.tasks)
+    networks = plan.networks.absent if any(TASKS[name].networks for name in plan.tasks) else {}
+    text = results.tables([e.name for e in (own, *others)], plan.tasks, networks.values())
     compared, missed = verdict(results, OWN, config.eval.expected)
     text += compared if config.eval.expected else ""
-    title = f"# Evaluation of {own.about['from']}\n"
-    write_whole(workdir / "evaluation.md", f"{title}{text}\n")
-    print(
-        f"{text}\n\n{results.path} has these numbers and all settings, evaluation.md the tables.", flush=True
-    )
+    title, absent = f"# Evaluation of {own.about['from']}\n", [f"- {m}: {why}" for m, why in networks.items()]
+    below = "\n".join(["", "## Absent", "", *absent, ""] if absent else [""])
+    write_whole(workdir / "evaluation.md", f"{title}{text}\n{below}")
+    print(text, flush=True)
     return missed
 
 

@@ -61,13 +61,20 @@ class Results:
         """What was measured → metric → number, None for none."""
         return self.encoders[encoder][task]["metrics"]
 
-    def tables(self, encoders: Iterable[str], tasks: Iterable[str]) -> str:
-        """The results of these encoders as Markdown, one table per task, with what is absent below it."""
-        encoders = list(encoders)
-        return "\n".join(self._table(encoders, task) for task in tasks)
+    def tables(self, encoders: Iterable[str], tasks: Iterable[str], known: Iterable[str] = ()) -> str:
+        """The results of these encoders as Markdown, one table per task, with what is absent below it.
 
-    def _table(self, encoders: list[str], task: str) -> str:
-        lines, notes = table({name: self.encoders[name][task] for name in encoders})
+        Args:
+            encoders, tasks: their names. known: reasons for absence that are said elsewhere.
+        """
+        encoders, known = list(encoders), set(known)
+        return "\n".join(self._table(encoders, task, known) for task in tasks)
+
+    def _table(self, encoders: list[str], task: str, known: set[str]) -> str:
+        found = {name: dict(self.encoders[name][task]) for name in encoders}
+        for entry in found.values():
+            entry["absent"] = {metric: why for metric, why in entry["absent"].items() if why not in known}
+        lines, notes = table(found)
         notes = [f"- {note}" for note in notes]
         return "\n".join(["", f"## {task}", "", *markdown(lines), *([""] if notes else []), *notes])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -17,6 +19,11 @@ def pixel_mse(x_hat: Float[Array, "B h w 3"], x: Float[Array, "B H W 3"]) -> Flo
         Scalar float32.
     """
     return jnp.mean((x_hat.astype(jnp.float32) - x[:, : x_hat.shape[1], : x_hat.shape[2]]) ** 2)
+
+
+def psnr_of(mse: float) -> float:
+    """Peak signal-to-noise ratio, in dB, of a mean squared error of `pixel_mse`; at most 100."""
+    return -10 * math.log10(max(mse, 1e-10))
 
 
 def code_cross_entropy(logits: Float[Array, "B n C"], codes: Int[Array, "B n"]) -> Float[Array, ""]:

@@ -21,6 +21,7 @@ STYLE = {
 }  # fmt: skip
 FIRST = ("total",)
 LAST = ("gradient_norm", "learning_rate", "images_per_second", "input_wait_seconds")
+OMITTED = ("epoch",)  # a straight line
 
 
 def chart(name: str, steps: np.ndarray, values: np.ndarray) -> str:
@@ -47,7 +48,7 @@ def chart(name: str, steps: np.ndarray, values: np.ndarray) -> str:
 
 def in_order(names: list[str]) -> list[str]:
     """Names of curves: the total, the terms, the optimizer, the speed, then health; constant zeros apart."""
-    terms = [n for n in names if n not in (*FIRST, *LAST) and "/" not in n]
+    terms = [n for n in names if n not in (*FIRST, *LAST, *OMITTED) and "/" not in n]
     health = [n for n in names if n.startswith("health/")]
     return [n for n in (*FIRST, *terms, *LAST, *health) if n in names]
 

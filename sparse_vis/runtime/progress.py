@@ -8,6 +8,12 @@ import time
 REPORT_SECONDS = 5.0
 
 
+def time_left(seconds: float) -> str:
+    """A duration as h:mm:ss; from a day on as days and hours."""
+    days, rest = divmod(round(seconds), 86400)
+    return f"{days}d {rest // 3600}h" if days else str(datetime.timedelta(seconds=rest))
+
+
 class Progress:
     """Prints images done, images/s and the time left, now and then and at the end.
 
@@ -33,6 +39,5 @@ class Progress:
         if now - self.printed < REPORT_SECONDS and self.done < self.total:
             return
         self.printed, rate = now, (self.done - self.first) / max(now - self.began, 1e-9)
-        left = datetime.timedelta(seconds=round((self.total - self.done) / rate)) if rate else None
-        speed = f"  {rate:.1f} images/s  ETA {left}" if rate else ""
+        speed = f"  {rate:.1f} images/s  ETA {time_left((self.total - self.done) / rate)}" if rate else ""
         print(f"{self.what}: {self.done}/{self.total} images{speed}", flush=True)

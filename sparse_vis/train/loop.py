@@ -20,6 +20,7 @@ from sparse_vis.build import build_source
 from sparse_vis.config import settings
 from sparse_vis.data.loader import train_batches
 from sparse_vis.interop import step_folder
+from sparse_vis.losses.reconstruction import psnr_of
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_json
@@ -27,7 +28,7 @@ from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
 from sparse_vis.train import checkpoint
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
-from sparse_vis.train.progress import Averages, Progress
+from sparse_vis.train.progress import Averages, Progress, short
 from sparse_vis.train.recipe import Recipe, build_recipe
 from sparse_vis.train.skipped import Skipped
 from sparse_vis.train.step import TrainState, compile_step, initial_state, steps_applied
@@ -226,6 +227,7 @@ class Run:
             return {}
         with contextlib.ExitStack() as exits:
             batches = exits.enter_context(contextlib.closing(self.batches()))
+            self.introduce()
             batch = self.next_batch(batches)
             print("compiling the step ...", flush=True)
             began = time.perf_counter()
@@ -242,6 +244,28 @@ class Run:
             progress.start_clock()
             exits.callback(checkpoint.finish, self.manager)
             return self._steps(update, batches, batch, progress, stop or StopSignal())
+
+    def introduce(self) -> None:
+        """Say what is trained, on what, for how long."""
+        model, train, images = self.recipe.model, self.config.train, len(self.source)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+        size, patch, processes = model.encoder.image_size, model.patch, jax.process_count()
+        lines = (
+            f"model: {parameters:,} parameters, r = {model.encoder.queries} tokens, n = "
+            f"{math.prod(model.grid(size, size))} patches of {patch}x{patch} pixels, images {size}x{size}",
+            f"training: {train.steps} steps of {train.batch} images, {short(images / train.batch)} steps an "
+            f"epoch, {short(train.steps * train.batch / images)} epochs",
+            f"devices: {self.mesh.size} x {jax.devices()[0].device_kind}"
+            + f" of {processes} processes" * (processes > 1),
+        )
+        print("\n".join(lines), flush=True)
+
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """What a row has beside means: epochs of the stream so far; of pixels, the reconstruction in dB."""
+        found = {"epoch": self.position / len(self.source)}
+        if self.config.model.target == "pixel" and "reconstruction" in means:
+            found["reconstruction_psnr"] = psnr_of(means["reconstruction"])
+        return found
 
     def place(self) -> dict:
         """What a continued run needs beside its state and configuration, as JSON holds it."""
@@ -271,10 +295,11 @@ class Run:
                 self.averages.add(window)
                 window, skipped = [], self.skipped.report()
             if shows:
-                extra = {"input_wait_seconds": waiting, "skipped": float(skipped)}
+                means = self.averages.means()
+                extra = {"input_wait_seconds": waiting, "skipped": float(skipped)} | self.derived(means)
                 if self.health and self.step >= self.health.due:
                     extra |= self.health(self.step, self.state)
-                row = progress.report(self.step, self.averages.means(), extra)
+                row = progress.report(self.step, means, extra)
                 self.averages, waiting = Averages(), 0.0
             if saves:
                 progress.sync()

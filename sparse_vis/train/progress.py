@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import os
@@ -12,9 +11,11 @@ import time
 from sparse_vis.interop.step_folder import saved_steps
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.progress import time_left
 from sparse_vis.train.board import TensorBoard
 
 JSONL = "metrics.jsonl"
+WIDTH = 100  # columns of a line
 INPUT_SHARE = 0.1  # of an interval spent waiting for images, from which on a run says so
 
 
@@ -45,6 +46,11 @@ def keep_until(path: pathlib.Path, step: int) -> list[dict]:
     if len(rows) < len(lines):
         write_whole(path, b"".join(kept))
     return rows
+
+
+def short(x: float) -> str:
+    """A number that is not negative, in three digits or whole."""
+    return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
 
 
 class Averages:
@@ -111,7 +117,7 @@ class Progress:
 
         Args:
             step: steps done. means: of the steps since the last row.
-            extra: further numbers of this interval, to be shown if they are not zero.
+            extra: further numbers of this interval.
 
         Returns:
             The row's numbers, with `images_per_second`; all finite.
@@ -159,16 +165,33 @@ class Progress:
                 flush=True,
             )
 
-    def line(self, step: int, means: dict[str, float]) -> str:
-        """One line: step, speed, time left, the total, its terms and whatever else is not zero."""
-        rate = means["images_per_second"]
-        left = datetime.timedelta(seconds=round((self.steps - step) * self.batch / rate))
-        last = ("gradient_norm", "learning_rate", "input_wait_seconds", "skipped", "bad_steps")
-        terms = [n for n in means if n not in (*last, "total", "images_per_second") and "/" not in n]
-        names = ["total", *terms, "gradient_norm", "learning_rate"]
-        names += [name for name in last[2:] if means.get(name)]
-        numbers = "  ".join(f"{name} {means[name]:.4g}" for name in names if name in means)
-        return f"step {step}/{self.steps}  {rate:.3g} images/s  ETA {left}  {numbers}"
+    def line(self, step: int, row: dict[str, float]) -> str:
+        """One line of the numbers to watch; metrics.jsonl has all.
+
+        What is beyond WIDTH columns goes: the percentage, then the epoch, which the step implies, then the
+        rank of the tokens.
+
+        Args:
+            step: steps done. row: numbers by name; those that are not there are not shown.
+        """
+        rate = row["images_per_second"]
+        left = time_left((self.steps - step) * self.batch / rate)
+        parts = {"step": f"step {step}/{self.steps}", "share": f"{100 * step // self.steps}%"}
+        if "epoch" in row:
+            parts["epoch"] = f"epoch {short(row['epoch'])}"
+        parts |= {"rate": f"{short(rate)} images/s", "left": f"ETA {left}"}
+        parts |= {name: f"{name} {row[name]:.4g}" for name in ("total", "reconstruction") if name in row}
+        if "reconstruction_psnr" in row:
+            parts["reconstruction"] = f"PSNR {row['reconstruction_psnr']:.2f} dB"
+        if "health/S_rank" in row:
+            parts["rank"] = f"S_rank {short(row['health/S_rank'])}"
+        parts |= {name: f"{name} {row[name]:.0f}" for name in ("skipped", "bad_steps") if row.get(name)}
+        for name in ("share", "epoch", "rank", ""):
+            line = "  ".join(parts.values())
+            if len(line) <= WIDTH:
+                break
+            parts.pop(name, None)
+        return line
 
     def close(self) -> None:
         """Finish the files."""

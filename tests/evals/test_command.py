@@ -31,6 +31,7 @@ from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
 from sparse_vis.evals.usable import without_unusable
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.notes import say_once
 from sparse_vis.train.stop import StopSignal
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, tiny_config, write_checkpoints
 
@@ -216,8 +217,13 @@ def counting(monkeypatch):
 def test_finished_pairs_are_skipped_and_changed_ones_are_not(measured, monkeypatch, capsys):
     config, workdir, other, encoders = measured
     config, seen = copy.deepcopy(config), counting(monkeypatch)
+    say_once.cache_clear()
+    command.make_plan(config)  # as before training
     evaluate(config, workdir)
-    assert seen == [] and "trained: knn is finished" in capsys.readouterr().out
+    shown, written = capsys.readouterr().out, (workdir / "evaluation.md").read_text()
+    assert seen == [] and "trained: knn is finished" in shown
+    for network in ("pt_inception-2015-12-05-6726825d.pth", "alexnet-owt-7be5be79.pth"):  # are not there
+        assert shown.count(network) == 1 and written.count(network) == 1
     assert json.loads((workdir / "evaluation.json").read_text())["encoders"] == encoders
     config.eval.update(tasks=("reconstruction", "knn"), beside=("pixels",), test_records=20)
     evaluate(config, workdir)

@@ -3,8 +3,11 @@
 import json
 import math
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from sparse_vis.losses.reconstruction import pixel_mse, psnr_of
 from sparse_vis.train import progress
 from sparse_vis.train.progress import Averages, Progress
 
@@ -40,7 +43,7 @@ def still(monkeypatch):
 
 
 @pytest.mark.fast
-def test_a_line_has_step_speed_time_left_and_every_term(still, tmp_path, capsys):
+def test_a_line_has_step_speed_time_left_and_loss_and_the_file_every_term(still, tmp_path, capsys):
     shown = Progress(tmp_path, steps=100, batch=8, first=10, active=True)
     still[0] += 4
     row = shown.report(
@@ -49,11 +52,45 @@ def test_a_line_has_step_speed_time_left_and_every_term(still, tmp_path, capsys)
     shown.close()
     assert row["total"] == 2 and row["images_per_second"] == 40
     line = capsys.readouterr().out
-    assert line.startswith("step 30/100  40 images/s  ETA 0:00:14  total 2  koleo_image 1  learning_rate 0.5")
-    assert line.endswith("skipped 2\n")
+    assert line == "step 30/100  30%  40.0 images/s  ETA 0:00:14  total 2  skipped 2\n"
     (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert line.pop("time") and line == {"step": 30, **row}
     assert shown.board.written == [(30, row)]
+
+
+ROW = {"images_per_second": 40.0, "total": 20.62, "epoch": 1.234, "reconstruction": 0.01}
+MORE = {"reconstruction_psnr": 20.0, "health/S_rank": 5.126, "skipped": 3.0, "bad_steps": 2.0}
+
+
+@pytest.mark.fast
+def test_a_line_shows_what_there_is(tmp_path):
+    shown = Progress(tmp_path, steps=200_000, batch=8, first=0, active=False)
+    line = shown.line(50_000, ROW)
+    start = "step 50000/200000  25%  epoch 1.23  40.0 images/s  ETA 8:20:00"  # 1,200,000 images left
+    assert line == f"{start}  total 20.62  reconstruction 0.01"
+    assert shown.line(50_000, ROW | {**MORE, "skipped": 0.0, "bad_steps": 0.0}) == (
+        "step 50000/200000  epoch 1.23  40.0 images/s  ETA 8:20:00  total 20.62  PSNR 20.00 dB  S_rank 5.13"
+    )  # the percentage would not fit
+    assert shown.line(50_000, ROW | MORE).endswith("total 20.62  PSNR 20.00 dB  skipped 3  bad_steps 2")
+
+
+@pytest.mark.fast
+def test_the_longest_lines_fit(tmp_path):
+    """A run of weeks on many chips, at its beginning, with all that a line may show."""
+    shown = Progress(tmp_path, steps=140_750, batch=2048, first=0, active=False)
+    row = ROW | MORE | {"images_per_second": 234.5, "epoch": 249.96, "health/S_rank": 1012.3}
+    line = shown.line(1, row)
+    assert len(line) <= 100 and "ETA 14d 5h" in line and "skipped 3  bad_steps 2" in line
+
+
+@pytest.mark.fast
+def test_decibels_are_those_of_the_pixels():
+    """Against the definition, on 8-bit values: 20 log10(255 / root mean squared error)."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (2, 3, 8, 8, 3))
+    db = psnr_of(float(pixel_mse(jnp.asarray(a / 255, jnp.float32), jnp.asarray(b / 255, jnp.float32))))
+    assert db == pytest.approx(20 * np.log10(255 / np.sqrt(np.mean((a - b) ** 2))), abs=1e-4)
+    assert psnr_of(0.01) == pytest.approx(20) and psnr_of(0.0) == 100
 
 
 @pytest.mark.fast

@@ -46,6 +46,31 @@ def assert_same_run(workdir, expected):
     assert metrics(workdir) == metrics(expected)
 
 
+def test_a_run_says_what_it_trains_and_where_things_lie(finished):
+    lines = (finished.parent / "run.log").read_text().splitlines()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state(finished)[0]["params"]))
+    start = lines.index("50000 images in split train of the scenes, 10 classes")
+    assert lines[start + 1 : start + 5] == [
+        f"model: {parameters:,} parameters, r = 4 tokens, n = 16 patches of 6x6 pixels, images 24x24",
+        "training: 24 steps of 4 images, 12500 steps an epoch, 0.00 epochs",
+        "devices: 1 x cpu",
+        "compiling the step ...",
+    ]
+    shown = [line for line in lines if line.startswith("step ")]
+    assert len(shown) == LAST and max(map(len, shown)) <= 100
+    for line, row in zip(shown, metrics(finished), strict=True):
+        assert line.endswith(f"total {row['total']:.4g}  PSNR {-10 * np.log10(row['reconstruction']):.2f} dB")
+    assert lines[-7:] == [
+        f"in {finished}:",
+        "  checkpoints/24    the newest checkpoint",
+        "  metrics.jsonl     all numbers of training; tensorboard/ has them too",
+        "next:",
+        f"  python -m sparse_vis report --checkpoint={finished} --output=report.html",
+        f"  python -m sparse_vis extract --checkpoint={finished} --input=FOLDER --output=features",
+        f"  model, params = sparse_vis.load({str(finished)!r})  # in Python",
+    ]
+
+
 def test_another_seed_compiles_nothing_anew(quick, finished, tmp_path):
     """Views, first weights and health draw from the seed, which is an argument of all their programs."""
     own = tmp_path / "cache"  # into which no other test writes

@@ -67,6 +67,7 @@ def start(config, workdir, saved, monkeypatch, kill=None):
     run.averages, run.matches = Averages(**data.get("averages", {})), data.get("matches")
     run.skipped, run.bad_row = Skipped(workdir, data.get("skipped", 0)), []
     run.tokenizer = run.seed = None
+    run.source = range(10)
     run.manager = None
     images = Batch(*[np.zeros((4, 1, 1, 3), np.uint8), *3 * [np.zeros(4, np.int32)]])
     run._stream = lambda *_, **__: (x for x in [(images, [])])
@@ -116,6 +117,7 @@ def test_rows_average_the_steps_since_the_last(small, tmp_path, monkeypatch):
         steps = [step for step in range(first, row["step"] + 1) if step not in BAD]
         mean = sum(math.sqrt(step) / 3 for step in steps) / len(steps)
         assert row["total"] == pytest.approx(mean, rel=1e-6)
+        assert row["epoch"] == row["step"] * 4 / 10  # of ten images
         assert row["skipped"] == row["step"] and row["bad_steps"] == sum(b <= row["step"] for b in BAD)
     # Every four steps, with the next row; the first measurement has nothing to compare its matches with.
     measured = [(row["step"], row.get("health/match_changed")) for row in found if "health/S_rank" in row]
