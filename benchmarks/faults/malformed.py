@@ -47,15 +47,15 @@ COMPUTED = ("model", "loss", "views", "teacher", "optimizer", "efficiency", "tra
 
 def parsed(flag: str) -> ConfigDict:
     """The configuration as main.py has it after its checks."""
-    import main
+    from sparse_vis.commands import train
 
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
     sys.argv = ["main.py", f"--config={TINY}", flag]  # which config_flags reads
     arguments.parse(sys.argv)
-    settings.check(main.CONFIG.value)
-    return main.CONFIG.value
+    settings.check(train.CONFIG.value)
+    return train.CONFIG.value
 
 
 def has_shapes(config: ConfigDict) -> bool:
