@@ -81,7 +81,7 @@ def table(r: dict) -> str:
         )
     rest = whole - sum(times.values())
     return "\n".join([
-        "| part | forward, ms | forward and backward, ms | GFLOP per image | of measured peak | of the step |",
+        "| part | forward, ms | forward + backward, ms | GFLOP per image | of measured peak | of the step |",
         "|---|---|---|---|---|---|",
         *lines,
         f"| remainder | | | | | {rest / whole:.1%} |",
