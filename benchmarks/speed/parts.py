@@ -81,10 +81,10 @@ def table(r: dict) -> str:
         )
     rest = whole - sum(times.values())
     return "\n".join([
-        "| part | forward, ms | and backward, ms | GFLOP per image | of measured peak | of the step |",
+        "| part | forward, ms | forward + backward, ms | GFLOP per image | of measured peak | of the step |",
         "|---|---|---|---|---|---|",
         *lines,
-        f"| what the parts leave, or share | | | | | {rest / whole:.1%} |",
+        f"| remainder | | | | | {rest / whole:.1%} |",
     ])  # fmt: skip
 
 
