@@ -1,4 +1,4 @@
-"""Two processes that write to one folder: the second must name the first, which must end as if it had been alone."""
+"""Two processes that write to one folder: the second must be refused, and the first go on undisturbed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.faults.tally import Tally
 
 
 def holds_a_lock(pid: int) -> bool:
-    """Whether a process holds a POSIX record lock; the kernel's list is looked at, so nothing is disturbed."""
+    """Whether a process holds a POSIX record lock, by the kernel's list: looking disturbs nobody."""
     lines = pathlib.Path("/proc/locks").read_text().splitlines()
     return any("POSIX" in line and str(pid) in line.split() for line in lines)
 
