@@ -114,7 +114,7 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnx", None)
         patch.delitem(sys.modules, "sparse_vis.commands.onnx_graph", raising=False)
-        patch.delattr(sparse_vis, "onnx_graph", raising=False)
+        patch.delattr(sparse_vis.commands, "onnx_graph", raising=False)
         with pytest.raises(UserError, match=r'needs the package onnx: pip install -e "\.\[onnx\]"'):
             programs.export_program(GOLDEN, tmp_path / "out", "onnx", "pixel_p16")
     with monkeypatch.context() as patch:
@@ -135,7 +135,7 @@ def test_the_documented_readers(tmp_path, monkeypatch, capsys):
     tiny_checkpoint.write_checkpoints(tmp_path / "runs" / "quickstart", {1: 1})
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "compatibility.md").read_text()
-    commands = re.findall(r"^python -m sparse_vis\.export (.*--format=(?:stablehlo|onnx).*)$", text, re.M)
+    commands = re.findall(r"^python -m sparse_vis export (.*--format=(?:stablehlo|onnx).*)$", text, re.M)
     snippets = [
         code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "exported/quickstart." in code
     ]

@@ -226,7 +226,7 @@ def test_colour_is_drawn_as_the_recipe_says():
         ({"flip_probability": 1.5}, "flip_probability=1.5"),
         ({"mask_kind": "focal"}, "mask_kind='focal'"),
         ({"colour_per": "step"}, "colour_per='step'"),
-        ({"masking_ratio": 1.0}, "masking_ratio=1.0"),
+        ({"masking_ratio": 1.0}, "masking_ratio=1 "),
     ],
 )
 @pytest.mark.fast

@@ -24,6 +24,7 @@ from benchmarks.faults import samples
 from benchmarks.faults.flips import equal, load, unpack
 from benchmarks.faults.process import TINY
 from benchmarks.faults.tally import Tally
+from sparse_vis.commands.train import define_flags
 from sparse_vis.config import arguments, settings
 from sparse_vis.config.defaults import default_config
 from sparse_vis.interop.manifest import SETTINGS
@@ -47,15 +48,15 @@ COMPUTED = ("model", "loss", "views", "teacher", "optimizer", "efficiency", "tra
 
 def parsed(flag: str) -> ConfigDict:
     """The configuration as main.py has it after its checks."""
-    from sparse_vis.commands import train
-
+    if "config" not in flags.FLAGS:
+        define_flags()
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
     sys.argv = ["main.py", f"--config={TINY}", flag]  # which config_flags reads
     arguments.parse(sys.argv)
-    settings.check(train.CONFIG.value)
-    return train.CONFIG.value
+    settings.check(flags.FLAGS.config)
+    return flags.FLAGS.config
 
 
 def has_shapes(config: ConfigDict) -> bool:

@@ -25,10 +25,13 @@ from sparse_vis.config import arguments, settings
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.stop import StopSignal
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/, or a file.")
-WORKDIR = flags.DEFINE(arguments.PathParser(), "workdir", None, "Folder of the run (default: runs/NAME).")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and evaluate, or only evaluate.")
-DISTRIBUTED = flags.DEFINE_string("distributed", None, "auto, or HOST:PORT,PROCESSES,PROCESS.")
+
+def define_flags() -> None:
+    """Define the flags; once in a process, as absl keeps them all in one place."""
+    config_flags.DEFINE_config_file("config", None, "An experiment of configs/, or a file.")
+    flags.DEFINE(arguments.PathParser(), "workdir", None, "Folder of the run (default: runs/NAME).")
+    flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and evaluate, or only evaluate.")
+    flags.DEFINE_string("distributed", None, "auto, or HOST:PORT,PROCESSES,PROCESS.")
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -41,24 +44,25 @@ def parse(argv: list[str]) -> list[str]:
 
 def start(_) -> None:
     """Train and evaluate as the flags say."""
-    stop = StopSignal().listen()
-    if not flags.FLAGS["verbosity"].present:
+    stop, given = StopSignal().listen(), flags.FLAGS
+    if not given["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    if CONFIG.value is None and WORKDIR.value is None:
+    if given.config is None and given.workdir is None:
         raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
-    config = CONFIG.value or settings.read(WORKDIR.value)
+    config = given.config or settings.read(given.workdir)
     from sparse_vis.commands.run import run  # heavy, hence only now, with good flags
     from sparse_vis.interop.step_folder import newest_step
     from sparse_vis.train import distributed
 
-    workdir, others = WORKDIR.value or pathlib.Path("runs", config.name), DISTRIBUTED.value
+    workdir, others = given.workdir or pathlib.Path("runs", config.name), given.distributed
     with distributed.joined(others, newest_step(workdir)) if others else contextlib.nullcontext():
-        run(config, workdir, MODE.value, stop)
+        run(config, workdir, given.mode, stop)
     stop.end()
 
 
 def main() -> None:
     """Command line of main.py and of the tools `train` and `evaluate`; see --help."""
+    define_flags()
     if sys.argv[0].endswith(" evaluate"):
         flags.FLAGS.set_default("mode", "evaluate")
     app.run(start, flags_parser=parse)

@@ -17,13 +17,9 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
-def file_of(text: str) -> pathlib.Path:
-    """The configuration file that a name or a path means; it need not exist.
-
-    Args:
-        text: name of an experiment, or path of a file.
-    """
-    return FOLDER / f"{text}.py" if text in names() else pathlib.Path(text)
+def file_of(text: str) -> str:
+    """The file of an experiment, given its name; any other text unchanged."""
+    return str(FOLDER / f"{text}.py") if text in names() else text
 
 
 def experiment(name: str) -> ConfigDict:

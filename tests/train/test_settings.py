@@ -141,7 +141,8 @@ def test_a_changed_digit_of_a_saved_configuration_is_noticed(tmp_path):
     path.write_text(changed)
     with pytest.raises(UserError, match=r'changed by hand .*take out its line "checksum" if'):
         settings.read(tmp_path)
-    path.write_text(re.sub(r',\s*"checksum": ".*"', "", changed))
+    lines = changed.splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"checksum"' not in line))
     assert settings.read(tmp_path).train.steps == 93758
 
 
