@@ -33,7 +33,7 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> tuple[Stellar, dict]:
-    """Load a model; restores the parameters only, on any device, whatever trained them.
+    """Load a model: its parameters alone, on any device, trained on any number of devices.
 
     Turns on JAX's persistent compilation cache, unless the user set one: later processes start faster.
 

@@ -32,7 +32,7 @@ DISTRIBUTED = flags.DEFINE_string("distributed", None, "auto, or HOST:PORT,PROCE
 
 
 def parse(argv: list[str]) -> list[str]:
-    """The flags, or one sentence on what is wrong with them; --help shows this file's docstring."""
+    """Parse the flags; --help prints this file's docstring. Errors are one sentence."""
     if {"-h", "--help", "-help"} & set(argv):
         print(__doc__)
         sys.exit(0)
@@ -47,7 +47,7 @@ def start(_) -> None:
     if CONFIG.value is None and WORKDIR.value is None:
         raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
     config = CONFIG.value or settings.read(WORKDIR.value)
-    from sparse_vis.commands.run import run  # heavy, hence only now, with good flags
+    from sparse_vis.commands.run import run  # slow imports, after the flags are checked
     from sparse_vis.interop.step_folder import newest_step
     from sparse_vis.train import distributed
 

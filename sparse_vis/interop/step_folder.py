@@ -227,7 +227,7 @@ def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
 
 
 def restore_params(step: pathlib.Path, abstract: dict) -> dict:
-    """Parameters of a step folder on this process's first device, whatever devices trained them.
+    """Parameters of a step folder, on this process's first device, trained on any number of devices.
 
     Args:
         step: from `find_step`. abstract: shapes of the parameter tree.

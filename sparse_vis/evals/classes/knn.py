@@ -14,7 +14,7 @@ from sparse_vis.evals.features import AnyArray, Split, check_labelled
 from sparse_vis.runtime.errors import UserError
 
 KS = (10, 20, 100, 200)
-# One block of similarities is QUERY_BLOCK x GALLERY_BLOCK float32 (32 MB), whatever the size of the data set.
+# One block of similarities is QUERY_BLOCK x GALLERY_BLOCK float32 (32 MB), for any size of the data set.
 QUERY_BLOCK = 512
 GALLERY_BLOCK = 16_384
 
