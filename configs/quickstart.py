@@ -1,4 +1,4 @@
-"""A small model from random initialisation on embedded scenes, with the EMA teacher.
+"""A small model from random initialisation on the built-in scenes, with the EMA teacher.
 
 Command:   python main.py --config=configs/quickstart.py
 Hardware:  2 CPU cores, at most 6 minutes, compile included.

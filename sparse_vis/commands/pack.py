@@ -111,7 +111,7 @@ def unwritten(output: Path, metadata: dict[str, Any], source: FolderSource) -> d
 def counted(futures: Iterator[tuple[int, Future]], progress: Progress) -> Iterator[tuple[int, Future]]:
     """The same futures; each is counted as progress when it is done."""
     for index, future in futures:
-        future.exception()  # waits
+        future.exception()  # waits until it is done
         progress.add(1)
         yield index, future
 

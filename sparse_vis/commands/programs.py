@@ -56,7 +56,7 @@ def to_stablehlo(model: Stellar, params: dict, _outputs: dict[str, list[int]]) -
 
 
 def to_onnx(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> tuple[bytes, dict]:
-    """The serialized graph, and what to note of it.
+    """The serialized ONNX graph, and facts for the JSON file.
 
     Raises:
         UserError: the package onnx is not installed.
@@ -75,10 +75,10 @@ FORMATS = {"stablehlo": to_stablehlo, "onnx": to_onnx}
 
 
 def describe(model: Stellar, outputs: dict[str, list[int]]) -> dict:
-    """The part of the JSON file that both formats share.
+    """The part of the JSON file that is the same in both formats.
 
     Args:
-        model: of the program. outputs: [tokens, width] by name.
+        model: of the program. outputs: name -> [tokens, width].
     """
     size = model.encoder.image_size
     return {

@@ -42,10 +42,10 @@ class Shard(NamedTuple):
 
 
 def make_schema(shapes: dict[str, list[int]], dtype: str) -> pa.Schema:
-    """Columns of a shard.
+    """Schema of a shard's columns.
 
     Args:
-        shapes: [tokens, width] of every output. dtype: of DTYPES.
+        shapes: output -> [tokens, width]. dtype: one of DTYPES.
     """
     columns = [pa.field("name", pa.string()), pa.field("height", pa.int32()), pa.field("width", pa.int32())]
     for name, (tokens, width) in shapes.items():

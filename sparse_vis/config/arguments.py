@@ -23,7 +23,7 @@ CONFIG_FLAGS = ("--config", "-config")
 
 
 class PathParser(flags.ArgumentParser):
-    """A path as the value of an absl flag, with ~ expanded."""
+    """absl parser of a flag whose value is a path; expands ~."""
 
     def parse(self, argument: str | pathlib.Path) -> pathlib.Path:
         if wrong := fault(str(argument)):

@@ -1,4 +1,4 @@
-"""Random-access records: embedded scenes, a folder of images, packed images, a prepared TFDS data set."""
+"""Random-access records: built-in scenes, a folder of images, packed images, or a prepared TFDS data set."""
 
 from __future__ import annotations
 

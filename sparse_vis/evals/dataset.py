@@ -250,5 +250,5 @@ def no_classes(train: Int[np.ndarray, " N"], test: Int[np.ndarray, " M"], least:
 
 
 def multi_hot(labels: Int[AnyArray, "N k"], classes: int) -> Bool[np.ndarray, "N classes"]:
-    """Sets of classes, padded with -1, as one row of flags per image."""
+    """Sets of classes, padded with -1, as one row of booleans per image."""
     return (np.asarray(labels)[:, :, None] == np.arange(classes)).any(axis=1)

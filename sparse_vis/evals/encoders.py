@@ -18,7 +18,7 @@ from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.runtime.errors import UserError
 
-OWN = "trained"  # row of the run's own model
+OWN = "trained"  # name of the run's own model in tables
 BASELINES = ("untrained", "pixels", "mean_colour", "pca")
 
 

@@ -1,7 +1,7 @@
 """The quickstart's table: what a model trained on scenes has learnt, one row per encoder.
 
-Reconstruction, localization and prototypes are measured on held-out scenes of the training kind, classes on
-held-out scenes with one digit; held-out digits and backgrounds were never trained on.
+Reconstruction, localization and prototypes are measured on held-out scenes like those of training, classes on
+held-out scenes with one digit. Digits and backgrounds of held-out scenes do not occur in training.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def params_to_tensors(params: dict, patch: int, *, copy: bool = True) -> Tensors
 
 
 def teacher_to_tensors(teacher: dict, patch: int) -> Tensors:
-    """The EMA copy (encoder with queries, both heads) -> released teacher names."""
+    """Our EMA teacher (encoder with queries, both heads) -> tensors with the released teacher names."""
     tensors = {
         "teacher_sparse_tokens": np.asarray(teacher["encoder"]["queries"]),
         **encoder_out(teacher["encoder"], "teacher_encoder", patch),

@@ -1,4 +1,4 @@
-"""Prototype pages: for the most used prototypes, the image regions that vote most for them."""
+"""Prototype pages: the most used prototypes, each with the image regions of the highest votes for it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Devices as a (data, fsdp) mesh, and where each array lives on it.
+"""Devices as a (data, fsdp) mesh, and the sharding of each array.
 
-The batch is split over both axes, parameters and optimizer state over fsdp by rules on their paths.
+The batch is sharded over both axes, parameters and optimizer state over fsdp, by rules on their paths.
 The mathematics contains no collectives: under jit, a sum over the batch is already global.
 """
 

@@ -45,7 +45,7 @@ class StopSignal:
         signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
     def at(self, step: int) -> bool:
-        """Whether to save and stop at this step; the same answer on all processes of a run."""
+        """Whether to save and stop at this step; all processes of a run get the same answer."""
         import jax  # here, so that a signal during the heavy imports is handled too
         from jax.experimental import multihost_utils
 

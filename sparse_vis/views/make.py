@@ -131,7 +131,7 @@ def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Vi
     flips = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32) < spec.flip_probability)(
         keys[Purpose.FLIP]
     )
-    # DEVIATION: the published code draws the colour change once per batch, we for every view.
+    # DEVIATION: the published code draws one colour change per batch; we draw one per view.
     colour_keys = keys[Purpose.COLOUR]
     if spec.colour_per == "batch":
         colour_keys = fold(batch_key, (views >= spec.global_count).astype(jnp.int32))

@@ -54,7 +54,7 @@ def _focus(uniform: Float[Array, " 4"], grid: tuple[int, int], probability: floa
 
 
 def _block(uniform: Float[Array, " 4"], grid: tuple[int, int], keep: int) -> Float[Array, "gh gw"]:
-    """One inside a random square of ⌊√keep⌋ patches a side, zero elsewhere."""
+    """One inside a random square with sides of ⌊√keep⌋ patches, zero elsewhere."""
     inside = []
     for u, patches in zip(uniform[:2], grid, strict=True):
         side = min(math.isqrt(keep), patches)
