@@ -4,9 +4,10 @@ Command:   python main.py --config=configs/digits.py
 Hardware:  2 CPU cores.
 Result:    docs/results.md: kNN and linear from S far above the untrained encoder.
 
-One token: with several, L says which patches hold ink, and S need not know the digit (docs/results.md).
-A narrow ViT wants wider random weights than the published 0.02; few images want few prototypes, sharper
-temperatures and a teacher that follows faster; strong crops and colours teach it little in this budget.
+One token: with several, L can encode which patches hold ink, and S need not encode the digit
+(docs/results.md). A narrow ViT needs larger initial weights than the published 0.02. A small data set needs
+few prototypes, lower temperatures and a lower teacher momentum. Strong crops and colour changes help little
+in so short a training.
 """
 
 from sparse_vis.config.defaults import default_config

@@ -11,7 +11,7 @@ Hardware:  published: 16 A100 with 80 GB, 128 images each. Fewer devices: raise
            --config.efficiency.attention=pallas --config.efficiency.remat=products (docs/performance.md).
 Result:    published, not yet reproduced here: linear 73.26, kNN 67.25, rFID 3.06, LPIPS .2077.
 
-The split is the published configuration's, which keeps 10 % of the training images for validation. For all:
+The published configuration keeps 10 % of the training images for validation. To train on all of them:
 --config.data.split=train --config.train.steps=93750
 """
 

@@ -8,7 +8,7 @@ Hardware:  as configs/imagenet_b16.py.
 Result:    of both stages, published, not yet reproduced here: linear 65.28 (73.26 from MAE weights).
 
 150 epochs with the teacher (momentum 0.996) and a masking ratio of 0.6. The published learning rate of this
-recipe is not known; that of B/16 is taken.
+recipe is not known; we use that of B/16.
 """
 
 from sparse_vis.config.experiments import experiment

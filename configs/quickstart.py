@@ -1,4 +1,4 @@
-"""A small model from random initialisation on embedded scenes, with the EMA teacher.
+"""A small model from random initialisation on the built-in scenes, with the EMA teacher.
 
 Command:   python main.py --config=configs/quickstart.py
 Hardware:  2 CPU cores, at most 6 minutes, compile included.
@@ -6,7 +6,7 @@ Result:    a table on held-out scenes and localization.png in runs/quickstart: r
            localization clearly above untrained weights; classes at chance, for which this budget of
            16,000 images is far too small.
 
-Reconstruction weighs 100 instead of the published 10: in minutes, pixels are what can be learnt.
+Reconstruction has weight 100 instead of the published 10: a few minutes suffice to learn pixels, not classes.
 """
 
 from sparse_vis.config.defaults import default_config

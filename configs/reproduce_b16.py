@@ -5,15 +5,15 @@ Command:   python main.py --config=configs/reproduce_b16.py --mode=evaluate --co
                --config.eval.lpips.alexnet=FILE --config.eval.lpips.heads=FILE
            TFDS_DIR holds ImageNet as ArrayRecord (docs/imagenet.md); the tokenizer is
            maskgit-vqgan-imagenet-f16-256.bin; docs/evaluation.md says where the networks' files come from.
-Hardware:  one GPU; by estimate days, nearly all of it 50 passes over ImageNet's training images. What is
-           finished is kept: the same command goes on with the next task.
+Hardware:  one GPU; by estimate days, nearly all of it 50 passes over ImageNet's training images. Results of
+           finished tasks are kept: the same command continues with the next task.
 Result:    a table of measured and published figures; the exit status is 1 if one is missed or absent. Not yet
-           run in full: ImageNet and the weights were not at hand.
+           run in full: we had neither ImageNet nor the weights.
 
 Everything is as released: bfloat16, images resized without antialiasing, a tenth of train held out, the
-decoder tested on random crops, as the released test set is configured (its row "Z, centre" is the other
-reading). The paper does not say its k (20 here) nor its seeds; hence the tolerances: half a point for the
-linear probe, one for kNN, a tenth of the rFID, .01 of LPIPS.
+decoder tested on random crops, as the released test set is configured (the row "Z, centre" uses centre crops
+instead). The paper states neither k (20 here) nor its seeds. Hence the tolerances: half a point for the
+linear probe, one point for kNN, a tenth of the rFID, .01 for LPIPS.
 """
 
 from sparse_vis.config.defaults import default_config

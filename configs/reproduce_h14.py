@@ -6,7 +6,7 @@ Command:   python main.py --config=configs/reproduce_h14.py --mode=evaluate --co
            The files: see configs/reproduce_b16.py.
 Hardware:  one GPU; about seven times the time of configs/reproduce_b16.py, by the number of operations.
 Result:    a table of measured and published figures; the exit status is 1 if one is missed or absent. Not yet
-           run in full: ImageNet and the weights were not at hand.
+           run in full: we had neither ImageNet nor the weights.
 
 Protocol and tolerances as for B/16.
 """

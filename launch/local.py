@@ -30,21 +30,23 @@ from typing import NoReturn
 
 MAIN = pathlib.Path(__file__).parent.parent / "main.py"
 DEVICE_FILES = pathlib.Path("/dev")  # of the NVIDIA driver: nvidia0, nvidia1 …
-GRACE_SECONDS = 10  # for the others to say what is wrong, after one died; then they are killed
-SAME_SECONDS = 2  # `timeout` and others send a signal to a process and to its group: that is one, not two
-LAST_LINES = 20  # of a process that is not shown until it dies
+GRACE_SECONDS = 10  # after one process died, the others have this long to report errors; then they are killed
+SAME_SECONDS = 2  # `timeout` and others signal a process and its group: two signals this close count as one
+LAST_LINES = 20  # kept of each process but 0, and shown if it dies first
 
 
 def gpus(needed: int) -> list[str]:
-    """The GPUs to share out, as CUDA_VISIBLE_DEVICES names them; none where there are none to be used.
+    """Names of the usable GPUs, as in CUDA_VISIBLE_DEVICES; empty if there are none.
 
-    Ends the program where there are some, but fewer than needed: a process without one would compute on the
-    CPU and say nothing.
+    Exits if there are some, but fewer than needed: a process without one would silently compute on the CPU.
+
+    Args:
+        needed: number of GPUs, processes times devices.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is None:
         found = [path.name for path in DEVICE_FILES.glob("nvidia*") if path.name[6:].isdigit()]
-        # Without such files there is no GPU, or one that is reached in another way (WSL).
+        # Without such files there is no GPU, or the driver exposes it in another way (WSL).
         names = sorted((name.removeprefix("nvidia") for name in found), key=int) or list(
             map(str, range(needed))
         )
@@ -62,7 +64,7 @@ def gpus(needed: int) -> list[str]:
 
 
 def environment(devices: int, process: int, gpus: list[str]) -> dict[str, str]:
-    """The environment of one process: its part of the GPUs, else its virtual CPU devices."""
+    """Environment variables of one process: its share of the GPUs, else its virtual CPU devices."""
     flags = [
         f for f in os.environ.get("XLA_FLAGS", "").split() if "force_host_platform_device_count" not in f
     ]
@@ -83,21 +85,21 @@ def free_address() -> str:
 
 
 class Processes:
-    """The processes of one run.
+    """Start the processes of one run.
 
     Args:
-        command: of one process; --distributed=… is added. processes, devices: as on the command line.
+        command: of one process, without --distributed=…. processes, devices: as on the command line.
     """
 
     def __init__(self, command: list[str], processes: int, devices: int):
         shared = gpus(processes * devices)
         address = free_address()
-        self.ended = queue.Queue()  # indices in the order of their end
+        self.ended = queue.Queue()  # indices of processes, in the order in which they ended
         self.last_lines = [collections.deque(maxlen=LAST_LINES) for _ in range(processes)]
         self.signalled = None
         self.all, self.readers = [], []
         for index in range(processes):
-            # In a session of its own, so that Ctrl-C reaches this process alone, which passes it on.
+            # In its own session: Ctrl-C reaches only this launcher, which forwards it.
             process = subprocess.Popen(
                 [*command, f"--distributed={address},{processes},{index}"],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
@@ -130,12 +132,12 @@ class Processes:
             self.send(signal.SIGKILL)
 
     def send(self, number: int) -> None:
-        """A signal to every process that is there."""
+        """Send a signal to every running process."""
         for process in self.all:
             process.send_signal(number)
 
     def outcome(self) -> str | None:
-        """Wait for the end of all; None if all ended well, else one sentence."""
+        """Wait until all processes have ended; None if all succeeded, else one sentence about the failure."""
         dead, deadline = None, 0.0
         try:
             for _ in self.all:
@@ -145,7 +147,7 @@ class Processes:
         except queue.Empty:
             self.send(signal.SIGKILL)
         for reader in self.readers:
-            reader.join(1)  # not for ever: data workers may hold the pipe open a little longer
+            reader.join(1)  # with a limit: data workers may hold the pipe open a little longer
         if dead is None:
             return None
         for line in self.last_lines[dead]:
@@ -159,7 +161,7 @@ class Processes:
 
 
 def refuse(message: str) -> NoReturn:
-    """End with one sentence in place of argparse's usage."""
+    """Exit with one sentence instead of argparse's usage text."""
     remedy = "put -- before what is for main.py" if message.startswith("unrecognized") else "see --help"
     sys.exit(f"error: {message}; {remedy}.")
 

@@ -4,9 +4,9 @@
 #     sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 launch/slurm.sh \
 #         --config=configs/imagenet_b16.py --workdir=/shared/runs/b16
 #
-# What follows the script's name is for main.py; the workdir must be a folder that all nodes share. PROGRAM="-m
-# sparse_vis extract" in front of sbatch starts that tool in place of main.py. The same command
-# continues a run. Processes find each other through Slurm's own variables.
+# Arguments after the script's name go to main.py; all nodes must share the workdir. To start a tool instead of
+# main.py, put e.g. PROGRAM="-m sparse_vis extract" before sbatch. The same command continues a run. Processes
+# find each other through Slurm's own variables.
 #SBATCH --job-name=sparse-vis
 #SBATCH --cpus-per-task=8
 #SBATCH --output=%x-%j.log
@@ -15,7 +15,7 @@
 # Two minutes before the time limit: save and stop.
 #SBATCH --signal=TERM@120
 
-trap : TERM # srun passes it on; the script waits for it
+trap : TERM # srun forwards SIGTERM to the processes; this script waits for them
 srun --kill-on-bad-exit=1 python ${PROGRAM:-main.py} --distributed=auto "$@"
 status=$?
 if [ $status -ne 0 ]; then

@@ -5,9 +5,9 @@
 #         --config=configs/imagenet_h14.py --workdir=/mnt/shared/runs/h14
 #
 # TPU and ZONE name the slice, FOLDER is the repository on every host (installed there with pip, and jax[tpu]).
-# What follows the script's name is for main.py; the workdir must be a folder that all hosts share. PROGRAM="-m
-# sparse_vis extract" in front starts that tool in place of main.py. The same command
-# continues a run. Processes find each other through the TPU's metadata.
+# Arguments after the script's name go to main.py; all hosts must share the workdir. To start a tool instead of
+# main.py, put e.g. PROGRAM="-m sparse_vis extract" before the command. The same command continues a run.
+# Processes find each other through the TPU's metadata.
 
 : "${TPU:?set TPU to the name of the slice}" "${ZONE:?set ZONE to its zone}" "${FOLDER:?set FOLDER to the repository}"
 gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \

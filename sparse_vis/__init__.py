@@ -4,7 +4,7 @@
     out = sparse_vis.encode(model, params, images)
     pixels = sparse_vis.reconstruct(model, params, out)
 
-Nothing heavy is imported before one of these names is used.
+Heavy dependencies are imported when one of these names is first used.
 """
 
 import importlib
@@ -25,4 +25,4 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'sparse_vis' has no attribute {name!r}")
 
 
-host.leave_out_ynnpack()  # JAX reads it when it makes its first array
+host.leave_out_ynnpack()  # sets XLA_FLAGS, which JAX reads when it makes its first array

@@ -1,4 +1,4 @@
-"""Every tool of the package: `python -m sparse_vis TOOL …`, and `sparse-vis TOOL …` where it is installed."""
+"""Start a tool of the package: `python -m sparse_vis TOOL …`, or `sparse-vis TOOL …` if it is installed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def usage(program: str) -> str:
     """The list of tools.
 
     Args:
-        program: what the user started.
+        program: how the user started it.
     """
     lines = [f"  {name:12}{what}" for name, (_, what) in TOOLS.items()]
     return "\n".join([f"usage: {program} TOOL [--help | flags]", "", *lines])

@@ -33,25 +33,25 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> tuple[Stellar, dict]:
-    """Load a model; restores the parameters only, on any device, whatever trained them.
+    """Load a model: its parameters alone, on any device, trained on any number of devices.
 
-    Programs compiled from now on are kept on disk for the next process, as those of training are.
+    Turns on JAX's persistent compilation cache, unless the user set one: later processes start faster.
 
     Args:
         path: workdir of main.py (its newest checkpoint) or one step folder; a released .safetensors
             file with its config.json beside it; a release folder; hf://microsoft/STELLAR/stellar-b16; or
             "scenes-tiny", a small model that comes with the package.
-        name: of the model, where a release folder holds several.
+        name: which model, if a release folder holds several.
         tokenizer: weights of the VQ tokenizer (torch, safetensors or Flax file); by default the file
-            that the checkpoint or manifest names, if it is there. Only `reconstruct` of VQ models needs it.
+            that the checkpoint or manifest names, if it exists. Only `reconstruct` of VQ models needs it.
         tokenizer_dtype, dtype: of the computation; parameters are float32.
-        revision, local_files_only: for hf:// addresses.
+        revision, local_files_only: for hf:// addresses, as in huggingface_hub.
 
     Returns:
         (model, params) for `encode` and `reconstruct`.
 
     Raises:
-        UserError: nothing loadable there; names what is missing, damaged or of another shape.
+        UserError: nothing can be loaded; names what is missing, damaged or of the wrong shape.
     """
     for argument, value in (("dtype", dtype), ("tokenizer_dtype", tokenizer_dtype)):
         if value not in DTYPES:
@@ -70,7 +70,17 @@ def assemble(
     tokenizer_dtype: str = "float32",
     dtype: str = "float32",
 ) -> tuple[Stellar, dict]:
-    """Model and parameters, as `load`, of what was read from a path."""
+    """Model and parameters from a configuration and weights in memory.
+
+    Args:
+        found: what `read_model` returned for `path`. path: for error messages. Others: as in `load`.
+
+    Returns:
+        (model, params), as `load`.
+
+    Raises:
+        UserError: a tokenizer that the model does not use or that has another number of codes.
+    """
     config = copy.deepcopy(found.config)
     config.efficiency.update(dtype=dtype, remat="none", attention="xla")
     model, params = build_model(config), jax.tree.map(jnp.asarray, found.params)
@@ -92,11 +102,11 @@ def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:
     """Images as float32 in [0, 1].
 
     Args:
-        images: (B, H, W, 3) uint8, or float in [0, 1]. patch: smallest side.
+        images: (B, H, W, 3) uint8, or float in [0, 1]. patch: smallest allowed side in pixels.
 
     Raises:
-        UserError: no array, no images, another shape or dtype, a side below the patch size, or, outside jit
-            (inside, values are not known yet), numbers outside [0, 1].
+        UserError: no array, no images, a wrong shape or dtype, a side below the patch size, or values
+            outside [0, 1] (not checked inside jit, where values are not known).
     """
     if what := wrong_images.shape_fault(images):
         raise UserError(what)
@@ -108,7 +118,7 @@ def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:
     if not isinstance(images, jax.Array):
         try:
             images = np.asarray(images)
-        except Exception as error:  # another library's, on its own device or with gradients
+        except Exception as error:  # e.g. a torch tensor on a GPU, or with gradients
             kind = type(images).__name__
             raise UserError(
                 f"images are a {kind} that NumPy cannot read ({error}); give NumPy arrays."
@@ -145,15 +155,15 @@ def encode(model: Stellar, params: dict, images: Array) -> Features:
     """Encode images into sparse tokens S, localization L, dense features U and Z = L S.
 
     Args:
-        model, params: of `load`.
-        images: (B, H, W, 3) uint8, or float in [0, 1]; any H, W of at least a patch.
+        model, params: as `load` returns them.
+        images: (B, H, W, 3) uint8, or float in [0, 1]; H and W at least one patch.
 
     Returns:
         Features: cls (B, 1, d), sparse (B, r, d), dense (B, n, d), spatial (B, n, r) and
         lowrank (B, n, d). Works inside jit.
 
     Raises:
-        UserError: wrong shape, dtype or, outside jit, values; arguments in another order.
+        UserError: images of a wrong shape, dtype or (outside jit) range; arguments in the wrong order.
     """
     _check_model("encode(model, params, images)", model, params)
     return _encode(model, params, as_pixels(images, model.patch))
@@ -169,18 +179,18 @@ def _reconstruct(model: Stellar, params: dict, Z: Array, grid: tuple[int, int]) 
 
 
 def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array, "B H W 3"]:
-    """Pixels from Z = L S alone.
+    """Reconstruct pixels from Z = L S alone.
 
     Args:
-        model, params: of `load`. features: of `encode`; only lowrank (B, n, d) is read.
+        model, params: as `load` returns them. features: from `encode`; only lowrank (B, n, d) is read.
 
     Returns:
-        (B, H, W, 3) float32 clipped to [0, 1]; H and W are whole patches. With the VQ target every
-        patch becomes one code of the tokenizer, 16 px wide: 256x256 at 224 px and patch 14.
+        (B, H, W, 3) float32 clipped to [0, 1]; H and W are multiples of the patch size. With the VQ target
+        each patch becomes one code of the tokenizer, 16 px wide: 256x256 px for 224x224 at patch 14.
 
     Raises:
-        UserError: a VQ model without its tokenizer, no features or those of another model, or arguments in
-            another order.
+        UserError: a VQ model without its tokenizer, features of another model, or arguments in the wrong
+            order.
     """
     _check_model("reconstruct(model, params, features)", model, params)
     if model.decoder.codes and model.tokenizer is None:

@@ -1,4 +1,4 @@
-"""From the configuration to the objects that compute; nothing below here sees a ConfigDict."""
+"""Build model, loss, views and data source from the configuration; none of these sees a ConfigDict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparse_vis.views.make import ViewSpec
 
 
 def build_model(config: ConfigDict) -> Stellar:
-    """The model of config.model, computing as config.efficiency says."""
+    """The model of config.model, with dtype, attention, remat and unroll of config.efficiency."""
     m, e = config.model, config.efficiency
     how = dict(dtype=e.dtype, attention=e.attention, remat=e.remat, unroll=e.unroll, init_std=m.init_std)
 
@@ -50,7 +50,7 @@ def build_views(config: ConfigDict) -> ViewSpec:
 
 
 def build_source(config: ConfigDict, split: str, **scenes) -> Source:
-    """The data source of config.data; process 0 says what is there.
+    """The data source of config.data; process 0 prints what it holds.
 
     Args:
         config: complete configuration. split: of the source.

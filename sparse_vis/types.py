@@ -1,4 +1,4 @@
-"""The arrays that travel between the parts, in the order in which they arise.
+"""The arrays passed between the parts of the package, in the order of computation.
 
 B is the batch, r the number of sparse tokens, n the number of patches, d the encoder's width and
 K the number of prototypes (docs/method.md section 1).
@@ -18,8 +18,8 @@ class Batch:
         image: (B, Hc, Wc, 3) uint8; pixels outside height x width are zero and never read.
         height: (B,) int32, rows of the canvas that hold the image.
         width: (B,) int32, columns of the canvas that hold the image.
-        index: (B,) uint32, position of the image in the endless global stream. All randomness of
-            an image is derived from it, so that no draw depends on the layout of the batch.
+        index: (B,) uint32, position of the image in the endless global stream. It seeds all randomness of
+            the image, so that no draw depends on how the batch is split.
     """
 
     image: jax.Array
@@ -51,10 +51,9 @@ class Tokens:
 
     Attributes:
         cls: (B, 1, d) class token.
-        S: (B, r, d) semantic tokens: *what*.
-        U: (B, n, d) dense patch features; for a masked view only its visible patches.
-
-    S and U are None where only what comes before was asked for.
+        S: (B, r, d) semantic tokens: *what*; None if the encoder was called with only="cls".
+        U: (B, n, d) dense patch features, for a masked view of its visible patches alone; None if the
+            encoder was called with only="cls" or only="S".
     """
 
     cls: jax.Array
@@ -68,7 +67,7 @@ class Factors:
 
     Attributes:
         L: (B, n, r) localization matrix: *where*; every row sums to one.
-        Z: (B, n, d) low-rank reassembly.
+        Z: (B, n, d) low-rank patch features.
     """
 
     L: jax.Array
@@ -104,11 +103,11 @@ class Outputs:
         tokens: Tokens of the image. factors: Factors of the image.
         reconstruction: (B, H, W, 3) unclipped pixels, or (B, n, codes) logits.
         masked_S: (B, Vg, r, d) semantic tokens of the masked views.
-        masked_U: (B, Vg, keep, d) features of their visible patches; None if no term asks.
-        sparse: (B, r, D) embeddings of the image's S. cls: (B, 1, D) of its CLS.
-        masked_sparse: (B, Vg, r, D). masked_cls: (B, Vg, D). local_cls: (B, Vl, D).
+        masked_U: (B, Vg, keep, d) features of their visible patches; None if no loss term uses them.
+        sparse: (B, r, D) embeddings of the image's S. cls: (B, 1, D) embedding of its CLS.
+        masked_sparse: (B, Vg, r, D). masked_cls: (B, Vg, D). local_cls: (B, Vl, D): embeddings of the views.
         sparse_prototypes: (D, K). cls_prototypes: (D, K).
-        inpainted: (B, Vg, H, W, 3) masked views decoded from what is visible; None if no term asks.
+        inpainted: (B, Vg, H, W, 3) masked views decoded from masked_U; None if no loss term uses them.
     """
 
     tokens: Tokens
@@ -128,11 +127,11 @@ class Outputs:
 
 @struct.dataclass
 class TargetSource:
-    """Embeddings that give the targets: of the image itself, or of the teacher's view.
+    """Embeddings from which targets are made: the student's of the image, or the teacher's of its view.
 
     Attributes:
-        S: (B, r, d) semantic tokens that matches refer to.
-        sparse: (B, r, D). cls: (B, 1, D).
+        S: (B, r, d) semantic tokens, to which the student's tokens are matched.
+        sparse: (B, r, D) embeddings of S. cls: (B, 1, D) embedding of CLS.
         sparse_prototypes: (D, K). cls_prototypes: (D, K).
     """
 
@@ -148,8 +147,8 @@ class Potentials:
     """Sinkhorn's column potentials over the global batch, for each head.
 
     Attributes:
-        sparse, cls: (rounds, K) float32, of which the last gives the targets. With the published epsilon
-            there is one of every round, from which the mass of a row follows; else only the last.
+        sparse, cls: (rounds, K) float32; the last row gives the targets. With the published epsilon there is
+            one row per Sinkhorn round, needed for the row sums of the targets; else only the last.
     """
 
     sparse: jax.Array
@@ -163,10 +162,10 @@ class Targets:
     Attributes:
         source: TargetSource that scores the prototypes.
         potentials: Potentials; targets are softmax(source @ prototypes / temperature + potentials[-1]).
-        image_match: (B, r) int32, the source token of every token of the image.
-        masked_match: (B, Vg, r) int32, the source token of every token of every masked view.
+        image_match: (B, r) int32, index of the source token matched to each token of the image.
+        masked_match: (B, Vg, r) int32, the same for each token of each masked view.
         reconstruction: (B, H, W, 3) pixels, or (B, n) int32 codes.
-        masked: (B, Vg, H, W, 3) whole masked views. visible: (B, Vg, keep) their visible patches.
+        masked: (B, Vg, H, W, 3) masked views, all pixels. visible: (B, Vg, keep) their visible patches.
     """
 
     source: TargetSource

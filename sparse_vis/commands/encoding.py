@@ -1,4 +1,4 @@
-"""Images in, columns of features out: what an extraction does with its devices."""
+"""Encode images to columns of features, for extractions."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ Columns = dict[str, list | np.ndarray]
 def make_encoder(
     model: Stellar, params: dict, batch: int, outputs: tuple[str, ...], dtype: str
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """images (m <= batch, H, W, 3) uint8 -> {output: (m, tokens, width) of `dtype`}.
+    """A function: images (m <= batch, H, W, 3) uint8 -> {output: (m, tokens, width) of `dtype`}.
 
-    The batch is split over all devices of this process; other processes have other images, and none waits for
-    another.
+    The batch is split over all devices of this process. Other processes encode other images, independently.
 
     Args:
-        model, params: of sparse_vis.load. batch: images per call; rounded up to whole devices.
+        model, params: from sparse_vis.load. batch: images per call; rounded up to a multiple of the devices.
         outputs: names of Features. dtype: of the result; the computation is float32.
     """
     devices = jax.local_devices()
@@ -39,7 +38,7 @@ def make_encoder(
     batch = -(-batch // len(devices)) * len(devices)
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        # A last, smaller batch is filled up with copies, so that the encoder compiles once.
+        # A smaller last batch is padded with copies, so that the encoder compiles once.
         padded = np.pad(images, [(0, batch - len(images)), (0, 0), (0, 0), (0, 0)], mode="edge")
         features = encode(model, params, jax.device_put(padded, NamedSharding(mesh, BATCH)))
         found = jax.device_get({name: getattr(features, name) for name in outputs})
@@ -50,19 +49,19 @@ def make_encoder(
 
 
 def describe(checkpoint: str, model: Stellar, params: dict, outputs: tuple[str, ...]) -> dict:
-    """The manifest's part that says which model gives which features.
+    """The part of the manifest that describes the model and its features.
 
     Args:
-        checkpoint: what was loaded. model, params: of sparse_vis.load. outputs: names of Features.
+        checkpoint: from which it was loaded. model, params: from sparse_vis.load. outputs: names of Features.
     """
     size, checksum = model.encoder.image_size, 0
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
     features = jax.eval_shape(functools.partial(encode, model), params, image)
-    for leaf in jax.tree.leaves(params):  # tells models apart that share a step number
+    for leaf in jax.tree.leaves(params):  # distinguishes models with the same step number
         checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
     return {
         "checkpoint": checkpoint,
-        "step": int(step) if (step := Path(checkpoint).name).isdigit() else None,  # None: not of our runs
+        "step": int(step) if (step := Path(checkpoint).name).isdigit() else None,  # None: not from our runs
         "weights_crc32": checksum,
         "image_size": size,
         "grid": list(model.grid(size, size)),
@@ -76,7 +75,7 @@ def encode_all(
     encoder: Callable[[np.ndarray], dict[str, np.ndarray]],
     progress: Progress,
 ) -> Iterator[Columns]:
-    """Columns of up to `batch` images at a time: name, height, width and the encoder's outputs."""
+    """Yield columns of up to `batch` images: name, height, width and the encoder's outputs."""
     while chunk := list(islice(images, batch)):
         names, heights, widths, pixels = zip(*chunk, strict=True)
         features = encoder(np.stack(pixels))

@@ -1,7 +1,7 @@
 """Write a model for other programs: `python -m sparse_vis export --checkpoint=WORKDIR --output=DIR`.
 
-Format "released": a safetensors file in the published names and torch layouts, and its config.json. What we
-write, the published PyTorch code reads, and `sparse_vis.load(DIR)` reads back bit by bit.
+Format "released": a safetensors file with the published names and torch layouts, and its config.json. The
+published PyTorch code can read it, and `sparse_vis.load(DIR)` restores the weights exactly.
 Formats "stablehlo" and "onnx": the encoder as a program that runs without this package (programs.py).
 """
 
@@ -27,13 +27,13 @@ from sparse_vis.runtime.tools import Parser, check_folder
 
 
 def released_tensors(found: Loaded) -> Tensors:
-    """All tensors of a released file: the model's, its teacher's if it has one, and those nothing reads.
+    """All tensors of a released file: the model's, its teacher's if it has one, and unused ones.
 
     Args:
         found: a model as read.
     """
     patch, teacher = found.config.model.patch, found.teacher
-    # The published module declares more tensors than it reads; the source's if it has them, else zeros.
+    # The published module declares tensors that it does not use: those of the source, or else zeros.
     return {
         **unused_tensors(found.params, teacher=teacher is not None),
         **found.unused,
@@ -46,8 +46,8 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
     """Write a model in the released form.
 
     Args:
-        source: anything that `sparse_vis.load` takes. output: folder, made if needed.
-        name: of the model in a release of several.
+        source: anything that `sparse_vis.load` accepts. output: folder, created if needed.
+        name: which model, if a release holds several.
 
     Returns:
         The path of the weights.
@@ -77,9 +77,9 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
         if copy is not None:
             with whole(copy) as partial:
                 shutil.copyfile(found.tokenizer, partial)
-        # Last, so that an export cut short is never taken for a complete one.
+        # Last, so that an interrupted export is never taken for a complete one.
         write_json(output / "config.json", {"models": {called: entry}})
-        shutil.copymode(output / "config.json", weights)  # safetensors writes for the owner's eyes only
+        shutil.copymode(output / "config.json", weights)  # safetensors makes files readable by the owner only
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{output} cannot be written ({error}); give another --output folder, or make room and repeat "

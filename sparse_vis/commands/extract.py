@@ -36,18 +36,18 @@ def extract(
     outputs: tuple[str, ...], dtype: str, resize: int | None, batch: int, shard_size: int, threads: int,
     on_error: str, max_pixels: int = MAX_PIXELS,
 ) -> None:  # fmt: skip
-    """Write features of all images of a source, or go on where an earlier call was interrupted.
+    """Write features of all images of a source, or continue an interrupted call.
 
-    Of n processes each writes every n-th shard, with its own devices; process 0 finishes the folder.
+    Each of n processes writes every n-th shard, with its own devices; process 0 completes the folder.
 
     Args:
-        checkpoint, name: workdir, step folder, or whatever else sparse_vis.load reads; model of a release.
-        images, split, data_dir: where the images are, see `open_input`.
+        checkpoint, name: path and name of the model, as for sparse_vis.load.
+        images, split, data_dir: as for `open_input`.
         output: folder of the shards, shared by all processes.
-        outputs: of OUTPUTS. dtype: "float32" or "float16", of the files; the computation is float32.
+        outputs: names in OUTPUTS. dtype: "float32" or "float16", of the files; the computation is float32.
         resize: short side before the centre crop, in pixels; None: 256/224 of the model's image size.
-        batch: images per call of the encoder. shard_size: images per shard. threads: that decode.
-        on_error: "stop" or "skip" where an image cannot be used. max_pixels: one with more cannot.
+        batch: images per call of the encoder. shard_size: images per shard. threads: for decoding.
+        on_error: "stop" or "skip" at an unusable image. max_pixels: images with more are unusable.
 
     Raises:
         UserError: no images, no checkpoint, another extraction's output, or an image that cannot be used.
@@ -63,7 +63,7 @@ def extract(
     from sparse_vis.interop.load import read_model
 
     found = read_model(checkpoint, name)
-    checkpoint = str(found.step or checkpoint)  # training may go on meanwhile
+    checkpoint = str(found.step or checkpoint)  # the step folder, because training may continue meanwhile
     model, params = assemble(found, checkpoint)
     size = model.encoder.image_size
     resize = resize or round(256 / 224 * size)
@@ -78,10 +78,10 @@ def extract(
         announce(source)
     open_output(output, manifest, first=process == 0)
     shards = plan(output, len(source), shard_size)
-    # All of them, so that no process waits for another to find out.
+    # Every process checks all shards, so that none waits for another.
     there = {path: rows for path, rows in shards.items() if path.exists()}
     drop_changed({path: stamp(source, rows) for path, rows in there.items()})
-    # By number, so that processes need not agree on what is left, whatever order they start in.
+    # By shard number, so that processes need not agree on which shards are left to write.
     mine = {path: rows for k, (path, rows) in enumerate(shards.items()) if k % processes == process}
     encoder = make_encoder(model, params, batch, outputs, dtype)
     write_shards(
@@ -101,16 +101,16 @@ def write_shards(
     encoder: Callable[[np.ndarray], dict[str, np.ndarray]], load: Callable[[int], Loaded], *, batch: int,
     threads: int, on_error: str, what: str, settings: str,
 ) -> None:  # fmt: skip
-    """Write those of the shards that are not there yet.
+    """Write the missing shards; check the existing ones first.
 
     Args:
-        source: random-access records. shards: of `plan`. schema: of `make_schema`.
-        encoder: of `make_encoder`. load: number of an image -> Loaded.
-        batch, threads, on_error: of `extract`. what: for the progress line.
-        settings: `fingerprint` of the extraction's.
+        source: random-access records. shards: from `plan`. schema: from `make_schema`.
+        encoder: from `make_encoder`. load: index of an image -> Loaded.
+        batch, threads, on_error: as in `extract`. what: for the progress line.
+        settings: `fingerprint` of the extraction's settings.
 
     Raises:
-        UserError: an image cannot be used, or a shard that is there cannot be read.
+        UserError: an image cannot be used, or an existing shard cannot be read.
     """
     from sparse_vis.commands.encoding import encode_all
 
@@ -118,11 +118,12 @@ def write_shards(
     left = [index for rows in todo.values() for index in rows]
     total = sum(map(len, shards.values()))
     checked = Progress("checking finished shards", total - len(left))
-    for path in [path for path in shards if path not in todo]:  # now rather than at the end
+    for path in [path for path in shards if path not in todo]:  # report damage now, not at the end
         read_shard(path, len(shards[path]), settings, content=True)
         checked.add(len(shards[path]))
     progress = Progress(what, total, total - len(left))
-    # Closed here: an error elsewhere, as of a full disk, would leave that to a thread that it waits for.
+    # Closed here: else, after an error such as a full disk, one of its own threads might have to close it,
+    # and would wait for itself.
     with contextlib.closing(load_ahead(load, left, threads, ahead=2 * batch)) as futures:
         for path, rows in todo.items():
             skipped: list[tuple[str, str]] = []
@@ -201,7 +202,7 @@ def _parser() -> Parser:
 
 
 def run(arguments: dict) -> None:
-    """The tool, in one process."""
+    """Extract in this process; errors of the file system become a UserError."""
     try:
         extract(**arguments)
     except OSError as error:
@@ -224,7 +225,7 @@ def main() -> None:
     from sparse_vis.train import distributed
 
     with distributed.joined(others, 0):
-        # Until here it is jax.distributed's, which waits for a training step to end.
+        # jax.distributed handles SIGTERM by waiting for a training step; here it should end the process.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with distributed.held(arguments["output"], "extraction"):
             run(arguments)

@@ -1,8 +1,8 @@
 """The encoder as an ONNX graph, built operator by operator from the parameters.
 
-Written out because no converter fits: of jax2onnx, the releases that import beside jax 0.10 ask for an
-orbax-checkpoint older than ours, and stumble over `nn.scan` with a batch of unknown size. A test holds the
-graph to `sparse_vis.encode`.
+Built by hand because no converter works: the releases of jax2onnx that can be imported with jax 0.10 require
+an orbax-checkpoint older than ours, and fail on `nn.scan` with an unknown batch size. A test compares the
+graph with `sparse_vis.encode`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from sparse_vis.models.factorize import NORMALIZE_EPSILON
 from sparse_vis.models.linear import EPSILON
 from sparse_vis.models.stellar import Stellar
 
-OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; what onnxruntime reads since 1.12
+OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; readable by onnxruntime since 1.12
 BATCH = "batch"
 
 
 class Graph:
-    """Nodes and constants in the order in which they are added; a value is known by its name."""
+    """Nodes and constants of a graph, in the order in which they are added; values have names."""
 
     def __init__(self):
         self.nodes, self.constants = [], []
@@ -43,7 +43,7 @@ class Graph:
         return names[0]
 
     def constant(self, array: np.ndarray) -> str:
-        """The name of a constant."""
+        """Add a constant; returns its name."""
         name = f"c{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
@@ -66,7 +66,7 @@ def _tokens(graph: Graph, images: str, params: dict, patch: int) -> str:
     kernel, table = params["patch_embedding"]["kernel"], params["position_table"]
     width = table.shape[1]
     kernel = kernel.reshape(patch, patch, 3, width).transpose(3, 2, 0, 1)
-    # Without padding a remainder that fills no patch is dropped at the bottom and right.
+    # Without padding, pixels at the bottom and right that fill no patch are dropped.
     patches = graph.add("Conv", pixels, kernel, params["patch_embedding"]["bias"], strides=[patch, patch])
     patches = graph.add("Reshape", patches, np.array([0, width, len(table)]))
     patches = graph.add("Add", graph.add("Transpose", patches, perm=[0, 2, 1]), table)
@@ -112,11 +112,11 @@ def _factors(graph: Graph, params: dict, temperature: float) -> None:
 
 
 def build(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> onnx.ModelProto:
-    """uint8 images (batch, H, W, 3) of the model's own size -> what `sparse_vis.encode` gives.
+    """Graph from uint8 images (batch, H, W, 3) of the model's own size to the outputs of `sparse_vis.encode`.
 
     Args:
         model: as for `sparse_vis.encode`. params: its parameters as numpy arrays.
-        outputs: [tokens, width] by name.
+        outputs: name -> [tokens, width].
     """
     graph, encoder = Graph(), model.encoder
     side, patches, r = encoder.image_size, len(params["encoder"]["position_table"]), encoder.queries

@@ -1,7 +1,7 @@
 """Pack a folder of images into sharded ArrayRecord: `python -m sparse_vis pack --help`.
 
 A few large files instead of millions of small ones; packed.py describes and reads them. Each image is decoded
-once to see that it can be, and stored as it is.
+once as a check; the bytes of its file are stored unchanged.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from sparse_vis.runtime.files import file_sha256, whole
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, check_folder, positive
 
-# One record a group: random access reads nothing else. Image files hardly compress.
+# One record per group, so that random access reads nothing else. Image files hardly compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 def read_record(source: FolderSource, index: int) -> bytes:
-    """A record as it is stored.
+    """The packed bytes of a record.
 
     Raises:
         UserError: the file cannot be read or decoded.
     """
     record = source[index]
     decode(record)
-    del record["max_pixels"]  # whoever reads it sets a limit
+    del record["max_pixels"]  # readers set their own limit
     return msgpack.packb(record, unicode_errors=NAME_ERRORS)
 
 
@@ -71,7 +71,7 @@ def write_shard(path: Path, records: Iterator[bytes]) -> dict[str, Any]:
             if count_records(partial) != count:
                 raise RuntimeError("not all that was written is there")
             return {"records": count, "bytes": partial.stat().st_size, "sha256": file_sha256(partial)}
-    except RuntimeError as error:  # all that ArrayRecord raises
+    except RuntimeError as error:  # the only type that ArrayRecord raises
         raise UserError(
             f"cannot write {str(path)!r} ({error}); finished shards are kept: make room and repeat the "
             "command."
@@ -79,10 +79,10 @@ def write_shard(path: Path, records: Iterator[bytes]) -> dict[str, Any]:
 
 
 def unwritten(output: Path, metadata: dict[str, Any], source: FolderSource) -> dict[str, range]:
-    """Image numbers by name of the shards to be written: missing, damaged, or of images since replaced.
+    """Shards to write -> indices of their images: shards that are missing, damaged, or of replaced images.
 
     Args:
-        output: folder of the shards. metadata: of `open_output`. source: of the images.
+        output: folder of the shards. metadata: from `open_output`. source: of the images.
     """
     planned = number_of_shards(metadata)
     todo = {shard_name(number, planned): images_of(metadata, number) for number in range(planned)}
@@ -109,9 +109,9 @@ def unwritten(output: Path, metadata: dict[str, Any], source: FolderSource) -> d
 
 
 def counted(futures: Iterator[tuple[int, Future]], progress: Progress) -> Iterator[tuple[int, Future]]:
-    """The same futures, each counted when it is done."""
+    """The same futures; each is counted as progress when it is done."""
     for index, future in futures:
-        future.exception()  # waits
+        future.exception()  # waits until it is done
         progress.add(1)
         yield index, future
 
@@ -119,12 +119,12 @@ def counted(futures: Iterator[tuple[int, Future]], progress: Progress) -> Iterat
 def pack(
     *, folder: str, output: Path, shard_size: int, threads: int, on_error: str, max_pixels: int = MAX_PIXELS
 ) -> None:
-    """Write the shards of a folder, or go on where an earlier call was interrupted.
+    """Write the shards of a folder, or continue an interrupted call.
 
     Args:
         folder: with images. output: folder of the shards. shard_size: images per shard.
-        threads: that read and decode. on_error: "stop" or "skip" where an image cannot be used.
-        max_pixels: an image with more cannot be used.
+        threads: for reading and decoding. on_error: "stop" or "skip" at an unusable image.
+        max_pixels: images with more are unusable.
 
     Raises:
         UserError: no images, an output of other images, or an image that cannot be used.
@@ -140,7 +140,8 @@ def pack(
     left = [index for rows in todo.values() for index in rows]
     read = functools.partial(read_record, source)
     progress = Progress("packing", len(source), len(source) - len(left))
-    # Closed here: an error elsewhere, as of a full disk, would leave that to a thread that it waits for.
+    # Closed here: else, after an error such as a full disk, one of its own threads might have to close it,
+    # and would wait for itself.
     with contextlib.closing(load_ahead(read, left, threads, ahead=4 * threads)) as loaded:
         futures = counted(loaded, progress)
         for name, rows in todo.items():

@@ -1,7 +1,7 @@
 """The encoder as a program for other runtimes: StableHLO for jax.export, ONNX for onnxruntime.
 
-Both take uint8 images (batch, H, W, 3) of the model's own size, any number of them, and return what
-`sparse_vis.encode` does under the same names. Beside the program a JSON file says so to its users.
+Both take uint8 images (batch, H, W, 3) of the model's own size and any batch size, and return the same arrays
+as `sparse_vis.encode`, under the same names. A JSON file beside the program describes this.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PARTS = ("encoder", "factorizer")  # of the parameters; decoder and heads are not exported
-MAX_BYTES = 2**31 - 2**20  # of weights: flatbuffers and protobuf, which hold the programs, end at 2 GiB
+PARTS = ("encoder", "factorizer")  # exported parameters; decoder and heads are not exported
+MAX_BYTES = 2**31 - 2**20  # of weights: the program files, flatbuffers and protobuf, are limited to 2 GiB
 MEANING = {
     "cls": "class token",
     "sparse": "semantic tokens S: what",
@@ -33,7 +33,7 @@ MEANING = {
 
 
 def encoder_of(model: Stellar, params: dict) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """images (batch, H, W, 3) uint8 -> {name: (batch, tokens, width) float32} for the names of MEANING."""
+    """A function: images (batch, H, W, 3) uint8 -> {name in MEANING: (batch, tokens, width) float32}."""
 
     def encode(images):
         features = api.encode(model, params, images)
@@ -43,7 +43,7 @@ def encoder_of(model: Stellar, params: dict) -> Callable[[jax.Array], dict[str, 
 
 
 def to_stablehlo(model: Stellar, params: dict, _outputs: dict[str, list[int]]) -> tuple[bytes, dict]:
-    """The serialized program of `jax.export`, for every platform at once, and what to note of it."""
+    """The serialized program of `jax.export`, for all PLATFORMS, and facts for the JSON file."""
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *2 * (model.encoder.image_size,), 3), np.uint8)
     exported = jax.export.export(jax.jit(encoder_of(model, params)), platforms=PLATFORMS)(images)
@@ -56,7 +56,7 @@ def to_stablehlo(model: Stellar, params: dict, _outputs: dict[str, list[int]]) -
 
 
 def to_onnx(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> tuple[bytes, dict]:
-    """The serialized graph, and what to note of it.
+    """The serialized ONNX graph, and facts for the JSON file.
 
     Raises:
         UserError: the package onnx is not installed.
@@ -75,10 +75,10 @@ FORMATS = {"stablehlo": to_stablehlo, "onnx": to_onnx}
 
 
 def describe(model: Stellar, outputs: dict[str, list[int]]) -> dict:
-    """The part of the JSON file that both formats share.
+    """The part of the JSON file that is the same in both formats.
 
     Args:
-        model: of the program. outputs: [tokens, width] by name.
+        model: of the program. outputs: name -> [tokens, width].
     """
     size = model.encoder.image_size
     return {
@@ -101,8 +101,8 @@ def export_program(source: str, output: pathlib.Path, kind: str, name: str | Non
     """Write a model's encoder as a program, and a JSON file that describes it.
 
     Args:
-        source: anything that `sparse_vis.load` takes. output: folder, made if needed.
-        kind: of FORMATS. name: of the model in a release of several.
+        source: anything that `sparse_vis.load` accepts. output: folder, created if needed.
+        kind: one of FORMATS. name: which model, if a release holds several.
 
     Returns:
         The path of the program.
@@ -132,7 +132,7 @@ def export_program(source: str, output: pathlib.Path, kind: str, name: str | Non
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_whole(path, program)
-        # Last, so that an export cut short is never taken for a complete one.
+        # Last, so that an interrupted export is never taken for a complete one.
         write_whole(
             beside, json.dumps({"format": kind, **about, **describe(model, outputs)}, indent=1) + "\n"
         )

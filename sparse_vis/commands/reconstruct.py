@@ -1,7 +1,7 @@
 """Reconstruct a folder of images: `python -m sparse_vis reconstruct --help`.
 
 Writes one PNG per image: the image as the model sees it, and beside it the reconstruction from S and L alone.
-With --compare-bf16 it also says what share of the codes a bfloat16 tokenizer keeps on these images.
+With --compare-bf16 it also prints the share of codes that are the same with a bfloat16 tokenizer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHORT_SIDE = 256 / 224  # of the crop, as in the published evaluation
 def side_by_side(
     image: Float[np.ndarray, "H W 3"], reconstruction: Float[np.ndarray, "h w 3"]
 ) -> Image.Image:
-    """Two images as one, at the height of the taller.
+    """Two images side by side, both resized to the height of the taller one.
 
     Args:
         image, reconstruction: (H, W, 3) and (h, w, 3) float in [0, 1].
@@ -59,7 +59,7 @@ def side_by_side(
 
 
 def read_image(source: FolderSource, index: int, size: int) -> tuple[int, UInt8[np.ndarray, "size size 3"]]:
-    """The number of an image, and the image with the short side resized to size * 256/224, then the centre.
+    """An image's index, and the image: short side resized to size * 256/224, then centre-cropped.
 
     Raises:
         UserError: names the image that cannot be decoded.
@@ -70,10 +70,10 @@ def read_image(source: FolderSource, index: int, size: int) -> tuple[int, UInt8[
 
 
 def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], float]:
-    """images (b, H, W, 3) uint8 -> share of training targets that a bfloat16 tokenizer keeps, in [0, 1].
+    """A function: images (b, H, W, 3) uint8 -> share of codes equal in float32 and bfloat16, in [0, 1].
 
     Args:
-        model, params: of sparse_vis.load, with a tokenizer.
+        model, params: from sparse_vis.load, with a tokenizer.
     """
 
     def codes_in(dtype: str):
@@ -90,7 +90,7 @@ def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], float
 
 
 def targets_of(source: FolderSource, output: pathlib.Path) -> list[pathlib.Path]:
-    """The PNG of every image: its own name with .png; the full name kept where two would coincide."""
+    """The PNG path of every image: its name with .png as extension, or appended if two would coincide."""
     stems = [pathlib.PurePath(name).with_suffix(".png") for name in source.names]
     count = collections.Counter(stems)
     pairs = zip(source.names, stems, strict=True)
@@ -100,21 +100,22 @@ def targets_of(source: FolderSource, output: pathlib.Path) -> list[pathlib.Path]
 def reconstruct_folder(
     model: Stellar, params: dict, source: FolderSource, output: pathlib.Path, *, compare: bool, on_error: str
 ) -> None:
-    """Write a PNG per image of the source, and print progress, mean PSNR and the agreement if asked for.
+    """Write a PNG per image of the source; print progress, mean PSNR and, with `compare`, the agreement.
 
     Args:
-        model, params: of sparse_vis.load. source: images. output: folder of the PNGs, made if needed.
-        compare: whether to compare a bfloat16 tokenizer with a float32 one. on_error: "stop" or "skip" where
-            an image cannot be used; skipped.txt of the output names those.
+        model, params: from sparse_vis.load. source: images. output: folder of the PNGs, created if needed.
+        compare: whether to compare a bfloat16 tokenizer with a float32 one. on_error: "stop" or "skip" at an
+            unusable image; skipped.txt in the output lists skipped ones.
 
     Raises:
-        UserError: names the image that cannot be used; none can.
+        UserError: names the unusable image, or all are unusable.
     """
     size, targets = model.encoder.image_size, targets_of(source, output)
     read, threads = functools.partial(read_image, source, size=size), os.cpu_count() or 1
     progress, skips, done = Progress("reconstructing", len(source)), [], 0
     agreement, kept, quality = make_agreement(model, params) if compare else None, 0.0, []
-    # Closed here: an error elsewhere, as of a full disk, would leave that to a thread that it waits for.
+    # Closed here: else, after an error such as a full disk, one of its own threads might have to close it,
+    # and would wait for itself.
     with contextlib.closing(load_ahead(read, list(range(len(source))), threads, ahead=2 * BATCH)) as futures:
         usable_images = usable(source, futures, on_error, skips)
         while batch := list(itertools.islice(usable_images, BATCH)):
@@ -123,7 +124,7 @@ def reconstruct_folder(
             floats = images.astype(np.float32) / 255
             for i, image, pixel in zip(indices, floats, pixels, strict=True):
                 _write_sheet(targets[i], image, pixel)
-            if pixels.shape == floats.shape:  # not where 224 px come back as 256
+            if pixels.shape == floats.shape:  # not for VQ models that turn 224 px into 256
                 quality += list(psnr(pixels, floats))
             if agreement is not None:
                 kept += agreement(images) * len(images)
@@ -148,10 +149,10 @@ def _write_sheet(path: pathlib.Path, image: np.ndarray, reconstruction: np.ndarr
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """The tool, once its arguments are parsed.
+    """Reconstruct the folder.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: any error that the user can correct.
     """
     source, output = open_folder(arguments.input, arguments.max_pixels), arguments.output.resolve()
     if pathlib.Path(arguments.input).resolve() in (output, *output.parents):

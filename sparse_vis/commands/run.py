@@ -1,4 +1,4 @@
-"""What `main.py` does: train a configuration in a workdir, then the evaluations it names; or only these."""
+"""`main.py`: train a configuration in a workdir, then run its evaluations; or only the evaluations."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from sparse_vis.train.stop import StopSignal
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) -> None:
-    """Train to the end, or continue, and evaluate when training is complete; or only evaluate.
+    """Train, or continue, to the last step, then evaluate; or only evaluate.
 
     Args:
         config: complete configuration. workdir: folder of the run. mode: "train" or "evaluate".
-        stop: noticed after every step.
+        stop: checked after every step.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: any error that the user can correct.
     """
     settings.check(config)
     alone = jax.process_count() == 1
@@ -39,17 +39,17 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
     if mode == "evaluate" and not config.eval.tasks:
         raise UserError("--mode=evaluate needs tasks; give e.g. --config.eval.tasks=\"('knn', 'linear')\".")
     if config.eval.tasks:
-        from sparse_vis.evals import command  # here, for its imports take seconds
+        from sparse_vis.evals import command  # imported only if needed: it takes seconds
     if mode == "train":
         with held(workdir, "training", "--workdir"):
             if config.eval.tasks:
-                # What would fail after days is said at once; nothing that is read for that is kept.
+                # Report now what would fail after days of training; what this reads is not kept in memory.
                 command.make_plan(config)
             train(config, workdir, stop)
     if stop.received:
         return
     if not alone:
-        jax.distributed.shutdown()  # the others are done, with status 0; process 0 evaluates alone
+        jax.distributed.shutdown()  # the other processes end with status 0; process 0 evaluates alone
     if jax.process_index() != 0:
         return
     missed = _evaluate(config, workdir, stop, alone) if config.eval.tasks else []
@@ -59,14 +59,14 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
 
 
 def _evaluate(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, alone: bool) -> list[str]:
-    """The evaluations that are left, on this process; the figures of config.eval.expected not met."""
+    """Run the unfinished evaluations in this process; returns the figures of config.eval.expected not met."""
     from sparse_vis.evals import command
 
     stop.message = "in the evaluation: finished tasks are saved; the same command does the others."
     stop.keep = False
     if not alone:
-        stop.listen()  # signals were jax.distributed's until here
-    # A lock of its own: a run may be evaluated while it trains.
+        stop.listen()  # until here jax.distributed handled signals
+    # Not the lock of training: a run may be evaluated while it trains.
     with lock.hold(workdir, "evaluation", "--workdir", lock.EVALUATION_LOCK):
         try:
             return command.evaluate(config, workdir, command.make_plan(config))
@@ -78,7 +78,7 @@ def _evaluate(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, alone
 
 
 def closing(workdir: pathlib.Path) -> str:
-    """Where the files of a run lie, and what may be done with them next, as it is typed."""
+    """The files of a run, and commands that can be run next."""
     step, name = step_folder.newest_step(workdir), str(workdir)
     files = {
         f"{step_folder.FOLDER}/{step}": "the newest checkpoint",
@@ -106,7 +106,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
 
 
 def initial_weights(config: ConfigDict) -> Callable[[], dict] | None:
-    """Reads the parameters that config.init names when called; None for a random start."""
+    """A function that reads the initial parameters named by config.init; None for random ones."""
     if not config.init:
         return None
     from sparse_vis.train.init import initial_params

@@ -1,4 +1,4 @@
-"""The folder of an extraction: which shards are planned, and the manifest that tells it from another one."""
+"""The folder of an extraction: its planned shards, and the manifest that identifies the extraction."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MANIFEST = "manifest.json"
 
 
 def plan(output: Path, images: int, shard_size: int) -> dict[Path, range]:
-    """Numbers of the images of every shard.
+    """Path of every shard -> indices of its images.
 
     Args:
-        output: folder of the shards. images: of the extraction. shard_size: images per shard.
+        output: folder of the shards. images: number of images. shard_size: images per shard.
     """
     starts, shards = range(0, images, shard_size), {}
     for number, start in enumerate(starts):
@@ -30,10 +30,10 @@ def plan(output: Path, images: int, shard_size: int) -> dict[Path, range]:
 
 
 def wait_for(paths: list[Path], what: str) -> None:
-    """Return when all these files are there; other processes write them.
+    """Wait until other processes have written these files.
 
     Args:
-        paths: in a folder that the processes share. what: they are, for the line that is printed meanwhile.
+        paths: in a folder that the processes share. what: name of the files, for the line printed meanwhile.
     """
     printed = time.perf_counter()
     while missing := [path for path in paths if not path.exists()]:
@@ -44,17 +44,17 @@ def wait_for(paths: list[Path], what: str) -> None:
 
 
 def drop_changed(shards: dict[Path, dict[str, str]]) -> None:
-    """Delete finished shards whose images have been replaced since: they are written again.
+    """Delete finished shards whose images have changed since, so that they are written again.
 
     Args:
-        shards: path → `stamp` of its images as they are now.
+        shards: path → `stamp` of its present images.
     """
     other_times = []
     for path, now in shards.items():
         try:
             entry = read_json(entry_of(path))
             images, times = entry["images"], entry["times"]
-        except (OSError, ValueError, KeyError):  # missing or damaged, which `read_shard` says
+        except (OSError, ValueError, KeyError):  # missing or damaged, as `read_shard` will report
             continue
         if images != now["images"]:
             print(f"note: images of {path.name} have changed; it is written again", flush=True)
@@ -65,18 +65,18 @@ def drop_changed(shards: dict[Path, dict[str, str]]) -> None:
 
 
 def finish(output: Path, manifest: dict, shards: dict[Path, range]) -> tuple[int, int]:
-    """Write what is known when all shards are there: skipped.txt, and the manifest with the shards' rows.
+    """Complete the folder when all shards exist: write skipped.txt, and the manifest with the shards' rows.
 
     Args:
-        output: folder. manifest: of `open_output`. shards: all of them, of `plan`.
+        output: folder. manifest: as for `open_output`. shards: all, from `plan`.
 
     Returns:
         (rows, skipped images) of all shards.
 
     Raises:
-        UserError: a shard is damaged, as far as its length and number of rows tell.
+        UserError: a shard is damaged, judging by its length and number of rows.
     """
-    # Their contents were checked by the processes that found or wrote them.
+    # The processes that found or wrote the shards have checked their contents.
     settings = fingerprint(manifest)
     found = {
         path.name: read_shard(path, len(images), settings, content=False) for path, images in shards.items()
@@ -97,20 +97,20 @@ def finish(output: Path, manifest: dict, shards: dict[Path, range]) -> tuple[int
 
 
 def open_output(output: Path, manifest: dict, first: bool) -> None:
-    """Create the output folder with its manifest, or make sure that it belongs to the same extraction.
+    """Create the output folder with its manifest, or check that it belongs to the same extraction.
 
     Args:
-        output: folder. manifest: of this extraction; its "checkpoint" is a note and may differ.
-        first: whether this is the process that creates; others wait for it.
+        output: folder. manifest: of this extraction; its "checkpoint" is for information and may differ.
+        first: whether this process creates the folder; others wait for it.
 
     Raises:
-        UserError: it holds something else, features of other settings, or a damaged manifest.
+        UserError: the folder holds something else, features with other settings, or a damaged manifest.
     """
     from sparse_vis.config.settings import differences
 
     path = output / MANIFEST
     if first and not path.exists():
-        # Shards whose manifest is lost say themselves whether they are of these settings.
+        # If only the manifest is lost, each shard's entry has a fingerprint of the settings.
         planned = plan(output, manifest["images"], manifest["shard_size"])
         ours = {skipped.FILE, *(file.name for shard in planned for file in (shard, entry_of(shard)))}
         if holds_files(output, ours):

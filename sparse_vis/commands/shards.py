@@ -1,7 +1,7 @@
 """Parquet shards of features; docs/extraction.md describes the files.
 
-A shard appears under its name only when it is complete. Beside it lies its entry, a JSON file with its
-checksum, so that nothing damaged is taken for finished.
+A shard gets its name only when it is complete. Beside it is its entry, a JSON file with its checksum, so that
+a damaged shard is never taken for a finished one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ Skips = list[tuple[str, str]]  # (name, reason) of images that were left out
 
 
 class Shard(NamedTuple):
-    """What is known of a finished shard: its entry.
+    """The entry of a finished shard.
 
-    `settings` is the fingerprint of its extraction's; `images` and `times` are of `data.same.stamp`.
+    Attributes:
+        rows: number of rows. skipped: (name, reason) of images left out. bytes, sha256: of the file.
+        settings: `fingerprint` of the extraction's settings. images, times: from `data.same.stamp`.
     """
 
     rows: int
@@ -40,10 +42,10 @@ class Shard(NamedTuple):
 
 
 def make_schema(shapes: dict[str, list[int]], dtype: str) -> pa.Schema:
-    """Columns of a shard.
+    """Schema of a shard's columns.
 
     Args:
-        shapes: [tokens, width] of every output. dtype: of DTYPES.
+        shapes: output -> [tokens, width]. dtype: one of DTYPES.
     """
     columns = [pa.field("name", pa.string()), pa.field("height", pa.int32()), pa.field("width", pa.int32())]
     for name, (tokens, width) in shapes.items():
@@ -68,16 +70,16 @@ def _table(rows: dict[str, list | np.ndarray], schema: pa.Schema) -> pa.Table:
 
 
 def fingerprint(manifest: dict) -> str:
-    """What tells an extraction's settings from others', hexadecimal; "checkpoint" is but a note.
+    """Checksum of an extraction's settings, hexadecimal; the path in "checkpoint" does not enter.
 
     Args:
-        manifest: of `open_output`.
+        manifest: as for `open_output`.
     """
     return checksum({key: value for key, value in manifest.items() if key != "checkpoint"})
 
 
 def entry_of(path: Path) -> Path:
-    """The entry that lies beside a shard."""
+    """Path of the entry of a shard."""
     return path.with_suffix(".json")
 
 
@@ -88,10 +90,10 @@ def write_shard(
     skipped: Skips,
     about: dict[str, str],
 ) -> None:
-    """Write a shard and its entry; the shard gets its name last.
+    """Write a shard and its entry; the shard is renamed to `path` last.
 
     Args:
-        path: of the shard. schema: of `make_schema`.
+        path: of the shard. schema: from `make_schema`.
         batches: rows by column; outputs are (m, tokens, width) arrays of the schema's dtype.
         skipped: images left out; read when `batches` has ended. about: `settings`, `images` and `times`
             of its entry.
@@ -100,8 +102,8 @@ def write_shard(
         UserError: an output is not finite.
     """
     rows = 0
-    # Features hardly compress, and dictionaries of floats only cost time. Page checksums are for readers
-    # who have nothing but the shard. An open file, for pyarrow takes a path with a colon for an address.
+    # Features hardly compress, and dictionary encoding of floats only costs time. Page checksums are for
+    # readers that have only the shard. An open file, because pyarrow takes paths with a colon for addresses.
     options = dict(compression="none", use_dictionary=False, write_page_checksum=True)
     with whole(path) as partial:
         with partial.open("wb") as file, pq.ParquetWriter(file, schema, **options) as writer:
@@ -113,14 +115,14 @@ def write_shard(
 
 
 def read_shard(path: Path, images: int, settings: str, *, content: bool) -> Shard:
-    """The entry of a finished shard, once the shard is what it says.
+    """The entry of a finished shard, after checking the shard against it.
 
     Args:
-        path: of the shard. images: it was planned for. settings: `fingerprint` of them.
-        content: whether to read all of the shard, and not only its length.
+        path: of the shard. images: number planned for it. settings: `fingerprint` of the extraction.
+        content: whether to check the whole content, not only the length.
 
     Raises:
-        UserError: the shard or its entry is damaged, or of other settings.
+        UserError: the shard or its entry is damaged, or has other settings.
     """
     entry = entry_of(path)
     try:

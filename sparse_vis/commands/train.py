@@ -35,7 +35,7 @@ def define_flags() -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """The flags, or one sentence on what is wrong with them; --help shows this file's docstring."""
+    """Parse the flags; --help prints this file's docstring. Errors are one sentence."""
     if {"-h", "--help", "-help"} & set(argv):
         print(__doc__)
         sys.exit(0)
@@ -50,7 +50,7 @@ def start(_) -> None:
     if given.config is None and given.workdir is None:
         raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
     config = given.config or settings.read(given.workdir)
-    from sparse_vis.commands.run import run  # heavy, hence only now, with good flags
+    from sparse_vis.commands.run import run  # slow imports, after the flags are checked
     from sparse_vis.interop.step_folder import newest_step
     from sparse_vis.train import distributed
 

@@ -1,4 +1,4 @@
-"""The command line of main.py: flags in, one sentence out where something is wrong with them."""
+"""Parse the command line of main.py; every mistake becomes an error of one sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIG_FLAGS = ("--config", "-config")
 
 
 class PathParser(flags.ArgumentParser):
-    """A path as the value of an absl flag, with ~ expanded."""
+    """absl parser of a flag whose value is a path; expands ~."""
 
     def parse(self, argument: str | pathlib.Path) -> pathlib.Path:
         if wrong := fault(str(argument)):
@@ -32,26 +32,26 @@ class PathParser(flags.ArgumentParser):
 
 
 def _with_file(argument: str, before: str) -> str:
-    """An argument in which --config names a file, where it named an experiment or began with ~.
+    """The argument with the value of --config turned into a file path; other arguments stay as they are.
 
     Args:
-        argument: of the command line. before: the one before it.
+        argument: one argument of the command line. before: the argument before it.
     """
     flag, equals, value = argument.partition("=") if before not in CONFIG_FLAGS else ("", "", argument)
     if before not in CONFIG_FLAGS and not (equals and flag in CONFIG_FLAGS):
         return argument
-    name, colon, rest = value.partition(":")  # what follows a colon is for its get_config()
+    name, colon, rest = value.partition(":")  # get_config() receives the text after the colon
     return f"{flag}{equals}{file_of(os.path.expanduser(name))}{colon}{rest}"
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """Parse absl's flags, --config and its overrides among them.
+    """Parse absl's flags, including --config and its overrides.
 
     Args:
-        arguments: of the process, its name first.
+        arguments: sys.argv, the program's name first.
 
     Returns:
-        The process's name.
+        A list with the program's name alone.
 
     Raises:
         UserError: a wrong flag, configuration file, setting or value.
@@ -79,7 +79,7 @@ def parse(arguments: list[str]) -> list[str]:
 
 
 def config_file(arguments: list[str]) -> pathlib.Path | None:
-    """The file of --config=FILE or --config FILE; what follows a colon in it is for its get_config()."""
+    """The path in --config=FILE or --config FILE, without a `:argument` of get_config(); None if absent."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         if name in CONFIG_FLAGS and (equals or following):
@@ -91,7 +91,7 @@ def check_config_file(path: pathlib.Path) -> None:
     """Refuse a configuration file that is missing, is not Python, or defines no get_config.
 
     Args:
-        path: of the file.
+        path: configuration file.
 
     Raises:
         UserError: names the file and a remedy.
@@ -117,10 +117,10 @@ def check_config_file(path: pathlib.Path) -> None:
 
 
 def check_setting(name: str) -> None:
-    """Refuse the name of a setting that does not exist.
+    """Refuse a setting that does not exist.
 
     Args:
-        name: dotted, as after `--config.`.
+        name: dotted name, as after `--config.`.
 
     Raises:
         UserError: names the nearest settings.
@@ -142,18 +142,22 @@ def check_setting(name: str) -> None:
 
 
 def where(error: Exception, file: pathlib.Path) -> str:
-    """Type and message of an exception, with the line of the file that it comes from."""
-    # absl passes some exceptions on as text with their traceback in it.
+    """Type and message of an exception, with the line number in `file` that raised it."""
+    # absl turns some exceptions into text that contains their traceback.
     text = "".join(traceback.format_exception(error))
     lines = re.findall(rf'File "[^"]*{re.escape(file.name)}", line (\d+)', text)
-    # ConfigDict quotes its own message, with what it proposes in the last of several lines.
+    # ConfigDict quotes its own message, whose last line holds its proposal.
     kind, _, message = text.strip().splitlines()[-1].partition(": ")
     message = kind + ": " + message.split("\\n")[-1].strip("'").rstrip(".")
     return f"line {lines[-1]}: {message}" if lines else message
 
 
 def explain(error: flags.Error, file: pathlib.Path | None, program: str) -> str:
-    """absl's message as one sentence with a remedy; `file` of --config, `program` that was started."""
+    """absl's message as one sentence with a remedy.
+
+    Args:
+        error: from absl. file: value of --config, if given. program: how the user started it.
+    """
     if isinstance(error, flags.UnrecognizedFlagError):
         return unknown_flag(f"--{error.flagname}", [f"--{name}" for name in flags.FLAGS], program)
     if file is not None and str(error).startswith(f"flag --config={file}"):

@@ -1,4 +1,4 @@
-"""Settings that are right one by one and cannot work together."""
+"""Find settings that are valid one by one but contradict each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.runtime.values import fits, shown
 
-# Weights of config.loss; its other settings are constants.
+# The loss weights in config.loss; its other settings are constants.
 TERMS = (
     "reconstruction", "token_clustering", "cls_clustering", "set_alignment", "cls_masked", "cls_local",
     "koleo_image", "koleo_masked", "inpainting",
@@ -17,7 +17,7 @@ TERMS = (
 
 
 def contradictions(config: ConfigDict, devices: int, backend: str) -> Iterator[str]:
-    """Settings that exclude each other, one sentence each.
+    """Yield one sentence per contradiction between settings.
 
     Args:
         config: complete, every setting in its range. devices, backend: as in `settings.check`.
@@ -67,7 +67,7 @@ def contradictions(config: ConfigDict, devices: int, backend: str) -> Iterator[s
 
 
 def of_model(m: ConfigDict) -> Iterator[str]:
-    """Settings of config.model that exclude each other, every one in its range."""
+    """Yield one sentence per contradiction within config.model; every setting must be in its range."""
     if m.image_size % m.patch:
         yield (
             f"config.model.image_size={m.image_size} is no multiple of config.model.patch={m.patch}; "
@@ -125,7 +125,7 @@ def _of_training(config: ConfigDict, devices: int) -> Iterator[str]:
 
 
 def _of_evaluation(e: ConfigDict) -> Iterator[str]:
-    """Settings of config.eval that exclude each other."""
+    """Yield one sentence per contradiction within config.eval."""
     same = e.train_split == e.test_split
     if same != bool(e.holdout):
         yield (

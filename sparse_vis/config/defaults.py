@@ -1,4 +1,4 @@
-"""The complete configuration with the published values; files in configs/ change what they need.
+"""The complete configuration with the published values; files in configs/ change some of them.
 
 Sections `model`, `loss`, `views`, `teacher`, `optimizer`, `data` and `train` change results. Section
 `efficiency` changes speed and memory only.
@@ -12,14 +12,14 @@ from ml_collections import ConfigDict
 def _model() -> ConfigDict:
     return ConfigDict(
         dict(
-            image_size=224,  # pixels; side of the global views and of the position table's image
+            image_size=224,  # pixels; side of the global views, for which the position table is made
             patch=16,
             width=768,
             layers=12,
             heads=12,
             mlp_dim=3072,
             tokens=16,  # r
-            init_std=0.02,  # of random ViT weights; narrow models need about width**-0.5
+            init_std=0.02,  # of initial ViT weights; narrow models need about width**-0.5
             spatial_temperature=0.06,  # tau of L
             target="pixel",  # "pixel" or "vq"
             bottleneck="factors",  # "factors": Z = L S is decoded; "dense": U itself, a baseline
@@ -42,12 +42,12 @@ def _loss() -> ConfigDict:
             cls_local=1.0,
             koleo_image=0.1,
             koleo_masked=0.1,
-            inpainting=0.0,  # not published: hidden patches of masked views from U, as MAE
+            inpainting=0.0,  # not published: MAE's loss, hidden patches of masked views decoded from U
             student_temperature=0.12,
             sinkhorn_temperature=0.06,
             sinkhorn_iterations=3,  # 0: plain softmax targets
             sinkhorn_epsilon=0.0,  # published: 1e-8, which shrinks some rows
-            balance_over="batch",  # or "microbatch": as the published gradient accumulation
+            balance_over="batch",  # Sinkhorn over the global batch, or over each "microbatch" (published)
             matching="entropic",  # "entropic" (published) or "exact" (one to one)
             match_epsilon=0.1,
             match_iterations=5,
@@ -76,7 +76,7 @@ def _views() -> ConfigDict:
             blur_sigma=(0.1, 2.0),  # pixels
             masking_ratio=0.8,
             mask_kind="gaussian",  # "gaussian", "uniform" or "block"
-            focus_probability=0.5,  # share of gaussian masks pulled to a centre, the rest are uniform
+            focus_probability=0.5,  # share of gaussian masks that favour a random centre; others are uniform
         )
     )
 
@@ -87,8 +87,8 @@ def _data() -> ConfigDict:
             source="scenes",  # "scenes", "folder", "packed" or "tfds:<name>"
             path="",  # folder of images or shards, or TFDS data_dir
             split="train",  # scenes: train, validation, test; folder, packed: subfolder or ""; TFDS: any
-            canvas=512,  # side of the uint8 canvas; larger images are reduced to fit
-            on_error="stop",  # or "skip": take the next image that can be used, count, name in skipped.txt
+            canvas=512,  # pixels; side of the uint8 canvas; larger images are downscaled to fit
+            on_error="stop",  # or "skip": replace a bad image by the next good one, list it in skipped.txt
             max_pixels=2**27,  # of an image; larger ones are refused before they are decoded
             workers=0,
             threads=4,
@@ -110,29 +110,29 @@ def _eval() -> ConfigDict:
     return ConfigDict(
         dict(
             tasks=(),  # names of evaluations: docs/evaluation.md
-            beside=(),  # measured too: "untrained", "pixels", "mean_colour", "pca", or what `load` accepts
+            beside=(),  # to compare with: "untrained", "pixels", "mean_colour", "pca", or a path for `load`
             train_split="train",  # as data.split
             test_split="test",
-            holdout=0.0,  # share of the records that are test, where both splits are the same folder
+            holdout=0.0,  # share of the records used as test set, if train_split equals test_split
             train_records=2000,  # evenly spread over the split; 0: all
             test_records=1000,
             batch=250,  # images per call of the encoder
-            dtype="float32",  # of encoders and probes; the published probes computed in "bfloat16", mixed
+            dtype="float32",  # of encoders and probes; published probes: "bfloat16" mixed precision
             seed=0,  # of probes, crops and held-out rows
-            masks="",  # folder of PNG label maps with the images' names; 255: pixels that do not count
-            mask_classes=0,  # number of classes in them
-            mask_shift=0,  # or -1 (published for ADE20K and VOC): 0 becomes 255, the others count from 0
-            resize="antialiased",  # of test images by Pillow, or "published": bicubic without antialiasing
-            expected=(),  # published figures: rows (task, of, metric, figure, tolerance); docs/evaluation.md
-            inception="",  # file of the 2015 Inception-v3, for rFID
-            lpips=dict(alexnet="", heads=""),  # files of LPIPS
-            # Released constants of the probes that train, to be changed only where they cannot be afforded.
-            # None has a schedule: rates are constant. validation: share of train that is held out.
+            masks="",  # folder of PNG label maps, named like the images; label 255 is ignored
+            mask_classes=0,  # number of classes in the label maps
+            mask_shift=0,  # added to labels; -1 (published for ADE20K and VOC) turns label 0 into 255
+            resize="antialiased",  # test images: Pillow's resize, or "published": bicubic, no antialiasing
+            expected=(),  # rows (task, what is measured, metric, figure, tolerance): docs/evaluation.md
+            inception="",  # weights file of the 2015 Inception-v3, for rFID
+            lpips=dict(alexnet="", heads=""),  # weights files of LPIPS
+            # Released hyperparameters of the trained probes; change them only to save compute. Learning rates
+            # are constant. validation: share of the training images held out.
             reconstruction_probe=dict(
                 target="pixel",  # or "vq" (published), which needs model.tokenizer.path
                 learning_rate=1e-4,
                 weight_decay=1e-4,
-                clip=5.0,  # largest norm of the whole gradient
+                clip=5.0,  # maximum global gradient norm
                 batch_size=128,
                 epochs=20,
                 validation=0.1,
@@ -162,8 +162,8 @@ def default_config() -> ConfigDict:
         dict(
             name="default",
             seed=0,
-            init="",  # weights to start from: MAE or released file or folder, hf:// address, our workdir
-            init_name="",  # of the model, where `init` is a release of several
+            init="",  # initial weights: MAE or released file or folder, hf:// address, or a workdir of ours
+            init_name="",  # which model, if `init` is a release of several
             init_heads="keep",  # or "fresh": random prototype heads instead of those of `init`
             model=_model(),
             loss=_loss(),
@@ -186,18 +186,18 @@ def default_config() -> ConfigDict:
                 steps=93_750,
                 log_every=50,
                 save_every=1000,
-                health_every=250,  # steps between measures of health, taken with the next report; 0: never
+                health_every=250,  # steps between health checks, each made with the next log row; 0: never
                 keep=2,  # newest checkpoints kept
                 max_bad_steps=3,  # non-finite steps in a row before the run stops
             ),
             efficiency=dict(
                 dtype="bfloat16",
-                remat="none",  # computed again on the way back: all but matrix "products", or whole "blocks"
-                unroll=1,  # layers laid out one after the other: all of them, and less is computed and copied
+                remat="none",  # recomputed in the backward pass: all but matrix "products", or whole "blocks"
+                unroll=1,  # unrolled layers of the layer scan; unrolling all saves computing and copying
                 attention="xla",  # on NVIDIA GPUs also "cudnn", or "pallas": our kernel for short sequences
                 microbatches=1,
-                mesh=(-1, 1),  # devices along (data, fsdp); -1 takes what is left
-                prototype_chunk=1024,
+                mesh=(-1, 1),  # devices along (data, fsdp); -1: all remaining devices
+                prototype_chunk=1024,  # prototypes whose logits are in memory at a time
             ),
             eval=_eval(),
         )

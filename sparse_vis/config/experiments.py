@@ -8,7 +8,7 @@ import runpy
 from ml_collections import ConfigDict
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
-# pip puts configs/ into the package; in the repository it lies beside.
+# pip installs configs/ inside the package; in the repository it is beside the package.
 FOLDER = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
 
 
@@ -23,9 +23,9 @@ def file_of(text: str) -> str:
 
 
 def experiment(name: str) -> ConfigDict:
-    """The configuration of an experiment, for another one to change.
+    """The configuration of an experiment, as a base for another one.
 
     Args:
-        name: of a file in configs/, without .py.
+        name: file in configs/, without .py.
     """
     return runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"]()

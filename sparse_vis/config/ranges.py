@@ -1,6 +1,6 @@
-"""What every setting of config.py may be, in one table.
+"""The allowed values of every setting of defaults.py, in one table.
 
-Configurations, manifests of released models and the objects that are made of settings are checked by it.
+Configurations, manifests of released models and dataclasses built from settings are checked against it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.values import Choice, Form, Range, is_whole, pair, real, shown, whole
 
-SIDE = 8192  # pixels: a larger image is surely a mistake, and one of 100,000 takes 37 GB
+SIDE = 8192  # pixels; a larger image is surely a mistake: with sides of 100,000 it would take 37 GB
 
 TEXT = Form(lambda x: isinstance(x, str), "is no text; write it in quotes")
 FLAG = Form(lambda x: isinstance(x, bool), "is neither True nor False; write one of them")
@@ -29,12 +29,12 @@ MESH = Form(
 DTYPES = Choice("float32", "bfloat16", "float16")
 _SHARE, _WEIGHT, _TEMPERATURE = real("[0, 1]"), real("[0, 1e6]"), real("[1e-4, 1e4]")
 _RATE, _DECAY, _MEMORY = real("(0, 10]"), real("[0, 100]"), real("[0, 1)")
-_CLIP = real("(0, 1e30]")  # of the norm of the whole gradient
+_CLIP = real("(0, 1e30]")  # global gradient norm
 _COUNT, _SEED = whole(1), whole(0, 2**32 - 1)
 _BATCH, _WIDTH, _LAYERS = whole(1, 2**20), whole(1, 2**18), whole(1, 1024)
 _TRANSFORMER = {"width": _WIDTH, "layers": _LAYERS, "heads": _LAYERS, "mlp_dim": _WIDTH}
 
-# In the order of config.py.
+# In the order of defaults.py.
 _TABLE = {
     "name": TEXT, "seed": _SEED, "init": TEXT, "init_name": TEXT, "init_heads": Choice("keep", "fresh"),
     "model": {
@@ -54,7 +54,7 @@ _TABLE = {
         "match_iterations": whole(1, 1000),
     },
     "views": {
-        # The blur reflects four pixels at the border.
+        # local_size: the blur reflects four pixels at the border.
         "global_count": whole(1, 1024), "global_scale": pair("(0, 1]"), "local_count": whole(0, 1024),
         "local_size": whole(5, SIDE), "local_scale": pair("(0, 1]"), "aspect": pair("[0.01, 100]"),
         "flip_probability": _SHARE, "colour_per": Choice("view", "batch"), "jitter_probability": _SHARE,
@@ -69,7 +69,7 @@ _TABLE = {
         "max_pixels": whole(1, 2**31 - 1), "on_error": Choice("stop", "skip"), "workers": whole(0, 1024),
         "threads": whole(1, 1024), "seed": _SEED,
         "scenes": {
-            # Digits are illegible on less than 24 pixels.
+            # Digits are illegible below 24 pixels.
             "size": whole(24, SIDE), "digits": Choice("many", "one"), "colours": Choice("random", "white"),
             "max_digits": whole(1, 4), "digit_scale": pair("[0.3, 0.9]"),
             "train_records": _COUNT, "eval_records": _COUNT,
@@ -117,17 +117,17 @@ def _flat(table: dict, prefix: str = "") -> Iterator[tuple[str, Range | Choice |
             yield prefix + name, allowed
 
 
-ALLOWED = dict(_flat(_TABLE))  # dotted name of every setting -> what it may be
+ALLOWED = dict(_flat(_TABLE))  # dotted name of every setting -> its allowed values
 
 
 def check_fields(section: str, values: dict) -> None:
-    """Refuse values of settings of a section; other names are left alone.
+    """Refuse values that are out of range; names that are no settings of the section are ignored.
 
     Args:
-        section: of the configuration, dotted. values: by the settings' last names.
+        section: dotted name of a section of the configuration. values: name within the section -> value.
 
     Raises:
-        UserError: the first value that is out of its range.
+        UserError: names the first value that is out of range.
     """
     for name, value in values.items():
         allowed = ALLOWED.get(f"{section}.{name}")

@@ -1,4 +1,4 @@
-"""Checks of a configuration before any long work starts, and its way to and from disk."""
+"""Check a configuration before any long work starts; convert it to and from JSON."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import local
 from sparse_vis.runtime.values import shown
 
-# Settings that are paths, or tuples of them, and whether each may be an address on the hub.
+# Settings that hold a path or a tuple of paths -> whether an hf:// address is allowed too.
 PATHS = {
     "init": True, "data.path": False, "model.tokenizer.path": False, "eval.masks": False, "eval.beside": True,
     "eval.inception": False, "eval.lpips.alexnet": False, "eval.lpips.heads": False,
 }  # fmt: skip
 
-# What settings of earlier versions are called now.
+# Setting -> values of earlier versions -> their present names.
 FORMER = {
     "efficiency.remat": {False: "none", True: "blocks"},
     "data.on_error": {"substitute": "skip"},
@@ -31,11 +31,11 @@ FORMER = {
 
 
 def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
-    """Refuse settings that are out of their ranges or cannot work together, and expand ~ in paths.
+    """Refuse settings that are out of range or contradict each other, and expand ~ in paths.
 
     Args:
-        config: complete configuration; its paths are changed in place. devices: of all processes of the run.
-        backend: jax.default_backend(), where the run's is known.
+        config: complete configuration; its paths are changed in place.
+        devices: number of devices of all processes. backend: jax.default_backend(), or "" if not known.
 
     Raises:
         UserError: names the settings and a remedy.
@@ -56,10 +56,10 @@ def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
 
 
 def local_paths(config: ConfigDict) -> None:
-    """Expand ~ in the settings that are paths; an empty one is one that is not given.
+    """Expand ~ in all path settings, in place; empty paths stay empty.
 
     Raises:
-        UserError: an address, or a name of the run that is no name of a folder below runs/.
+        UserError: an address where a path is needed, or a config.name that names no folder below runs/.
     """
     for name, hub in PATHS.items():
         section, _, last = name.rpartition(".")
@@ -74,7 +74,7 @@ def local_paths(config: ConfigDict) -> None:
 
 
 def at(config: ConfigDict, name: str):
-    """The setting of a dotted name."""
+    """The setting or section with a dotted name."""
     for part in name.split("."):
         config = config[part]
     return config
@@ -91,21 +91,21 @@ def leaves(config: ConfigDict, prefix: str = "") -> dict:
 
 
 def plain(config: ConfigDict) -> dict:
-    """The configuration as JSON keeps it (tuples become lists)."""
+    """The configuration as a dict of JSON types (tuples become lists)."""
     return json.loads(config.to_json())
 
 
 def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
-    """A configuration from its JSON form, on top of the defaults, locked.
+    """A locked configuration from its JSON form; missing settings keep their defaults.
 
-    The model's values are checked in full, of all others only the types: a setting whose range has become
-    narrower is no reason to refuse a checkpoint.
+    Types are checked everywhere, ranges in config.model alone: if a later version narrows a range, old
+    checkpoints must stay readable.
 
     Args:
-        plain: nested dict. source: where it came from, for the message.
+        plain: nested dict. source: file or folder that holds it, for error messages.
 
     Raises:
-        UserError: it names a setting that this version does not know, or gives one a wrong type.
+        UserError: an unknown setting, a wrong type, or a model that is out of range or contradictory.
     """
     config = default_config()
 
@@ -140,7 +140,7 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
 
 
 def _tuples(value):
-    """A value of JSON with tuples for its lists."""
+    """A JSON value with its lists as tuples, recursively."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
@@ -171,7 +171,7 @@ def read(workdir: pathlib.Path) -> ConfigDict:
 
 
 def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
-    """`name: saved -> now` of every setting that two configurations in JSON form do not share."""
+    """`name: saved -> now` for every setting that differs between two configurations in JSON form."""
     found = []
     for name in sorted(saved.keys() | now.keys()):
         a, b = saved.get(name), now.get(name)
@@ -183,17 +183,20 @@ def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
 
 
 def check_resume(saved: dict, now: dict, workdir: pathlib.Path) -> list[str]:
-    """Refuse to continue a workdir with another architecture; return the other differences.
+    """Refuse to continue a workdir with another architecture.
 
     Args:
-        saved, now: configurations in JSON form. workdir: for the message.
+        saved, now: configurations in JSON form. workdir: for error messages.
+
+    Returns:
+        Other differences that can change results, as `differences` writes them.
 
     Raises:
-        UserError: config.model or the presence of a teacher differs, or what is saved is no configuration.
+        UserError: config.model or the use of a teacher differs, or `saved` is no valid configuration.
     """
-    # As an earlier version saved them they may lack settings, or call a value otherwise.
+    # Configurations of earlier versions may lack settings or hold former values.
     saved = plain(from_plain(saved, workdir))
-    # Where the tokenizer's file lies is no matter, nor what else is said of one that the model does not use.
+    # The path of the tokenizer may change; with pixel targets, so may all settings of the tokenizer.
     apart = "model.tokenizer." if now["model"]["target"] == "pixel" else "model.tokenizer.path"
     changed = [line for line in differences(saved, now) if not line.startswith(apart)]
     fatal = [line for line in changed if line.startswith(("model.", "teacher.enabled"))]

@@ -1,4 +1,4 @@
-"""Records of a source, read in threads ahead of their use, in order."""
+"""Load images in order, in threads that work ahead of their use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparse_vis.data.sources import FolderSource, Source
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.skipped import Skips
 
-ON_ERROR = ("stop", "skip")  # what is done where an image cannot be used
+ON_ERROR = ("stop", "skip")  # what to do with an unusable image
 T = TypeVar("T")
 
 
@@ -29,7 +29,7 @@ class Loaded(NamedTuple):
 
 
 def load_image(source: Source, index: int, size: int, short_side: int) -> Loaded:
-    """Decode one image, resize its short side (bicubic, antialiased) and cut the centre.
+    """Decode one image, resize its short side (bicubic, antialiased) and crop the centre.
 
     Args:
         source: random-access records. index: of the image. size, short_side: in pixels.
@@ -47,7 +47,7 @@ def load_image(source: Source, index: int, size: int, short_side: int) -> Loaded
 def load_ahead(
     load: Callable[[int], T], indices: list[int], threads: int, ahead: int
 ) -> Iterator[tuple[int, Future[T]]]:
-    """Run `load` in threads, in order and at most `ahead` images before they are asked for."""
+    """Yield (index, future of `load(index)`) in order; threads work at most `ahead` images ahead."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[int, Future[T]]] = deque()
         for index in indices:
@@ -60,11 +60,11 @@ def load_ahead(
 def usable(
     source: Source, futures: Iterator[tuple[int, Future[T]]], on_error: str, skipped: Skips
 ) -> Iterator[T]:
-    """What was loaded; an image that cannot be used ends the work, or is noted in `skipped`.
+    """Yield the loaded images; an unusable one raises, or is left out and added to `skipped`.
 
     Args:
-        source: that was loaded from. futures: of `load_ahead`. on_error: of ON_ERROR.
-        skipped: gets the name of the image and the reason.
+        source: the images' source. futures: from `load_ahead`. on_error: one of ON_ERROR.
+        skipped: list to which (name, reason) of unusable images is appended.
 
     Raises:
         UserError: an image cannot be used and on_error is "stop".
@@ -79,16 +79,16 @@ def usable(
 
 
 def or_skip(error: UserError, how: str) -> UserError:
-    """The sentence for an image that cannot be used, with the remedy that leaves it out.
+    """The error for an unusable image, with the flag that skips it as a further remedy.
 
     Args:
-        error: says what is wrong and how to mend it. how: the flag, and what it does.
+        error: says what is wrong and how to correct it. how: the flag, and optionally what it does.
     """
     return UserError(f"{str(error).rstrip('.')}, or pass {how}.")
 
 
 def name_of(source: Source, index: int) -> str:
-    """The name of a record that could not be used, or its number where the record cannot even be read."""
+    """The name of an unusable record, or "#number" if it cannot be read at all."""
     if isinstance(source, FolderSource):
         return source.names[index]
     try:

@@ -1,4 +1,4 @@
-"""Square pieces of images and label maps as the released data sets cut them: resized without antialiasing."""
+"""Square crops of images and label maps as in the published evaluations: resized without antialiasing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparse_vis.ops.resize import keys_kernel
 
 @dataclass(frozen=True)
 class Cut:
-    """A box of an image is resized, of the result a square is taken, perhaps mirrored.
+    """Cut a box out of an image, resize it, crop a square of the result, and optionally mirror it.
 
     Attributes:
         box: top, left, height and width in pixels of the image. resized: (height, width) after the resize.
@@ -37,7 +37,7 @@ class Cut:
         return self._flipped(np.clip(out / np.float32(scale), 0, 1))
 
     def labels(self, labels: Shaped[np.ndarray, "H W"]) -> Shaped[np.ndarray, "size size"]:
-        """The value of the nearest pixel, its centre counted as half a pixel from its edge."""
+        """Nearest-neighbour resize, with pixel centres at half-integers (PyTorch's "nearest-exact")."""
         boxed = self._boxed(labels)
         rows, columns = (
             nearest(length, resized, 0.5)[start : start + self.size]
@@ -53,9 +53,9 @@ class Cut:
         return np.ascontiguousarray(array[:, ::-1]) if self.flip else array
 
     def _taps(self, axis: int) -> tuple[Int[np.ndarray, "4 size"], Float[np.ndarray, "4 size"]]:
-        """The four pixels of the box that give each pixel of the square, and their weights, along an axis."""
+        """For each pixel of the square along an axis: indices of the box's four pixels, and their weights."""
         length, resized, start = self.box[2 + axis], self.resized[axis], self.corner[axis]
-        # In float32, as PyTorch: far from the corner a float64 coordinate differs by more than 1e-5.
+        # In float32, as PyTorch: far from the corner, float64 coordinates differ by more than 1e-5.
         scale = np.float32(length - 1) / np.float32(max(resized - 1, 1))
         source = np.arange(start, start + self.size, dtype=np.float32) * scale
         taps = np.floor(source).astype(np.int32) + np.arange(-1, 3, dtype=np.int32)[:, None]
@@ -65,19 +65,19 @@ class Cut:
 def _combined(
     array: Num[np.ndarray, "N M C"], index: Int[np.ndarray, "4 n"], weight: Float[np.ndarray, "4 n"]
 ) -> Float32[np.ndarray, "n M C"]:
-    """For each of n results the weighted sum of four of the N rows."""
-    flat = array.reshape(len(array), -1)  # whole rows are copied three times as fast as pixels
+    """Weighted sums of four of the N rows each, for n results."""
+    flat = array.reshape(len(array), -1)  # copying whole rows is three times as fast as copying pixels
     parts = (np.multiply(flat[i], w[:, None], dtype=np.float32) for i, w in zip(index, weight, strict=True))
     return sum(parts).reshape(-1, *array.shape[1:])
 
 
 def centre_cut(height: int, width: int, size: int, short_side: int) -> Cut:
-    """The centre of the image whose short side was resized; the long side is rounded down.
+    """Resize the short side, rounding the long side down, and crop the centre.
 
     Args:
         height, width: of the image. size, short_side: as in `to_square`.
     """
-    # By way of the ratio, as published: elsewhere the last digit could round to another pixel.
+    # Computed from the ratio, as in the published code; another formula could round differently.
     aspect = width / height
     tall = int(short_side / aspect) if aspect < 1 else short_side
     wide = short_side if aspect < 1 else int(short_side * aspect)
@@ -86,10 +86,10 @@ def centre_cut(height: int, width: int, size: int, short_side: int) -> Cut:
 
 
 def nearest(length: int, resized: int, centre: float = 0.0) -> Int[np.ndarray, " resized"]:
-    """For each of `resized` pixels the nearest of `length`, as PyTorch's "nearest" finds it.
+    """For each of `resized` pixels, the index of the nearest of `length` pixels, as in PyTorch's "nearest".
 
     Args:
-        length, resized: pixels before and after. centre: 0.5 for its "nearest-exact".
+        length, resized: pixels before and after. centre: 0.5 gives "nearest-exact".
     """
     scale = np.float32(length) / np.float32(resized)
     source = (np.arange(resized, dtype=np.float32) + np.float32(centre)) * scale
@@ -97,6 +97,6 @@ def nearest(length: int, resized: int, centre: float = 0.0) -> Int[np.ndarray, "
 
 
 def labels_at(labels: Integer[np.ndarray, "B H W"], grid: tuple[int, int]) -> Integer[np.ndarray, "B gh gw"]:
-    """Label maps at the resolution of the logits (rows, columns), by PyTorch's "nearest"."""
+    """Label maps resized to a grid (rows, columns) by PyTorch's "nearest"."""
     rows, columns = (nearest(side, new) for side, new in zip(labels.shape[1:], grid, strict=True))
     return labels[:, rows[:, None], columns]

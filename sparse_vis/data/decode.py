@@ -1,4 +1,4 @@
-"""Encoded bytes -> uint8 pixels -> canvas: all that happens to an image on the CPU."""
+"""Encoded bytes -> uint8 pixels -> canvas or square: the image processing on the host."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from sparse_vis.data.image_file import MAX_PIXELS, read_pixels
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import quoted
 
-LONGEST = 16  # times the short side: what `to_square` looks at of the long one
+LONGEST = 16  # `to_square` uses at most this many times the short side of the long side
 
 
 def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes the image of a record to RGB, upright (EXIF orientation applied), with the pixels of Pillow.
+    """Decode the image of a record to upright RGB (EXIF orientation applied), with the same pixels as Pillow.
 
     Args:
         record: `image` is a uint8 (H, W, 3) array, returned as it is, or the bytes of an image file, of which
-            the first frame is read; `name` (str) identifies it in the error; `max_pixels`, where it is there,
-            stands for MAX_PIXELS.
-        at_least: if not 0, a JPEG may be reduced while it is decoded, by a multiple of 1/8, as long as its
+            the first frame is read; `name` (str) identifies it in errors; `max_pixels`, if present, replaces
+            MAX_PIXELS.
+        at_least: if not 0, a JPEG may be downscaled while it is decoded, by a multiple of 1/8, as long as its
             longer side keeps this many pixels.
 
     Returns:
-        uint8 (H, W, 3); transparent pixels lie on white, of 16 bits the upper 8 are kept.
+        uint8 (H, W, 3); transparent images are composited on white, 16-bit values keep their upper 8 bits.
 
     Raises:
-        UserError: the bytes are no image, or are damaged or cut short; there are more pixels than the limit,
-            which is seen before they are decoded; the values are of 32 bits, or of 16 that would be nearly
-            black in 8.
+        UserError: the bytes are no image, or are damaged or truncated; the image has more pixels than the
+            limit (checked before decoding); its values have 32 bits, or 16 bits but would be nearly black in
+            8 bits.
     """
     if missing := {"image", "name"} - record.keys():
         raise UserError(f"a record of the source has no {' and no '.join(sorted(missing))}; give it one")
@@ -59,10 +59,10 @@ def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 
 def to_canvas(
     image: UInt8[np.ndarray, "H W 3"], size: int, *, min_side: int
 ) -> tuple[UInt8[np.ndarray, "size size 3"], int, int]:
-    """Places an image at the top left of a square canvas, resized (bicubic) where it must be.
+    """Place an image at the top left of a square canvas, resized (bicubic) if necessary.
 
-    One that is larger is reduced to fit. One with a side below `min_side` is enlarged to it, in its own
-    proportions as long as the other side fits on the canvas, and the short side alone from there on.
+    A larger image is downscaled to fit. An image with a side below `min_side` is upscaled until that side
+    reaches it; if the other side would then exceed the canvas, the aspect ratio changes.
 
     Args:
         image: uint8 (H, W, 3).
@@ -72,9 +72,9 @@ def to_canvas(
     Returns:
         (canvas, height, width): uint8 (size, size, 3), zero outside the image's height x width.
     """
-    # DEVIATION: the published code crops from the full image; here a larger one is first reduced (JPEG by
-    # multiples of 1/8 as it is decoded, then bicubic, antialiased), so that batches have one shape and crops
-    # can be cut on the accelerator.
+    # DEVIATION: the published code crops from the full image; here a larger image is first downscaled (JPEG
+    # by multiples of 1/8 during decoding, then bicubic, antialiased), so that batches have one shape and
+    # crops can be made on the accelerator.
     sides = image.shape[:2]
     scale = min(max(1, min_side / min(sides)), size / max(sides))
     height, width = (max(min_side, round(side * scale)) for side in sides)
@@ -88,10 +88,10 @@ def to_canvas(
 def to_square(
     image: UInt8[np.ndarray, "H W ..."], size: int, *, short_side: int, resample: Image.Resampling
 ) -> UInt8[np.ndarray, "size size ..."]:
-    """Resizes the short side (antialiased unless nearest) and cuts the centre, as evaluations do.
+    """Resize the short side (antialiased unless NEAREST) and crop the centre, for evaluations.
 
-    Of a very long image only the middle, LONGEST times as long as it is wide, is resized: no result needs
-    more, and the whole might not fit in memory.
+    Of a very long image only the middle is resized, LONGEST times as long as the short side: the result needs
+    no more, and the whole might not fit in memory.
 
     Args:
         image: uint8 (H, W, 3), or a (H, W) mask.

@@ -13,21 +13,21 @@ from sparse_vis.data.packed_format import sha256_of
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
 
-KINDS = 8  # extensions that are said of what was left out
+KINDS = 8  # extensions of ignored files that are printed
 
 
 class FolderSource:
-    """All image files (EXTENSIONS) below a folder, by sorted path; other and hidden files are not listed.
+    """All image files (EXTENSIONS) below a folder, by sorted path; other and hidden files are ignored.
 
-    Labels are the names of the first-level subfolders, when there are any; an image beside them gets -1.
+    The first-level subfolders, if there are any, are the classes; an image beside them has label -1.
 
     Args:
         path: the folder.
         max_pixels: largest number of pixels of an image.
 
     Attributes:
-        left_out: number of other files by extension; "hidden" for those whose names begin with a dot.
-        same: names of subfolders that are one folder, as links are, group by group; each is read.
+        left_out: number of ignored files by extension; "hidden" for names that begin with a dot.
+        same: groups of subfolders that are the same folder, through links; each of them is read.
 
     Raises:
         UserError: the folder is missing or holds no image, or a subfolder cannot be listed.
@@ -67,15 +67,15 @@ class FolderSource:
 
 
 def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[str]]]:
-    """Sorted relative paths, with `/`, of the images below a folder; `left_out` and `same` of the source.
+    """List a folder: sorted relative paths of its images, with `/`, and FolderSource's `left_out` and `same`.
 
-    Links are followed, except one that leads back to a folder that it lies in.
+    Links are followed, except one to a folder that contains it.
     """
     if not (path and Path(path).is_dir()):
         what = f"{path!r} is a file" if Path(path).is_file() else f"folder {path!r} does not exist"
         raise UserError(f"{what}; give --config.data.path the folder of your images.")
     names, others, folders = [], collections.Counter(), collections.defaultdict(list)
-    waiting: list[tuple[str, tuple]] = [("", ())]  # relative folder, and which folders it lies in
+    waiting: list[tuple[str, tuple]] = [("", ())]  # relative folder, and the folders that contain it
     while waiting:
         folder, above = waiting.pop()
         try:
@@ -93,7 +93,7 @@ def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[s
                     elif _is(entry.is_dir):
                         waiting.append((f"{name}/", (*above, itself)))
                     elif extension in EXTENSIONS and (_is(entry.is_file) or entry.is_symlink()):
-                        names.append(name)  # a link to nothing too: reading it says so
+                        names.append(name)  # broken links too: reading them raises an error
                     else:
                         others[extension or "without extension"] += 1
         except OSError as error:
@@ -105,9 +105,13 @@ def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[s
 
 
 def _linked(folders: Iterable[list[tuple[str, tuple]]]) -> Iterator[list[str]]:
-    """The names of each folder that has several; each is given with the folders that it lies in."""
+    """The names of each folder that has several.
+
+    Args:
+        folders: for each folder, (name, containing folders) of every path to it.
+    """
     for found in folders:
-        # What lies in a folder that is there twice is there twice too, under one last name: not said again.
+        # Subfolders of a folder with two names have two names too, with the same last part: not listed again.
         if len({(name.split("/")[-1], above[-1:]) for name, above in found}) > 1:
             yield sorted(name for name, _ in found)
 
@@ -115,12 +119,12 @@ def _linked(folders: Iterable[list[tuple[str, tuple]]]) -> Iterator[list[str]]:
 def _is(kind) -> bool:
     try:
         return kind()
-    except OSError:  # a link in a circle
+    except OSError:  # a circular link
         return False
 
 
 def left_out(others: collections.Counter) -> str:
-    """What was left out, in words, after a semicolon; nothing where nothing was."""
+    """Ignored files in words, after a semicolon; "" if there were none."""
     listed = ", ".join(f"{count} {escaped(kind)}" for kind, count in others.most_common(KINDS))
     listed += " …" if len(others) > KINDS else ""
     return f"; left out: {listed}" if others else ""

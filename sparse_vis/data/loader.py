@@ -1,9 +1,9 @@
-"""Records -> batches of canvases, through Grain: one endless shuffled stream that every process agrees on.
+"""Records -> batches of canvases, through Grain: one endless shuffled stream, the same in every process.
 
-The stream is a function of (source, seed) alone: the record at position p is the p-th of the shuffled,
-repeated source. Every step takes the next global_batch positions, of which process k of P takes
-b = global_batch / P from k * b on. So the number of processes, workers and threads changes nothing, and one
-number, the position of the next image, says where to go on, with another batch size too.
+The stream depends on (source, seed) alone: the record at position p is the p-th of the shuffled, repeated
+source. Each step takes the next global_batch positions; process k of P takes b = global_batch / P of them,
+from k * b on. The number of processes, workers and threads therefore changes nothing, and the position of the
+next image is enough to continue, even with another batch size.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sparse_vis.runtime.skipped import Skips
 if TYPE_CHECKING:
     from sparse_vis.types import Batch
 
-SHARED_BYTES = 1 << 20  # arrays at least this large go from worker to parent through shared memory
+SHARED_BYTES = 1 << 20  # arrays of at least this size go from worker to parent through shared memory
 
 
 def train_batches(
@@ -50,26 +50,26 @@ def train_batches(
     process_index: int,
     process_count: int,
 ) -> Iterator[tuple[Batch, list[Skips]]]:
-    """Iterates over this process's part of the next batches of the stream.
+    """Iterate over this process's part of the next batches of the stream.
 
     Args:
         source: random-access records.
         global_batch: images per step over all processes; a multiple of process_count.
-        seed: decides the order, 0 to 2**32 - 1; every epoch is shuffled anew.
+        seed: of the order, 0 to 2**32 - 1; every epoch is shuffled differently.
         start_index: position in the stream of the first image.
         steps: number of batches.
         canvas: side of the square canvases in pixels.
-        min_side: smallest side, in pixels, of an image on its canvas, see `to_canvas`: the patch size.
-        workers: decoding processes; 0 decodes in this one.
-        threads: decoding threads in each process that decodes; each holds one batch in memory.
-        on_error: "stop" raises at the first record that cannot be used; "skip" lets the next usable record of
-            the stream stand in for it.
+        min_side: smallest side in pixels of an image on its canvas (`to_canvas`): the patch size.
+        workers: decoding processes; 0 decodes in this process.
+        threads: decoding threads in each decoding process; each holds one batch in memory.
+        on_error: "stop" raises at the first unusable record; "skip" replaces it by the next usable record of
+            the stream.
         process_index: number of this process.
         process_count: number of processes.
 
     Yields:
-        (batch, skipped): a Batch of numpy arrays with global_batch / process_count images; for each of them
-        that stands in for others, these.
+        (batch, skipped): a Batch of numpy arrays with global_batch / process_count images, and, for each
+        image that replaces unusable ones, the list of their (name, reason).
 
     Raises:
         UserError: an argument is out of range (at once); a record cannot be used (while iterating).
@@ -82,10 +82,10 @@ def train_batches(
         )
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed} is out of range; choose 0 to 2**32 - 1.")
-    if not flags.FLAGS.is_parsed():  # Grain reads its flags, which fails where no absl app has started
+    if not flags.FLAGS.is_parsed():  # Grain reads absl flags, which fails outside of an absl app
         flags.FLAGS.mark_as_parsed()
     local = global_batch // process_count
-    # Of numbers and not of records, so that one that cannot be read still has its number.
+    # A stream of record numbers, not of records, so that an unreadable record still has its number.
     stream = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
     load = _Load(source, stream, global_batch, local, start_index, process_index, canvas, min_side, on_error)
     batches = (
@@ -97,7 +97,7 @@ def train_batches(
     if workers:
         _start_tracker()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-        # Small arrays travel faster in the pipe, and leave no segment behind if the run is killed.
+        # Small arrays are faster through the pipe, and leave no shared memory behind if the run is killed.
         shared = grain.experimental.DatasetOptions(min_shm_size=SHARED_BYTES)
         batches = grain.experimental.WithOptionsIterDataset(batches, shared)
         batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
@@ -105,11 +105,11 @@ def train_batches(
 
 
 def _iterate(batches: grain.IterDataset) -> Iterator[tuple[Batch, list[Skips]]]:
-    """Turns Grain's dictionaries into batches, and stops the workers when the iterator is dropped."""
+    """Turn Grain's dictionaries into batches; stop the workers when the iterator is closed."""
     from sparse_vis.types import Batch  # here, because worker processes import this module but need no Batch
 
     iterator = iter(batches)
-    atexit.register(iterator.close)  # at exit a generator still referred to would be closed too late
+    atexit.register(iterator.close)  # at exit, Python closes a generator that is still referenced too late
     try:
         for arrays in iterator:
             found = [json.loads(text) for text in arrays.pop("skipped").tolist()]
@@ -124,7 +124,7 @@ def _iterate(batches: grain.IterDataset) -> Iterator[tuple[Batch, list[Skips]]]:
 
 @dataclass(frozen=True)
 class _Load:
-    """Maps the i-th record of this process to its canvas; picklable, runs in the workers."""
+    """Maps i to the canvas of this process's i-th image; picklable, runs in the workers."""
 
     source: Source
     stream: Any
@@ -139,8 +139,8 @@ class _Load:
     def __call__(self, i: int) -> dict[str, np.ndarray]:
         step, slot = divmod(int(i), self.local)
         position = self.start_index + step * self.global_batch + self.process_index * self.local + slot
-        skipped: dict[tuple[str, str], None] = {}  # a set in order
-        # N positions in a row may miss some of N records where a new epoch begins; 2N - 1 hold a whole one.
+        skipped: dict[tuple[str, str], None] = {}  # an ordered set
+        # Across epochs, N consecutive positions may miss some of the N records; 2N - 1 hold a whole epoch.
         for ahead in range(2 * len(self.source) - 1):
             number = int(self.stream[position + ahead])
             try:
@@ -155,7 +155,7 @@ class _Load:
                 "image": pixels,
                 "height": np.int32(height),
                 "width": np.int32(width),
-                # The position asked for, also where another record stands in: draws stay unique in the batch.
+                # The position itself, even if a later record is used, so that draws stay unique in the batch.
                 "index": np.uint32(position % 2**32),
                 "skipped": np.array(json.dumps(list(skipped))),
             }
@@ -163,15 +163,15 @@ class _Load:
         raise UserError(f"none of {len(self.source)} images can be used; {first.rstrip('.')}.")
 
     def _read(self, number: int) -> tuple[np.ndarray, int, int]:
-        # Twice the canvas: a JPEG's eighths are a coarse filter, so the last half is left to bicubic.
+        # Twice the canvas: JPEG reduction is a coarse filter, so the last factor of 2 is left to bicubic.
         pixels = decode(self.source[number], at_least=2 * self.canvas)
         return to_canvas(pixels, self.canvas, min_side=self.min_side)
 
 
 def _start_tracker() -> None:
-    """Start Python's tracker of shared memory, which cleans up after a process that ends on the spot.
+    """Start Python's shared-memory tracker, which cleans up after a process that ends without doing so.
 
-    Without its warnings: a SIGTERM before the first step is such an end, and meant.
+    Its warnings are off: a SIGTERM before the first step ends the process in this way, on purpose.
     """
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore"
@@ -183,7 +183,7 @@ def _start_tracker() -> None:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Ties a worker's life to its parent's, and leaves signals sent to the whole group to the parent."""
+    """Make a worker end with its parent, and ignore signals to the group, which the parent handles."""
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -191,6 +191,6 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _exit_with_parent() -> None:
-    # Not prctl(PR_SET_PDEATHSIG), which is Linux only and fires when the *thread* that started us ends.
+    # Not prctl(PR_SET_PDEATHSIG): it is Linux only, and fires when the *thread* that started the worker ends.
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -1,7 +1,7 @@
 """Packed images: the files of a folder in a few large shards, written by `python -m sparse_vis pack`.
 
-Shards are ArrayRecord; a record is a msgpack map of `image` (the bytes of the file), `name` and, where the
-folder has classes, `label`. The file packed.json beside them says what they hold: docs/imagenet.md.
+Shards are ArrayRecord files. A record is a msgpack map of `image` (the bytes of the file), `name` and, if the
+folder has classes, `label`. packed.json beside them describes the shards (docs/imagenet.md).
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from sparse_vis.runtime.notes import say_once
 
 
 def has_shard(folder: Path, name: str, shard: dict[str, Any]) -> bool:
-    """Whether a shard lies in the folder at its full length."""
+    """Whether the folder has the shard's file, at its full length."""
     path = folder / name
     return path.is_file() and path.stat().st_size == shard["bytes"]
 
 
 def count_records(path: Path) -> int:
-    """Number of records of a shard as its file tells, 0 if it cannot."""
+    """Number of records in a shard's file; 0 if it cannot be read."""
     try:
         reader = ArrayRecordReader(str(path))
         found = reader.num_records()
         reader.close()
-    except RuntimeError:  # all that ArrayRecord raises; some of it as late as here
+    except RuntimeError:  # the only type that ArrayRecord raises, sometimes only on reading
         return 0
     return found
 
 
 def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
-    """The metadata to go on from: of an earlier call with the same images, or new.
+    """The metadata from which to continue: an earlier call's for the same images, or `new`.
 
     Args:
-        output: folder, made if needed. new: of `describe`.
+        output: folder, created if needed. new: from `describe`.
 
     Raises:
         UserError: the folder holds something else.
@@ -79,14 +79,14 @@ def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
 
 
 class PackedSource:
-    """Records of a packed folder: those of the folder source, in the same order.
+    """Records of a packed folder, as FolderSource gives them for the original folder, in the same order.
 
     Args:
-        path: the folder that `python -m sparse_vis pack` wrote.
+        path: folder written by `python -m sparse_vis pack`.
         max_pixels: largest number of pixels of an image.
 
     Raises:
-        UserError: it is no packed folder, is not finished, or lacks a shard or part of one.
+        UserError: `path` is no packed folder, is not finished, or lacks a shard or part of one.
     """
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
@@ -120,12 +120,12 @@ class PackedSource:
         self.classes, self.images_sha256 = tuple(metadata["classes"]), metadata["images_sha256"]
         self._shards = list(shards)
         self._ends = list(itertools.accumulate(shard["records"] for shard in shards.values()))
-        # With the number of records in brackets no shard is opened before it is read.
+        # With the number of records in brackets, Grain does not open a shard until it is read.
         files = [f"{folder / name}[0:{shard['records']}]" for name, shard in shards.items()]
         self._records = grain.sources.ArrayRecordDataSource(files)
 
     def _check_shard(self, folder: Path, name: str, shard: dict[str, Any]) -> None:
-        """Refuse a shard that lacks bytes or records; the contents are checked as they are read."""
+        """Refuse a shard that lacks bytes or records; contents are checked when they are read."""
         problem = None
         if not has_shard(folder, name, shard):
             path = folder / name

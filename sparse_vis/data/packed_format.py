@@ -1,4 +1,4 @@
-"""What the packed.json and the records of a packed folder must be (docs/imagenet.md)."""
+"""Format of packed.json and of the records of a packed folder (docs/imagenet.md)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, read_json, write_json
 
 METADATA, VERSION = "packed.json", 2
-WITHOUT_CHECKSUMS = 1  # the version before, which is still read
-NAME_ERRORS = "surrogateescape"  # a file's name need not be UTF-8
+WITHOUT_CHECKSUMS = 1  # the previous version, still readable
+NAME_ERRORS = "surrogateescape"  # file names need not be UTF-8
 COMMAND = "python -m sparse_vis pack"
 
-Test = tuple[str, Callable[[Any], bool]]  # what a value must be, and whether it is
+Test = tuple[str, Callable[[Any], bool]]  # description of valid values, and the test for them
 
 
 def _whole(lowest: int) -> Test:
@@ -52,14 +52,14 @@ SHARD_FIELDS: dict[str, Test] = {
         ),
     ),
     "sha256": SHA256,
-    "images": SHA256,  # of its images' names and sizes, skipped ones too; `times` of their times as well
-    "times": SHA256,
+    "images": SHA256,  # of names and sizes of its images, including skipped ones
+    "times": SHA256,  # the same, with modification times
 }
-SINCE_CHECKSUMS = ("sha256", "images", "times")  # fields that the version before lacks
+SINCE_CHECKSUMS = ("sha256", "images", "times")  # fields that the previous version lacks
 
 
 def _check_fields(found: Any, fields: dict[str, Test], where: str) -> None:
-    """Raise ValueError unless a map has exactly these fields, and each is what it must be."""
+    """Raise ValueError unless `found` is a dict with exactly these fields, all valid."""
     if not isinstance(found, dict):
         raise ValueError(f"{where} is no map")
     if odd := sorted(found.keys() ^ fields.keys()):
@@ -70,7 +70,7 @@ def _check_fields(found: Any, fields: dict[str, Test], where: str) -> None:
 
 
 def _check(metadata: dict[str, Any]) -> None:
-    """Raise ValueError, with what is wrong, unless the content of packed.json makes sense."""
+    """Raise ValueError, saying what is wrong, unless the content of packed.json is valid."""
     old = metadata["version"] == WITHOUT_CHECKSUMS
     _check_fields(metadata, FIELDS if old else FIELDS | {CHECKSUM: SHA256}, "it")
     planned = number_of_shards(metadata)
@@ -89,7 +89,7 @@ def _check(metadata: dict[str, Any]) -> None:
 
 
 def number_of_shards(metadata: dict[str, Any]) -> int:
-    """How many shards all images fill."""
+    """Number of shards that all images fill."""
     return -(-metadata["images"] // metadata["shard_size"])
 
 
@@ -99,17 +99,17 @@ def shard_name(number: int, shards: int) -> str:
 
 
 def images_of(metadata: dict[str, Any], number: int) -> range:
-    """Numbers of the images of a shard, skipped ones too."""
+    """Indices of the images of a shard, including skipped ones."""
     start = number * metadata["shard_size"]
     return range(start, min(start + metadata["shard_size"], metadata["images"]))
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """The content of a packed folder's packed.json, all of it checked; `shards` in order.
+    """The checked content of a folder's packed.json, with `shards` in order.
 
     Raises:
-        UserError: it is damaged, cannot be read, or is of another version.
-        FileNotFoundError, NotADirectoryError: there is none.
+        UserError: the file is damaged, cannot be read, or is of a later version.
+        FileNotFoundError, NotADirectoryError: there is no such file.
     """
     path = folder / METADATA
     try:
@@ -138,7 +138,7 @@ def _number(item: tuple[str, Any]) -> int:
 
 
 def sha256_of(names: list[str]) -> str:
-    """What tells sets of images apart, hexadecimal; it knows names, not contents."""
+    """SHA-256 of image names, hexadecimal, as identity of a set of images; contents do not enter."""
     return hashlib.sha256("\n".join(names).encode(errors=NAME_ERRORS)).hexdigest()
 
 
@@ -146,7 +146,7 @@ def describe(names: list[str], classes: tuple[str, ...], shard_size: int) -> dic
     """The metadata of a packed folder without shards.
 
     Args:
-        names, classes: of the folder's images. shard_size: images per shard.
+        names, classes: of the images. shard_size: images per shard.
     """
     return {
         "version": VERSION,
@@ -160,18 +160,18 @@ def describe(names: list[str], classes: tuple[str, ...], shard_size: int) -> dic
 
 
 def write_metadata(output: Path, metadata: dict[str, Any]) -> None:
-    """Replace packed.json, so that it is there whole or not at all."""
+    """Replace packed.json atomically."""
     write_json(output / METADATA, metadata)
 
 
 def unpack(data: bytes, classes: int) -> dict[str, Any]:
-    """A record as it was packed.
+    """Unpack and check a record.
 
     Args:
-        data: msgpack. classes: number of them; 0: there are no labels.
+        data: msgpack. classes: number of classes; 0 if there are no labels.
 
     Raises:
-        ValueError: it is no record, with the reason.
+        ValueError: says why it is no record.
     """
     fields: dict[str, Test] = {
         "image": ("bytes", lambda x: isinstance(x, bytes)),
@@ -184,7 +184,7 @@ def unpack(data: bytes, classes: int) -> dict[str, Any]:
         )
     try:
         record = msgpack.unpackb(data, unicode_errors=NAME_ERRORS)
-    except ValueError as error:  # some have no text
+    except ValueError as error:  # some have no message
         raise ValueError(f"no msgpack: {error or type(error).__name__}") from None
     _check_fields(record, fields, "a record")
     return record

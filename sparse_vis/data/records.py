@@ -1,4 +1,4 @@
-"""Records of a source as arrays, in order: what evaluations read."""
+"""Records of a source as arrays, for evaluations."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Records:
 
     Attributes:
         image: (n, size, size, 3) uint8.
-        name: n names.
-        label: (n,) int32 class, -1 where a record has none; None if the source has no labels.
-        mask: (n, size, size) uint8 instances, 0 for ground; None if the source has no masks.
+        name: names of the n records.
+        label: (n,) int32 class, -1 for a record without one; None if the source has no labels.
+        mask: (n, size, size) uint8 instance numbers, 0 for background; None if the source has no masks.
         labels: (n, k) int32 set of classes in each image, padded with -1; None if the source has no sets.
     """
 
@@ -48,17 +48,17 @@ def read_records(
     short_side: int,
     resize: str = "antialiased",
 ) -> Records:
-    """Reads records in the given order: short side resized (bicubic), centre cut out.
+    """Read records in the given order: resize the short side (bicubic), then crop the centre.
 
     Args:
         source: random-access records.
-        indices: numbers of the records, at least one.
+        indices: of the records, at least one.
         size: side of the square images in pixels.
-        short_side: length of the short side before the cut, at least `size`; published: 256 for 224.
+        short_side: pixels of the short side before the crop, at least `size`; published: 256 for 224.
         resize: "antialiased" (Pillow), or "published": `data/cut.py`, rounded to 8 bits.
 
     Raises:
-        UserError: no or too large numbers, short_side is below size, or a record cannot be decoded.
+        UserError: no indices or one out of range, short_side below size, or a record cannot be decoded.
     """
     if not len(indices) or not 0 <= min(indices) <= max(indices) < len(source):
         raise UserError(f"{len(indices)} records asked of {source!r} with {len(source)}; ask for fewer.")
@@ -88,7 +88,7 @@ def read_records(
 
 
 def _padded(sets: list[np.ndarray]) -> Int32[np.ndarray, "n k"]:
-    """Sets of classes as rows, filled up with -1 to the longest."""
+    """Sets of classes as rows, padded with -1 to the longest."""
     longest = max(map(len, sets))
     return np.stack([np.pad(row, (0, longest - len(row)), constant_values=-1) for row in sets])
 
@@ -96,11 +96,11 @@ def _padded(sets: list[np.ndarray]) -> Int32[np.ndarray, "n k"]:
 def in_batches(
     load: Callable[[np.ndarray], T], indices: np.ndarray, batch_size: int, threads: int
 ) -> Iterator[T]:
-    """What `load` makes of batches of numbers, in order; threads load the next ones meanwhile.
+    """Yield `load(batch of indices)` in order, while threads load the next batches.
 
     Args:
-        load: numbers of the records of one batch → anything. indices: of all records.
-        batch_size: records per call, the last one may have fewer. threads: batches loaded at a time.
+        load: indices of one batch -> anything. indices: of all records.
+        batch_size: records per call; the last call may have fewer. threads: batches loaded at a time.
     """
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque = deque()

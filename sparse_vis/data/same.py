@@ -1,4 +1,4 @@
-"""Whether images are those of an earlier call: checksums of files' names and sizes, without reading them."""
+"""Recognise the images of an earlier call, by checksums of files' names and sizes, without reading them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sparse_vis.data.sources import FolderSource, Source
 
 
 def files_sha256(folder: str | Path, names: Iterable[str], *, times: bool) -> str:
-    """SHA-256, hexadecimal, of the names and sizes of files; a missing one counts as such.
+    """SHA-256, hexadecimal, of the names and sizes of files; a missing file enters as "missing".
 
     Args:
-        folder: with the files. names: below it.
-        times: whether the times of their last change count too. They tell files of equal size apart, as
-            uncompressed images and label maps often are, but a copy of a folder has new ones.
+        folder: that holds the files. names: relative to it.
+        times: whether modification times enter too. They distinguish files of equal size, as uncompressed
+            images and label maps often are, but a copied folder may have new ones.
     """
     found = hashlib.sha256()
     for name in names:
@@ -30,10 +30,12 @@ def files_sha256(folder: str | Path, names: Iterable[str], *, times: bool) -> st
 
 
 def images_sha256(source: Source, indices: Iterable[int], *, times: bool) -> str | None:
-    """What tells some images of a source from others, in their order; None if only its `repr` does.
+    """Checksum that identifies images of a source, in their order; None if the source has none (scenes).
+
+    For sources other than folders it is that of all their images.
 
     Args:
-        source: random-access records. indices: which of them. times: as in `files_sha256`.
+        source: random-access records. indices: of the images. times: as in `files_sha256`.
     """
     if isinstance(source, FolderSource):
         return files_sha256(source.path, [source.names[int(i)] for i in indices], times=times)
@@ -41,10 +43,10 @@ def images_sha256(source: Source, indices: Iterable[int], *, times: bool) -> str
 
 
 def stamp(source: Source, indices: Iterable[int]) -> dict[str, str]:
-    """What a shard remembers of the images it was made of: `images`, names and sizes, and `times` too.
+    """Checksums that a shard stores of its images: `images` of names and sizes, `times` with times too.
 
     Args:
-        source, indices: of `images_sha256`; "" where that is None.
+        source, indices: as in `images_sha256`, whose None becomes "".
     """
     rows = list(indices)
     return {
@@ -54,10 +56,10 @@ def stamp(source: Source, indices: Iterable[int]) -> dict[str, str]:
 
 
 def note_times(names: list[str]) -> None:
-    """Say that images of some shards may have been replaced by others of the same size.
+    """Print a note that images of some shards may have been replaced by others of the same size.
 
     Args:
-        names: of shards whose images have other times than when they were made.
+        names: of shards whose images have other modification times than when the shard was written.
     """
     if names:
         print(

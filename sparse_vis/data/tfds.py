@@ -1,4 +1,4 @@
-"""A prepared TFDS data set as random-access records: docs/imagenet.md."""
+"""A prepared TFDS data set as random-access records (docs/imagenet.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class TfdsSource:
         max_pixels: largest number of pixels of an image.
 
     Raises:
-        UserError: not prepared there, not as ArrayRecord, unknown split, or records without `image`.
+        UserError: the data set is not prepared in data_dir or not as ArrayRecord, the split is unknown or
+            empty, or records have no `image`.
     """
 
     def __init__(self, name: str, *, split: str, data_dir: str, max_pixels: int = MAX_PIXELS):
@@ -54,7 +55,7 @@ class TfdsSource:
         try:
             self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         except NotImplementedError:
-            # A folder keeps its format, so another one is needed.
+            # TFDS cannot change the format of a prepared folder, so another one is needed.
             raise UserError(
                 f"TFDS data set {name!r} in {data_dir!r} is not stored as ArrayRecord; {prepare} with "
                 "another data_dir and set --config.data.path to it."
@@ -68,7 +69,7 @@ class TfdsSource:
             raise UserError(f"split {split!r} of TFDS data set {name!r} is empty; choose a larger one.")
         label, sets = (dict(builder.info.features).get(name) for name in ("label", "labels"))
         sets = getattr(sets, "feature", None)  # of a sequence
-        # These decide the images and their order.
+        # These determine the images and their order.
         self.images_sha256 = sha256_of([builder.info.full_name, split, str(len(self._records))])
         self._labels = [n for n, feature in (("label", label), ("labels", sets)) if hasattr(feature, "names")]
         self.classes = tuple((label if "label" in self._labels else sets).names) if self._labels else ()
@@ -79,13 +80,13 @@ class TfdsSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             found = self._records[index]
-        except RuntimeError as error:  # all that ArrayRecord raises
+        except RuntimeError as error:  # the only type that ArrayRecord raises
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"record {index} of TFDS data set {self.name!r} cannot be read ({reason}); "
                 f"restore or prepare {self.data_dir!r} again."
             ) from None
-        # The key is not kept by TFDS, so the position stands in where a data set has no file names.
+        # TFDS does not return the record's key, so without file names the name is made from the position.
         name = found["file_name"].decode() if "file_name" in found else f"{self.name}/{self.split}#{index}"
         record = {"image": found["image"], "name": name, "max_pixels": self.max_pixels}
         if "label" in self._labels:

@@ -1,4 +1,4 @@
-"""What is wrong with what somebody gives as images, in a sentence with the remedy."""
+"""Check arguments that should be images; say what is wrong in a sentence with a remedy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-OVERSHOOT = 1e-3  # beyond [0, 1]: rounding of whoever scaled them
+OVERSHOOT = 1e-3  # allowed beyond [0, 1]: rounding errors of the caller's scaling
 
 
 def shape_fault(images) -> str:
-    """Why something is no batch of RGB images by its type and shape; "" if it is one."""
+    """Why the type or shape is not that of a batch of RGB images; "" if it is."""
     if (shape := getattr(images, "shape", None)) is None:
         return _no_array(images)
     shape = tuple(shape)
@@ -22,7 +22,7 @@ def shape_fault(images) -> str:
 
 
 def _no_array(images) -> str:
-    """The sentence for pictures, paths and lists of them or of arrays."""
+    """The sentence for PIL images, paths, other objects, and lists of these or of arrays."""
     several = isinstance(images, list | tuple) and len(images) > 0
     first = images[0] if several else images
     what = f"images are a {type(images).__name__}" + (f" of {type(first).__name__}" if several else "")
@@ -37,7 +37,7 @@ def _no_array(images) -> str:
 
 
 def _reshaped(shape: tuple[int, ...]) -> str:
-    """The expression that makes (B, H, W, 3) of an array of another shape."""
+    """An expression that turns an array of this shape into (B, H, W, 3)."""
     if len(shape) == 4:
         first, last = shape[1], shape[-1]
         if first == 3:
@@ -67,7 +67,7 @@ def _reshaped(shape: tuple[int, ...]) -> str:
 
 
 def value_fault(images: np.ndarray | jax.Array) -> str:
-    """Why an array's numbers are no pixels; "" if they are, and for floats inside jit."""
+    """Why an array's dtype or values are not those of pixels; "" if they are, or for floats inside jit."""
     if images.dtype == jnp.uint8:
         return ""
     if not jnp.issubdtype(images.dtype, jnp.floating):

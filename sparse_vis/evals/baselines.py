@@ -1,4 +1,4 @@
-"""Encoders that need no model: what a model must beat."""
+"""Encoders without a model: baselines that a model must beat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import AnyArray, Encoder
 from sparse_vis.models.encoder import patchify
 
-PCA_IMAGES = 1000  # at most, that the components are fitted on
+PCA_IMAGES = 1000  # most images on which the components are fitted
 
 
 def as_unit(images: AnyArray) -> Float[np.ndarray, "B H W 3"]:
@@ -22,7 +22,7 @@ def as_unit(images: AnyArray) -> Float[np.ndarray, "B H W 3"]:
 
 
 def patches_of(images: AnyArray, patch: int) -> Float[np.ndarray, "B n values"]:
-    """The pixels of every patch in a row, in [0, 1]."""
+    """The pixels of every patch as one vector, in [0, 1]."""
     return np.asarray(patchify(jnp.asarray(as_unit(images)), patch))
 
 
@@ -37,7 +37,7 @@ def raw_pixels() -> Encoder:
 
 
 def mean_colour() -> Encoder:
-    """The baseline "mean_colour": an image's best reconstruction by one colour, which any other must beat."""
+    """The baseline "mean_colour": the best reconstruction of an image by a single colour."""
 
     def features(images, wanted):
         del wanted
@@ -48,11 +48,11 @@ def mean_colour() -> Encoder:
 
 
 def patch_pca(train: Part, patch: int, width: int) -> Encoder:
-    """The baseline "pca": each patch's pixels in principal components of training patches, as dense features.
+    """The baseline "pca": dense features are each patch's pixels in principal components of training patches.
 
     Args:
-        train: images whose patches are fitted, evenly spread over it, at most PCA_IMAGES; read at first use.
-        patch: side in pixels. width: number of components, at most the 3·patch² values of a patch.
+        train: fitted on at most PCA_IMAGES of its images, evenly spread, at first use.
+        patch: side in pixels. width: number of components; at most 3·patch² are used.
     """
     width, chosen = min(width, 3 * patch * patch), train.every(-(-len(train) // PCA_IMAGES))
 

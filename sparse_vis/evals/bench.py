@@ -1,4 +1,4 @@
-"""One encoder on one data set: each pass over the images is made once, and all tasks share it."""
+"""One encoder on one data set; all tasks share one pass over the images of each part."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sparse_vis.runtime.progress import Progress
 
 
 class Reducer(NamedTuple):
-    """What is kept of a batch.
+    """Computes the columns that are kept of a batch.
 
     Attributes:
-        keys: of the encoder that it reads; it is left out where the encoder does not give all of them.
-        reduce: these features, the records and the networks → columns, arrays with a row per image.
+        keys: features of the encoder that it reads; skipped if the encoder does not give all of them.
+        reduce: (features, records, networks) → columns: arrays with one row per image.
     """
 
     keys: tuple[str, ...]
@@ -29,11 +29,11 @@ class Reducer(NamedTuple):
 
 @dataclass
 class Bench:
-    """An encoder, the images and what was already computed of them.
+    """An encoder, the images, and the columns computed so far.
 
     Attributes:
-        encoder, data, networks: see there. batch: images per call of the encoder. seed: of all random draws.
-        reducers: part → what all tasks together keep of it.
+        encoder, data, networks: as in their classes. batch: images per call of the encoder.
+        seed: of all random draws. reducers: part → Reducers of all tasks.
     """
 
     encoder: Encoder
@@ -49,13 +49,13 @@ class Bench:
         return encode(self.encoder, images, wanted, self.batch)
 
     def columns(self, part: str) -> dict[str, np.ndarray]:
-        """What the tasks keep of a part, with "label" and "sets" (flags) where it has them; computed once."""
+        """All columns of a part, with "label" and "sets" (flags) if it has them; computed once."""
         if part not in self._columns:
             self._columns[part] = self._pass(part)
         return self._columns[part]
 
     def progress(self, what: str, images: int) -> Progress:
-        """To be told of images as they are handled."""
+        """A progress line for work on images of this encoder; call its `add` for images done."""
         return Progress(f"{self.encoder.name}: {what}", images)
 
     def _pass(self, part: str) -> dict[str, np.ndarray]:

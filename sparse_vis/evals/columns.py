@@ -43,7 +43,7 @@ def _prototype(features: dict, records: Records, networks: Networks) -> dict[str
     return {"prototype": features["prototype"].astype(np.int32)}
 
 
-# Means of tokens: each key by itself, so that an encoder without S has its CLS and U.
+# Means of tokens; one Reducer per key, so that an encoder without S still has CLS and U.
 POOLED = tuple(_pooled(key) for key in ("sparse", "cls", "dense"))
 CONCATENATED = Reducer(("sparse",), _concatenated)
 LOCALIZED = Reducer(("spatial",), _localized)
@@ -52,7 +52,7 @@ PROTOTYPE = Reducer(("prototype",), _prototype)
 
 
 def at_size(images: Float[AnyArray, "N h w 3"], size: int) -> Float[np.ndarray, "N size size 3"]:
-    """Square images in [0, 1], resized to `size` pixels (Pillow's bicubic, by way of 8 bits) if need be."""
+    """Square images in [0, 1], resized to `size` pixels if necessary (Pillow's bicubic, in 8 bits)."""
     if images.shape[1:3] == (size, size):
         return np.asarray(images, np.float32)
     resized = [Image.fromarray(x).resize((size, size), Image.Resampling.BICUBIC) for x in to_uint8(images)]
@@ -62,14 +62,13 @@ def at_size(images: Float[AnyArray, "N h w 3"], size: int) -> Float[np.ndarray, 
 def compared(
     reconstruction: Float[AnyArray, "N h w 3"], images: Num[np.ndarray, "N H W 3"], networks: Networks
 ) -> dict[str, np.ndarray]:
-    """Scores of reconstructions, image by image: psnr, ssim and, where their networks are, lpips, inception.
+    """Scores of each reconstruction: psnr, ssim and, if the networks are given, lpips and inception.
 
     PSNR and SSIM are measured at the images' size, to which reconstructions of another size (256 for 224 px
-    at patch 14) are resized. LPIPS and the Inception features see both sides as 8-bit images through
-    `protocol_crop`.
+    at patch 14) are resized. LPIPS and Inception get 8-bit images that passed through `protocol_crop`.
 
     Args:
-        reconstruction: in [0, 1]. images: as the encoder saw them, uint8 or in [0, 1]. networks: see there.
+        reconstruction: in [0, 1]. images: as the encoder saw them, uint8 or in [0, 1]. networks: Networks.
     """
     same, true = at_size(reconstruction, images.shape[1]), as_unit(images)
     found = {"psnr": psnr(same, true), "ssim": ssim(same, true)}
@@ -82,10 +81,10 @@ def compared(
 def quality(
     columns: dict[str, np.ndarray], networks: Networks, true: Callable[[], Moments]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """PSNR, SSIM, LPIPS and rFID of a set from the columns of `compared`, and what is absent and why.
+    """PSNR, SSIM, LPIPS and rFID of a set from the columns of `compared`; and absent metric → reason.
 
     Args:
-        columns: of all images. networks: see there. true: Inception's moments of the true images.
+        columns: of all images. networks: Networks. true: returns Inception moments of the original images.
     """
     metrics = {name: float(np.mean(columns[name])) for name in ("psnr", "ssim", "lpips") if name in columns}
     if "inception" in columns:

@@ -1,4 +1,4 @@
-"""What `main.py --mode=evaluate` does: the tasks of config.eval on the run's model and those beside it."""
+"""`main.py --mode=evaluate`: run the tasks of config.eval on the run's model and on config.eval.beside."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.notes import say_once
 
-TOP = 5  # of top-5
+TOP = 5  # top-5 accuracy is trivial with this many classes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be evaluated on what, found to be possible.
+    """A checked plan of evaluations.
 
     Attributes:
-        tasks: their names. data, networks: see there.
+        tasks: names. data: Data. networks: Networks.
     """
 
     tasks: tuple[str, ...]
@@ -46,7 +46,7 @@ class Plan:
 
 
 def make_plan(config: ConfigDict) -> Plan:
-    """Open what the evaluations of a configuration read, before any long work starts.
+    """Open and check everything that the evaluations of a configuration read, before any long work starts.
 
     Raises:
         UserError: an unknown task, or one that needs what the source does not have; files or images that are
@@ -62,7 +62,7 @@ def make_plan(config: ConfigDict) -> Plan:
         check_beside(name, config)
     e, tokenizer = config.eval, config.model.tokenizer
     if "reconstruction_probe" in e.tasks and e.reconstruction_probe.target == "vq":
-        load_tokenizer(tokenizer.path, tokenizer.dtype)  # only for what may be wrong with it
+        load_tokenizer(tokenizer.path, tokenizer.dtype)  # only to check the file
     networks = Networks(e.inception, e.lpips.alexnet, e.lpips.heads, e.batch)
     if any(TASKS[name].networks for name in e.tasks) and jax.process_index() == 0:
         for metric, why in networks.absent.items():
@@ -71,16 +71,16 @@ def make_plan(config: ConfigDict) -> Plan:
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]:
-    """Run the tasks that are not finished, write evaluation.json after each, then print the tables.
+    """Run the unfinished tasks, write evaluation.json after each, then print the tables.
 
     Args:
-        config: complete configuration. workdir: of the run; results go there. plan: of `make_plan`.
+        config: complete configuration. workdir: of the run, for results. plan: from `make_plan`.
 
     Returns:
         The figures of config.eval.expected that were not met.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: any error that the user can correct.
     """
     own, weights = own_encoder(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]
     others = [beside_encoder(name, config, weights, train) for name in config.eval.beside]
     results = Results(workdir)
     if any("map" in TASKS[name].needs for e in (own, *others) for name in _left(e, plan, config, results)):
-        # Those of train are read in the first epoch, these only after the last.
+        # Training label maps are read in the first epoch; those of test would only be read after the last.
         check_every_map(plan.data.parts["test"])
     for encoder in (own, *others):
         _evaluate_one(encoder, plan, config, results)
@@ -107,7 +107,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]
 
 
 def _left(encoder: Encoder, plan: Plan, config: ConfigDict, results: Results) -> dict[str, dict]:
-    """The tasks that are not finished with these settings, and the settings."""
+    """Unfinished task → its settings."""
     settings = {name: _settings(name, encoder, plan, config) for name in plan.tasks}
     return {name: s for name, s in settings.items() if not results.finished(encoder.name, name, s)}
 
@@ -141,7 +141,7 @@ def _measure(name: str, bench: Bench, config: ConfigDict) -> Result:
 
 
 def _without_trivial(result: Result, classes: int) -> Result:
-    """The result less top-5 accuracies, where five classes are all."""
+    """The result without top-5 accuracies, if there are at most five classes."""
     if classes > TOP or not any("top5" in row for row in result.metrics.values()):
         return result
     metrics = {of: {k: v for k, v in row.items() if k != "top5"} for of, row in result.metrics.items()}

@@ -1,4 +1,4 @@
-"""The images that evaluations read: parts of any source, opened and checked, read when asked for."""
+"""The images of evaluations: parts of any source, opened and checked at once, read when needed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sparse_vis.evals.features import AnyArray
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped
 
-SHORT_SIDE = 256 / 224  # of the image size, before the centre is cut out; published
+SHORT_SIDE = 256 / 224  # short side before the centre crop, relative to the image size; published
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +31,13 @@ class Part:
     """Some records of a source; equal only to itself.
 
     Attributes:
-        source: random-access records. indices: (N,) which of them, in order.
-        size: side of the square images in pixels. short_side: before the centre is cut out.
-        threads: batches read at a time. resize: of `batches`, as in `read_records`.
-        masks: folder of label maps; None where the source brings its own, or there are none.
-        map_classes: number of classes in label maps; 0 without. map_shift: -1 where class 0 of their files
-            means that nothing is known, and the others count from 1.
-        on_error: "stop" or "skip" where an image cannot be used; see `evals/usable.py`.
+        source: random-access records. indices: (N,) of the records, in order.
+        size: side of the square images in pixels. short_side: before the centre crop.
+        threads: batches read at a time. resize: for `batches`, as in `read_records`.
+        masks: folder of label maps; None if the source has its own, or there are none.
+        map_classes: number of classes in label maps; 0 if there are none. map_shift: -1 if class 0 in the
+            files means "unknown", and classes count from 1; else 0.
+        on_error: "stop" or "skip" at an unusable image (`evals/usable.py`).
     """
 
     source: Source
@@ -55,15 +55,15 @@ class Part:
         return len(self.indices)
 
     def every(self, step: int) -> Part:
-        """The part's every step-th record."""
+        """Every step-th record of the part."""
         return dataclasses.replace(self, indices=self.indices[::step])
 
     def first(self, count: int) -> Part:
-        """The part's first records."""
+        """The first `count` records of the part."""
         return dataclasses.replace(self, indices=self.indices[:count])
 
     def without(self, share: float, seed: int) -> Part:
-        """The part less a share of its records, chosen at random: what a probe holds out for validation."""
+        """The part without a random share of its records, which a probe holds out for validation."""
         left = np.random.default_rng(seed).permutation(len(self))[int(share * len(self)) :]
         return dataclasses.replace(self, indices=self.indices[np.sort(left)])
 
@@ -78,10 +78,10 @@ class Part:
             return {**record, "image": decode(record)}
 
     def example(self) -> dict[str, Any]:
-        """The first of the records that can be used, its image decoded.
+        """The first usable record, its image decoded.
 
         Raises:
-            UserError: none can, or the first one cannot and `on_error` is "stop".
+            UserError: no record is usable, or the first is not and `on_error` is "stop".
         """
         reason = ""
         for row in self.indices:
@@ -103,7 +103,7 @@ class Part:
             raise or_skip(error, "--config.data.on_error=skip to leave it out") from None
 
     def batches(self, batch_size: int) -> Iterator[Records]:
-        """All records in order; images short side first, then the centre, as the test images of probes."""
+        """All records in order, in batches; images are resized by their short side, then centre-cropped."""
 
         def load(rows):
             sides = dict(size=self.size, short_side=self.short_side)
@@ -115,13 +115,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run of evaluations reads.
+    """The data of a run of evaluations.
 
     Attributes:
-        parts: by name. "train" and "test"; on scenes also "one_train" and "one_test", with one digit each.
-        labelled: names of the two parts whose single labels count.
+        parts: by name: "train" and "test"; on scenes with several digits also "one_train" and "one_test",
+            with one digit per image.
+        labelled: names of the train and test part whose single labels are used.
         classes: number of classes; 0 without labels.
-        about: which images these are, plain values for the record of results.
+        about: identity of the images, as plain values for the record of results.
     """
 
     parts: dict[str, Part]
@@ -131,7 +132,7 @@ class Data:
 
     @property
     def single(self) -> bool:
-        """Whether the images of the labelled parts have one class each, or none, and not only sets."""
+        """Whether records of the labelled parts have a single label, not only sets."""
         return "label" in self.parts[self.labelled[0]].example()
 
     @property
@@ -141,14 +142,14 @@ class Data:
 
 
 def open_data(config: ConfigDict) -> Data:
-    """The parts that config.eval names of the source of config.data.
+    """Open the train and test parts of config.data, as config.eval defines them.
 
     Raises:
-        UserError: a split that is not there or is empty, or classes that train and test do not share.
+        UserError: a split that is missing or empty, or train and test with different classes.
     """
     e, size = config.eval, config.model.image_size
     scenes = config.data.source == "scenes"
-    # Scenes are drawn for this size and have nothing to cut off.
+    # Scenes are drawn at the image size and are not cropped.
     short_side = size if scenes else round(size * SHORT_SIDE)
 
     def part(test: bool, **changed) -> Part:
@@ -165,7 +166,7 @@ def open_data(config: ConfigDict) -> Data:
 
     parts, labelled = {"train": part(False), "test": part(True)}, ("train", "test")
     if scenes and config.data.scenes.digits == "many":
-        # Only a scene of one digit has a single label.
+        # Only scenes with one digit have a single label.
         parts |= {"one_train": part(False, max_digits=1), "one_test": part(True, max_digits=1)}
         labelled = ("one_train", "one_test")
     about = {
@@ -184,7 +185,7 @@ def open_data(config: ConfigDict) -> Data:
 
 
 def about_part(part: Part) -> dict:
-    """What the record of results says of a part: which images it has."""
+    """Identity of a part's images, for the record of results."""
     images = images_sha256(part.source, part.indices, times=True)
     return {"records": len(part), "of": repr(part.source), "images_sha256": images}
 
@@ -201,7 +202,7 @@ def _open(config: ConfigDict, split: str, **changed) -> Source:
 
 
 def _held_out(count: int, share: float, test: bool) -> Int[np.ndarray, " N"]:
-    """Every (1/share)-th record is for test, the others for train: sorted folders give of every class."""
+    """Every (1/share)-th record for test, the others for train: in sorted folders that covers all classes."""
     marks = np.floor(np.arange(1, count + 1) * share) > np.floor(np.arange(count) * share)
     indices = np.flatnonzero(marks == test)
     if not len(indices):
@@ -213,7 +214,7 @@ def _held_out(count: int, share: float, test: bool) -> Int[np.ndarray, " N"]:
 
 
 def spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]:
-    """`count` of the records at even distances, or all for 0: sorted folders give of every class."""
+    """`count` records at even distances, or all for 0: in sorted folders that covers all classes."""
     if not count or count >= len(indices):
         return indices
     return indices[np.arange(count) * len(indices) // count]
@@ -222,10 +223,10 @@ def spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]:
 def without_unlabelled(
     columns: dict[str, AnyArray], names: list[str]
 ) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " N"]]:
-    """The named columns and the labels of the rows that have a label.
+    """The named columns and the labels, restricted to rows with a label.
 
     Raises:
-        UserError: none has one.
+        UserError: no row has a label.
     """
     known = np.flatnonzero(columns["label"] >= 0)
     if not len(known):
@@ -237,10 +238,10 @@ def without_unlabelled(
 
 
 def no_classes(train: Int[np.ndarray, " N"], test: Int[np.ndarray, " M"], least: int) -> str:
-    """Why a probe of classes is impossible, "" where it is not.
+    """Why a probe of classes is impossible; "" if it is possible.
 
     Args:
-        train, test: classes of the images, -1 for none. least: number of training images that it needs.
+        train, test: classes of the images, -1 for none. least: number of training images needed.
     """
     train, test = train[train >= 0], test[test >= 0]
     if len(train) < least or not len(test):
@@ -249,5 +250,5 @@ def no_classes(train: Int[np.ndarray, " N"], test: Int[np.ndarray, " M"], least:
 
 
 def multi_hot(labels: Int[AnyArray, "N k"], classes: int) -> Bool[np.ndarray, "N classes"]:
-    """Sets of classes, padded with -1, as one row of flags per image."""
+    """Sets of classes, padded with -1, as one row of booleans per image."""
     return (np.asarray(labels)[:, :, None] == np.arange(classes)).any(axis=1)

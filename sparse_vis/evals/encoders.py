@@ -1,4 +1,4 @@
-"""Encoders by name: the run's own model, others beside it, and baselines without a model."""
+"""Encoders by name: the run's own model, models to compare with, and baselines without a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.runtime.errors import UserError
 
-OWN = "trained"  # row of the run's own model
+OWN = "trained"  # name of the run's own model in tables
 BASELINES = ("untrained", "pixels", "mean_colour", "pca")
 
 
@@ -26,10 +26,10 @@ def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tup
     """The newest checkpoint of a workdir, else the weights that config.init names.
 
     Returns:
-        The encoder, named "trained", and its model and parameters; None for these of an MAE backbone.
+        The encoder, named "trained", and (model, parameters), or None for an MAE backbone.
 
     Raises:
-        UserError: neither is there, or it cannot be loaded, or the checkpoint has another architecture.
+        UserError: there is neither, it cannot be loaded, or the checkpoint has another architecture.
     """
     place, name = str(workdir), None
     trained = step_folder.newest_step(workdir) > 0
@@ -47,14 +47,14 @@ def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tup
     found = read_model(place, name)
     if trained:
         settings.check_resume(settings.plain(found.config), settings.plain(config), workdir)
-    # A model of pixels has no use for it; a probe that predicts codes reads it itself.
+    # Pixel models do not use a tokenizer; a probe that predicts codes reads its own.
     tokenizer = config.model.tokenizer.path if config.model.target == "vq" else None
     model, params = api.assemble(found, place, tokenizer=tokenizer or None, dtype=config.eval.dtype)
     return stellar_encoder(OWN, model, params, origin(found, place, name)), (model, params)
 
 
 def origin(found: Loaded, place: str, name: str | None = None) -> dict:
-    """Where weights were read from: of a workdir the step's folder and its number."""
+    """Where weights were read from; for a workdir, step folder and step."""
     if found.step is not None:
         return {"from": str(found.step), "step": int(found.step.name)}
     return {"from": place, **({"name": name} if name else {})}
@@ -64,11 +64,11 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
     """An encoder of config.eval.beside.
 
     Args:
-        name: of BASELINES, or a place that `sparse_vis.load` accepts. config: complete configuration.
-        own: the run's own model and parameters, for "untrained". train: images that "pca" is fitted on.
+        name: one of BASELINES, or a path that `sparse_vis.load` accepts. config: complete configuration.
+        own: the run's own model and parameters, for "untrained". train: images on which "pca" is fitted.
 
     Raises:
-        UserError: nothing loadable there, or its patches do not fit the images.
+        UserError: nothing can be loaded, or its patches do not fit the images.
     """
     if name == "pixels":
         return raw_pixels()
@@ -92,10 +92,10 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
 
 
 def check_beside(name: str, config: ConfigDict) -> None:
-    """Refuse a name of config.eval.beside that cannot be meant; of what is no workdir the weights are read.
+    """Refuse an invalid name in config.eval.beside; for workdirs, without reading the weights.
 
     Raises:
-        UserError: neither a baseline nor a place with weights; a workdir without checkpoint; other patches.
+        UserError: neither a baseline nor a model; a workdir without checkpoint; patches that do not fit.
     """
     path = pathlib.Path(name)
     if name in BASELINES or name.startswith(hub.PREFIX) or is_shipped(name):

@@ -1,4 +1,4 @@
-"""The one contract of evaluation: an encoder turns images into named arrays; the rest reads those names."""
+"""The contract of evaluations: an Encoder turns images into named arrays, and tasks read these by name."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ AnyArray = Array | np.ndarray
 
 # The names an encoder may return, and the number of dimensions of each array (the batch first).
 RANKS = {"sparse": 3, "cls": 3, "dense": 3, "spatial": 3, "reconstruction": 4, "prototype": 2}
-# What is kept of token sets: the mean over the tokens, under these names.
+# Names of the mean over tokens of each set of tokens.
 POOLED = {"sparse": "mean_S", "cls": "cls", "dense": "mean_U"}
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A named function from images to features; what a model cannot give is not measured for it.
+    """A named function from images to features; metrics of features that it does not give are absent.
 
     Attributes:
         name: row of the result tables.
-        gives: the keys it can give, of
+        gives: keys of the features that it gives, out of
             sparse (B, r, d), S; cls (B, 1, d); dense (B, n, d), U; spatial (B, n, r), L; reconstruction
             (B, h, w, 3), pixels clipped to [0, 1]; prototype (B, r), each token's most likely prototype.
-        features: images (B, H, W, 3), uint8 or float in [0, 1], and the keys wanted, all of `gives`, to a
-            dict of these. It is called with one batch shape only, so it may be jitted.
+        features: (images, keys) → dict with these keys; images are (B, H, W, 3), uint8 or float in [0, 1],
+            and all keys are in `gives`. Called with one batch shape only, so it may be jitted.
         decode: S (B, r, d) and L (B, n, r) to pixels (B, h, w, 3) clipped to [0, 1]; None without a decoder.
-        prototypes: number of prototypes; 0 without.
-        about: what decides its numbers (weights' checksum, seed …), plain values for the record of results.
-        absent: key -> why it is not given, where the user can mend that.
+        prototypes: number of prototypes; 0 if it has none.
+        about: what determines its numbers (weights' checksum, seed …), plain values for the record.
+        absent: key → why it is not given, if the user can change that.
     """
 
     name: str
@@ -62,14 +62,14 @@ class Split:
 def encode(
     encoder: Encoder, images: AnyArray, wanted: tuple[str, ...], batch_size: int
 ) -> dict[str, np.ndarray]:
-    """The wanted features of at most one batch of images, as far as the encoder gives them.
+    """Those of the wanted features that the encoder gives, for at most one batch of images.
 
-    A smaller batch is filled up with copies of its last image, so that the encoder compiles once.
+    A smaller batch is padded with copies of its last image, so that the encoder compiles once.
 
     Args:
-        encoder: see Encoder.
+        encoder: Encoder.
         images: (N, H, W, 3), uint8 or float in [0, 1], 1 ≤ N ≤ batch_size.
-        wanted: keys of the contract. batch_size: images per call of the encoder.
+        wanted: keys of RANKS. batch_size: images per call of the encoder.
 
     Returns:
         key → float32 array of N rows.
@@ -81,7 +81,7 @@ def encode(
     if not wanted:
         return {}
     padding = [(0, batch_size - len(images))] + [(0, 0)] * (images.ndim - 1)
-    # Reading the result at once keeps one batch in flight: many unread ones hang JAX on few cores.
+    # Reading the result at once keeps one batch in flight; many in flight can hang JAX on few cores.
     out = jax.device_get(encoder.features(np.pad(images, padding, mode="edge"), wanted))
     _check_contract(encoder.name, wanted, out, batch_size)
     return {key: np.asarray(out[key][: len(images)], np.float32) for key in wanted}
@@ -101,10 +101,10 @@ def _check_contract(name: str, wanted: tuple[str, ...], out: dict[str, np.ndarra
 
 
 class Regrouped:
-    """Rows of arrays that come in parts of any size, handed on in groups of one size.
+    """Regroups rows that arrive in parts of any size into groups of a fixed size.
 
     Args:
-        size: rows of a group. Its memory is taken once and used for the next group again.
+        size: rows of a group. All groups share the same memory.
     """
 
     def __init__(self, size: int):
@@ -112,7 +112,7 @@ class Regrouped:
         self._held: dict[str, np.ndarray] = {}
 
     def add(self, part: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        """The groups that become full with these rows; each is valid until the next one is asked for."""
+        """Yield the groups that these rows complete; each is valid until the next is requested."""
         count, start = len(next(iter(part.values()))), 0
         while start < count:
             for name, array in part.items():
@@ -125,17 +125,17 @@ class Regrouped:
                 yield from self.rest()
 
     def rest(self) -> Iterator[dict[str, np.ndarray]]:
-        """The rows that are left, if there are any, as a last group."""
+        """Yield the remaining rows, if there are any, as a last group."""
         if self._filled:
             yield {name: array[: self._filled] for name, array in self._held.items()}
         self._filled = 0
 
 
 def square_grid(patches: int) -> tuple[int, int]:
-    """Rows and columns of the n patches of a square image, as all images of evaluations are.
+    """(rows, columns) of the patches of a square image.
 
     Raises:
-        UserError: n is no square.
+        UserError: the number of patches is no square.
     """
     side = math.isqrt(patches)
     if side * side != patches:
@@ -144,10 +144,10 @@ def square_grid(patches: int) -> tuple[int, int]:
 
 
 def pool(features: Mapping[str, AnyArray]) -> dict[str, np.ndarray]:
-    """One vector per image: "mean_S", "cls" and "mean_U", as far as present.
+    """One vector per image and set of tokens: "mean_S", "cls" and "mean_U".
 
     Args:
-        features: as from `encode`, tokens on axis 1; keys that are not token sets are dropped.
+        features: as from `encode`, tokens on axis 1; absent sets and other keys are left out.
 
     Returns:
         dict of (N, d) float32 arrays.
@@ -160,7 +160,7 @@ def pool(features: Mapping[str, AnyArray]) -> dict[str, np.ndarray]:
 
 
 def check_labels(what: str, labels: Integer[AnyArray, " labels"], classes: int) -> None:
-    """Raises a UserError unless all labels, of which there is at least one, lie in 0 … classes−1."""
+    """Raise a UserError unless all labels, at least one, are in 0 … classes−1."""
     low, high = int(np.min(labels)), int(np.max(labels))
     if low < 0 or high >= classes:
         raise UserError(
@@ -172,7 +172,7 @@ def check_labels(what: str, labels: Integer[AnyArray, " labels"], classes: int) 
 def check_labelled(
     what: str, features: Float[AnyArray, "rows f"], labels: Integer[AnyArray, " labels"], classes: int
 ) -> None:
-    """Raises a UserError unless pooled features and class labels can be used by a probe.
+    """Raise a UserError unless a probe can use these pooled features and class labels.
 
     Args:
         what: name of the set for the message, for example "train".
@@ -188,7 +188,7 @@ def check_labelled(
             f"The {what} set has {len(features)} features and {len(labels)} labels; give as many of each."
         )
     check_labels(what, labels, classes)
-    # A float64 sum is finite exactly if every float32 term is, and needs no array of flags.
+    # A float64 sum is finite exactly if every float32 term is; unlike isfinite it needs no array of flags.
     with np.errstate(invalid="ignore"):
         total = np.sum(np.asarray(features), dtype=np.float64)
     if not np.isfinite(total):

@@ -1,4 +1,4 @@
-"""Evaluations of maps and pictures: localization, reconstruction."""
+"""Evaluations of localization and of reconstruction."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from sparse_vis.types import Features
 
 
 def checksums(model: nn.Module, params: dict) -> dict[str, int]:
-    """CRC-32 of all parameters, which tells weights apart, and of the module's fields, as its temperature."""
+    """CRC-32 of all parameters, and of the module's fields, such as its temperature."""
     crc = 0
     for leaf in jax.tree.leaves(params):
         crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
@@ -30,7 +30,7 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
     """A STELLAR model as an Encoder of the evaluation contract.
 
     Args:
-        name: row of the tables. model, params: of `sparse_vis.load`. about: where the weights come from.
+        name: row of the tables. model, params: from `sparse_vis.load`. about: origin of the weights.
     """
     absent = {}
     if model.decoder.codes and model.tokenizer is None:
@@ -57,7 +57,7 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
         return api.reconstruct(model, params, out)
 
     gives = ("cls", "sparse", "dense", "spatial", "prototype", "reconstruction")
-    if model.bottleneck == "dense":  # it has queries, but neither decodes nor trains what they find
+    if model.bottleneck == "dense":  # such a model has queries, but neither trains nor decodes S and L
         gives = ("cls", "dense", "reconstruction")
     return Encoder(
         name,
@@ -71,11 +71,11 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
 
 
 def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict) -> Encoder:
-    """A plain ViT without queries, as the MAE initialisation is: CLS and U.
+    """A plain ViT without queries, such as an MAE backbone, as an Encoder: CLS and U.
 
     Args:
-        name: row of the tables. config: whose model's sizes the backbone has. backbone: of `read_backbone`.
-        about: where it comes from.
+        name: row of the tables. config: with the backbone's sizes in config.model. backbone: parameters from
+            `read_backbone`. about: origin of the weights.
     """
     m = config.model
     vit = Vit(

@@ -1,4 +1,4 @@
-"""What evaluations need of the records, found out before any image is encoded."""
+"""Check that the records have what the evaluations need, before any image is encoded."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def check_needs(data: Data, tasks: Mapping[str, Task]) -> None:
     """Refuse tasks that need what the records do not have.
 
     Args:
-        data: what is read. tasks: those that are asked for, by name.
+        data: of the evaluations. tasks: name → Task, of all requested tasks.
 
     Raises:
-        UserError: names the task, what it lacks and which images, or an image or label map that is damaged.
+        UserError: names the task, what it lacks and for which images; or a damaged image or label map.
     """
     for part_name, part in data.parts.items():
         record = part.example()
@@ -47,7 +47,7 @@ def check_needs(data: Data, tasks: Mapping[str, Task]) -> None:
 
 
 def _check_count(name: str, task: Task, part_name: str, part: Part, labelled: bool) -> None:
-    """Refuse too few images, or images of a single class, as far as that is known without reading them."""
+    """Refuse too few images, or images of a single class, if that is known without reading them."""
     kind = "train" if part_name.endswith("train") else "test"
     least = task.least[kind == "test"]
     labels = known_labels(part) if labelled else None
@@ -63,13 +63,13 @@ def _check_count(name: str, task: Task, part_name: str, part: Part, labelled: bo
 
 
 def _refusal(name: str, need: str, found: str, remedy: str = "") -> UserError:
-    """The sentence that an evaluation lacks something."""
+    """The error for an evaluation that lacks something."""
     leave = f"leave {name!r} out of config.eval.tasks"
     return UserError(f"the evaluation {name!r} needs {need}; {found}: {remedy}{leave}.")
 
 
 def known_labels(part: Part) -> Int[np.ndarray, " N"] | None:
-    """The class of every image of a folder, -1 for none; None of other sources, which must be read."""
+    """The class of every image of a folder, -1 for none; None for other sources, which must be read."""
     if not isinstance(part.source, FolderSource):
         return None
     numbers = {name: number for number, name in enumerate(part.source.classes)}

@@ -1,4 +1,4 @@
-"""evaluation.json and evaluation.md: every number with every setting, written whole after each task."""
+"""evaluation.json and evaluation.md: every number with all settings, written atomically after each task."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PACKAGES = ("jax", "flax", "optax", "numpy", "pillow", "ml_collections")
 
 
 class Results:
-    """The results in a workdir, on disk after every change.
+    """The results in a workdir; every change is written to disk.
 
     Args:
-        workdir: where evaluation.json and evaluation.md go; results already there are kept.
+        workdir: for evaluation.json and evaluation.md; existing results are kept.
 
     Raises:
         UserError: evaluation.json is damaged.
@@ -37,16 +37,16 @@ class Results:
         self.encoders: dict[str, dict] = _read(self.path)
 
     def finished(self, encoder: str, task: str, settings: dict) -> bool:
-        """Whether this pair was measured with exactly these settings."""
+        """Whether this encoder and task were measured with exactly these settings."""
         known = self.encoders.get(encoder, {}).get(task)
         return known is not None and known["settings"] == plain(settings)
 
     def add(self, encoder: str, task: str, settings: dict, result: Result, ran: dict) -> None:
-        """Keep a result, in place of an earlier one of the pair.
+        """Store a result, replacing an earlier one of the same encoder and task.
 
         Args:
-            encoder, task: their names. settings: what decides the numbers. result: the numbers.
-            ran: what else is worth knowing of this run; not compared when finished work is looked for.
+            encoder, task: names. settings: everything that determines the numbers. result: the numbers.
+            ran: further facts about this run, which `finished` does not compare.
         """
         self.encoders.setdefault(encoder, {})[task] = {
             "settings": plain(settings),
@@ -58,14 +58,14 @@ class Results:
         write_json(self.path, {"format": FORMAT, "encoders": self.encoders})
 
     def metrics(self, encoder: str, task: str) -> dict[str, dict[str, float | None]]:
-        """What was measured → metric → number, None for none."""
+        """What was measured → metric → number, or None if it was not finite."""
         return self.encoders[encoder][task]["metrics"]
 
     def tables(self, encoders: Iterable[str], tasks: Iterable[str], known: Iterable[str] = ()) -> str:
-        """The results of these encoders as Markdown, one table per task, with what is absent below it.
+        """The results of these encoders as Markdown: one table per task, absent metrics listed below it.
 
         Args:
-            encoders, tasks: their names. known: reasons for absence that are said elsewhere.
+            encoders, tasks: names. known: reasons for absence that are printed elsewhere.
         """
         encoders, known = list(encoders), set(known)
         return "\n".join(self._table(encoders, task, known) for task in tasks)
@@ -80,7 +80,7 @@ class Results:
 
 
 def table(found: dict[str, dict]) -> tuple[list[list[str]], list[str]]:
-    """Results of one task as rows of cells, the header first, and sentences on what is absent.
+    """Results of one task as rows of cells, the header first, and sentences on absent metrics.
 
     Args:
         found: encoder → entry of evaluation.json.
@@ -101,7 +101,7 @@ def table(found: dict[str, dict]) -> tuple[list[list[str]], list[str]]:
 
 
 def cell(value: float | int | None) -> str:
-    """A number of a table; a dash where there is none."""
+    """A number as text of a table; a dash for None."""
     return "-" if value is None else f"{value:.0f}" if value == int(value) > 9 else f"{value:.4g}"
 
 
@@ -115,7 +115,7 @@ def markdown(lines: list[list[str]]) -> list[str]:
 
 
 def plain(value):
-    """A value as JSON gives it back: no tuples, no NumPy, and null for what is not finite."""
+    """A value in JSON types: no tuples, no NumPy; numbers that are not finite become None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -126,7 +126,7 @@ def plain(value):
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes a result."""
+    """Versions of Python and of the packages that compute results."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 

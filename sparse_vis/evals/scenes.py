@@ -1,7 +1,7 @@
 """The quickstart's table: what a model trained on scenes has learnt, one row per encoder.
 
-Reconstruction, localization and prototypes are measured on held-out scenes of the training kind, classes on
-held-out scenes with one digit; held-out digits and backgrounds were never trained on.
+Reconstruction, localization and prototypes are measured on held-out scenes like those of training, classes on
+held-out scenes with one digit. Digits and backgrounds of held-out scenes do not occur in training.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def reducers(data: Data) -> dict[str, tuple[Reducer, ...]]:
 
 
 def row(bench: Bench, seed: int) -> dict[str, float]:
-    """The columns that an encoder has: psnr (dB), fg_ari, best_iou, accuracies, and prototype_usage.
+    """An encoder's row of the table: psnr (dB), fg_ari, best_iou, accuracies, and prototype_usage.
 
-    The last is the share of the prototypes that are the best match of at least one token.
+    prototype_usage is the share of prototypes that are the most likely one of at least one token.
 
     Args:
         bench: of the encoder. seed: of the linear probes.
@@ -60,7 +60,7 @@ def row(bench: Bench, seed: int) -> dict[str, float]:
 
 
 def draw(bench: Bench, path: pathlib.Path) -> None:
-    """The first scenes with their reconstructions, masks and token maps, as a picture.
+    """Save a picture of the first scenes with reconstructions, masks and token maps.
 
     Args:
         bench: of an encoder that gives reconstructions and L. path: of the PNG.

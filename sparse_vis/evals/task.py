@@ -1,4 +1,4 @@
-"""What an evaluation is: what it needs, keeps of the images and measures."""
+"""Interface of an evaluation: what it needs, what it keeps of each image, what it measures."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Result:
     """What a task measured of an encoder.
 
     Attributes:
-        metrics: what was measured (a feature, a head; "" where there is but one) → metric → number.
+        metrics: what was measured (a feature or head; "" if there is only one) → metric → number.
         absent: metric, or the task's name for all of them → why there is no number.
-        details: whatever else belongs into the record: plain values.
+        details: other plain values for the record of results.
     """
 
     metrics: Metrics
@@ -35,12 +35,11 @@ class Task:
     Attributes:
         measure: bench and complete configuration → Result.
         needs: what records must have: "label", "class" (a label or a set), "mask" (instances), "map".
-        reads: keys of the encoder without any of which there is nothing to measure.
-        reducers: data → part → what is kept of its images in the shared pass.
-        protocol: configuration → every constant of the protocol, plain values.
-        networks: whether the networks behind rFID and LPIPS are part of it.
-        least: numbers of train and test images without which there is nothing to measure; of those with a
-            class where it needs one.
+        reads: features of the encoder, of which the task needs at least one.
+        reducers: data → part → Reducers that the shared pass over its images applies.
+        protocol: configuration → all constants of the protocol, as plain values.
+        networks: whether the task uses the networks of rFID and LPIPS.
+        least: smallest numbers of train and test images; with a class, if the task needs classes.
     """
 
     measure: Callable[[Bench, ConfigDict], Result]

@@ -1,4 +1,4 @@
-"""With config.data.on_error=skip: the images of evaluations less those that cannot be used."""
+"""Remove unusable images from the data of evaluations (config.data.on_error=skip)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sparse_vis.runtime.progress import Progress
 
 
 def without_unusable(data: Data, workdir: pathlib.Path) -> Data:
-    """Parts without the images that cannot be decoded, which are named in skipped.txt of the workdir.
+    """The data without images that cannot be decoded, which are listed in skipped.txt of the workdir.
 
-    Reads every image once, before any is encoded: all tasks and encoders then see the same ones, and the
-    record of results says which.
+    Reads every image once, before any is encoded, so that all tasks and encoders see the same images, and the
+    record of results identifies them.
 
     Raises:
-        UserError: none of a part can be used.
+        UserError: no image of a part can be used.
     """
     skips: skipped.Skips = []
     parts = {name: _usable_part(name, part, skips) for name, part in data.parts.items()}
@@ -37,7 +37,7 @@ def without_unusable(data: Data, workdir: pathlib.Path) -> Data:
 
 
 def _usable_part(name: str, part: Part, skips: skipped.Skips) -> Part:
-    if isinstance(part.source, SceneSource):  # drawn, from no files
+    if isinstance(part.source, SceneSource):  # computed, not read from files
         return part
 
     def check(row: int) -> int:

@@ -1,4 +1,4 @@
-"""Measured figures beside published ones: met, missed or absent."""
+"""Compare measured figures with published ones: met, missed or absent."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from sparse_vis.evals.results import Results, cell, markdown
 
 
 def verdict(results: Results, encoder: str, expected: Iterable) -> tuple[str, list[str]]:
-    """Compares results with figures that are to be met within a tolerance, to either side.
+    """Compare results with figures that are to be met within a tolerance, above or below.
 
     Args:
-        results: finished ones. encoder: whose.
+        results: of finished tasks. encoder: name of the encoder to compare.
         expected: rows of task, what was measured, metric, published figure and tolerance.
 
     Returns:

@@ -1,4 +1,4 @@
-"""One sentence for a file that cannot be read as what its name says."""
+"""The error sentence for a weight file that cannot be read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparse_vis.runtime.errors import UserError
 
-# What most "damaged" downloads turn out to be, by their first bytes.
+# First bytes -> what most apparently damaged downloads turn out to be.
 _DISGUISES = (
     (b"version https://git-lfs", "is a Git-LFS pointer without its tensors; fetch it with `git lfs pull`"),
     (b"<", "is a web page instead of a weight file; download the file itself, not the page that shows it"),
@@ -19,10 +19,10 @@ _DISGUISES = (
 
 
 def damaged(path: Path, kind: str, cause: Exception | str) -> UserError:
-    """The sentence for a file that no reader understands.
+    """The error for a file that cannot be read; its first bytes may tell what it really is.
 
     Args:
-        path: of the file. kind: what it was read as. cause: why that failed, for the sentence.
+        path: of the file. kind: format as which it was read. cause: why that failed.
     """
     if os.path.getsize(path) == 0:
         return UserError(f"{path} is empty; download or export it again.")

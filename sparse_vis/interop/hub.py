@@ -19,11 +19,11 @@ def fetch(
     """Local path of one file of a hub repository, downloaded if it is not in the cache.
 
     Args:
-        address: "owner/repository". filenames: in the repository; the first that it has is taken.
+        address: "owner/repository". filenames: alternatives; the first that the repository has is fetched.
         revision: branch, tag or commit. local_files_only: never use the network.
 
     Raises:
-        UserError: no such address can be, huggingface_hub is not installed, or no file can be had.
+        UserError: an invalid address, huggingface_hub is not installed, or none of the files can be fetched.
     """
     if not re.fullmatch(f"{_NAME}/{_NAME}", address):
         raise UserError(f"{PREFIX}{address} names no repository; write {PREFIX}owner/repository/model.")
@@ -57,8 +57,9 @@ def fetch(
 def unreachable() -> str:
     """Why the hub does not answer within PATIENCE seconds; "" if it does.
 
-    Asked first, as huggingface_hub alone tries for half a minute, with a warning each time. It takes the same
-    proxies and HF_HUB_OFFLINE. In a thread, as looking up a host name knows no time limit.
+    Called before a download, because huggingface_hub alone would retry for half a minute, with a warning each
+    time. Respects the same proxies and HF_HUB_OFFLINE. Runs in a thread, because resolving a host name has no
+    time limit.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -79,10 +80,12 @@ def unreachable() -> str:
 
 
 def snapshot(path: pathlib.Path) -> pathlib.Path:
-    """The newest files of a repository in the hub's cache, of which a folder above was given; else the path.
+    """The snapshot folder of a repository in the hub's cache, if `path` is a folder above it; else `path`.
+
+    Prefers the snapshot of branch main.
 
     Raises:
-        UserError: several snapshots, none of which is the branch main.
+        UserError: no snapshot, or several of which none is that of main.
     """
     top = path.parent if path.name == "snapshots" else path
     if not (top.name.startswith("models--") and (top / "snapshots").is_dir()):

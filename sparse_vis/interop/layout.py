@@ -1,7 +1,7 @@
-"""Converting between our stacked, fused parameter tree and the torch layout of one ViT.
+"""Convert between our parameter tree of a ViT and the torch layout.
 
-Torch keeps linear weights as out x in, convolutions as out x in x kh x kw, queries, keys and values
-apart, and layers under numbered names; we keep kernels as in x out, one fused QKV and a leading layer axis.
+Torch stores linear weights as out x in, convolutions as out x in x kh x kw, separate queries, keys and
+values, and layers under numbered names. Our kernels are in x out, QKV is fused, and layers are stacked.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def trunk_out(tree: dict, prefix: str) -> Tensors:
 
 
 def trunk_in(tensors: Tensors, prefix: str, layers: int) -> dict:
-    """`<prefix>.encoder.layer.<i>.*` and `<prefix>.layernorm.*` -> our trunk of that many layers."""
+    """`<prefix>.encoder.layer.<i>.*` and `<prefix>.layernorm.*` -> our trunk with `layers` layers."""
     blocks = [_block_in(tensors, f"{prefix}.encoder.layer.{i}") for i in range(layers)]
     return {"blocks": _stack(blocks), "norm": norm_in(tensors, f"{prefix}.layernorm")}
 

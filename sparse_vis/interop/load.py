@@ -1,4 +1,4 @@
-"""Whatever a user points at -> configuration and parameters: our checkpoints, released files, the hub."""
+"""Read configuration and parameters of a model from our checkpoints, released files, or the hub."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import file_sha256
 
-# A released file may hold an EMA copy beside the model, and with do_cls false it lacks the CLS head.
+# A released file may also hold the EMA teacher, and with do_cls false it lacks the CLS head.
 _TEACHER = (r"teacher_(sparse_tokens|(encoder|head|cls_head)\..*)",)
 _CLS_HEAD = "cls_cluster_head"
-RELEASED = "sparse_tokens"  # what a released STELLAR model has and no backbone
+RELEASED = "sparse_tokens"  # a tensor that released STELLAR models have and backbones do not
 
-# Small models trained on scenes that come with the package: a release folder and a card (README.md) each.
+# Small models trained on scenes, shipped with the package: one release folder with a README.md each.
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "checkpoints"
 
-# What --checkpoint of every tool takes.
+# Values that --checkpoint of every tool accepts.
 PLACES = "workdir, step folder, released file or folder, hf:// address, or scenes-tiny"
 
 
@@ -44,10 +44,10 @@ class Loaded:
 
     Attributes:
         config: complete configuration. params: parameter tree, without a tokenizer.
-        tokenizer: weights of the VQ tokenizer named beside the model; None if none is named.
-        unused: tensors of a released file that the model does not read, under their own names.
-        step: step folder of one of our own checkpoints, else None.
-        teacher: EMA copy in that checkpoint, where it was wanted and there is one.
+        tokenizer: weight file of the VQ tokenizer that manifest or configuration names, or None.
+        unused: tensors of a released file that the model does not use, under their own names.
+        step: step folder, for one of our own checkpoints; else None.
+        teacher: EMA parameters of that checkpoint, if requested and present.
     """
 
     config: ConfigDict
@@ -70,7 +70,7 @@ def _abstract_params(model: Stellar) -> dict:
 
 def released_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Name and shape of every released tensor that a configuration's model reads."""
-    # Views of one shared element, so that full-size models cost nothing.
+    # Views of a single element, so that full-size models take no memory.
     tree = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), abstract_params(config))
     return {
         name: tensor.shape for name, tensor in params_to_tensors(tree, config.model.patch, copy=False).items()
@@ -78,14 +78,14 @@ def released_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
 
 
 def _check_size(config: ConfigDict, weights: pathlib.Path) -> None:
-    """Refuse a model that cannot be in a file, before its tensors' names and shapes are listed.
+    """Refuse a model too large for the file, before shapes of all its tensors are computed.
 
     Raises:
-        UserError: it has more parameters than the file has bytes.
+        UserError: the model has more parameters than the file has bytes.
     """
     tree = abstract_params(config)
     sizes = {name: sum(math.prod(x.shape) for x in jax.tree.leaves(part)) for name, part in tree.items()}
-    count = sum(sizes.values()) - sizes["cls_head"]  # which a release need not have
+    count = sum(sizes.values()) - sizes["cls_head"]  # a release may lack the CLS head
     if count > weights.stat().st_size:
         raise UserError(
             f"{weights} has {weights.stat().st_size} bytes and cannot hold the {count} parameters of the "
@@ -94,20 +94,20 @@ def _check_size(config: ConfigDict, weights: pathlib.Path) -> None:
 
 
 def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
-    """A released safetensors file.
+    """Read a released weight file.
 
     Args:
         weights: the file. entry: its manifest entry. name: of the model.
 
     Raises:
-        UserError: a missing, misshapen or unknown tensor, or an architecture we do not know.
+        UserError: a missing, misshapen or unknown tensor, or an unsupported architecture.
     """
     config = manifest.to_config(entry, name)
     found = as_transformers_4(read_tensors(weights))
     _check_size(config, weights)
     expected = released_shapes(config)
     if not manifest.complete(entry, name)["do_cls"] and not any(k.startswith(f"{_CLS_HEAD}.") for k in found):
-        # Random, as our model always has one; nothing that such a file was trained for reads it.
+        # A random head, because our model always has one; models trained without it do not use it.
         head, token = build_model(config).cls_head, jnp.zeros((1, config.model.width), jnp.float32)
         found |= head_out(head.init(jax.random.key(0), token)["params"], _CLS_HEAD)
     checked = check_tensors(found, expected, (*UNUSED, *_TEACHER), weights)
@@ -128,15 +128,15 @@ def _pick(models: dict, name: str | None, folder: pathlib.Path | str) -> str:
 
 
 def transformers_kind(path: pathlib.Path) -> str | None:
-    """The `model_type` of a config.json of transformers; None of any other file, or of none."""
+    """The `model_type` in a config.json of transformers; None if there is no such file or entry."""
     try:
         return json.loads(path.read_text()).get("model_type")
     except (OSError, ValueError, AttributeError, RecursionError):
-        return None  # read_manifest says what is wrong with it
+        return None  # read_manifest reports what is wrong with the file
 
 
 def _no_backbone(path: pathlib.Path) -> None:
-    """Refuse the config.json of a model of transformers, whatever weights are beside it."""
+    """Refuse the config.json of a transformers model."""
     if kind := transformers_kind(path):
         raise UserError(
             f"{path} is that of a {kind} of transformers, which is no STELLAR model; a ViT or ViTMAE can be "
@@ -145,7 +145,7 @@ def _no_backbone(path: pathlib.Path) -> None:
 
 
 def _read_file(path: pathlib.Path, name: str | None) -> Loaded:
-    """A safetensors or torch file with its config.json beside it, or one of the five known names."""
+    """Read a safetensors or torch file with config.json beside it, or with one of the five known names."""
     if path.suffix not in (*SAFETENSORS, *TORCH):
         raise UserError(f"{path} is no released .safetensors file; give the path of one, or of a folder.")
     beside = path.parent / "config.json"
@@ -168,7 +168,7 @@ def _read_file(path: pathlib.Path, name: str | None) -> Loaded:
 
 
 def _read_folder(path: pathlib.Path, name: str | None) -> Loaded:
-    """A release folder, with its config.json or with a file of one of the five known names."""
+    """Read a release folder with its config.json, or with a file of one of the five known names."""
     weights = path / f"{name}.safetensors"
     if not (path / "config.json").is_file() and name in manifest.KNOWN and weights.is_file():
         return read_released(weights, {}, name)
@@ -192,12 +192,12 @@ def _read_hub(address: str, name: str | None, revision: str | None, local_files_
     entry = models[chosen]
     loaded = read_released(fetch(entry["weights"]), entry, chosen)
     if loaded.tokenizer is not None:
-        fetch(loaded.tokenizer.name)  # lands beside the weights
+        fetch(loaded.tokenizer.name)  # stored beside the weights
     return loaded
 
 
 def check_shipped(folder: pathlib.Path) -> None:
-    """Refuse a model of the package whose files are not those of its SHA256SUMS.
+    """Refuse a shipped model whose files do not match its SHA256SUMS.
 
     Raises:
         UserError: names the file.
@@ -212,13 +212,13 @@ def check_shipped(folder: pathlib.Path) -> None:
 
 
 def is_shipped(path: str | pathlib.Path) -> bool:
-    """Whether a path is the name of a model that comes with the package; what is on disk goes first."""
+    """Whether a path is the name of a shipped model, and no file or folder of that name exists."""
     path = hub.snapshot(pathlib.Path(path))
     return not path.exists() and path.name == str(path) and (SHIPPED / path).is_dir()
 
 
 def _alike(path: pathlib.Path) -> str:
-    """What a path that does not exist may have been meant to be: " (did you mean …?)", or what is there."""
+    """For a path that does not exist: " (did you mean …?)", or what the nearest existing folder holds."""
     if path.is_symlink():
         return f" (it is a link to {os.readlink(path)})"
     shipped = difflib.get_close_matches(str(path), [folder.name for folder in SHIPPED.iterdir()], n=1)
@@ -243,13 +243,13 @@ def read_model(
 
     Args:
         path: workdir or step folder of ours; released .safetensors file with config.json beside it;
-            release folder; hf://owner/repository/model; or the name of a model that comes with the package.
-        name: of the model in a release of several.
+            release folder; hf://owner/repository/model; or the name of a shipped model.
+        name: which model, if a release holds several.
         revision, local_files_only: for the hub.
-        teacher: whether the EMA copy in one of our own checkpoints is wanted too.
+        teacher: whether to read the EMA teacher too, from one of our own checkpoints.
 
     Raises:
-        UserError: nothing loadable there; names what is wrong and what to do.
+        UserError: nothing can be loaded; says what is wrong and what to do.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r} is no checkpoint; give a {PLACES}.")
@@ -277,7 +277,7 @@ def read_model(
 
 
 def _read_step(step: pathlib.Path, teacher: bool) -> Loaded:
-    """A step folder of ours."""
+    """Read one of our step folders."""
     config = settings.from_plain(step_folder.read_config(step), step / "config")
     abstract = abstract_params(config)
     params = step_folder.restore_params(step, abstract)

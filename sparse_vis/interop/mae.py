@@ -1,4 +1,4 @@
-"""MAE backbones as the encoder's starting point; the MAE's own decoder is not used."""
+"""Read MAE backbones as initial weights of the encoder; the MAE's decoder is not used."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ FAMILIES = (transformers_vit.MAE, facebook_mae.ORIGINAL_MAE, transformers_vit.AL
 
 
 def find_file(path: str) -> pathlib.Path | None:
-    """The weight file meant by a path, a folder, or hf://owner/repository; None if it is no MAE release.
+    """The weight file of a path, a folder, or hf://owner/repository; None if it cannot be an MAE backbone.
 
     Raises:
-        UserError: a hub address that cannot be fetched, or a folder of transformers without its weights.
+        UserError: a hub address that cannot be fetched, or a folder of transformers without weights.
     """
     if path.startswith(hub.PREFIX):
         address = path.removeprefix(hub.PREFIX)
@@ -55,7 +55,7 @@ def find_file(path: str) -> pathlib.Path | None:
 def _fetch(address: str) -> pathlib.Path:
     path = hub.fetch(address, *FILES)
     with contextlib.suppress(UserError):
-        hub.fetch(address, "config.json")  # for check_heads; lands beside the weights, as the parts do
+        hub.fetch(address, "config.json")  # for check_heads; stored beside the weights, as the parts are
     if path.name.endswith(INDEX):
         for name in shards(path):
             hub.fetch(address, name)
@@ -63,16 +63,16 @@ def _fetch(address: str) -> pathlib.Path:
 
 
 def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
-    """Our encoder without queries from an MAE backbone; another image size resizes the position table.
+    """Our encoder's parameters, without queries, from an MAE backbone; the position table is resized.
 
     Args:
         path: safetensors or torch file, or the index of several. config: of the model to be initialised.
 
     Returns:
-        Tree of float32 numpy arrays; None if it may be a released model instead.
+        Tree of float32 numpy arrays; None if the file holds a released STELLAR model instead.
 
     Raises:
-        UserError: an unreadable file, or tensors that are missing, of another architecture, or unknown.
+        UserError: an unreadable file; tensors that are missing or unknown, or of another architecture.
     """
     found = as_transformers_4(read_tensors(path))
     family = next((f for f in FAMILIES if any(re.fullmatch(f.telltale, name) for name in found)), None)
@@ -91,7 +91,7 @@ def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
     shapes = {name: x.shape for name, x in encoder_out(blank, "vit", m.patch).items()}
     position = found.get(family.rename(POSITION))
     if position is not None and position.ndim == 3:
-        # Any square grid will do: the table is resized below.
+        # Any square grid is accepted: the table is resized below.
         side = round(max(position.shape[1] - 1, 0) ** 0.5)
         shapes[POSITION] = (1, 1 + side * side, m.width)
     checked = check_tensors(found, family.expected(shapes), family.unused, path)
@@ -104,10 +104,10 @@ def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
 
 
 def check_heads(path: pathlib.Path, config: ConfigDict) -> None:
-    """Refuse another number of attention heads, which no tensor's shape shows.
+    """Refuse another number of attention heads, which tensor shapes do not show.
 
     Args:
-        path: config.json beside the weights; nothing is checked if it is not there or names no heads.
+        path: config.json beside the weights; without it, or if it gives no number, nothing is checked.
         config: of the model to be initialised.
 
     Raises:

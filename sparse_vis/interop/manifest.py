@@ -1,4 +1,4 @@
-"""config.json of the released form ⇄ our configuration (docs/method.md section 9)."""
+"""Convert between config.json of the released form and our configuration (docs/method.md section 9)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.values import Choice, Form, Range, shown
 
-# The released keys of config.model's settings.
+# Key in a released config.json -> setting in config.model.
 SETTINGS = {
     "image_size": "image_size", "patch_size": "patch", "embed_dim": "width", "num_hidden_layers": "layers",
     "num_attention_heads": "heads", "intermediate_size": "mlp_dim", "num_sparse_tokens": "tokens",
@@ -25,7 +25,7 @@ SETTINGS = {
     "num_decoder_layers": "decoder.layers", "decoder_hidden_size": "decoder.width",
     "decoder_attention_heads": "decoder.heads", "decoder_intermediate_size": "decoder.mlp_dim",
 }  # fmt: skip
-# What the released manifest leaves to the backbone's name: embed_dim -> (layers, heads).
+# Sizes that released manifests imply by the backbone's name: embed_dim -> (layers, heads).
 BACKBONES = {768: (12, 12), 1024: (24, 16), 1280: (32, 16)}
 _RELEASED = {
     "image_size": 224, "num_sparse_tokens": 16, "spatial_temp": 0.06, "do_cls": True, "num_clusters": 16384,
@@ -33,7 +33,7 @@ _RELEASED = {
     "predictor_hidden_size": 2048, "decoder_hidden_size": 512, "decoder_attention_heads": 8,
     "decoder_intermediate_size": 2048, "vq_model": None,
 }  # fmt: skip
-# The five released models, in case a weight file comes without its manifest.
+# The five released models, for weight files without a manifest.
 KNOWN = {
     "stellar-b16": {"embed_dim": 768, "patch_size": 16},
     "stellar-l16": {"embed_dim": 1024, "patch_size": 16},
@@ -50,8 +50,8 @@ def read_manifest(path: pathlib.Path) -> dict:
         path: of config.json.
 
     Raises:
-        UserError: no such file, no JSON, other content than its checksum says (only our own exports have
-            one), or no models with their weights' names in it.
+        UserError: the file is missing, is no JSON, does not match its checksum (only our own exports have
+            one), or lists no models with weight files.
     """
     try:
         models = read_json(path)["models"]
@@ -81,13 +81,13 @@ def read_manifest(path: pathlib.Path) -> dict:
 def check_inside(file: object, name: str) -> None:
     """Refuse a file name that leads out of the release's folder.
 
-    Names are judged, not where links lead: in the hub's cache every file is a link to another folder.
+    Links are not followed: in the hub's cache every file is a link to another folder.
 
     Args:
-        file: from the manifest. name: of the model, for the message.
+        file: from the manifest. name: of the model, for messages.
 
     Raises:
-        UserError: it is no relative path, or one with "..".
+        UserError: the name is no relative path, or contains "..".
     """
     parts = pathlib.PurePosixPath(file).parts if isinstance(file, str) and file.isprintable() else ()
     if not parts or {"/", "//", ".."} & {*parts} or max(map(len, parts)) > 200:
@@ -99,16 +99,16 @@ def _refuse(name: str, what: str) -> NoReturn:
 
 
 def complete(entry: dict, name: str) -> dict:
-    """A manifest entry with every size filled in, all in their ranges (sparse_vis/config/ranges.py).
+    """A manifest entry with every size filled in and checked against sparse_vis/config/ranges.py.
 
     Args:
         entry: as read. name: of the model, for messages.
 
     Raises:
-        UserError: a size that is needed and cannot be derived, a value of a wrong type or out of its range,
-            or an unsupported choice.
+        UserError: a missing size that cannot be derived, a value of a wrong type or out of range, or an
+            unsupported choice.
     """
-    for key in ("spatial_temp", "predictor_layers"):  # no tensor of the file tells what was meant
+    for key in ("spatial_temp", "predictor_layers"):  # tensor shapes do not show these
         if key in entry and entry[key] is None:
             _refuse(name, f"has no value for {key}")
     given = {key: value for key, value in entry.items() if value is not None}
@@ -150,13 +150,13 @@ def _check(entry: dict, key: str, allowed: Range | Choice | Form, name: str) -> 
 
 
 def to_config(entry: dict, name: str) -> ConfigDict:
-    """Our configuration of a manifest entry, float32, otherwise the published recipe.
+    """Our configuration for a manifest entry: its model in float32, otherwise the published recipe.
 
     Args:
         entry: as in the manifest. name: of the model.
 
     Raises:
-        UserError: as `complete`; or sizes that cannot go together.
+        UserError: as `complete`; or contradictory sizes.
     """
     full = complete(entry, name)
     config = default_config()
@@ -173,10 +173,10 @@ def to_config(entry: dict, name: str) -> ConfigDict:
 
 
 def vq_entry(tokenizer: VQGAN, weights: str) -> dict:
-    """A manifest entry's `vq_model`.
+    """The `vq_model` of a manifest entry.
 
     Args:
-        tokenizer: its sizes. weights: file name of its tensors.
+        tokenizer: module whose sizes are written. weights: name of its weight file.
     """
     return {
         "weights": weights, "num_channels": 3, "resolution": 256, "dropout": 0.0,
@@ -187,10 +187,10 @@ def vq_entry(tokenizer: VQGAN, weights: str) -> dict:
 
 
 def from_config(config: ConfigDict, weights: str) -> dict:
-    """The manifest entry of one of our configurations, every size written out.
+    """The manifest entry of one of our configurations, with every size.
 
     Args:
-        config: complete configuration. weights: file name of the tensors.
+        config: complete configuration. weights: name of the weight file.
     """
     entry = {key: at(config.model, setting) for key, setting in SETTINGS.items()}
     vq = {"num_embeddings": config.model.tokenizer.codes} if config.model.target == "vq" else None

@@ -1,4 +1,4 @@
-"""MaskGIT-VQGAN weight files, torch or original Flax layout, to and from our parameter tree.
+"""Read MaskGIT-VQGAN weight files, in torch or original Flax layout, into our parameter tree.
 
     ours                                 torch                                original Flax, after params/
     encoder/conv_in/kernel               encoder.conv_in.weight               encoder/Conv_0/kernel
@@ -6,7 +6,7 @@
     decoder/up_4_upsample_conv/bias      decoder.up.4.upsample_conv.bias      decoder/Conv_1/bias
     codebook                             quantize.embedding.weight            quantizer/codebook
 
-The original numbers its modules in the order of computation, so its decoder counts from the coarsest level,
+The Flax original numbers modules in the order of computation, so its decoder counts from the coarsest level,
 while torch's `up.i` is resolution level i. Flax kernels are kh x kw x in x out, torch's out x in x kh x kw.
 """
 
@@ -39,7 +39,7 @@ IN_BLOCK = {
 
 
 def load_tokenizer(path: str | Path, dtype: DTypeLike = jnp.float32) -> tuple[VQGAN, dict]:
-    """Reads a MaskGIT-VQGAN of any size; its sizes follow from the tensors' shapes.
+    """Read a MaskGIT-VQGAN; its sizes follow from the tensors' shapes.
 
     Args:
         path: a torch or safetensors file in the torch layout (maskgit-vqgan-imagenet-f16-256.bin), or the
@@ -67,7 +67,12 @@ def load_tokenizer(path: str | Path, dtype: DTypeLike = jnp.float32) -> tuple[VQ
 
 @dataclass(frozen=True)
 class _Layout:
-    """One of the two file layouts: name(our path), and whether kernels are stored as torch does."""
+    """One of the two file layouts.
+
+    Attributes:
+        levels, blocks: resolution levels and residual blocks per level.
+        name: our path -> name in the file. torch: whether kernels are stored as in torch.
+    """
 
     levels: int
     blocks: int
@@ -83,8 +88,8 @@ class _Layout:
 
 def _layout_of(names: Iterable[str]) -> _Layout:
     if any("ResBlock_" in name for name in names):
-        # Outside its residual blocks the decoder has levels + 1 convolutions; it has blocks per level and
-        # once more in the middle.
+        # The decoder has levels + 1 convolutions outside of residual blocks, and `blocks` residual blocks for
+        # each level and for the middle.
         levels = _count(r"params/decoder/Conv_(\d+)/", names) - 1
         blocks = _count(r"params/decoder/ResBlock_(\d+)/", names) // (max(levels, 0) + 1)
         return _Layout(
@@ -95,12 +100,12 @@ def _layout_of(names: Iterable[str]) -> _Layout:
 
 
 def _count(pattern: str, names: Iterable[str]) -> int:
-    # How many numbers there are, not the largest: a name may hold any number.
+    # The number of different indices, not the largest one: a damaged name may hold any index.
     return len({match[1] for match in map(re.compile(pattern).match, names) if match})
 
 
 def _sizes(found: Mapping[str, np.ndarray], layout: _Layout, path: str | Path) -> dict:
-    """Fields of the VQGAN, from the shapes of the few tensors that tell them."""
+    """Sizes of the VQGAN, from the shapes of a few tensors."""
     ranks = {"codebook": 2, "encoder/conv_in/kernel": 4}
     ranks |= {f"encoder/down_{level}_block_0/conv2/kernel": 4 for level in range(layout.levels)}
     telling = {}
@@ -150,7 +155,7 @@ def _flax_name(ours: str, modules: Mapping[str, str]) -> str:
 
 
 def _flax_modules(levels: int, blocks: int) -> dict[str, str]:
-    """Our module to the original's, which numbers each kind of module in the order of computation."""
+    """Our module -> the original's, which numbers each kind of module in the order of computation."""
     middle = [f"mid_{block}" for block in range(blocks)]
     down = [f"down_{level}_block_{block}" for level in range(levels) for block in range(blocks)]
     up = [f"up_{level}_block_{block}" for level in reversed(range(levels)) for block in range(blocks)]

@@ -1,8 +1,7 @@
-"""Other people's names of tensors: what wraps a model, and families of backbones.
+"""Tensor names in other projects' weight files: prefixes of wrappers, and families of backbones.
 
-A family (one file in families/) is a renaming from the names of transformers 4, `vit.*`, to its own. Where
-several of those get one name, its tensor holds them one after the other along the first axis (fused queries,
-keys and values).
+A family (one file in families/) maps the names of transformers 4, `vit.*`, to its own. If several names map
+to one, that tensor is their concatenation along the first axis (fused queries, keys and values).
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ import numpy as np
 
 from sparse_vis.runtime.errors import UserError
 
-# Parts of names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing put in.
+# Parts of names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing insert.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Of one layer: transformers 5 -> transformers 4.
+# Names within a layer: transformers 5 -> transformers 4.
 _LAYER_5 = {
     "attention.q_proj": "attention.attention.query",
     "attention.k_proj": "attention.attention.key",
@@ -34,12 +33,12 @@ _NAME_5 = re.compile(rf"((?:.*\.)?)layers\.(\d+)\.({'|'.join(map(re.escape, _LAY
 
 @dataclass(frozen=True)
 class Family:
-    """Backbones whose tensors have names of their own.
+    """Tensor names of a family of backbones.
 
     Attributes:
-        title: for sentences. telltale: regular expression of names that only this family has.
-        rename: name of transformers 4 (`vit.*`) -> the family's.
-        unused: regular expressions of names that it has besides the encoder.
+        title: for messages. telltale: regular expression of names that only this family has.
+        rename: name in transformers 4 (`vit.*`) -> name in the family.
+        unused: regular expressions of the family's tensors that are not part of the encoder.
     """
 
     title: str
@@ -48,7 +47,7 @@ class Family:
     unused: tuple[str, ...] = ()
 
     def expected(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Shapes by the names of transformers 4 -> by the family's."""
+        """Shapes of the family's tensors, from shapes by transformers 4 name."""
         found: dict[str, tuple[int, ...]] = {}
         for name, shape in shapes.items():
             theirs = self.rename(name)
@@ -58,7 +57,7 @@ class Family:
     def to_vit(
         self, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, np.ndarray]:
-        """The family's tensors -> by the names of transformers 4, in the order and sizes of `shapes`."""
+        """The family's tensors under their transformers 4 names; fused ones are split as `shapes` says."""
         start = dict.fromkeys(tensors, 0)
         found = {}
         for name, shape in shapes.items():
@@ -72,10 +71,10 @@ class Family:
 
 
 def without_wrappers(found: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """Names without what wraps a model: `module.`, `_orig_mod.` and the like, `model.` before all names.
+    """Tensors with wrappers' parts (`module.`, …) removed from names, and `model.` if all begin with it.
 
     Raises:
-        UserError: two tensors would get one name.
+        UserError: two tensors would get the same name.
     """
     parts = {name: [part for part in name.split(".") if part not in WRAPPERS] for name in found}
     outer = all(len(p) > 1 and p[0] == "model" for p in parts.values())
@@ -92,7 +91,7 @@ def as_transformers_4(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`<prefix>layers.<i>.attention.q_proj` of transformers 5 -> `<prefix>encoder.layer.<i>.attention.…`.
 
     Args:
-        found: tensors by name; names that transformers 5 does not have stay as they are.
+        found: tensors by name; names that are not of transformers 5 stay as they are.
     """
     matches = {name: _NAME_5.fullmatch(name) for name in found}
     return {

@@ -1,4 +1,4 @@
-"""The released form of STELLAR's weights ⇄ our parameter tree (docs/method.md section 9)."""
+"""Convert between STELLAR's released weights and our parameter tree (docs/method.md section 9)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparse_vis.interop.layout import (
     trunk_out,
 )
 
-# Written by the published code, read by nothing: poolers, and the decoder's own patch embedding.
+# Tensors that the published code saves but never uses: poolers, and the decoder's own patch embedding.
 UNUSED = (r".*pooler\.dense\.(weight|bias)", r"decoder\.embeddings\..*")
 _HEADS = {"sparse_head": "clustering_head", "cls_head": "cls_cluster_head"}
 _TEACHER_HEADS = {"sparse_head": "teacher_head", "cls_head": "teacher_cls_head"}
@@ -55,9 +55,9 @@ def params_to_tensors(params: dict, patch: int, *, copy: bool = True) -> Tensors
     """Our parameter tree -> released names and torch layouts, without the unused tensors.
 
     Args:
-        params: tree of `init_params`; gradients of the same structure work too.
+        params: tree as from `init_params`; gradients of the same structure work too.
         patch: patch side in pixels.
-        copy: make every array contiguous; False leaves views, enough to read shapes.
+        copy: make every array contiguous; False leaves views, which suffice to read shapes.
 
     Returns:
         dict of float32 arrays.
@@ -84,7 +84,7 @@ def params_to_tensors(params: dict, patch: int, *, copy: bool = True) -> Tensors
 
 
 def teacher_to_tensors(teacher: dict, patch: int) -> Tensors:
-    """The EMA copy (encoder with queries, both heads) -> released teacher names."""
+    """Our EMA teacher (encoder with queries, both heads) -> tensors with the released teacher names."""
     tensors = {
         "teacher_sparse_tokens": np.asarray(teacher["encoder"]["queries"]),
         **encoder_out(teacher["encoder"], "teacher_encoder", patch),
@@ -122,12 +122,12 @@ def tensors_to_params(tensors: Tensors, layers: int, decoder_layers: int) -> dic
 
 
 def unused_tensors(params: dict, *, teacher: bool) -> Tensors:
-    """Zeros for the tensors that the published module declares and never reads, so that it loads strictly.
+    """Zeros for tensors that the published module declares but never uses, so that strict loading works.
 
-    The decoder's patch embedding is that of a default ViT, 224 px in patches of 16, whatever the model's are.
+    The unused patch embedding of the decoder is always that of a ViT for 224 px and patch 16.
 
     Args:
-        params: our parameter tree. teacher: whether an EMA copy is written too.
+        params: our parameter tree. teacher: whether the EMA teacher is exported too.
     """
     width = params["encoder"]["cls_token"].shape[-1]
     decoder = params["decoder"]["proj"]["bias"].shape[-1]

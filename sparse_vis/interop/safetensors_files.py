@@ -1,6 +1,6 @@
-"""Safetensors files and their shards -> named arrays; our own carry a checksum of every tensor.
+"""Read safetensors files and their shards; write them with a checksum of every tensor.
 
-The format has none, so a flipped bit that gives another finite number cannot be seen in other people's files.
+The format itself has no checksums: in other files, a flipped bit that gives a finite number goes unnoticed.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def write_safetensors(tensors: dict[str, np.ndarray], path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, compared with their checksums if it has some.
+    """All tensors of a file, checked against their checksums if it has them.
 
     Raises:
         UserError: a damaged file.
     """
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             sums = json.loads((file.metadata() or {}).get(CHECKSUMS, "{}"))
         changed = [name for name, value in sums.items() if name in found and checksum(found[name]) != value]
-    # Element types that numpy lacks, such as float8, raise AttributeError or KeyError; damage anything.
+    # Element types that NumPy lacks, such as float8, raise AttributeError or KeyError; damage, any type.
     except Exception as error:
         raise damaged(path, "safetensors", error) from error
     changed += sorted(sums.keys() ^ found.keys()) if sums else []
@@ -69,10 +69,10 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def shards(index: Path) -> list[str]:
-    """File names in the index of a model that was saved in parts (model.safetensors.index.json).
+    """File names in the index of a model saved in parts (model.safetensors.index.json).
 
     Raises:
-        UserError: no such index, or a name that leaves its folder.
+        UserError: the index cannot be read, or names a file outside its folder.
     """
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))

@@ -1,8 +1,8 @@
-"""Read our own checkpoints: step folders, found and compared with their checksums.
+"""Find our own checkpoints (step folders), read them, and check them against their checksums.
 
-A step folder holds `params` (all that `load` needs), `rest` (optimizer, EMA, counters), `data` (the
-next index of the global stream, what the next row of metrics averages, and a checksum of every array and
-JSON file) and `config`.
+A step folder holds `params` (all that `load` needs), `rest` (optimizer, EMA, counters), `data` (next position
+in the global stream, sums for the next row of metrics, and a checksum of every array and JSON file) and
+`config`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ ITEMS = ("params", "rest", "data", "config")
 T = TypeVar("T")
 
 
-# Of tensorstore's messages: the drivers that a cause came through, and the specifications behind it.
+# Parts of tensorstore's messages around the cause: the drivers before it, the specifications after it.
 _AROUND_CAUSE = (
     r"^[A-Z_]+: (Error opening \"\w+\" driver: )*(Error reading \"[^\"]*\" in OCDBT database at [^:]*: )?"
     r"| \[tensorstore_spec.*|\. See full TensorStore details.*"
 )
-_STEP = rf'(?<=")[^"]*/{FOLDER}/\d+/'  # the folder of a step, which the sentence names already
+_STEP = rf'(?<=")[^"]*/{FOLDER}/\d+/'  # path of the step folder, which our sentence names already
 
 
 def reason_of(error: BaseException) -> str:
-    while error.__cause__ is not None:  # Orbax's own says only where in an array it was
+    while error.__cause__ is not None:  # Orbax's outer error says only in which array it occurred
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}"
@@ -50,13 +50,13 @@ def reason_of(error: BaseException) -> str:
 
 
 def saved_steps(workdir: pathlib.Path) -> str:
-    """What a run that stops has to go on from, in words."""
+    """The saved steps from which a stopped run can continue, in words."""
     steps = _steps(workdir)
     return f"steps saved there: {', '.join(map(str, steps))}" if steps else "no step is saved there"
 
 
 def damaged(folder: pathlib.Path, reason: str) -> UserError:
-    """The sentence for a checkpoint that is there but cannot be read, or is not what was saved."""
+    """The error for a checkpoint that exists but cannot be read, or whose checksums differ."""
     return UserError(
         f"checkpoint {folder} is incomplete or damaged ({reason}); "
         "delete that folder to go on from an earlier step, or restore it from a copy."
@@ -75,10 +75,10 @@ def _read_json(step: pathlib.Path, item: str) -> dict:
 
 
 def read_data(step: pathlib.Path) -> tuple[dict, dict | None]:
-    """The `data` of a step folder, and the checksums of all its items; None where it was saved without.
+    """The `data` of a step folder, and the checksums of all its items, or None if it was saved without.
 
     Raises:
-        UserError: it cannot be read, or is not what was saved.
+        UserError: it cannot be read, or its checksum differs.
     """
     data = _read_json(step, "data")
     saved = data.pop("checksums", None)
@@ -90,11 +90,11 @@ def read_data(step: pathlib.Path) -> tuple[dict, dict | None]:
 
 
 def compare(step: pathlib.Path, saved: dict | None, item: str, tree) -> None:
-    """Refuse arrays that are not those that were saved; says so where that cannot be told.
+    """Refuse restored arrays whose checksums differ; without checksums, print a note.
 
     Args:
-        step: step folder. saved: checksums, of `read_data`. item: of ITEMS.
-        tree: what was restored of it, or a part of that.
+        step: step folder. saved: checksums, from `read_data`. item: one of ITEMS.
+        tree: restored arrays of the item, all or some.
 
     Raises:
         UserError: names the first array that differs.
@@ -108,30 +108,30 @@ def compare(step: pathlib.Path, saved: dict | None, item: str, tree) -> None:
 
 
 def _is_step(path: pathlib.Path) -> bool:
-    """Whether a folder is that of a step, complete or not: classes of images may be called 0, 1 … too."""
+    """Whether a folder is a step folder, complete or not; folders of classes may be named 0, 1 … too."""
     ours = path.parent.name == FOLDER or any((path / item).is_dir() for item in ITEMS)
     return path.name.isdigit() and ours
 
 
 def _steps(path: pathlib.Path) -> list[int]:
-    """Step folders of a workdir, or of its checkpoints folder; complete or not."""
+    """Steps with a folder in a workdir or its checkpoints folder, complete or not, sorted."""
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     return sorted(int(p.name) for p in folder.glob("*") if _is_step(p) and p.is_dir())
 
 
 def newest_step(workdir: pathlib.Path) -> int:
-    """The newest step that a workdir has a folder for; 0 if there is none."""
+    """The newest step with a folder in a workdir, complete or not; 0 if there is none."""
     return max(_steps(workdir), default=0)
 
 
 def find_step(path: pathlib.Path) -> pathlib.Path:
-    """The step folder that a path means.
+    """The step folder for a path.
 
     Args:
-        path: of a workdir or its checkpoints folder (their newest step), or of a step folder; a folder.
+        path: a workdir or its checkpoints folder, for the newest step, or a step folder.
 
     Raises:
-        UserError: no complete checkpoint, or a step folder that lacks something.
+        UserError: there is no checkpoint, or the step folder is incomplete.
     """
     if not _is_step(path):
         steps = _steps(path)
@@ -148,7 +148,7 @@ def find_step(path: pathlib.Path) -> pathlib.Path:
 
 
 def _remedy(path: pathlib.Path) -> str:
-    """What to give instead of a folder without checkpoints, by what it is."""
+    """The rest of the error sentence for a folder without checkpoints, by what the folder is."""
     step = next((folder for folder in path.absolute().parents if _is_step(folder)), None)
     if step is not None:
         return f"; it is a part of one: give {step}"
@@ -161,15 +161,15 @@ def _remedy(path: pathlib.Path) -> str:
 
 
 def read_newest(path: pathlib.Path, read: Callable[[pathlib.Path], T]) -> T:
-    """Read from the step folder that a path means; training may go on meanwhile.
+    """Read from the step folder for a path, even while training continues there.
 
-    Where a run removes the newest step of its workdir, there is a newer one, which is read instead.
+    If the run removes the step folder during the reading, it has saved a newer one, which is read instead.
 
     Args:
-        path: as of `find_step`. read: called with a step folder.
+        path: as for `find_step`. read: called with a step folder.
 
     Raises:
-        UserError: of `find_step` and `read`.
+        UserError: from `find_step` or `read`.
     """
     while True:
         newest = max(_steps(path), default=None)
@@ -181,10 +181,10 @@ def read_newest(path: pathlib.Path, read: Callable[[pathlib.Path], T]) -> T:
 
 
 def read_config(step: pathlib.Path) -> dict:
-    """The configuration that a step folder was trained with.
+    """The configuration saved in a step folder, as JSON content.
 
     Raises:
-        UserError: it cannot be read, or is not what was saved.
+        UserError: it cannot be read, or its checksum differs.
     """
     config, (_, saved) = _read_json(step, "config"), read_data(step)
     if saved is not None and saved.get("config") != checksums.of_json(config):
@@ -198,7 +198,7 @@ def _here(abstract: dict) -> dict:
 
 
 def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
-    # Not above: Orbax takes a second to import, and a released model has no step folder.
+    # Imported here: it takes a second, and released models do not need it.
     import orbax.checkpoint as ocp
 
     target = _here(abstract)
@@ -220,29 +220,29 @@ def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
     except Exception as error:
         raise damaged(step, reason_of(error)) from error
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not isinstance(leaf, jax.Array):  # what a partial restore does not find it leaves as a shape
+        if not isinstance(leaf, jax.Array):  # a partial restore leaves missing arrays as shapes
             raise damaged(step, f"{item} lacks {path_name(path)}")
     compare(step, saved, item, tree)
     return tree
 
 
 def restore_params(step: pathlib.Path, abstract: dict) -> dict:
-    """Parameters of a step folder on this process's first device, whatever devices trained them.
+    """Parameters of a step folder, on this process's first device, trained on any number of devices.
 
     Args:
-        step: of `find_step`. abstract: shapes of the parameter tree.
+        step: from `find_step`. abstract: shapes of the parameter tree.
 
     Raises:
-        UserError: the arrays cannot be read, have other shapes, or are not what was saved.
+        UserError: the arrays cannot be read, have other shapes, or other checksums.
     """
     return _restore_part(step, "params", abstract)
 
 
 def restore_teacher(step: pathlib.Path, abstract: dict) -> dict:
-    """The EMA copy of a step folder, as `restore_params`, without reading its optimizer state.
+    """The EMA teacher of a step folder, without reading its optimizer state; placed as in `restore_params`.
 
     Args:
-        step: of `find_step`. abstract: shapes of the parameter tree.
+        step: from `find_step`. abstract: shapes of the parameter tree.
 
     Returns:
         Tree of arrays: encoder, sparse_head, cls_head.

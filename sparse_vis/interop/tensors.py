@@ -1,4 +1,4 @@
-"""Reading named tensors from other people's weight files, and checking that they are the right ones."""
+"""Read named tensors from weight files, and check that they are those of the expected model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sparse_vis.runtime.errors import UserError
 SAFETENSORS = (".safetensors",)
 TORCH = (".bin", ".pt", ".pth", ".ckpt", ".tar")
 MSGPACK = (".msgpack", "")  # the MaskGIT release has no extension
-INDEX = ".index.json"  # of a model that was saved in several files
-LISTED = 8  # names of each kind in an error message
+INDEX = ".index.json"  # index of a model saved in several files
+LISTED = 8  # most names of each kind in an error message
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 _SHARD = re.compile(r"(.+)-\d+-of-\d+(\.\w+)")
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads every tensor of a safetensors, torch or Flax msgpack file, chosen by the extension.
+    """Read all tensors of a safetensors, torch or Flax msgpack file; the extension decides which it is.
 
     Args:
         path: .safetensors; .bin, .pt, .pth, .ckpt, .tar (torch, possibly nested under "state_dict" or "model"
@@ -34,8 +34,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             .index.json (all files that it names).
 
     Returns:
-        Name to array in the file's own layout and dtype (bfloat16 as ml_dtypes.bfloat16). Names are
-        without what DistributedDataParallel and torch.compile put before them.
+        Name -> array in the file's layout and dtype (bfloat16 as ml_dtypes.bfloat16), without the prefixes of
+        DistributedDataParallel, torch.compile and the like.
 
     Raises:
         UserError: a missing, damaged or unknown file, or a torch file where torch is not installed.
@@ -65,20 +65,20 @@ def check_tensors(
     known_unused: Iterable[str],
     path: str | Path,
 ) -> dict[str, np.ndarray]:
-    """Checks that a file holds exactly the tensors a model needs, and that they are finite numbers.
+    """Check that a file holds exactly the tensors that a model needs, and that they are finite.
 
     Args:
-        found: name to array, as read.
-        expected: name to shape.
-        known_unused: regular expressions; found names that match one in full may be left unused.
-        path: the file, for the message.
+        found: name -> array, as read.
+        expected: name -> shape.
+        known_unused: regular expressions; names that match one in full may be left unused.
+        path: the file, for messages.
 
     Returns:
         The expected tensors as float32.
 
     Raises:
-        UserError: one sentence on all missing, misshapen and unexpected tensors (8 names of each at most), or
-            on all that are no floating-point numbers, NaN or infinite.
+        UserError: lists missing, misshapen and unexpected tensors (at most 8 names of each), or tensors
+            that are not floating-point or contain NaN or infinite values.
     """
     unused = [re.compile(pattern) for pattern in known_unused]
     missing = [name for name in expected if name not in found]
@@ -101,14 +101,14 @@ def check_tensors(
 
 
 def _finite(tensors: dict[str, np.ndarray], path: str | Path) -> dict[str, np.ndarray]:
-    """Tensors as float32, none of which hides that it is none of a trained network."""
+    """Tensors as float32; refuse quantized or integer ones, and values that are not finite."""
     others = [f"{n} is {x.dtype}" for n, x in tensors.items() if x.dtype not in FLOATS]
     if others:
         raise UserError(
             f"{path} holds {len(others)} tensors of other than floating-point numbers ({listing(others)}); "
             "give the weights as they were before quantization."
         )
-    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is named below
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused below
         tensors = {name: np.asarray(x, np.float32) for name, x in tensors.items()}
     wrong = {name: x.size - np.count_nonzero(np.isfinite(x)) for name, x in tensors.items()}
     broken = [f"{name}: {count} of {tensors[name].size}" for name, count in wrong.items() if count]
@@ -121,7 +121,7 @@ def _finite(tensors: dict[str, np.ndarray], path: str | Path) -> dict[str, np.nd
 
 
 def listing(names: Iterable[str]) -> str:
-    """The first names in order, and how many more there are."""
+    """The first LISTED names in sorted order, and how many more there are."""
     names = sorted(names)
     rest = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
@@ -131,7 +131,7 @@ def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
     try:
         state = serialization.msgpack_restore(path.read_bytes())
         tensors = traverse_util.flatten_dict(state, sep="/") if isinstance(state, dict) else None
-    except Exception as error:  # a parser of damaged bytes raises whatever it trips over
+    except Exception as error:  # on damaged bytes, the parser raises exceptions of any type
         raise damaged(path, "Flax msgpack", error) from error
     if tensors is None:
         raise UserError(f"{path} is no Flax msgpack of named tensors; give a parameter file.")

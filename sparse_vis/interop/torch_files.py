@@ -1,7 +1,7 @@
-"""Torch files -> named arrays, without running anything that is in them.
+"""Torch files -> named arrays, without running any code from them.
 
-torch.load(weights_only=True) calls nothing but torch's own constructors of tensors. What else a checkpoint
-holds (an argparse.Namespace, settings of a trainer) becomes an empty stand-in of the same name: no foreign
+torch.load(weights_only=True) calls only torch's own constructors of tensors. Other objects in a checkpoint
+(an argparse.Namespace, settings of a trainer) become empty placeholders with the same class name: no foreign
 module is imported, no foreign code runs.
 """
 
@@ -19,19 +19,19 @@ import numpy as np
 from sparse_vis.interop.damaged import damaged
 from sparse_vis.runtime.errors import UserError
 
-# Where trainers put the model's tensors in a checkpoint, the outer key first.
+# Keys under which trainers store the model's tensors in a checkpoint, the outer key first.
 KEYS = ("state_dict", "model", "model_state_dict", "module")
 SAVE = "save the model's state_dict() alone"
-# Torch's own messages advise to load with weights_only=False, which runs whatever the file says.
+# Class named in torch's message, which is not shown: it advises weights_only=False, which runs foreign code.
 _FOREIGN = re.compile(r"GLOBAL (\S+)")
-# Nothing of a file is ever run; but one that asks for these is an attack, not a model.
+# No code of a file is ever run; but a file that names these functions is an attack, not a model.
 _ATTACK = re.compile(
     r"builtins\.(eval|exec|compile|open|__import__)|(os|posix|subprocess|runpy|ctypes|importlib|pty)\..*"
 )
 
 
 class _StandIn:
-    """Takes the place of an object of an unknown class: any arguments, no state, no behaviour."""
+    """Placeholder for an object of an unknown class; accepts any arguments and state, and ignores them."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -44,14 +44,14 @@ class _StandIn:
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Named tensors of a torch file, alone or in a checkpoint beside an optimizer and settings.
+    """Named tensors of a torch file: a state_dict, or a checkpoint that also holds an optimizer and settings.
 
     Args:
-        path: of a file that torch.save wrote.
+        path: of a file written by torch.save.
 
     Raises:
-        UserError: torch is not installed; a damaged file; one without named tensors; or a tensor that is
-            sparse, quantized, without values, or of an element type that NumPy lacks.
+        UserError: torch is not installed; the file is damaged or has no named tensors; or a tensor is sparse,
+            quantized, without values, or of an element type that NumPy lacks.
     """
     try:
         import torch
@@ -67,7 +67,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _changed_records(path: Path) -> list[str]:
-    """Parts of torch's zip file that differ from their checksums, which torch itself does not compare."""
+    """Entries of a torch zip file that differ from their CRC-32, which torch itself does not check."""
     changed = []
     with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # else torch says what is wrong
         for name in archive.namelist():
@@ -78,7 +78,7 @@ def _changed_records(path: Path) -> list[str]:
             except zipfile.BadZipFile:
                 changed.append(name)
         if len(changed) == len(archive.namelist()):
-            return []  # written without: torch.serialization.set_crc32_options(False)
+            return []  # written without checksums: torch.serialization.set_crc32_options(False)
     return changed
 
 
@@ -88,7 +88,7 @@ def _load(torch, path: Path):
             f"{path} is damaged: {changed[0]} is not what its checksum says ({len(changed)} parts in all); "
             "download or export it again."
         )
-    # Only for zip files, which torch has written since 1.6, can foreign classes be listed beforehand.
+    # Foreign classes can be listed in advance for zip files only, which torch has written since 1.6.
     foreign = []
     with contextlib.suppress(Exception):
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -101,7 +101,7 @@ def _load(torch, path: Path):
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")
             return torch.load(path, weights_only=True, map_location="cpu")
-    # A parser of hostile bytes raises whatever it trips over.
+    # On damaged or hostile bytes, the parser raises exceptions of any type.
     except Exception as error:
         text = str(error)
         if "TorchScript" in text:
@@ -127,7 +127,7 @@ def _named_tensors(state, path: Path) -> dict:
 
 
 def _array(torch, tensor, name: str, path: Path) -> np.ndarray:
-    """A tensor's values without a copy; also of one that repeats few values over a large shape."""
+    """A tensor's values as NumPy array without a copy, also of expanded tensors (stride 0)."""
 
     def refused(what: str, remedy: str) -> UserError:
         return UserError(f"{path} cannot be read: {name} {what}; {remedy}.")

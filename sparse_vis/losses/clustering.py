@@ -23,8 +23,8 @@ def prototype_cross_entropy(
 
     Args:
         x: (..., D) student embeddings, float32.
-        target: (..., D), T W^T: the prototype that each row's target expects (`expected_prototype`).
-        mass: (..., 1), m: one, but for rows that the published epsilon shrinks.
+        target: (..., D), T W^T, each row's expected prototype (`expected_prototype`) times its mass.
+        mass: (..., 1), m, the sum of each row of T; below one only with the published epsilon.
         prototypes: (D, K), W. temperature: the student's (published: 0.12).
         chunk: prototypes held in memory at a time.
 
@@ -39,11 +39,11 @@ def prototype_cross_entropy(
 
 
 def matched_targets(targets: Float[Array, "B r D"], match: Int[Array, "B V r"]) -> Float[Array, "B V r D"]:
-    """The target of every token of every view, gathered through the matches.
+    """The target of each token of each view, gathered by its match.
 
     Args:
-        targets: (B, r, D) expected prototypes of the r target tokens of an image.
-        match: (B, V, r) int32 index of the target token of each view's token.
+        targets: (B, r, D) expected prototypes (or masses, D = 1) of the r target tokens of each image.
+        match: (B, V, r) int32 index of the target token for each token of each view.
 
     Returns:
         (B, V, r, D).

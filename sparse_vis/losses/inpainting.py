@@ -16,7 +16,7 @@ def hidden_mse(
     visible: Integer[Array, "B V keep"],
     n: int,
 ) -> Float[Array, ""]:
-    """Mean squared error in [0, 1] over the pixels of the patches that the encoder did not see.
+    """Mean squared error over the pixels of the hidden patches, for pixels in [0, 1].
 
     Args:
         x_hat: (B, V, h, w, 3) unclipped reconstructions of masked views. x: the views, in [0, 1].
@@ -25,8 +25,7 @@ def hidden_mse(
     Returns:
         Scalar float32.
 
-    Source: He et al. 2022, "Masked autoencoders are scalable vision learners" (without their
-    normalisation of each patch).
+    Source: He et al. 2022, "Masked autoencoders are scalable vision learners", without normalised patches.
     """
     error = (x_hat - x).astype(jnp.float32).reshape(-1, *x.shape[2:])
     squares = jnp.mean(patchify(error, x.shape[2] // math.isqrt(n)) ** 2, axis=-1)

@@ -1,4 +1,4 @@
-"""Outputs and targets to the weighted total and its named terms (docs/method.md section 6)."""
+"""The weighted total loss and its named terms, from outputs and targets (docs/method.md section 6)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from sparse_vis.types import Outputs, Targets
 def expectation(
     x: Float[Array, "B r D"], prototypes: Array, potentials: Array, values: Array, spec: LossSpec
 ) -> tuple[Float[Array, "B r D"], Float[Array, "B r 1"]]:
-    """Where the target T of each row points, T W^T, and the mass of T.
+    """T W^T for the Sinkhorn target T of each row, and the row sums of T.
 
     Args:
-        x: embeddings that give the targets. prototypes: (D, K) that scored them.
+        x: embeddings from which targets are made. prototypes: (D, K) that belong to them.
         potentials: (rounds, K) of Sinkhorn. values: (D, K), W, the student's prototypes. spec: settings.
+
+    Returns:
+        (B, r, D) T W^T, with gradient in `values` alone; (B, r, 1) row sums.
     """
     rows, how = x.reshape(-1, x.shape[-1]), (spec.sinkhorn_temperature, spec.prototype_chunk)
     expected = expected_prototype(rows, prototypes, how[0], potentials[-1], values, how[1])
@@ -36,7 +39,10 @@ def expectation(
 
 
 def sparse_terms(outputs: Outputs, targets: Targets, spec: LossSpec) -> dict[str, Array]:
-    """Clustering of the image's S and alignment of the masked views' S, unweighted."""
+    """Unweighted terms of S: token_clustering (image) and set_alignment (masked views).
+
+    Terms with weight zero are absent.
+    """
     source, W = targets.source, outputs.sparse_prototypes
     expected = expectation(source.sparse, source.sparse_prototypes, targets.potentials.sparse, W, spec)
     students = {
@@ -54,7 +60,10 @@ def sparse_terms(outputs: Outputs, targets: Targets, spec: LossSpec) -> dict[str
 
 
 def cls_terms(outputs: Outputs, targets: Targets, spec: LossSpec) -> dict[str, Array]:
-    """Clustering of the image's CLS, alignment of the masked and local views' CLS, unweighted."""
+    """Unweighted terms of CLS: cls_clustering (image), cls_masked and cls_local (views).
+
+    Terms with weight zero are absent.
+    """
     source, W = targets.source, outputs.cls_prototypes
     expected = expectation(source.cls, source.cls_prototypes, targets.potentials.cls, W, spec)
     students = {
@@ -73,7 +82,7 @@ def cls_terms(outputs: Outputs, targets: Targets, spec: LossSpec) -> dict[str, A
 def objective(
     outputs: Outputs, targets: Targets, spec: LossSpec
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Weighted total and its unweighted terms, every one a mean over the batch.
+    """Weighted total and its unweighted terms, each a mean over the batch.
 
     Args:
         outputs: the student's Outputs. targets: Targets. spec: weights and temperatures.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 
 def pixel_mse(x_hat: Float[Array, "B h w 3"], x: Float[Array, "B H W 3"]) -> Float[Array, ""]:
-    """Mean squared error in [0, 1], un-normalised, over the pixels that patches cover.
+    """Mean squared error of pixels in [0, 1], over the area covered by patches.
 
     Args:
         x_hat: (B, h, w, 3) unclipped reconstruction. x: (B, H, W, 3), H >= h and W >= w.
@@ -22,7 +22,7 @@ def pixel_mse(x_hat: Float[Array, "B h w 3"], x: Float[Array, "B H W 3"]) -> Flo
 
 
 def psnr_of(mse: float) -> float:
-    """Peak signal-to-noise ratio, in dB, of a mean squared error of `pixel_mse`; at most 100."""
+    """Peak signal-to-noise ratio in dB for a mean squared error of pixels in [0, 1]; at most 100."""
     return -10 * math.log10(max(mse, 1e-10))
 
 

@@ -13,14 +13,15 @@ class LossSpec:
         reconstruction: 10 for pixels, 0.05 for VQ codes.
         token_clustering, cls_clustering, set_alignment, cls_masked, cls_local: weights, published 1.
         koleo_image, koleo_masked: weights, published 0.1.
-        inpainting: weight of the hidden patches of masked views, ours; published 0.
-        student_temperature: 0.12. sinkhorn_temperature: 0.06. sinkhorn_iterations: 3; 0 gives plain
-            softmax targets.
-        sinkhorn_epsilon: 0 here; published 1e-8, which shrinks rows far below every column's maximum.
-        balance_over: "batch", the global one, or "microbatch", each part alone, as the published gradient
-            accumulation does.
+        inpainting: weight of reconstructing the hidden patches of masked views; not in the published method.
+        student_temperature, sinkhorn_temperature: published 0.12 and 0.06.
+        sinkhorn_iterations: published 3; 0 gives plain softmax targets.
+        sinkhorn_epsilon: added to Sinkhorn's sums. Default 0; published 1e-8, which shrinks target rows whose
+            scores are far below every column's maximum.
+        balance_over: Sinkhorn over the global "batch", or over each "microbatch" as in the published gradient
+            accumulation.
         matching: "entropic" (published) or "exact" (one to one).
-        match_epsilon: 0.1. match_iterations: 5.
+        match_epsilon, match_iterations: of the entropic matching; published 0.1 and 5.
         prototype_chunk: prototypes held in memory at a time; changes no result.
     """
 

@@ -1,4 +1,4 @@
-"""What the student is compared with. Every stop_gradient between targets and losses is here."""
+"""Targets of the student: matches, Sinkhorn potentials, reconstruction; all under stop_gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparse_vis.types import Outputs, Potentials, Targets, TargetSource, Views
 
 
 def own_source(outputs: Outputs) -> TargetSource:
-    """The image itself as the source of its targets (the main recipe, without teacher)."""
+    """The student's own embeddings of the image as source of the targets (main recipe, no teacher)."""
     return TargetSource(
         S=outputs.tokens.S, sparse=outputs.sparse, cls=outputs.cls,
         sparse_prototypes=outputs.sparse_prototypes, cls_prototypes=outputs.cls_prototypes,
@@ -21,11 +21,11 @@ def own_source(outputs: Outputs) -> TargetSource:
 
 
 def balance(source: TargetSource, spec: LossSpec) -> Potentials:
-    """Sinkhorn potentials of both heads over all rows of the (global) batch in `source`.
+    """Sinkhorn potentials of both heads over all rows of `source`.
 
     Args:
-        source: TargetSource with embeddings (B, r, D) and (B, 1, D).
-        spec: loss settings; a head that no term uses is not computed and gets zeros.
+        source: TargetSource of the global batch, or of a microbatch.
+        spec: loss settings. A head that no term uses gets zeros, as do both with sinkhorn_iterations=0.
 
     Returns:
         Potentials.
@@ -49,7 +49,7 @@ def balance(source: TargetSource, spec: LossSpec) -> Potentials:
 def match_tokens(
     S: Float[Array, "N r d"], target_S: Float[Array, "N r d"], spec: LossSpec
 ) -> Int[Array, "N r"]:
-    """Index of the target token of each token, by the matching that the configuration names."""
+    """For each token of S the index of its target token, by the matching of spec.matching."""
     S, target_S = jax.lax.stop_gradient((S, target_S))
     if spec.matching == "exact":
         return exact_match(S, target_S)
@@ -66,14 +66,14 @@ def make_targets(
     teacher: bool,
     codes: Int[Array, "B n"] | None = None,
 ) -> Targets:
-    """Assignments and matches for one batch.
+    """Targets of one batch.
 
     Args:
-        outputs: the student's Outputs. source: where targets come from (own or teacher's).
-        potentials: Sinkhorn potentials of the global batch.
-        views: what the outputs are of. spec: loss settings.
-        teacher: whether `source` is another network's, so that the image's own tokens need matching.
-        codes: of the image, for the VQ target; None for pixels.
+        outputs: the student's Outputs. source: embeddings of the student itself or of the teacher.
+        potentials: from `balance`, of the global batch or of this part. views: Views that gave `outputs`.
+        spec: loss settings. teacher: whether `source` is the teacher's; the image's tokens are then matched
+            too.
+        codes: (B, n) of the image, for the VQ target; None for pixels.
 
     Returns:
         Targets, without gradient.

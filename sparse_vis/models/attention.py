@@ -1,4 +1,4 @@
-"""Attention as plain products, and by kernels of jax.nn; our own kernel is in short_attention.py."""
+"""Attention by plain matrix products or by fused kernels of jax.nn; our own is in short_attention.py."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ def plain_attention(
     """softmax(q k^T / sqrt(c)) v per head; scores, exponentials and their sums in float32.
 
     Plain batched products over [B, h]: on CPU twice as fast as jax.nn.dot_product_attention, and the
-    reference for its fused kernels. The sums divide the c numbers that leave a row, not its T weights.
+    reference for its fused kernels. The softmax's denominator divides each row's output (c numbers) instead
+    of its weights (T numbers).
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     scores = jnp.matmul(q, jnp.swapaxes(k, 2, 3), preferred_element_type=jnp.float32)
     scores *= q.shape[-1] ** -0.5
-    # Any shift gives the same weights; this one keeps the exponentials from overflowing.
+    # Any shift gives the same weights; the maximum keeps the exponentials from overflowing.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     y = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return jnp.swapaxes((y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype), 1, 2)
@@ -31,11 +32,12 @@ def fused_attention(
     length: int,
     implementation: str = "cudnn",
 ) -> Float[Array, "B T h c"]:
-    """`plain_attention` of the first `length` tokens in one kernel that never writes the scores to memory.
+    """`plain_attention` over the first `length` tokens, by one kernel that never writes scores to memory.
 
     Args:
-        q, k, v: bfloat16 or float16; cuDNN has no way back for odd T. length: of T; what tokens from there on
-            get has no meaning. implementation: of jax.nn.dot_product_attention.
+        q, k, v: bfloat16 or float16; cuDNN has no backward pass for odd T.
+        length: number of valid tokens, at most T; the outputs of the others are meaningless.
+        implementation: as in jax.nn.dot_product_attention.
     """
     lengths = jnp.full(q.shape[0], length, jnp.int32) if length < q.shape[1] else None
     return jax.nn.dot_product_attention(

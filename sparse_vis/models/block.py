@@ -1,4 +1,4 @@
-"""A pre-LN transformer block: its parameters, and the function of them and of tokens."""
+"""A pre-LN transformer block: `Block` holds the parameters, `transform` computes."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from sparse_vis.models.attention import fused_attention, plain_attention
 from sparse_vis.models.linear import INIT_STD, MOMENT, LayerNorm, Linear, gelu, product, standardize
 from sparse_vis.models.short_attention import RESULT, short_attention
 
-PRODUCT = "product"  # names what a block's products with kernels give
+PRODUCT = "product"  # checkpoint name of the outputs of a block's linear maps
 
 
 def batch_sharded(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
-    """x with its batch spread over all devices of the mesh in use; x itself where there is none.
+    """x with its batch sharded over all devices of the current mesh; without a mesh, x itself.
 
-    Without it, split kernels have their gradients formed from activations of other devices' images, which are
-    gathered for that: five times the traffic at B/16 (docs/scaling.md).
+    Without this constraint XLA gathers activations of all devices to compute the gradients of sharded
+    kernels: five times the traffic at B/16 (docs/scaling.md).
     """
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
 
 
 def kept_by_products(primitive, *_, **parameters) -> bool:
-    """What `remat="products"` keeps: products with kernels, fused attention, each row's mean and scale."""
+    """Policy of `remat="products"`: save the outputs of linear maps and of fused attention.
+
+    LayerNorm statistics are saved too; the backward pass recomputes all else.
+    """
     if primitive.name == "name":
         return parameters["name"] in (PRODUCT, MOMENT, RESULT)
     return primitive.name.startswith("dot_product_attention_fwd")
@@ -39,7 +42,7 @@ def kept_by_products(primitive, *_, **parameters) -> bool:
 
 @struct.dataclass
 class Maps:
-    """A block's linear maps, (kernel, bias) each; those behind a LayerNorm contain its scale and bias."""
+    """A block's linear maps, (kernel, bias) each; qkv and mlp_in include their LayerNorm's scale and bias."""
 
     qkv: tuple[Float[Array, "d three_d"], Float[Array, " three_d"]]
     attention_out: tuple[Float[Array, "d d"], Float[Array, " d"]]
@@ -59,9 +62,12 @@ def transform(
     """A pre-LN transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
 
     Args:
-        maps: of the block. x: tokens. heads, dtype, attention, length: as in Block.
-        only: takes the tokens that are asked for, (B, Q, d), out of (B, T, d); no others are computed beyond
-            their keys and values. None: all.
+        maps: parameters. x: (B, T, d) tokens. heads, dtype, attention, length: as in Block.
+        only: selects the Q tokens to compute, (B, T, d) -> (B, Q, d); of the others only keys and values are
+            computed. None: all tokens, Q = T.
+
+    Returns:
+        (B, Q, d) tokens.
     """
 
     def dense(x, kernel, bias):
@@ -72,8 +78,8 @@ def transform(
 
     x = batch_sharded(x)
     if attention != "xla":
-        # The kernels read tokens row by row. What the last layer takes of them must not turn them on all the
-        # way: XLA would lay H/14's local views out with the batch last, and copy them in every layer.
+        # The attention kernels need row-major tokens. Without this constraint the last layer's `only` makes
+        # XLA store H/14's local views with the batch axis last, and copy them in every layer.
         x = with_layout_constraint(x, Layout((0, 1, 2)))
     batch, tokens, width = x.shape
     y = standardize(x)
@@ -87,7 +93,7 @@ def transform(
         y = short_attention(dense(y, kernel, bias).reshape(batch, tokens, 3, heads, width // heads))
     elif attention == "xla":
         y = plain_attention(*map(per_head, jnp.split(dense(y, kernel, bias), 3, axis=-1)))
-    else:  # cuDNN reads each from memory of its own: the kernel is cut, not what it gives
+    else:  # cuDNN needs q, k and v as separate arrays: split the kernel, not its output
         cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
         q, k, v = (per_head(dense(y, *part)) for part in cut)
         y = fused_attention(q, k, v, length or tokens)
@@ -96,14 +102,14 @@ def transform(
 
 
 class Block(nn.Module):
-    """The parameters of a transformer block, and what `transform` makes of x with them.
+    """The parameters of a transformer block; calling it applies `transform`.
 
     Attributes:
         width: d. heads: attention heads. mlp_dim: hidden width of the MLP.
         dtype: of the computation; parameters are float32.
         attention: "xla" (`plain_attention`), "cudnn" (`fused_attention`) or "pallas" (`short_attention`).
-        length: tokens that count with "cudnn", from the first; all where None.
-        init_std: of the kernels.
+        length: with "cudnn", the number of valid tokens, counted from the first; None: all.
+        init_std: standard deviation of the initial kernels.
     """
 
     width: int

@@ -1,4 +1,4 @@
-"""Z to pixels or code logits (docs/method.md section 4)."""
+"""Decode Z into pixels or code logits (docs/method.md section 4)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sparse_vis.models.vit import Trunk
 
 
 def fourier_positions(matrix: Float[Array, "2 f"], grid: tuple[int, int]) -> Float[Array, "n two_f"]:
-    """Random Fourier code of the patch centres; channels alternate sin, cos; x before y.
+    """Random Fourier features of the patch centres (x, y) in [-1, 1]; channels alternate sin and cos.
 
     Args:
-        matrix: (2, f) fixed Gaussian matrix. grid: (rows, columns).
+        matrix: (2, f) fixed Gaussian matrix, the row of x first. grid: (rows, columns).
 
     Returns:
-        (rows*columns, 2f) float32, row-major.
+        (rows*columns, 2f) float32, patches row-major.
     """
     rows, columns = grid
     y = 2 * (jnp.arange(rows, dtype=jnp.float32) + 0.5) / rows - 1
@@ -29,7 +29,7 @@ def fourier_positions(matrix: Float[Array, "2 f"], grid: tuple[int, int]) -> Flo
 
 
 class Decoder(nn.Module):
-    """Linear, position code, pre-LN blocks and a head per patch.
+    """Linear projection, Fourier position code, pre-LN blocks, and an output head for each patch.
 
     Attributes:
         input_width: d of the features. width, layers, heads, mlp_dim: sizes of the decoder.
@@ -60,19 +60,19 @@ class Decoder(nn.Module):
         if self.codes:
             self.head = uniform_linear(self.codes, self.width)
         else:
-            # The published head is a transposed convolution, for which PyTorch takes as fan-in the
-            # size of the produced patch, and whose bias is one number per colour.
+            # The published head is a transposed convolution: PyTorch's fan-in is then the size of the output
+            # patch, and the bias is one number per colour.
             init = uniform_init(self.patch * self.patch * 3)
             self.pixel_kernel = self.param("pixel_kernel", init, (self.width, self.patch**2, 3))
             self.pixel_bias = self.param("pixel_bias", init, (3,))
 
     def features(self, Z: Float[Array, "B n d"], grid: tuple[int, int]) -> Float[Array, "B n w"]:
-        """Decoder features before the head; the Fourier matrix takes no gradient."""
+        """Decoder features before the head; no gradient reaches the Fourier matrix."""
         code = fourier_positions(jax.lax.stop_gradient(self.fourier), grid)
         return self.trunk(self.proj(Z) + code.astype(self.dtype))
 
     def __call__(self, Z: Float[Array, "B n d"], grid: tuple[int, int]) -> Array:
-        """Reconstruct.
+        """Pixels or code logits of every patch.
 
         Args:
             Z: (B, n, d) features. grid: (rows, columns) of the n patches.

@@ -1,4 +1,4 @@
-"""Pixels and latent queries in, class token, semantic tokens S and dense features U out."""
+"""ViT encoder: pixels and learned queries to class token, semantic tokens S and dense features U."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B n p2C"]:
-    """Cut images into rows of pixels (row, column, channel), one row per patch, row-major.
+    """Flatten every patch to a vector in the order (row, column, channel); patches are row-major.
 
-    A remainder at the bottom and right that does not fill a patch is dropped.
+    Pixels at the bottom and right that do not fill a patch are dropped.
     """
     batch, height, width, channels = images.shape
     rows, columns = height // patch, width // patch
@@ -31,13 +31,13 @@ def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B n p
 
 
 def resize_position_table(table: Float[Array, "m d"], grid: tuple[int, int]) -> Float[Array, "n d"]:
-    """Patch part of a position table, brought to another grid by PyTorch's bicubic interpolation.
+    """Resize the patch positions of a position table to another grid, bicubic as in PyTorch.
 
     Args:
-        table: (g*g, d), learned on a square grid. grid: (rows, columns) wanted.
+        table: (g*g, d), made for a square grid of side g. grid: (rows, columns) of the result.
 
     Returns:
-        (rows*columns, d); the table itself where the grid is its own.
+        (rows*columns, d); `table` itself if the grid is the same.
     """
     side = math.isqrt(table.shape[0])
     if grid == (side, side):
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
     """ViT over [CLS, visible patches, r queries] (docs/method.md section 2).
 
     Attributes:
-        image_size: side of the square image that the position table is made for, in pixels.
+        image_size: side in pixels of the square image for which the position table is made.
         patch: patch side in pixels. width, layers, heads, mlp_dim: sizes of the ViT.
         queries: r, number of semantic tokens.
         dtype, attention, remat, unroll, init_std: as in Trunk.
@@ -87,10 +87,11 @@ class Encoder(nn.Module):
         Args:
             pixels: (B, H, W, 3) RGB in [0, 1]; ImageNet normalisation happens here.
             visible: (B, keep) patch indices to compute; all patches if None.
-            only: "cls" or "S", where what comes after it in Tokens is not asked for; None asks for all.
+            only: "cls" returns cls alone, "S" returns cls and S; None returns all. The last layer may then
+                compute less.
 
         Returns:
-            Tokens with cls (B, 1, d), S (B, r, d) and U (B, n or keep, d); None for what was not asked for.
+            Tokens: cls (B, 1, d), S (B, r, d) and U (B, n or keep, d); fields left out by `only` are None.
         """
         batch, height, width, _ = pixels.shape
         mean, std = jnp.array(IMAGENET_MEAN, jnp.float32), jnp.array(IMAGENET_STD, jnp.float32)

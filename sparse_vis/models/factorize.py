@@ -22,10 +22,10 @@ def l2_normalize(x: Float[Array, "*rows d"], epsilon: float = NORMALIZE_EPSILON)
 
 
 class Factorizer(nn.Module):
-    """Localization matrix of dense features over semantic tokens.
+    """Localization matrix L of patches over semantic tokens, and Z = L S.
 
     Attributes:
-        width: d. temperature: tau (published: 0.06). dtype: of the two projections and of Z.
+        width: d. temperature: tau (published: 0.06). dtype: of the two projections; Z has that of S.
     """
 
     width: int

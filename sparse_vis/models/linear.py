@@ -11,11 +11,11 @@ from jax import random
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-INIT_STD = 0.02  # of the ViT, as published
+INIT_STD = 0.02  # standard deviation of the ViT's initial weights, as published
 
 
 def vit_init(std: float):
-    """Initializer of the ViT; truncated at +-2 upstream, 100 standard deviations away."""
+    """Normal initializer of the ViT. Upstream truncates at +-2: 100 standard deviations, no difference."""
     return nn.initializers.normal(std, jnp.float32)
 
 
@@ -26,17 +26,17 @@ def uniform_init(fan_in: int):
 
 
 def uniform_linear(features: int, fan_in: int, dtype=None, name: str | None = None) -> nn.Dense:
-    """nn.Dense fan_in -> features whose weight and bias start uniform in +-1 / sqrt(fan_in)."""
+    """nn.Dense fan_in -> features; initial kernel and bias are uniform in +-1 / sqrt(fan_in)."""
     init = uniform_init(fan_in)
     return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
 
 
 @jax.custom_vjp
 def product(x: Float[Array, "*B i"], kernel: Float[Array, "i o"]) -> Float[Array, "*B o"]:
-    """x kernel. The kernel's gradient is one product of matrices, x^T g.
+    """x @ kernel, with the kernel's gradient as one matrix product, x^T g.
 
-    Autodiff contracts all leading axes of x and g instead, and for that XLA lays x out transposed on CPU.
-    Reverse mode only.
+    Autodiff would contract all leading axes of x and g, for which XLA transposes x in memory on CPU. Reverse
+    mode only.
     """
     return jnp.matmul(x, kernel)
 
@@ -48,7 +48,7 @@ def _product_forward(x, kernel):
 def _product_backward(kept, change):
     x, kernel = kept
     kernel_change = x.reshape(-1, x.shape[-1]).T @ change.reshape(-1, change.shape[-1])
-    # Not kernel.T: a kernel split over devices would be transposed before it is gathered.
+    # Not kernel.T: XLA would transpose a sharded kernel before its all-gather.
     last = change.ndim - 1
     return jax.lax.dot_general(change, kernel, (((last,), (1,)), ((), ()))), kernel_change
 
@@ -57,10 +57,10 @@ product.defvjp(_product_forward, _product_backward)
 
 
 class Linear(nn.Module):
-    """Parameters of a linear map, under the names and with the start of nn.Dense.
+    """Parameters of a linear map, named as in nn.Dense: kernel drawn by `vit_init`, bias zero.
 
     Attributes:
-        inputs, features: sizes. init_std: of the kernel.
+        inputs, features: sizes. init_std: standard deviation of the initial kernel.
     """
 
     inputs: int
@@ -72,16 +72,16 @@ class Linear(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
 
 
-EPSILON = 1e-12  # the published encoder's
-MOMENT = "moment"  # names mean and scale of rows, for policies of what to keep
+EPSILON = 1e-12  # as in the published encoder
+MOMENT = "moment"  # checkpoint name of each row's mean and 1 / standard deviation
 
 
 @jax.custom_vjp
 def standardize(x: Float[Array, "*B d"]) -> Float[Array, "*B d"]:
-    """(x - mean) / sqrt(variance + 1e-12) over the last axis, in float32 inside, in x's dtype outside.
+    """(x - mean) / sqrt(variance + 1e-12) over the last axis, computed in float32, returned in x's dtype.
 
-    Autodiff would keep three float32 arrays of x's size. This keeps x and two numbers per row. Reverse mode
-    only.
+    For the backward pass autodiff would save three float32 arrays of x's size; this saves x and two numbers
+    per row. Reverse mode only.
     """
     return _forward(x)[0]
 
@@ -105,7 +105,7 @@ standardize.defvjp(_forward, _backward)
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation with epsilon 1e-12, in x's dtype; parameters named and started as nn.LayerNorm's.
+    """Layer normalisation with epsilon 1e-12, in x's dtype; names and initial values as in nn.LayerNorm.
 
     Attributes:
         width: d. scale, bias: (d,) float32 parameters.
@@ -123,19 +123,22 @@ class LayerNorm(nn.Module):
     def into(
         self, kernel: Float[Array, "d o"], bias: Float[Array, " o"]
     ) -> tuple[Float[Array, "d o"], Float[Array, " o"]]:
-        """Kernel and bias that do to `standardize(x)` what those given do to `self(x)`.
+        """Fold scale and bias into the linear map that follows.
 
-        So the gradients of scale and bias follow from those of the product, without sums over all rows.
+        Gradients of scale and bias then come from the kernel's gradient, without sums over all rows of x.
+
+        Returns:
+            (kernel', bias') such that standardize(x) @ kernel' + bias' equals self(x) @ kernel + bias.
         """
         return self.scale[:, None] * kernel, bias + (self.bias[:, None] * kernel).sum(axis=0)
 
 
 @jax.custom_jvp
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x (1 + erf(x / sqrt 2)) / 2, in float32 inside.
+    """x (1 + erf(x / sqrt 2)) / 2, computed in float32, returned in x's dtype.
 
-    As PyTorch writes it. `jax.nn.gelu` computes erfc instead, whose many branches make an MLP and its
-    gradient take about twice as long on CPU.
+    The form that PyTorch uses. `jax.nn.gelu` computes erfc, whose many branches make an MLP and its gradient
+    take about twice as long on CPU.
     """
     wide = x.astype(jnp.float32)
     return (wide * _normal_cdf(wide)).astype(x.dtype)
@@ -147,7 +150,7 @@ def _normal_cdf(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 @gelu.defjvp
 def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple:
-    """The slope is formed with the value, in x's dtype: one array is kept for the way back."""
+    """Computes the derivative with the value, in x's dtype: one array is saved for the backward pass."""
     (x,), (change,) = primals, tangents
     wide = jnp.asarray(x, jnp.float32)
     cdf = _normal_cdf(wide)

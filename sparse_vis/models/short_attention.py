@@ -1,8 +1,8 @@
-"""Attention of short sequences on GPUs: one program per image and head holds all scores in registers.
+"""Attention for short sequences on GPUs: one program per image and head holds all scores in registers.
 
-cuDNN's kernel is made for long sequences: for the 53 and 56 tokens of local and masked views its way back
-takes several times as long as moving the arrays does. This one reads q, k and v where the product with their
-kernel left them, side by side, and leaves their gradients there too.
+cuDNN's kernel is made for long sequences: for the 53 and 56 tokens of local and masked views its backward
+pass takes several times as long as reading and writing the arrays. This kernel reads q, k and v side by side,
+as the QKV projection writes them, and writes their gradients in the same layout.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-LONGEST = 128  # tokens, whose scores a program holds in float32
-RESULT = "short attention"  # names the result, for policies of what to keep
+LONGEST = 128  # tokens; a program holds their scores in float32
+RESULT = "short attention"  # checkpoint name of the output
 
 
 def short_attention(qkv: Float[Array, "B T 3 h c"], interpret: bool = False) -> Float[Array, "B T h c"]:
     """softmax(q k^T / sqrt(c)) v per head; scores, exponentials and their sums in float32. Reverse mode only.
 
     Args:
-        qkv: bfloat16 or float16; T is at most LONGEST. The batch may be spread over a mesh in use.
+        qkv: (B, T, 3, h, c) bfloat16 or float16, T at most LONGEST; B may be sharded over the current mesh.
         interpret: run the kernels without a GPU, slowly.
     """
     mesh = jax.sharding.get_abstract_mesh()
     attention = functools.partial(_attention, interpret)
     if mesh.empty:
         return attention(qkv)
-    batch = PartitionSpec(mesh.axis_names)  # XLA cannot tell that the kernel splits along the batch
+    batch = PartitionSpec(mesh.axis_names)  # XLA cannot see that the kernel treats images independently
     return jax.shard_map(attention, in_specs=batch, out_specs=batch, check_vma=False)(qkv)
 
 
@@ -55,7 +55,7 @@ _attention.defvjp(_forward, _backward)
 
 
 def _call(kernel, interpret: bool, shape: tuple[int, ...], *inputs: Array) -> Array:
-    """`kernel(length, channels)` per image and head, on blocks with T and c rounded up to powers of two."""
+    """Run `kernel(length, channels)` per image and head; blocks have T and c rounded up to powers of two."""
     batch, length, _, heads, channels = inputs[0].shape
     rows, columns = pl.next_power_of_2(max(length, 16)), pl.next_power_of_2(max(channels, 16))
 
@@ -76,7 +76,7 @@ def _call(kernel, interpret: bool, shape: tuple[int, ...], *inputs: Array) -> Ar
 
 
 def _parts(ref, length: int, channels: int) -> tuple[tuple[Array, Array, Array], Array]:
-    """q, k and v of a block, zero outside of the array, and where they lie inside."""
+    """q, k and v of a block, zero outside the array, and the mask of entries inside."""
     rows, _, columns = ref.shape
     row, column = (jax.lax.broadcasted_iota(jnp.int32, (rows, columns), axis) for axis in range(2))
     inside = (row < length) & (column < channels)

@@ -1,7 +1,4 @@
-"""The model: encoder, factorization, decoder and both prototype heads, wired together.
-
-No losses and no randomness live here.
-"""
+"""The model: encoder, factorization, decoder and both prototype heads. No losses, no randomness."""
 
 from __future__ import annotations
 
@@ -22,16 +19,18 @@ from sparse_vis.types import Factors, Outputs, TargetSource, Tokens, Views
 
 
 def fold(x: Shaped[Array, "B V *rest"]) -> Shaped[Array, "BV *rest"]:
-    """Join batch and view axis, view index fastest."""
+    """Merge batch and view axes; the view index varies fastest."""
     return x.reshape(-1, *x.shape[2:])
 
 
 class Stellar(nn.Module):
-    """STELLAR. `encode`, `factorize` and `decode` are its three steps; see each part for shapes.
+    """The STELLAR model, in three steps: `encode`, `factorize`, `decode`.
 
-    `bottleneck` is what the decoder sees: "factors", Z = L S, or "dense", U.
-    The tokenizer of the VQ target is frozen: its parameters are no part of `init_params`. Add them to the
-    tree as "tokenizer" to use `codes` and `decode_codes`.
+    Attributes:
+        encoder, factorizer, decoder, sparse_head, cls_head: the parts.
+        bottleneck: the decoder's input, "factors" for Z = L S, or "dense" for U.
+        tokenizer: frozen tokenizer of the VQ target. `init_params` leaves its parameters out; `codes` and
+            `decode_codes` need them in the tree as "tokenizer".
     """
 
     encoder: Encoder
@@ -56,7 +55,7 @@ class Stellar(nn.Module):
         visible: Int[Array, "B keep"] | None = None,
         only: Literal["cls", "S"] | None = None,
     ) -> Tokens:
-        """Tokens of images in [0, 1], as Encoder says: of some patches, or without those not asked for."""
+        """Tokens of images in [0, 1]; arguments as in Encoder."""
         return self.encoder(pixels, visible, only)
 
     def factorize(self, tokens: Tokens) -> Factors:
@@ -71,7 +70,7 @@ class Stellar(nn.Module):
     def inpaint(
         self, U: Float[Array, "B V keep d"], visible: Int[Array, "B V keep"], grid: tuple[int, int]
     ) -> Float[Array, "B V H W 3"]:
-        """Whole views from the features of their visible patches; hidden ones are zeros to the decoder."""
+        """Decode whole views from their visible patches' features; hidden patches are zeros in the input."""
         rows = jnp.arange(U.shape[0] * U.shape[1])[:, None]
         whole = jnp.zeros((len(rows), grid[0] * grid[1], U.shape[-1]), U.dtype)
         decoded = self.decode(whole.at[rows, fold(visible)].set(fold(U)), grid)
@@ -80,8 +79,8 @@ class Stellar(nn.Module):
     def codes(self, pixels: Float[Array, "B H W 3"]) -> Int[Array, "B n"]:
         """VQ targets of images: one code per patch, (B, n) int32, row-major.
 
-        Where a patch is not as wide as a code, the image is first resized (bicubic, a = -0.75), so that
-        codes and patches form the same grid: 224 -> 256 px at patch 14.
+        If a code covers more or fewer pixels than a patch, images are first resized (bicubic, a = -0.75) so
+        that codes and patches form the same grid: 224 -> 256 px at patch 14.
         """
         grid = self.grid(*pixels.shape[1:3])
         size = tuple(cells * self.tokenizer.stride for cells in grid)
@@ -93,11 +92,11 @@ class Stellar(nn.Module):
     def decode_codes(
         self, logits: Float[Array, "B n codes"], grid: tuple[int, int]
     ) -> Float[Array, "B h w 3"]:
-        """Pixels in [0, 1] from code logits: the most likely code of every patch, through the tokenizer."""
+        """Pixels in [0, 1] from code logits: the tokenizer decodes each patch's most likely code."""
         return self.tokenizer.decode(jnp.argmax(logits, axis=-1).reshape(-1, *grid))
 
     def target_source(self, pixels: Float[Array, "B H W 3"]) -> TargetSource:
-        """Embeddings from which targets are made; needs only encoder and heads."""
+        """Embeddings from which targets are made, computed by the encoder and the heads alone."""
         return self.as_source(self.encode(pixels, only="S"))
 
     def as_source(self, tokens: Tokens) -> TargetSource:
@@ -107,14 +106,14 @@ class Stellar(nn.Module):
         )  # fmt: skip
 
     def __call__(self, views: Views, masked_U: bool = False) -> Outputs:
-        """All that the objective needs, with one encoder call per shape of view.
+        """All that the objective needs; one encoder call per kind of view.
 
         Args:
-            views: Views of B images, Vg masked and Vl local ones each.
-            masked_U: whether the features of the masked views' patches are asked for.
+            views: B images with Vg masked and Vl local views each.
+            masked_U: whether to return patch features of the masked views.
 
         Returns:
-            Outputs.
+            Outputs, with masked_U None unless requested and inpainted None.
         """
         batch, height, width, _ = views.image.shape
         tokens = self.encode(views.image)
@@ -144,7 +143,7 @@ class Stellar(nn.Module):
 
 
 def shape_views(model: Stellar) -> Views:
-    """Views of the smallest batch, to initialise or trace the model with."""
+    """Zero views of one image, with which to initialise or trace the model."""
     size = model.encoder.image_size
     image = jnp.zeros((1, size, size, 3), jnp.float32)
     return Views(
@@ -153,7 +152,7 @@ def shape_views(model: Stellar) -> Views:
 
 
 def init_params(model: Stellar, key: Array) -> dict:
-    """Randomly initialised parameter tree (float32, layers stacked), as docs/method.md section 5 says."""
+    """Random initial parameters: float32 tree, layers stacked (docs/method.md section 5)."""
     return jax.jit(model.init)(key, shape_views(model))["params"]
 
 

@@ -1,4 +1,4 @@
-"""The transformer that encoder and decoder share: blocks, stacked and scanned, or laid out."""
+"""The transformer that encoder and decoder share: stacked blocks, scanned or unrolled."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from sparse_vis.models.short_attention import LONGEST
 
 
 class Trunk(nn.Module):
-    """`layers` blocks and a final LayerNorm; parameters of the blocks carry a leading layer axis.
+    """`layers` blocks and a final LayerNorm; the blocks' parameters have a leading layer axis.
 
     Attributes:
-        layers, width, heads, mlp_dim: sizes. dtype, attention, init_std: as in Block, but that "pallas"
-            leaves more than 128 tokens to cuDNN.
-        remat: what of a block is computed again in the backward pass: "none", all but "products"
-            (`kept_by_products`), or all of the "blocks".
-        unroll: how many layers of the scan are laid out one after the other. Where all are, and they are
-            several, there is no scan.
+        layers, width, heads, mlp_dim: sizes. dtype, init_std: as in Block.
+        attention: as in Block, but "pallas" uses cuDNN for more than 128 tokens.
+        remat: what the backward pass recomputes: "none"; "products", all but what `kept_by_products` saves;
+            or "blocks", everything inside a block.
+        unroll: layers per iteration of the scan. With unroll >= layers > 1 a Python loop replaces the scan.
     """
 
     layers: int
@@ -37,8 +36,9 @@ class Trunk(nn.Module):
     init_std: float = INIT_STD
 
     def setup(self):
-        # Here once for all views of a step: their gradients are summed before layers are joined. By split,
-        # whose way back is that one joining, where a slice of each layer would add padded copies.
+        # Split the layers once for all encoder calls of a step, so that their gradients are summed before the
+        # layers are stacked again. The gradient of lax.split is one concatenation; that of a slice per layer
+        # would be a sum of zero-padded copies.
         self.laid_out = None
         if 1 < self.layers <= self.unroll and not self.is_initializing():
             leaves, tree = jax.tree.flatten(self.variables["params"]["blocks"])
@@ -53,11 +53,17 @@ class Trunk(nn.Module):
     def __call__(
         self, x: Float[Array, "B T d"], only: Callable[[Array], Array] | None = None
     ) -> Float[Array, "B Q d"]:
-        """All tokens, or those that `only` takes out of (B, T, d): laid out, the last layer has no others."""
+        """Apply all blocks and the final norm.
+
+        Args:
+            x: (B, T, d) tokens.
+            only: selects the tokens to return, (B, T, d) -> (B, Q, d); unrolled, the last layer computes no
+                others. None: all tokens.
+        """
         length = x.shape[1]
         attention = "cudnn" if self.attention == "pallas" and length > LONGEST else self.attention
         policy = kept_by_products if self.remat == "products" else None
-        if attention == "cudnn" and length % 2:  # a token that no other sees, taken off again below
+        if attention == "cudnn" and length % 2:  # pad with a token that is masked, and removed below
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
         norm = LayerNorm(self.width, name="norm")
         if self.laid_out:
@@ -74,14 +80,14 @@ class Trunk(nn.Module):
             return norm(run(last, x[:, :length], only) if only else run(last, x, None)[:, :length])
         block = Block
         if self.remat != "none":
-            # Without a loop both computations are in one program, and XLA would merge them on GPUs.
+            # Without a loop, XLA on GPUs would merge the recomputation with the forward pass (CSE).
             block = nn.remat(Block, prevent_cse=self.unroll >= self.layers, policy=policy)
         stack = nn.scan(
             lambda module, carry, _: (module(carry), None),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.layers,
-            unroll=1 if self.is_initializing() else self.unroll,  # one program draws the start of all layers
+            unroll=1 if self.is_initializing() else self.unroll,  # one compiled block initialises all layers
         )
         sizes = self.width, self.heads, self.mlp_dim, self.dtype
         x, _ = stack(block(*sizes, attention, length, self.init_std, name="blocks"), x, None)

@@ -1,6 +1,6 @@
-"""The frozen MaskGIT-VQGAN: images to code grids and back (docs/method.md section 4).
+"""The frozen MaskGIT-VQGAN: images to grids of codes and back (docs/method.md section 4).
 
-Architecture: Chang et al., MaskGIT (arXiv 2202.04200). Weights are read by sparse_vis.interop.maskgit.
+Architecture: Chang et al., MaskGIT (arXiv 2202.04200). sparse_vis.interop.maskgit reads the weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GROUPS = 32
 
 
 def _conv(features: int, size: int, dtype: DTypeLike, name: str, use_bias: bool = True) -> nn.Conv:
-    # Codes are argmins: where float32 is asked for, TF32 or bf16 passes inside it would change some of them.
+    # Codes are argmins: with float32, TF32 or bf16 passes inside the convolutions would change some of them.
     precision = jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
     kernel = (size, size)
     return nn.Conv(
@@ -26,8 +26,8 @@ def _conv(features: int, size: int, dtype: DTypeLike, name: str, use_bias: bool 
 
 
 def _norm_silu(x: jax.Array, dtype: DTypeLike, name: str) -> jax.Array:
-    # Flax takes the statistics in float32 whatever the dtype. E[x^2] - E[x]^2 needs one pass instead of two
-    # and cancels: for bfloat16 pixels by less than they are rounded, for float32 it would change codes.
+    # Flax computes the statistics in float32 for every dtype. E[x^2] - E[x]^2 needs one pass instead of two,
+    # but suffers from cancellation: below the rounding of bfloat16; in float32 it would change codes.
     fast = jnp.dtype(dtype) != jnp.float32
     norm = nn.GroupNorm(num_groups=GROUPS, epsilon=1e-6, dtype=dtype, use_fast_variance=fast, name=name)
     return nn.silu(norm(x))
@@ -45,14 +45,14 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w channels"]:
-        """The block's output at the same resolution."""
+        """The block's output, (B, h, w, channels)."""
         out = _conv(self.channels, 3, self.dtype, "conv1", use_bias=False)(_norm_silu(x, self.dtype, "norm1"))
         out = _conv(self.channels, 3, self.dtype, "conv2", use_bias=False)(
             _norm_silu(out, self.dtype, "norm2")
         )
         if x.shape[-1] == self.channels:
             return x + out
-        # The released weights were trained with the shortcut on the block's output instead of its input.
+        # As in the released network, the shortcut acts on the block's output, not on its input.
         return out + _conv(self.channels, 1, self.dtype, "nin_shortcut", use_bias=False)(out)
 
 
@@ -134,14 +134,14 @@ class VQGAN(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Pixels a side of one code."""
+        """Side of one code in pixels."""
         return 2 ** (len(self.channel_mult) - 1)
 
     def encode(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w z"]:
         """Continuous latents of images.
 
         Args:
-            pixels: (B, H, W, 3) RGB in [0, 1]; a remainder of the sides modulo 2^(levels - 1) is lost.
+            pixels: (B, H, W, 3) RGB in [0, 1]; H and W are cut to multiples of 2^(levels - 1).
 
         Returns:
             (B, h, w, z) float32, h = H // 2^(levels - 1).
@@ -164,7 +164,7 @@ class VQGAN(nn.Module):
             latent: (B, h, w, z) as from `encode`.
 
         Returns:
-            (B, h w) int32, row-major; the lowest index among equals.
+            (B, h w) int32, row-major; ties go to the lowest index.
         """
         z = latent.astype(jnp.float32).reshape(latent.shape[0], -1, self.z_channels)
         products = jnp.einsum("bnz,kz->bnk", z, self.codebook, precision=jax.lax.Precision.HIGHEST)

@@ -13,8 +13,8 @@ from sparse_vis.ops.sinkhorn import run_ott
 def pairwise_distance(x: Float[Array, "r d"], y: Float[Array, "r d"]) -> Float[Array, "r r"]:
     """Euclidean distances between the rows of x and of y, float32.
 
-    Differences are formed before squaring: the expansion |x|^2 - 2xy + |y|^2 loses the digits that
-    decide between near-equal tokens.
+    Computed from differences: the expansion |x|^2 - 2xy + |y|^2 loses the digits that decide between nearly
+    equal tokens.
     """
     difference = x[:, None, :].astype(jnp.float32) - y[None, :, :].astype(jnp.float32)
     return jnp.sqrt(jnp.sum(difference**2, axis=-1))
@@ -41,7 +41,7 @@ def entropic_plan(
 def entropic_match(
     x: Float[Array, "N r d"], y: Float[Array, "N r d"], epsilon: float, iterations: int
 ) -> Int[Array, "N r"]:
-    """For each token of x, the token of y that gets most of its mass; two may choose the same one."""
+    """For each token of x, the token of y that receives most of its mass; several may share one."""
     plans = jax.vmap(lambda a, b: entropic_plan(a, b, epsilon, iterations))(x, y)
     return jnp.argmax(plans, axis=-1).astype(jnp.int32)
 

@@ -1,8 +1,8 @@
 """Sums over prototypes, streamed in chunks so that no [rows, K] array stays in memory.
 
 The cross-entropy between targets T (rows sum to one) and softmax(x W / t) is
-logsumexp(x W / t) - x . (T W^T) / t. Both parts are sums over K prototypes; each chunk is
-computed again on the way back instead of being stored.
+logsumexp(x W / t) - x . (T W^T) / t. Both parts are sums over K prototypes; the backward pass recomputes
+each chunk instead of storing it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,14 @@ def _exponents(
 def _streamed_sums(
     x: Array, prototypes: Array, temperature: float, potentials: Array, values: Array | None, chunks: int
 ) -> tuple[Array, Array, Array | None]:
-    """Largest exponent m of each row, sum_k exp(x . w_k / temperature + g_k - m), and that sum of values_k.
+    """Row-wise sums over all prototypes, with exponents e_k = x . w_k / temperature + g_k.
 
-    Not as one logarithm that grows from chunk to chunk: with exponents near 40 each of its roundings would
-    show in the sixth digit of the gradients.
+    The maximum and the sum are kept apart. A running logarithm would round once per chunk, and with exponents
+    near 40 each rounding would show in the sixth digit of the gradients.
+
+    Returns:
+        m = max_k e_k (rows,); sum_k exp(e_k - m) (rows,); sum_k exp(e_k - m) values_k (rows, D), or None
+        without values.
     """
 
     def add(index, sums):
@@ -74,7 +78,7 @@ def streamed_logsumexp(
     Args:
         x: (rows, D) float32 embeddings. prototypes: (D, K) float32.
         temperature: divisor of the logits. potentials: (K,) added to the scaled logits.
-        chunk: prototypes held at a time; 0, or one that does not divide K, means all at once.
+        chunk: prototypes held in memory at a time; 0, or a number that does not divide K: all at once.
 
     Returns:
         (rows,) float32.
@@ -116,12 +120,12 @@ def expected_prototype(
     values: Float[Array, "D K"],
     chunk: int,
 ) -> Float[Array, "rows D"]:
-    """sum_k T_k values_k with T = softmax(x W / temperature + g): where each row's target points.
+    """Expected prototype of each row, sum_k T_k values_k with T = softmax(x W / temperature + g).
 
     Differentiable in `values` alone, in reverse mode; the assignments T are targets and carry no gradient.
 
     Args:
-        x: (rows, D) float32 embeddings that give the targets. prototypes: (D, K) that scored them.
+        x: (rows, D) float32 embeddings from which targets are made. prototypes: (D, K), W.
         temperature: Sinkhorn temperature. potentials: (K,) Sinkhorn column potentials.
         values: (D, K) prototypes that the student uses. chunk: as in `streamed_logsumexp`.
 

@@ -1,7 +1,8 @@
 """Bicubic interpolation as PyTorch does it: Keys kernel with a = -0.75, no antialiasing.
 
-A separable resize is two small matrices, one for rows and one for columns, which accelerators like better
-than gathers. `jax.image.resize(..., "cubic")` has a = -0.5: other numbers (docs/method.md section 2).
+A separable resize is a product with two small matrices, one for rows and one for columns: on accelerators
+faster than gathers. `jax.image.resize(..., "cubic")` has a = -0.5 and gives other results (docs/method.md
+section 2).
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from sparse_vis.runtime.errors import UserError
 
 AnyArray = Array | np.ndarray
 A = -0.75
-# Position tables and images of evaluations: small matrices, whose results are compared with recorded ones.
+# For position tables and evaluation images: small matrices, and results are compared with recorded ones.
 PRECISION = jax.lax.Precision.HIGHEST
-# Crops and blurs of training, some 840 GFLOP for 128 images of B/16: TF32 on GPU, three bfloat16 products on
-# TPU, float32 on CPU. On an H100 TF32 moved a crop's pixels by a quarter of an 8-bit level at most (rms .05).
+# For crops and blurs in training, some 840 GFLOP for 128 images of B/16: TF32 on GPU, three bfloat16 products
+# on TPU, float32 on CPU. On an H100 TF32 changed a crop's pixels by at most a quarter of an 8-bit level (rms
+# .05).
 VIEW_PRECISION = jax.lax.Precision.HIGH
 
 
 def keys_kernel(distance: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
-    """Cubic convolution kernel with a = -0.75; of a NumPy array in NumPy.
+    """Cubic convolution kernel with a = -0.75; a NumPy array gives a NumPy array.
 
     Args:
         distance: (...) float, absolute distance to the tap in pixels.
@@ -40,10 +42,10 @@ def keys_kernel(distance: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"
 def _interpolation(
     source: Float[Array, " out"], offset: int | Array, length: int | Array, columns: int
 ) -> Float[Array, "out columns"]:
-    """Weights of the four taps around each source coordinate, clamped to [0, length), then shifted."""
+    """Weights of the four taps around each source coordinate; taps are clamped to [0, length) + offset."""
     base = jnp.floor(source)
     matrix = jnp.zeros((source.shape[0], columns), jnp.float32)
-    for tap in (-1, 0, 1, 2):  # as one array with a tap axis this is six times slower on CPU
+    for tap in (-1, 0, 1, 2):  # a loop: one array with a tap axis is six times slower on CPU
         weight = keys_kernel(jnp.abs(source - (base + tap)))
         index = jnp.clip(base.astype(jnp.int32) + tap, 0, length - 1) + offset
         matrix += jnp.where(index[:, None] == jnp.arange(columns), weight[:, None], 0.0)
@@ -75,7 +77,7 @@ def crop_matrix(
 ) -> Float[Array, "out canvas"]:
     """Matrix that cuts [offset, offset + length) out of a canvas and resizes it, align_corners=True.
 
-    The piece is cut out first: no pixel outside it has a weight (docs/method.md section 6).
+    Cut out first, then resized: pixels outside the piece have weight zero (docs/method.md section 6).
 
     Args:
         offset: () int32, first pixel of the piece, may be traced.
@@ -101,7 +103,7 @@ def apply_matrices(
         columns: (w, W) float32, or (..., w, W).
         precision: of the matrix products.
     """
-    # With channels between rows and columns neither product needs the image laid out anew.
+    # With the channel axis in the middle, neither product needs a transposed copy of the image.
     image = jnp.moveaxis(image, -1, -2)
     image = jnp.einsum("...hH,...HCW->...hCW", rows, image, precision=precision)
     return jnp.moveaxis(jnp.einsum("...hCW,...wW->...hCw", image, columns, precision=precision), -2, -1)

@@ -29,7 +29,7 @@ def run_ott(cost: Float[Array, "n m"], epsilon: float, iterations: int, a: Array
     Returns:
         ott-jax's SinkhornOutput; its potentials f (n,) and g (m,) are in units of the cost.
     """
-    # inner_iterations defaults to 10, with which fewer than 10 iterations would be none at all.
+    # With the default inner_iterations=10, ott-jax would run no iteration at all for fewer than 10.
     solver = sinkhorn.Sinkhorn(
         min_iterations=iterations, max_iterations=iterations, inner_iterations=1, threshold=0.0
     )
@@ -43,8 +43,8 @@ def column_potentials(
 ) -> Float[Array, " K"]:
     """Column potentials g with assignments = softmax(scores / temperature + g), no gradient.
 
-    DEVIATION: the published code adds 1e-8 to both sums, which shrinks rows that lie far below every
-    column's maximum (`published_potentials`); in the log domain every row sums to one.
+    DEVIATION: the published code adds 1e-8 to row and column sums, which shrinks rows that are far below
+    every column's maximum (`published_potentials`). Here, in the log domain, every row sums to one.
 
     Args:
         scores: (rows, K) float32 prototype logits of every row of the global batch.
@@ -66,12 +66,12 @@ def published_potentials(
 ) -> Float[Array, "rounds K"]:
     """Column potentials of the published loop, which adds epsilon to each sum it divides by; no gradient.
 
-    Its assignments are row_mass * softmax(scores / temperature + g[-1]).
+    The assignments of that loop are row_mass * softmax(scores / temperature + g[-1]).
 
     Args:
         scores: (rows, K) float32 prototype logits of every row of the global batch.
         temperature: Sinkhorn temperature. iterations: rounds of [columns, rows].
-        epsilon: published 1e-8, relative to columns whose largest entry is exp(50) at the start.
+        epsilon: published 1e-8; columns are first scaled so that their largest entry is exp(50).
 
     Returns:
         (iterations, K) float32, the potentials of every round.
@@ -87,11 +87,11 @@ def published_potentials(
 
 
 def row_mass(log_sums: Float[Array, "rounds rows"], epsilon: float) -> Float[Array, " rows"]:
-    """Sum of each row of the published assignments: s / (s + epsilon), s before the last division.
+    """Row sums of the published assignments, s / (s + epsilon) with s the sum before the last division.
 
     Args:
-        log_sums: (rounds, rows), logsumexp(scores / temperature + g) of each round's potentials g.
-        epsilon: that of `published_potentials`.
+        log_sums: (rounds, rows), logsumexp(scores / temperature + g) for the potentials g of each round.
+        epsilon: as in `published_potentials`.
     """
     f, mass = jnp.zeros_like(log_sums[0]), jnp.ones_like(log_sums[0])
     for log_sum in log_sums:
@@ -104,12 +104,12 @@ def row_mass(log_sums: Float[Array, "rounds rows"], epsilon: float) -> Float[Arr
 def assignments(
     scores: Float[Array, "*rows K"], potentials: Float[Array, " K"], temperature: float
 ) -> Float[Array, "*rows K"]:
-    """Rows of the Sinkhorn-Knopp assignment, softmax(scores / temperature + g), written out in full.
+    """Rows of the Sinkhorn-Knopp assignment as a full matrix: softmax(scores / temperature + g).
 
     Args:
         scores: (..., K) float32 prototype logits.
-        potentials: (K,) from `column_potentials`.
-        temperature: the temperature of the potentials.
+        potentials: (K,) g, from `column_potentials`.
+        temperature: with which the potentials were computed.
 
     Returns:
         (..., K) float32 whose rows sum to one.
@@ -123,8 +123,8 @@ def column_error(
     """How far the assignments are from using every prototype equally after the last round.
 
     Args:
-        scores: (rows, K) prototype logits of the batch that gave the potentials.
-        potentials: (K,). temperature: that of the potentials.
+        scores: (rows, K) prototype logits of the batch from which the potentials were computed.
+        potentials: (K,). temperature: with which they were computed.
 
     Returns:
         Total variation distance between the column sums / rows and 1 / K, from 0 (balanced) to 1.

@@ -1,4 +1,4 @@
-"""The gallery: an image, its reconstruction, and for each token its map and what its edits do."""
+"""The gallery: images with their reconstructions, and for each token its map and its edits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sparse_vis.report.images import Encoded
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.viz.pictures import segment_overlay, segments, token_colours, token_overlay
 
-LARGE, SMALL = 256, 144  # pixels of the longest side: pictures of the gallery, and edits
-SHARP = 96  # up to here PNG: a small picture is shown enlarged, and lossy compression would show too
+LARGE, SMALL = 256, 144  # longest side in pixels: of gallery pictures, of edits
+SHARP = 96  # up to this size PNG: small pictures are shown enlarged, with visible artefacts if lossy
 
 
 def data_uri(picture: np.ndarray, longest: int = LARGE) -> str:
     """A picture as a data URI: PNG if small or with transparency, else WebP.
 
     Args:
-        picture: (h, w, 3 or 4) uint8, or float in [0, 1]. longest: side in pixels to which it is reduced.
+        picture: (h, w, 3 or 4) uint8, or float in [0, 1]. longest: largest side in pixels after downscaling.
     """
     if picture.dtype != np.uint8:
         picture = np.uint8(np.round(255 * picture))
@@ -40,9 +40,9 @@ class TokenView:
     """One token of an image.
 
     Attributes:
-        number: of the token. colour: CSS. overlay: data URI of its map, relative to its largest entry.
-        share: mean of L over the patches. peak: the largest.
-        edits: edit → (data URI, what it does), empty where nothing can be decoded.
+        number: index of the token. colour: CSS. overlay: data URI of its map, relative to its largest entry.
+        share: mean of its map over the patches. peak: maximum of its map.
+        edits: edit → (data URI, description); empty if nothing can be decoded.
     """
 
     number: int
@@ -58,11 +58,11 @@ class Card:
     """One image of the gallery.
 
     Attributes:
-        letter: by which other cards call it. name: of the image. image: data URI. aspect: width / height.
-        reconstruction: data URI, None without a decoder. psnr: dB, None where sizes differ.
-        segmentation: data URI of argmax L. winners: (rows, columns) the token of every patch.
-        tokens: TokenView of each, in order. largest: number of the token with the largest share.
-        partner: letter of the image that tokens are swapped with, or None.
+        letter: by which other cards refer to it. name: of the image. image: data URI. aspect: width / height.
+        reconstruction: data URI, None without a decoder. psnr: dB, None if sizes differ.
+        segmentation: data URI of argmax L. winners: (rows, columns), argmax L of every patch.
+        tokens: TokenViews in order. largest: index of the token with the largest share.
+        partner: letter of the image with which tokens are swapped, or None.
     """
 
     letter: str
@@ -99,9 +99,9 @@ def make_cards(
     """The cards of a gallery; prints progress.
 
     Args:
-        model, params: of sparse_vis.load. images, names: of the gallery.
+        model, params: from sparse_vis.load. images, names: of the gallery.
         found: encoded images, those of the gallery first.
-        decodes: whether there is what a reconstruction needs. edits: whether edits can change it.
+        decodes: whether reconstruction is possible. edits: whether edits are possible.
     """
     progress = Progress("editing" if edits else "drawing", len(images))
     cards, grid = [], model.grid(*images.shape[1:3])

@@ -1,4 +1,4 @@
-"""Training curves as inline SVG that takes its colours from the page, so that light and dark both fit."""
+"""Training curves as inline SVG in the page's colours, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from sparse_vis.viz.figures import curve
 
-# Drawn in colours that occur nowhere else, then replaced by those of the page.
+# Placeholder colours, which are replaced by those of the page.
 TEXT, LINE = "#010203", "#040506"
 STYLE = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8, "axes.spines.top": False,
@@ -25,10 +25,10 @@ OMITTED = ("epoch",)  # a straight line
 
 
 def chart(name: str, steps: np.ndarray, values: np.ndarray) -> str:
-    """One curve as an SVG element, 280 by 150 points, that says its first and last value to screen readers.
+    """One curve as an SVG element, 280 by 150 points, with first and last value for screen readers.
 
     Args:
-        name: title, and salt of the ids. steps, values: (m,).
+        name: title, and salt of the element ids. steps, values: (m,).
     """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(280 / 72, 150 / 72), layout="constrained")
@@ -41,22 +41,22 @@ def chart(name: str, steps: np.ndarray, values: np.ndarray) -> str:
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(TEXT, "currentColor").replace(LINE, "var(--accent)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every chart, and nothing refers to them
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # these ids repeat in every chart, and are not referenced
     said = f"{name}: {values[0]:.4g} at step {steps[0]}, {values[-1]:.4g} at step {steps[-1]}"
     return svg.replace("<svg ", f'<svg role="img" aria-label="{said}" ', 1)
 
 
 def in_order(names: list[str]) -> list[str]:
-    """Names of curves: the total, the terms, the optimizer, the speed, then health; constant zeros apart."""
+    """Names of curves in the order of the page: total, terms, optimizer, speed, health."""
     terms = [n for n in names if n not in (*FIRST, *LAST, *OMITTED) and "/" not in n]
     health = [n for n in names if n.startswith("health/")]
     return [n for n in (*FIRST, *terms, *LAST, *health) if n in names]
 
 
 def charts(metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
-    """All curves of a run, those that are zero throughout left out.
+    """All curves of a run, except those that are always zero.
 
     Args:
-        metrics: of `viz.read_metrics`.
+        metrics: from `viz.figures.read_metrics`.
     """
     return [chart(name, *metrics[name]) for name in in_order(list(metrics)) if np.any(metrics[name][1])]

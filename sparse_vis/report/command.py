@@ -21,10 +21,10 @@ from sparse_vis.runtime.tools import Parser, positive
 
 
 def check_output(path: pathlib.Path) -> None:
-    """Refuse, before any work, what cannot be written or should not be replaced; an earlier report is.
+    """Refuse an output that cannot be written, or is a file other than an earlier report.
 
     Raises:
-        UserError: a folder, a file that is no report, or a folder that is missing.
+        UserError: the path is a folder or another file, or its folder is missing.
     """
     if path.is_dir():
         raise UserError(
@@ -40,10 +40,10 @@ def check_output(path: pathlib.Path) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """The tool, once its arguments are parsed.
+    """Write the report.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: any error that the user can correct.
     """
     check_output(arguments.output)
     for name in ("gallery", "voters"):

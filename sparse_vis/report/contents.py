@@ -1,4 +1,4 @@
-"""All that a report shows of a model, collected: what is absent is said."""
+"""Collect the contents of a report, with a reason for each absent part."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ PAGES, REGIONS = 12, 8  # prototypes shown, and images for each
 
 
 def parse_size(text: str | None, model: Stellar) -> tuple[int, int]:
-    """(height, width) in pixels of --size; the model's square without.
+    """(height, width) in pixels from --size; without it, the model's square.
 
     Raises:
-        UserError: not of the form, smaller than a patch or larger than anything sensible.
+        UserError: the text is not HEIGHTxWIDTH, or a side is below the patch size or above SIDE.
     """
     if text is None:
         return (model.encoder.image_size,) * 2
@@ -50,13 +50,13 @@ def parse_size(text: str | None, model: Stellar) -> tuple[int, int]:
 
 
 def run_files(found: Loaded) -> tuple[dict, dict | str, str]:
-    """What a run left beside its checkpoints.
+    """Metrics and evaluations of the run from which a model was read.
 
     Args:
         found: the model as read.
 
     Returns:
-        (metrics, evaluations or why there are none, why there are no metrics or "").
+        (metrics, evaluations or the reason why there are none, "" or the reason why there are no metrics).
     """
     if found.step is None:
         why = "Absent: a released file comes without {}."
@@ -74,7 +74,7 @@ def run_files(found: Loaded) -> tuple[dict, dict | str, str]:
 
 
 def facts(found: Loaded, model: Stellar, params: dict) -> list[tuple[str, str]]:
-    """What a reader wants to know first."""
+    """Main sizes of the model, as (name, value)."""
     m, count = found.config.model, sum(x.size for x in jax.tree.leaves(params))
     return [
         ("tokens r", f"{m.tokens}"),
@@ -87,7 +87,7 @@ def facts(found: Loaded, model: Stellar, params: dict) -> list[tuple[str, str]]:
 
 
 def absences(model: Stellar, checkpoint: str) -> tuple[str, str]:
-    """Why there are no reconstructions, and why no edits; "" where there are."""
+    """Why there are no reconstructions, and why no edits; "" if there are."""
     if model.decoder.codes and model.tokenizer is None:
         why = (
             f"Absent: {checkpoint} reconstructs through a VQ tokenizer, whose weights are not at hand; "
@@ -102,7 +102,7 @@ def absences(model: Stellar, checkpoint: str) -> tuple[str, str]:
 
 
 def left_out(skips: Skips) -> str:
-    """Which images could not be used, each said, and in words for the page."""
+    """Print the skipped images; returns them in words for the page."""
     for line in skipped.lines(skips):
         print(f"skipped: {line.rstrip()}", flush=True)
     names = ", ".join(escaped(name) for name, _ in skips)
@@ -110,13 +110,13 @@ def left_out(skips: Skips) -> str:
 
 
 def make_contents(arguments: argparse.Namespace) -> Contents:
-    """Load, encode, decode and collect.
+    """Load the model, encode and decode the images, and collect everything.
 
     Args:
         arguments: of the command line.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: any error that the user can correct.
     """
     found = read_model(arguments.checkpoint, arguments.name)
     data_known = found.step is not None or is_shipped(arguments.checkpoint)

@@ -1,4 +1,4 @@
-"""Edits of tokens and what the decoder makes of them: pixels of Z' = L' S'."""
+"""Edit S and L of an image, and decode Z' = L' S'."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sparse_vis.types import Features
 def with_map(
     L: Float[np.ndarray, "n r"], token: int, column: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, "n r"]:
-    """L with another map for one token; the other tokens share what it leaves in the old proportions.
+    """L with a new map for one token; the other tokens share the rest in their old proportions.
 
-    With zeros for the map the token is removed: a softmax over the other tokens alone.
+    A map of zeros removes the token: the result is the softmax over the other tokens.
 
     Args:
-        L: (n, r) with rows that sum to one, r ≥ 2. token: its number. column: (n,) from 0 to 1.
+        L: (n, r) with rows that sum to one, r ≥ 2. token: index. column: (n,) new map, from 0 to 1.
 
     Returns:
         (n, r) with rows that sum to one.
@@ -37,13 +37,13 @@ def with_map(
 def moved_map(
     L: Float[np.ndarray, "n r"], token: int, grid: tuple[int, int]
 ) -> tuple[Float[np.ndarray, " n"], int]:
-    """A token's map, moved sideways by a quarter of the image, to where there is more room.
+    """A token's map, moved horizontally by a quarter of the image, away from the nearer edge.
 
     Args:
-        L: (n, r). token: its number. grid: (rows, columns) of the n patches.
+        L: (n, r). token: index. grid: (rows, columns) of the n patches.
 
     Returns:
-        (column, step): (n,) the moved map, zero where nothing came from; patches moved, negative to the left.
+        (column, step): (n,) the moved map, zero-filled; number of patches moved, negative to the left.
     """
     picture = L[:, token].reshape(grid)
     centre = (picture.sum(axis=0) * (np.arange(grid[1]) + 0.5)).sum() / picture.sum()
@@ -63,7 +63,7 @@ def edited(
     """Z' of every edit of every token of an image.
 
     Args:
-        S, L: of the image. partner: (r, d) for each token the one that takes its place in "swapped".
+        S, L: of the image. partner: (r, d) for each token its replacement in "swapped".
         grid: (rows, columns) of the n patches.
 
     Returns:
@@ -85,7 +85,7 @@ def decode(
     """Pixels of features, clipped to [0, 1].
 
     Args:
-        model, params: of sparse_vis.load, with the tokenizer if the model needs one.
+        model, params: from sparse_vis.load, with the tokenizer if the model needs one.
         Z: (N, n, d). size: (height, width) of the image in pixels.
     """
     features = Features(cls=None, sparse=None, dense=None, spatial=None, lowrank=jnp.asarray(Z), size=size)
@@ -93,7 +93,10 @@ def decode(
 
 
 def partners(count: int) -> list[int | None]:
-    """The image each swaps tokens with: neighbours in pairs, the last of an odd number the one before."""
+    """For each image, the index of the image with which it swaps tokens; None if there is only one.
+
+    Neighbours form pairs; the last of an odd number takes the one before.
+    """
     return [None if count == 1 else i ^ 1 if i ^ 1 < count else i - 1 for i in range(count)]
 
 
@@ -104,11 +107,11 @@ def letter(i: int) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """An image's tokens, and those that take their places when tokens are swapped.
+    """An image's tokens, and their replacements when tokens are swapped.
 
     Attributes:
         S, L: of the image, (r, d) and (n, r). partner: (r, d), for each token its match in the other image.
-        match: (r,) numbers of these. other: letter of the other image; None without one.
+        match: (r,) indices of the matches. other: letter of the other image, or None.
     """
 
     S: Float[np.ndarray, "r d"]
@@ -119,10 +122,10 @@ class Pair:
 
 
 def make_pairs(S: Float[np.ndarray, "N r d"], L: Float[np.ndarray, "N n r"]) -> list[Pair]:
-    """Every image with its partner, tokens matched one to one.
+    """A Pair for every image, tokens matched one to one with those of its partner.
 
     Args:
-        S, L: of all images.
+        S, L: (N, r, d) and (N, n, r) of all images.
     """
     others = partners(len(S))
     theirs = S[[i if other is None else other for i, other in enumerate(others)]]
@@ -134,7 +137,7 @@ def make_pairs(S: Float[np.ndarray, "N r d"], L: Float[np.ndarray, "N n r"]) -> 
 
 
 def _quality(pixels: np.ndarray, image: np.ndarray) -> list[float] | None:
-    """PSNR of decoded pictures against one image; None at another size (224 px come back as 256)."""
+    """PSNR of decoded pictures against one image; None if sizes differ (VQ: 256 px for 224 px)."""
     seen = image[: pixels.shape[1], : pixels.shape[2]].astype(np.float32) / 255
     if seen.shape != pixels.shape[1:]:
         return None
@@ -144,10 +147,10 @@ def _quality(pixels: np.ndarray, image: np.ndarray) -> list[float] | None:
 def decoded(
     model: Stellar, params: dict, image: UInt8[np.ndarray, "H W 3"], pair: Pair, *, edits: bool
 ) -> tuple[np.ndarray, float | None, list[dict[str, tuple[np.ndarray, str]]]]:
-    """What the decoder makes of an image's tokens, and of them edited.
+    """Decode an image's tokens, and all edits of them.
 
     Args:
-        model, params: of sparse_vis.load. image: as encoded. pair: its tokens. edits: whether to edit them.
+        model, params: from sparse_vis.load. image: as encoded. pair: its tokens. edits: whether to edit.
 
     Returns:
         (reconstruction, its PSNR in dB or None, for each token: edit → (pixels, what was done)).

@@ -1,4 +1,4 @@
-"""The images of a report, and what the model makes of them."""
+"""Find, read and encode the images of a report."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Found:
-    """Images that a report looks at.
+    """Images available to a report.
 
     Attributes:
-        source: random-access records. indices: which of them may be shown. origin: where they are, in words.
+        source: random-access records. indices: of those that may be used. origin: description in words.
     """
 
     source: Source
@@ -42,14 +42,14 @@ class Found:
 
 
 def find_images(config: ConfigDict, folder: str | None, *, data_known: bool, max_pixels: int) -> Found:
-    """The images of a folder, else the test images of the run's data source, as evaluations read them.
+    """The images of a folder, or else the test images of the run's data source, as for evaluations.
 
     Args:
-        config: of the model. folder: of --images. data_known: whether config.data is of the model's training.
-        max_pixels: of an image in that folder; those of the run's data have config.data.max_pixels.
+        config: of the model. folder: value of --images. data_known: whether config.data is that of training.
+        max_pixels: of an image in the folder; for the run's data, config.data.max_pixels applies.
 
     Raises:
-        UserError: there are none; names the flag that gives others.
+        UserError: there are none; names the flag with which to give others.
     """
     if folder is not None:
         try:
@@ -73,10 +73,10 @@ def find_images(config: ConfigDict, folder: str | None, *, data_known: bool, max
 
 
 class Read(NamedTuple):
-    """Images as a report shows them, N of them.
+    """The N images of a report.
 
     Attributes:
-        rows: their numbers in the source. pixels: uint8. names: escaped. skips: of the others.
+        rows: indices in the source. pixels: uint8. names: escaped. skips: (name, reason) of skipped images.
     """
 
     rows: Int[np.ndarray, " N"]
@@ -86,14 +86,14 @@ class Read(NamedTuple):
 
 
 def read_images(source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, int], on_error: str) -> Read:
-    """The largest centred part of this shape of images, resized (bicubic).
+    """Read images: the largest centre crop with the aspect ratio of `size`, resized (bicubic).
 
     Args:
-        source: random-access records. rows: which of them. size: (height, width) in pixels.
-        on_error: "stop" or "skip" where an image cannot be used.
+        source: random-access records. rows: indices. size: (height, width) in pixels.
+        on_error: "stop" or "skip" at an unusable image.
 
     Raises:
-        UserError: names the image that cannot be used; none can.
+        UserError: names the unusable image, or all are unusable.
     """
 
     def read(row: int) -> tuple[int, np.ndarray, str]:
@@ -112,12 +112,12 @@ def read_images(source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, in
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the model finds in N images.
+    """N encoded images.
 
     Attributes:
-        S: (N, r, d). L: (N, n, r). cls: (N, 1, D), the CLS head's embeddings.
+        S: (N, r, d). L: (N, n, r). cls: (N, 1, D), embeddings of the CLS head.
         winner: (N, r), every token's most likely prototype.
-        embedding: (N, r, D), of the token head. normaliser: (N, r), the log-sum-exp of their logits.
+        embedding: (N, r, D), of the token head. normaliser: (N, r), log-sum-exp of the prototype logits.
     """
 
     S: Float[np.ndarray, "N r d"]
@@ -149,13 +149,13 @@ def encode_all(
     """Encode images batch by batch and print progress.
 
     Args:
-        model, params: of sparse_vis.load. images: (N, H, W, 3) uint8.
+        model, params: from sparse_vis.load. images: (N, H, W, 3) uint8.
         temperature: of the student's softmax over prototypes.
     """
     parts, progress = [], Progress("encoding", len(images))
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
-        # A last, smaller batch is filled up, so that the encoder compiles once.
+        # A smaller last batch is padded, so that the encoder compiles once.
         padded = np.pad(batch, [(0, BATCH - len(batch)), (0, 0), (0, 0), (0, 0)], mode="edge")
         found = jax.device_get(_encode(model, params, padded, temperature))
         parts.append({name: array[: len(batch)] for name, array in found.items()})

@@ -1,4 +1,4 @@
-"""The HTML page: everything inline, so that one file works from disk without a network."""
+"""The HTML page; everything is inline, so that the single file works offline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparse_vis.report.prototypes import Page
 from sparse_vis.report.tables import Table
 from sparse_vis.viz.pictures import lay_over, map_overlay
 
-GENERATOR = "sparse_vis.report"  # by which a report is known before it is replaced
+GENERATOR = "sparse_vis.report"  # identifies an earlier report, which may be overwritten
 EDITS = {
     "removed": "is removed; the others share its place",
     "moved": "has its map moved sideways by a quarter of the image",
@@ -24,13 +24,14 @@ EDITS = {
 
 @dataclass(frozen=True)
 class Contents:
-    """What a report shows. A string in place of a part says why it is absent.
+    """Contents of a report; a string instead of a part says why it is absent.
 
     Attributes:
-        title: of the page. facts: (name, value) at its head. origin: what the images are and where, in words.
-        cards: the gallery. edits: "" or why there are none. reconstruction: "" or why there is none.
-        prototypes: see Page. pictures: (page, region) data URIs and labels. voters: images that voted.
-        curves: SVG elements. evaluations: tables. health: table. settings: (dotted name, value).
+        title: of the page. facts: (name, value) at its top. origin: description of the images.
+        cards: the gallery. edits, reconstruction: "", or why there are none.
+        prototypes: Pages. pictures: for each Page, (data URI, label) of its regions.
+        voters: number of images that voted. curves: SVG elements. evaluations: tables. health: table.
+        settings: (dotted name, value).
     """
 
     title: str
@@ -55,11 +56,11 @@ def region_pictures(
     grid: tuple[int, int],
     patch: int,
 ) -> list[list[tuple[str, str]]]:
-    """For each prototype and region: (data URI, label); what does not vote is dark.
+    """For each prototype and region: (data URI, label); pictures are darkened where the vote is low.
 
     Args:
-        pages: of the prototypes. images, names: that voted. grid: (rows, columns) of patches.
-        patch: in pixels.
+        pages: of the prototypes. images, names: of all voters. grid: (rows, columns) of patches.
+        patch: side in pixels.
     """
     whole = images[:, : grid[0] * patch, : grid[1] * patch]
     made = []
@@ -73,11 +74,7 @@ def region_pictures(
 
 
 def render(contents: Contents) -> str:
-    """The page as text.
-
-    Args:
-        contents: what it shows.
-    """
+    """The page as HTML text."""
     loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined

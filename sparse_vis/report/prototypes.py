@@ -1,4 +1,4 @@
-"""Prototype pages: for the most used prototypes, the image regions that vote most for them."""
+"""Prototype pages: the most used prototypes, each with the image regions of the highest votes for it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sparse_vis.viz.pictures import prototype_votes, strongest
 
 @dataclass(frozen=True)
 class Page:
-    """A prototype and its regions.
+    """A prototype and the images that vote most for it.
 
     Attributes:
-        number: of the prototype. wins: tokens that like it best.
-        images: numbers of the images, strongest first. maps: (m, n) votes of their patches, from 0 to 1.
+        number: index of the prototype. wins: number of tokens whose most likely prototype it is.
+        images: indices of the m images, highest vote first. maps: (m, n) votes of their patches, 0 to 1.
     """
 
     number: int
@@ -29,10 +29,11 @@ class Page:
 def probabilities(
     found: Encoded, prototypes: Float[np.ndarray, "D K"], numbers: list[int], temperature: float
 ) -> Float[np.ndarray, "N P r"]:
-    """The student's probability of some prototypes for every token: softmax over all K.
+    """The student's probability of P prototypes for every token, from the softmax over all K.
 
     Args:
-        found: encoded images. prototypes: (D, K). numbers: P of the K. temperature: that of `encode_all`.
+        found: encoded images. prototypes: (D, K). numbers: P of the K indices. temperature: as in
+            `encode_all`.
     """
     logits = np.einsum("ird,dp->ipr", found.embedding, prototypes[:, numbers]) / temperature
     return np.exp(logits - found.normaliser[:, None])
@@ -41,11 +42,11 @@ def probabilities(
 def make_pages(
     found: Encoded, prototypes: Float[np.ndarray, "D K"], temperature: float, *, pages: int, regions: int
 ) -> list[Page]:
-    """The prototypes that most tokens like best, each with the regions that vote most for it.
+    """Pages of the prototypes that are the most likely one of the most tokens.
 
     Args:
-        found: encoded images. prototypes: (D, K) of the token head. temperature: that of `encode_all`.
-        pages: prototypes at most. regions: images per prototype at most.
+        found: encoded images. prototypes: (D, K) of the token head. temperature: as in `encode_all`.
+        pages: most prototypes. regions: most images per prototype.
     """
     used, wins = np.unique(found.winner, return_counts=True)
     order = np.argsort(-wins, kind="stable")[:pages]

@@ -1,4 +1,4 @@
-"""Whether the model was trained on the images that a report shows, as far as that is known."""
+"""Find out whether a model was trained on the images that a report shows."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ UNKNOWN = "Images of which it is not known whether the model was trained on them
 
 
 def name_images(config: ConfigDict | None, source: Source, rows: Rows) -> str:
-    """What images are to the model, with the reason: training images, held out, some of both, or not known.
+    """In words, with the reason: whether images are training images, held out, some of both, or not known.
 
     Args:
-        config: of the training; None if it is not known. source: of the images. rows: which of them.
+        config: of the training; None if it is not known. source, rows: source and indices of the images.
     """
     if config is None:
         return f"{UNKNOWN} (a released file does not say on which it was)"
@@ -42,7 +42,7 @@ def name_images(config: ConfigDict | None, source: Source, rows: Rows) -> str:
 
 
 def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | None, str]:
-    """How many of the rows are among the training images, None if that is not known, and why."""
+    """Number of the rows that are training images, None if it is not known; and the reason."""
     d = config.data
     if d.source == "scenes":
         if isinstance(source, SceneSource):
@@ -69,7 +69,7 @@ def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | N
 
 
 def _shared_files(source: FolderSource, rows: Rows, training: FolderSource) -> int:
-    """How many of the images are training images: the same file, or a copy that kept its name."""
+    """Number of images that are training images: the same file, or a copy with the same name."""
     alike = defaultdict(set)
     for name in training.names:
         alike[os.path.basename(name)].add(os.path.join(training.path, name))

@@ -1,4 +1,4 @@
-"""Configuration, evaluations and health as rows of text."""
+"""Configuration, evaluations and health as tables of text."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Table:
 
 
 def evaluation_tables(encoders: dict[str, dict]) -> list[Table]:
-    """One table per task over all encoders of evaluation.json, with what is absent and what was measured.
+    """One table per task over all encoders of evaluation.json, with absent metrics and origins of weights.
 
     Args:
         encoders: encoder → task → entry, as `evals.results.Results` holds them.
@@ -60,7 +60,7 @@ def _evaluation(task: str, found: dict[str, dict]) -> Table:
 
 
 def health_measures(found: Encoded) -> dict[str, float]:
-    """The measures of health that need no training step, on the report's images.
+    """The health measures that need no training step, on the report's images.
 
     Args:
         found: encoded images.
@@ -77,10 +77,10 @@ def health_measures(found: Encoded) -> dict[str, float]:
 def health_table(
     now: dict[str, float], metrics: dict[str, tuple[np.ndarray, np.ndarray]], tokens: int
 ) -> Table:
-    """Measures on the report's images beside the last of training, and in words what looks like collapse.
+    """Health measures on the report's images and the last ones of training, with warnings of collapse.
 
     Args:
-        now: of `health_measures`. metrics: of the run; empty without. tokens: r.
+        now: from `health_measures`. metrics: of the run; empty if there are none. tokens: r.
     """
     last = {n.removeprefix("health/"): pair for n, pair in metrics.items() if n.startswith("health/")}
     trained = {name: float(values[-1]) for name, (_, values) in last.items()}

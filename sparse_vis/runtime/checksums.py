@@ -1,8 +1,8 @@
-"""Checksums of arrays, the same on whatever devices they lie, and of what is saved as JSON.
+"""Checksums of arrays, independent of the devices that hold them, and of JSON content.
 
-A word w at position i adds m(w ^ m(i + key)) to a sum modulo 2^32, where m permutes the 32-bit words. So
-every change within one word changes the sum, and any other damage, as of words that trade places, goes
-unnoticed with a probability of 2^-32. Two sums with different keys are kept.
+A word w at position i adds m(w ^ m(i + key)) to a sum modulo 2^32, where m is a permutation of the 32-bit
+words. A change within one word always changes the sum; any other damage, such as two swapped words, goes
+unnoticed with probability 2^-32. A checksum consists of two sums with different keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sparse_vis.runtime.names import path_name
 
 KEYS = (0x243F6A88, 0x85A308D3)  # the first digits of pi
-CHUNK = 1 << 15  # words that a processor's cache holds
+CHUNK = 1 << 15  # words that fit into a processor's cache
 
 
 def _mix(x):
@@ -42,8 +42,8 @@ def _unsigned(dtype: np.dtype) -> type[np.unsignedinteger]:
 
 
 def of_host(array: np.ndarray) -> list[int]:
-    """The two sums of an array in this process's memory; compiles nothing."""
-    # Of a copy in C order, which keeps no dimension of a scalar.
+    """The two sums of an array in host memory; compiles nothing."""
+    # ravel: in C order, and one-dimensional for scalars too.
     words, sums = np.ravel(array).view(_unsigned(array.dtype)), [0, 0]
     for start in range(0, len(words), CHUNK):
         part = words[start : start + CHUNK].astype(np.uint32)
@@ -53,7 +53,7 @@ def of_host(array: np.ndarray) -> list[int]:
 
 
 def of_devices(array: jax.Array) -> jax.Array:
-    """The two sums of a traced array, as `of_host`; a sum over a sharded array gathers nothing."""
+    """The two sums of a traced array, equal to `of_host`; a sharded array is summed without gathering it."""
     array = array.astype(jnp.uint8) if array.dtype == jnp.bool_ else array
     words = jax.lax.bitcast_convert_type(array, _unsigned(array.dtype)).astype(jnp.uint32)
     positions, stride = jnp.zeros(words.shape, jnp.uint32), 1
@@ -72,11 +72,11 @@ def _program(result: jax.sharding.Sharding):
 def checksum(leaf: jax.Array | np.ndarray) -> str:
     """Checksum of an array as 16 hexadecimal digits.
 
-    On CPU the host's memory is read, elsewhere each device adds up its own shard.
+    On CPU it is computed by NumPy, on other devices each sums its own shard.
 
     Args:
-        leaf: of any shape and of any real, integer, boolean or key type; on any devices of any processes,
-            which then have to call this together.
+        leaf: any shape; any real, integer, boolean or key type. If it is spread over several processes, all
+            of them must call this.
     """
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
@@ -95,10 +95,10 @@ def checksum(leaf: jax.Array | np.ndarray) -> str:
 
 
 def checksums(tree) -> dict[str, str]:
-    """Name and checksum of every leaf of a pytree."""
+    """Path name -> checksum of every leaf of a pytree."""
     return {path_name(path): checksum(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def of_json(content) -> str:
-    """Checksum of what JSON holds, however it is written down."""
+    """Checksum of JSON content, independent of formatting and of the order of keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

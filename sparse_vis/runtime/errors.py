@@ -1,4 +1,4 @@
-"""One exception type for input that the user can mend."""
+"""UserError, for mistakes that the user can correct, and how command lines report it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from sparse_vis.runtime import host
 
 
 class UserError(ValueError):
-    """A single sentence that names the culprit and the remedy; command lines print it without a traceback."""
+    """An error whose message is one sentence with cause and remedy; command lines print no traceback."""
 
 
 @dataclass(frozen=True)
 class _Unraisable:
-    """A sys.unraisablehook that leaves out what follows Orbax's first error of a checkpoint.
+    """A sys.unraisablehook that drops the errors that follow Orbax's first error of a checkpoint.
 
-    Orbax then closes its event loop (asyncio_utils._run_sync_via_new_loop) while other arrays are still read.
-    Their coroutines are given up, and tensorstore's threads report to the loop in vain, in a traceback each.
+    After that error Orbax closes its event loop (asyncio_utils._run_sync_via_new_loop) while other arrays are
+    still being read. Their coroutines are abandoned, and tensorstore's threads fail to report to the closed
+    loop, with one traceback each.
 
     Attributes:
-        before: the hook for all else.
+        before: the previous hook, for all other errors.
     """
 
     before: Callable
@@ -36,19 +37,19 @@ class _Unraisable:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # Each of Orbax's threads logs the error that ends it, with its traceback, and we are given it as well.
+    # Each of Orbax's threads logs the error that ends it, with a traceback; Orbax raises that error too.
     return record.levelno < logging.ERROR or "/orbax/" not in record.pathname
 
 
 def _is_retrieved(record: logging.LogRecord) -> bool:
-    # Orbax gives up all its other futures at the first error; that one is raised.
+    # Orbax raises the first error, and abandons all other futures.
     return "never retrieved" not in record.getMessage()
 
 
 def quiet_orbax() -> None:
-    """Let Orbax say what is wrong with a checkpoint by the error that it raises, and by that alone.
+    """Suppress Orbax's logging of errors that it also raises, for the rest of the process.
 
-    For the rest of the process, as its threads report later.
+    Its threads may log long after the call that failed.
     """
     from absl import logging as absl_logging
 
@@ -59,10 +60,10 @@ def quiet_orbax() -> None:
 
 
 def command_line(main: Callable[[], None]) -> None:
-    """Run the main function of a tool; a UserError becomes one line on stderr and exit status 1,
-    and Ctrl-C the word `interrupted` and status 130.
+    """Run a tool's main function. A UserError becomes one line on stderr and exit status 1; Ctrl-C prints
+    `interrupted` and exits with status 130.
 
-    Names of files need not be UTF-8: what stdout cannot show is escaped, as stderr always does.
+    File names need not be UTF-8: characters that stdout cannot encode are escaped, as stderr always does.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and checksums that tell whether they still are."""
+"""Atomic writing of files, and checksums that detect later damage."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CHECKSUM = "checksum"
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write a file under; at the end it is made sure to be on disk and renamed.
+    """Context that yields a temporary path to write to; at its end, syncs it to disk and renames it.
 
     Args:
-        path: of the file; whatever was there is replaced.
+        path: of the file; an existing one is replaced.
 
     Raises:
-        OSError: it cannot be written; what was there is untouched and the temporary file is gone.
+        OSError: it cannot be written; an existing file is unchanged and the temporary file is removed.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
@@ -35,14 +35,14 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, make sure it is on disk, then rename it.
+    """Write a file atomically: under a temporary name, synced to disk, then renamed.
 
     Args:
-        path: of the file; whatever was there is replaced. content: text is written as UTF-8, surrogates
-            (of paths that are not) escaped with a backslash.
+        path: of the file; an existing one is replaced. content: text is written as UTF-8, with surrogates
+            (from paths that are not UTF-8) as backslash escapes.
 
     Raises:
-        OSError: it cannot be written; what was there is untouched and the temporary file is gone.
+        OSError: it cannot be written; an existing file is unchanged and the temporary file is removed.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with whole(path) as partial:
@@ -50,7 +50,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def holds_files(folder: Path, but: Container[str] = ()) -> bool:
-    """Whether a folder holds anything but hidden files, leftovers of a killed process, and `but`."""
+    """Whether a folder holds anything but hidden files, temporary files of a killed process, and `but`."""
     return folder.is_dir() and any(
         not path.name.startswith(".") and path.suffix != PARTIAL and path.name not in but
         for path in folder.iterdir()
@@ -58,32 +58,32 @@ def holds_files(folder: Path, but: Container[str] = ()) -> bool:
 
 
 def file_sha256(path: Path) -> str:
-    """Checksum of a file's bytes, hexadecimal, as `sha256sum` prints it."""
+    """SHA-256 of a file, hexadecimal, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum(content: dict[str, Any]) -> str:
-    """Of the other fields of a JSON object, hexadecimal; docs/extraction.md shows how it is computed."""
+    """Checksum of a JSON object without its field `checksum`, hexadecimal (docs/extraction.md)."""
     rest = {key: value for key, value in content.items() if key != CHECKSUM}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object, whole or not at all, with the checksum of its other fields as `checksum`.
+    """Write a JSON object atomically, with the checksum of its other fields as `checksum`.
 
-    That line comes first, so that whoever changes the file by hand can just delete it.
+    That line comes first, so that it is easy to delete when the file is changed by hand.
     """
     content = {CHECKSUM: None} | content | {CHECKSUM: checksum(content)}
     write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object with its `checksum`, which is compared; files of earlier versions have none.
+    """Read a JSON object and compare its `checksum`; files of earlier versions have none.
 
     Raises:
         ValueError: says in a few words what is damaged.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     data = path.read_bytes()
     try:

@@ -1,4 +1,4 @@
-"""How this process uses the host's CPU and memory; read by the C library and by JAX when they start."""
+"""Settings for the host's CPU and memory, which the C library and JAX read when they start."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import warnings
 
 from jaxlib.version import __version__ as jaxlib_version
 
-# A training step on CPU works in hundreds of megabytes that the C library takes from the kernel and gives
-# back each time; with huge pages that costs 512 times fewer page faults.
+# A training step on CPU allocates and frees hundreds of megabytes each time; with huge pages that causes 512
+# times fewer page faults.
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
-# XLA's options for programs on CPU: as quick as XLA's own level within the noise, as matrix products are
-# library calls, and compiled in three quarters of the time. A level that the user gave in XLA_FLAGS stays.
+# Compiler options for programs on CPU. They run as fast as with XLA's default level, as matrix products are
+# library calls, and compile in three quarters of the time. A level that the user set in XLA_FLAGS stays.
 LEVEL = "xla_backend_optimization_level"
 CPU_COMPILER_OPTIONS: dict[str, int] = {} if LEVEL in os.environ.get("XLA_FLAGS", "") else {LEVEL: 1}
 
-# XLA gives some products and sums on CPU to YNNPACK, and returns wrong numbers for a few of them or crashes
-# (jaxlib 0.10.2 to 0.12.0; jax-ml/jax issues 39103 and 39257). What it costs: docs/performance.md.
+# On CPU, XLA computes some products and sums by YNNPACK, which for a few gives wrong results or crashes
+# (jaxlib 0.10.2 to 0.12.0; jax-ml/jax issues 39103 and 39257). Cost of switching it off: docs/performance.md.
 LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 NO_YNNPACK = f"--{LIBRARY}="
-FLAG_KNOWN = [0, 13]  # versions of jaxlib below; a later one may not know the flag, and would stop
+FLAG_KNOWN = [0, 13]  # jaxlib below this version knows the flag; a later one may stop at an unknown flag
 
 
-QUICK_COMPILATION = 0.1  # seconds; what takes less is not worth a file
+QUICK_COMPILATION = 0.1  # seconds; programs that compile faster are not cached
 
 
 def cache_folder() -> pathlib.Path:
-    """Where compiled programs are kept for the next start: a folder of the user and of this kind of CPU.
+    """Folder of the persistent compilation cache: one per user and kind of CPU.
 
-    Programs for CPU are machine code of the CPU that compiled them, and several kinds may share a home.
+    Programs for CPU are machine code for the CPU that compiled them, and machines may share a home folder.
     """
     path = pathlib.Path("/proc/cpuinfo")
     found = re.search(r"(?:flags|Features)\s*: (.*)", path.read_text()) if path.exists() else None
@@ -45,7 +45,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def keep_programs() -> None:
-    """Keep compiled programs for the next process, in notebooks too, unless the user chose a folder."""
+    """Turn on JAX's persistent compilation cache, unless the user has chosen a folder for it."""
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
@@ -54,17 +54,17 @@ def keep_programs() -> None:
 
 
 def several_cpu_devices() -> bool:
-    """Whether environment or arguments ask for several devices on CPU, in this process or in all."""
+    """Whether environment or arguments request several CPU devices, in this process or in several."""
     virtual = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     joins = any(argument.lstrip("-").startswith("distributed") for argument in sys.argv)
     return virtual or joins or "JAX_NUM_CPU_DEVICES" in os.environ
 
 
 def leave_out_ynnpack() -> None:
-    """Have XLA compute on CPU without YNNPACK, unless the user chose its part.
+    """Make XLA compute on CPU without YNNPACK, unless the user has set its flag.
 
-    To be called before JAX makes its first array; afterwards it can only warn. Not beside libtpu, which reads
-    XLA_FLAGS itself and may be of another age.
+    Call it before JAX makes its first array; later it can only warn. Does nothing if libtpu is installed,
+    which reads XLA_FLAGS too and may be of a version that does not know the flag.
     """
     known = [int(part) for part in jaxlib_version.split(".")[:2]] < FLAG_KNOWN
     given = os.environ.get("XLA_FLAGS", "")
@@ -79,15 +79,15 @@ def leave_out_ynnpack() -> None:
 
 
 def _computes_on_cpu() -> bool:
-    """Whether JAX has started already, on CPU; neither imports nor starts it."""
+    """Whether JAX is already running on CPU; neither imports nor starts JAX."""
     started = getattr(sys.modules.get("jax._src.xla_bridge"), "backends_are_initialized", bool)
     return started() and sys.modules["jax"].default_backend() == "cpu"
 
 
 def missing_devices() -> str | None:
-    """The sentence for a JAX_PLATFORMS that this machine does not have; None where that is not what is wrong.
+    """An error sentence if JAX_PLATFORMS names devices that this machine lacks, else None.
 
-    For the moment after an exception: JAX raises a bare AssertionError wherever it is first used.
+    Call it after an exception: in this case JAX raises a bare AssertionError wherever it is first used.
     """
     asked = os.environ.get("JAX_PLATFORMS")
     if not asked or "jax" not in sys.modules:
@@ -105,13 +105,13 @@ def missing_devices() -> str | None:
 
 
 def prepare() -> None:
-    """Set what must be set before Python starts; the process becomes itself again, once, with the same id.
+    """Set environment variables that must be set before Python starts; on Linux, restart the process once.
 
-    Call it first thing in a main module. Settings that the user made stay as they are, an empty one too:
-    JAX_COMPILATION_CACHE_DIR= keeps no compiled programs.
+    The restart (exec) keeps the process id. Call this first in a main module. Variables that the user has set
+    stay as they are, also empty ones: JAX_COMPILATION_CACHE_DIR= turns the compilation cache off.
     """
-    # Where collectives wait for each other in a queue of steps, a thread per core is not enough and XLA
-    # deadlocks. One device alone has no collectives, and more threads than cores make it slower.
+    # With several devices, collectives in a queue of steps wait for each other: with one thread per core, XLA
+    # can deadlock. One device has no collectives, and more threads than cores make it slower.
     if several_cpu_devices():
         os.environ.setdefault("PJRT_NPROC", str(max(32, os.cpu_count() or 1)))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))

@@ -1,4 +1,4 @@
-"""One writer per folder: a lock that ends with the process that holds it."""
+"""A lock that lets one process write to a folder; it ends with that process."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _held: set[Path] = set()  # lock files of this process
 
 @contextlib.contextmanager
 def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> Iterator[None]:
-    """Be the only process that writes to a folder while the context lasts.
+    """Context in which this process is the only one that writes to a folder.
 
-    The lock is a POSIX record lock (`fcntl.lockf`) on a small file in the folder, which says who holds it.
-    The kernel, or the NFS server, drops it when the process ends, however it ends: a file that is left behind
-    blocks nobody. Unlike flock's it is not inherited: a data worker that outlives a killed run does not keep
-    it. But a process loses it by closing any other descriptor of the file, so the file is opened only here,
-    and never a second time by a process that holds it.
+    The lock is a POSIX record lock (`fcntl.lockf`) on a small file in the folder, which names the holder. The
+    kernel, or the NFS server, releases it however the process ends, so a leftover file blocks nobody. Unlike
+    flock's, it is not inherited: a data worker that outlives a killed run does not keep it. But a process
+    loses it by closing any other descriptor of the file; therefore the file is opened only here, and never a
+    second time by a process that holds it.
 
     Args:
-        folder: made if needed, and removed at the end if it was and nothing was written there.
-        doing: what for, e.g. "training", for whoever comes second.
-        flag: that names another folder. name: of the file; locks of different names exclude nobody.
+        folder: created if needed; if created, removed at the end unless something was written to it.
+        doing: purpose, e.g. "training", shown to others who try. flag: with which to give another folder.
+        name: of the lock file; locks of different names do not exclude each other.
 
     Raises:
-        UserError: another process, or this one, holds it; names the holder. The folder cannot be written,
-            or has a name that is not UTF-8.
+        UserError: another process, or this one, holds the lock (names the holder); the folder cannot be
+            written; or its name is not UTF-8.
     """
     try:
         str(folder.resolve()).encode()
@@ -61,13 +61,13 @@ def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> 
     holder = f"{doing}, process {os.getpid()} on {socket.gethostname()}, since {since}"
     _held.add(path)
     try:
-        with contextlib.suppress(OSError):  # a full disk: it is held all the same
+        with contextlib.suppress(OSError):  # a full disk: the lock holds anyway
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{holder}\n".encode(errors="replace"), 0)
         yield
     finally:
         with contextlib.suppress(OSError):  # the folder is gone, or not empty
-            path.unlink()  # before it is given up: nobody else's file is removed
+            path.unlink()  # before the lock is released, so that nobody else's file is removed
             if new:
                 folder.rmdir()
         os.close(descriptor)
@@ -75,7 +75,7 @@ def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> 
 
 
 def _lock(path: Path) -> int | None:
-    """A descriptor of the locked file; None where another process holds it."""
+    """A descriptor of the locked file; None if another process holds the lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -94,7 +94,7 @@ def _lock(path: Path) -> int | None:
             return descriptor
         if _is_at(descriptor, path):
             return descriptor
-        os.close(descriptor)  # its holder removed it in between
+        os.close(descriptor)  # the previous holder removed the file in between
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -1,18 +1,18 @@
-"""Names as text: of files, whose bytes need not be UTF-8, and of the arrays of a tree."""
+"""Names as printable text: of files, which need not be UTF-8, and of the leaves of a pytree."""
 
 from __future__ import annotations
 
 import re
 
-# A backslash, what ends a line or is not shown, and bytes that are not UTF-8 as Python holds them.
+# Backslash, line ends, control characters, and bytes that are not UTF-8 (surrogates in Python).
 _SPECIAL = re.compile("[\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
 
 
 def escaped(name: str) -> str:
-    r"""A name as one line of UTF-8: a backslash is doubled, other special characters are \xNN per byte.
+    r"""A name as one line of UTF-8: backslashes doubled, other special characters as \xNN per byte.
 
     Args:
-        name: as Python gives it, bytes that are not UTF-8 as surrogates (`surrogateescape`).
+        name: as Python gives it, with bytes that are not UTF-8 as surrogates (`surrogateescape`).
     """
 
     def escape(match: re.Match) -> str:
@@ -23,12 +23,12 @@ def escaped(name: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name in a message: in quotes, and as `escaped` writes it in lists and columns."""
+    """A name for a message: escaped, in quotes."""
     return f"'{escaped(name)}'"
 
 
 def unescaped(text: str) -> str:
-    """The name that `escaped` made a text of; open() and os.path take it."""
+    """Inverse of `escaped`; open() and os.path accept the result."""
     code = re.sub(
         rb"\\(?:\\|x([0-9a-f]{2}))",
         lambda match: bytes.fromhex(match[1].decode()) if match[1] else b"\\",
@@ -38,5 +38,5 @@ def unescaped(text: str) -> str:
 
 
 def path_name(path) -> str:
-    """Key path of a pytree leaf as a/b/c."""
+    """Key path of a pytree leaf, as a/b/c."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

@@ -1,4 +1,4 @@
-"""What a process says once, however often and in whichever thread it comes up."""
+"""Notes that a process prints once, however often they arise."""
 
 from __future__ import annotations
 

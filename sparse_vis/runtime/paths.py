@@ -1,4 +1,4 @@
-"""Where paths enter: from a flag, a setting or an argument of the notebook interface."""
+"""Check and expand paths given as a flag, a setting or an argument of the notebook interface."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ HUB = "hf://"
 
 
 def fault(text: str, hub: bool = False) -> str | None:
-    """What is wrong with a path, to follow the path in a sentence; None if nothing is.
+    """What is wrong with a path, as the rest of a sentence that begins with it; None if nothing is.
 
     Args:
-        text: as given. hub: whether addresses on the Hugging Face hub are read here.
+        text: as given. hub: whether hf:// addresses are allowed.
     """
     if not text.strip():
         return "is empty; give a path (the current folder is .)"
@@ -29,13 +29,13 @@ def fault(text: str, hub: bool = False) -> str | None:
 
 
 def local(path: str | bytes | os.PathLike, what: str, hub: bool = False) -> str:
-    """A path with ~ expanded, which a shell leaves alone after the = of a flag.
+    """A path with ~ expanded, because a shell does not expand it after the = of a flag.
 
     Args:
-        path: as given. what: names it in a message, e.g. "config.data.path". hub: of `fault`.
+        path: as given. what: its name in messages, e.g. "config.data.path". hub: as in `fault`.
 
     Raises:
-        UserError: it is empty, or an address such as gs://bucket/run.
+        UserError: the path is empty, has an unknown ~user, or is an address such as gs://bucket/run.
     """
     text = os.fsdecode(path)
     if wrong := fault(text, hub):
@@ -44,17 +44,17 @@ def local(path: str | bytes | os.PathLike, what: str, hub: bool = False) -> str:
 
 
 def folder(text: str) -> str:
-    """The value of a flag that names images, for argparse's `type`."""
+    """argparse `type` of a flag that names images: the path with ~ expanded."""
     return _flag(text, hub=False)
 
 
 def place(text: str) -> str:
-    """The value of --checkpoint, which may be on the hub, for argparse's `type`."""
+    """argparse `type` of --checkpoint: a path with ~ expanded, or an hf:// address."""
     return _flag(text, hub=True)
 
 
 def path(text: str) -> Path:
-    """The value of a flag that names a file or folder, for argparse's `type`."""
+    """argparse `type` of a flag that names a file or folder: a Path with ~ expanded."""
     return Path(_flag(text, hub=False))
 
 

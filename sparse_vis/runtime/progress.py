@@ -1,4 +1,4 @@
-"""The line that long work over images shows; a training run has its own, train/progress.py."""
+"""The progress line of long work over images; training has its own in train/progress.py."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ REPORT_SECONDS = 5.0
 
 
 def time_left(seconds: float) -> str:
-    """A duration as h:mm:ss; from a day on as days and hours."""
+    """A duration as h:mm:ss, or from one day on as days and hours."""
     days, rest = divmod(round(seconds), 86400)
     return f"{days}d {rest // 3600}h" if days else str(datetime.timedelta(seconds=rest))
 
 
 class Progress:
-    """Prints images done, images/s and the time left, now and then and at the end.
+    """Prints images done, images/s and the time left, every few seconds and at the end.
 
-    The rate leaves out the first images that are counted, while which programs compile; where there are no
-    others it is theirs.
+    The rate leaves out the images of the first `add`, during which programs compile, unless these are all.
 
     Args:
-        what: is done. total: images, over all epochs. done: of them, by an earlier call.
+        what: name of the work. total: images over all epochs. done: images done by an earlier call.
     """
 
     def __init__(self, what: str, total: int, done: int = 0):
@@ -30,7 +29,7 @@ class Progress:
         self.printed, self.warm = self.began, False
 
     def add(self, images: int) -> None:
-        """Count images that were handled."""
+        """Count further images as done."""
         now = time.perf_counter()
         self.done += images
         if not self.warm and self.done < self.total:

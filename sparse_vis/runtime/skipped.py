@@ -1,4 +1,4 @@
-"""The images that a command could not use: skipped.txt, with a line for each."""
+"""skipped.txt, with one line for each image that a command could not use."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Skips = list[tuple[str, str]]  # (name, reason) of images that could not be used
 
 
 def lines(skips: Iterable[tuple[str, str]]) -> list[str]:
-    """Name (escaped), tab and reason of each image, in the given order and each once."""
+    """A line for each image, without duplicates: escaped name, tab, reason."""
     return list(dict.fromkeys(f"{escaped(name)}\t{' '.join(reason.split())}\n" for name, reason in skips))
 
 
 def append(folder: Path, new: Iterable[str]) -> None:
-    """Add lines to the folder's skipped.txt, those that it does not have.
+    """Append those lines to the folder's skipped.txt that it does not have yet.
 
     Args:
-        folder: of the run. new: of `lines`.
+        folder: of the run. new: from `lines`.
     """
     path, new = folder / FILE, list(new)
     known = set(path.read_text().splitlines(keepends=True)) if new and path.exists() else set()

@@ -1,4 +1,4 @@
-"""What the command lines share: flags whose errors are one sentence, and an early look at --output."""
+"""Shared by the command lines: flags whose errors are one sentence, and an early check of --output."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sparse_vis.runtime.errors import UserError
 
 
 def unknown_flag(flag: str, known: Iterable[str], program: str) -> str:
-    """The sentence for a flag that does not exist, with the nearest one that does.
+    """The error sentence for an unknown flag, with the most similar known one.
 
     Args:
-        flag, known: with their dashes, without values. program: what the user started.
+        flag, known: with their dashes, without values. program: how the user started it.
     """
     nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
     remedy = f"did you mean {nearest[0]}?" if nearest else f"{program} --help shows the flags."
@@ -26,13 +26,13 @@ def unknown_flag(flag: str, known: Iterable[str], program: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with whole names only, whose errors are UserErrors."""
+    """argparse without abbreviated flags, whose errors are UserErrors."""
 
     def __init__(self, **settings):
         super().__init__(allow_abbrev=False, **settings)
 
     def parse_args(self, args=None, namespace=None):
-        """As argparse; but a misspelt flag is named even where it leaves a required one missing."""
+        """As argparse, but an unknown flag is reported before a missing required one."""
         args = sys.argv[1:] if args is None else args
         known = self._option_string_actions
         for flag in (word.partition("=")[0] for word in args):
@@ -45,10 +45,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_folder(path: pathlib.Path) -> None:
-    """Refuse, before any work, an --output folder that cannot be made or written to.
+    """Refuse an --output folder that cannot be created or written to.
 
     Raises:
-        UserError: says why not.
+        UserError: says why.
     """
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():
@@ -60,7 +60,7 @@ def check_folder(path: pathlib.Path) -> None:
 
 
 def positive(text: str) -> int:
-    """The value of a flag that counts, for argparse's `type`."""
+    """argparse `type` of a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
     return int(text)

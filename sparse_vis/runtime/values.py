@@ -1,7 +1,8 @@
-"""Kinds of values and what is wrong with one: numbers of an interval, pairs of them, choices, other forms.
+"""Allowed values of settings: numbers in an interval, pairs of them, choices, other forms.
 
-Every kind has `kind(value)`, what is wrong with the value's type, and `fault(value)`, what is wrong with its
-type or size: the end of a sentence with its remedy, or "". Values may come from JSON, with lists for tuples.
+Each class has `kind(value)`, which checks the type, and `fault(value)`, which checks type and range. They
+return what is wrong, as the rest of a sentence with a remedy, or "". Values may come from JSON, where tuples
+are lists.
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-MOST = 2**31 - 1  # of int32
+MOST = 2**31 - 1  # largest int32
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, as float32 holds them.
+    """Numbers from low to high, compared after rounding to float32.
 
     Attributes:
-        low, high: ends, which are part of it unless `above` or `below` says otherwise.
-        above, below: low, high is left out. whole: only whole numbers.
-        pair: two such numbers, of which the first must not be the larger one.
+        low, high: ends of the interval. above, below: whether low, high is excluded.
+        whole: only whole numbers (not rounded). pair: two such numbers, the smaller first.
     """
 
     low: float
@@ -49,7 +49,7 @@ class Range:
         return "has its larger number first; swap the two" if self.pair and value[0] > value[1] else ""
 
     def _outside(self, number: float) -> str:
-        # What float32 rounds to an end is that end to everything that computes with it.
+        # A number that rounds to an end in float32 equals that end in all computations.
         x, low, high = (n if self.whole else single(n) for n in (number, self.low, self.high))
         if x < low or (self.above and x == low):
             return f"is too small; it must be {'above' if self.above else 'at least'} {self.low:.15g}"
@@ -59,13 +59,13 @@ class Range:
 
 
 def real(interval: str) -> Range:
-    """Numbers of an interval: [ and ] beside an end that is part of it, ( and ) beside one that is not."""
+    """Numbers in an interval, written like "[0, 1)": square brackets include the end, round ones do not."""
     low, high = map(float, interval[1:-1].split(","))
     return Range(low, high, interval[0] == "(", interval[-1] == ")")
 
 
 def pair(interval: str) -> Range:
-    """Two numbers of an interval, written as in `real`, the smaller first."""
+    """Two numbers in an interval, written as in `real`, the smaller first."""
     return Range(**{**vars(real(interval)), "pair": True})
 
 
@@ -75,7 +75,7 @@ def whole(low: int, high: int = MOST) -> Range:
 
 
 class Choice(tuple):
-    """One of some words."""
+    """One of several strings."""
 
     def __new__(cls, *words: str):
         return super().__new__(cls, words)
@@ -93,10 +93,10 @@ class Choice(tuple):
 
 @dataclass(frozen=True)
 class Form:
-    """Whatever a test accepts.
+    """Values that pass a test.
 
     Attributes:
-        right: the test. wrong: the sentence where it fails.
+        right: the test. wrong: the rest of the sentence if it fails.
     """
 
     right: Callable[[Any], bool]
@@ -109,26 +109,26 @@ class Form:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number; neither True nor False is one."""
+    """Whether a value is a whole number; booleans are not."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def fits(value: Any) -> bool:
-    """Whether a value is a number that float32 can hold; NaN is none, nor are True and False."""
+    """Whether a value is a number that float32 can hold; NaN, infinities and booleans are not."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return number and abs(single(value)) < float("inf")
 
 
 def single(number: float) -> float:
-    """The float32 nearest to a number; infinity, with the number's sign, beyond the largest."""
+    """The nearest float32; beyond the largest, infinity with the number's sign."""
     try:
         return struct.unpack("f", struct.pack("f", number))[0]
-    except (OverflowError, struct.error):  # struct.error: a whole number that not even float64 holds
+    except (OverflowError, struct.error):  # struct.error: an int beyond float64
         return float("inf") if number > 0 else float("-inf")
 
 
 def shown(value: Any) -> str:
-    """A value in a message, cut if it is long; a whole number without .0, as it may be typed."""
+    """A value for a message, shortened if it is long; whole floats without .0."""
     if isinstance(value, float) and value.is_integer():
         return f"{value:.15g}"
     text = repr(value)

@@ -14,7 +14,7 @@ from sparse_vis.runtime.files import write_whole
 
 
 def _interface() -> types.ModuleType:
-    """clu.metric_writers.interface alone: the package around it imports TensorFlow."""
+    """Load clu.metric_writers.interface alone, because its package imports TensorFlow."""
     [package] = importlib.util.find_spec("clu").submodule_search_locations
     path = pathlib.Path(package, "metric_writers", "interface.py")
     spec = importlib.util.spec_from_file_location("clu.metric_writers.interface", path)
@@ -24,7 +24,7 @@ def _interface() -> types.ModuleType:
 
 
 class ScalarWriter(_interface().MetricWriter):
-    """A clu MetricWriter of scalars: one event file, on disk when `flush` returns.
+    """A clu MetricWriter for scalars, which writes one event file.
 
     Args:
         folder: for the event file.
@@ -49,7 +49,7 @@ class ScalarWriter(_interface().MetricWriter):
         self._write(step=step, summary=self.summary(value=values))
 
     def flush(self) -> None:
-        """Hand everything to the operating system."""
+        """Pass everything written so far to the operating system."""
         self.records.flush()
 
     def close(self) -> None:
@@ -64,10 +64,10 @@ class ScalarWriter(_interface().MetricWriter):
 
 
 class TensorBoard:
-    """The rows of metrics.jsonl as TensorBoard files; where they cannot be written, a note says so once.
+    """Writes the rows of metrics.jsonl as TensorBoard files too; on an error, prints one note and stops.
 
     Args:
-        folder: for the event files. rows: of metrics.jsonl up to the step at which the run goes on.
+        folder: for the event files. rows: rows of metrics.jsonl before the step from which the run continues.
     """
 
     def __init__(self, folder: pathlib.Path, rows: list[dict]):
@@ -78,12 +78,12 @@ class TensorBoard:
             self.writer = ScalarWriter(folder)
         except Exception as error:
             self._give_up(error)
-        for row in rows:  # a kill leaves a few that were not written here yet
+        for row in rows:  # a killed run may have left a few rows unwritten
             if self.writer and row["step"] > there:
                 self.write(row["step"], {name: x for name, x in row.items() if name not in ("step", "time")})
 
     def _give_up(self, error: Exception) -> None:
-        """The disk is full, a package is missing ...: the run is worth more."""
+        """Stop writing: a full disk or a missing package must not end the run."""
         self.writer = None
         why = textwrap.shorten(str(error), 240, placeholder=" …")
         print(f"note: no more TensorBoard files ({why}); metrics.jsonl has all numbers.", flush=True)
@@ -104,19 +104,19 @@ class TensorBoard:
 
 
 def keep_events(path: pathlib.Path, step: int) -> int:
-    """Drop a TensorBoard file's events beyond a step, and from one on that is damaged or was cut short.
+    """Drop the events of a TensorBoard file after a step, and all from the first damaged event on.
 
     Args:
-        path: of the file. step: the last to keep.
+        path: event file. step: last step to keep.
 
     Returns:
-        The last step that is kept; 0 if there is none.
+        The last step kept; 0 if there is none.
     """
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 
     data, kept, last, start = path.read_bytes(), [], 0, 0
-    while start + 12 <= len(data):  # length and its checksum, the event and its checksum
+    while start + 12 <= len(data):  # a record: length (8 bytes), its checksum (4), event, its checksum (4)
         end = start + 16 + int.from_bytes(data[start : start + 8], "little")
         if end > len(data):
             break

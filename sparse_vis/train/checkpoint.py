@@ -1,6 +1,6 @@
-"""Save and restore a run: step folders as interop/step_folder.py describes and reads them.
+"""Save and restore a run. interop/step_folder.py describes and reads the step folders.
 
-Orbax writes a step under a temporary name first, so that one cut short is never taken for a checkpoint.
+Orbax writes a step under a temporary name first, so that an interrupted save is never taken for a checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def prepare(workdir: pathlib.Path) -> None:
     """Create a workdir.
 
     Raises:
-        UserError: it cannot be created or written to.
+        UserError: it cannot be created or written to, or its path contains a [.
     """
     if "[" in str(workdir.resolve()):
         raise UserError(
@@ -60,9 +60,9 @@ def save(manager: ocp.CheckpointManager, state: TrainState, data: dict, config: 
     """Start saving a state in the background.
 
     Args:
-        manager: of `open_manager`. state: TrainState.
-        data: `next_index`, the global stream position of the first image not yet seen, and whatever else
-            the run goes on from, as JSON holds it. config: of the run.
+        manager: from `open_manager`. state: TrainState. config: of the run.
+        data: JSON-compatible dict of `next_index`, the position of the next image in the global stream, and
+            all else that a continued run needs.
 
     Raises:
         UserError: this save, or the previous one, cannot be written.
@@ -83,7 +83,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, data: dict, config: 
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
-    """Wait until everything is on disk.
+    """Wait until all checkpoints are on disk.
 
     Raises:
         UserError: a checkpoint could not be written.
@@ -109,13 +109,14 @@ def _abstract(tree, sharding):
 def restore(
     manager: ocp.CheckpointManager, abstract: TrainState, sharding: TrainState
 ) -> tuple[TrainState, dict]:
-    """Newest state, placed as `sharding` says, and the `data` saved with it.
+    """The newest checkpoint's state and the `data` saved with it.
 
     Args:
-        manager: of `open_manager`. abstract: shapes of a TrainState. sharding: NamedShardings alike.
+        manager: from `open_manager`. abstract: TrainState of ShapeDtypeStructs. sharding: TrainState of the
+            NamedShardings to restore to.
 
     Raises:
-        UserError: the newest checkpoint cannot be read, or is not what was saved.
+        UserError: the newest checkpoint cannot be read, or its checksums do not match.
     """
     folder = pathlib.Path(manager.directory) / str(manager.latest_step())
     data, saved = read_data(folder)

@@ -1,4 +1,4 @@
-"""One process of several: find the others, speak once, and never wait for one that is gone."""
+"""Runs of several processes: connect them, print from process 0 alone, and end all when one ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orbax.checkpoint import multihost
 from sparse_vis.runtime import host, lock
 from sparse_vis.runtime.errors import UserError
 
-# A process that is silent for so long counts as dead, and JAX ends the others. JAX's default is 100 s.
+# JAX takes a process that is silent for this long for dead, and ends the others. Its default is 100 s.
 HEARTBEAT_SECONDS = 30
 LOST = (
     "stopped by what is printed above; if another process ended first, the cause is in that one's output. "
@@ -27,22 +27,22 @@ LOST = (
 
 @contextlib.contextmanager
 def joined(others: str, step: int) -> Iterator[None]:
-    """Be one process of a run while the context lasts; only process 0 writes to stdout.
+    """Context of one process of a run of several; only process 0 writes to stdout.
 
-    Call it before anything else of JAX. An exception inside ends this process with status 1 on the spot: the
-    usual way out waits for the other processes, which would be waiting for this one.
+    Enter it before any other use of JAX. An exception inside ends this process at once, with status 1: a
+    normal exit would wait for the other processes, and these for this one.
 
     Args:
-        others: "auto" where JAX finds the processes itself (Slurm, TPU pods, Kubernetes, Open MPI), else
-            HOST:PORT,PROCESSES,PROCESS: where process 0 listens, how many there are, which this is.
-        step: from which the run goes on.
+        others: "auto" if JAX can find the processes itself (Slurm, TPU pods, Kubernetes, Open MPI), else
+            HOST:PORT,PROCESSES,PROCESS: address of process 0, number of processes, index of this process.
+        step: from which the run continues.
 
     Raises:
-        UserError: `others` is neither, or nothing is found.
+        UserError: `others` has neither form, or no other processes are found.
     """
     _initialize(others)
-    # Told of a SIGTERM before it knows a step, JAX lets the processes agree on step 1: a continued run would
-    # never reach that. So before the devices start, which takes a while.
+    # On a SIGTERM before the first call of this function, JAX makes the processes agree to stop at step 1,
+    # which a continued run never reaches. Hence this call, before the devices start, which takes a while.
     multihost_utils.reached_preemption_sync_point(step)
     process, count = jax.process_index(), jax.process_count()
     if process:
@@ -63,16 +63,16 @@ def joined(others: str, step: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path, doing: str, flag: str = "--output") -> Iterator[None]:
-    """`runtime.lock.hold` for all processes of a run: process 0 holds, and none goes on before it does.
+    """`runtime.lock.hold` for a run of several processes: process 0 takes the lock, the others wait for that.
 
     Args:
-        folder, doing, flag: see there.
+        folder, doing, flag: as in `runtime.lock.hold`.
 
     Raises:
-        UserError: in process 0, another run holds the folder; the other processes then end with it.
+        UserError: in process 0, if another run holds the folder; the other processes then end too.
     """
     with lock.hold(folder, doing, flag) if jax.process_index() == 0 else contextlib.nullcontext():
-        # A barrier between processes: one between devices would need them to talk to each other.
+        # A barrier between processes, because one between devices needs a working collective.
         multihost.sync_global_processes(f"lock of {doing}", processes=set(range(jax.process_count())))
         yield
 

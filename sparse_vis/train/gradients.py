@@ -23,11 +23,11 @@ def loss_fn(
     tokenizer: dict | None,
     potentials: Potentials | None,
 ):
-    """Weighted total of one batch of views, and its terms.
+    """Weighted total loss of one batch of views, and its terms.
 
     Args:
         params: the student's. model, spec: what to compute.
-        views: Views. teacher: the EMA copy, or None where the image is its own target.
+        views: Views. teacher: EMA parameters, or None if the student's own embeddings give the targets.
         tokenizer: frozen parameters of the VQ tokenizer; None for pixels.
         potentials: of the global batch, if `views` is only a part of it; else None.
 
@@ -61,14 +61,14 @@ def loss_fn(
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:
-    """(B, ...) -> (parts, B / parts, ...), every part spread over all devices alike."""
+    """(B, ...) -> (parts, B / parts, ...), each part spread evenly over all devices."""
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def global_potentials(
     params: dict, model: Stellar, spec: LossSpec, parts: Batch, view: Callable, teacher: dict | None
 ) -> Potentials:
-    """First pass: Sinkhorn potentials of the whole batch from forward passes over its parts."""
+    """First pass: Sinkhorn potentials of the whole batch, from forward passes over its parts."""
 
     def embed(part: Batch):
         views = view(part)
@@ -76,7 +76,7 @@ def global_potentials(
         source = model.apply({"params": weights}, pixels, method="target_source")
         return source.sparse, source.cls
 
-    # Images before parts: rows of the joined array then stay on their devices. Sinkhorn asks for no order.
+    # Image axis before part axis, so that rows stay on their devices; Sinkhorn needs no order of rows.
     sparse, cls = (x.swapaxes(0, 1) for x in jax.lax.map(embed, parts))
     heads = params if teacher is None else teacher
     source = TargetSource(
@@ -101,9 +101,9 @@ def loss_and_gradients(
 ):
     """Total, terms and gradients of the global batch.
 
-    With microbatches the Sinkhorn potentials of the whole batch come first, so that the result is
-    that of a single pass, up to rounding. (DEVIATION: the published accumulation balances each
-    part on its own and thereby changes the objective; loss.balance_over="microbatch" does that.)
+    With microbatches, a first pass computes the Sinkhorn potentials of the whole batch, so that the result
+    equals that of a single pass up to rounding. (DEVIATION: the published accumulation balances each part on
+    its own, which changes the objective; loss.balance_over="microbatch" does that.)
 
     Args:
         params, model, spec, teacher, tokenizer: as in `loss_fn`.

@@ -1,4 +1,4 @@
-"""Measures of S, L, prototypes and matches on fixed images, and words for a collapse."""
+"""Measures of S, L, prototypes and matches on fixed images, and warnings of collapse."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def entropy(p: Float[Array, "*rows k"]) -> Float[Array, "*rows"]:
 
 
 def spread(x: Float[Array, "B r D"]) -> Float[Array, " r"]:
-    """How far the images' unit vectors differ, for each query: 1 - |mean|^2; NaN of a single image."""
+    """Variance over images of each query's unit vectors, 1 - |mean|^2; NaN for a single image."""
     if len(x) == 1:
         return jnp.full(x.shape[1], jnp.nan)
-    # In this form small spreads keep their digits.
+    # This form is more accurate for small spreads.
     return jnp.mean(jnp.sum((x - jnp.mean(x, axis=0)) ** 2, axis=-1), axis=0)
 
 
 def token_measures(S: Float[Array, "B r d"]) -> dict[str, Float[Array, ""]]:
-    """Effective rank of all tokens of the batch, and of those of one image (mean).
+    """Effective rank of all tokens of the batch, and mean effective rank of one image's tokens.
 
     Args:
         S: (B, r, d) float32.
@@ -58,7 +58,9 @@ def token_measures(S: Float[Array, "B r d"]) -> dict[str, Float[Array, ""]]:
 
 
 def localization_measures(L: Float[Array, "B n r"]) -> dict[str, Float[Array, ""]]:
-    """Extreme singular values of L / sqrt(n), entropy of its rows, share of tokens that win a patch.
+    """Extreme singular values of L / sqrt(n), entropy of L's rows, and coverage.
+
+    The entropy is divided by log r. Coverage is the share of tokens with the largest weight in some patch.
 
     Args:
         L: (B, n, r) float32 with rows that sum to one.
@@ -76,7 +78,11 @@ def localization_measures(L: Float[Array, "B n r"]) -> dict[str, Float[Array, ""
 
 
 def prototype_measures(scores: Float[Array, "rows K"]) -> dict[str, Float[Array, ""]]:
-    """Share of prototypes that win a row, and entropy of the wins; both relative to what is possible."""
+    """Share of prototypes that are some row's maximum, and entropy of that choice, relative to the maximum.
+
+    Args:
+        scores: one row of logits per token. At most min(rows, K) prototypes can be chosen.
+    """
     rows, count = scores.shape
     wins = jnp.zeros(count, jnp.float32).at[jnp.argmax(scores, axis=-1)].add(1)
     most = min(rows, count)
@@ -89,17 +95,18 @@ def prototype_measures(scores: Float[Array, "rows K"]) -> dict[str, Float[Array,
 def measure(
     recipe: Recipe, params: dict, teacher: dict | None, batch: Batch, previous: Array
 ) -> tuple[dict[str, Array], Array]:
-    """Health on a batch whose views are those of step 0, so that numbers of different steps compare.
+    """Health measures on one batch; views are drawn as in step 0, so that different steps are comparable.
 
     Args:
-        recipe: of the run. params: the student's. teacher: EMA copy or None.
+        recipe: of the run. params: the student's. teacher: EMA parameters or None.
         batch: Batch of B images, the same each time.
         previous: (B, Vg, r) int32 matches of the last measurement; -1 at the first.
 
     Returns:
-        (measures, matches): float32 scalars. `S_spread` and `cls_spread` are those of the heads' embeddings,
-        `match_changed` is the share of tokens of masked views whose partner is another than in `previous`,
-        `sinkhorn_error` the total variation between the use of prototypes in the targets and equal use.
+        (measures, matches): float32 scalars by name, and the matches for the next call. `S_spread` and
+        `cls_spread` measure the heads' embeddings. `match_changed` is the share of masked views' tokens whose
+        match differs from `previous`. `sinkhorn_error` is the total variation distance between the use of
+        prototypes in the targets and equal use.
     """
     views = make_views(jax.random.fold_in(jax.random.key(recipe.seed), 0), batch, recipe.views)
     model, spec = recipe.model, recipe.loss
@@ -124,16 +131,16 @@ def measure(
 
 
 def complaints(measures: Mapping[str, float | int], tokens: int) -> dict[str, str]:
-    """What looks like collapse: name of the measure -> what it means.
+    """Measures that indicate collapse: name -> what it means.
 
     Args:
-        measures: of `measure`, as floats. tokens: r.
+        measures: from `measure`, as floats. tokens: r.
     """
     limits = {
         "prototype_entropy": (0.05, "nearly all tokens choose the same prototype"),
         "cls_spread": (1e-5, "CLS is the same for every image"),
     }
-    if tokens > 1:  # one token has nobody to differ from, and the rank of two is one whatever they are
+    if tokens > 1:  # with one token, coverage is always 1; with two, the centred rank is always 1
         limits["L_coverage"] = (1.2 / tokens, "one token covers the whole of every image")
     if tokens > 2:
         limits["S_rank_in_image"] = (1 + 0.1 * (tokens - 2), "the tokens of an image are nearly alike")
@@ -143,16 +150,15 @@ def complaints(measures: Mapping[str, float | int], tokens: int) -> dict[str, st
 
 
 class HealthCheck:
-    """Measures health on the same images again and again, and says in words when a run has collapsed.
+    """Measures health on the same images each time, and warns when a run has collapsed.
 
     Args:
         recipe: of the run. mesh: of its state. batch: global Batch on the mesh.
         every: steps between measurements. step: of the last row of metrics.
-        matches: of the last measurement, as nested lists, where the run is continued; None, or those of
-            another batch, are like none.
+        matches: nested lists, from the last measurement of a continued run; None, or a wrong shape: none.
 
     Attributes:
-        due: step from which on the next measurement is wanted: the next multiple of `every`.
+        due: the next multiple of `every`; the first row of metrics from there on includes a measurement.
     """
 
     def __init__(
@@ -167,15 +173,15 @@ class HealthCheck:
         self.every, self.due = every, (step // every + 1) * every
 
         def on_mesh(seed, *arguments):
-            seeded = dataclasses.replace(recipe, seed=seed)  # one program for all seeds, as of the step
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the blocks where the batch lives
+            seeded = dataclasses.replace(recipe, seed=seed)  # traced: all seeds share one program
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the blocks' `batch_sharded`
                 return measure(seeded, *arguments)
 
         self.seed = jax.device_put(np.uint32(recipe.seed), everywhere)
         self.measure = jax.jit(on_mesh, out_shardings=everywhere)
 
     def __call__(self, step: int, state: TrainState) -> dict[str, float]:
-        """Finite measures under names with `health/` before them; prints what two in a row complain about."""
+        """Finite measures, their names prefixed with `health/`; warns of a collapse seen twice in a row."""
         self.due = (step // self.every + 1) * self.every
         found, self.matches = self.measure(self.seed, state.params, state.teacher, self.batch, self.matches)
         measures = {name: float(x) for name, x in found.items() if math.isfinite(x)}

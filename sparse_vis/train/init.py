@@ -1,4 +1,4 @@
-"""`config.init`: the weights a run starts from."""
+"""Initial parameters of a run, with the weights named by `config.init`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LISTED = 4  # tensors in an error message
 
 
 def initial_params(config: ConfigDict) -> dict:
-    """Parameters of step 0: random, with what `config.init` names put in place.
+    """Parameters of step 0: random, but for the weights that `config.init` names.
 
-    An MAE backbone gives the encoder without its queries. A model (ours or released) gives everything,
-    or everything but the heads with config.init_heads="fresh". Another image size resizes the position table.
+    An MAE backbone gives the encoder except its queries. A model (ours or released) gives everything, or
+    everything but the heads with config.init_heads="fresh". Position tables of another size are resized.
 
     Args:
         config: complete configuration.
@@ -32,7 +32,7 @@ def initial_params(config: ConfigDict) -> dict:
         float32 parameter tree.
 
     Raises:
-        UserError: nothing loadable there, or another architecture.
+        UserError: nothing can be loaded, or it has another architecture.
     """
     given = _read(config) if config.init else {}
     fresh = init_params(build_model(config), jax.random.key(config.seed))
@@ -42,7 +42,7 @@ def initial_params(config: ConfigDict) -> dict:
 
 def _read(config: ConfigDict) -> dict:
     """The part of the parameter tree that config.init gives."""
-    # A release has names, a backbone has none.
+    # init_name selects a model of a release; MAE backbones have no such names.
     file = None if config.init_name else mae.find_file(config.init)
     backbone = mae.read_backbone(file, config) if file is not None else None
     if backbone is not None:
@@ -66,7 +66,7 @@ def _check(params: dict, theirs: ConfigDict, config: ConfigDict, left_out: tuple
     wrong = [f"{name} is missing" for name in ours if name not in found]
     wrong += [f"{name} is not wanted" for name in found if name not in ours]
     wrong += [f"{n} is {found[n]} instead of {ours[n]}" for n in ours if n in found and ours[n] != found[n]]
-    for name in ("heads", "decoder.heads"):  # which no tensor's shape shows
+    for name in ("heads", "decoder.heads"):  # numbers that tensor shapes do not show
         if at(theirs.model, name) != at(config.model, name):
             wrong.append(f"{name} is {at(theirs.model, name)} instead of {at(config.model, name)}")
     if wrong:

@@ -1,4 +1,4 @@
-"""The run: restore or start, step by step, report, save, stop on a signal or on bad numbers."""
+"""The training loop: start or restore, step, report, save; stop on a signal or on non-finite numbers."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from sparse_vis.train.skipped import Skipped
 from sparse_vis.train.step import TrainState, compile_step, initial_state, steps_applied
 from sparse_vis.train.stop import StopSignal
 
-# Steps on their way at a time: enough to keep the device busy, and few enough that a SIGTERM is answered
-# soon. (On few cores, a long queue can also deadlock XLA's thread pool on CPU.)
+# Steps dispatched at a time: enough to keep the device busy, and few enough to react soon to a SIGTERM. (On
+# few cores, a long queue can also deadlock XLA's thread pool on CPU.)
 LONGEST_QUEUE = 2
 
-# In config.model and, the others, in config.loss: too small a one makes numbers infinite at once.
+# The first is in config.model, the others in config.loss. Too small a value overflows in the first step.
 TEMPERATURES = ("spatial_temperature", "student_temperature", "sinkhorn_temperature")
 
 
 def bad_terms(metrics: dict[str, float]) -> str:
-    """Names of what is not finite; the total only if no term explains it."""
+    """Names of the metrics that are not finite; total and gradient norm only if no term is among them."""
     names = [name for name, value in metrics.items() if not math.isfinite(value)]
     return ", ".join([name for name in names if name not in ("total", "gradient_norm")] or names)
 
@@ -51,7 +51,7 @@ def bad_terms(metrics: dict[str, float]) -> str:
 def start_state(
     config: ConfigDict, recipe: Recipe, mesh, manager, workdir: pathlib.Path, initial: Callable | None
 ) -> tuple[TrainState, dict]:
-    """State to go on from, and the `data` saved with it: the newest checkpoint's, or fresh ones."""
+    """State and `data` of the newest checkpoint, or of a fresh start with the parameters of `initial()`."""
     newest = manager.latest_step()
     if newest is not None:
         folder = step_folder.find_step(pathlib.Path(manager.directory) / str(newest))
@@ -77,10 +77,10 @@ def start_state(
 
 
 def note_jump(before: optax.Schedule, now: optax.Schedule, count: int) -> None:
-    """Say so where another number of steps or other settings make the learning rate jump.
+    """Print a note if a changed number of steps or other settings make the learning rate jump.
 
     Args:
-        before, now: schedules of the saved and of the present settings. count: steps applied.
+        before, now: schedules of the saved and the present settings. count: steps applied.
     """
     last, following = float(before(max(count - 1, 0))), float(now(count))
     if not math.isclose(float(before(count)), following, rel_tol=1e-3):
@@ -111,11 +111,11 @@ class Run:
 
     Args:
         config: complete configuration. workdir: folder for checkpoints, metrics and config.json.
-        initial: called at a fresh start only, gives the parameters instead of random ones.
-        tokenizer: module and frozen parameters that give the codes of the VQ target.
+        initial: returns the initial parameters; called at a fresh start only. None: random ones.
+        tokenizer: module and frozen parameters that compute the codes of the VQ target.
 
     Raises:
-        UserError: anything the user can mend, before the first step where possible.
+        UserError: any error that the user can correct; before the first step where possible.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Run:
         self.recipe, self.update = recipe, compile_step(recipe, self.mesh, self.state)
 
     def batches(self):
-        """This process's batches from the saved position on."""
+        """This process's batches, from the saved position in the stream on."""
         train = self.config.train
         return self._stream(train.batch, self.position, train.steps - self.step, self.config.data.workers)
 
@@ -161,7 +161,7 @@ class Run:
         )  # fmt: skip
 
     def health_check(self) -> HealthCheck | None:
-        """Measures health on the stream's first images, as many as are computed at a time."""
+        """HealthCheck on the first images of the stream, as many as a microbatch holds; None if disabled."""
         if not self.config.train.health_every:
             return None
         size = self.config.train.batch // self.config.efficiency.microbatches
@@ -177,7 +177,11 @@ class Run:
         return global_batch(self.mesh, local)
 
     def check_finite(self, window: list[dict[str, float]]) -> None:
-        """Say so when steps were not applied, and stop when too many were not in a row."""
+        """Warn of steps that were not applied, and stop at config.train.max_bad_steps of them in a row.
+
+        Raises:
+            UserError: too many bad steps in a row; says since when, which terms, and a remedy.
+        """
         limit, bad = self.config.train.max_bad_steps, []
         for step, metrics in enumerate(window, self.step - len(window) + 1):
             terms = bad_terms(metrics)
@@ -196,7 +200,11 @@ class Run:
             print(f"warning: {len(bad)} steps not applied, first step {step}: {terms} not finite", flush=True)
 
     def remedy(self, first: int, terms: str) -> str:
-        """What to change where numbers are not finite from a step on."""
+        """Advice for numbers that are not finite.
+
+        Args:
+            first: first bad step. terms: names of what is not finite.
+        """
         if first > self.began + 1:
             return "lower config.optimizer.peak_lr or raise its warmup"
         names = [f"model.{TEMPERATURES[0]}", *(f"loss.{name}" for name in TEMPERATURES[1:])]
@@ -216,7 +224,7 @@ class Run:
         """Train to config.train.steps, or until SIGTERM or Ctrl-C, and save; returns the last row of metrics.
 
         Args:
-            stop: noticed after every step; without it, nothing stops the run early.
+            stop: checked after every step; None: no signal stops the run early.
 
         Raises:
             UserError: bad numbers, unreadable data, or a checkpoint that cannot be written.
@@ -231,7 +239,7 @@ class Run:
             batch = self.next_batch(batches)
             print("compiling the step ...", flush=True)
             began = time.perf_counter()
-            gc.freeze()  # a tenth of tracing would go into looking for garbage among all that is imported
+            gc.freeze()  # else garbage collection over imported modules takes a tenth of the tracing time
             lowered = self.update.lower(self.state, batch, self.tokenizer, self.seed)
             traced = time.perf_counter() - began
             progress = Progress(self.workdir, steps, self.config.train.batch, self.step, self.main)
@@ -246,7 +254,7 @@ class Run:
             return self._steps(update, batches, batch, progress, stop or StopSignal())
 
     def introduce(self) -> None:
-        """Say what is trained, on what, for how long."""
+        """Print sizes of the model, length of the training, and devices."""
         model, train, images = self.recipe.model, self.config.train, len(self.source)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         size, patch, processes = model.encoder.image_size, model.patch, jax.process_count()
@@ -261,14 +269,14 @@ class Run:
         print("\n".join(lines), flush=True)
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """What a row has beside means: epochs of the stream so far; of pixels, the reconstruction in dB."""
+        """Numbers of a row besides means: epochs so far and, for pixel targets, the reconstruction's PSNR."""
         found = {"epoch": self.position / len(self.source)}
         if self.config.model.target == "pixel" and "reconstruction" in means:
             found["reconstruction_psnr"] = psnr_of(means["reconstruction"])
         return found
 
     def place(self) -> dict:
-        """What a continued run needs beside its state and configuration, as JSON holds it."""
+        """What a continued run needs besides state and configuration, as JSON-compatible values."""
         place = {
             "next_index": self.position,
             "averages": {"sums": self.averages.sums, "steps": self.averages.steps},
@@ -287,7 +295,7 @@ class Run:
             jax.block_until_ready(window[-LONGEST_QUEUE:][0])
             ends = stop.at(self.step) or self.step == train.steps
             saves = ends or self.step % train.save_every == 0
-            # Rows come at the same steps and average the same ones, however often the run is interrupted.
+            # Rows come at the same steps and average over the same steps, however often a run is interrupted.
             shows = self.step in (1, train.steps) or self.step % train.log_every == 0
             if saves or shows:
                 window = jax.tree.map(float, jax.device_get(window))

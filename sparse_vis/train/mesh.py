@@ -1,6 +1,6 @@
-"""Devices as a (data, fsdp) mesh, and where each array lives on it.
+"""Devices as a (data, fsdp) mesh, and the sharding of each array.
 
-The batch is split over both axes, parameters and optimizer state over fsdp by rules on their paths.
+The batch is sharded over both axes, parameters and optimizer state over fsdp, by rules on their paths.
 The mathematics contains no collectives: under jit, a sum over the batch is already global.
 """
 
@@ -19,10 +19,10 @@ from sparse_vis.runtime.names import path_name
 
 BATCH = P(("data", "fsdp"))
 
-# First match wins. The kernels of the blocks, 97 % of H/14, are split along their first matrix axis, and with
-# them scale and bias of the LayerNorm before, whose gradients follow from the kernels'. The rest stays whole
-# everywhere: split prototypes would be gathered anew for each of their many uses, and to form their gradient,
-# rows of the batch would be gathered too.
+# The first match wins. The blocks' kernels, 97 % of H/14's parameters, are sharded along their first matrix
+# axis; so are scale and bias of the LayerNorm before a kernel, as their gradients follow from the kernel's.
+# All else is replicated: sharded prototypes would be gathered again for each of their many uses, and their
+# gradient would need the rows of the whole batch.
 RULES = (
     (r"blocks/(.*kernel|norm_.*)$", P(None, "fsdp")),
     (r"", P()),
@@ -33,8 +33,8 @@ def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
     """Mesh over all devices of all processes, or over given ones.
 
     Args:
-        shape: devices along (data, fsdp); one of them may be -1 and takes what is left.
-        devices: of a machine that is not there (benchmarks/dryrun/dryrun.py).
+        shape: devices along (data, fsdp); one of them may be -1, meaning all that remain.
+        devices: default all; benchmarks/dryrun/dryrun.py passes those of a simulated machine.
 
     Raises:
         UserError: the shape does not cover the devices.
@@ -54,12 +54,12 @@ def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
 
 
 def state_sharding(mesh: Mesh, state):
-    """NamedSharding of every leaf of a train state, parameter tree or its gradients.
+    """NamedSharding of every leaf of a train state, a parameter tree or its gradients.
 
-    An axis that the mesh does not divide stays whole.
+    A leaf whose axis is not divisible by the mesh is replicated.
 
     Args:
-        mesh: of `make_mesh`. state: pytree of arrays or ShapeDtypeStructs.
+        mesh: from `make_mesh`. state: pytree of arrays or ShapeDtypeStructs.
     """
 
     def one(path, leaf):
@@ -77,7 +77,7 @@ def global_batch(mesh: Mesh, local):
     """One global array per leaf from each process's part of the batch.
 
     Args:
-        mesh: of `make_mesh`. local: pytree of numpy arrays with this process's rows.
+        mesh: from `make_mesh`. local: pytree of numpy arrays with this process's rows.
     """
     sharding = NamedSharding(mesh, BATCH)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), local)

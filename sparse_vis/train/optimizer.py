@@ -44,8 +44,8 @@ def make_optimizer(
     """Clip by global norm, then AdamW; decay acts on biases and norms too, not on the Fourier matrix.
 
     Args:
-        schedule: learning rate per step. weight_decay: per unit of learning rate.
-        b1, b2: moments' decay. clip: largest norm of the whole gradient.
+        schedule: learning rate per step. weight_decay: multiplied by the learning rate, as in AdamW.
+        b1, b2: decay rates of the moments. clip: maximum global gradient norm.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip),
@@ -54,10 +54,10 @@ def make_optimizer(
 
 
 def momentum_at(step: Array, steps: int, first: float, final: float) -> Float[Array, ""]:
-    """Momentum of a step: constant where first == final, else a cosine from first to final.
+    """The teacher's momentum at a step: constant if first == final, else a cosine from first to final.
 
     Args:
-        step: current step, from 0. steps: of the run. first, final: momenta at its ends.
+        step: current step, from 0. steps: of the run. first, final: momenta at its start and end.
     """
     progress = jnp.clip(step / max(steps, 1), 0.0, 1.0)
     return final - (final - first) * 0.5 * (1 + jnp.cos(jnp.pi * progress))

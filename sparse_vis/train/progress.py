@@ -1,4 +1,4 @@
-"""What a run shows while it works: a line per interval, metrics.jsonl and TensorBoard files."""
+"""Progress of a training run: one printed line per interval, metrics.jsonl and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sparse_vis.train.board import TensorBoard
 
 JSONL = "metrics.jsonl"
 WIDTH = 100  # columns of a line
-INPUT_SHARE = 0.1  # of an interval spent waiting for images, from which on a run says so
+INPUT_SHARE = 0.1  # a note is printed if waiting for images takes a larger share of an interval
 
 
 def keep_until(path: pathlib.Path, step: int) -> list[dict]:
-    """Drop the lines of a metrics file beyond a step, and one cut short by a kill.
+    """Drop the rows of a metrics file after a step, and damaged or incomplete lines.
 
-    A run that was killed goes on from its last checkpoint and reports the steps since then again.
+    A killed run continues from its last checkpoint and reports the steps since then again.
 
     Args:
-        path: of the file, which need not exist. step: the last to keep.
+        path: metrics file, which need not exist. step: last step to keep.
 
     Returns:
-        The rows that are kept.
+        The rows kept.
     """
     if not path.exists():
         return []
@@ -49,29 +49,29 @@ def keep_until(path: pathlib.Path, step: int) -> list[dict]:
 
 
 def short(x: float) -> str:
-    """A number that is not negative, in three digits or whole."""
+    """A non-negative number with three significant digits; from 100 on, rounded to a whole number."""
     return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
 
 
 class Averages:
-    """Means of the finite metrics of the steps since the last row, as sums that a checkpoint can hold.
+    """Means of the finite metrics since the last row, kept as sums that a checkpoint can store.
 
     Args:
-        sums: name -> [sum, how many]. steps: that are added up.
+        sums: name -> [sum, number of finite values]. steps: number of steps in the sums.
     """
 
     def __init__(self, sums: dict[str, list[float]] | None = None, steps: int = 0):
         self.sums, self.steps = sums or {}, steps
 
     def add(self, window: list[dict[str, float]]) -> None:
-        """Add up the metrics of steps; a name without any finite number stays out."""
+        """Add the metrics of several steps; values that are not finite are left out."""
         self.steps += len(window)
         for metrics in window:
             for name, value in metrics.items():
                 if math.isfinite(value):
                     total, count = self.sums.get(name, (0.0, 0))
                     self.sums[name] = [total + value, count + 1]
-            # A count, not a quantity: the newest number.
+            # A running count: the newest value, not a mean.
             self.sums["bad_steps"] = [metrics["bad_steps"], 1]
 
     def means(self) -> dict[str, float]:
@@ -80,11 +80,11 @@ class Averages:
 
 
 class Progress:
-    """Prints and writes metrics on the main process; other processes only compute them.
+    """Prints and writes metrics in the main process; other processes only compute them.
 
     Args:
-        workdir: of the run. steps: of the run. batch: global batch. first: step at which this
-            process starts. active: whether this is the main process.
+        workdir, steps: of the run. batch: global batch size. first: step at which this process starts.
+        active: whether this is the main process.
 
     Raises:
         UserError: the metrics cannot be written.
@@ -109,7 +109,7 @@ class Progress:
         )
 
     def start_clock(self) -> None:
-        """The next interval begins now."""
+        """Start timing the next interval."""
         self.last_time = time.perf_counter()
 
     def report(self, step: int, means: dict[str, float], extra: dict[str, float]) -> dict[str, float]:
@@ -140,14 +140,14 @@ class Progress:
 
     def _write(self, line: bytes) -> None:
         try:
-            os.stat(self.path)  # a file that was deleted takes everything, and keeps nothing
+            os.stat(self.path)  # fails if the file was deleted, to which writing would succeed
             while line:
                 line = line[self.log.write(line) :]
         except OSError as error:
             raise self._unwritable(error) from error
 
     def sync(self) -> None:
-        """Return when all rows are on disk: a checkpoint saved now is not older than they are."""
+        """Wait until all rows are on disk; called before a checkpoint is saved, which relies on them."""
         if self.active:
             try:
                 os.stat(self.path)
@@ -156,7 +156,7 @@ class Progress:
                 raise self._unwritable(error) from error
 
     def mention_input(self, share: float) -> None:
-        """Say once that input is the bottleneck, where waiting takes this share of an interval."""
+        """Print once that input is the bottleneck, if waiting took more than INPUT_SHARE of an interval."""
         if share > INPUT_SHARE and not self.said_waiting:
             self.said_waiting = True
             print(
@@ -166,13 +166,12 @@ class Progress:
             )
 
     def line(self, step: int, row: dict[str, float]) -> str:
-        """One line of the numbers to watch; metrics.jsonl has all.
+        """The line to print for a row: the main numbers; metrics.jsonl has all.
 
-        What is beyond WIDTH columns goes: the percentage, then the epoch, which the step implies, then the
-        rank of the tokens.
+        Beyond WIDTH columns it leaves out the percentage, then the epoch, then the tokens' rank.
 
         Args:
-            step: steps done. row: numbers by name; those that are not there are not shown.
+            step: steps done. row: numbers by name.
         """
         rate = row["images_per_second"]
         left = time_left((self.steps - step) * self.batch / rate)
@@ -194,7 +193,7 @@ class Progress:
         return line
 
     def close(self) -> None:
-        """Finish the files."""
+        """Close the files."""
         if self.active:
             self.log.close()
             self.board.close()

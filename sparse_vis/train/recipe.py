@@ -20,9 +20,9 @@ class Recipe:
     """Everything static about a run's step; only the seed may be traced, so that all seeds share a program.
 
     Attributes:
-        model, loss, views: what is computed. optimizer, schedule: how parameters move.
+        model, loss, views: what is computed. optimizer: optax optimizer. schedule: its learning rate.
         steps: of the run. seed: of all randomness. microbatches: parts of the global batch.
-        use_teacher, momentum, final_momentum: the EMA teacher's.
+        use_teacher, momentum, final_momentum: of the EMA teacher.
     """
 
     model: Stellar
@@ -39,7 +39,7 @@ class Recipe:
 
 
 def build_recipe(config: ConfigDict) -> Recipe:
-    """Everything static about a run: model, loss, views, optimizer, teacher."""
+    """The Recipe of a complete configuration."""
     o = dict(config.optimizer)
     rates = {name: o.pop(name) for name in ("peak_lr", "final_lr", "warmup", "schedule")}
     schedule = learning_rate(**rates, steps=config.train.steps)

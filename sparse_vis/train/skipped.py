@@ -1,4 +1,4 @@
-"""The images that a run could not use, with config.data.on_error=skip: how many, and which."""
+"""Count and list the images that a run could not use (config.data.on_error=skip)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from sparse_vis.runtime import skipped as skipped_file
 
 
 class Skipped:
-    """Counts over all processes and restarts; names each image once in skipped.txt of the workdir.
+    """Counts skipped images over all processes and restarts; lists each once in the workdir's skipped.txt.
 
     Args:
-        workdir: of the run. count: of the checkpoint that the run goes on from.
+        workdir: of the run. count: from the checkpoint from which the run continues.
 
     Attributes:
-        count: of all processes up to the last report.
+        count: of all processes, up to the last report.
     """
 
     def __init__(self, workdir: pathlib.Path, count: int):
         self.workdir, self.count = workdir, count
-        self.new_count, self.new_lines = 0, {}  # since the last report, of this process; a set in order
+        self.new_count, self.new_lines = 0, {}  # of this process since the last report; dict as ordered set
 
     def add(self, skipped: list[list[tuple[str, str]]]) -> None:
-        """Note what `train_batches` gives beside a batch."""
+        """Add the skipped images that `train_batches` yields with a batch."""
         self.new_count += len(skipped)
         self.new_lines |= dict.fromkeys(skipped_file.lines(skip for row in skipped for skip in row))
 
     def report(self) -> int:
-        """The count so far; every process must call it at the same step.
+        """Exchange new skips between processes, append them to skipped.txt, and return the total count.
 
-        A line of skipped.txt is the image's name, a tab and the reason.
+        Every process must call it at the same step.
         """
         news = gather(json.dumps([self.new_count, list(self.new_lines)]))
         self.new_count, self.new_lines = 0, {}
@@ -46,7 +46,7 @@ class Skipped:
 
 
 def gather(text: str) -> list[str]:
-    """The texts of all processes, ASCII; every process must call it at the same step."""
+    """The ASCII texts of all processes; every process must call it at the same step."""
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode("ascii"), np.uint8)

@@ -27,8 +27,9 @@ class TrainState:
 
     Attributes:
         step: int32, steps taken, skipped ones included.
-        params: float32 parameter tree. opt_state: of optax. teacher: EMA copy, or None.
-        bad_steps: int32, non-finite steps that were not applied.
+        params: float32 parameter tree. opt_state: state of the optax optimizer. teacher: EMA parameters of
+            encoder and heads, or None.
+        bad_steps: int32, number of non-finite steps, which were not applied.
     """
 
     step: jax.Array
@@ -39,12 +40,12 @@ class TrainState:
 
 
 def steps_applied(state: TrainState) -> jax.Array:
-    """The optimizer's count, int32, which its schedule reads: a step that is skipped does not count."""
+    """Number of steps applied, int32: the count of the optimizer and of its learning-rate schedule."""
     return state.step - state.bad_steps
 
 
 def initial_state(recipe: Recipe, params: dict | None = None) -> TrainState:
-    """State of step 0 from the recipe's seed, or around given parameters."""
+    """TrainState of step 0, with the given parameters or random ones from the recipe's seed."""
     if params is None:
         params = init_params(recipe.model, jax.random.key(recipe.seed))
     return TrainState(
@@ -63,12 +64,12 @@ def train_step(
     tokenizer: dict | None = None,
     view: Callable[[Batch], Views] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step; where total or gradient norm is not finite, parameters, optimizer and teacher stay.
+    """One training step; if loss or gradient norm is not finite, parameters, optimizer and teacher stay.
 
     Args:
-        recipe: static settings. state: TrainState. batch: Batch of the global batch.
+        recipe: static settings. state: TrainState. batch: the global batch.
         tokenizer: frozen parameters of the VQ tokenizer; None for the pixel target.
-        view: makes the views; None draws them as the recipe says, from its seed and the step.
+        view: Batch -> Views; None draws random views from the recipe's seed and the step.
 
     Returns:
         (new state, metrics): unweighted terms, `total`, `gradient_norm`, `learning_rate`,
@@ -90,7 +91,7 @@ def train_step(
     moved = state.replace(
         params=optax.apply_updates(state.params, updates), opt_state=opt_state, teacher=teacher
     )
-    # Not lax.cond, before which all updates would be written to memory, to be read again.
+    # Not lax.cond: it would write all updates to memory and read them again.
     kept = jax.tree.map(functools.partial(jnp.where, good), moved, state)
     rate = recipe.schedule(steps_applied(state))
     new = kept.replace(step=state.step + 1, bad_steps=state.bad_steps + 1 - good.astype(jnp.int32))
@@ -101,16 +102,16 @@ def train_step(
 
 
 def compile_step(recipe: Recipe, mesh: Mesh, state: TrainState):
-    """The jitted step with its placement fixed and the old state's memory reused.
+    """The jitted step, (state, batch, tokenizer, seed) -> (state, metrics), with fixed shardings.
 
-    Its arguments are (state, batch, tokenizer, seed): with the seed as a constant of the program, every seed
-    of a sweep would be compiled anew.
+    The old state's memory is reused (donated). The seed is an argument, because as a constant it would make a
+    sweep over seeds compile once per seed.
     """
     sharding, everywhere = state_sharding(mesh, state), NamedSharding(mesh, PartitionSpec())
 
     def step(state: TrainState, batch, tokenizer, seed):
         seeded = dataclasses.replace(recipe, seed=seed)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the blocks where the batch lives
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the blocks' `batch_sharded`
             return train_step(seeded, state, batch, tokenizer)
 
     return jax.jit(

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: leave at once where nothing would be lost, else finish the step and save first."""
+"""Handle SIGTERM and Ctrl-C: exit at once if nothing would be lost, else finish the step and save first."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 
 
 class StopSignal:
-    """What the training loop asks whether it shall save and stop.
+    """Tells the training loop when to save and stop.
 
-    A first Ctrl-C is treated like a SIGTERM, but the process then ends as Ctrl-C usually ends it, so that a
-    shell leaves its loop over runs too. A second one ends the process at once.
+    A first Ctrl-C is handled like a SIGTERM, but the process then ends as by an interrupt, so that a shell
+    script's loop over runs ends too. A second Ctrl-C ends the process at once.
 
     Attributes:
-        number: the signal that has come; None before.
-        keep: True while there are steps to save; without it, a signal prints `message` and ends the process.
-        message: what is left undone, after the signal's name.
+        number: the signal received; None before.
+        keep: whether there are steps to save; if not, a signal prints `message` and ends the process.
+        message: printed after the signal's name; says what is left undone.
     """
 
     def __init__(self):
@@ -26,7 +26,7 @@ class StopSignal:
 
     @property
     def received(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal was received."""
         return self.number is not None
 
     @property
@@ -41,21 +41,21 @@ class StopSignal:
         return self
 
     def share(self) -> None:
-        """With several processes: turn Ctrl-C into SIGTERM, after which JAX agrees on a step for all."""
+        """With several processes: turn Ctrl-C into SIGTERM, for which JAX makes all agree on a step."""
         signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
     def at(self, step: int) -> bool:
-        """Whether to save and stop at this step; the same answer on all processes of a run."""
+        """Whether to save and stop at this step; all processes of a run get the same answer."""
         import jax  # here, so that a signal during the heavy imports is handled too
         from jax.experimental import multihost_utils
 
-        # With several processes, jax.distributed notices the signal and agrees on a step.
+        # With several processes, jax.distributed receives the signal and chooses a step for all.
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.number = signal.SIGTERM
         return self.received
 
     def end(self) -> None:
-        """End the process if it was Ctrl-C that stopped it; after a SIGTERM, return."""
+        """After a Ctrl-C, end the process as by an interrupt; after a SIGTERM, return."""
         if self.number == signal.SIGINT:
             sys.stdout.flush()
             _end_by_interrupt()
@@ -63,8 +63,8 @@ class StopSignal:
     def _handle(self, number: int, _) -> None:
         self.number = number
         if not self.keep:
-            # Straight to the descriptor and out: print may be interrupted in the middle of itself, and an
-            # exception raised here may be swallowed by whatever library is running.
+            # os.write and os._exit, because the signal may have interrupted a print, and an exception raised
+            # here may be swallowed by the library that is running.
             os.write(1, f"{self.name} {self.message}\n".encode())
             if number == signal.SIGINT:
                 _end_by_interrupt()

@@ -1,8 +1,8 @@
 """Colour operations on float32 RGB in [0, 1]; each clips its result to [0, 1] (docs/method.md section 6).
 
-Brightness, contrast and saturation are the same blend, factor * colour + (1 - factor) * base, with black, the
-image's mean grey and each pixel's own grey as the base. The arithmetic runs on three separate colour planes:
-interleaved channels keep CPUs from vectorising it and make XLA compute shared parts once per channel.
+Brightness, contrast and saturation are the same blend, factor * colour + (1 - factor) * base. The base is
+black, the image's mean grey, or each pixel's own grey. The arithmetic runs on three separate colour planes:
+with interleaved channels, CPUs cannot vectorise it and XLA computes shared parts once per channel.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Colour:
 
     Attributes:
         jitter, grey, blur: () bool, whether each of them is applied.
-        order, strength: of the jitter, (4,) int32 and (4,) float32, see `colour_jitter`.
+        order, strength: (4,) int32 and (4,) float32, arguments of `colour_jitter`.
         sigma: () float32, standard deviation of the blur in pixels.
     """
 
@@ -120,11 +120,11 @@ def saturation(image: Image, factor: Factor) -> Image:
 
 
 def hue(image: Image, shift: Factor) -> Image:
-    """Turns the hue of the HSV hexcone by a part of the circle; value and saturation stay.
+    """Rotates the hue (HSV); value and saturation stay.
 
     Args:
         image: (..., H, W, 3) float32 in [0, 1].
-        shift: () or (...) float32, 1 is the whole circle.
+        shift: () or (...) float32, 1 is the full circle.
 
     Source: Smith, "Color gamut transform pairs", 1978.
     """
@@ -141,7 +141,7 @@ def greyscale(image: Image) -> Image:
 
 
 def _blur_matrix(size: int, sigma: Float[Array, "*batch"]) -> Float[Array, "*batch size size"]:
-    """Gaussian taps on the diagonals, those beyond the border reflected back inside."""
+    """Matrix with Gaussian taps on its diagonals; taps beyond the border are reflected inside."""
     distance = jnp.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=jnp.int32)
     taps = jnp.exp(-0.5 * (distance / sigma[..., None]) ** 2)
     # Without the barrier XLA tries to fuse the taps into each of nine terms: 80 s of compilation for a GPU.
@@ -160,15 +160,15 @@ def gaussian_blur(image: Image, sigma: Factor) -> Image:
         sigma: () or (...) float32, standard deviation in pixels, above 0.
 
     Raises:
-        UserError: an image with fewer pixels than the reflection needs.
+        UserError: a side below 5 pixels, too small for the reflection.
     """
     height, width = image.shape[-3:-1]
     if min(height, width) <= BLUR_RADIUS:
         raise UserError(
             f"cannot blur {height} x {width} pixels: use views of at least {BLUR_RADIUS + 1} px a side"
         )
-    # Two matrices instead of shifted sums: XLA fuses what comes before into a shifted sum and computes it
-    # again for every tap, six times slower on CPU.
+    # Two matrices instead of shifted sums: into those, XLA fuses the operations before and recomputes them
+    # for every tap, six times slower on CPU.
     sigma = jnp.asarray(sigma, jnp.float32)
     rows, columns = _blur_matrix(height, sigma), _blur_matrix(width, sigma)
     return jnp.clip(apply_matrices(image, rows, columns, VIEW_PRECISION), 0, 1)
@@ -183,8 +183,8 @@ def _jitter(planes: Planes, order: Int[Array, " 4"], strength: Float[Array, " 4"
         )
         return _where(operation == HUE, _turn_hue(planes, factor), _blend(planes, base, factor)), None
 
-    # lax.switch under vmap would run all four operations at every turn; with the base of one blend selected
-    # it is a blend and a hue. A loop, because XLA fuses unrolled turns and computes early ones repeatedly.
+    # Under vmap, lax.switch would run all four operations at every turn; selecting the base leaves one blend
+    # and one hue rotation. A scan, because XLA fuses unrolled turns and recomputes the earlier ones.
     return jax.lax.scan(turn, planes, (order, strength[order]))[0]
 
 
@@ -196,17 +196,17 @@ def colour_jitter(
     Args:
         image: (H, W, 3) float32 in [0, 1].
         order: (4,) int32, a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE: the first turn first.
-        strength: (4,) float32, three factors and the shift, indexed by the operation (not by its turn).
+        strength: (4,) float32, three factors and the hue shift, indexed by operation, not by turn.
     """
     return _image(_jitter(_planes(image), order, strength))
 
 
 def recolour(image: Float[Array, "H W 3"], colour: Colour) -> Float[Array, "H W 3"]:
-    """Jitter, then greyscale, then blur, each where `colour` says so, for one image.
+    """Jitter, then greyscale, then blur of one image, each only if `colour` enables it.
 
     Args:
         image: (H, W, 3) float32 in [0, 1].
-        colour: what to apply.
+        colour: the drawn colour change.
     """
     planes = _planes(image)
     planes = _where(colour.jitter, _jitter(planes, colour.order, colour.strength), planes)

@@ -14,7 +14,7 @@ from sparse_vis.ops.resize import VIEW_PRECISION, apply_matrices, crop_matrix
 Box = tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]  # top, left, height, width
 AnyArray = Array | np.ndarray
 BOX_DRAWS = 10
-UNIFORMS = 2 * BOX_DRAWS + 2  # random numbers of a box: areas, aspects, place
+UNIFORMS = 2 * BOX_DRAWS + 2  # random numbers per box: areas, aspects, position
 
 
 def sample_box(
@@ -29,13 +29,13 @@ def sample_box(
     Args:
         key: random key.
         height, width: () int32, pixels of the image.
-        scale: range of the part of the area, drawn evenly; may be traced.
-        aspect: range of width / height, drawn evenly on a logarithmic scale.
+        scale: range of box area / image area, uniform; may be traced.
+        aspect: range of width / height, log-uniform.
 
     Returns:
         top, left, height and width of the box, () int32 each.
     """
-    # One draw serves the whole box: on CPU every further one costs half a second of compilation.
+    # One random draw per box: on CPU each further one costs half a second of compilation.
     return box_of(jax.random.uniform(key, (UNIFORMS,), jnp.float32), height, width, scale, aspect)
 
 
@@ -46,7 +46,7 @@ def box_of(
     scale: tuple[float, float] | Float[Array, " 2"],
     aspect: tuple[float, float],
 ) -> tuple:
-    """The box of `sample_box` from its random numbers, of [0, 1); of NumPy numbers in NumPy."""
+    """The box of `sample_box` from its random numbers in [0, 1); NumPy arrays give NumPy results."""
     xp = uniform.__array_namespace__()
     area = (scale[0] + (scale[1] - scale[0]) * uniform[:BOX_DRAWS]) * (height * width)
     low, high = math.log(aspect[0]), math.log(aspect[1])
@@ -67,7 +67,7 @@ def box_of(
 
 
 def crop(canvas: Shaped[Array, "Hc Wc 3"], box: Box, size: int) -> Float[Array, "size size 3"]:
-    """The box, cut out and resized (bicubic a = -0.75, align_corners=True); not clipped.
+    """Cut the box out and resize it (bicubic a = -0.75, align_corners=True); not clipped.
 
     Args:
         canvas: (Hc, Wc, 3) uint8, or float32 in [0, 1].
@@ -75,7 +75,7 @@ def crop(canvas: Shaped[Array, "Hc Wc 3"], box: Box, size: int) -> Float[Array, 
         size: pixels a side of the result.
 
     Returns:
-        (size, size, 3) float32, about [0, 1]: bicubic interpolation overshoots.
+        (size, size, 3) float32, slightly beyond [0, 1]: bicubic interpolation overshoots.
     """
     if canvas.dtype == jnp.uint8:
         canvas = canvas.astype(jnp.float32) / 255

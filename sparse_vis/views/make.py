@@ -1,7 +1,7 @@
 """Batch -> Views on the accelerator: random resized crops, flips, colour and masks, pure functions of a key.
 
-All draws of a view come from the key folded with the image's global index, a purpose and the view's number:
-they depend neither on the layout of the batch nor on devices (docs/method.md section 6).
+The key of each draw is the step's key folded with the image's global index, a purpose and the view's number.
+Draws do not depend on how the batch is split over devices or microbatches (docs/method.md section 6).
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ class ViewSpec:
     Attributes:
         size, local_size: pixels a side of global and local views.
         global_count, local_count: views per image; the first global view is the image itself.
-        global_scale, local_scale: range of the crop's part of the image's area.
-        aspect: range of the crop's width / height, drawn evenly on a logarithmic scale.
+        global_scale, local_scale: range of crop area / image area, uniform.
+        aspect: range of the crop's width / height, log-uniform.
         flip_probability: of a horizontal flip.
         colour_per: "view", or "batch" as published: one draw for all masked views, one for all local ones.
-        jitter_probability: of the four jitters together; brightness, contrast and saturation are drawn from
-            1 ± the value, hue from ± the value (parts of the circle).
-        grey_probability, blur_probability: of greyscale and Gaussian blur; blur_sigma is in pixels.
-        masking_ratio: part of the patches that masked views drop.
-        mask_kind, focus_probability: see `masking.visible_patches`.
-        patch_size: pixels a side.
+        jitter_probability: of the colour jitter as a whole.
+        brightness, contrast, saturation, hue: reach of the jitter. The first three factors are uniform in
+            1 ± reach, the hue shift in ± reach (1 is the full circle).
+        grey_probability, blur_probability: of greyscale and Gaussian blur.
+        blur_sigma: range of the blur's standard deviation in pixels, uniform.
+        masking_ratio: share of the patches that masked views drop.
+        mask_kind, focus_probability: arguments of `masking.visible_patches`.
+        patch_size: side of a patch in pixels.
 
     Raises:
         UserError: a value out of its range.
@@ -79,7 +81,7 @@ class ViewSpec:
         check_fields("views", vars(self))
         sizes = {"size": self.size} | ({"local_size": self.local_size} if self.local_count else {})
         for name, size in sizes.items():
-            # The blur reflects four pixels at the border.
+            # 5 px: the blur reflects four pixels at the border.
             if size < max(self.patch_size, 5):
                 raise UserError(
                     f"{name}={size} is too small: use at least a patch of {self.patch_size} and 5 px"
@@ -112,7 +114,7 @@ def sample_colour(key: PRNGKeyArray, spec: ViewSpec) -> augment.Colour:
 
 
 def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Views:
-    """All views of one image; `key` is already the image's own. Local views count on after global ones."""
+    """All views of one image; `key` belongs to the image. Views are numbered global first, then local."""
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     purposes, views = jnp.arange(len(Purpose)), jnp.arange(spec.global_count + spec.local_count)
     keys = jax.vmap(fold, (0, None))(fold(key, purposes), views)
@@ -129,7 +131,7 @@ def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Vi
     flips = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32) < spec.flip_probability)(
         keys[Purpose.FLIP]
     )
-    # DEVIATION: the published code draws the colour change once per batch, we for every view.
+    # DEVIATION: the published code draws one colour change per batch; we draw one per view.
     colour_keys = keys[Purpose.COLOUR]
     if spec.colour_per == "batch":
         colour_keys = fold(batch_key, (views >= spec.global_count).astype(jnp.int32))
@@ -157,7 +159,7 @@ def make_views(key: PRNGKeyArray, batch: Batch, spec: ViewSpec) -> Views:
         Views; `local` has no views along its second axis where spec.local_count is 0.
     """
 
-    # One level deeper than any key of an image, so that no two streams meet.
+    # Folded once more than any image's key, so that the random streams differ.
     batch_key = functools.reduce(jax.random.fold_in, (0, Purpose.COLOUR, 0), key)
 
     def one(canvas, height, width, index):

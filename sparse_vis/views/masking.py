@@ -1,6 +1,7 @@
 """Which patches of a masked view the encoder sees (docs/method.md section 6).
 
-Every patch gets a random score and the smallest are kept; the kinds differ in what pulls scores down.
+Every patch gets a random score, and the patches with the smallest scores are kept. The kinds of mask differ
+in where they lower the scores.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from sparse_vis.runtime.errors import UserError
 
 KINDS = ("uniform", "gaussian", "block")
-FOCUS_WIDTH = (0.1, 0.5)  # standard deviation of the pull, in sides of the grid
+FOCUS_WIDTH = (0.1, 0.5)  # range of the Gaussian's standard deviation, in sides of the grid
 
 
 def visible_count(patches: int, ratio: float) -> int:
@@ -22,7 +23,7 @@ def visible_count(patches: int, ratio: float) -> int:
 
     Args:
         patches: n, patches of the view.
-        ratio: part of the patches that is dropped, in [0, 1).
+        ratio: share of the patches that is dropped, in [0, 1).
 
     Raises:
         UserError: no patches, or a ratio outside [0, 1).
@@ -42,18 +43,18 @@ def _pick(uniform: Float[Array, ""], count: int | Array) -> Int[Array, ""]:
 
 
 def _focus(uniform: Float[Array, " 4"], grid: tuple[int, int], probability: float) -> Float[Array, "gh gw"]:
-    """exp(-dist² / 2 (σ side)²) around a random patch, or zero everywhere where no focus is drawn."""
+    """exp(-dist² / 2 (σ side)²) around a random patch, or, if no focus is drawn, zero everywhere."""
     height, width = grid
-    # The recordings tell a centre on a patch from one spread evenly between the first and last patch centres.
+    # Masks recorded from the published code show that the centre is a patch, not a continuous position.
     row, column = _pick(uniform[0], height), _pick(uniform[1], width)
-    side = math.sqrt(height * width)  # a grid that is not square: the side of the square of equal area
+    side = math.sqrt(height * width)  # of the square of equal area
     sigma = side * (FOCUS_WIDTH[0] + (FOCUS_WIDTH[1] - FOCUS_WIDTH[0]) * uniform[2])
     distance2 = (jnp.arange(height)[:, None] - row) ** 2 + (jnp.arange(width) - column) ** 2
     return jnp.where(uniform[3] < probability, jnp.exp(-distance2 / (2 * sigma**2)), 0.0)
 
 
 def _block(uniform: Float[Array, " 4"], grid: tuple[int, int], keep: int) -> Float[Array, "gh gw"]:
-    """One inside a random square of ⌊√keep⌋ patches a side, zero elsewhere."""
+    """One inside a random square with sides of ⌊√keep⌋ patches, zero elsewhere."""
     inside = []
     for u, patches in zip(uniform[:2], grid, strict=True):
         side = min(math.isqrt(keep), patches)
@@ -71,23 +72,23 @@ def visible_patches(
     Args:
         key: random key of this view.
         grid: (gh, gw), patches per column and per row of the view, static.
-        ratio: part of the patches that is dropped, in [0, 1), static.
-        kind: "uniform"; "gaussian", pulled to a random centre with `focus_probability`, else uniform;
-            "block", a random square first and uniform for the rest.
-        focus_probability: of the pull of "gaussian"; the published recipe has 1/2.
+        ratio: share of the patches that is dropped, in [0, 1), static.
+        kind: "uniform"; "gaussian", which favours patches near a random centre with `focus_probability` and
+            is uniform otherwise; "block", which keeps a random square and fills up uniformly.
+        focus_probability: with which "gaussian" has a centre; published 1/2.
 
     Raises:
         UserError: a kind that is not in KINDS, an empty grid, or a ratio outside [0, 1).
     """
     patches = grid[0] * grid[1]
     keep = visible_count(patches, ratio)
-    # One draw serves noise and pull: on CPU every further one costs half a second of compilation.
+    # One random draw for scores and centre: on CPU each further one costs half a second of compilation.
     uniform = jax.random.uniform(key, (patches + 4,), jnp.float32)
     score, rest = uniform[:patches].reshape(grid), uniform[patches:]
     if kind == "gaussian":
         score -= _focus(rest, grid, focus_probability)
     elif kind == "block":
-        score -= _block(rest, grid, keep)  # below every score outside: the square is kept whole
+        score -= _block(rest, grid, keep)  # below all scores outside: the whole square is kept
     elif kind != "uniform":
         raise UserError(f"mask kind {kind!r} is unknown: choose one of {', '.join(KINDS)}")
     return jnp.sort(jnp.argsort(score.ravel())[:keep]).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Figures: arrays in, matplotlib figures out; `pictures` makes their parts. See docs/visualization.md."""
+"""Matplotlib figures from arrays (docs/visualization.md); `pictures` makes their parts."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *, side:
     """A sheet of pictures without axes.
 
     Args:
-        rows: pictures, (h, w, 3) uint8 or float in [0, 1], or (h, w) to be coloured. titles: of the columns.
-        side: of a picture in inches.
+        rows: pictures, (h, w, 3) uint8 or float in [0, 1], or (h, w), shown in false colours.
+        titles: of the columns. side: of a picture in inches.
     """
     figure = Figure(figsize=(side * len(titles), 1.1 * side * len(rows) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
@@ -78,12 +78,12 @@ def token_sheet(
 def localization_maps(
     images: UInt8[np.ndarray, "N H W 3"], L: Float[np.ndarray, "N n r"], grid: tuple[int, int]
 ) -> Figure:
-    """One row per image: the image, argmax L over it, and each token's map over it in the token's colour.
+    """One row per image: the image, overlaid with argmax L, and with each token's map in its colour.
 
     Every map is shown relative to its largest entry.
 
     Args:
-        images: (N, H, W, 3) uint8, whole patches. L: (N, n, r). grid: (rows, columns) of the n patches.
+        images: (N, H, W, 3) uint8, sides multiples of the patch. L: (N, n, r). grid: (rows, columns).
     """
     tokens = range(L.shape[-1])
     rows = [
@@ -109,13 +109,11 @@ def matched_tokens(
     match: Int[np.ndarray, " r"],
     grid: tuple[int, int],
 ) -> Figure:
-    """Two views or images, one above the other: every token of the first, and below it its partner.
-
-    Partners have the first's colour.
+    """Two views or images in two rows: the tokens of the first, and below each its match, in the same colour.
 
     Args:
-        pair: (2, H, W, 3) uint8, whole patches. L: (2, n, r) their localization matrices.
-        match: (r,) the second's token for each of the first: `ops.matching.exact_match`, `entropic_match`.
+        pair: (2, H, W, 3) uint8, sides multiples of the patch. L: (2, n, r) localization matrices.
+        match: (r,) the second's token for each of the first (`ops.matching.exact_match`, `entropic_match`).
         grid: (rows, columns) of the n patches.
     """
     tokens = range(L.shape[-1])
@@ -133,7 +131,7 @@ def features_pca(
     Z: Float[np.ndarray, "N n d"],
     grid: tuple[int, int],
 ) -> Figure:
-    """Images, and below them the three main components of their patch features U and of Z = L S.
+    """Images, and below them the first three principal components of U and of Z = L S.
 
     Args:
         images: (N, H, W, 3) uint8. U, Z: (N, n, d). grid: (rows, columns) of the n patches.
@@ -156,10 +154,10 @@ def prototype_page(
     names: Sequence[str],
     count: int = 8,
 ) -> Figure:
-    """One row per prototype: the images with the regions that vote most for it; the rest of them is dark.
+    """One row per prototype: the images with the highest votes for it, darkened where the vote is low.
 
     Args:
-        images: (N, H, W, 3) uint8, whole patches, N ≥ count. L: (N, n, r).
+        images: (N, H, W, 3) uint8, sides multiples of the patch, N ≥ count. L: (N, n, r).
         p: (N, P, r) probability of P prototypes for every token. grid: (rows, columns) of the n patches.
         names: of the P prototypes. count: images per row.
     """
@@ -177,7 +175,7 @@ def prototype_page(
 def read_metrics(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Every number of a run's metrics.jsonl: name → (steps, values), in the file's order.
 
-    A last line that a kill cut short is left out.
+    An incomplete last line, as a killed run leaves, is ignored.
 
     Raises:
         UserError: the file is missing, or a line of it is damaged.
@@ -199,7 +197,7 @@ def read_metrics(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.nda
 
 
 def curve(axis: Axes, steps: np.ndarray, values: np.ndarray, **line) -> None:
-    """One number over the steps; a logarithmic scale where it spans more than a factor of 20."""
+    """Plot values over steps; logarithmic if they are positive and span more than a factor of 20."""
     axis.plot(steps, values, **line)
     if values.min() > 0 and values.max() > 20 * values.min():
         axis.set_yscale("log")
@@ -211,7 +209,7 @@ def training_curves(
     """Numbers of a run over its steps, one small plot each.
 
     Args:
-        metrics: of `read_metrics`. names: of it. columns: plots per row.
+        metrics: from `read_metrics`. names: keys to plot. columns: plots per row.
     """
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(2.4 * columns, 1.8 * lines), layout="constrained")

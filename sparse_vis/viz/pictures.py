@@ -1,4 +1,4 @@
-"""Pictures as arrays: NumPy in, NumPy out. `viz` arranges them in figures, the report puts them on a page."""
+"""Pictures as NumPy arrays, which figures.py arranges in figures and the report shows on a page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-TINT, SHADE = 0.4, 0.78  # opacity of a token's colour where its map is 1, and of black where it is 0
+TINT, SHADE = 0.4, 0.78  # opacity of a token's colour where its map is 1; opacity of black where it is 0
 
 
 def token_colours(count: int) -> Float[np.ndarray, "count 3"]:
@@ -30,7 +30,7 @@ def segments(L: Float[np.ndarray, "*N n r"], grid: tuple[int, int]) -> Int[np.nd
 def segment_overlay(
     L: Float[np.ndarray, "n r"], grid: tuple[int, int], opacity: float = 0.6
 ) -> UInt8[np.ndarray, "rows columns 4"]:
-    """The hard segmentation in the tokens' colours, as an RGBA picture to lay over the image.
+    """The hard segmentation in the tokens' colours, as an RGBA overlay of the image.
 
     Args:
         L: (n, r) localization matrix. grid: (rows, columns). opacity: from 0 to 1.
@@ -43,10 +43,10 @@ def segment_overlay(
 def map_overlay(
     weights: Float[np.ndarray, "rows columns"], colour: Float[np.ndarray, " 3"] | None = None
 ) -> UInt8[np.ndarray, "rows columns 4"]:
-    """A map as an RGBA picture to lay over the image: clear where it is largest, dark where it is 0.
+    """A map as an RGBA overlay of the image: transparent where it is largest, dark where it is 0.
 
     Args:
-        weights: (rows, columns), not negative. colour: RGB in [0, 1] that tints what is clear; None for none.
+        weights: (rows, columns), not negative. colour: RGB in [0, 1], tint of the transparent part, or None.
     """
     weights = weights / max(float(weights.max()), 1e-12)
     tint, shade = (0 if colour is None else TINT) * weights, SHADE * (1 - weights)
@@ -60,10 +60,10 @@ def map_overlay(
 def token_overlay(
     L: Float[np.ndarray, "n r"], token: int, grid: tuple[int, int]
 ) -> UInt8[np.ndarray, "rows columns 4"]:
-    """A token's localization map in its colour, relative to its largest entry, to lay over the image.
+    """A token's localization map in its colour, relative to its largest entry, as an overlay of the image.
 
     Args:
-        L: (n, r). token: its number. grid: (rows, columns) of the n patches.
+        L: (n, r). token: index. grid: (rows, columns) of the n patches.
     """
     return map_overlay(L[:, token].reshape(grid), token_colours(L.shape[-1])[token])
 
@@ -71,11 +71,11 @@ def token_overlay(
 def lay_over(
     image: UInt8[np.ndarray, "H W 3"], overlay: UInt8[np.ndarray, "rows columns 4"], *, smooth: bool = True
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """An RGBA picture of patches over its image.
+    """Composite an RGBA overlay, one pixel per patch, over its image.
 
     Args:
-        image: (H, W, 3) uint8, whole patches: what exceeds the grid at the bottom and right is cut off first.
-        overlay: (rows, columns, 4) uint8. smooth: enlarged bilinearly, else patch by patch.
+        image: (H, W, 3) uint8, cropped by the caller to the area that the patches cover.
+        overlay: (rows, columns, 4) uint8. smooth: enlarge it bilinearly, else by nearest neighbour.
     """
     resample = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
     large = Image.fromarray(overlay).resize((image.shape[1], image.shape[0]), resample)
@@ -87,8 +87,9 @@ def pca_colours(
 ) -> Float[np.ndarray, "N rows columns 3"]:
     """The first three principal components of patch features as red, green and blue.
 
-    The components are those of all patches of all images, so that colours compare between the images. Each is
-    stretched from its 1st to its 99th percentile to [0, 1]; signs make the entry of largest size positive.
+    The components are fitted to all patches of all images, so that colours are comparable between images.
+    Each is scaled so that its 1st and 99th percentiles become 0 and 1; its sign makes its largest entry
+    positive.
 
     Args:
         x: (N, n, d) features, U or Z, d ≥ 3. grid: (rows, columns) of the n patches.
@@ -105,7 +106,7 @@ def pca_colours(
 
 
 def prototype_votes(L: Float[np.ndarray, "N n r"], p: Float[np.ndarray, "N r"]) -> Float[np.ndarray, "N n"]:
-    """How much every patch votes for a prototype: its tokens' probabilities, weighted as L says.
+    """Vote of every patch for a prototype: the tokens' probabilities, weighted by the patch's row of L.
 
     Args:
         L: (N, n, r) localization matrices. p: (N, r) probability of the prototype for every token.
@@ -117,5 +118,5 @@ def prototype_votes(L: Float[np.ndarray, "N n r"], p: Float[np.ndarray, "N r"]) 
 
 
 def strongest(votes: Float[np.ndarray, "N n"], count: int) -> Int[np.ndarray, " found"]:
-    """The images whose strongest patch votes most, at most `count`, best first."""
+    """Indices of the images with the highest vote of any patch, at most `count`, highest first."""
     return np.argsort(-votes.max(axis=1), kind="stable")[:count]

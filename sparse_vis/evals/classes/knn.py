@@ -14,7 +14,7 @@ from sparse_vis.evals.features import AnyArray, Split, check_labelled
 from sparse_vis.runtime.errors import UserError
 
 KS = (10, 20, 100, 200)
-# One block of similarities is QUERY_BLOCK x GALLERY_BLOCK float32 (32 MB), whatever the size of the data set.
+# One block of similarities is QUERY_BLOCK x GALLERY_BLOCK float32 (32 MB), for any size of the data set.
 QUERY_BLOCK = 512
 GALLERY_BLOCK = 16_384
 
@@ -25,7 +25,7 @@ def knn_accuracy(
     """Top-1 accuracy of `knn_predict` for every k.
 
     Args:
-        train: voters. test: rows to classify. Neither is normalised yet.
+        train: rows that vote. test: rows to classify. Both are L2-normalised here.
         classes: number of classes.
         ks: numbers of neighbours.
         temperature: T of the vote.
@@ -34,7 +34,7 @@ def knn_accuracy(
         k → accuracy in [0, 1].
 
     Raises:
-        UserError: see `knn_predict`.
+        UserError: as `knn_predict`.
     """
     check_labelled("test", test.x, test.y, classes)
     predicted = knn_predict(train, test.x, classes=classes, ks=ks, temperature=temperature)
@@ -51,10 +51,10 @@ def knn_predict(
 ) -> dict[int, Int[np.ndarray, " M"]]:
     """The class with the largest vote: the k most similar train rows vote with weight exp(cos/T).
 
-    Among equal votes the lowest class wins, among equal similarities the earlier row counts as nearer.
+    Ties between votes go to the lowest class, ties between similarities to the earlier row.
 
     Args:
-        train: voters, L2-normalised here.
+        train: rows that vote, L2-normalised here.
         test_x: (M, f) float, L2-normalised here.
         classes: number of classes.
         ks: numbers of neighbours, each from 1 to N.
@@ -90,15 +90,15 @@ def nearest_blocks(
 ) -> Iterator[tuple[Float[Array, "B k"], Int[Array, "B k"]]]:
     """The k gallery rows of largest cosine for every query, block by block.
 
-    Memory beyond the features is bounded by a block of similarities, whatever N and M.
+    For any N and M, memory beyond the features is bounded by one block of similarities.
 
     Args:
-        gallery: (N, f) float, N ≥ k, not normalised yet.
-        queries: (M, f) float, not normalised yet.
+        gallery: (N, f) float, N ≥ k, L2-normalised here.
+        queries: (M, f) float, L2-normalised here.
         k: number of neighbours.
 
     Yields:
-        cosines, falling, and the gallery rows they belong to; the last block is filled up beyond row M.
+        Cosines in descending order, and indices of their gallery rows; the last block is padded beyond row M.
     """
     blocks = _blocks(_normalise(gallery), GALLERY_BLOCK)
     for block in _blocks(_normalise(queries), QUERY_BLOCK):
@@ -111,7 +111,7 @@ def _normalise(x: Float[AnyArray, "N f"]) -> Float[np.ndarray, "N f"]:
 
 
 def _blocks(x: Float[np.ndarray, "N f"], size: int) -> Float[np.ndarray, "blocks size f"]:
-    """Splits rows into equal blocks, zeros at the end."""
+    """Split rows into equal blocks, the last one padded with zeros."""
     size = min(size, len(x))
     count = -(-len(x) // size)
     return np.pad(x, ((0, count * size - len(x)), (0, 0))).reshape(count, size, -1)
@@ -121,7 +121,7 @@ def _blocks(x: Float[np.ndarray, "N f"], size: int) -> Float[np.ndarray, "blocks
 def _nearest(
     train: Float[Array, "blocks T f"], test: Float[Array, "M f"], count: Int[Array, ""], k: int
 ) -> tuple[Float[Array, "M k"], Int[Array, "M k"]]:
-    """The k largest cosines of every test row and where they are, merging train block after train block."""
+    """The k largest cosines of every test row and their indices, merged over the blocks of train rows."""
     block = train.shape[1]
 
     def merge(best, i):
@@ -145,7 +145,7 @@ def _vote(
     classes: int,
     temperature: Float[Array, ""],
 ) -> Int[Array, "ks M"]:
-    # Shifting by the nearest neighbour scales all votes of a row alike and keeps exp in range for any T.
+    # Subtracting the largest similarity scales all votes of a row alike and keeps exp in range for any T.
     weight = jnp.exp((similarity - similarity[:, :1]) / temperature)
     rows = jnp.arange(len(similarity))[:, None]
     votes = jnp.zeros((len(similarity), classes), jnp.float32)

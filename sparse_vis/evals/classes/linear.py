@@ -34,14 +34,13 @@ class LinearResult:
 
 
 def candidates(columns: Mapping[str, AnyArray]) -> dict[str, Float[np.ndarray, "N _"]]:
-    """One vector per image in each of the sweep's forms, as far as pooled features allow.
+    """The features that a sweep compares, one vector per image, as far as the columns allow.
 
-    "mean_S"; "concat_S", the tokens of S side by side in the order of their queries; "cls"; "cls_mean_U", CLS
-    and mean U side by side. An encoder with neither S nor CLS (raw pixels, PCA) has "mean_U" instead.
+    "mean_S"; "concat_S", the tokens of S concatenated in the order of their queries; "cls"; "cls_mean_U", CLS
+    and mean U concatenated. An encoder with neither S nor CLS (raw pixels, PCA) has "mean_U" instead.
 
     Args:
-        columns: mean_S (N, d), concat_S (N, r·d), cls (N, d) and mean_U (N, d), any of them; others are
-            left out.
+        columns: any of mean_S (N, d), concat_S (N, r·d), cls (N, d) and mean_U (N, d); others are ignored.
     """
     out = {name: np.asarray(columns[name]) for name in ("mean_S", "concat_S", "cls") if name in columns}
     if "mean_U" in columns:
@@ -54,12 +53,12 @@ def candidates(columns: Mapping[str, AnyArray]) -> dict[str, Float[np.ndarray, "
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep finds.
+    """Results of a sweep.
 
     Attributes:
-        chosen: the feature and rate that are best on held-out rows, measured on test.
-        alone: feature → the same where there is no other feature to choose. Taking the best of these would be
-            choosing on test.
+        chosen: test result of the feature and learning rate that are best on held-out rows.
+        alone: feature → test result with the learning rate that is best for this feature. Reporting the best
+            of these would be model selection on test.
     """
 
     chosen: LinearResult
@@ -75,22 +74,22 @@ def sweep(
     classes: int,
     protocol: Protocol = Protocol(),
 ) -> Sweep:
-    """Probes of several features at several learning rates, trained together; one look at test.
+    """Train probes of several features at several learning rates together; choose one, and test it.
 
     All features and rates train under one vmap and see the same rows. Feature and rate are chosen on a
-    held-out part of train: of equal accuracies the lowest loss wins; nothing is refitted.
+    held-out part of train; ties in accuracy go to the lowest loss; nothing is refitted.
 
     Args:
         train, test: the same names → (N, f) and (M, f) features, as from `candidates` or `pool`.
         train_y, test_y: (N,) and (M,) int in 0 … classes−1.
         classes: number of classes.
-        protocol: see there.
+        protocol: Protocol of logistic.py.
 
     Raises:
         UserError: labels out of range, features that are not finite, or no rows left to hold out or to fit.
     """
-    # DEVIATION: the published probe (linear_published.py) re-augments images and applies LayerNorm. Here
-    # features are computed once for all probes, and standardising suits raw pixels too.
+    # DEVIATION: the published probe (linear_published.py) uses fresh crops in every epoch and LayerNorm. Here
+    # features are computed once for all probes, and standardised, which suits raw pixels too.
     for name in train:
         check_labelled(f"train ({name})", train[name], train_y, classes)
         check_labelled(f"test ({name})", test[name], test_y, classes)

@@ -24,13 +24,13 @@ Encode = Callable[[AnyArray], AnyArray]
 
 @dataclass(frozen=True)
 class Protocol:
-    """The released constants.
+    """Hyperparameters; the defaults are the released ones.
 
     Attributes:
-        learning_rate, weight_decay: of AdamW, constant. clip: largest norm of the whole gradient.
+        learning_rate, weight_decay: of AdamW, constant. clip: maximum global gradient norm.
         batch_size: images per step. epochs: passes over train.
-        validation: share of train that is held out (and not looked at here).
-        size: pixels a side of the crops. scale: range of their part of the image's area.
+        validation: share of train that is held out (and not used here).
+        size: side of the crops in pixels. scale: range of crop area / image area.
         dtype: of the linear map, as of the encoder; LayerNorm and loss are always float32.
     """
 
@@ -75,13 +75,13 @@ def published_linear(
     protocol: Protocol = Protocol(),
     seed: int = 0,
 ) -> PublishedResult:
-    """Trains the published probe and measures it once, after the last epoch.
+    """Train the published probe and test it once, after the last epoch.
 
     Args:
         encode: images (B, H, W, 3) in [0, 1] → tokens (B, r, d), S or another encoder's; jitted by its owner.
-        train: number of the epoch → its crops, shuffled, in parts of any size, and their classes (B,).
-        test: images and classes. All images are (B, H, W, 3), uint8 or float in [0, 1], as they are encoded.
-        classes: number of classes. protocol: see there. seed: of the first weights.
+        train: epoch → shuffled crops, in parts of any size, and their classes (B,).
+        test: images and classes. All images are (B, H, W, 3), uint8 or float in [0, 1].
+        classes: number of classes. protocol: Protocol. seed: of the initial weights.
 
     Raises:
         UserError: no training or no test batches, or labels out of range.
@@ -96,7 +96,7 @@ def published_linear(
                 params = head.init(jax.random.key(seed), tokens)["params"]
                 state = optimizer.init(params)
             params, state, loss = _update(params, state, tokens, labels, head, protocol)
-            batches.append(float(loss))  # reading it keeps one step in flight: many hang JAX on few cores
+            batches.append(float(loss))  # reading it keeps one step in flight; many can hang JAX on few cores
         losses.append(float(np.mean(batches)) if batches else float("nan"))
     if params is None:
         raise UserError("The linear probe has no training batches; give at least one image and one epoch.")
@@ -104,7 +104,7 @@ def published_linear(
 
 
 def _steps(encode: Encode, parts: Iterable, batch_size: int) -> Iterator[tuple[Array, Array]]:
-    """Tokens and labels of images, part after part, put together to the batches of the optimizer."""
+    """Encode parts of any size, and regroup tokens and labels to batches of the optimizer."""
     groups = Regrouped(batch_size)
     for images, labels in parts:
         tokens = np.asarray(encode(as_unit(images)))
@@ -113,7 +113,7 @@ def _steps(encode: Encode, parts: Iterable, batch_size: int) -> Iterator[tuple[A
 
 
 def _on_device(group: dict[str, np.ndarray]) -> tuple[Array, Array]:
-    return jnp.array(group["tokens"]), jnp.array(group["labels"])  # copies: the group's memory is used again
+    return jnp.array(group["tokens"]), jnp.array(group["labels"])  # copies: the group's memory is reused
 
 
 def _measure(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[float, float]:

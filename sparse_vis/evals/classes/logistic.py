@@ -18,22 +18,22 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 
 LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
-# Rows handled at once outside training: bounds the float64 statistics and the logits of all rates.
+# Rows per block outside of training: bounds memory of float64 statistics and of the logits of all rates.
 BLOCK = 2048
-SHOWN_STEPS = 50  # after as many the progress line may be shown
+SHOWN_STEPS = 50  # steps between updates of the progress line
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How probes are trained: AdamW, cosine to zero, from zero weights, on standardised features.
+    """How probes are trained: AdamW, cosine decay to zero, zero initial weights, standardised features.
 
     Attributes:
-        learning_rates: peak rates, one classifier of every feature each.
-        validation_fraction: share of train that is held out to choose.
+        learning_rates: initial rates; every feature gets one classifier per rate.
+        validation_fraction: share of train that is held out for choosing.
         steps: optimizer steps.
-        batch_size: rows per step (all fitted rows where there are fewer).
+        batch_size: rows per step (all fitted rows if there are fewer).
         weight_decay: decoupled, as in AdamW.
-        seed: of the held-out rows and of the order of the others.
+        seed: of the choice of held-out rows and of the order of the others.
     """
 
     learning_rates: tuple[float, ...] = LEARNING_RATES
@@ -45,7 +45,7 @@ class Protocol:
 
     @property
     def least_rows(self) -> int:
-        """Number of train rows from which there are some to hold out and some to fit."""
+        """Smallest number of train rows that leaves rows to hold out and rows to fit."""
         return next(n for n in itertools.count(2) if 0 < round(self.validation_fraction * n) < n)
 
 
@@ -70,15 +70,15 @@ class Fitted:
 def fit_all(
     train: Mapping[str, Float[AnyArray, "N _"]], y: AnyArray, classes: int, protocol: Protocol
 ) -> tuple[dict[str, Fitted], np.ndarray]:
-    """One classifier per feature and learning rate, all trained together, on the rows that are not held out.
+    """Train one classifier per feature and learning rate, all together, on the rows that are not held out.
 
     Args:
-        train: name → (N, f), of any widths.
+        train: name → (N, f), of any widths f.
         y: (N,) int for softmax cross-entropy, or (N, classes) bool for one sigmoid per class.
-        classes: number of classes. protocol: see there.
+        classes: number of classes. protocol: Protocol.
 
     Returns:
-        name → its classifiers, and the rows held out, which are the same for all.
+        (name → its classifiers, indices of the held-out rows, the same for all).
 
     Raises:
         UserError: no rows left to hold out or to fit.
@@ -121,7 +121,7 @@ def _batches(
 def _moments(
     x: Float[AnyArray, "N f"], rows: Int[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
-    """Mean and inverse deviation of the given rows; 0 for a feature that never varies, which drops it."""
+    """Mean and 1 / standard deviation over the given rows; 0 for constant features, which drops them."""
     x = np.asarray(x)
     blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
     mean = sum(x[b].sum(axis=0, dtype=np.float64) for b in blocks) / len(rows)
@@ -179,10 +179,10 @@ def _advance(
     weight_decay: AnyArray,
     steps: int,
 ):
-    """The state after some more of all steps, under one vmap over (feature, rate).
+    """The state after further steps, under one vmap over (feature, rate).
 
-    A batch of a feature is filled up with zeros to the widest one: what multiplies a zero has no gradient, so
-    it stays where it starts, at zero, and all others are as they would be alone.
+    Features are padded with zeros to the widest one. Weights of the padding get no gradient and stay at their
+    initial zero, so all other weights are as without padding.
     """
     width = state[0]["weight"].shape[2]
 

@@ -31,14 +31,14 @@ def multilabel_probe(
     *,
     protocol: Protocol = Protocol(),
 ) -> MultilabelResult:
-    """The sweep's probes with sigmoid cross-entropy; feature and rate of best held-out mAP see test.
+    """The sweep with sigmoid cross-entropy; the feature and rate with the best held-out mAP are tested.
 
-    Of equals the lower rate and the earlier feature are chosen.
+    Ties go to the lower rate and the earlier feature.
 
     Args:
-        train, test: the same names → (N, f) and (M, f) float features. train_y, test_y: bool or 0/1, a row
-            per image's set of labels.
-        protocol: as for single labels.
+        train, test: the same names → (N, f) and (M, f) float features. train_y, test_y: bool or 0/1, one row
+            per image.
+        protocol: Protocol of logistic.py.
 
     Raises:
         UserError: no rows left to hold out or to fit, or a part without any label.
@@ -76,7 +76,7 @@ def mean_average_precision(
 
     Args:
         scores: (N, classes) float, larger is more likely; only their order within a class matters.
-        targets: (N, classes) bool or 0/1. Classes that no image has are left out of the mean.
+        targets: (N, classes) bool or 0/1. Classes without any image are left out of the mean.
 
     Returns:
         float in [0, 1].
@@ -97,6 +97,6 @@ def mean_average_precision(
 def _average_precision(scores: Float[np.ndarray, " N"], targets: Shaped[np.ndarray, " N"]) -> float:
     order = np.argsort(-scores)
     falling, targets = -scores[order], targets[order]
-    # Equal scores are retrieved together, so all of them have the precision at the end of their group.
+    # Equal scores are retrieved together, so all get the precision at the end of their group.
     retrieved = np.searchsorted(falling, falling, side="right")
     return float(np.mean((np.cumsum(targets)[retrieved - 1] / retrieved)[targets]))

@@ -21,7 +21,7 @@ class Probe:
 
     Attributes:
         weight, bias: (1, f, classes) and (1, classes). shift, scale: (f,), the standardisation.
-        learning_rate: its rate. loss: its held-out cross-entropy.
+        learning_rate: the best one. loss: its held-out cross-entropy.
         validation: held-out accuracy of every learning rate, in their order.
     """
 
@@ -37,12 +37,12 @@ class Probe:
 def fit_rates(
     train: Mapping[str, Float[AnyArray, "N _"]], y: Integer[AnyArray, " N"], classes: int, protocol: Protocol
 ) -> dict[str, Probe]:
-    """Of every feature the classifier of the rate that is best on held-out rows, all trained together.
+    """For every feature, the classifier with the rate that is best on held-out rows; all train together.
 
-    Of equal held-out accuracies the lowest loss wins.
+    Ties in held-out accuracy go to the lowest loss.
 
     Args:
-        train: name → (N, f) features. y: (N,) labels. classes: number of classes. protocol: see there.
+        train: name → (N, f) features. y: (N,) labels. classes: number of classes. protocol: Protocol.
 
     Raises:
         UserError: no rows left to hold out or to fit.
@@ -92,7 +92,7 @@ def _sums(
 ) -> Float[Array, "3 rates"]:
     logits = jax.vmap(logistic.logits, in_axes=(0, None))(probes, x)
     true = jnp.take_along_axis(logits, y[None, :, None], axis=2)
-    # As argmax and top_k do: of equal logits the lower class comes first.
+    # Ties go to the lower class, as in argmax and top_k.
     before = (logits > true) | ((logits == true) & (jnp.arange(logits.shape[2]) < y[:, None]))
     rank = before.sum(axis=2)
     loss = jax.nn.logsumexp(logits, axis=2) - true[..., 0]

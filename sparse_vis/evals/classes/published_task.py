@@ -22,17 +22,17 @@ from sparse_vis.evals.maps.published_images import (
 )
 from sparse_vis.evals.task import Result, Task
 
-READS = ("sparse", "dense", "cls")  # of these the first one that an encoder gives
+READS = ("sparse", "dense", "cls")  # the first of these that an encoder gives is used
 
 
 def protocol(config: ConfigDict) -> Protocol:
-    """The released constants, with what config.eval and the image size change of them."""
+    """The released hyperparameters, as changed by config.eval and the image size."""
     e = config.eval
     return Protocol(**e.linear_published, size=config.model.image_size, dtype=e.dtype)
 
 
 def labelled(parts: Iterable[tuple[np.ndarray, list[int]]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images that have a class, and their classes."""
+    """Only the images that have a class, and their classes."""
     for images, labels in parts:
         classes = np.asarray(labels, np.int32)
         if (classes >= 0).any():
@@ -47,7 +47,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     progress = bench.progress("linear_published", chosen.epochs * len(train))
 
     def encode(images: AnyArray) -> np.ndarray:
-        # The head takes the mean over tokens, so that is all that need be kept: of one token it is itself.
+        # The head averages over tokens, so only the mean is kept, as a single token.
         return bench.encode(images, key)[key].mean(axis=1, keepdims=True)
 
     def epoch(number: int):

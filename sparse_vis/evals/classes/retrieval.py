@@ -1,4 +1,4 @@
-"""Retrieval: does the nearest image, by the cosine of one vector per image, show the same class?"""
+"""Retrieval: whether the nearest images, by cosine of one vector per image, are of the same class."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ KS = (1, 5, 10)
 def recall_at_k(query: Split, gallery: Split | None = None, *, ks: Sequence[int] = KS) -> dict[int, float]:
     """Share of the queries that have at least one image of their own class among the k nearest.
 
-    Queries whose class the gallery does not hold have no right answer: they are left out. Among equal cosines
-    the earlier row counts as nearer.
+    Queries whose class is not in the gallery are left out. Ties between cosines go to the earlier row.
 
     Args:
         query: rows to look up, for example the mean of S; L2-normalised here.
-        gallery: rows to find; None is leave-one-out: every query against all others.
+        gallery: rows to find; None: leave-one-out, every query against all others.
         ks: numbers of neighbours.
 
     Returns:
@@ -45,7 +44,7 @@ def recall_at_k(query: Split, gallery: Split | None = None, *, ks: Sequence[int]
     labels, wanted = np.asarray(found.y), np.asarray(query.y)
     hits = np.maximum.accumulate(labels[index] == wanted[:, None], axis=1)
     present, counts = np.unique(labels, return_counts=True)
-    # The query itself is no answer: leave-one-out needs a second image of the class.
+    # The query itself does not count: leave-one-out needs a second image of the class.
     answerable = np.isin(wanted, present[counts > alone])
     return {k: float(hits[answerable, k - 1].mean()) if answerable.any() else float("nan") for k in ks}
 
@@ -56,7 +55,7 @@ def _nearest(query: Split, gallery: Split, k: int, alone: bool) -> np.ndarray:
     index = np.concatenate(blocks)[: len(query.x)]
     if not alone:
         return index
-    # A query may lie behind k others that equal it; then none of the k + 1 is itself and the last one goes.
+    # More than k other rows may equal the query; then it is not among the k + 1, and the last one is dropped.
     itself = index == np.arange(len(index))[:, None]
     itself[~itself.any(axis=1), -1] = True
     return index[~itself].reshape(len(index), k)

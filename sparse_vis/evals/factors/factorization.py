@@ -1,7 +1,7 @@
-"""Does the factorization do what it claims? S shall be *what*, L shall be *where* (docs/evaluation.md).
+"""Tests of the claim that S is *what* and L is *where* (docs/evaluation.md).
 
-Invariance of matched S and equivariance of L under known crops and flips, what leaks from one into the
-other, and whether an edit of L or S does to the picture what it says.
+Measures invariance of matched S and equivariance of L under known crops and flips, how much of one can be
+read from the other, and whether edits of L or S have the intended effect on the picture.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ class Crop:
 
 
 def matches(S: Float[AnyArray, "N r d"], other: Float[AnyArray, "N r d"]) -> Int[np.ndarray, "N r"]:
-    """For each token the partner in the one-to-one assignment of least total distance."""
+    """For each token its partner in the one-to-one assignment of least total distance."""
     return np.asarray(jax.jit(exact_match)(S, other))
 
 
 def matched_cosine(S: Float[AnyArray, "N r d"], other: Float[AnyArray, "N r d"]) -> float:
-    """Mean cosine of the tokens with their partners."""
+    """Mean cosine between tokens and their partners."""
     partners = np.take_along_axis(np.asarray(other), matches(S, other)[..., None], axis=1)
     norms = np.linalg.norm(S, axis=-1) * np.linalg.norm(partners, axis=-1)
     return float(np.mean(np.sum(S * partners, axis=-1) / np.maximum(norms, 1e-12)))
 
 
 def invariance(S: Float[AnyArray, "N r d"], of_views: Float[AnyArray, "N r d"]) -> dict[str, float]:
-    """How much S of an image is that of its view, beside that of another image's view.
+    """How similar S of an image is to S of its view, compared with the view of another image.
 
     Args:
-        S: (N, r, d) tokens of N >= 2 images. of_views: of one view of each.
+        S: (N, r, d) tokens of N >= 2 images. of_views: (N, r, d) tokens of one view of each.
 
     Returns:
         `S_same_image` and `S_other_image`, mean cosines of matched tokens.
@@ -64,7 +64,7 @@ def invariance(S: Float[AnyArray, "N r d"], of_views: Float[AnyArray, "N r d"]) 
 def seen_through(
     L: Float[AnyArray, "n r"], crop: Crop, side: int, patch: int, view_side: int
 ) -> Float[np.ndarray, "m r"]:
-    """L of an image at the patch centres of a view of it, interpolated bilinearly, edges held.
+    """L of an image, sampled at the patch centres of a view of it (bilinear, edge values extended).
 
     Args:
         L: (n, r) localization matrix of a square image. crop: the view. side: of the image in pixels.
@@ -95,15 +95,15 @@ def equivariance(
     patch: int,
     view_side: int,
 ) -> dict[str, float]:
-    """Whether L of a view is L of the image, seen through the crop.
+    """Whether L of a view equals L of the image seen through the view's crop.
 
     Args:
-        L: of N images. of_views: of one view of each. match: the view's token of every token of the image.
-        crops: of the views. side, patch, view_side: pixels a side.
+        L: of N images. of_views: of one view of each. match: for each token of an image, the view's token.
+        crops: of the views. side, patch, view_side: sides of image, patch and view in pixels.
 
     Returns:
-        `L_moved`, the mean over patches of sum_k min(expected, found), from 0 to 1; `L_unmoved`, the same
-        where the crop is ignored; `L_other_crop`, the same with another image's crop.
+        `L_moved`, the mean over patches of sum_k min(expected, found), from 0 to 1; `L_unmoved`, the same if
+        the crop is ignored; `L_other_crop`, the same with another image's crop.
     """
     whole = Crop(0, 0, side, side, flip=False)
 
@@ -135,10 +135,10 @@ def position_leak(
     test: tuple[Float[AnyArray, "M r d"], Float[AnyArray, "M n r"]],
     grid: tuple[int, int],
 ) -> float:
-    """How well a ridge regression reads a token's centroid off its S: R^2 on test, 0 for the mean position.
+    """How well ridge regression predicts a token's centroid from its S: R^2 on test, 0 for the mean position.
 
-    Tokens of one query share a usual place, which is no leak of the image's: each query's mean centroid over
-    the train images is taken off first.
+    Each query has a usual position, which says nothing about the image: its mean centroid over the training
+    images is subtracted first.
 
     Args:
         train, test: (S, L) of images. grid: patches down and across.
@@ -150,14 +150,14 @@ def position_leak(
 
     (x, y), (test_x, true) = rows(*train), rows(*test)
     found = make_pipeline(StandardScaler(), Ridge()).fit(x, y).predict(test_x)
-    varied = np.sum(true**2)  # 0 where every image has the same L: then there is nothing to read
+    varied = np.sum(true**2)  # 0 if all images have the same L: then there is nothing to predict
     return float(1 - np.sum((found - true) ** 2) / varied) if varied else 0.0
 
 
 def class_leak(
     train_L: Float[AnyArray, "N n r"], train_y: Int[AnyArray, " N"], test_L: AnyArray, test_y: AnyArray
 ) -> float:
-    """Accuracy of a logistic regression that reads the image's class off L alone."""
+    """Test accuracy of a logistic regression that predicts the image's class from L alone."""
     flat = [np.asarray(L, np.float64).reshape(len(L), -1) for L in (train_L, test_L)]
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(flat[0], train_y)
     return float(probe.score(flat[1], test_y))
@@ -166,11 +166,11 @@ def class_leak(
 def move_token(
     L: Float[AnyArray, "n r"], token: int, shift: tuple[int, int], grid: tuple[int, int]
 ) -> Float[np.ndarray, "n r"]:
-    """L with one token's map moved by whole patches; the others share what is left, as they did before.
+    """L with one token's map moved by whole patches; the others share the rest in their old proportions.
 
     Args:
-        L: (n, r). token: whose map. shift: patches (down, right); what leaves the image is lost.
-        grid: patches down and across.
+        L: (n, r). token: index of the token to move. shift: patches (down, right); what leaves the image is
+            lost. grid: patches down and across.
     """
     L, (rows, columns) = np.asarray(L, np.float64), grid
     moved, (down, right) = np.zeros(grid), shift
@@ -179,7 +179,7 @@ def move_token(
     out_of = np.s_[max(-down, 0) : rows - max(down, 0), max(-right, 0) : columns - max(right, 0)]
     moved[into] = source[out_of]
     rest = np.delete(L, token, axis=1)
-    rest = np.maximum(rest, 1e-6)  # where the token was alone, the others now share evenly
+    rest = np.maximum(rest, 1e-6)  # where the token had all the weight, the others share evenly
     rest *= (1 - moved.reshape(-1, 1)) / rest.sum(-1, keepdims=True)
     return np.insert(rest, token, moved.ravel(), axis=1)
 
@@ -192,15 +192,16 @@ def edit_fidelity(
     encode: Callable[[AnyArray], tuple[np.ndarray, np.ndarray]],
     decode: Callable[[AnyArray, AnyArray], np.ndarray],
 ) -> dict[str, float]:
-    """Whether the reconstruction of edited tokens, encoded again, has the edited tokens.
+    """Whether encoding the reconstruction of edited tokens gives the edited tokens again.
 
     Args:
         S, L: of N images. edited_S, edited_L: after the edit. encode: images -> (S, L).
         decode: (S, L) -> images.
 
     Returns:
-        `S_edited` and `S_before`: mean cosine of the tokens found with the edited and with the original ones;
-        `L_edited` and `L_before`: mean overlap sum_k min of their rows. Without effect, edited < before.
+        `S_edited` and `S_before`: mean cosine of the tokens found with the edited and with the original ones.
+        `L_edited` and `L_before`: mean overlap sum_k min(…) of rows of L. An edit without effect gives
+        edited < before.
     """
     found_S, found_L = encode(decode(edited_S, edited_L))
     order = matches(edited_S, found_S)

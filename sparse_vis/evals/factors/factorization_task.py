@@ -1,4 +1,4 @@
-"""The factorization's own measures on a data set, with the settings of docs/evaluation.md."""
+"""The measures of factorization.py on a data set, with the settings of docs/evaluation.md."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from sparse_vis.evals.task import Result, Task
 from sparse_vis.views.crops import crop_and_flip, sample_box
 
 TRAIN_IMAGES, TEST_IMAGES = 2000, 500  # at most, evenly spread
-SCALE, ASPECT = (0.36, 1.0), (3 / 4, 4 / 3)  # of the views, as the global views of pretraining
+SCALE, ASPECT = (0.36, 1.0), (3 / 4, 4 / 3)  # of the views, as of the global views in pretraining
 NONE = np.zeros(0, np.int32)
-SHIFT = 4  # a moved map goes right by this part of the grid
+SHIFT = 4  # maps are moved right by 1/SHIFT of the grid
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -40,7 +40,7 @@ def few(part: Part, count: int) -> Part:
 
 
 def factors(bench: Bench, part: Part, *more: str) -> dict[str, np.ndarray]:
-    """S, L and other features of all images of a part, with the images and the labels."""
+    """S, L and further features of all images of a part, with the images and their labels."""
     kept: dict[str, list[np.ndarray]] = {}
     progress = bench.progress("features", len(part))
     for records in part.batches(bench.batch):
@@ -64,11 +64,11 @@ def encode_all(bench: Bench, images: AnyArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decode_all(bench: Bench, S: AnyArray, L: AnyArray, size: int) -> Float[np.ndarray, "N size size 3"]:
-    """Reconstructions from any number of tokens and maps, at the images' size."""
+    """Reconstructions from any number of S and L, resized to `size` pixels."""
     found, progress = [], bench.progress("decoding", len(S))
     for start in range(0, len(S), bench.batch):
         rows = [np.asarray(x[start : start + bench.batch], np.float32) for x in (S, L)]
-        lacking = bench.batch - len(rows[0])  # filled up, so that the decoder compiles once
+        lacking = bench.batch - len(rows[0])  # padded, so that the decoder compiles once
         filled = [np.pad(x, [(0, lacking), (0, 0), (0, 0)], mode="edge") for x in rows]
         found.append(np.asarray(bench.encoder.decode(*filled))[: len(rows[0])])
         progress.add(len(rows[0]))
@@ -144,7 +144,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
 
 def _maps_and_labels(bench: Bench) -> list[tuple[np.ndarray, np.ndarray]]:
-    """L and the class, -1 for none, of the images of the labelled parts, train first."""
+    """(L, class or -1) of the images of the labelled train and test part."""
     found = []
     for name, count in zip(bench.data.labelled, (TRAIN_IMAGES, TEST_IMAGES), strict=True):
         columns = factors(bench, few(bench.data.parts[name], count))

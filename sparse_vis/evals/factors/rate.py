@@ -1,4 +1,4 @@
-"""Rate and distortion: what (S, L) costs in bytes per image in several codings, and what is left of it."""
+"""Rate and distortion: bytes per image of (S, L) in several codings, and the decoded values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Coded:
     """Arrays after a lossy coding.
 
     Attributes:
-        values: float32, of the shape that was coded. bytes: of one image, without a header.
+        values: float32, decoded, in the original shape. bytes: per image, without a header.
     """
 
     values: np.ndarray
@@ -29,9 +29,9 @@ def as_float(x: Float[AnyArray, "N rows columns"], dtype: str) -> Coded:
 
 
 def as_int8(x: Float[AnyArray, "N rows columns"]) -> Coded:
-    """Each row as int8 with a float16 scale, its largest magnitude / 127."""
+    """Each row in int8 with a float16 scale, the row's largest magnitude / 127."""
     x = np.asarray(x, np.float32)
-    # Rounded up, so that no value exceeds 127 after division by the stored scale.
+    # The scale is rounded up, so that no value divided by it exceeds 127.
     scale = np.nextafter((np.abs(x).max(-1, keepdims=True) / 127).astype(np.float16), np.float16(np.inf))
     scale = scale.astype(np.float32)
     integers = np.rint(x / scale).astype(np.int8)
@@ -39,7 +39,7 @@ def as_int8(x: Float[AnyArray, "N rows columns"]) -> Coded:
 
 
 def top_k(L: Float[AnyArray, "N n r"], k: int) -> Coded:
-    """The k largest entries of every row as (token, weight in 255ths), a byte each; rows sum to one again.
+    """The k largest entries of every row as (token, weight in 1/255), one byte each; rows sum to one again.
 
     Args:
         L: (N, n, r) localization matrices with r <= 256. k: entries kept, 1 to r.
@@ -54,7 +54,7 @@ def top_k(L: Float[AnyArray, "N n r"], k: int) -> Coded:
 
 
 def codings(S: Float[AnyArray, "N r d"], L: Float[AnyArray, "N n r"]) -> dict[str, tuple[Coded, Coded]]:
-    """Name -> (S, L): float32, float16, int8, and int8 S beside the 4, 2 or 1 largest entries of L's rows."""
+    """Name -> (S, L) in float32, float16, int8, and int8 S with the 4, 2 or 1 largest entries of L's rows."""
     S8 = as_int8(S)
     out = {name: (as_float(S, name), as_float(L, name)) for name in ("float32", "float16")}
     out["int8"] = (S8, as_int8(L))
@@ -63,7 +63,7 @@ def codings(S: Float[AnyArray, "N r d"], L: Float[AnyArray, "N n r"]) -> dict[st
 
 @dataclass(frozen=True)
 class DenseCode:
-    """Principal components of dense features, as many as a number of bytes allows.
+    """Principal components of dense features, as many as fit a budget of bytes.
 
     Attributes:
         mean: (d,). components: (k, d), orthonormal rows.
@@ -73,7 +73,7 @@ class DenseCode:
     components: np.ndarray
 
     def coded(self, U: Float[AnyArray, "N n d"]) -> Coded:
-        """U through its components, stored in int8 as `as_int8` does."""
+        """U projected to the components, which are stored as in `as_int8`."""
         code = as_int8((np.asarray(U, np.float32) - self.mean) @ self.components.T)
         return Coded(code.values @ self.components + self.mean, code.bytes)
 

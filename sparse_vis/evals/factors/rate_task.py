@@ -1,4 +1,4 @@
-"""Rate and distortion on a data set: what each coding of (S, L) costs and keeps, beside dense U."""
+"""Rate and distortion on a data set: each coding of (S, L), compared with dense U of equal size."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sparse_vis.evals.pixels.reconstruction import psnr
 from sparse_vis.evals.task import Result, Task
 
 TRAIN_IMAGES, TEST_IMAGES = 1000, 500  # at most, evenly spread
-FITTED = 200  # training images at most that the principal components of U are fitted on
-RIDGE = 1e-3  # of the linear decoder, as a part of the mean variance of a feature
+FITTED = 200  # most training images on which the principal components of U are fitted
+RIDGE = 1e-3  # of the linear decoder, relative to the mean variance of a feature
 
 
 def linear_psnr(
@@ -28,12 +28,12 @@ def linear_psnr(
     test: Float[AnyArray, "M n d"],
     test_images: UInt8[np.ndarray, "M H W 3"],
 ) -> float:
-    """Mean PSNR (dB) of test images where a ridge regression reads each patch's pixels off its feature.
+    """Mean PSNR (dB) of test images if ridge regression predicts each patch's pixels from its feature.
 
-    The same decoder for any dense features, fitted in closed form: it favours neither U nor Z.
+    The same decoder for all dense features, fitted in closed form, so that it favours neither U nor Z.
 
     Args:
-        train, test: one feature per patch. train_images, test_images: square ones that the patches fill.
+        train, test: one feature per patch. train_images, test_images: square, filled by the patches.
     """
     side = square_grid(train.shape[1])[0]
     patch = train_images.shape[1] // side

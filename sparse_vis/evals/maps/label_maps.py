@@ -1,4 +1,4 @@
-"""Images with the class of every pixel: a scene's digits, or PNG files beside a data set."""
+"""Label maps (the class of every pixel): from the digits of a scene, or from PNG files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sparse_vis.runtime.names import escaped
 
 
 def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
-    """The class of every pixel of a record's image, 255 where it does not count.
+    """The class of every pixel of a record's image; 255: ignored.
 
-    A file of `part.masks` under the image's own name, with .png; else, for scenes, 0 for the ground and
-    1 + the digit where there is one.
+    Read from the folder `part.masks`, from the file with the image's name and .png. For scenes 0 is
+    background and 1 + digit the pixels of a digit.
 
     Raises:
-        UserError: no such file, or one that is no map of the image's size or has a class too many.
+        UserError: the file is missing, is no 8-bit map of the image's size, or has a class out of range.
     """
     if part.masks is None:
         return np.append(0, record["labels"] + 1).astype(np.uint8)[record["mask"]]
@@ -43,7 +43,7 @@ def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
             f"label map {where} is {found.dtype} of shape {found.shape}; it must be 8-bit, one channel or a "
             f"palette, and of its image's size {shape}."
         )
-    if part.map_shift == -1:  # 0 becomes 255; what is 255 already stays
+    if part.map_shift == -1:  # 0 becomes 255; 255 stays
         found = np.where(found == IGNORE, found, found - np.uint8(1))
     known = found[found != IGNORE]
     if known.size and known.max() >= part.map_classes:
@@ -56,12 +56,12 @@ def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
 
 
 def map_path(masks: pathlib.Path, name: str) -> pathlib.Path:
-    """Where the label map of the image of a name lies."""
+    """Path of the label map of the image with this name."""
     return (masks / name).with_suffix(".png")
 
 
 def maps_sha256(data: Data) -> str | None:
-    """What tells the label maps of a data set from others, by their files; None where the source has them."""
+    """Checksum of names, sizes and times of all label maps; None if the source has its own."""
     folder = data.parts["test"].masks
     if folder is None:
         return None
@@ -70,10 +70,10 @@ def maps_sha256(data: Data) -> str | None:
 
 
 def check_maps(part: Part) -> None:
-    """Refuse a part whose label maps are missing; where images are files, all are looked for.
+    """Refuse a part whose first label map is invalid, or, for a folder of images, if any is missing.
 
     Raises:
-        UserError: names the first that is missing, or the first one if it is wrong.
+        UserError: names the label map.
     """
     label_map(part, part.example())
     if part.masks is not None and isinstance(part.source, FolderSource):
@@ -86,10 +86,10 @@ def check_maps(part: Part) -> None:
 
 
 def check_every_map(part: Part) -> None:
-    """Refuse a part with a label map that cannot be used; reads all of them, and the images for their sizes.
+    """Refuse a part with an invalid label map; reads all of them, and the images for their sizes.
 
     Raises:
-        UserError: names the first one that is wrong.
+        UserError: names the first invalid one.
     """
 
     def load(rows: np.ndarray) -> None:
@@ -103,7 +103,7 @@ def check_every_map(part: Part) -> None:
 def centre_square(
     labels: UInt8[np.ndarray, "H W"], *, size: int, short_side: int
 ) -> UInt8[np.ndarray, "side side"]:
-    """The part of a label map that the encoder sees of the image, at the map's own resolution.
+    """The centre square of a label map that corresponds to the encoder's input, at the map's resolution.
 
     Args:
         labels: of the whole image. size, short_side: of the encoder's image, as in `read_records`.

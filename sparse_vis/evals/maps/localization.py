@@ -1,4 +1,4 @@
-"""How well the localization matrix finds objects: segments of L against true instance masks."""
+"""How well the localization matrix finds objects: segments of L compared with true instance masks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Integer
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.runtime.errors import UserError
 
-# Images handled at once: bounds the memory of the full-resolution intermediates.
+# Images per block: bounds the memory of full-resolution intermediates.
 BLOCK = 64
 
 
@@ -17,14 +17,14 @@ def token_segments(
 ) -> Int[np.ndarray, "N H W"]:
     """Every pixel's strongest token: argmax over r of L interpolated bilinearly to full resolution.
 
-    L is interpolated *before* the argmax (half-pixel centres, edges held), so that segment borders are not
-    tied to the patch grid; interpolating the argmax itself would be nearest-neighbour staircases.
+    L is interpolated *before* the argmax (half-pixel centres, edge values extended), so that segment borders
+    do not follow the patch grid, as they would if the argmax were enlarged.
 
     Args:
         L: (N, n, r) localization matrix, n = gh·gw patches in row-major order.
         grid: (gh, gw) patches down and across.
-        size: (H, W) pixels that the grid covers, gh·p and gw·p: an image whose sides are no multiples of the
-            patch p loses its remainder at the bottom and right, so crop the true masks likewise.
+        size: (H, W) pixels that the grid covers, gh·p and gw·p for patch size p. If an image's sides are no
+            multiples of p, crop the true masks at the bottom and right, as the encoder crops the image.
 
     Returns:
         (N, H, W) int32 in 0 … r−1.
@@ -54,7 +54,7 @@ def _bilinear(source: int, target: int) -> Float[np.ndarray, "target source"]:
 
 
 def bilinear_weights(position: Float[np.ndarray, " points"], cells: int) -> Float[np.ndarray, "points cells"]:
-    """Weights of the samples 0 … cells−1 at positions between them, edges held; every row sums to one."""
+    """Bilinear weights of the samples 0 … cells−1 at the positions; edges extended; rows sum to one."""
     distance = np.abs(np.clip(position, 0, cells - 1)[:, None] - np.arange(cells))
     return np.maximum(0, 1 - distance)
 
@@ -86,7 +86,7 @@ def foreground_ari(
     a, b = _pairs(instances).sum(axis=1), _pairs(counts.sum(axis=1)).sum(axis=1)
     expected = a * b / np.maximum(total, 1)
     spread = (a + b) / 2 - expected
-    # With two or more instances the spread is zero only if both partitions are single pixels: they agree.
+    # With two or more instances, spread is zero only if all parts are single pixels; then both agree.
     ari = np.where(spread > 0, (both - expected) / np.where(spread > 0, spread, 1), 1.0)
     return np.where((instances > 0).sum(axis=1) >= 2, ari, np.nan)
 
@@ -96,7 +96,7 @@ def best_token_iou(
 ) -> Float[np.ndarray, " N"]:
     """The best IoU of each true instance with any segment, averaged over an image's instances.
 
-    A segment counts with all its pixels, also those on background; one segment may serve several instances.
+    All pixels of a segment count, also those on background; several instances may have the same best segment.
 
     Args:
         pred: (N, H, W) segment of every pixel, small non-negative integers.
@@ -120,7 +120,7 @@ def mean_best_overlap(pred: Integer[AnyArray, "N H W"], true: Integer[AnyArray, 
     """mBO of a data set: the mean of `best_token_iou` over the images that have an instance.
 
     This is the instance-level mBO of the object-centric literature: background is no object, and every image
-    counts alike however many objects it holds. It is the mean best-token IoU under its usual name.
+    has the same weight, however many objects it has.
 
     Args:
         pred: (N, H, W) segment of every pixel.

@@ -1,4 +1,4 @@
-"""mIoU of a whole data set from one confusion matrix, and the published mean over batches."""
+"""mIoU of a data set from one confusion matrix, and the published scores, averaged over batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IGNORE = 255
 def confusion(
     predicted: Integer[AnyArray, "*shape"], labels: Integer[AnyArray, "*shape"], classes: int
 ) -> Int[np.ndarray, "classes classes"]:
-    """Pixels per true class (row) and predicted class (column); pixels labelled 255 do not count."""
+    """Number of pixels per true class (row) and predicted class (column), without pixels labelled 255."""
     true = np.asarray(labels).astype(np.int64)
     cells = (true * classes + np.asarray(predicted))[true != IGNORE]
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
@@ -23,8 +23,8 @@ def mean_iou(matrix: Int[AnyArray, "classes classes"]) -> tuple[float, Float[np.
     """mIoU of a confusion matrix, and the IoU of every class.
 
     Returns:
-        The mean over the classes that occur in labels or predictions (nan if none does), and (classes,) IoUs,
-        nan for the classes that were left out.
+        The mean over classes that occur in labels or predictions (nan if none does), and (classes,) IoUs, nan
+        for the other classes.
     """
     both = np.diag(matrix)
     union = matrix.sum(axis=0) + matrix.sum(axis=1) - both
@@ -35,10 +35,10 @@ def mean_iou(matrix: Int[AnyArray, "classes classes"]) -> tuple[float, Float[np.
 def batch_scores(
     predicted: Integer[AnyArray, "N ..."], labels: Integer[AnyArray, "N ..."], classes: int, batch: int
 ) -> dict[str, float]:
-    """The published score: macro-Jaccard and accuracy of each batch, averaged over batches, all alike.
+    """The published scores: macro-Jaccard and accuracy of each batch, averaged over batches.
 
-    A batch's macro-Jaccard is the mean over the classes that occur in its labels or predictions. A batch in
-    which every pixel is 255 has neither and is left out; nan where no other is left.
+    A batch's macro-Jaccard is the mean IoU over classes that occur in its labels or predictions. Batches in
+    which every label is 255 are left out; nan if no other is left.
 
     Args:
         predicted, labels: of N images. classes: number of classes. batch: images per batch, the last may have

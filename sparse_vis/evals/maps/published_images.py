@@ -1,4 +1,4 @@
-"""Images as the released probes see them: random crops in training, the centre in the test."""
+"""Images as in the released probes: random crops in training, centre crops in the test."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sparse_vis.views.crops import UNIFORMS, box_of
 
 ASPECT, FLIP = (3 / 4, 4 / 3), 0.5
 T = TypeVar("T")
-# What every record of a published probe says of its images.
+# Description of the images, for the record of every published probe.
 ABOUT = {
     "resize": "bicubic a=-0.75, align_corners=True, no antialiasing, clipped to [0, 1]",
     "crop_aspect": ASPECT, "flip": FLIP, "test": "short side 256/224 of the size, centre",
 }  # fmt: skip
-Maker = Callable[[int, int, int], Cut]  # height and width of an image, its number in the part
+Maker = Callable[[int, int, int], Cut]  # (height, width, index in the part) of an image -> Cut
 
 
 def random_cuts(size: int, scale: tuple[float, float], *key: int) -> Maker:
-    """Random resized crops, mirrored with probability ½; (key, number of the image) decide each.
+    """Random resized crops, mirrored with probability ½, seeded by (key, index of the image).
 
     Args:
-        size: side in pixels. scale: range of the part of the image's area. key: seed, epoch …
+        size: side in pixels. scale: range of crop area / image area. key: seed, epoch …
     """
 
     def make(height: int, width: int, number: int) -> Cut:
@@ -40,7 +40,7 @@ def random_cuts(size: int, scale: tuple[float, float], *key: int) -> Maker:
 
 
 def centre_cuts(part: Part) -> Maker:
-    """The squares of the part's size in the middle."""
+    """Centre crops of the part's size."""
     return lambda height, width, number: centre_cut(height, width, part.size, part.short_side)
 
 
@@ -51,11 +51,11 @@ def squares(
     batch_size: int,
     keep: Callable[[dict[str, Any], Cut], T],
 ) -> Iterator[tuple[Float32[np.ndarray, "B size size 3"], list[T]]]:
-    """Squares of images in [0, 1], in the given order, and what is kept of each record.
+    """Yield batches of square crops in [0, 1], in the given order, with the results of `keep`.
 
     Args:
-        part: of a data set. make: which piece of an image is taken. rows: numbers of records in the part.
-        batch_size: images read at a time. keep: a record, its image decoded, and its cut → anything.
+        part: of a data set. make: chooses each image's crop. rows: indices of records in the part.
+        batch_size: images read at a time. keep: (record with its image decoded, its Cut) → anything.
     """
 
     def load(rows: np.ndarray) -> tuple[np.ndarray, list[T]]:
@@ -71,17 +71,17 @@ def squares(
 
 
 def label(record: dict[str, Any], cut: Cut) -> int:
-    """The class of a record, -1 where it has none."""
+    """The class of a record, -1 if it has none."""
     return record.get("label", -1)
 
 
 def epoch_order(part: Part, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
-    """The numbers of a part's records, shuffled anew in every epoch."""
+    """Indices of a part's records, shuffled differently in every epoch."""
     return np.random.default_rng((seed, epoch)).permutation(len(part))
 
 
 def departures(protocol: Any) -> dict[str, dict]:
-    """Fields of a protocol that are not as released, which its defaults are: name → released and here."""
+    """Fields of a protocol that differ from their defaults, the released values: name → both values."""
     return {
         field.name: {"released": field.default, "here": getattr(protocol, field.name)}
         for field in dataclasses.fields(protocol)

@@ -22,15 +22,15 @@ from sparse_vis.train.optimizer import make_optimizer
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a head is made and trained; the defaults are the released ones (docs/method.md section 8).
+    """How a head is built and trained; the defaults are the released ones (docs/method.md section 8).
 
     Attributes:
-        batch_norm: normalise the features first. dice: weight of the Dice loss beside cross-entropy.
-        at: where the loss is taken: at the "logits" (patches), to which labels are brought by nearest
-            neighbour, or at the "pixels" of the labels, to which logits are interpolated.
-        learning_rate, weight_decay: of AdamW, constant. clip: largest norm of the whole gradient.
+        batch_norm: normalise the features first. dice: weight of the Dice loss added to cross-entropy.
+        at: resolution of the loss: "logits" (patches; labels are resized by nearest neighbour) or "pixels"
+            (labels; logits are interpolated).
+        learning_rate, weight_decay: of AdamW, constant. clip: maximum global gradient norm.
         batch: images per step. epochs: passes over the training set.
-        scale: range of the random crops' part of the image's area (0.5 to 1 for VOC).
+        scale: range of crop area / image area (0.5 to 1 for VOC).
         dtype: of the linear map; BatchNorm and loss are always float32.
     """
 
@@ -51,16 +51,16 @@ LINEAR = Protocol(batch_norm=False, dice=0.0, at="pixels", learning_rate=1e-3, b
 
 
 class Probe:
-    """A head in training on batches of frozen features, and its score.
+    """Trains a head on batches of frozen features, and scores it.
 
-    Features may be of fresh crops or the same ones every time. Every new shape compiles once more.
+    Every new shape of a batch is compiled once.
 
     Args:
-        grid: (gh, gw) patches. classes: number of classes. protocol: see there; epochs are the caller's.
-        seed: of the first weights.
+        grid: (gh, gw) patches. classes: number of classes. protocol: Protocol, whose epochs the caller runs.
+        seed: of the initial weights.
 
     Attributes:
-        matrix: (classes, classes) int64, the confusion matrix of all that was judged.
+        matrix: (classes, classes) int64, confusion matrix of all batches passed to `judge`.
     """
 
     def __init__(self, grid: tuple[int, int], classes: int, protocol: Protocol = PUBLISHED, seed: int = 0):
@@ -86,13 +86,13 @@ class Probe:
             self._state = _optimizer(self.protocol).init(self.variables["params"])
         static = self.head, self.grid, self.protocol
         self.variables, self._state, loss = _update(self.variables, self._state, tokens, labels, *static)
-        return float(loss)  # reading it keeps one step in flight: many hang JAX on few cores
+        return float(loss)  # reading it keeps one step in flight; many can hang JAX on few cores
 
     def predict(self, tokens: Tokens, size: tuple[int, int]) -> Int[np.ndarray, "B H W"]:
-        """The most likely class of every pixel of images of a size (H, W); of equals the lowest.
+        """The most likely class of every pixel, for images of size (H, W); ties go to the lowest class.
 
         Raises:
-            UserError: nothing was learnt yet.
+            UserError: the head has not been trained.
         """
         if self.variables is None:
             raise UserError("Segmentation has no training batches; give at least one image and one epoch.")

@@ -1,4 +1,4 @@
-"""The segmentation head: what it classifies, how its logits reach the pixels, and its loss."""
+"""The segmentation head: its input, the interpolation of its logits to pixels, and its loss."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sparse_vis.evals.features import AnyArray
 from sparse_vis.evals.maps.miou import IGNORE
 from sparse_vis.models.linear import uniform_linear
 
-MOMENTUM = 0.9  # of BatchNorm's running statistics: what PyTorch calls 0.1
+MOMENTUM = 0.9  # of BatchNorm's running statistics; 0.1 in PyTorch's convention
 
 
 class Tokens(NamedTuple):
-    """What a head classifies.
+    """Input of a head.
 
     Attributes:
-        x: (B, t, f) float. One token per patch (U or Z), or the r tokens of S.
-        L: (B, n, t) float, how tokens spread over patches; None where the tokens are the patches.
+        x: (B, t, f) float: one token per patch (U or Z), or the r tokens of S.
+        L: (B, n, t) float, weights of the tokens at each patch; None if there is one token per patch.
     """
 
     x: AnyArray
@@ -31,10 +31,10 @@ class Tokens(NamedTuple):
 
 
 class Head(nn.Module):
-    """BatchNorm (or none), then a 1×1 convolution: the same linear map at every token.
+    """Optional BatchNorm, then a 1×1 convolution: the same linear map at every token.
 
     Attributes:
-        classes: number of classes. batch_norm: whether there is one. dtype: of the linear map.
+        classes: number of classes. batch_norm: whether to use BatchNorm. dtype: of the linear map.
     """
 
     classes: int
@@ -49,20 +49,21 @@ class Head(nn.Module):
 
 
 def unbiased(old: dict, new: dict, rows: int) -> dict:
-    """BatchNorm's statistics after a step, with the variance over rows - 1, as PyTorch keeps it.
+    """BatchNorm's running statistics after a step, with the unbiased variance (rows - 1), as in PyTorch.
 
     Args:
-        old, new: {"mean", "var"} before and after Flax's step, which takes the variance over all rows.
+        old, new: {"mean", "var"} before and after Flax's step, which uses the biased variance.
+        rows: number of rows in the batch.
     """
     kept = MOMENTUM * old["var"]
     return {**new, "var": kept + (new["var"] - kept) * (rows / max(rows - 1, 1))}
 
 
 def variants(features: Mapping[str, AnyArray]) -> dict[str, Tokens]:
-    """The inputs that an encoder's features allow: "U", "Z" = L S, and "SL", the factors alone.
+    """The possible inputs from an encoder's features: "U", "Z" = L S, and "SL", the factors S and L.
 
     Args:
-        features: keys dense (B, n, d), sparse (B, r, d) and spatial (B, n, r) of evals/features.py.
+        features: dense (B, n, d), sparse (B, r, d) and spatial (B, n, r), any of them.
     """
     found = {}
     if "dense" in features:
@@ -79,14 +80,14 @@ def pixel_logits(
     grid: tuple[int, int],
     size: tuple[int, int],
 ) -> Float[Array, "B H W classes"]:
-    """Logits of tokens at every pixel, interpolated bilinearly (half-pixel centres, edges held).
+    """Logits at every pixel, interpolated bilinearly (half-pixel centres, edge values extended).
 
-    Where L is given the tokens' class *probabilities* are spread and interpolated, and their logarithm is
-    returned: p(class | pixel) = Σ_t L[pixel, t] softmax(logits[t]). Spreading logits instead would be nothing
-    new: rows of L sum to one, so L (S W + b) = Z W + b, the linear head on Z.
+    With L, class *probabilities* of the tokens are weighted by L and interpolated, and their logarithm is
+    returned: p(class | pixel) = Σ_t L[pixel, t] softmax(logits[t]). Weighting logits instead would equal the
+    linear head on Z: rows of L sum to one, so L (S W + b) = Z W + b.
 
     Args:
-        logits: (B, t, classes) of the head. L: see Tokens.
+        logits: (B, t, classes) of the head. L: as in Tokens.
         grid: (gh, gw) patches, row-major. size: (H, W) pixels that the grid covers.
     """
     patches = logits if L is None else jnp.matmul(L, jax.nn.softmax(logits), precision="highest")

@@ -1,4 +1,4 @@
-"""Segmentation of a data set: both heads on U, Z and (S, L), trained side by side on the same fresh crops."""
+"""Segmentation of a data set: both heads on U, Z and (S, L), all trained on the same fresh crops."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEYS = ("dense", "sparse", "spatial")
 
 
 def protocols(e: ConfigDict) -> dict[str, Protocol]:
-    """Name → head, with what config.eval.segmentation and dtype change of the constants."""
+    """Name of the head → its Protocol, as changed by config.eval.segmentation and config.eval.dtype."""
     s, both = e.segmentation, dict(epochs=e.segmentation.epochs, scale=e.segmentation.scale, dtype=e.dtype)
     return {
         "published": dataclasses.replace(PUBLISHED, batch=s.batch, **both),
@@ -38,18 +38,18 @@ def protocols(e: ConfigDict) -> dict[str, Protocol]:
 
 
 def encoded(bench: Bench, images: Num[np.ndarray, "N size size 3"]) -> dict[str, np.ndarray]:
-    """What heads can classify of the encoder's features, of at most one batch of images."""
+    """The encoder's features for the heads, of at most one batch of images."""
     features = bench.encode(images, *KEYS)
     if "dense" in features and features["dense"].shape[1] == 1:
-        del features["dense"]  # raw pixels: one token, which has no place
+        del features["dense"]  # raw pixels: a single token for the whole image
     return features
 
 
 class Heads:
-    """Both heads on every input that an encoder gives, with the images that wait for a step of each.
+    """Both heads on every input that an encoder gives, and the crops waiting for a full batch of each head.
 
     Args:
-        protocols: name → head. classes: number of classes. seed: of the first weights.
+        protocols: name of the head → Protocol. classes: number of classes. seed: of the initial weights.
     """
 
     def __init__(self, protocols: dict[str, Protocol], classes: int, seed: int):
@@ -58,7 +58,7 @@ class Heads:
         self._waiting = {name: Regrouped(protocol.batch) for name, protocol in protocols.items()}
 
     def each(self, features: dict[str, np.ndarray], names: tuple[str, ...]):
-        """Input and head, its probe and the tokens that it classifies."""
+        """Yield ((input, head), its Probe, its Tokens) for every input and the named heads."""
         for variant, tokens in variants(features).items():
             for name in names:
                 if (variant, name) not in self.probes:
@@ -68,12 +68,12 @@ class Heads:
                 yield (variant, name), self.probes[variant, name], tokens
 
     def learn(self, features: dict[str, np.ndarray], labels: UInt8[np.ndarray, "B H W"]) -> None:
-        """Hand crops to the heads, which make a step whenever their batch is full."""
+        """Add crops; each head makes a step whenever its batch is full."""
         for name, waiting in self._waiting.items():
             self._step(name, waiting.add({**features, "labels": labels}))
 
     def finish_epoch(self) -> None:
-        """A step with the crops that fill no batch."""
+        """Make a last step with the remaining crops, which do not fill a batch."""
         for name, waiting in self._waiting.items():
             self._step(name, waiting.rest())
 
@@ -118,7 +118,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
 
 def _result(heads: Heads, seen: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]]) -> Result:
-    """Scores from the confusion matrices and, at the logits, from predictions and labels."""
+    """Scores from the confusion matrices and, for heads with loss at the logits, from predictions."""
     metrics, details = {}, {}
     for (variant, name), probe in heads.probes.items():
         mean, iou = mean_iou(probe.matrix)
@@ -132,7 +132,7 @@ def _result(heads: Heads, seen: dict[tuple[str, str], list[tuple[np.ndarray, np.
 
 
 def _judge(probe: Probe, tokens: Tokens, labels: list[np.ndarray]) -> None:
-    """All at once where the label maps have one size, else one by one."""
+    """Judge all images at once if their label maps have one size, else one by one."""
     if len({map.shape for map in labels}) == 1:
         return probe.judge(tokens, np.stack(labels))
     for i, map in enumerate(labels):

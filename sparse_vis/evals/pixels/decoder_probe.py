@@ -1,4 +1,4 @@
-"""The published reconstruction probe: a fresh decoder, trained on the frozen features of any encoder."""
+"""The published reconstruction probe: a new decoder, trained on the frozen features of any encoder."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from sparse_vis.train.optimizer import make_optimizer
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the decoder is made and trained; the defaults are the released ones (docs/method.md section 8).
+    """How the decoder is built and trained; the defaults are the released ones (docs/method.md section 8).
 
     Attributes:
         target: "vq", codes of the tokenizer, or "pixel".
-        learning_rate, weight_decay: of AdamW, constant. clip: largest norm of the whole gradient.
+        learning_rate, weight_decay: of AdamW, constant. clip: maximum global gradient norm.
         batch_size: images per step. epochs: passes over train.
-        validation: share of train that is held out (and not looked at here).
-        scale: range of the random crops' part of the image's area.
+        validation: share of train that is held out (and not used here).
+        scale: range of crop area / image area.
         width, layers, heads, mlp_dim: of the decoder (docs/method.md section 4).
         dtype: of its computation; norms, head and loss are always float32.
     """
@@ -52,12 +52,12 @@ class Protocol:
 
 
 class DecoderProbe:
-    """A decoder in training on batches of frozen features.
+    """Trains a decoder on batches of frozen features.
 
     Args:
-        grid: (rows, columns) of the patches. size: pixels a side of the images. protocol: see there.
-        tokenizer: module and parameters that give the codes of the VQ target; None for the pixel target.
-        seed: of the first weights.
+        grid: (rows, columns) of the patches. size: side of the images in pixels. protocol: Protocol.
+        tokenizer: module and parameters that compute the codes of the VQ target; None for the pixel target.
+        seed: of the initial weights.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class DecoderProbe:
         """One step of the optimizer; returns the loss.
 
         Args:
-            Z: frozen features of the images. images: uint8 or float in [0, 1], what is to be reconstructed.
+            Z: frozen features of the images. images: uint8 or float in [0, 1], to be reconstructed.
         """
         Z, p = jnp.asarray(Z), self.protocol
         if self.decoder is None:
@@ -93,7 +93,7 @@ class DecoderProbe:
         self.params, self._state, loss = _update(
             self.params, self._state, Z, target, self.decoder, self.grid, p
         )
-        return float(loss)  # reading it keeps one step in flight: many hang JAX on few cores
+        return float(loss)  # reading it keeps one step in flight; many can hang JAX on few cores
 
     def reconstruct(self, Z: Float[AnyArray, "B n d"]) -> Float[np.ndarray, "B h w 3"]:
         """Pixels in [0, 1]; with the VQ target every patch becomes one code of the tokenizer."""
@@ -102,10 +102,10 @@ class DecoderProbe:
 
 
 def fit(probe: DecoderProbe, epoch: Callable[[int], Iterable[tuple[AnyArray, AnyArray]]]) -> list[float]:
-    """Trains to the end of the protocol; returns the mean loss of every epoch.
+    """Train for all epochs of the protocol; returns the mean loss of every epoch.
 
     Args:
-        probe: fresh. epoch: number of the epoch → its batches of features and images.
+        probe: untrained. epoch: number of the epoch → its batches of features and images.
 
     Raises:
         UserError: no batches.
@@ -128,7 +128,7 @@ def _optimizer(protocol: Protocol) -> optax.GradientTransformation:
 def _target(
     params: dict | None, pixels: Float[AnyArray, "B H W 3"], tokenizer: VQGAN | None, grid: tuple[int, int]
 ) -> Array:
-    """The pixels themselves, or codes on the grid of the patches, for which images are resized if need be."""
+    """The pixels, or codes on the grid of patches, for which images are resized if necessary."""
     if tokenizer is None:
         return pixels
     size = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)

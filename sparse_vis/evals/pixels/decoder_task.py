@@ -31,19 +31,19 @@ from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.runtime.progress import Progress
 
 read_tokenizer = functools.cache(load_tokenizer)
-TEST_KEY = 2**32  # in the place of the epoch, which it never reaches: crops of the test images
+TEST_KEY = 2**32  # used instead of the epoch in the seed of test crops; no epoch reaches it
 
 
 def protocol(e: ConfigDict) -> Protocol:
-    """The released constants, with what config.eval.reconstruction_probe and dtype change of them."""
+    """The released hyperparameters, as changed by config.eval.reconstruction_probe and config.eval.dtype."""
     return Protocol(**e.reconstruction_probe, dtype=e.dtype)
 
 
 def probed(bench: Bench, images: Num[np.ndarray, "N H W 3"], batch: int) -> Float[np.ndarray, "N n d"]:
-    """The features that the decoder gets: Z = L S where the encoder factorizes, else U.
+    """Input features of the decoder: Z = L S if the encoder factorizes, else U.
 
     Args:
-        bench: with the encoder. images: squares. batch: images per call of the encoder.
+        bench: with the encoder. images: square. batch: images per call of the encoder.
     """
     found = []
     for start in range(0, len(images), batch):
@@ -66,7 +66,7 @@ def _pairs(
 
 
 def _judge(bench: Bench, probe: DecoderProbe, make: Maker, name: str) -> tuple[dict, dict]:
-    """Metrics of all test images in one reading, and what is absent."""
+    """Metrics over all test images, read once; and absent metric → reason."""
     test, networks = bench.data.parts["test"], bench.networks
     kept: dict[str, list[np.ndarray]] = {}
     true = None

@@ -23,7 +23,7 @@ SIDE = 256
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and scatter of the features seen so far, float64; features themselves are not kept.
+    """Mean and scatter matrix of the features so far, float64; the features themselves are not kept.
 
     Attributes:
         count: rows seen. mean: (f,). scatter: (f, f), Σ (x − mean)(x − mean)ᵀ.
@@ -35,13 +35,13 @@ class Moments:
 
     @classmethod
     def empty(cls, size: int) -> Moments:
-        """Of no rows of `size` features."""
+        """Moments of no rows, for features of this size."""
         return cls(0, np.zeros(size), np.zeros((size, size)))
 
     def update(self, features: Float[AnyArray, "B f"]) -> Moments:
-        """The moments with the rows of one more batch, of any size.
+        """The moments after one more batch of any size.
 
-        Batches are centred before they are squared: Σ x xᵀ − n mean meanᵀ would cancel for large means.
+        Batches are centred before they are squared: Σ x xᵀ − n mean meanᵀ loses digits for large means.
 
         Raises:
             UserError: features that are not finite.
@@ -64,12 +64,12 @@ class Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """‖m₁ − m₂‖² + tr(C₁ + C₂ − 2 (C₁ C₂)^½), with covariances over n − 1.
 
-    With C = F Fᵀ the last trace is the sum of the singular values of F₁ᵀ F₂. The factors are real and have
-    as many columns as C has rank, so nothing can become complex, and sets with fewer images than features
-    (singular C) need no jitter; scipy.linalg.sqrtm of the unsymmetric C₁ C₂ fails or returns noise there.
+    With C = F Fᵀ, tr (C₁ C₂)^½ is the sum of the singular values of F₁ᵀ F₂. The factors are real and have as
+    many columns as the rank of C. So nothing becomes complex, and sets with fewer images than features
+    (singular C) need no jitter, for which scipy.linalg.sqrtm of C₁ C₂ fails or returns noise.
 
     Args:
-        a, b: of two sets of the same features.
+        a, b: moments of two sets of the same features.
 
     Returns:
         Squared distance, 0 or more.
@@ -87,12 +87,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         )
     shared = np.linalg.svd(_factor(a).T @ _factor(b), compute_uv=False).sum()
     spread = np.trace(a.scatter) / (a.count - 1) + np.trace(b.scatter) / (b.count - 1)
-    # Rounding may leave equal sets a hair below zero.
+    # For equal sets, rounding may give a value slightly below zero.
     return max(0.0, float(np.sum((a.mean - b.mean) ** 2) + spread - 2 * shared))
 
 
 def _factor(moments: Moments) -> Float[np.ndarray, "f rank"]:
-    """F with F Fᵀ the covariance: Cholesky's, with pivots; it ends where nothing but rounding is left."""
+    """F with F Fᵀ = covariance, by pivoted Cholesky, which stops when only rounding errors are left."""
     covariance = moments.scatter / (moments.count - 1)
     factor, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
     found = np.empty((len(covariance), rank))
@@ -101,10 +101,10 @@ def _factor(moments: Moments) -> Float[np.ndarray, "f rank"]:
 
 
 def protocol_crop(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "256 256 3"]:
-    """Short side to 256 pixels (Pillow's bicubic, antialiased, rounded to 8 bits), then the centre 256 x 256.
+    """Resize the short side to 256 pixels (Pillow's bicubic, antialiased, 8-bit), then crop 256 x 256.
 
-    Both sets of rFID and LPIPS pass through it; an image of 256 x 256 comes back as it is. The long side and
-    the offset of the crop are rounded otherwise than torchvision's: up to one pixel of difference.
+    Applied to both sets of images of rFID and LPIPS; 256 x 256 images stay as they are. The long side and the
+    offset of the crop are rounded differently from torchvision: up to one pixel of difference.
 
     Args:
         image: uint8 (H, W, 3).
@@ -129,7 +129,7 @@ def image_moments(
     """Moments of the features of images, each passed through `protocol_crop`.
 
     Args:
-        features: the network; it is called with one batch shape only, so it may be jitted.
+        features: the network; called with one batch shape only, so it may be jitted.
         images: uint8 (H, W, 3) each, of any sizes; read once, one batch at a time.
         batch_size: images per call.
 
@@ -139,7 +139,7 @@ def image_moments(
     moments, batch = None, []
 
     def add() -> Moments:
-        # The last batch is filled up with copies, which are not counted.
+        # The last batch is padded with copies, which are not counted.
         filled = np.stack(batch + batch[-1:] * (batch_size - len(batch)))
         found = np.asarray(features(filled))[: len(batch)]
         return (moments or Moments.empty(found.shape[1])).update(found)

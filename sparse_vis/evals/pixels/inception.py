@@ -1,8 +1,8 @@
 """Inception-v3 as the Fréchet Inception distance has used it since 2015: images to 2048 pooled features.
 
-It is not today's torchvision network: averages leave padding out, the last block takes a maximum instead, and
-images are resized as TensorFlow 1 did. Weights are read by metric_weights.py, which folds the
-batch norms into the convolutions; modules carry the names of the torch file.
+It differs from today's torchvision network: average pooling excludes padding, the last block uses max pooling
+instead, and images are resized as in TensorFlow 1. metric_weights.py reads the weights and folds batch norms
+into the convolutions; modules have the names of the torch file.
 
 Source: Szegedy et al., "Rethinking the Inception architecture" (arXiv 1512.00567), as in torch-fidelity.
 """
@@ -18,15 +18,15 @@ from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
 SIDE = 299
-# Distances compare small differences of features: TF32 or bf16 products would show in them.
+# The distance depends on small differences of features, which TF32 or bf16 products would change.
 PRECISION = jax.lax.Precision.HIGHEST
 
 
 def tf1_bilinear_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "out in"]:
-    """Bilinear resize of a row as TensorFlow 1 did it: output i samples at i · in / out, no half pixels.
+    """Bilinear resize of a row as in TensorFlow 1: output i samples at i · in / out, no half-pixel offset.
 
     Args:
-        size_in, size_out: pixels before and after; reducing is not antialiased.
+        size_in, size_out: pixels before and after; no antialiasing.
     """
     position = np.arange(size_out, dtype=np.float32) * np.float32(size_in / size_out)
     below = np.minimum(position.astype(np.int32), size_in - 1)
@@ -41,14 +41,14 @@ def tf1_bilinear_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "out i
 
 
 class Inception(nn.Module):
-    """The network up to the pooled features; it comes in one size, so there is nothing to set."""
+    """The network up to the pooled features."""
 
     @nn.compact
     def __call__(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B 2048"]:
         """Pooled features of RGB images of any size, resized here to 299 x 299.
 
         Args:
-            images: (B, H, W, 3) uint8, as torch-fidelity demands: what is compared are 8-bit images.
+            images: (B, H, W, 3) uint8, as in torch-fidelity.
 
         Returns:
             (B, 2048) float32.
@@ -74,7 +74,7 @@ class Inception(nn.Module):
 
 
 def _conv(x, name, features, kernel, *, stride=1, padding=None):
-    """Convolution and ReLU; padded to keep the size unless it strides or is told otherwise."""
+    """Convolution and ReLU; by default padded to keep the size if the stride is 1, else not padded."""
     size = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = padding or ("SAME" if stride == 1 else "VALID")
     return nn.relu(
@@ -83,7 +83,7 @@ def _conv(x, name, features, kernel, *, stride=1, padding=None):
 
 
 def _chain(x, name, *steps):
-    """Convolutions in a row, named name_1, name_2, …; steps are pairs (features, kernel)."""
+    """Successive convolutions name_1, name_2, …; steps are pairs (features, kernel)."""
     for i, (features, kernel) in enumerate(steps, start=1):
         x = _conv(x, f"{name}_{i}", features, kernel)
     return x
@@ -102,7 +102,7 @@ def _maximum(x):
 
 
 class BlockA(nn.Module):
-    """1x1, 5x5, two 3x3 and pooled branches at 35 x 35; pooled: channels of the last."""
+    """Branches 1x1, 5x5, two 3x3, and pooling, at 35 x 35; pooled: channels of the last branch."""
 
     pooled: int
 
@@ -128,7 +128,7 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """1x1, one and two factored 7x7 and pooled branches at 17 x 17; width: channels inside."""
+    """Branches 1x1, one and two factored 7x7, and pooling, at 17 x 17; width: inner channels."""
 
     width: int
 
@@ -155,7 +155,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """1x1, split 3x3 and pooled branches at 8 x 8; pool: what the last branch starts with."""
+    """Branches 1x1, split 3x3, and pooling, at 8 x 8; pool: pooling of the last branch."""
 
     pool: Callable[[jax.Array], jax.Array]
 

@@ -1,6 +1,6 @@
-"""LPIPS: how different two images look, as weighted distances between AlexNet's activations.
+"""LPIPS: perceptual distance of two images, from weighted distances between AlexNet's activations.
 
-Weights are read by sparse_vis.evals.pixels.metric_weights.
+sparse_vis.evals.pixels.metric_weights reads the weights.
 
 Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric"; version 0.1.
 """
@@ -15,18 +15,18 @@ from jaxtyping import Array, Float
 
 from sparse_vis.runtime.errors import UserError
 
-# Mean and spread of ImageNet's colours on the scale [-1, 1], as published with the heads.
+# Mean and standard deviation of ImageNet's colours on the scale [-1, 1], as published with the heads.
 SHIFT = np.float32([-0.030, -0.088, -0.188])
 SCALE = np.float32([0.458, 0.448, 0.450])
-# Channels, kernel, stride and padding of AlexNet's convolutions; a 3x3 maximum of stride 2 precedes POOLED.
+# Channels, kernel, stride and padding of AlexNet's convolutions; 3x3 max pooling, stride 2, precedes POOLED.
 LAYERS = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
 POOLED = (1, 2)
-SMALLEST = 31  # pixels a side that leave one position after both maxima
+SMALLEST = 31  # smallest side in pixels, which leaves one position after both max poolings
 PRECISION = jax.lax.Precision.HIGHEST
 
 
 class Lpips(nn.Module):
-    """AlexNet's five rectified convolutions and one non-negative weight per channel of each."""
+    """AlexNet's five convolutions with ReLU, and one non-negative weight per channel of each."""
 
     def setup(self):
         self.convs = [

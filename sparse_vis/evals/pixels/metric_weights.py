@@ -1,4 +1,4 @@
-"""Weight files of the networks behind rFID and LPIPS -> our modules and their parameters.
+"""Read weight files of the networks of rFID and LPIPS into our modules.
 
 ours                             torch
 Mixed_5b/branch1x1/kernel, bias  Mixed_5b.branch1x1.conv.weight and .bn.*, folded into one convolution
@@ -35,14 +35,14 @@ HEADS = (
 )
 BATCH_NORM_EPSILON = 1e-3
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
-# The classifier is not used, but its 1008 classes tell this file from today's torchvision Inception (1000),
-# whose other tensors have the same names and shapes and would give plausible, wrong distances.
+# The classifier is not used, but its 1008 classes distinguish this file from today's torchvision Inception
+# (1000), whose other tensors have the same names and shapes and would give plausible but wrong distances.
 _CLASSIFIER = {"fc.weight": (1008, 2048), "fc.bias": (1008,)}
 _ALEXNET_INDEX = (0, 3, 6, 8, 10)
 
 
 def load_inception(path: str | Path) -> tuple[Inception, dict]:
-    """Reads the 2015 Inception-v3 that FID is defined by.
+    """Read the 2015 Inception-v3, by which FID is defined.
 
     Args:
         path: pt_inception-2015-12-05-6726825d.pth, or the same tensors as safetensors.
@@ -51,7 +51,7 @@ def load_inception(path: str | Path) -> tuple[Inception, dict]:
         The module and its parameters, float32 on the host: `module.apply({"params": params}, images)`.
 
     Raises:
-        UserError: a missing or unreadable file, or another network's.
+        UserError: the file is missing, unreadable, or of another network.
     """
     module = Inception()
     shapes = _shapes(module, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8))
@@ -70,17 +70,19 @@ def load_inception(path: str | Path) -> tuple[Inception, dict]:
 
 
 def load_lpips(alexnet_path: str | Path, heads_path: str | Path) -> tuple[Lpips, dict]:
-    """Reads AlexNet and the heads of LPIPS v0.1; heads of v0.0 have the same shapes and cannot be told apart.
+    """Read AlexNet and the heads of LPIPS v0.1.
+
+    Heads of v0.0 have the same shapes, so giving them by mistake is not detected.
 
     Args:
-        alexnet_path: alexnet-owt-7be5be79.pth of torchvision, its convolutions are used.
-        heads_path: alex.pth of the lpips package, version 0.1. Both may be safetensors of the same names.
+        alexnet_path: alexnet-owt-7be5be79.pth of torchvision, of which the convolutions are used.
+        heads_path: alex.pth of the lpips package, version 0.1. Both may be safetensors with the same names.
 
     Returns:
         The module and its parameters, float32 on the host: `module.apply({"params": params}, x, y)`.
 
     Raises:
-        UserError: a missing or unreadable file, or another network's.
+        UserError: a file is missing, unreadable, or of another network.
     """
     module = Lpips()
     pixels = jax.ShapeDtypeStruct((1, SMALLEST, SMALLEST, 3), jnp.float32)
@@ -109,7 +111,7 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _read(
     path: str | Path, expected: Mapping[str, tuple[int, ...]], unused: Iterable[str], source: str
 ) -> dict[str, np.ndarray]:
-    """The tensors of a file, checked; errors say which file is meant and where it comes from."""
+    """The checked tensors of a file; errors say which file is expected and where to get it."""
     try:
         return check_tensors(read_tensors(path), expected, unused, path)
     except UserError as error:
@@ -117,7 +119,7 @@ def _read(
 
 
 def _fold(found: Mapping[str, np.ndarray], unit: str) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias of a convolution with its batch norm, in float64 until the end."""
+    """Kernel and bias of a convolution with its batch norm folded in, computed in float64."""
     weight = found[f"{unit}.conv.weight"].astype(np.float64)
     gain, shift, mean, variance = (found[f"{unit}.bn.{part}"].astype(np.float64) for part in _BATCH_NORM)
     gain = gain / np.sqrt(variance + BATCH_NORM_EPSILON)

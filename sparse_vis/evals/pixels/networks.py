@@ -1,4 +1,4 @@
-"""The networks behind rFID and LPIPS, as far as the user gives their files."""
+"""The networks of rFID and LPIPS, if the user gives their files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ LARGEST_BATCH = 50  # images per call: Inception's first layers need 5 MB each
 
 
 class Networks:
-    """Inception features and LPIPS distances of images; a network whose file is absent gives None.
+    """Inception features and LPIPS distances of images; a network without its file gives None.
 
-    The files are read at once, and checked; they go to the device when a network is first called.
+    The files are read and checked at once; weights go to the device when a network is first called.
 
     Args:
         inception: file of the 2015 Inception-v3. alexnet, heads: files of LPIPS. All may be "".
-        batch_size: images per call of a network, at most LARGEST_BATCH are taken.
+        batch_size: images per call of a network, limited to LARGEST_BATCH.
 
     Attributes:
-        absent: metric -> why it cannot be measured. about: names and checksums of the files that are there.
+        absent: metric -> why it cannot be measured. about: names and checksums of the existing files.
 
     Raises:
-        UserError: a file that is there but is not that network's.
+        UserError: an existing file is not of that network.
     """
 
     def __init__(self, inception: str, alexnet: str, heads: str, batch_size: int):
@@ -71,7 +71,7 @@ class Networks:
         return self._moments[part]
 
     def _call(self, network: Callable, *arrays: np.ndarray) -> np.ndarray:
-        """In batches of one size, the last one filled up with copies."""
+        """Call a network in batches of one size, the last one padded with copies."""
         found = []
         for start in range(0, len(arrays[0]), self.batch_size):
             rows = [a[start : start + self.batch_size] for a in arrays]
@@ -82,7 +82,7 @@ class Networks:
 
 
 def at_256(images: Sequence[UInt8[np.ndarray, "H W 3"]] | AnyArray) -> UInt8[np.ndarray, "N 256 256 3"]:
-    """Images as rFID and LPIPS see them: `protocol_crop` of each."""
+    """`protocol_crop` of each image: the input of rFID and LPIPS."""
     return np.stack([protocol_crop(image) for image in images])
 
 

@@ -1,4 +1,4 @@
-"""How close a reconstruction comes to its image: PSNR and SSIM per image; a data set has their mean."""
+"""PSNR and SSIM of reconstructions, per image; average them over a data set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.runtime.errors import UserError
 
-# 100 dB: without a floor one flat image would make the mean over a data set infinite.
+# 100 dB; without a floor, one perfect reconstruction would make the mean over a data set infinite.
 SMALLEST_MSE = 1e-10
 WINDOW, SIGMA = 11, 1.5
 
@@ -36,7 +36,7 @@ def psnr(x: Float[AnyArray, "N H W C"], y: Float[AnyArray, "N H W C"]) -> Float[
 
 
 def ssim(x: Float[AnyArray, "N H W C"], y: Float[AnyArray, "N H W C"]) -> Float[np.ndarray, " N"]:
-    """Structural similarity of each image, mean over channels and over all windows that lie inside the image.
+    """Structural similarity of each image, averaged over channels and all windows inside the image.
 
     Gaussian window 11×11, σ = 1.5; constants (0.01)² and (0.03)² for range 1; population covariance.
 
@@ -71,13 +71,13 @@ def _ssim(x: Float[Array, "N H W C"], y: Float[Array, "N H W C"]) -> Float[Array
 
 
 def _window(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
-    """Gaussian-weighted mean over every full window, as two matrix products."""
+    """Gaussian-weighted mean of every window inside the image, as two matrix products."""
     down, across = _band(x.shape[1]), _band(x.shape[2])
     return jnp.einsum("ih,nhwc,jw->nijc", down, x, across, precision=jax.lax.Precision.HIGHEST)
 
 
 def _band(size: int) -> Float[np.ndarray, "windows size"]:
-    """Row i holds the window's weights from position i on."""
+    """Matrix whose row i has the window's weights, starting at position i."""
     offset = np.arange(size) - np.arange(size - WINDOW + 1)[:, None] - WINDOW // 2
     weight = np.exp(-0.5 * (offset / SIGMA) ** 2) * (np.abs(offset) <= WINDOW // 2)
     return (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -85,7 +85,7 @@ def _band(size: int) -> Float[np.ndarray, "windows size"]:
 
 def _in_range(x: Float[AnyArray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
     x = np.asarray(x, np.float32)
-    # Rounding may overshoot a little; 0–255 images, unclipped predictions and NaN may not pass.
+    # Allows for rounding; refuses 0–255 images, unclipped predictions and NaN.
     if x.size == 0 or not (x.min() >= -1e-4 and x.max() <= 1 + 1e-4):
         raise UserError("Image values must lie in [0, 1]; divide uint8 by 255 and clip reconstructions.")
     return x

@@ -1,4 +1,4 @@
-"""The original MAE of facebookresearch/mae: timm's names, queries, keys and values in one tensor."""
+"""The original MAE of facebookresearch/mae: timm's names, with queries, keys and values fused."""
 
 from __future__ import annotations
 
