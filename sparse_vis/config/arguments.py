@@ -136,7 +136,7 @@ def check_setting(name: str) -> None:
     hint = (
         f"did you mean {' or '.join(f'config.{k}' for k in nearest[:4])}?"
         if nearest
-        else "config.py lists all."
+        else "that file lists all."
     )
     raise UserError(f"--config.{name} is no setting of sparse_vis/config/defaults.py: {hint}")
 

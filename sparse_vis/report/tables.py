@@ -20,7 +20,7 @@ MEANINGS = {
     "L_singular_smallest": "smallest singular value of L / √n",
     "L_entropy": "of the rows of L: 1 is undecided, 0 is hard",
     "L_coverage": "share of the tokens that win at least one patch",
-    "prototype_usage": "share of the prototypes that some token likes best, of those that could be",
+    "prototype_usage": "share of the prototypes that are the favourite of at least one token",
     "prototype_entropy": "evenness of these choices, 0 to 1",
     "sinkhorn_error": "distance of the targets' use of the prototypes from equal use, 0 to 1",
     "match_changed": "share of tokens of masked views with another partner than at the measurement before",
