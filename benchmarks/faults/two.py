@@ -6,10 +6,11 @@ import pathlib
 import random
 import shutil
 import signal
+import subprocess
 import time
 
 from benchmarks.faults.commands import Command, commands
-from benchmarks.faults.process import finish, start
+from benchmarks.faults.process import start
 from benchmarks.faults.tally import Tally
 
 
@@ -17,6 +18,26 @@ def holds_a_lock(pid: int) -> bool:
     """Whether a process holds a POSIX record lock, by the kernel's list: looking disturbs nobody."""
     lines = pathlib.Path("/proc/locks").read_text().splitlines()
     return any("POSIX" in line and str(pid) in line.split() for line in lines)
+
+
+def begun(command: Command, log: pathlib.Path) -> subprocess.Popen:
+    """Start a command, and return when it has locked its folder, or ended."""
+    process = start(command.program, command.arguments, log)
+    while process.poll() is None and not holds_a_lock(process.pid):
+        time.sleep(0.001)
+    return process
+
+
+def seconds_alone(command: Command, log: pathlib.Path) -> float:
+    """How long an undisturbed command works once it has locked its folder.
+
+    Raises:
+        RuntimeError: it fails, with the end of what it printed.
+    """
+    process, since = begun(command, log), time.monotonic()
+    if process.wait():
+        raise RuntimeError(f"ended with status {process.returncode}: {log.read_text()[-500:]}")
+    return time.monotonic() - since
 
 
 def both(command: Command, delay: float, logs: list[pathlib.Path]) -> str:
@@ -28,9 +49,7 @@ def both(command: Command, delay: float, logs: list[pathlib.Path]) -> str:
     Returns:
         What is wrong, or "": the second was refused, in a sentence with the first one's process id.
     """
-    first = start(command.program, command.arguments, logs[0])
-    while first.poll() is None and not holds_a_lock(first.pid):
-        time.sleep(0.001)
+    first = begun(command, logs[0])
     time.sleep(delay)
     first.send_signal(signal.SIGSTOP)
     overlapped = first.poll() is None and holds_a_lock(first.pid)
@@ -58,10 +77,10 @@ def campaign(folder: pathlib.Path, tally: Tally, scale: float, seed: int) -> Non
             shutil.rmtree(out, ignore_errors=True)
             command.prepare(out)
             if expected is None:  # what one alone writes
-                finish(command.program, command.arguments)
+                seconds = seconds_alone(command, logs[0])
                 expected = command.contents(out)
                 continue
-            wrong = both(command, chance.uniform(0, 0.2), logs)
+            wrong = both(command, chance.uniform(0, seconds / 4), logs)
             if not wrong and command.contents(out) != expected:
                 wrong = "what the first writes is not what it writes alone"
             tally.count(f"two at a time, {command.name}", refused=True, wrong=wrong)
