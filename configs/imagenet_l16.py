@@ -6,8 +6,8 @@ Command:   python main.py --config=configs/imagenet_l16.py --config.data.path=TF
 Hardware:  published: 16 A100 with 80 GB, 128 images each. Fewer devices: raise
            --config.efficiency.microbatches, which changes nothing but memory and time.
            Blocks are recomputed in the backward pass (remat): by estimate 128 images would not fit otherwise.
-Result:    we know no published numbers of this model; those of B/16 and H/14 are linear 73.26 and 79.10,
-           kNN 67.25 and 77.31, rFID 3.06 and 2.60, LPIPS .2077 and .1729, not yet reproduced here.
+Result:    published, not yet reproduced here: no numbers of this model are at hand; B/16 and H/14 give
+           linear 73.26 and 79.10, kNN 67.25 and 77.31, rFID 3.06 and 2.60, LPIPS .2077 and .1729.
 
 The published configuration keeps 10 % of the training images for validation. To train on all of them:
 --config.data.split=train --config.train.steps=62500
