@@ -8,7 +8,7 @@ from main_process import TINY, Main, environment
 
 
 @pytest.fixture(scope="session")
-def quick(tmp_path_factory):
+def quick():
     """Environment of cheap processes that share what they compile."""
     return environment()
 
