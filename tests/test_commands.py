@@ -70,7 +70,7 @@ ELSEWHERE = {
         "needs other processes: tests/train/test_elastic.py"
     ),
     "docs/extraction.md: python -m sparse_vis extract --distributed=HOST:PORT,PROCESSES,PROCESS": (
-        "needs other processes: tests/test_extract.py"
+        "needs other processes: tests/commands/test_extract.py"
     ),
     "docs/faq.md: python main.py --config=configs/reproduce_b16.py --mode=evaluate": (
         "needs ImageNet, a release and three networks: tests/evals/test_reproduce.py makes tiny ones"

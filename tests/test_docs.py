@@ -56,7 +56,7 @@ RUN = {
         "test_slurm_processes_find_each_other_and_fail_in_one_sentence": ("launch/slurm.sh",),
         "test_tpu_workers_get_the_arguments_as_they_were_given": ("launch/tpu_pod.sh",),
     },
-    "tests/test_extract.py": {
+    "tests/commands/test_extract.py": {
         "test_two_processes_share_the_shards_and_one_killed_the_same_command_continues": (
             "sparse_vis extract --distributed", "launch/local.py --tool=extract",
         ),
@@ -66,7 +66,7 @@ RUN = {
     "tests/data/test_tfds.py": {
         "test_imagenet_prepared_from_archives": ("-c tensorflow_datasets",),
     },
-    "tests/test_visualization_page.py": {"test_the_page_makes_its_pictures": ("-c re",)},
+    "tests/viz/test_visualization_page.py": {"test_the_page_makes_its_pictures": ("-c re",)},
     "tests/benchmarks/test_openclipart.py": {
         "test_large_categories_are_split_and_others_left_out": ("benchmarks.evidence.openclipart",),
     },
@@ -106,9 +106,9 @@ NOT_RUN = {
 }
 # Python code of pages that other tests run.
 CODE = {
-    "docs/visualization.md": ("tests/test_visualization_page.py", "test_the_page_makes_its_pictures"),
-    "docs/extraction.md": ("tests/test_extract.py", "test_half_precision_and_the_documented_reader"),
-    "docs/compatibility.md": ("tests/test_programs.py", "test_the_documented_readers"),
+    "docs/visualization.md": ("tests/viz/test_visualization_page.py", "test_the_page_makes_its_pictures"),
+    "docs/extraction.md": ("tests/commands/test_extract.py", "test_half_precision_and_the_documented_reader"),
+    "docs/compatibility.md": ("tests/commands/test_programs.py", "test_the_documented_readers"),
     "docs/models.md": ("tests/interop/test_hub.py", "test_a_model_of_the_cache"),
 }
 

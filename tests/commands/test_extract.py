@@ -21,7 +21,7 @@ from sparse_vis.data.sources import FolderSource
 from sparse_vis.runtime.errors import UserError, command_line
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = dict(
     name=None, split=None, data_dir=None, outputs=("cls", "sparse", "spatial"), dtype="float32", resize=None,
     batch=4, shard_size=3, threads=2, on_error="stop",

@@ -12,7 +12,7 @@ from PIL import Image
 from sparse_vis.train.progress import JSONL
 from tests.tiny_checkpoint import write_checkpoints
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "visualization.md"
 
 

@@ -18,8 +18,8 @@ import sparse_vis.commands.reconstruct as tool
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.errors import command_line
 
-ROOT = Path(__file__).parent.parent
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parent.parent / "golden"
 PIXEL, VQ, VQGAN = (GOLDEN / f"{name}.safetensors" for name in ("pixel_p16", "vq_p16", "vq_p16.vqgan"))
 
 

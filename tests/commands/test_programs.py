@@ -17,7 +17,7 @@ from sparse_vis.commands import export, programs
 from sparse_vis.runtime.errors import UserError
 from tests import tiny_checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 NAMES = ("cls", "sparse", "spatial", "dense", "lowrank")
 # Runs in a folder with neither this repository nor its package.

@@ -28,7 +28,7 @@ from sparse_vis.report.tables import evaluation_tables, health_table
 from sparse_vis.runtime.errors import UserError, command_line
 from tests.tiny_checkpoint import SIZE, TOKENS, tiny_config, write_checkpoints
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 rng = np.random.default_rng(0)
 
 

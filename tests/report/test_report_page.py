@@ -13,7 +13,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from sparse_vis.report import command as tool
-from tests.test_report import write_run
+from tests.report.test_report import write_run
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS
 
 GRID = SIZE // PATCH

@@ -20,7 +20,7 @@ from sparse_vis.runtime.errors import UserError, command_line
 from tests import tiny_checkpoint
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 NAMES = ["pixel_p16", "teacher_p16", "vq_p16", "sizes_p14"]
 VQGAN = GOLDEN / "vq_p16.vqgan.safetensors"
 
