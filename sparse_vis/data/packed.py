@@ -25,7 +25,7 @@ from sparse_vis.data.packed_format import (
 )
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import holds_files
-from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.progress import say_once
 
 
 def has_shard(folder: Path, name: str, shard: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
-from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.progress import say_once
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # usual names of folders of splits
 SHOWN = 4  # class names that are printed

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from sparse_vis.data import image_file
 from sparse_vis.data.decode import decode
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.progress import say_once
 
 # Pillow's remarks, which `image_file` silences and pytest does not.
 pytestmark = [pytest.mark.fast, pytest.mark.filterwarnings("ignore")]
