@@ -16,7 +16,7 @@ from sparse_vis.evals.classes.logistic import Protocol
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.factors import factorization_task, rate_task
 from sparse_vis.evals.features import Encoder
-from sparse_vis.evals.maps import segmentation_task
+from sparse_vis.evals.maps import segmentation
 from sparse_vis.evals.maps.label_maps import centre_square, check_maps, label_map
 from sparse_vis.evals.maps.published_images import random_cuts
 from sparse_vis.evals.pixels.networks import Networks
@@ -163,8 +163,8 @@ def write_folder(folder, count, seed):
 
 def test_segmentation_from_colours(tmp_path, monkeypatch):
     for name in ("PUBLISHED", "LINEAR"):  # a few steps at a larger rate
-        quick = dataclasses.replace(getattr(segmentation_task, name), learning_rate=0.05)
-        monkeypatch.setattr(segmentation_task, name, quick)
+        quick = dataclasses.replace(getattr(segmentation, name), learning_rate=0.05)
+        monkeypatch.setattr(segmentation, name, quick)
     source = write_folder(tmp_path, 12, 0)
 
     def colours(images, wanted):
@@ -179,7 +179,7 @@ def test_segmentation_from_colours(tmp_path, monkeypatch):
     for name, features in (("colours", colours), ("blind", blind)):
         encoder = Encoder(name, ("dense",), features)
         bench = bench_of(encoder, source, source, masks=tmp_path / "maps", classes=3)
-        found[name] = segmentation_task.SEGMENTATION.measure(bench, config)
+        found[name] = segmentation.SEGMENTATION.measure(bench, config)
     assert list(found["colours"].metrics) == ["U, published", "U, linear"]
     scores = {name: result.metrics["U, published"]["miou"] for name, result in found.items()}
     assert scores["colours"] > 0.8 and scores["blind"] < 0.3
