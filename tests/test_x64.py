@@ -12,7 +12,7 @@ from sparse_vis.build import build_model
 from sparse_vis.evals.classes import knn
 from sparse_vis.evals.classes.logistic import Protocol
 from sparse_vis.evals.classes.probe import fit_rates
-from sparse_vis.evals.factors.factorization_task import random_view
+from sparse_vis.evals.factors.factorization import random_view
 from sparse_vis.evals.features import Split
 from sparse_vis.evals.maps.segmentation import segmentation_loss
 from sparse_vis.evals.pixels import inception, lpips

@@ -15,7 +15,7 @@ from sparse_vis.evals.features import AnyArray, pool, square_grid
 from sparse_vis.evals.maps.localization import best_overlap, foreground_ari, token_segments
 from sparse_vis.evals.pixels.fid import Moments, frechet_distance, to_uint8
 from sparse_vis.evals.pixels.networks import Networks, at_256
-from sparse_vis.evals.pixels.reconstruction import psnr, ssim
+from sparse_vis.evals.pixels.psnr_ssim import psnr, ssim
 
 
 def _pooled(key: str) -> Reducer:

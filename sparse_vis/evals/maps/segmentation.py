@@ -235,7 +235,7 @@ class Probe:
         if tokens.patches != rows * columns or len(tokens.x) != len(labels):
             raise UserError(
                 f"{len(tokens.x)} images of {tokens.patches} patches do not fit {len(labels)} label maps and "
-                f"the grid {rows}x{columns}; pass the grid the features were computed on and one map per image."
+                f"the grid {rows}x{columns}; pass the grid of the features and one map per image."
             )
         known = np.asarray(labels)[np.asarray(labels) != IGNORE]
         if known.size and not 0 <= known.min() <= known.max() < classes:
