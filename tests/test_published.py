@@ -17,9 +17,13 @@ from safetensors.numpy import load_file
 from sparse_vis.build import build_model
 from sparse_vis.data.cut import centre_cut, labels_at
 from sparse_vis.evals.dataset import SHORT_SIDE
-from sparse_vis.evals.maps.miou import batch_scores
-from sparse_vis.evals.maps.segmentation import Probe, Protocol
-from sparse_vis.evals.maps.segmentation_head import Tokens, segmentation_loss
+from sparse_vis.evals.maps.segmentation import (
+    HeadInput,
+    HeadProtocol,
+    Probe,
+    batch_scores,
+    segmentation_loss,
+)
 from sparse_vis.interop.mae import read_backbone
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors
 from sparse_vis.ops.matching import entropic_plan
@@ -364,8 +368,8 @@ def test_segmentation_loss_and_score():
     parts = {"cross_entropy": entropy, "loss": whole, "dice": whole - entropy}
     parts |= batch_scores(logits.argmax(-1), labels, classes, len(labels))
     # The probe itself, its linear map the identity: it is given labels at their own size.
-    probe = Probe(grid, classes, Protocol(batch_norm=False, dtype="float32"))
-    tokens = Tokens(logits.reshape(len(logits), -1, classes))
+    probe = Probe(grid, classes, HeadProtocol(batch_norm=False, dtype="float32"))
+    tokens = HeadInput(logits.reshape(len(logits), -1, classes))
     probe.learn(tokens, r["labels"])
     identity = {"kernel": np.eye(classes, dtype=np.float32), "bias": np.zeros(classes, np.float32)}
     probe.variables = {"params": {"Dense_0": identity}}

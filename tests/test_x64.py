@@ -12,9 +12,9 @@ from sparse_vis.build import build_model
 from sparse_vis.evals.classes import knn
 from sparse_vis.evals.classes.logistic import Protocol
 from sparse_vis.evals.classes.probe import fit_rates
-from sparse_vis.evals.factors.factorization_task import random_view
+from sparse_vis.evals.factors.factorization import random_view
 from sparse_vis.evals.features import Split
-from sparse_vis.evals.maps.segmentation_head import segmentation_loss
+from sparse_vis.evals.maps.segmentation import segmentation_loss
 from sparse_vis.evals.pixels import inception, lpips
 from sparse_vis.models.stellar import init_params
 from sparse_vis.train.health import measure

@@ -26,7 +26,7 @@ from sparse_vis.data.ahead import ON_ERROR, load_ahead, usable
 from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.sources import FolderSource, announce, open_folder
-from sparse_vis.evals.pixels.reconstruction import psnr
+from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.interop.load import PLACES
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import lock, paths, skipped

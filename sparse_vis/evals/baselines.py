@@ -11,6 +11,7 @@ from jaxtyping import Float
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import AnyArray, Encoder
 from sparse_vis.models.encoder import patchify
+from sparse_vis.ops.moments import Moments
 
 PCA_IMAGES = 1000  # most images on which the components are fitted
 
@@ -58,13 +59,10 @@ def patch_pca(train: Part, patch: int, width: int) -> Encoder:
 
     @functools.cache
     def components() -> tuple[np.ndarray, np.ndarray]:
-        count, total, products = 0, np.zeros(3 * patch * patch), np.zeros((3 * patch * patch,) * 2)
+        found = Moments.empty(3 * patch * patch)
         for records in chosen.batches(100):
-            rows = patches_of(records.image, patch).astype(np.float64).reshape(-1, len(total))
-            count, total, products = count + len(rows), total + rows.sum(0), products + rows.T @ rows
-        mean = total / count
-        _, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
-        return mean.astype(np.float32), vectors[:, ::-1][:, :width].astype(np.float32)
+            found = found.update(patches_of(records.image, patch))
+        return found.mean.astype(np.float32), found.components(width).astype(np.float32)
 
     def features(images, wanted):
         del wanted

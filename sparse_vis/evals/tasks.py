@@ -9,11 +9,11 @@ from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.classes.class_tasks import KNN, LINEAR, RETRIEVAL
 from sparse_vis.evals.classes.logistic import Protocol
 from sparse_vis.evals.classes.published_task import LINEAR_PUBLISHED
-from sparse_vis.evals.factors.factorization_task import FACTORIZATION
-from sparse_vis.evals.factors.rate_task import RATE
+from sparse_vis.evals.factors.factorization import FACTORIZATION
+from sparse_vis.evals.factors.rate import RATE
 from sparse_vis.evals.image_tasks import LOCALIZATION, RECONSTRUCTION
-from sparse_vis.evals.maps.segmentation_task import SEGMENTATION
-from sparse_vis.evals.pixels.decoder_task import RECONSTRUCTION_PROBE
+from sparse_vis.evals.maps.segmentation import SEGMENTATION
+from sparse_vis.evals.pixels.decoder_probe import RECONSTRUCTION_PROBE
 from sparse_vis.evals.task import Result, Task
 
 
