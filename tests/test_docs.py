@@ -87,8 +87,9 @@ RUN = {
     "tests/benchmarks/test_curve.py": {
         "test_the_command_draws_a_picture": ("benchmarks.evidence.curve",),
     },
-    "tests/benchmarks/test_input.py": {
+    "tests/benchmarks/test_growth.py": {
         "test_input_counts_every_form_and_split": ("benchmarks.speed.input",),
+        "test_the_command_measures_what_it_draws": ("benchmarks.growth.growth",),
     },
     "tests/benchmarks/test_faults.py": {
         "test_the_command_finds_nothing_wrong": ("benchmarks.faults",),

@@ -1,0 +1,105 @@
+"""How the cost of training grows with batch, tokens, prototypes, image size and views, and that of matching.
+
+    python -m benchmarks.growth.growth --json=benchmarks/results/growth.json --plot=docs/images/growth.png
+
+Loss and gradients of a small STELLAR (width 128, 4 layers), beside a dense ViT of the same size on the same
+views (no queries, no factorization, no prototype heads; it decodes its own patch features) and the decoder
+alone. The expected law is that of the counted matrix products. A time is the least of 5 calls in each of 6
+rounds through all points, as machines that are shared are slow for minutes at a time.
+"""
+
+import functools
+import itertools
+import json
+import pathlib
+
+from sparse_vis.runtime import host
+
+if __name__ == "__main__":
+    host.prepare()
+
+from benchmarks.speed.arguments import script_parser
+from sparse_vis.runtime.errors import UserError, command_line
+
+ROUNDS = 6
+
+
+def points() -> dict[str, dict]:
+    """Name -> what is measured there: an arm or a matching, and its sizes."""
+    from benchmarks.growth.growth_arms import AXES, BASE, LENGTHS, MATCHINGS
+
+    found = {}
+    for axis, values in AXES.items():
+        for value in values:
+            sizes = BASE | {axis: value}
+            for arm, needs in (
+                ("stellar", BASE), ("dense", ("batch", "image", "views")), ("decoder", ("batch", "image"))
+            ):  # fmt: skip
+                own = {name: sizes[name] for name in needs}
+                found[f"{arm} {own}"] = {"arm": arm, "sizes": sizes}
+    for matching in MATCHINGS:
+        for length in LENGTHS:
+            found[f"{matching} {length}"] = {"arm": matching, "sizes": {"tokens": length}}
+    return found
+
+
+@functools.cache
+def program_of(arm: str, **sizes: int) -> tuple:
+    """The compiled program of a point, and its arguments; compiled once for all rounds."""
+    from benchmarks.growth.growth_arms import ARMS
+    from benchmarks.speed.measure import compiled
+
+    function, arguments = ARMS[arm](**sizes)
+    return compiled(function, *arguments), arguments
+
+
+def measure(arm: str, sizes: dict) -> dict:
+    """Seconds and products of one point; of a matching, also which partners it found."""
+    import jax
+
+    from benchmarks.speed.measure import timed
+
+    program, arguments = program_of(arm, **sizes)
+    timing = timed(lambda: program.call(*arguments), repeats=5, warmup=1)
+    found = {"seconds": timing.min, "products": program.products}
+    if arm in ("entropic", "exact"):
+        found["partners"] = jax.device_get(program.call(*arguments)).tolist()
+    return found
+
+
+def main() -> None:
+    from benchmarks.growth.growth_report import plot, table
+    from benchmarks.speed.record import check_json, machine
+
+    parser = script_parser(__spec__, __doc__)
+    parser.add_argument(
+        "--json",
+        required=True,
+        metavar="FILE",
+        help="what is measured is kept there point by point; started again, it does the rest",
+    )
+    parser.add_argument("--plot", metavar="FILE", help="the same as a picture")
+    arguments = parser.parse_args()
+    check_json(arguments.json)
+    if arguments.plot and not pathlib.Path(arguments.plot).absolute().parent.is_dir():
+        raise UserError(f"--plot={arguments.plot}: its folder does not exist; create it.")
+    path, wanted = pathlib.Path(arguments.json), points()
+    kept = json.loads(path.read_text())["points"] if path.exists() else {}
+    results = {name: kept[name] for name in wanted if name in kept}
+    for turn, (number, (name, what)) in itertools.product(range(ROUNDS), enumerate(wanted.items(), 1)):
+        earlier = results.get(name, {}).get("rounds", [])
+        if len(earlier) > turn:
+            continue
+        found = measure(**what)
+        rounds = [*earlier, found["seconds"]]
+        results[name] = found | {"seconds": min(rounds), "rounds": rounds}
+        path.write_text(json.dumps({"points": results, "machine": machine()}) + "\n")
+        at = f"round {turn + 1} of {ROUNDS}, {number}/{len(wanted)}"
+        print(f"{at}  {1e3 * found['seconds']:8.1f} ms  {name}", flush=True)
+    print(table(results))
+    if arguments.plot:
+        plot(results, arguments.plot)
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,132 @@
+"""What benchmarks/growth/growth.py times: functions and arguments for given sizes."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import random
+
+from sparse_vis.build import build_loss, build_model
+from sparse_vis.config.defaults import default_config
+from sparse_vis.losses.reconstruction import pixel_mse
+from sparse_vis.models.stellar import Stellar, init_params
+from sparse_vis.ops.matching import entropic_match, exact_match
+from sparse_vis.train.gradients import loss_fn
+from sparse_vis.types import Views
+from sparse_vis.views.masking import visible_count
+
+BASE = {"batch": 4, "tokens": 16, "prototypes": 4096, "image": 128, "views": 4}
+AXES = {
+    "batch": (1, 4, 16),
+    "tokens": (4, 16, 64, 256),
+    "prototypes": (1024, 4096, 16384),
+    "image": (64, 128, 192, 256),
+    "views": (1, 4, 8),
+}
+LENGTHS = (4, 8, 16, 32, 64, 128, 256)
+MATCHINGS = ("entropic", "exact")
+SETS = 16  # of each kind, matched together
+
+
+def configured(tokens: int, prototypes: int, image: int):
+    """The published configuration with a small ViT."""
+    config = default_config()
+    config.model.update(image_size=image, width=128, layers=4, heads=4, mlp_dim=512, tokens=tokens, patch=16)
+    config.model.decoder.update(width=128, layers=2, heads=4, mlp_dim=512)
+    config.model.prototypes.update(count=prototypes, dim=64, hidden=256)
+    config.efficiency.dtype = "float32"
+    return config
+
+
+def random_views(batch: int, image: int, views: int, patches: int) -> Views:
+    """As many masked as local views; a local one has 48 px a side."""
+    keys = random.split(random.key(0), 3)
+    kept = visible_count(patches, 0.8)
+    masked = random.uniform(keys[0], (batch, views, image, image, 3))
+    visible = jnp.argsort(random.uniform(keys[1], (batch, views, patches)))[..., :kept]
+    local = random.uniform(keys[2], (batch, views, 48, 48, 3))
+    return Views(masked[:, 0], masked, visible.astype(jnp.int32), local)
+
+
+def stellar(batch: int, tokens: int, prototypes: int, image: int, views: int) -> tuple:
+    """Loss and gradients of the whole objective."""
+    config = configured(tokens, prototypes, image)
+    model, spec = build_model(config), build_loss(config)
+    params = init_params(model, random.key(1))
+
+    def loss(params, views):
+        return loss_fn(params, model, spec, views, None, None, None)[0]
+
+    return jax.value_and_grad(loss), (params, random_views(batch, image, views, (image // 16) ** 2))
+
+
+def parts(image: int, tokens: int) -> tuple[Stellar, dict]:
+    """Model and parameters for the other arms, with so many queries."""
+    model = build_model(configured(2, 64, image))
+    model = model.clone(encoder=model.encoder.clone(queries=tokens))
+    side = jnp.zeros((1, image, image, 3))
+    encoder = jax.jit(model.encoder.init)(random.key(1), side)["params"]
+    grid = (image // 16,) * 2
+    decoder = jax.jit(functools.partial(model.decoder.init, grid=grid))(
+        random.key(2), jnp.zeros((1, grid[0] * grid[1], 128))
+    )["params"]
+    return model, {"encoder": encoder, "decoder": decoder}
+
+
+def dense(batch: int, image: int, views: int, **_) -> tuple:
+    """Loss and gradients of a ViT without queries that decodes its patch features, on the same views."""
+    model, params = parts(image, 0)
+    grid = (image // 16,) * 2
+
+    def encode(params, pixels, visible=None):
+        return model.encoder.apply({"params": params["encoder"]}, pixels, visible)
+
+    def loss(params, views):
+        U = encode(params, views.image).U
+        pixels = model.decoder.apply({"params": params["decoder"]}, U, grid)
+        joined = (x.reshape(-1, *x.shape[2:]) for x in (views.masked, views.visible, views.local))
+        masked, visible, local = joined
+        others = [encode(params, masked, visible).cls, encode(params, local).cls]
+        return pixel_mse(pixels, views.image) + sum(jnp.mean(x**2) for x in others)
+
+    return jax.value_and_grad(loss), (params, random_views(batch, image, views, grid[0] * grid[1]))
+
+
+def decoder(batch: int, image: int, **_) -> tuple:
+    """Loss and gradients of the decoder alone, also by its input."""
+    model, params = parts(image, 0)
+    grid = (image // 16,) * 2
+    Z, target = (
+        random.normal(random.key(3), (batch, grid[0] * grid[1], 128)),
+        jnp.zeros((batch, image, image, 3)),
+    )
+
+    def loss(params, Z, target):
+        return pixel_mse(model.decoder.apply({"params": params}, Z, grid), target)
+
+    return jax.value_and_grad(loss, (0, 1)), (params["decoder"], Z, target)
+
+
+def token_sets(tokens: int) -> tuple[jax.Array, jax.Array]:
+    """Pairs of sets of tokens of width 128: shuffled copies under as much noise, then unrelated ones."""
+    y = random.normal(random.key(tokens), (SETS, tokens, 128))
+    order = jax.vmap(lambda key: random.permutation(key, tokens))(random.split(random.key(4), SETS))
+    noise = random.normal(random.key(5), y.shape)
+    copies = jnp.take_along_axis(y, order[..., None], axis=1) + noise
+    unrelated = random.normal(random.key(6), (2, *y.shape))
+    return jnp.concatenate([copies, unrelated[0]]), jnp.concatenate([y, unrelated[1]])
+
+
+def entropic(tokens: int) -> tuple:
+    """The published matching: 5 rounds at 0.1."""
+    return functools.partial(entropic_match, epsilon=0.1, iterations=5), token_sets(tokens)
+
+
+def exact(tokens: int) -> tuple:
+    """The one-to-one assignment."""
+    return exact_match, token_sets(tokens)
+
+
+ARMS = {"stellar": stellar, "dense": dense, "decoder": decoder, "entropic": entropic, "exact": exact}
