@@ -96,50 +96,39 @@ class Features:
 
 
 @struct.dataclass
-class Outputs:
-    """What the student computes from the views of one batch; D is the prototypes' dimension.
+class Embeddings:
+    """What the two prototype heads make of images; logits are embeddings @ prototypes. D is their dimension.
 
     Attributes:
-        tokens: Tokens of the image. factors: Factors of the image.
+        S: (B, r, D) of the semantic tokens. cls: (B, 1, D) of the class token.
+        S_prototypes, cls_prototypes: (D, K).
+    """
+
+    S: jax.Array
+    cls: jax.Array
+    S_prototypes: jax.Array
+    cls_prototypes: jax.Array
+
+
+@struct.dataclass
+class Outputs:
+    """What the student computes from the views of one batch.
+
+    Attributes:
+        tokens, factors, embeddings: of the image.
         reconstruction: (B, H, W, 3) unclipped pixels, or (B, n, codes) logits.
         masked_S: (B, Vg, r, d) semantic tokens of the masked views.
-        masked_U: (B, Vg, keep, d) features of their visible patches; None if no loss term uses them.
-        sparse: (B, r, D) embeddings of the image's S. cls: (B, 1, D) embedding of its CLS.
-        masked_sparse: (B, Vg, r, D). masked_cls: (B, Vg, D). local_cls: (B, Vl, D): embeddings of the views.
-        sparse_prototypes: (D, K). cls_prototypes: (D, K).
-        inpainted: (B, Vg, H, W, 3) masked views decoded from masked_U; None if no loss term uses them.
+        masked_S_embedding: (B, Vg, r, D). masked_cls_embedding: (B, Vg, D). local_cls_embedding: (B, Vl, D).
     """
 
     tokens: Tokens
     factors: Factors
+    embeddings: Embeddings
     reconstruction: jax.Array
     masked_S: jax.Array
-    masked_U: jax.Array | None
-    sparse: jax.Array
-    cls: jax.Array
-    masked_sparse: jax.Array
-    masked_cls: jax.Array
-    local_cls: jax.Array
-    sparse_prototypes: jax.Array
-    cls_prototypes: jax.Array
-    inpainted: jax.Array | None = None
-
-
-@struct.dataclass
-class TargetSource:
-    """Embeddings from which targets are made: the student's of the image, or the teacher's of its view.
-
-    Attributes:
-        S: (B, r, d) semantic tokens, to which the student's tokens are matched.
-        sparse: (B, r, D) embeddings of S. cls: (B, 1, D) embedding of CLS.
-        sparse_prototypes: (D, K). cls_prototypes: (D, K).
-    """
-
-    S: jax.Array
-    sparse: jax.Array
-    cls: jax.Array
-    sparse_prototypes: jax.Array
-    cls_prototypes: jax.Array
+    masked_S_embedding: jax.Array
+    masked_cls_embedding: jax.Array
+    local_cls_embedding: jax.Array
 
 
 @struct.dataclass
@@ -147,11 +136,11 @@ class Potentials:
     """Sinkhorn's column potentials over the global batch, for each head.
 
     Attributes:
-        sparse, cls: (rounds, K) float32; the last row gives the targets. With the published epsilon there is
+        S, cls: (rounds, K) float32; the last row gives the targets. With the published epsilon there is
             one row per Sinkhorn round, needed for the row sums of the targets; else only the last.
     """
 
-    sparse: jax.Array
+    S: jax.Array
     cls: jax.Array
 
 
@@ -160,18 +149,15 @@ class Targets:
     """Everything the student is compared with; nothing in here carries a gradient.
 
     Attributes:
-        source: TargetSource that scores the prototypes.
-        potentials: Potentials; targets are softmax(source @ prototypes / temperature + potentials[-1]).
-        image_match: (B, r) int32, index of the source token matched to each token of the image.
+        embeddings: the student's of the image, or the teacher's of its view. With
+        potentials: they are the targets softmax(embeddings @ prototypes / temperature + potentials[-1]).
+        image_match: (B, r) int32, index of the target token matched to each token of the image.
         masked_match: (B, Vg, r) int32, the same for each token of each masked view.
         reconstruction: (B, H, W, 3) pixels, or (B, n) int32 codes.
-        masked: (B, Vg, H, W, 3) masked views, all pixels. visible: (B, Vg, keep) their visible patches.
     """
 
-    source: TargetSource
+    embeddings: Embeddings
     potentials: Potentials
     image_match: jax.Array
     masked_match: jax.Array
     reconstruction: jax.Array
-    masked: jax.Array
-    visible: jax.Array
