@@ -32,7 +32,7 @@ from benchmarks.speed.flops import step_flops
 from benchmarks.speed.measure import compiled, report, timed
 from benchmarks.speed.synthetic import random_batch, random_state, random_tokenizer, recipe_of
 from sparse_vis.losses.objective import objective
-from sparse_vis.losses.targets import balance, make_targets, match_tokens, own_source
+from sparse_vis.losses.targets import balance, make_targets, match_tokens
 from sparse_vis.models.stellar import Stellar, fold
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.recipe import Recipe
@@ -98,29 +98,27 @@ def heads(recipe: Recipe, params: dict, outputs: Outputs, views: Views, cls: tup
 
     `cls` are the encoder's CLS tokens of masked and local views, (B, V, d) each.
     """
-    spec = dataclasses.replace(recipe.loss, reconstruction=0.0, inpainting=0.0)
-    source = own_source(outputs)
-    targets = make_targets(outputs, source, balance(source, spec), views, spec, teacher=False)
+    spec = dataclasses.replace(recipe.loss, reconstruction=0.0)
+    targets = make_targets(recipe.model, spec, views, outputs)
     empty = jax.tree.map(lambda x: None, outputs)
 
     def run(trained, targets):
         params, (tokens, masked_S, masked_cls, local_cls) = trained
 
         def losses(model):
-            source, cls = model.as_source(tokens), model.cls_head
             part = empty.replace(
-                tokens=tokens, masked_S=masked_S, sparse=source.sparse, cls=source.cls,
-                masked_sparse=model.sparse_head(masked_S), masked_cls=cls(masked_cls),
-                local_cls=cls(local_cls), sparse_prototypes=source.sparse_prototypes,
-                cls_prototypes=source.cls_prototypes,
+                tokens=tokens, embeddings=model.heads(tokens), masked_S=masked_S,
+                masked_S_embedding=model.sparse_head(masked_S),
+                masked_cls_embedding=model.cls_head(masked_cls),
+                local_cls_embedding=model.cls_head(local_cls),
             )  # fmt: skip
-            detached = jax.lax.stop_gradient(own_source(part))
-            return objective(part, targets.replace(source=detached), spec)[0]
+            detached = jax.lax.stop_gradient(part.embeddings)
+            return objective(part, targets.replace(embeddings=detached), spec)[0]
 
         return recipe.model.apply({"params": params}, method=losses)
 
     given = {name: params[name] for name in ("sparse_head", "cls_head")}
-    small = targets.replace(reconstruction=jnp.zeros(()), masked=jnp.zeros(()), visible=jnp.zeros(()))
+    small = targets.replace(reconstruction=jnp.zeros(()))
     return Part(run, ((given, (outputs.tokens, outputs.masked_S, *cls)), small))
 
 
@@ -147,7 +145,7 @@ def all_parts(recipe: Recipe, state: TrainState, batch: Batch, tokenizer: dict |
         **encoders(model, params, made),
         "decoder": decoding(model, params, outputs, made.image),
         "heads and losses": heads(recipe, params, outputs, made, cls),
-        "Sinkhorn": Part(functools.partial(balance, spec=spec), (own_source(outputs),), backward=False),
+        "Sinkhorn": Part(functools.partial(balance, spec=spec), (outputs.embeddings,), backward=False),
         "matching": Part(functools.partial(match_tokens, spec=spec), (masked, own), backward=False),
         "optimizer": Part(update, (ones, state.opt_state, params), backward=False),
     }
@@ -172,10 +170,8 @@ def one_part(part: Part, repeats: int) -> dict:
 
 def measure(config, repeats: int, keep: Callable[[dict], None]) -> dict:
     """The step and all parts, as JSON keeps them; `keep` gets what there is after every part."""
-    if config.teacher.enabled or config.loss.inpainting:
-        raise UserError(
-            "parts.py has no teacher or inpainting; set config.teacher.enabled=False and the loss 0."
-        )
+    if config.teacher.enabled:
+        raise UserError("parts.py has no teacher; set config.teacher.enabled=False.")
     with config.unlocked():
         config.train.batch //= config.efficiency.microbatches
         config.efficiency.microbatches = 1
