@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped
 
 FILE = "skipped.txt"
@@ -21,9 +22,14 @@ def append(folder: Path, new: Iterable[str]) -> None:
 
     Args:
         folder: of the run. new: from `lines`.
+
+    Raises:
+        OSError: it cannot be written, and is as it was.
     """
-    path, new = folder / FILE, list(new)
-    known = set(path.read_text().splitlines(keepends=True)) if new and path.exists() else set()
+    if not (new := [line.encode(errors="backslashreplace") for line in new]):
+        return
+    path = folder / FILE
+    there = path.read_bytes() if path.exists() else b""
+    known = set(there.splitlines(keepends=True))
     if left := [line for line in new if line not in known]:
-        with path.open("a") as file:
-            file.writelines(left)
+        write_whole(path, there + b"".join(left))

@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sparse_vis.runtime import skipped as skipped_file
+from sparse_vis.runtime.errors import UserError
 
 
 class Skipped:
@@ -35,13 +36,22 @@ class Skipped:
         """Exchange new skips between processes, append them to skipped.txt, and return the total count.
 
         Every process must call it at the same step.
+
+        Raises:
+            UserError: skipped.txt cannot be written.
         """
         news = gather(json.dumps([self.new_count, list(self.new_lines)]))
         self.new_count, self.new_lines = 0, {}
         counts, lines = zip(*map(json.loads, news), strict=True)
         self.count += sum(counts)
         if jax.process_index() == 0:
-            skipped_file.append(self.workdir, dict.fromkeys(line for some in lines for line in some))
+            try:
+                skipped_file.append(self.workdir, dict.fromkeys(line for some in lines for line in some))
+            except OSError as error:
+                raise UserError(
+                    f"{self.workdir / skipped_file.FILE} cannot be written ({error.strerror}); mend that and "
+                    "give the same command again."
+                ) from error
         return self.count
 
 

@@ -91,7 +91,7 @@ def test_another_architecture_is_refused_and_loses_nothing(tiny, workdir):
 def test_another_seed_in_the_workdir_of_a_finished_run_is_refused_and_changes_nothing(tiny, workdir):
     before, config = (workdir / "config.json").read_text(), tiny()
     config.seed = 1
-    with pytest.raises(UserError, match="config.seed=0, this one has 1; give another --workdir"):
+    with pytest.raises(UserError, match=r"config.seed=0, this one has 1; give another --workdir"):
         Run(config, workdir)
     assert (workdir / "config.json").read_text() == before
 
