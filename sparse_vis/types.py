@@ -66,7 +66,7 @@ class Features:
 
 @struct.dataclass
 class Embeddings:
-    """What the two prototype heads make of images; logits are embeddings @ prototypes. D is their dimension."""
+    """What the prototype heads make of images; logits are embeddings @ prototypes, D is their dimension."""
 
     S: jax.Array  # (B, r, D) of the semantic tokens
     cls: jax.Array  # (B, 1, D) of the class token

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped
 
 FILE = "skipped.txt"
@@ -20,12 +22,14 @@ def lines(skips: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def append(folder: Path, new: Iterable[str]) -> None:
-    """Append to the folder's skipped.txt those of the lines that it does not have yet."""
-    path, new = folder / FILE, list(new)
-    known = set(path.read_text().splitlines(keepends=True)) if new and path.exists() else set()
+    """Append to the folder's skipped.txt those of the lines that it does not have yet, or raise OSError."""
+    if not (new := [line.encode(errors="backslashreplace") for line in new]):
+        return
+    path = folder / FILE
+    there = path.read_bytes() if path.exists() else b""
+    known = set(there.splitlines(keepends=True))
     if left := [line for line in new if line not in known]:
-        with path.open("a") as file:
-            file.writelines(left)
+        write_whole(path, there + b"".join(left))
 
 
 class Skipped:
@@ -51,6 +55,9 @@ class Skipped:
         """Exchange new skips between processes, append them to skipped.txt, and return the total count.
 
         Every process must call it at the same step.
+
+        Raises:
+            UserError: skipped.txt cannot be written.
         """
         import jax  # here, because data workers import this file but need no JAX
 
@@ -59,7 +66,13 @@ class Skipped:
         counts, found = zip(*map(json.loads, news), strict=True)
         self.count += sum(counts)
         if jax.process_index() == 0:
-            append(self.workdir, dict.fromkeys(line for some in found for line in some))
+            try:
+                append(self.workdir, dict.fromkeys(line for some in found for line in some))
+            except OSError as error:
+                raise UserError(
+                    f"{self.workdir / FILE} cannot be written ({error.strerror}); mend that and give the same "
+                    "command again."
+                ) from error
         return self.count
 
 
