@@ -16,7 +16,7 @@ from PIL import Image
 import sparse_vis
 from sparse_vis.commands import extract as command
 from sparse_vis.commands import pack
-from sparse_vis.data.ahead import load_image
+from sparse_vis.data.records import load_image
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.runtime.errors import UserError, command_line
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints

@@ -109,9 +109,8 @@ def test_the_program_is_named_and_a_value_of_thousands_of_characters_is_shortene
     flags.DEFINE_integer("repeats", 1, "", flag_values=values)
     monkeypatch.setattr(flags, "FLAGS", values)
     for given, sentence in (("abc", "abc: .*'abc'"), ("9" * 5000, "9{1,60}….*")):
-        with pytest.raises(
-            UserError, match=f"^flag --repeats={sentence}; python -m x --help shows the flags.$"
-        ) as refused:
+        sentence = f"^flag --repeats={sentence}; python -m x --help shows the flags.$"
+        with pytest.raises(UserError, match=sentence) as refused:
             parse(["-m x", f"--repeats={given}"])
         assert len(str(refused.value)) < 300
 
