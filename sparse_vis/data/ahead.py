@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -15,7 +17,6 @@ from sparse_vis.data.sources import FolderSource, Source
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.skipped import Skips
 
-ON_ERROR = ("stop", "skip")  # what to do with an unusable image
 T = TypeVar("T")
 
 
@@ -76,6 +77,31 @@ def usable(
             if on_error == "stop":
                 raise or_skip(error, "--on-error=skip") from None
             skipped.append((name_of(source, index), str(error)))
+
+
+@contextlib.contextmanager
+def images_ahead(
+    source: Source, load: Callable[[int], T], indices: list[int], *, threads: int, ahead: int, on_error: str
+) -> Iterator[Callable[[int], tuple[Iterator[T], Skips]]]:
+    """Context that loads images in order, ahead of their use; it yields a function `take`.
+
+    `take(count)` is the next `count` images: an iterator of the usable ones, and a list that has (name,
+    reason) of the others when that iterator ends. Arguments and errors: as of `load_ahead` and `usable`.
+    """
+    # Closed here: else, after an error such as a full disk, one of its own threads might have to close it,
+    # and would wait for itself.
+    with contextlib.closing(load_ahead(load, indices, threads, ahead)) as futures:
+
+        def take(count: int) -> tuple[Iterator[T], Skips]:
+            skipped: Skips = []
+            return usable(source, islice(futures, count), on_error, skipped), skipped
+
+        yield take
+
+
+def none_usable(count: int, skipped: Skips, what: str = "images") -> UserError:
+    """The error when all of `count` images were skipped: it names the first."""
+    return UserError(f"none of {count} {what} can be used; {skipped[0][1].rstrip('.')}.")
 
 
 def or_skip(error: UserError, how: str) -> UserError:

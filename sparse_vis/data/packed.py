@@ -17,14 +17,11 @@ from sparse_vis.data.image_file import MAX_PIXELS
 from sparse_vis.data.packed_format import (
     COMMAND,
     METADATA,
-    VERSION,
     WITHOUT_CHECKSUMS,
     read_metadata,
     unpack,
-    write_metadata,
 )
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.files import holds_files
 from sparse_vis.runtime.notes import say_once
 
 
@@ -42,39 +39,6 @@ def count_records(path: Path) -> int:
         reader.close()
     except RuntimeError:  # the only type that ArrayRecord raises, sometimes only on reading
         return 0
-    return found
-
-
-def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
-    """The metadata from which to continue: an earlier call's for the same images, or `new`.
-
-    Args:
-        output: folder, created if needed. new: from `describe`.
-
-    Raises:
-        UserError: the folder holds something else.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        found = read_metadata(output)
-    except FileNotFoundError:
-        if holds_files(output):
-            raise UserError(
-                f"folder {str(output)!r} holds something else; give --output a new or empty folder."
-            ) from None
-        write_metadata(output, new)
-        return new
-    if found["version"] != VERSION:
-        raise UserError(
-            f"folder {str(output)!r} was packed by an earlier version, which kept no checksums: it can be "
-            "read, but not continued; give --output another folder."
-        )
-    changed = [name for name in new if name not in ("records", "shards") and found[name] != new[name]]
-    if changed:
-        raise UserError(
-            f"folder {str(output)!r} was packed from other images or with another --shard-size "
-            f"({', '.join(changed)}); repeat its command, or give --output another folder."
-        )
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.files import CHECKSUM, read_json, write_json
+from sparse_vis.runtime.files import CHECKSUM, read_json
 
 METADATA, VERSION = "packed.json", 2
 WITHOUT_CHECKSUMS = 1  # the previous version, still readable
@@ -157,11 +157,6 @@ def describe(names: list[str], classes: tuple[str, ...], shard_size: int) -> dic
         "records": 0,
         "shards": {},
     }
-
-
-def write_metadata(output: Path, metadata: dict[str, Any]) -> None:
-    """Replace packed.json atomically."""
-    write_json(output / METADATA, metadata)
 
 
 def unpack(data: bytes, classes: int) -> dict[str, Any]:

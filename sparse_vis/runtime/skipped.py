@@ -8,6 +8,7 @@ from pathlib import Path
 from sparse_vis.runtime.names import escaped
 
 FILE = "skipped.txt"
+ON_ERROR = ("stop", "skip")  # what to do with an unusable image
 Skips = list[tuple[str, str]]  # (name, reason) of images that could not be used
 
 
