@@ -13,6 +13,7 @@ from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped
 
 FILE = "skipped.txt"
+ON_ERROR = ("stop", "skip")  # what to do with an unusable image
 Skips = list[tuple[str, str]]  # (name, reason) of images that could not be used
 
 
@@ -70,8 +71,8 @@ class Skipped:
                 append(self.workdir, dict.fromkeys(line for some in found for line in some))
             except OSError as error:
                 raise UserError(
-                    f"{self.workdir / FILE} cannot be written ({error.strerror}); mend that and give the same "
-                    "command again."
+                    f"{self.workdir / FILE} cannot be written ({error.strerror}); mend that and give the "
+                    "same command again."
                 ) from error
         return self.count
 

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sparse_vis.commands.shard_folder import finish
-from sparse_vis.commands.shards import fingerprint, make_schema, write_shard
+from sparse_vis.commands.shards import fingerprint, finish, make_schema, write_shard
 from sparse_vis.data.decode import decode
 from sparse_vis.data.sources import FolderSource, announce
 from sparse_vis.report.images import read_images
