@@ -98,16 +98,27 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """All tensors of a file, checked against their checksums if it has them; a UserError if it is damaged."""
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            found = {name: _tensor(file, name, path) for name in file.keys()}  # noqa: SIM118 (not a dict)
             sums = json.loads((file.metadata() or {}).get(CHECKSUMS, "{}"))
         changed = [name for name, value in sums.items() if name in found and _crc32(found[name]) != value]
-    # Element types that NumPy lacks, such as float8, raise AttributeError or KeyError; damage, any type.
-    except Exception as error:
+    except UserError:
+        raise
+    except Exception as error:  # on damage, of any type
         raise damaged(path, "safetensors", error) from error
     changed += sorted(sums.keys() ^ found.keys()) if sums else []
     if changed:
         raise _changed(path, changed, "tensors")
     return found
+
+
+def _tensor(file, name: str, path: Path) -> np.ndarray:
+    try:
+        return file.get_tensor(name)
+    except (AttributeError, KeyError, TypeError):  # e.g. float8
+        raise UserError(
+            f"{path} cannot be read: {name} is a tensor of {file.get_slice(name).get_dtype()} that NumPy "
+            "cannot hold; save it as float32."
+        ) from None
 
 
 def shards(index: Path) -> list[str]:
