@@ -10,13 +10,12 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.columns import at_size
 from sparse_vis.evals.dataset import Part, no_classes
 from sparse_vis.evals.factors import factorization as measures
 from sparse_vis.evals.factors.factorization import Crop
 from sparse_vis.evals.features import AnyArray, square_grid
-from sparse_vis.evals.task import Result, Task
+from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.views.crops import crop_and_flip, sample_box
 
 TRAIN_IMAGES, TEST_IMAGES = 2000, 500  # at most, evenly spread

@@ -6,16 +6,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from sparse_vis.evals.baselines import as_unit, patches_of
-from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.classes.linear import sweep
-from sparse_vis.evals.classes.logistic import Protocol
+from sparse_vis.evals.classes.logistic import SweepProtocol
 from sparse_vis.evals.dataset import no_classes
 from sparse_vis.evals.factors.factorization_task import decode_all, factors, few
 from sparse_vis.evals.factors.rate import codings, dense_code
-from sparse_vis.evals.features import AnyArray, square_grid
+from sparse_vis.evals.features import AnyArray, as_unit, patches_of, square_grid
 from sparse_vis.evals.pixels.reconstruction import psnr
-from sparse_vis.evals.task import Result, Task
+from sparse_vis.evals.task import Bench, Result, Task
 
 TRAIN_IMAGES, TEST_IMAGES = 1000, 500  # at most, evenly spread
 FITTED = 200  # most training images on which the principal components of U are fitted
@@ -58,7 +56,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     parts = train, test
     images, size = [part["image"] for part in parts], test["image"].shape[1]
 
-    probe = Protocol(seed=bench.seed)
+    probe = SweepProtocol(seed=bench.seed)
     why = (
         no_classes(train["label"], test["label"], probe.least_rows)
         if "label" in train and "label" in test

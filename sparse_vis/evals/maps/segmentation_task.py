@@ -9,7 +9,6 @@ from jaxtyping import Num, UInt8
 from ml_collections import ConfigDict
 
 from sparse_vis.data.cut import labels_at
-from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.features import Regrouped, square_grid
 from sparse_vis.evals.maps.label_maps import centre_square, label_map
 from sparse_vis.evals.maps.miou import batch_scores, mean_iou
@@ -23,7 +22,7 @@ from sparse_vis.evals.maps.published_images import (
 )
 from sparse_vis.evals.maps.segmentation import LINEAR, PUBLISHED, Probe, Protocol
 from sparse_vis.evals.maps.segmentation_head import Tokens, variants
-from sparse_vis.evals.task import Result, Task
+from sparse_vis.evals.task import Bench, Result, Task
 
 KEYS = ("dense", "sparse", "spatial")
 

@@ -12,8 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Num
 
-from sparse_vis.evals.baselines import as_unit
-from sparse_vis.evals.features import AnyArray
+from sparse_vis.evals.features import AnyArray, as_unit
 from sparse_vis.losses.reconstruction import code_cross_entropy, pixel_mse
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.vqgan import VQGAN

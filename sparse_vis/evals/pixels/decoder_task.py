@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float, Num
 from ml_collections import ConfigDict
 
-from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.columns import compared, quality
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import encode, square_grid
@@ -26,7 +25,7 @@ from sparse_vis.evals.maps.published_images import (
 from sparse_vis.evals.pixels.decoder_probe import DecoderProbe, Protocol, fit
 from sparse_vis.evals.pixels.fid import Moments, to_uint8
 from sparse_vis.evals.pixels.networks import at_256, identity
-from sparse_vis.evals.task import Result, Task
+from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.runtime.progress import Progress
 
