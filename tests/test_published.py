@@ -17,15 +17,18 @@ from safetensors.numpy import load_file
 from sparse_vis.build import build_model
 from sparse_vis.data.cut import centre_cut, labels_at
 from sparse_vis.evals.dataset import SHORT_SIDE
-from sparse_vis.evals.maps.miou import batch_scores
-from sparse_vis.evals.maps.segmentation import Probe, Protocol
-from sparse_vis.evals.maps.segmentation_head import Tokens, segmentation_loss
+from sparse_vis.evals.maps.segmentation import (
+    HeadInput,
+    HeadProtocol,
+    Probe,
+    batch_scores,
+    segmentation_loss,
+)
 from sparse_vis.interop.mae import read_backbone
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors
 from sparse_vis.ops.matching import entropic_plan
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.ops.sinkhorn import assignments, column_potentials
-from sparse_vis.train.gradients import loss_fn
 from sparse_vis.train.optimizer import make_optimizer, update_teacher
 from tests.golden_data import (
     ABSOLUTE,
@@ -41,6 +44,7 @@ from tests.golden_data import (
     recording,
 )
 from tests.interop.mae_config import config_of
+from tests.step_loss import loss_fn
 
 TERMS = {
     "loss.MSE": ("reconstruction",), "loss.VQ-CE": ("reconstruction",),
@@ -150,7 +154,7 @@ def gradient(name):
     r = load_recorded(name)
 
     def loss(params, teacher):
-        return loss_fn(params, r.model, r.spec, r.views, teacher, r.tokenizer, None)
+        return loss_fn(params, r.model, r.spec, r.views, teacher, r.tokenizer)
 
     return compiled(jax.value_and_grad(loss, has_aux=True))
 
@@ -168,18 +172,18 @@ def test_assignments(name):
     r = load_recorded(name)
     e, t = r.expected, r.spec.sinkhorn_temperature
     _, terms, outputs, targets, _ = step(name)
-    source = targets.source
-    scores = source.sparse @ source.sparse_prototypes
-    rows = assignments(scores, targets.potentials.sparse[-1], t)
+    source = targets.embeddings
+    scores = source.S @ source.S_prototypes
+    rows = assignments(scores, targets.potentials.S[-1], t)
     if r.teacher is None:
         loss = terms["token_clustering"]
         compare({"logits": scores, "assignments": rows, "loss": loss}, e, "cluster")
         return
     tokens, _ = encode(r.model, {**r.params, **r.teacher}, r.views.masked[:, 1])
     cls = assignments(source.cls @ source.cls_prototypes, targets.potentials.cls[-1], t)
-    ours = {"cls": tokens.cls, "sparse": source.S, "assignments": rows, "cls_assignments": cls}
+    ours = {"cls": tokens.cls, "sparse": tokens.S, "assignments": rows, "cls_assignments": cls}
     compare(ours, e, "teacher")
-    scores = outputs.sparse @ outputs.sparse_prototypes
+    scores = outputs.embeddings.S @ outputs.embeddings.S_prototypes
     potentials = column_potentials(scores.reshape(-1, scores.shape[-1]), t, r.spec.sinkhorn_iterations)
     compare({"logits": scores, "assignments": assignments(scores, potentials, t)}, e, "student_cluster")
 
@@ -193,7 +197,10 @@ def test_matches(name):
         assert np.array_equal(ours, e["match.index"])
     if "match.plan" in e:
         masked = outputs.masked_S.reshape(-1, *outputs.masked_S.shape[2:])
-        repeated = targets.source.S.repeat(outputs.masked_S.shape[1], axis=0)
+        tokens = outputs.tokens
+        if r.teacher is not None:
+            tokens, _ = encode(r.model, {**r.params, **r.teacher}, r.views.masked[:, 1])
+        repeated = tokens.S.repeat(outputs.masked_S.shape[1], axis=0)
         how = (r.spec.match_epsilon, r.spec.match_iterations)
         plan = compiled(jax.vmap(lambda a, b: entropic_plan(a, b, *how)))
         close(plan(masked, repeated), e["match.plan"], "match.plan")
@@ -364,8 +371,8 @@ def test_segmentation_loss_and_score():
     parts = {"cross_entropy": entropy, "loss": whole, "dice": whole - entropy}
     parts |= batch_scores(logits.argmax(-1), labels, classes, len(labels))
     # The probe itself, its linear map the identity: it is given labels at their own size.
-    probe = Probe(grid, classes, Protocol(batch_norm=False, dtype="float32"))
-    tokens = Tokens(logits.reshape(len(logits), -1, classes))
+    probe = Probe(grid, classes, HeadProtocol(batch_norm=False, dtype="float32"))
+    tokens = HeadInput(logits.reshape(len(logits), -1, classes))
     probe.learn(tokens, r["labels"])
     identity = {"kernel": np.eye(classes, dtype=np.float32), "bias": np.zeros(classes, np.float32)}
     probe.variables = {"params": {"Dense_0": identity}}

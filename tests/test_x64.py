@@ -11,9 +11,9 @@ from sparse_vis import api
 from sparse_vis.build import build_model
 from sparse_vis.evals.classes import knn
 from sparse_vis.evals.classes.logistic import SweepProtocol, fit_all
-from sparse_vis.evals.factors.factorization_task import random_view
+from sparse_vis.evals.factors.factorization import random_view
 from sparse_vis.evals.features import Split
-from sparse_vis.evals.maps.segmentation_head import segmentation_loss
+from sparse_vis.evals.maps.segmentation import segmentation_loss
 from sparse_vis.evals.pixels import inception, lpips
 from sparse_vis.models.stellar import init_params
 from sparse_vis.train.health import measure
@@ -84,7 +84,7 @@ def test_no_float_of_a_run_has_64_bits(variant):
     elif variant == "exact":
         config.loss.matching, config.teacher.final_momentum = "exact", 0.999
     else:
-        config.loss.inpainting, config.views.mask_kind = 1.0, "block"
+        config.views.mask_kind = "block"
     config.efficiency.microbatches = 2
     recipe = build_recipe(config)
     with jax.enable_x64(True):

@@ -11,10 +11,10 @@ from PIL import Image
 
 from sparse_vis.data.records import Records
 from sparse_vis.evals.features import AnyArray, as_unit, pool, square_grid
-from sparse_vis.evals.maps.localization import best_token_iou, foreground_ari, mean_known, token_segments
+from sparse_vis.evals.maps.localization import best_overlap, foreground_ari, mean_known, token_segments
 from sparse_vis.evals.pixels.fid import Moments, frechet_distance, to_uint8
 from sparse_vis.evals.pixels.networks import Networks, at_256
-from sparse_vis.evals.pixels.reconstruction import psnr, ssim
+from sparse_vis.evals.pixels.psnr_ssim import psnr, ssim
 from sparse_vis.evals.task import Bench, Reducer, Result, Task
 
 
@@ -27,7 +27,7 @@ def _localized(features: dict, records: Records, networks: Networks) -> dict[str
     segments = token_segments(L, square_grid(L.shape[1]), records.mask.shape[1:])
     return {
         "fg_ari": foreground_ari(segments, records.mask),
-        "best_iou": best_token_iou(segments, records.mask),
+        "best_iou": best_overlap(segments, records.mask),
     }
 
 

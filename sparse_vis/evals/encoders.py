@@ -17,11 +17,12 @@ from sparse_vis import api
 from sparse_vis.config import settings
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import Encoder, as_unit, patches_of
-from sparse_vis.evals.pixels.fid import Moments
 from sparse_vis.interop import hub, mae, step_folder
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
+from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.encoder import Encoder as Vit
 from sparse_vis.models.stellar import Stellar, init_params
+from sparse_vis.ops.moments import Moments
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Features
 
@@ -149,12 +150,11 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
 
     def features(images, wanted):
         out = api.encode(model, params, images)
-        found = {"cls": out.cls, "sparse": out.sparse, "dense": out.dense, "spatial": out.spatial}
-        if "prototype" in wanted:
-            found["prototype"] = nearest(params, out.sparse)
-        if "reconstruction" in wanted:
-            found["reconstruction"] = api.reconstruct(model, params, out)
-        return found
+        more = {
+            "prototype": lambda: nearest(params, out.sparse),
+            "reconstruction": lambda: api.reconstruct(model, params, out),
+        }
+        return {key: more[key]() if key in more else getattr(out, key) for key in wanted}
 
     def decode(S, L):
         side = math.isqrt(L.shape[1]) * model.patch
@@ -162,13 +162,11 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
         return api.reconstruct(model, params, out)
 
     gives = ("cls", "sparse", "dense", "spatial", "prototype", "reconstruction")
-    if model.bottleneck == "dense":  # such a model has queries, but neither trains nor decodes S and L
-        gives = ("cls", "dense", "reconstruction")
     return Encoder(
         name,
         tuple(key for key in gives if key not in absent),
         features,
-        None if absent or "spatial" not in gives else decode,
+        None if absent else decode,
         prototypes=params["sparse_head"]["prototypes"].shape[1],
         about={**about, **checksums(model, params), "patch": model.patch, "tokens": model.encoder.queries},
         absent=absent,
@@ -182,9 +180,8 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
         config: with the backbone's sizes in config.model. backbone: parameters from `read_backbone`.
     """
     m = config.model
-    vit = Vit(
-        m.image_size, m.patch, m.width, m.layers, m.heads, m.mlp_dim, queries=0, dtype=config.eval.dtype
-    )
+    sizes, compute = Sizes(m.width, m.layers, m.heads, m.mlp_dim), Compute(config.eval.dtype)
+    vit = Vit(m.image_size, m.patch, sizes, queries=0, compute=compute)
     params = jax.tree.map(jnp.asarray, {**backbone, "queries": np.zeros((0, m.width), np.float32)})
 
     @jax.jit
@@ -226,11 +223,10 @@ def patch_pca(train: Part, patch: int, width: int) -> Encoder:
 
     @functools.cache
     def components() -> tuple[np.ndarray, np.ndarray]:
-        moments = Moments.empty(3 * patch * patch)
+        found = Moments.empty(3 * patch * patch)
         for records in chosen.batches(100):
-            moments = moments.update(patches_of(records.image, patch).reshape(-1, len(moments.mean)))
-        _, vectors = np.linalg.eigh(moments.scatter)
-        return moments.mean.astype(np.float32), vectors[:, ::-1][:, :width].astype(np.float32)
+            found = found.update(patches_of(records.image, patch))
+        return found.mean.astype(np.float32), found.components(width).astype(np.float32)
 
     def features(images, wanted):
         mean, basis = components()

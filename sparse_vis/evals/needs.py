@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Int
 
-from sparse_vis.data.ahead import load_ahead, usable
 from sparse_vis.data.decode import decode
+from sparse_vis.data.records import load_ahead, usable
 from sparse_vis.data.scenes import SceneSource
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.dataset import Data, Part, about_part

@@ -4,10 +4,10 @@ from sparse_vis.evals.classes.knn import KNN, RETRIEVAL
 from sparse_vis.evals.classes.linear import LINEAR
 from sparse_vis.evals.classes.linear_published import LINEAR_PUBLISHED
 from sparse_vis.evals.columns import LOCALIZATION, RECONSTRUCTION
-from sparse_vis.evals.factors.factorization_task import FACTORIZATION
-from sparse_vis.evals.factors.rate_task import RATE
-from sparse_vis.evals.maps.segmentation_task import SEGMENTATION
-from sparse_vis.evals.pixels.decoder_task import RECONSTRUCTION_PROBE
+from sparse_vis.evals.factors.factorization import FACTORIZATION
+from sparse_vis.evals.factors.rate import RATE
+from sparse_vis.evals.maps.segmentation import SEGMENTATION
+from sparse_vis.evals.pixels.decoder_probe import RECONSTRUCTION_PROBE
 from sparse_vis.evals.scenes import SCENES
 
 TASKS = {

@@ -9,8 +9,8 @@ import argparse
 import pathlib
 import sys
 
-from sparse_vis.data.ahead import ON_ERROR
-from sparse_vis.data.image_file import MAX_PIXELS
+from sparse_vis.data.decode import MAX_PIXELS
+from sparse_vis.data.records import ON_ERROR
 from sparse_vis.interop.load import PLACES
 from sparse_vis.report.contents import make_contents
 from sparse_vis.report.page import GENERATOR, render

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from sparse_vis import api
-from sparse_vis.evals.pixels.reconstruction import psnr
+from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.ops.matching import exact_match
 from sparse_vis.types import Features

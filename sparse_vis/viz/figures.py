@@ -1,4 +1,8 @@
-"""Matplotlib figures from arrays (docs/visualization.md); `pictures` makes their parts."""
+"""Matplotlib figures from arrays (docs/visualization.md); `pictures` makes their parts.
+
+Images are uint8, with sides that are multiples of the patch; reconstructions are in [0, 1]; L are
+localization matrices, of which `grid` is (rows, columns) of the n patches.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +30,18 @@ from sparse_vis.viz.pictures import (
 )
 
 
-def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *, side: float = 0.95) -> Figure:
+def panels(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    *,
+    labels: Sequence[str] = (),
+    side: float = 0.95,
+) -> Figure:
     """A sheet of pictures without axes.
 
     Args:
         rows: pictures, (h, w, 3) uint8 or float in [0, 1], or (h, w), shown in false colours.
-        titles: of the columns. side: of a picture in inches.
+        titles: of the columns. labels: of the rows. side: of a picture in inches.
     """
     figure = Figure(figsize=(side * len(titles), 1.1 * side * len(rows) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
@@ -41,6 +51,8 @@ def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *, side:
             axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=7)
+    for axis, name in zip(axes[:, 0], labels, strict=False):
+        axis.set_ylabel(name, fontsize=7)
     return figure
 
 
@@ -51,13 +63,7 @@ def token_sheet(
     grid: tuple[int, int],
     masks: UInt8[np.ndarray, "N H W"],
 ) -> Figure:
-    """One row per image: image, reconstruction, true masks, argmax L, and each token's localization map.
-
-    Args:
-        images: (N, H, W, 3) uint8. reconstructions: (N, h, w, 3) in [0, 1].
-        L: (N, n, r) localization matrices. grid: (rows, columns) of the n patches.
-        masks: (N, H, W) uint8 instances, 0 for background.
-    """
+    """One row per image: image, reconstruction, true masks (0: background), argmax L, each token's map."""
     tokens = L.shape[-1]
     colours = token_colours(tokens)
     instances = np.array([(1, 1, 1), *matplotlib.colormaps["Set1"].colors])
@@ -81,9 +87,6 @@ def localization_maps(
     """One row per image: the image, overlaid with argmax L, and with each token's map in its colour.
 
     Every map is shown relative to its largest entry.
-
-    Args:
-        images: (N, H, W, 3) uint8, sides multiples of the patch. L: (N, n, r). grid: (rows, columns).
     """
     tokens = range(L.shape[-1])
     rows = [
@@ -95,11 +98,7 @@ def localization_maps(
 
 
 def reconstructions(images: UInt8[np.ndarray, "N H W 3"], decoded: Float[np.ndarray, "N h w 3"]) -> Figure:
-    """Images above, their reconstructions below.
-
-    Args:
-        images: (N, H, W, 3) uint8. decoded: (N, h, w, 3) in [0, 1].
-    """
+    """Images above, their reconstructions below."""
     return panels([list(images), list(decoded)], [f"image {i}" for i in range(len(images))], side=1.2)
 
 
@@ -111,16 +110,12 @@ def matched_tokens(
 ) -> Figure:
     """Two views or images in two rows: the tokens of the first, and below each its match, in the same colour.
 
-    Args:
-        pair: (2, H, W, 3) uint8, sides multiples of the patch. L: (2, n, r) localization matrices.
-        match: (r,) the second's token for each of the first (`ops.matching.exact_match`, `entropic_match`).
-        grid: (rows, columns) of the n patches.
+    `match` is the second's token for each of the first (`ops.matching.exact_match`, `entropic_match`).
     """
     tokens = range(L.shape[-1])
-    order = [np.arange(L.shape[-1]), match]
     rows = [
         [image, *(lay_over(image, token_overlay(maps[:, chosen], token, grid)) for token in tokens)]
-        for image, maps, chosen in zip(pair, L, order, strict=True)
+        for image, maps, chosen in zip(pair, L, (np.array(tokens), match), strict=True)
     ]
     return panels(rows, ["image", *(f"{i} → {j}" for i, j in enumerate(match))])
 
@@ -131,19 +126,10 @@ def features_pca(
     Z: Float[np.ndarray, "N n d"],
     grid: tuple[int, int],
 ) -> Figure:
-    """Images, and below them the first three principal components of U and of Z = L S.
-
-    Args:
-        images: (N, H, W, 3) uint8. U, Z: (N, n, d). grid: (rows, columns) of the n patches.
-    """
-    figure = panels(
-        [list(images), list(pca_colours(U, grid)), list(pca_colours(Z, grid))],
-        [f"image {i}" for i in range(len(images))],
-        side=1.2,
-    )
-    for axis, name in zip(figure.axes[:: len(images)], ("image", "U", "Z = L S"), strict=True):
-        axis.set_ylabel(name, fontsize=8)
-    return figure
+    """Images, and below them the first three principal components of U and of Z = L S."""
+    rows = [list(images), list(pca_colours(U, grid)), list(pca_colours(Z, grid))]
+    titles = [f"image {i}" for i in range(len(images))]
+    return panels(rows, titles, labels=("image", "U", "Z = L S"), side=1.2)
 
 
 def prototype_page(
@@ -157,19 +143,14 @@ def prototype_page(
     """One row per prototype: the images with the highest votes for it, darkened where the vote is low.
 
     Args:
-        images: (N, H, W, 3) uint8, sides multiples of the patch, N ≥ count. L: (N, n, r).
-        p: (N, P, r) probability of P prototypes for every token. grid: (rows, columns) of the n patches.
-        names: of the P prototypes. count: images per row.
+        p: probability of P prototypes for every token. names: of the P prototypes. count: images per row ≤ N.
     """
     rows = []
     for k in range(len(names)):
         votes = prototype_votes(L, p[:, k])
-        overlays = [map_overlay(v.reshape(grid)) for v in votes]
-        rows.append([lay_over(images[i], overlays[i]) for i in strongest(votes, count)])
-    figure = panels(rows, [f"{i + 1}." for i in range(count)])
-    for axis, name in zip(figure.axes[::count], names, strict=True):
-        axis.set_ylabel(name, fontsize=7)
-    return figure
+        best = strongest(votes, count)
+        rows.append([lay_over(images[i], map_overlay(votes[i].reshape(grid))) for i in best])
+    return panels(rows, [f"{i + 1}." for i in range(count)], labels=names)
 
 
 def read_metrics(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -206,11 +187,7 @@ def curve(axis: Axes, steps: np.ndarray, values: np.ndarray, **line) -> None:
 def training_curves(
     metrics: dict[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str], columns: int = 4
 ) -> Figure:
-    """Numbers of a run over its steps, one small plot each.
-
-    Args:
-        metrics: from `read_metrics`. names: keys to plot. columns: plots per row.
-    """
+    """The named numbers of a run (from `read_metrics`) over its steps, one small plot each."""
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(2.4 * columns, 1.8 * lines), layout="constrained")
     for axis, name in zip(figure.subplots(lines, columns, squeeze=False).flat, names, strict=False):

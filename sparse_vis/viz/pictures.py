@@ -1,4 +1,7 @@
-"""Pictures as NumPy arrays, which figures.py arranges in figures and the report shows on a page."""
+"""Pictures as NumPy arrays, which figures.py arranges in figures and the report shows on a page.
+
+Overlays are RGBA, one pixel per patch. `grid` is (rows, columns) of the n patches, in row-major order.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
+
+from sparse_vis.ops.moments import Moments
 
 TINT, SHADE = 0.4, 0.78  # opacity of a token's colour where its map is 1; opacity of black where it is 0
 
@@ -16,25 +21,14 @@ def token_colours(count: int) -> Float[np.ndarray, "count 3"]:
 
 
 def segments(L: Float[np.ndarray, "*N n r"], grid: tuple[int, int]) -> Int[np.ndarray, "*N rows columns"]:
-    """Hard segmentation: the token of largest L at every patch.
-
-    Args:
-        L: (..., n, r) localization matrices. grid: (rows, columns) of the n patches, row-major.
-
-    Returns:
-        (..., rows, columns) int64 in 0 … r−1.
-    """
+    """Hard segmentation: the token of largest L at every patch, 0 … r−1."""
     return L.argmax(axis=-1).reshape(*L.shape[:-2], *grid)
 
 
 def segment_overlay(
     L: Float[np.ndarray, "n r"], grid: tuple[int, int], opacity: float = 0.6
 ) -> UInt8[np.ndarray, "rows columns 4"]:
-    """The hard segmentation in the tokens' colours, as an RGBA overlay of the image.
-
-    Args:
-        L: (n, r) localization matrix. grid: (rows, columns). opacity: from 0 to 1.
-    """
+    """The hard segmentation in the tokens' colours, as an overlay of the image."""
     colours = token_colours(L.shape[-1])[segments(L, grid)]
     alpha = np.full((*grid, 1), opacity)
     return np.uint8(np.round(255 * np.concatenate([colours, alpha], axis=-1)))
@@ -43,11 +37,7 @@ def segment_overlay(
 def map_overlay(
     weights: Float[np.ndarray, "rows columns"], colour: Float[np.ndarray, " 3"] | None = None
 ) -> UInt8[np.ndarray, "rows columns 4"]:
-    """A map as an RGBA overlay of the image: transparent where it is largest, dark where it is 0.
-
-    Args:
-        weights: (rows, columns), not negative. colour: RGB in [0, 1], tint of the transparent part, or None.
-    """
+    """A map as an overlay of the image: transparent, or tinted, where it is largest, dark where it is 0."""
     weights = weights / max(float(weights.max()), 1e-12)
     tint, shade = (0 if colour is None else TINT) * weights, SHADE * (1 - weights)
     rgba = np.zeros((*weights.shape, 4))
@@ -60,22 +50,16 @@ def map_overlay(
 def token_overlay(
     L: Float[np.ndarray, "n r"], token: int, grid: tuple[int, int]
 ) -> UInt8[np.ndarray, "rows columns 4"]:
-    """A token's localization map in its colour, relative to its largest entry, as an overlay of the image.
-
-    Args:
-        L: (n, r). token: index. grid: (rows, columns) of the n patches.
-    """
+    """A token's localization map in its colour, relative to its largest entry, as an overlay of the image."""
     return map_overlay(L[:, token].reshape(grid), token_colours(L.shape[-1])[token])
 
 
 def lay_over(
     image: UInt8[np.ndarray, "H W 3"], overlay: UInt8[np.ndarray, "rows columns 4"], *, smooth: bool = True
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Composite an RGBA overlay, one pixel per patch, over its image.
+    """Composite an overlay over its image, cropped by the caller to the area that the patches cover.
 
-    Args:
-        image: (H, W, 3) uint8, cropped by the caller to the area that the patches cover.
-        overlay: (rows, columns, 4) uint8. smooth: enlarge it bilinearly, else by nearest neighbour.
+    The overlay is enlarged bilinearly if `smooth`, else by nearest neighbour.
     """
     resample = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
     large = Image.fromarray(overlay).resize((image.shape[1], image.shape[0]), resample)
@@ -85,35 +69,23 @@ def lay_over(
 def pca_colours(
     x: Float[np.ndarray, "N n d"], grid: tuple[int, int]
 ) -> Float[np.ndarray, "N rows columns 3"]:
-    """The first three principal components of patch features as red, green and blue.
+    """The first three principal components of patch features (U or Z, d ≥ 3) as red, green and blue.
 
     The components are fitted to all patches of all images, so that colours are comparable between images.
     Each is scaled so that its 1st and 99th percentiles become 0 and 1; its sign makes its largest entry
     positive.
-
-    Args:
-        x: (N, n, d) features, U or Z, d ≥ 3. grid: (rows, columns) of the n patches.
     """
-    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    rows = rows - rows.mean(axis=0)
-    _, axes = np.linalg.eigh(rows.T @ rows)
-    axes = axes[:, :-4:-1]
+    moments = Moments.empty(x.shape[-1]).update(x)
+    axes = moments.components(3)
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(3)])
-    scores = rows @ axes
-    low, high = np.percentile(scores, [1, 99], axis=0)
+    scores = (x.astype(np.float64) - moments.mean) @ axes
+    low, high = np.percentile(scores, [1, 99], axis=(0, 1))
     colours = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
     return colours.astype(np.float32).reshape(len(x), *grid, 3)
 
 
 def prototype_votes(L: Float[np.ndarray, "N n r"], p: Float[np.ndarray, "N r"]) -> Float[np.ndarray, "N n"]:
-    """Vote of every patch for a prototype: the tokens' probabilities, weighted by the patch's row of L.
-
-    Args:
-        L: (N, n, r) localization matrices. p: (N, r) probability of the prototype for every token.
-
-    Returns:
-        (N, n), from 0 to 1.
-    """
+    """Vote of every patch for a prototype, 0 to 1: the tokens' probabilities p of it, weighted by L's row."""
     return np.einsum("inr,ir->in", L, p)
 
 

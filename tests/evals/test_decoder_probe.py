@@ -10,8 +10,9 @@ import torch
 
 from sparse_vis.build import build_model
 from sparse_vis.evals.features import as_unit, patches_of
+from sparse_vis.evals.maps.published_images import published_optimizer
 from sparse_vis.evals.pixels import decoder_probe as dp
-from sparse_vis.evals.pixels.reconstruction import psnr
+from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.runtime.errors import UserError
@@ -29,7 +30,9 @@ def blocks(count, seed, size=16):
 
 def test_pixels_are_learnt_from_features_that_hold_them():
     train, test = blocks(64, 0), blocks(16, 1)
-    probe = dp.DecoderProbe((4, 4), 16, dp.Protocol(learning_rate=3e-3, epochs=40, **SMALL), None, seed=0)
+    probe = dp.DecoderProbe(
+        (4, 4), 16, dp.DecoderProtocol(learning_rate=3e-3, epochs=40, **SMALL), None, seed=0
+    )
     features = {id(x): patches_of(x, 4) for x in (train, test)}
 
     def epoch(number):
@@ -48,12 +51,15 @@ def test_pixels_are_learnt_from_features_that_hold_them():
 
 def test_the_update_is_clipped_adamw_and_leaves_the_position_code():
     # So small a norm that every gradient exceeds it.
-    images, protocol = blocks(4, 2), dp.Protocol(learning_rate=0.01, weight_decay=0.1, clip=1e-3, **SMALL)
+    images, protocol = (
+        blocks(4, 2),
+        dp.DecoderProtocol(learning_rate=0.01, weight_decay=0.1, clip=1e-3, **SMALL),
+    )
     Z, true = jnp.asarray(patches_of(images, 4)), jnp.asarray(as_unit(images))
     probe = dp.DecoderProbe((4, 4), 16, protocol, None, seed=3)
     probe.learn(Z, images)  # makes the decoder
     params = first = probe.decoder.init(jax.random.key(3), Z, (4, 4))["params"]
-    state = dp._optimizer(protocol).init(params)
+    state = published_optimizer(protocol).init(params)
     ours = torch.nn.Parameter(torch.tensor(np.array(params["pixel_kernel"])))
     theirs = torch.optim.AdamW([ours], lr=0.01, weight_decay=0.1)
     loss = jax.grad(lambda p: jnp.mean((probe.decoder.apply({"params": p}, Z, (4, 4)) - true) ** 2))
@@ -84,7 +90,7 @@ def test_codes_are_learnt_and_decoded():
     module, params = load_tokenizer(TOKENIZER)
     images = blocks(4, 5, size=64)
     codes = np.asarray(dp._target(params, as_unit(images), module, (4, 4)))
-    protocol = dp.Protocol(learning_rate=1e-2, epochs=60, **SMALL)
+    protocol = dp.DecoderProtocol(learning_rate=1e-2, epochs=60, **SMALL)
     probe = dp.DecoderProbe((4, 4), 64, protocol, (module, params), seed=0)
     Z = np.eye(128, dtype=np.float32)[codes]  # features that say which code it is
     losses = dp.fit(probe, lambda number: [(Z, images)])
@@ -95,8 +101,8 @@ def test_codes_are_learnt_and_decoded():
 
 @pytest.mark.fast
 def test_bad_input_is_named():
-    probe = dp.DecoderProbe((4, 4), 16, dp.Protocol(epochs=1, **SMALL), None, seed=0)
+    probe = dp.DecoderProbe((4, 4), 16, dp.DecoderProtocol(epochs=1, **SMALL), None, seed=0)
     with pytest.raises(UserError, match="no training batches"):
         dp.fit(probe, lambda number: [])
     with pytest.raises(UserError, match="images of 18 px are no multiple of 4 patches"):
-        dp.DecoderProbe((4, 4), 18, dp.Protocol(), None, seed=0)
+        dp.DecoderProbe((4, 4), 18, dp.DecoderProtocol(), None, seed=0)

@@ -11,10 +11,10 @@ from sparse_vis.evals.factors.factorization import (
     equivariance,
     invariance,
     matches,
-    move_token,
     position_leak,
     seen_through,
 )
+from sparse_vis.ops.token_maps import move_token
 
 pytestmark = pytest.mark.fast
 SIDE, PATCH, GRID = 48, 6, (8, 8)

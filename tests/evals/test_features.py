@@ -10,7 +10,7 @@ from sparse_vis.data.records import in_batches
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.encoders import mean_colour, patch_pca, raw_pixels
 from sparse_vis.evals.features import Encoder, encode, pool, square_grid
-from sparse_vis.evals.pixels.reconstruction import psnr
+from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.runtime.errors import UserError
 from tests.evals.pictures import Pictures
 

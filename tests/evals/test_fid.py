@@ -8,7 +8,9 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from scipy.stats import ortho_group
 
-from sparse_vis.evals.pixels.fid import Moments, frechet_distance, image_moments, protocol_crop, to_uint8
+from sparse_vis.evals.pixels.fid import frechet_distance, protocol_crop, to_uint8
+from sparse_vis.evals.pixels.networks import Networks, at_256
+from sparse_vis.ops.moments import Moments
 from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -85,7 +87,7 @@ def test_protocol_crop_is_pillows():
     np.testing.assert_array_equal(to_uint8(np.float32([-0.1, 0, 0.5019, 0.99, 1.2])), [0, 0, 128, 252, 255])
 
 
-def test_moments_of_images():
+def test_moments_of_images(monkeypatch):
     rng = np.random.default_rng(9)
     images = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((40, 30), (256, 256), (300, 280))]
     shapes = []
@@ -94,7 +96,9 @@ def test_moments_of_images():
         shapes.append(batch.shape)
         return batch.mean(axis=(1, 2))
 
-    found = image_moments(features, iter(images), 2)
+    networks = Networks("", "", "", 2)
+    monkeypatch.setattr(networks, "_inception", features)
+    found = Moments.empty(3).update(networks.inception(at_256(images)))
     expected = np.stack([protocol_crop(image).mean(axis=(0, 1)) for image in images])
     assert shapes == [(2, 256, 256, 3)] * 2 and found.count == 3
     np.testing.assert_allclose(found.mean, expected.mean(axis=0), rtol=1e-12)
@@ -109,5 +113,5 @@ def test_bad_input_is_refused():
         frechet_distance(moments(rows), moments(rows[:, :3]))
     with pytest.raises(UserError, match="not finite"):
         moments(np.full((2, 4), np.nan))
-    with pytest.raises(UserError, match="no images"):
-        image_moments(lambda batch: batch, [], 2)
+    with pytest.raises(UserError, match="at least 2 images a set, these have 0 and 3"):
+        frechet_distance(Moments.empty(4).update(rows[:0]), moments(rows))

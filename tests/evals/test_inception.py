@@ -15,8 +15,7 @@ from torch.nn import functional
 from sparse_vis.evals.columns import compared, quality
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.pixels.inception import tf1_bilinear_matrix
-from sparse_vis.evals.pixels.metric_weights import load_inception
-from sparse_vis.evals.pixels.networks import Networks
+from sparse_vis.evals.pixels.networks import Networks, load_inception
 from sparse_vis.runtime.errors import UserError
 from tests.evals.pictures import Pictures
 

@@ -57,7 +57,7 @@ def test_best_iou_equals_the_loop():
             for i in np.unique(t[t > 0])
         ]
         expected.append(np.mean(ious))
-    np.testing.assert_allclose(loc.best_token_iou(pred, true), expected, rtol=1e-12)
+    np.testing.assert_allclose(loc.best_overlap(pred, true), expected, rtol=1e-12)
 
 
 def test_best_iou_of_known_masks():
@@ -66,15 +66,15 @@ def test_best_iou_of_known_masks():
     true[1, :2, :2] = 1
     pred = np.zeros((3, 4, 4), int)
     pred[0, :2], pred[0, 2:] = 5, 2
-    np.testing.assert_allclose(loc.best_token_iou(pred, true), [1, 0.25, np.nan])
+    np.testing.assert_allclose(loc.best_overlap(pred, true), [1, 0.25, np.nan])
     assert loc.mean_best_overlap(pred, true) == pytest.approx(0.625)
     assert np.isnan(loc.mean_best_overlap(pred[2:], true[2:]))
 
 
 def test_masks_may_be_of_any_integer_type():
     pred, true = masks(4)
-    small = loc.best_token_iou(pred.astype(np.uint8), true.astype(np.uint8))
-    np.testing.assert_array_equal(small, loc.best_token_iou(pred, true))
+    small = loc.best_overlap(pred.astype(np.uint8), true.astype(np.uint8))
+    np.testing.assert_array_equal(small, loc.best_overlap(pred, true))
 
 
 def test_segments_equal_an_independent_bilinear_argmax(monkeypatch):

@@ -10,8 +10,7 @@ from safetensors.numpy import save_file
 from torch.nn import functional
 
 from sparse_vis.evals.columns import compared
-from sparse_vis.evals.pixels.metric_weights import load_lpips
-from sparse_vis.evals.pixels.networks import Networks
+from sparse_vis.evals.pixels.networks import Networks, load_lpips
 from sparse_vis.runtime.errors import UserError
 
 SHAPES = {

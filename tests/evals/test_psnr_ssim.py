@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from sparse_vis.evals.pixels import reconstruction as rec
+from sparse_vis.evals.pixels import psnr_ssim as rec
 from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast

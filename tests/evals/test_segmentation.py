@@ -9,9 +9,9 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from sparse_vis.evals.maps import miou
 from sparse_vis.evals.maps import segmentation as seg
-from sparse_vis.evals.maps import segmentation_head as seg_head
+from sparse_vis.evals.maps.label_maps import IGNORE
+from sparse_vis.evals.maps.published_images import published_optimizer
 from sparse_vis.runtime.errors import UserError
 
 
@@ -20,11 +20,11 @@ def test_confusion_and_miou_equal_sklearn():
     rng = np.random.default_rng(0)
     true = rng.integers(0, 5, (3, 8, 9)).astype(np.uint8)
     predicted = np.where(rng.random(true.shape) < 0.6, true, rng.integers(0, 5, true.shape))
-    true[rng.random(true.shape) < 0.2] = miou.IGNORE
-    kept = true != miou.IGNORE
-    matrix = miou.confusion(predicted, true, 5)
+    true[rng.random(true.shape) < 0.2] = IGNORE
+    kept = true != IGNORE
+    matrix = seg.confusion(predicted, true, 5)
     np.testing.assert_array_equal(matrix, confusion_matrix(true[kept], predicted[kept], labels=range(5)))
-    mean, iou = miou.mean_iou(matrix)
+    mean, iou = seg.mean_iou(matrix)
     np.testing.assert_allclose(iou, jaccard_score(true[kept], predicted[kept], average=None), rtol=1e-12)
     assert mean == pytest.approx(jaccard_score(true[kept], predicted[kept], average="macro"), rel=1e-12)
 
@@ -32,11 +32,11 @@ def test_confusion_and_miou_equal_sklearn():
 @pytest.mark.fast
 def test_miou_by_hand():
     true, predicted = np.array([0, 0, 1, 255, 0]), np.array([0, 2, 1, 3, 0])
-    mean, iou = miou.mean_iou(miou.confusion(predicted, true, 5))
+    mean, iou = seg.mean_iou(seg.confusion(predicted, true, 5))
     # Class 2 was only predicted: IoU 0, it counts. Classes 3 (on an ignored pixel) and 4 do not occur.
     np.testing.assert_allclose(iou, [2 / 3, 1, 0, np.nan, np.nan])
     assert mean == pytest.approx(5 / 9)
-    assert np.isnan(miou.mean_iou(np.zeros((3, 3), np.int64))[0])
+    assert np.isnan(seg.mean_iou(np.zeros((3, 3), np.int64))[0])
 
 
 @pytest.mark.fast
@@ -44,14 +44,14 @@ def test_batch_scores_by_hand():
     true = np.array([[[0, 0, 1, 255]], [[255, 255, 255, 255]], [[2, 2, 1, 1]], [[1, 1, 255, 1]]])
     predicted = np.array([[[0, 1, 1, 3]], [[0, 0, 0, 0]], [[2, 2, 1, 1]], [[1, 1, 0, 1]]])
     # One image a batch: IoU ½ and ½ (accuracy ⅔), none, 1 and 1, 1. Classes that do not occur do not count.
-    assert miou.batch_scores(predicted, true, 4, 1) == pytest.approx(
+    assert seg.batch_scores(predicted, true, 4, 1) == pytest.approx(
         {"macro_jaccard": 2.5 / 3, "accuracy": (2 / 3 + 2) / 3}
     )
     # Three together: class 0 ½, class 1 ¾, class 2 1; then the last alone. Both batches count alike.
-    assert miou.batch_scores(predicted, true, 4, 3) == pytest.approx(
+    assert seg.batch_scores(predicted, true, 4, 3) == pytest.approx(
         {"macro_jaccard": (0.75 + 1) / 2, "accuracy": (6 / 7 + 1) / 2}
     )
-    assert np.isnan(list(miou.batch_scores(predicted[1:2], true[1:2], 4, 1).values())).all()
+    assert np.isnan(list(seg.batch_scores(predicted[1:2], true[1:2], 4, 1).values())).all()
 
 
 def test_the_published_head_is_torchs():
@@ -69,7 +69,7 @@ def test_the_published_head_is_torchs():
         labels = rng.choice([0, 1, 2, 3, 255], (3, 10, 7)).astype(np.uint8)
         if step == 0:
             labels[1] = 255
-            probe.learn(seg_head.Tokens(x), labels)  # makes the weights, which torch takes over
+            probe.learn(seg.HeadInput(x), labels)  # makes the weights, which torch takes over
             weights = probe.variables["params"]["Dense_0"]
             with torch.no_grad():
                 linear.weight.copy_(torch.tensor(np.array(weights["kernel"]).T[..., None, None]))
@@ -79,8 +79,8 @@ def test_the_published_head_is_torchs():
             scale = {"BatchNorm_0": {"scale": jnp.ones(width), "bias": jnp.zeros(width)}}
             params = probe.variables["params"] | scale
             probe.variables = {"params": params, "batch_stats": fresh}
-            probe._state = seg._optimizer(probe.protocol).init(params)
-        loss = probe.learn(seg_head.Tokens(x), labels)
+            probe._state = published_optimizer(probe.protocol).init(params)
+        loss = probe.learn(seg.HeadInput(x), labels)
         image = torch.tensor(x).permute(0, 2, 1).reshape(3, width, *grid)
         y = torch.tensor(labels[:, None].astype(np.float32))
         y = torch.nn.functional.interpolate(y, grid, mode="nearest")[:, 0].long()
@@ -103,7 +103,7 @@ def test_the_published_head_is_torchs():
     np.testing.assert_allclose(probe.variables["params"]["Dense_0"]["kernel"], kernel, atol=1e-5)
     norm.eval(), linear.eval()
     found = linear(norm(image)).argmax(1)
-    np.testing.assert_array_equal(probe.predict(seg_head.Tokens(x), grid), found)
+    np.testing.assert_array_equal(probe.predict(seg.HeadInput(x), grid), found)
 
 
 @pytest.mark.fast
@@ -111,10 +111,10 @@ def test_loss_equals_torch():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(2, 5, 6, 4)).astype(np.float32) * 3
     labels = rng.integers(0, 4, (2, 5, 6))
-    labels[:, 1:3] = miou.IGNORE
+    labels[:, 1:3] = IGNORE
     x, y = torch.tensor(logits).permute(0, 3, 1, 2), torch.tensor(labels)
     entropy = torch.nn.functional.cross_entropy(x, y, ignore_index=255)
-    assert float(seg_head.segmentation_loss(jnp.asarray(logits), jnp.asarray(labels), 0.0)) == pytest.approx(
+    assert float(seg.segmentation_loss(jnp.asarray(logits), jnp.asarray(labels), 0.0)) == pytest.approx(
         float(entropy), rel=1e-6
     )
     keep = y != 255
@@ -125,7 +125,7 @@ def test_loss_equals_torch():
         for c in range(4)
     ]
     expected = float(entropy) + 0.5 * (1 - float(sum(scores)) / 4)
-    got = seg_head.segmentation_loss(jnp.asarray(logits), jnp.asarray(labels), 0.5)
+    got = seg.segmentation_loss(jnp.asarray(logits), jnp.asarray(labels), 0.5)
     assert float(got) == pytest.approx(expected, rel=1e-6)
 
 
@@ -135,7 +135,7 @@ def test_interpolation_equals_torch(size):
     logits = np.random.default_rng(2).normal(size=(2, 6, 4)).astype(np.float32)
     image = torch.tensor(logits).reshape(2, 3, 2, 4).permute(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(image, size, mode="bilinear", align_corners=False)
-    got = seg_head.pixel_logits(jnp.asarray(logits), None, (3, 2), size)
+    got = seg.pixel_logits(jnp.asarray(logits), None, (3, 2), size)
     np.testing.assert_allclose(got, expected.permute(0, 2, 3, 1), atol=1e-5)
 
 
@@ -144,7 +144,7 @@ def test_factors_spread_probabilities():
     # Two tokens, each sure of its class; a patch that is 70 % token 0 is class 0 with probability 0.7.
     logits = jnp.array([[[20.0, 0.0], [0.0, 20.0]]])
     L = jnp.array([[[0.7, 0.3], [0.1, 0.9]]])
-    got = np.exp(seg_head.pixel_logits(logits, L, (1, 2), (1, 4)))
+    got = np.exp(seg.pixel_logits(logits, L, (1, 2), (1, 4)))
     at = np.array([0.7, 0.55, 0.25, 0.1])  # pixel centres at -1/4, 1/4, 3/4 and 5/4 patches, edges held
     np.testing.assert_allclose(got[0, 0], np.stack([at, 1 - at], -1), atol=1e-5)
 
@@ -159,7 +159,7 @@ def toy(count, seed):
     L = (mine * 0.85 + 0.05).reshape(count, 16, 3)
     labels = true.repeat(3, axis=1).repeat(3, axis=2).astype(np.uint8)
     # Interpolation blurs borders between patches, so only the pixel at the centre of a patch is judged.
-    judged = np.full_like(labels, miou.IGNORE)
+    judged = np.full_like(labels, IGNORE)
     judged[:, 1::3, 1::3] = labels[:, 1::3, 1::3]
     return {"sparse": S.astype(np.float32), "spatial": L.astype(np.float32)}, judged
 
@@ -172,35 +172,35 @@ def test_head_learns_classes_from_the_factors_alone(protocol):
     quick = dataclasses.replace(protocol, learning_rate=0.03, dtype="float32")
     if protocol.at == "logits":  # of a 3x3 patch the first pixel is the nearest
         labels = labels[:, 1::3, 1::3].repeat(3, axis=1).repeat(3, axis=2)
-    tokens, held_out = seg_head.variants(train)["SL"], seg_head.variants(test)["SL"]
+    tokens, held_out = seg.variants(train)["SL"], seg.variants(test)["SL"]
     probe = seg.Probe((4, 4), 3, quick)
     losses = [probe.learn(tokens, labels) for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
     for i, j in ((0, 10), (10, 24)):
-        probe.judge(seg_head.Tokens(held_out.x[i:j], held_out.L[i:j]), test_labels[i:j])
-    assert probe.matrix.sum() == (test_labels != miou.IGNORE).sum()
-    assert miou.mean_iou(probe.matrix)[0] > 0.9
+        probe.judge(seg.HeadInput(held_out.x[i:j], held_out.L[i:j]), test_labels[i:j])
+    assert probe.matrix.sum() == (test_labels != IGNORE).sum()
+    assert seg.mean_iou(probe.matrix)[0] > 0.9
     # Tokens without their places say nothing: the same head on a flat L is at chance.
     probe.matrix[:] = 0
-    probe.judge(seg_head.Tokens(held_out.x, np.full_like(held_out.L, 1 / 3)), test_labels)
-    assert miou.mean_iou(probe.matrix)[0] < 0.4
+    probe.judge(seg.HeadInput(held_out.x, np.full_like(held_out.L, 1 / 3)), test_labels)
+    assert seg.mean_iou(probe.matrix)[0] < 0.4
 
 
 @pytest.mark.fast
 def test_variants_follow_what_the_encoder_gives():
     train, _ = toy(2, 2)
-    found = seg_head.variants(train | {"dense": np.ones((2, 16, 5))})
+    found = seg.variants(train | {"dense": np.ones((2, 16, 5))})
     assert list(found) == ["U", "Z", "SL"]
     np.testing.assert_allclose(
         found["Z"].x, np.einsum("bnr,brd->bnd", train["spatial"], train["sparse"]), rtol=1e-5
     )
     assert found["U"].L is None and found["Z"].L is None
-    assert list(seg_head.variants({"dense": train["sparse"]})) == ["U"]
+    assert list(seg.variants({"dense": train["sparse"]})) == ["U"]
 
 
 @pytest.mark.fast
 def test_bad_input_is_named():
-    tokens = seg_head.Tokens(np.zeros((2, 6, 3), np.float32))
+    tokens = seg.HeadInput(np.zeros((2, 6, 3), np.float32))
     with pytest.raises(UserError, match="patches do not fit 2 label maps and the grid 2x2"):
         seg.Probe((2, 2), 3).learn(tokens, np.zeros((2, 4, 4), int))
     with pytest.raises(UserError, match="labels go from 0 to 3; with 3 classes"):

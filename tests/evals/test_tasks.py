@@ -12,13 +12,13 @@ from sparse_vis.data.decode import to_square
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.classes.logistic import SweepProtocol
 from sparse_vis.evals.dataset import Data, Part
-from sparse_vis.evals.factors import factorization_task, rate_task
+from sparse_vis.evals.factors import factorization, rate
 from sparse_vis.evals.features import Encoder, as_unit, patches_of
-from sparse_vis.evals.maps import segmentation_task
+from sparse_vis.evals.maps import segmentation
 from sparse_vis.evals.maps.label_maps import centre_square, check_maps, label_map
 from sparse_vis.evals.maps.published_images import random_cuts
 from sparse_vis.evals.pixels.networks import Networks
-from sparse_vis.evals.pixels.reconstruction import psnr
+from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.evals.task import Bench
 from sparse_vis.evals.tasks import TASKS
 from sparse_vis.runtime.errors import UserError
@@ -73,7 +73,7 @@ def test_factorization_of_an_encoder_that_factorizes():
     images, which = mosaics(40, 0)
     labels = which[:, 0, 0]  # the colour of a corner: L knows it
     bench = bench_of(ideal(), Pictures(images, labels), Pictures(*(a[:16] for a in (images, labels))))
-    found = factorization_task.FACTORIZATION.measure(bench, default_config())
+    found = factorization.FACTORIZATION.measure(bench, default_config())
     values = {name: (m["value"], m["compared_with"]) for name, m in found.metrics.items()}
     assert found.absent == {}
     assert values["S of a view"] == pytest.approx((1, 1))
@@ -103,7 +103,7 @@ def test_a_swapped_token_is_found_again_by_an_encoder_that_looks():
         return (L @ S).reshape(-1, 4, 4, 3).repeat(PATCH, axis=1).repeat(PATCH, axis=2)
 
     encoder = Encoder("halves", ("sparse", "spatial", "dense"), features, decode)
-    found = factorization_task.FACTORIZATION.measure(
+    found = factorization.FACTORIZATION.measure(
         bench_of(encoder, Pictures(images), Pictures(images)), default_config()
     )
     swap = found.metrics["S after a swapped token"]
@@ -115,7 +115,7 @@ def test_a_swapped_token_is_found_again_by_an_encoder_that_looks():
 def test_rate_of_an_encoder_that_factorizes():
     images, which = mosaics(60, 1)
     parts = [Pictures(images[:40], which[:40, 0, 0]), Pictures(images[40:], which[40:, 0, 0])]
-    found = rate_task.RATE.measure(bench_of(ideal(), *parts), default_config())
+    found = rate.RATE.measure(bench_of(ideal(), *parts), default_config())
     rows = found.metrics
     assert list(rows) == ["float32", "float16", "int8", "int8, top 2", "int8, top 1", "U, float32"]
     assert rows["float32"]["bytes"] == 4 * (3 * 3 + 16 * 3) and rows["int8, top 1"]["bytes"] == 15 + 32
@@ -132,7 +132,7 @@ def test_the_linear_decoder_by_hand():
     rng = np.random.default_rng(0)
     train, test = (rng.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8) for n in (60, 20))
     pixels = [patches_of(images, 8) for images in (train, test)]
-    perfect = rate_task.linear_psnr(pixels[0], train, pixels[1], test)
+    perfect = rate.linear_psnr(pixels[0], train, pixels[1], test)
     assert perfect > 45
     nothing = [np.ones((len(x), 4, 1), np.float32) for x in (train, test)]
     mean = pixels[0].reshape(-1, 192).mean(0)
@@ -140,7 +140,7 @@ def test_the_linear_decoder_by_hand():
         np.broadcast_to(mean.reshape(8, 8, 3), (2, 2, 8, 8, 3)).transpose(0, 2, 1, 3, 4).reshape(16, 16, 3)
     )
     expected = psnr(np.broadcast_to(guess, test.shape), as_unit(test)).mean()
-    assert rate_task.linear_psnr(nothing[0], train, nothing[1], test) == pytest.approx(expected, abs=1e-3)
+    assert rate.linear_psnr(nothing[0], train, nothing[1], test) == pytest.approx(expected, abs=1e-3)
 
 
 def write_folder(folder, count, seed):
@@ -162,8 +162,8 @@ def write_folder(folder, count, seed):
 
 def test_segmentation_from_colours(tmp_path, monkeypatch):
     for name in ("PUBLISHED", "LINEAR"):  # a few steps at a larger rate
-        quick = dataclasses.replace(getattr(segmentation_task, name), learning_rate=0.05)
-        monkeypatch.setattr(segmentation_task, name, quick)
+        quick = dataclasses.replace(getattr(segmentation, name), learning_rate=0.05)
+        monkeypatch.setattr(segmentation, name, quick)
     source = write_folder(tmp_path, 12, 0)
 
     def colours(images, wanted):
@@ -178,7 +178,7 @@ def test_segmentation_from_colours(tmp_path, monkeypatch):
     for name, features in (("colours", colours), ("blind", blind)):
         encoder = Encoder(name, ("dense",), features)
         bench = bench_of(encoder, source, source, masks=tmp_path / "maps", classes=3)
-        found[name] = segmentation_task.SEGMENTATION.measure(bench, config)
+        found[name] = segmentation.SEGMENTATION.measure(bench, config)
     assert list(found["colours"].metrics) == ["U, published", "U, linear"]
     scores = {name: result.metrics["U, published"]["miou"] for name, result in found.items()}
     assert scores["colours"] > 0.8 and scores["blind"] < 0.3

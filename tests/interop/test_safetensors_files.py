@@ -12,11 +12,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from sparse_vis.evals.pixels import metric_weights
+from sparse_vis.evals.pixels import networks
+from sparse_vis.interop.formats import write_safetensors
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.mae import find_file, read_backbone
 from sparse_vis.interop.maskgit import load_tokenizer
-from sparse_vis.interop.safetensors_files import write_safetensors
 from sparse_vis.interop.tensors import check_tensors, read_tensors
 from sparse_vis.runtime.errors import UserError
 from tests.interop.mae_config import config_of
@@ -83,7 +83,7 @@ def test_the_metric_networks_files_are_checked_too(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"heads\.safetensors holds NaN .*lin3\.model\.1\.weight: 1 of 256.*LPIPS v0\.1"
     ):
-        metric_weights._read(tmp_path / "heads.safetensors", shapes, (), metric_weights.HEADS)
+        networks._read(tmp_path / "heads.safetensors", shapes, (), networks.HEADS)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])

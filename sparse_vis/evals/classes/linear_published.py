@@ -18,17 +18,18 @@ from ml_collections import ConfigDict
 from sparse_vis.evals.features import POOLED, AnyArray, Regrouped, as_unit, check_labels
 from sparse_vis.evals.maps.published_images import (
     ABOUT,
+    OPTIMIZER,
     centre_cuts,
     departures,
     epoch_order,
     label,
+    published_optimizer,
     random_cuts,
     squares,
 )
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.models.linear import uniform_linear
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.train.optimizer import make_optimizer
 
 Encode = Callable[[AnyArray], AnyArray]
 READS = ("sparse", "dense", "cls")  # the first of these that an encoder gives is used
@@ -98,7 +99,7 @@ def published_linear(
     Raises:
         UserError: no training or no test batches, or labels out of range.
     """
-    head, optimizer = Head(classes, protocol.dtype), _optimizer(protocol)
+    head, optimizer = Head(classes, protocol.dtype), published_optimizer(protocol)
     params, state, losses = None, None, []
     for epoch in range(protocol.epochs):
         batches = []
@@ -142,11 +143,6 @@ def _test(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[flo
     return float(hits[0] / count), float(hits[1] / count)
 
 
-def _optimizer(protocol: Protocol) -> optax.GradientTransformation:
-    rate = optax.constant_schedule(protocol.learning_rate)
-    return make_optimizer(rate, weight_decay=protocol.weight_decay, b1=0.9, b2=0.999, clip=protocol.clip)
-
-
 @partial(jax.jit, static_argnames=("head", "protocol"))
 def _update(params: dict, state, tokens: Array, labels: Array, head: Head, protocol: Protocol):
     def loss(params):
@@ -154,7 +150,7 @@ def _update(params: dict, state, tokens: Array, labels: Array, head: Head, proto
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     value, gradient = jax.value_and_grad(loss)(params)
-    change, state = _optimizer(protocol).update(gradient, state, params)
+    change, state = published_optimizer(protocol).update(gradient, state, params)
     return optax.apply_updates(params, change), state, value
 
 
@@ -197,8 +193,8 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
 def _settings(config: ConfigDict) -> dict:
     chosen = _protocol(config)
-    return {**dataclasses.asdict(chosen), "schedule": "constant", "betas": (0.9, 0.999), "eps": 1e-8,
-            "layer_norm_eps": 1e-5, "images": ABOUT, "departures": departures(chosen)}  # fmt: skip
+    about = {"layer_norm_eps": 1e-5, "images": ABOUT, "departures": departures(chosen)}
+    return {**dataclasses.asdict(chosen), **OPTIMIZER, **about}
 
 
 LINEAR_PUBLISHED = Task(_measure, ("label",), READS, lambda data: {}, _settings, least=(2, 1))

@@ -6,19 +6,32 @@ read from the other, and whether edits of L or S have the intended effect on the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sparse_vis.evals.features import AnyArray
+from sparse_vis.evals.columns import at_size
+from sparse_vis.evals.dataset import Part, no_classes
+from sparse_vis.evals.features import AnyArray, square_grid
 from sparse_vis.evals.maps.localization import bilinear_weights
+from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.ops.matching import exact_match
+from sparse_vis.ops.token_maps import move_token
+from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.views.crops import crop_and_flip, sample_box
+
+TRAIN_IMAGES, TEST_IMAGES = 2000, 500  # at most, evenly spread
+SCALE, ASPECT = (0.36, 1.0), (3 / 4, 4 / 3)  # of the views, as of the global views in pretraining
+SHIFT = 4  # maps are moved right by 1/SHIFT of the grid
 
 
 @dataclass(frozen=True)
@@ -41,18 +54,19 @@ def matches(S: Float[AnyArray, "N r d"], other: Float[AnyArray, "N r d"]) -> Int
     return np.asarray(jax.jit(exact_match)(S, other))
 
 
+def cosine(a: Float[AnyArray, "N r d"], b: Float[AnyArray, "N r d"]) -> float:
+    """Mean cosine between tokens of the same number."""
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return float(np.mean(np.sum(a * b, axis=-1) / np.maximum(norms, 1e-12)))
+
+
 def matched_cosine(S: Float[AnyArray, "N r d"], other: Float[AnyArray, "N r d"]) -> float:
     """Mean cosine between tokens and their partners."""
-    partners = np.take_along_axis(np.asarray(other), matches(S, other)[..., None], axis=1)
-    norms = np.linalg.norm(S, axis=-1) * np.linalg.norm(partners, axis=-1)
-    return float(np.mean(np.sum(S * partners, axis=-1) / np.maximum(norms, 1e-12)))
+    return cosine(S, np.take_along_axis(np.asarray(other), matches(S, other)[..., None], axis=1))
 
 
 def invariance(S: Float[AnyArray, "N r d"], of_views: Float[AnyArray, "N r d"]) -> dict[str, float]:
-    """How similar S of an image is to S of its view, compared with the view of another image.
-
-    Args:
-        S: (N, r, d) tokens of N >= 2 images. of_views: (N, r, d) tokens of one view of each.
+    """How similar S of an image is to S of its view, and to S of another image's view (N ≥ 2).
 
     Returns:
         `S_same_image` and `S_other_image`, mean cosines of matched tokens.
@@ -64,14 +78,9 @@ def invariance(S: Float[AnyArray, "N r d"], of_views: Float[AnyArray, "N r d"]) 
 def seen_through(
     L: Float[AnyArray, "n r"], crop: Crop, side: int, patch: int, view_side: int
 ) -> Float[np.ndarray, "m r"]:
-    """L of an image, sampled at the patch centres of a view of it (bilinear, edge values extended).
+    """L of a square image, sampled at the centres of a view's m patches (bilinear, edge values extended).
 
-    Args:
-        L: (n, r) localization matrix of a square image. crop: the view. side: of the image in pixels.
-        patch: side of a patch. view_side: of the view in pixels.
-
-    Returns:
-        (m, r), m the patches of the view; rows sum to one.
+    `side`, `patch` and `view_side` are the sides of image, patch and view in pixels.
     """
     grid, cells = side // patch, view_side // patch
     centre = (np.arange(cells) + 0.5) * patch - 0.5
@@ -98,14 +107,12 @@ def equivariance(
     """Whether L of a view equals L of the image seen through the view's crop.
 
     Args:
-        L: of N images. of_views: of one view of each. match: for each token of an image, the view's token.
-        crops: of the views. side, patch, view_side: sides of image, patch and view in pixels.
+        match: for each token of an image, the view's token. side, patch, view_side: as in `seen_through`.
 
     Returns:
         `L_moved`, the mean over patches of sum_k min(expected, found), from 0 to 1; `L_unmoved`, the same if
         the crop is ignored; `L_other_crop`, the same with another image's crop.
     """
-    whole = Crop(0, 0, side, side, flip=False)
 
     def overlap(known: list[Crop]) -> float:
         shares = []
@@ -114,6 +121,7 @@ def equivariance(
             shares.append(np.minimum(expected, view[:, order]).sum(-1).mean())
         return float(np.mean(shares))
 
+    whole = Crop(0, 0, side, side, flip=False)
     return {
         "L_moved": overlap(crops),
         "L_unmoved": overlap([whole] * len(crops)),
@@ -163,27 +171,6 @@ def class_leak(
     return float(probe.score(flat[1], test_y))
 
 
-def move_token(
-    L: Float[AnyArray, "n r"], token: int, shift: tuple[int, int], grid: tuple[int, int]
-) -> Float[np.ndarray, "n r"]:
-    """L with one token's map moved by whole patches; the others share the rest in their old proportions.
-
-    Args:
-        L: (n, r). token: index of the token to move. shift: patches (down, right); what leaves the image is
-            lost. grid: patches down and across.
-    """
-    L, (rows, columns) = np.asarray(L, np.float64), grid
-    moved, (down, right) = np.zeros(grid), shift
-    source = L[:, token].reshape(grid)
-    into = np.s_[max(down, 0) : rows + min(down, 0), max(right, 0) : columns + min(right, 0)]
-    out_of = np.s_[max(-down, 0) : rows - max(down, 0), max(-right, 0) : columns - max(right, 0)]
-    moved[into] = source[out_of]
-    rest = np.delete(L, token, axis=1)
-    rest = np.maximum(rest, 1e-6)  # where the token had all the weight, the others share evenly
-    rest *= (1 - moved.reshape(-1, 1)) / rest.sum(-1, keepdims=True)
-    return np.insert(rest, token, moved.ravel(), axis=1)
-
-
 def edit_fidelity(
     S: Float[AnyArray, "N r d"],
     L: Float[AnyArray, "N n r"],
@@ -195,8 +182,7 @@ def edit_fidelity(
     """Whether encoding the reconstruction of edited tokens gives the edited tokens again.
 
     Args:
-        S, L: of N images. edited_S, edited_L: after the edit. encode: images -> (S, L).
-        decode: (S, L) -> images.
+        encode: images -> (S, L). decode: (S, L) -> images.
 
     Returns:
         `S_edited` and `S_before`: mean cosine of the tokens found with the edited and with the original ones.
@@ -207,12 +193,117 @@ def edit_fidelity(
     order = matches(edited_S, found_S)
     found_S = np.take_along_axis(found_S, order[..., None], axis=1)
     found_L = np.take_along_axis(found_L, order[:, None], axis=2)
-
-    def cosine(a, b):
-        return float(np.mean(np.sum(a * b, -1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))))
-
     return {
         "S_edited": cosine(found_S, edited_S), "S_before": cosine(found_S, S),
         "L_edited": float(np.minimum(found_L, edited_L).sum(-1).mean()),
         "L_before": float(np.minimum(found_L, L).sum(-1).mean()),
     }  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def random_view(key, image, size: int):
+    """A random crop of an image, resized to `size`, and its box and flip."""
+    box_key, flip_key = jax.random.split(key)
+    box = sample_box(box_key, *jnp.asarray(image.shape[:2], jnp.int32), SCALE, ASPECT)
+    flip = jax.random.bernoulli(flip_key, np.float32(0.5))
+    return crop_and_flip(image, box, flip, size), box, flip
+
+
+def factors(bench: Bench, part: Part, count: int, *more: str) -> dict[str, np.ndarray]:
+    """S, L, further features, images and labels of at most `count` images of a part, evenly spread."""
+    part = part.every(-(-len(part) // count))
+    kept: dict[str, list[np.ndarray]] = {}
+    progress = bench.progress("features", len(part))
+    for records in part.batches(bench.batch):
+        found = bench.encode(records.image, "sparse", "spatial", *more) | {"image": records.image}
+        if records.label is not None:
+            found["label"] = records.label
+        for name, array in found.items():
+            kept.setdefault(name, []).append(array)
+        progress.add(len(records.image))
+    return {name: np.concatenate(arrays) for name, arrays in kept.items()}
+
+
+def encode_factors(bench: Bench, images: AnyArray) -> tuple[np.ndarray, np.ndarray]:
+    """S and L of any number of images in memory."""
+    found = bench.encode(images, "sparse", "spatial", progress=bench.progress("encoding", len(images)))
+    return found["sparse"], found["spatial"]
+
+
+def decode_factors(bench: Bench, S: AnyArray, L: AnyArray, size: int) -> Float[np.ndarray, "N size size 3"]:
+    """Reconstructions from any number of S and L, resized to `size` pixels."""
+    rows, progress = [np.asarray(x, np.float32) for x in (S, L)], bench.progress("decoding", len(S))
+    return at_size(run_in_batches(bench.encoder.decode, bench.batch, *rows, progress=progress), size)
+
+
+def _compared(value: float, reference: float) -> dict[str, float]:
+    return {"value": value, "compared_with": reference}
+
+
+def _views(bench: Bench, test: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    S, L, size = test["sparse"], test["spatial"], test["image"].shape[1]
+    keys = jax.random.split(jax.random.key(bench.seed), len(S))
+    found = [jax.device_get(random_view(*pair, size)) for pair in zip(keys, test["image"], strict=True)]
+    view_S, view_L = encode_factors(bench, np.stack([view for view, *_ in found]))
+    crops = [Crop(*(int(side) for side in box), flip=bool(flip)) for _, box, flip in found]
+    same, match = invariance(S, view_S), matches(S, view_S)
+    sizes = dict(side=size, patch=size // square_grid(L.shape[1])[0], view_side=size)
+    moved = equivariance(L, view_L, match, crops, **sizes)
+    return {
+        "S of a view": _compared(same["S_same_image"], same["S_other_image"]),
+        "L of a view": _compared(moved["L_moved"], moved["L_unmoved"]),
+        "L of a view, other crop": _compared(moved["L_moved"], moved["L_other_crop"]),
+    }
+
+
+def _edits(bench: Bench, test: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    S, L, size = test["sparse"], test["spatial"], test["image"].shape[1]
+    grid, images = square_grid(L.shape[1]), np.arange(len(S))
+    tokens = images % S.shape[1]
+    shift = (0, max(1, grid[1] // SHIFT))
+    moved = np.stack([move_token(L[i], int(tokens[i]), shift, grid) for i in images])
+    swapped = S.copy()
+    swapped[images, tokens] = np.roll(S, 1, axis=0)[images, tokens]
+    encode, out = functools.partial(encode_factors, bench), {}
+    for name, edited in (("moved map", (S, moved)), ("swapped token", (swapped, L))):
+        found = edit_fidelity(S, L, *edited, encode, lambda S, L: decode_factors(bench, S, L, size))
+        for part in "SL":
+            out[f"{part} after a {name}"] = _compared(found[f"{part}_edited"], found[f"{part}_before"])
+    return out
+
+
+def _measure(bench: Bench, config: ConfigDict) -> Result:
+    parts, counts, absent = bench.data.parts, (TRAIN_IMAGES, TEST_IMAGES), {}
+    train, test = (factors(bench, parts[name], n) for name, n in zip(("train", "test"), counts, strict=True))
+    grid = square_grid(test["spatial"].shape[1])
+    metrics = _views(bench, test)
+    leak = position_leak((train["sparse"], train["spatial"]), (test["sparse"], test["spatial"]), grid)
+    metrics["position in S (R2)"] = _compared(leak, 0.0)
+    why = "its images have no class each"
+    if bench.data.single:
+        labelled = [
+            factors(bench, parts[name], n) for name, n in zip(bench.data.labelled, counts, strict=True)
+        ]
+        (x, y), (test_x, test_y) = ((found["spatial"], found["label"]) for found in labelled)
+        why = no_classes(y, test_y, 2)
+    if why:
+        absent["class in L"] = why
+    else:
+        known, test_known = y >= 0, test_y >= 0
+        chance = np.bincount(test_y[test_known]).max() / test_known.sum()
+        leak = class_leak(x[known], y[known], test_x[test_known], test_y[test_known])
+        metrics["class in L"] = _compared(leak, float(chance))
+    if bench.encoder.decode is None:
+        absent["edits"] = bench.encoder.absent.get("reconstruction", "it has no decoder")
+    else:
+        metrics |= _edits(bench, test)
+    return Result(metrics, absent)
+
+
+FACTORIZATION = Task(
+    _measure, (), ("spatial",), lambda data: {},
+    lambda config: {
+        "train_images": TRAIN_IMAGES, "test_images": TEST_IMAGES, "view_scale": SCALE, "view_aspect": ASPECT,
+        "shift": f"1/{SHIFT} of the grid to the right", "token": "image number modulo r", "ridge": 1.0,
+    }, least=(1, 2),
+)  # fmt: skip

@@ -1,13 +1,25 @@
-"""Rate and distortion: bytes per image of (S, L) in several codings, and the decoded values."""
+"""Rate and distortion: bytes per image of (S, L) in several codings, compared with dense U of equal size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
 
-from sparse_vis.evals.features import AnyArray
+from sparse_vis.evals.classes.linear import sweep
+from sparse_vis.evals.classes.logistic import SweepProtocol
+from sparse_vis.evals.dataset import no_classes
+from sparse_vis.evals.factors.factorization import decode_factors, factors
+from sparse_vis.evals.features import AnyArray, as_unit, patches_of, square_grid
+from sparse_vis.evals.pixels.psnr_ssim import psnr
+from sparse_vis.evals.task import Bench, Result, Task
+from sparse_vis.ops.moments import Moments
+
+TRAIN_IMAGES, TEST_IMAGES = 1000, 500  # at most, evenly spread
+FITTED = 200  # most training images on which the principal components of U are fitted
+RIDGE = 1e-3  # of the linear decoder, relative to the mean variance of a feature
 
 
 @dataclass(frozen=True)
@@ -39,10 +51,9 @@ def as_int8(x: Float[AnyArray, "N rows columns"]) -> Coded:
 
 
 def top_k(L: Float[AnyArray, "N n r"], k: int) -> Coded:
-    """The k largest entries of every row as (token, weight in 1/255), one byte each; rows sum to one again.
+    """The k ≤ r ≤ 256 largest entries of every row as (token, weight in 1/255), one byte each.
 
-    Args:
-        L: (N, n, r) localization matrices with r <= 256. k: entries kept, 1 to r.
+    Rows sum to one again.
     """
     L = np.asarray(L, np.float32)
     kept = np.argsort(-L, axis=-1, kind="stable")[..., :k]
@@ -81,13 +92,88 @@ class DenseCode:
 def dense_code(train_U: Float[AnyArray, "N n d"], budget: int) -> DenseCode | None:
     """The principal components of U that fit a budget of bytes per image; None if not even one fits.
 
-    Args:
-        train_U: (N, n, d). budget: bytes per image; the components themselves are shared and not counted.
+    The components themselves are shared by all images and not counted.
     """
-    rows = np.asarray(train_U, np.float64).reshape(-1, train_U.shape[-1])
-    count = min(budget // train_U.shape[1] - 2, rows.shape[1])  # n rows of count int8 and a float16 scale
+    count = budget // train_U.shape[1] - 2  # n rows of count int8 and a float16 scale
     if count < 1:
         return None
-    mean = rows.mean(0)
-    _, vectors = np.linalg.eigh((rows - mean).T @ (rows - mean))
-    return DenseCode(mean.astype(np.float32), vectors[:, ::-1][:, :count].T.astype(np.float32))
+    found = Moments.empty(train_U.shape[-1]).update(train_U)
+    return DenseCode(found.mean.astype(np.float32), found.components(count).T.astype(np.float32))
+
+
+def linear_psnr(
+    train: Float[AnyArray, "N n d"],
+    train_images: UInt8[np.ndarray, "N H W 3"],
+    test: Float[AnyArray, "M n d"],
+    test_images: UInt8[np.ndarray, "M H W 3"],
+) -> float:
+    """Mean PSNR (dB) of test images if ridge regression predicts each patch's pixels from its feature.
+
+    The same decoder for all dense features, fitted in closed form, so that it favours neither U nor Z. Images
+    are square, and filled by the patches.
+    """
+    side = square_grid(train.shape[1])[0]
+    patch = train_images.shape[1] // side
+    x = np.asarray(train, np.float64).reshape(-1, train.shape[-1])
+    y = patches_of(train_images, patch).astype(np.float64).reshape(len(x), -1)
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    x -= mean_x
+    products = x.T @ x
+    products += np.eye(len(products)) * (RIDGE * np.trace(products) / len(products) + 1e-12)
+    weights = np.linalg.solve(products, x.T @ (y - mean_y))
+    pixels = (np.asarray(test, np.float64) - mean_x) @ weights + mean_y
+    pixels = pixels.reshape(-1, side, side, patch, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+    true = as_unit(test_images)[:, : side * patch, : side * patch]
+    return float(np.mean(psnr(np.clip(pixels.reshape(true.shape), 0, 1), true)))
+
+
+def _measure(bench: Bench, config: ConfigDict) -> Result:
+    counts, parts = (TRAIN_IMAGES, TEST_IMAGES), (bench.data.parts[name] for name in bench.data.labelled)
+    train, test = (factors(bench, part, n, "dense") for part, n in zip(parts, counts, strict=True))
+    images, size = (train["image"], test["image"]), test["image"].shape[1]
+    probe, why = SweepProtocol(seed=bench.seed), "its images have no class each"
+    if "label" in train and "label" in test:
+        why = no_classes(train["label"], test["label"], probe.least_rows)
+
+    def accuracy(x: AnyArray, test_x: AnyArray) -> dict[str, float]:
+        if why:
+            return {}
+        (x, y), (test_x, test_y) = (
+            (tokens.mean(axis=1)[part["label"] >= 0], part["label"][part["label"] >= 0])
+            for tokens, part in ((x, train), (test_x, test))
+        )
+        found = sweep({"x": x}, y, {"x": test_x}, test_y, classes=bench.data.classes, protocol=probe)
+        return {"accuracy": found.chosen.accuracy}
+
+    def of_dense(x: AnyArray, test_x: AnyArray, size: int) -> dict[str, float | int]:
+        row = {"psnr_linear": linear_psnr(x, images[0], test_x, images[1]), **accuracy(x, test_x)}
+        return {"U_bytes": size, **{f"U_{key}": value for key, value in row.items()}}
+
+    metrics: dict[str, dict[str, float | int]] = {}
+    train_codings = codings(train["sparse"], train["spatial"])
+    for name, (S, L) in codings(test["sparse"], test["spatial"]).items():
+        train_S, train_L = (coded.values for coded in train_codings[name])
+        row = metrics[name] = {"bytes": S.bytes + L.bytes}
+        if bench.encoder.decode is not None:
+            pixels = decode_factors(bench, S.values, L.values, size)
+            row["psnr"] = float(np.mean(psnr(pixels, as_unit(images[1]))))
+        row["psnr_linear"] = linear_psnr(train_L @ train_S, images[0], L.values @ S.values, images[1])
+        row |= accuracy(train_S, S.values)
+        dense = dense_code(train["dense"][:: -(-len(train["dense"]) // FITTED)], row["bytes"])
+        if dense is not None:
+            U = dense.coded(test["dense"])
+            row |= of_dense(dense.coded(train["dense"]).values, U.values, U.bytes)
+    metrics["U, float32"] = of_dense(train["dense"], test["dense"], test["dense"][0].nbytes)
+    absent = {"accuracy": why} if why else {}
+    if bench.encoder.decode is None:
+        absent["psnr"] = bench.encoder.absent.get("reconstruction", "it has no decoder")
+    return Result(metrics, absent)
+
+
+RATE = Task(
+    _measure, (), ("spatial",), lambda data: {},
+    lambda config: {
+        "train_images": TRAIN_IMAGES, "test_images": TEST_IMAGES, "images_of_components": FITTED,
+        "ridge": RIDGE, "accuracy": "the sweep's, of mean S or mean U after coding, one feature",
+    },
+)  # fmt: skip

@@ -10,17 +10,18 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sparse_vis.data.decode import decode
+from sparse_vis.data.folder import files_sha256
 from sparse_vis.data.records import in_batches
-from sparse_vis.data.same import files_sha256
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.dataset import Data, Part
-from sparse_vis.evals.maps.miou import IGNORE
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped
 
+IGNORE = 255  # label of pixels that do not count
+
 
 def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
-    """The class of every pixel of a record's image; 255: ignored.
+    """The class of every pixel of a record's image, or IGNORE.
 
     Read from the folder `part.masks`, from the file with the image's name and .png. For scenes 0 is
     background and 1 + digit the pixels of a digit.
@@ -30,7 +31,7 @@ def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
     """
     if part.masks is None:
         return np.append(0, record["labels"] + 1).astype(np.uint8)[record["mask"]]
-    path = map_path(part.masks, record["name"])
+    path = _path(part.masks, record["name"])
     where = escaped(str(path))
     try:
         with Image.open(path) as file:
@@ -45,39 +46,33 @@ def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
         )
     if part.map_shift == -1:  # 0 becomes 255; 255 stays
         found = np.where(found == IGNORE, found, found - np.uint8(1))
-    known = found[found != IGNORE]
-    if known.size and known.max() >= part.map_classes:
+    highest = found.max(where=found != IGNORE, initial=0)
+    if highest >= part.map_classes:
         shifted = f", shifted by {part.map_shift}" if part.map_shift else ""
         raise UserError(
-            f"label map {where} has class {known.max()}{shifted}, but config.eval.mask_classes="
+            f"label map {where} has class {highest}{shifted}, but config.eval.mask_classes="
             f"{part.map_classes}; raise that, or write {IGNORE} for pixels that do not count."
         )
     return found
 
 
-def map_path(masks: pathlib.Path, name: str) -> pathlib.Path:
-    """Path of the label map of the image with this name."""
+def _path(masks: pathlib.Path, name: str) -> pathlib.Path:
     return (masks / name).with_suffix(".png")
 
 
 def maps_sha256(data: Data) -> str | None:
     """Checksum of names, sizes and times of all label maps; None if the source has its own."""
-    folder = data.parts["test"].masks
-    if folder is None:
+    if data.parts["test"].masks is None:
         return None
     names = sorted(str(path) for part in data.parts.values() for path in part.masks.rglob("*.png"))
     return files_sha256("", names, times=True)
 
 
 def check_maps(part: Part) -> None:
-    """Refuse a part whose first label map is invalid, or, for a folder of images, if any is missing.
-
-    Raises:
-        UserError: names the label map.
-    """
+    """Raise a UserError if a part's first label map is invalid or, for a folder of images, any is missing."""
     label_map(part, part.example())
     if part.masks is not None and isinstance(part.source, FolderSource):
-        paths = (map_path(part.masks, part.source.names[i]) for i in part.indices)
+        paths = (_path(part.masks, part.source.names[i]) for i in part.indices)
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None:
             raise UserError(
@@ -86,11 +81,7 @@ def check_maps(part: Part) -> None:
 
 
 def check_every_map(part: Part) -> None:
-    """Refuse a part with an invalid label map; reads all of them, and the images for their sizes.
-
-    Raises:
-        UserError: names the first invalid one.
-    """
+    """Raise a UserError at the first invalid label map; reads all of them, and the images for their sizes."""
 
     def load(rows: np.ndarray) -> None:
         for row in rows:
@@ -105,10 +96,8 @@ def centre_square(
 ) -> UInt8[np.ndarray, "side side"]:
     """The centre square of a label map that corresponds to the encoder's input, at the map's resolution.
 
-    Args:
-        labels: of the whole image. size, short_side: of the encoder's image, as in `read_records`.
+    `size` and `short_side` are of the encoder's image, as in `read_records`.
     """
-    height, width = labels.shape
-    side = round(size * min(height, width) / short_side)
-    top, left = (height - side) // 2, (width - side) // 2
+    side = round(size * min(labels.shape) / short_side)
+    top, left = ((length - side) // 2 for length in labels.shape)
     return labels[top : top + side, left : left + side]

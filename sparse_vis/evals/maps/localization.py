@@ -1,4 +1,8 @@
-"""How well the localization matrix finds objects: segments of L compared with true instance masks."""
+"""How well the localization matrix finds objects: segments of L compared with true instance masks.
+
+In all scores, pred (N, H, W) is the segment and true (N, H, W) the instance of every pixel, as small
+non-negative integers of which 0 is background in `true`; a UserError is raised at negative ones.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +12,22 @@ from jaxtyping import Float, Int, Integer
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.runtime.errors import UserError
 
-# Images per block: bounds the memory of full-resolution intermediates.
-BLOCK = 64
+BLOCK = 64  # images at a time: bounds the memory of full-resolution intermediates
+Masks = Integer[AnyArray, "N H W"]
 
 
 def token_segments(
     L: Float[AnyArray, "N n r"], grid: tuple[int, int], size: tuple[int, int]
 ) -> Int[np.ndarray, "N H W"]:
-    """Every pixel's strongest token: argmax over r of L interpolated bilinearly to full resolution.
+    """Every pixel's strongest token, 0 … r−1: argmax over r of L interpolated bilinearly to full resolution.
 
     L is interpolated *before* the argmax (half-pixel centres, edge values extended), so that segment borders
     do not follow the patch grid, as they would if the argmax were enlarged.
 
     Args:
-        L: (N, n, r) localization matrix, n = gh·gw patches in row-major order.
-        grid: (gh, gw) patches down and across.
+        grid: (gh, gw), n = gh·gw patches in row-major order.
         size: (H, W) pixels that the grid covers, gh·p and gw·p for patch size p. If an image's sides are no
             multiples of p, crop the true masks at the bottom and right, as the encoder crops the image.
-
-    Returns:
-        (N, H, W) int32 in 0 … r−1.
 
     Raises:
         UserError: n is not gh·gw.
@@ -39,7 +39,10 @@ def token_segments(
         raise UserError(
             f"L has {n} patches but the grid {gh}x{gw} has {gh * gw}; pass the grid L was computed on."
         )
-    down, across = _bilinear(gh, size[0]), _bilinear(gw, size[1])
+    down, across = (
+        bilinear_weights((np.arange(pixels) + 0.5) * cells / pixels - 0.5, cells).astype(np.float32)
+        for cells, pixels in zip(grid, size, strict=True)
+    )
     segments = np.empty((N, *size), np.int32)
     for start in range(0, N, BLOCK):
         part = L[start : start + BLOCK].reshape(-1, gh, gw * r)
@@ -48,34 +51,18 @@ def token_segments(
     return segments
 
 
-def _bilinear(source: int, target: int) -> Float[np.ndarray, "target source"]:
-    """Matrix that interpolates `source` samples at `target` half-pixel centres; every row sums to one."""
-    return bilinear_weights((np.arange(target) + 0.5) * source / target - 0.5, source).astype(np.float32)
-
-
 def bilinear_weights(position: Float[np.ndarray, " points"], cells: int) -> Float[np.ndarray, "points cells"]:
     """Bilinear weights of the samples 0 … cells−1 at the positions; edges extended; rows sum to one."""
     distance = np.abs(np.clip(position, 0, cells - 1)[:, None] - np.arange(cells))
     return np.maximum(0, 1 - distance)
 
 
-def foreground_ari(
-    pred: Integer[AnyArray, "N H W"], true: Integer[AnyArray, "N H W"]
-) -> Float[np.ndarray, " N"]:
-    """Adjusted Rand index between predicted segments and true instances, over foreground pixels only.
+def foreground_ari(pred: Masks, true: Masks) -> Float[np.ndarray, " N"]:
+    """Adjusted Rand index between segments and instances, over foreground pixels only; chance is 0.
 
     ARI = (Σ_ij C(n_ij, 2) − E) / ((A + B)/2 − E), A = Σ_i C(a_i, 2), B = Σ_j C(b_j, 2), E = A·B / C(n, 2),
-    where n_ij counts the pixels of instance i in segment j, and a, b are its margins.
-
-    Args:
-        pred: (N, H, W) segment of every pixel, small non-negative integers.
-        true: (N, H, W) instance of every pixel, 0 is background and left out.
-
-    Returns:
-        (N,) float64, at most 1; chance is 0; nan where an image has fewer than two instances.
-
-    Raises:
-        UserError: negative numbers in a mask.
+    where n_ij counts the pixels of instance i in segment j, and a, b are its margins; nan where an image has
+    fewer than two instances.
 
     Source: Hubert and Arabie 1985, "Comparing partitions".
     """
@@ -91,22 +78,10 @@ def foreground_ari(
     return np.where((instances > 0).sum(axis=1) >= 2, ari, np.nan)
 
 
-def best_token_iou(
-    pred: Integer[AnyArray, "N H W"], true: Integer[AnyArray, "N H W"]
-) -> Float[np.ndarray, " N"]:
-    """The best IoU of each true instance with any segment, averaged over an image's instances.
+def best_overlap(pred: Masks, true: Masks) -> Float[np.ndarray, " N"]:
+    """The best IoU of each true instance with any segment, averaged over an image's instances; nan without.
 
     All pixels of a segment count, also those on background; several instances may have the same best segment.
-
-    Args:
-        pred: (N, H, W) segment of every pixel, small non-negative integers.
-        true: (N, H, W) instance of every pixel, 0 is background and no instance.
-
-    Returns:
-        (N,) float64 in [0, 1]; nan where an image has no instance.
-
-    Raises:
-        UserError: negative numbers in a mask.
     """
     counts = _contingency(pred, true)
     instances = counts.sum(axis=2)[:, 1:]
@@ -116,25 +91,15 @@ def best_token_iou(
     return np.where(number > 0, best.sum(axis=1) / np.maximum(number, 1), np.nan)
 
 
-def mean_best_overlap(pred: Integer[AnyArray, "N H W"], true: Integer[AnyArray, "N H W"]) -> float:
-    """mBO of a data set: the mean of `best_token_iou` over the images that have an instance.
+def mean_best_overlap(pred: Masks, true: Masks) -> float:
+    """mBO of a data set: the mean of `best_overlap` over the images that have an instance, nan without any.
 
     This is the instance-level mBO of the object-centric literature: background is no object, and every image
     has the same weight, however many objects it has.
 
-    Args:
-        pred: (N, H, W) segment of every pixel.
-        true: (N, H, W) instance of every pixel, 0 is background.
-
-    Returns:
-        float in [0, 1]; nan if no image has an instance.
-
-    Raises:
-        UserError: negative numbers in a mask.
-
     Source: Pont-Tuset et al. 2017, "Multiscale Combinatorial Grouping"; averaged as in Seitzer et al. 2023.
     """
-    return mean_known(best_token_iou(pred, true))
+    return mean_known(best_overlap(pred, true))
 
 
 def mean_known(scores: Float[AnyArray, " N"]) -> float:
@@ -147,9 +112,7 @@ def _pairs(n: np.ndarray) -> np.ndarray:
     return n * (n - 1) / 2
 
 
-def _contingency(
-    pred: Integer[AnyArray, "N H W"], true: Integer[AnyArray, "N H W"]
-) -> Int[np.ndarray, "N T P"]:
+def _contingency(pred: Masks, true: Masks) -> Int[np.ndarray, "N T P"]:
     """Pixels of each image per pair of true label and segment."""
     pred, true = np.asarray(pred), np.asarray(true)
     for name, mask in (("predicted segments", pred), ("true masks", true)):

@@ -1,4 +1,4 @@
-"""Images as in the released probes: random crops in training, centre crops in the test."""
+"""What the released probes have in common: random crops in training, centre crops in the test, AdamW."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
+import optax
 from jaxtyping import Float32, Int
 
 from sparse_vis.data.cut import Cut, centre_cut
 from sparse_vis.data.records import in_batches
 from sparse_vis.evals.dataset import Part
+from sparse_vis.train.optimizer import make_optimizer
 from sparse_vis.views.crops import UNIFORMS, box_of
 
 ASPECT, FLIP = (3 / 4, 4 / 3), 0.5
-T = TypeVar("T")
-# Description of the images, for the record of every published probe.
+# For the record of every published probe: the images, and the optimizer.
 ABOUT = {
     "resize": "bicubic a=-0.75, align_corners=True, no antialiasing, clipped to [0, 1]",
     "crop_aspect": ASPECT, "flip": FLIP, "test": "short side 256/224 of the size, centre",
 }  # fmt: skip
+OPTIMIZER = {"schedule": "constant", "betas": (0.9, 0.999), "eps": 1e-8}
+T = TypeVar("T")
 Maker = Callable[[int, int, int], Cut]  # (height, width, index in the part) of an image -> Cut
 
 
@@ -51,11 +54,9 @@ def squares(
     batch_size: int,
     keep: Callable[[dict[str, Any], Cut], T],
 ) -> Iterator[tuple[Float32[np.ndarray, "B size size 3"], list[T]]]:
-    """Yield batches of square crops in [0, 1], in the given order, with the results of `keep`.
+    """Yield batches of square crops in [0, 1] of these rows of the part, with the results of `keep`.
 
-    Args:
-        part: of a data set. make: chooses each image's crop. rows: indices of records in the part.
-        batch_size: images read at a time. keep: (record with its image decoded, its Cut) → anything.
+    `keep` is called with each record (its image decoded) and its Cut.
     """
 
     def load(rows: np.ndarray) -> tuple[np.ndarray, list[T]]:
@@ -78,6 +79,12 @@ def label(record: dict[str, Any], cut: Cut) -> int:
 def epoch_order(part: Part, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
     """Indices of a part's records, shuffled differently in every epoch."""
     return np.random.default_rng((seed, epoch)).permutation(len(part))
+
+
+def published_optimizer(protocol: Any) -> optax.GradientTransformation:
+    """Clipped AdamW with constant rate, from a protocol's learning_rate, weight_decay and clip."""
+    rate = optax.constant_schedule(protocol.learning_rate)
+    return make_optimizer(rate, weight_decay=protocol.weight_decay, b1=0.9, b2=0.999, clip=protocol.clip)
 
 
 def departures(protocol: Any) -> dict[str, dict]:

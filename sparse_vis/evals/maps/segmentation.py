@@ -1,27 +1,104 @@
-"""Semantic segmentation from frozen features: trains a head on U, Z = L S or (S, L) and scores it by mIoU."""
+"""Semantic segmentation from frozen features: heads on U, Z = L S and (S, L), scored by mIoU."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, Integer, UInt8
+from ml_collections import ConfigDict
 
 from sparse_vis.data.cut import labels_at
-from sparse_vis.evals.features import AnyArray
-from sparse_vis.evals.maps.miou import IGNORE, confusion
-from sparse_vis.evals.maps.segmentation_head import Head, Tokens, pixel_logits, segmentation_loss, unbiased
+from sparse_vis.evals.features import AnyArray, Regrouped, square_grid
+from sparse_vis.evals.maps.label_maps import IGNORE, centre_square, label_map
+from sparse_vis.evals.maps.published_images import (
+    ABOUT,
+    OPTIMIZER,
+    centre_cuts,
+    departures,
+    epoch_order,
+    published_optimizer,
+    random_cuts,
+    squares,
+)
+from sparse_vis.evals.task import Bench, Result, Task
+from sparse_vis.models.linear import uniform_linear
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.train.optimizer import make_optimizer
+
+MOMENTUM = 0.9  # of BatchNorm's running statistics; 0.1 in PyTorch's convention
+
+
+def confusion(
+    predicted: Integer[AnyArray, "*shape"], labels: Integer[AnyArray, "*shape"], classes: int
+) -> Int[np.ndarray, "classes classes"]:
+    """Number of pixels per true class (row) and predicted class (column), without pixels labelled 255."""
+    true = np.asarray(labels).astype(np.int64)
+    cells = (true * classes + np.asarray(predicted))[true != IGNORE]
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+
+
+def mean_iou(matrix: Int[AnyArray, "classes classes"]) -> tuple[float, Float[np.ndarray, " classes"]]:
+    """mIoU of a confusion matrix over the classes that occur in labels or predictions, and each class's IoU.
+
+    nan for classes that occur in neither, and for the mean if none does.
+    """
+    both = np.diag(matrix)
+    union = matrix.sum(axis=0) + matrix.sum(axis=1) - both
+    iou = np.where(union > 0, both / np.maximum(union, 1), np.nan)
+    return float(iou[union > 0].mean()) if union.any() else float("nan"), iou
+
+
+def batch_scores(
+    predicted: Integer[AnyArray, "N ..."], labels: Integer[AnyArray, "N ..."], classes: int, batch: int
+) -> dict[str, float]:
+    """The published scores: macro-Jaccard (`mean_iou`) and accuracy of each batch, averaged over batches.
+
+    Batches of `batch` images, of which the last may have fewer; those in which every label is 255 are left
+    out, and the scores are nan if no other is left.
+    """
+    starts = range(0, len(labels), batch)
+    matrices = [confusion(predicted[i : i + batch], labels[i : i + batch], classes) for i in starts]
+    found = [(mean_iou(m)[0], np.trace(m) / m.sum()) for m in matrices if m.any()]
+    jaccard, accuracy = np.mean(found, axis=0) if found else (np.nan, np.nan)
+    return {"macro_jaccard": float(jaccard), "accuracy": float(accuracy)}
+
+
+class HeadInput(NamedTuple):
+    """Input of a head.
+
+    Attributes:
+        x: (B, t, f) float: one token per patch (U or Z), or the r tokens of S.
+        L: (B, n, t) float, weights of the tokens at each patch; None if there is one token per patch.
+    """
+
+    x: AnyArray
+    L: AnyArray | None = None
+
+    @property
+    def patches(self) -> int:
+        """The number n of patches."""
+        return (self.x if self.L is None else self.L).shape[1]
+
+
+def variants(features: Mapping[str, AnyArray]) -> dict[str, HeadInput]:
+    """The possible inputs from an encoder's features: "U", "Z" = L S, and "SL", the factors S and L."""
+    found = {"U": HeadInput(features["dense"])} if "dense" in features else {}
+    if "sparse" in features and "spatial" in features:
+        S, L = features["sparse"], features["spatial"]
+        found |= {"Z": HeadInput(L @ S), "SL": HeadInput(S, L)}
+    return found
 
 
 @dataclass(frozen=True)
-class Protocol:
+class HeadProtocol:
     """How a head is built and trained; the defaults are the released ones (docs/method.md section 8).
 
     Attributes:
@@ -46,49 +123,98 @@ class Protocol:
     dtype: str = "bfloat16"
 
 
-PUBLISHED = Protocol()
-LINEAR = Protocol(batch_norm=False, dice=0.0, at="pixels", learning_rate=1e-3, batch=16)
+PUBLISHED = HeadProtocol()
+LINEAR = HeadProtocol(batch_norm=False, dice=0.0, at="pixels", learning_rate=1e-3, batch=16)
+
+
+class SegmentationHead(nn.Module):
+    """Optional BatchNorm, then a 1×1 convolution: the same linear map, of this dtype, at every token."""
+
+    classes: int
+    batch_norm: bool
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B t f"], train: bool) -> Float[Array, "B t classes"]:
+        if self.batch_norm:
+            x = nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, epsilon=1e-5)(x)
+        return uniform_linear(self.classes, x.shape[-1], self.dtype)(x).astype(jnp.float32)
+
+
+def pixel_logits(
+    logits: Float[Array, "B t classes"],
+    L: Float[Array, "B n t"] | None,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+) -> Float[Array, "B H W classes"]:
+    """A head's logits at every pixel, interpolated bilinearly (half-pixel centres, edge values extended).
+
+    With L, class *probabilities* of the tokens are weighted by L and interpolated, and their logarithm is
+    returned: p(class | pixel) = Σ_t L[pixel, t] softmax(logits[t]). Weighting logits instead would equal the
+    linear head on Z: rows of L sum to one, so L (S W + b) = Z W + b.
+
+    Args:
+        grid: (gh, gw) patches, row-major. size: (H, W) pixels that the grid covers.
+    """
+    patches = logits if L is None else jnp.matmul(L, jax.nn.softmax(logits), precision="highest")
+    image = patches.reshape(len(patches), *grid, -1)
+    image = jax.image.resize(image, (len(image), *size, image.shape[-1]), "bilinear", antialias=False)
+    return image if L is None else jnp.log(jnp.maximum(image, 1e-12))
+
+
+def segmentation_loss(
+    logits: Float[AnyArray, "B H W classes"], labels: Integer[AnyArray, "B H W"], dice: float | Array = 1.0
+) -> Float[Array, ""]:
+    """Mean cross-entropy plus dice · (1 − mean over classes of (2 Σ p y + 1) / (Σ p + Σ y + 1)).
+
+    Both leave out pixels labelled 255; the Dice sums run over all other pixels of the batch.
+    """
+    known = labels != IGNORE
+    y = jnp.where(known, labels, 0)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    p = jax.nn.softmax(logits) * known[..., None]
+    one_hot = jax.nn.one_hot(y, logits.shape[-1], dtype=jnp.float32) * known[..., None]
+    both, each = (p * one_hot).sum((0, 1, 2)), (p + one_hot).sum((0, 1, 2))
+    overlap = jnp.mean((2 * both + 1) / (each + 1))
+    return jnp.sum(cross_entropy * known) / jnp.maximum(known.sum(), 1) + dice * (1 - overlap)
 
 
 class Probe:
-    """Trains a head on batches of frozen features, and scores it.
-
-    Every new shape of a batch is compiled once.
+    """Trains a head on batches of frozen features, and scores it; each new shape of a batch is compiled once.
 
     Args:
-        grid: (gh, gw) patches. classes: number of classes. protocol: Protocol, whose epochs the caller runs.
+        grid: (gh, gw) patches. classes: number of classes. protocol: its epochs are run by the caller.
         seed: of the initial weights.
 
     Attributes:
         matrix: (classes, classes) int64, confusion matrix of all batches passed to `judge`.
     """
 
-    def __init__(self, grid: tuple[int, int], classes: int, protocol: Protocol = PUBLISHED, seed: int = 0):
+    def __init__(
+        self, grid: tuple[int, int], classes: int, protocol: HeadProtocol = PUBLISHED, seed: int = 0
+    ):
         self.grid, self.protocol, self.seed = grid, protocol, seed
-        self.head = Head(classes, protocol.batch_norm, protocol.dtype)
+        self.head = SegmentationHead(classes, protocol.batch_norm, protocol.dtype)
         self.matrix = np.zeros((classes, classes), np.int64)
         self.variables, self._state = None, None
 
-    def learn(self, tokens: Tokens, labels: AnyArray) -> float:
-        """One step of the optimizer; returns the loss.
-
-        Args:
-            tokens: of B images. labels: (B, H, W) int, class or 255.
+    def learn(self, tokens: HeadInput, labels: Integer[AnyArray, "B H W"]) -> float:
+        """One step of the optimizer on B images with labels of a class or 255; returns the loss.
 
         Raises:
             UserError: a grid that does not fit, or labels out of range.
         """
-        _check(tokens, labels, self.grid, self.head.classes)
+        self._check(tokens, labels)
         if self.protocol.at == "logits":
             labels = labels_at(np.asarray(labels), self.grid)
         if self.variables is None:
             self.variables = self.head.init(jax.random.key(self.seed), jnp.asarray(tokens.x), True)
-            self._state = _optimizer(self.protocol).init(self.variables["params"])
+            self._state = published_optimizer(self.protocol).init(self.variables["params"])
         static = self.head, self.grid, self.protocol
         self.variables, self._state, loss = _update(self.variables, self._state, tokens, labels, *static)
         return float(loss)  # reading it keeps one step in flight; many can hang JAX on few cores
 
-    def predict(self, tokens: Tokens, size: tuple[int, int]) -> Int[np.ndarray, "B H W"]:
+    def predict(self, tokens: HeadInput, size: tuple[int, int]) -> Int[np.ndarray, "B H W"]:
         """The most likely class of every pixel, for images of size (H, W); ties go to the lowest class.
 
         Raises:
@@ -98,19 +224,28 @@ class Probe:
             raise UserError("Segmentation has no training batches; give at least one image and one epoch.")
         return np.asarray(_predict(self.variables, tokens, self.head, self.grid, size))
 
-    def judge(self, tokens: Tokens, labels: AnyArray) -> None:
-        """Add a batch to the confusion matrix at the labels' own size; args and errors as in `learn`."""
-        _check(tokens, labels, self.grid, self.head.classes)
+    def judge(self, tokens: HeadInput, labels: Integer[AnyArray, "B H W"]) -> None:
+        """Add a batch to the confusion matrix at the labels' own size; errors as in `learn` and `predict`."""
+        self._check(tokens, labels)
         self.matrix += confusion(self.predict(tokens, labels.shape[1:]), labels, self.head.classes)
 
-
-def _optimizer(protocol: Protocol) -> optax.GradientTransformation:
-    rate = optax.constant_schedule(protocol.learning_rate)
-    return make_optimizer(rate, weight_decay=protocol.weight_decay, b1=0.9, b2=0.999, clip=protocol.clip)
+    def _check(self, tokens: HeadInput, labels: AnyArray) -> None:
+        (rows, columns), classes = self.grid, self.head.classes
+        if tokens.patches != rows * columns or len(tokens.x) != len(labels):
+            raise UserError(
+                f"{len(tokens.x)} images of {tokens.patches} patches do not fit {len(labels)} label maps and "
+                f"the grid {rows}x{columns}; pass the grid of the features and one map per image."
+            )
+        known = np.asarray(labels)[np.asarray(labels) != IGNORE]
+        if known.size and not 0 <= known.min() <= known.max() < classes:
+            raise UserError(
+                f"Segmentation labels go from {known.min()} to {known.max()}; with {classes} classes they "
+                f"must lie between 0 and {classes - 1}, or be {IGNORE} (ignored)."
+            )
 
 
 @partial(jax.jit, static_argnames=("head", "grid", "protocol"))
-def _update(variables: dict, state: Any, tokens: Tokens, labels: Array, head, grid, protocol):
+def _update(variables: dict, state: Any, tokens: HeadInput, labels: Array, head, grid, protocol):
     def loss(params):
         logits, changed = head.apply(variables | {"params": params}, tokens.x, True, mutable=["batch_stats"])
         image = pixel_logits(logits, tokens.L, grid, labels.shape[1:])
@@ -119,30 +254,142 @@ def _update(variables: dict, state: Any, tokens: Tokens, labels: Array, head, gr
     (value, changed), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
     if protocol.batch_norm:
         rows = tokens.x.shape[0] * tokens.x.shape[1]
-        changed = {"batch_stats": jax.tree.map(
-            lambda old, new: unbiased(old, new, rows), variables["batch_stats"], changed["batch_stats"],
-            is_leaf=lambda node: "var" in node,
-        )}  # fmt: skip
-    change, state = _optimizer(protocol).update(gradient, state, variables["params"])
+
+        def unbiased(old: dict, new: dict) -> dict:
+            """PyTorch's running variance has the batch's over rows - 1, Flax's over rows."""
+            kept = MOMENTUM * old["var"]
+            return {**new, "var": kept + (new["var"] - kept) * (rows / max(rows - 1, 1))}
+
+        pair = variables["batch_stats"], changed["batch_stats"]
+        changed = {"batch_stats": jax.tree.map(unbiased, *pair, is_leaf=lambda node: "var" in node)}
+    change, state = published_optimizer(protocol).update(gradient, state, variables["params"])
     return {**changed, "params": optax.apply_updates(variables["params"], change)}, state, value
 
 
 @partial(jax.jit, static_argnames=("head", "grid", "size"))
-def _predict(variables: dict, tokens: Tokens, head, grid, size):
+def _predict(variables: dict, tokens: HeadInput, head, grid, size):
     logits = head.apply(variables, tokens.x, False)
     return jnp.argmax(pixel_logits(logits, tokens.L, grid, size), axis=-1)
 
 
-def _check(tokens: Tokens, labels: AnyArray, grid: tuple[int, int], classes: int) -> None:
-    patches = (tokens.x if tokens.L is None else tokens.L).shape[1]
-    if patches != grid[0] * grid[1] or len(tokens.x) != len(labels):
-        raise UserError(
-            f"{len(tokens.x)} images of {patches} patches do not fit {len(labels)} label maps and the grid "
-            f"{grid[0]}x{grid[1]}; pass the grid the features were computed on and one map per image."
-        )
-    known = np.asarray(labels)[np.asarray(labels) != IGNORE]
-    if known.size and not 0 <= known.min() <= known.max() < classes:
-        raise UserError(
-            f"Segmentation labels go from {known.min()} to {known.max()}; with {classes} classes they must "
-            f"lie between 0 and {classes - 1}, or be {IGNORE} (ignored)."
-        )
+class Heads:
+    """Both heads on every input that an encoder gives, and the crops that wait for a full batch of each."""
+
+    def __init__(self, protocols: dict[str, HeadProtocol], classes: int, seed: int):
+        self.protocols, self.classes, self.seed = protocols, classes, seed
+        self.probes: dict[tuple[str, str], Probe] = {}
+        self._waiting = {name: Regrouped(protocol.batch) for name, protocol in protocols.items()}
+
+    def each(self, features: dict[str, np.ndarray], names: Iterable[str]):
+        """Yield ((input, head), its Probe, its HeadInput) for every input and the named heads."""
+        for variant, tokens in variants(features).items():
+            for name in names:
+                if (variant, name) not in self.probes:
+                    grid = square_grid(tokens.patches)
+                    self.probes[variant, name] = Probe(grid, self.classes, self.protocols[name], self.seed)
+                yield (variant, name), self.probes[variant, name], tokens
+
+    def learn(self, features: dict[str, np.ndarray], labels: UInt8[np.ndarray, "B H W"]) -> None:
+        """Add crops; each head makes a step whenever its batch is full."""
+        for name, waiting in self._waiting.items():
+            self._step(name, waiting.add({**features, "labels": labels}))
+
+    def finish_epoch(self) -> None:
+        """Make a last step with the remaining crops, which do not fill a batch."""
+        for name, waiting in self._waiting.items():
+            self._step(name, waiting.rest())
+
+    def _step(self, name: str, groups: Iterator[dict[str, np.ndarray]]) -> None:
+        for group in groups:
+            labels = group.pop("labels")
+            for _, probe, tokens in self.each(group, (name,)):
+                probe.learn(tokens, labels)
+
+
+def _protocols(e: ConfigDict) -> dict[str, HeadProtocol]:
+    """Name of the head → its protocol, as changed by config.eval.segmentation and config.eval.dtype."""
+    s, both = e.segmentation, dict(epochs=e.segmentation.epochs, scale=e.segmentation.scale, dtype=e.dtype)
+    return {
+        "published": dataclasses.replace(PUBLISHED, batch=s.batch, **both),
+        "linear": dataclasses.replace(LINEAR, **both),
+    }
+
+
+def _encoded(bench: Bench, images: Float[np.ndarray, "N size size 3"]) -> dict[str, np.ndarray]:
+    """The encoder's features for the heads, of at most one batch of images."""
+    features = bench.encode(images, "dense", "sparse", "spatial")
+    if "dense" in features and features["dense"].shape[1] == 1:
+        del features["dense"]  # raw pixels: a single token for the whole image
+    return features
+
+
+def _measure(bench: Bench, config: ConfigDict) -> Result:
+    train, test = bench.data.parts["train"], bench.data.parts["test"]
+    heads = Heads(_protocols(config.eval), train.map_classes, bench.seed)
+    chosen = config.eval.segmentation
+    progress = bench.progress("segmentation", chosen.epochs * len(train))
+
+    def crop(record, cut):
+        return cut.labels(label_map(train, record))
+
+    def whole(record, cut):
+        labels = label_map(test, record)
+        return cut.labels(labels), centre_square(labels, size=test.size, short_side=test.short_side)
+
+    for epoch in range(chosen.epochs):
+        cuts = random_cuts(train.size, chosen.scale, bench.seed, epoch)
+        for images, labels in squares(train, cuts, epoch_order(train, bench.seed, epoch), bench.batch, crop):
+            features = _encoded(bench, images)
+            if not variants(features):
+                return Result({}, {"segmentation": "it has one token for the whole image"})
+            heads.learn(features, np.stack(labels))
+            progress.add(len(images))
+        heads.finish_epoch()
+    seen: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for images, labels in squares(test, centre_cuts(test), np.arange(len(test)), bench.batch, whole):
+        cut = np.stack([at_size for at_size, _ in labels])
+        for pair, probe, tokens in heads.each(_encoded(bench, images), heads.protocols):
+            _judge(probe, tokens, [own for _, own in labels])
+            if probe.protocol.at == "logits":
+                found = probe.predict(tokens, probe.grid), labels_at(cut, probe.grid)
+                seen.setdefault(pair, []).append(found)
+    return _result(heads, seen)
+
+
+def _judge(probe: Probe, tokens: HeadInput, labels: list[np.ndarray]) -> None:
+    """Judge all images at once if their label maps have one size, else one by one."""
+    if len({map.shape for map in labels}) == 1:
+        return probe.judge(tokens, np.stack(labels))
+    for i, map in enumerate(labels):
+        L = None if tokens.L is None else tokens.L[i : i + 1]
+        probe.judge(HeadInput(tokens.x[i : i + 1], L), map[None])
+
+
+def _result(heads: Heads, seen: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]]) -> Result:
+    """Scores from the confusion matrices and, for heads with loss at the logits, from predictions."""
+    metrics, details = {}, {}
+    for pair, probe in heads.probes.items():
+        mean, iou = mean_iou(probe.matrix)
+        published = {}
+        if pair in seen:
+            predicted, labels = map(np.concatenate, zip(*seen[pair], strict=True))
+            published = batch_scores(predicted, labels, heads.classes, probe.protocol.batch)
+        metrics[", ".join(pair)] = {**published, "miou": mean}
+        details[", ".join(pair)] = {"iou": iou.tolist()}
+    return Result(metrics, details=details)
+
+
+def _settings(config: ConfigDict) -> dict:
+    e, heads = config.eval, _protocols(config.eval)
+    return {
+        "masks": e.masks, "mask_classes": e.mask_classes, "mask_shift": e.mask_shift,
+        "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
+        "dice_smooth": 1, "batch_norm_eps": 1e-5, "batch_norm_momentum": 0.1, **OPTIMIZER, "ignore": IGNORE,
+        "images": {**ABOUT, "labels": "nearest-exact in cuts, nearest to the logits"},
+        "macro_jaccard": "at the logits, of each batch, mean over batches",
+        "miou": "at the label maps' resolution, one confusion matrix of all images",
+        "departures": departures(heads["published"]),
+    }  # fmt: skip
+
+
+SEGMENTATION = Task(_measure, ("map",), ("dense", "spatial"), lambda data: {}, _settings)

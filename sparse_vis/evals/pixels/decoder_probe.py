@@ -1,8 +1,10 @@
-"""The published reconstruction probe: a new decoder, trained on the frozen features of any encoder."""
+"""The published reconstruction probe: a new decoder, trained on the frozen Z of STELLAR, or U of others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,18 +13,40 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Num
+from ml_collections import ConfigDict
 
-from sparse_vis.evals.features import AnyArray, as_unit
+from sparse_vis.evals.columns import compared, quality
+from sparse_vis.evals.dataset import Part
+from sparse_vis.evals.features import AnyArray, as_unit, encode, square_grid
+from sparse_vis.evals.maps.published_images import (
+    ABOUT,
+    OPTIMIZER,
+    Maker,
+    centre_cuts,
+    departures,
+    epoch_order,
+    published_optimizer,
+    random_cuts,
+    squares,
+)
+from sparse_vis.evals.pixels.fid import Moments, to_uint8
+from sparse_vis.evals.pixels.networks import at_256, identity
+from sparse_vis.evals.task import Bench, Result, Task
+from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.losses.reconstruction import code_cross_entropy, pixel_mse
+from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.train.optimizer import make_optimizer
+from sparse_vis.runtime.progress import Progress
+
+read_tokenizer = functools.cache(load_tokenizer)
+TEST_KEY = 2**32  # used instead of the epoch in the seed of test crops; no epoch reaches it
 
 
 @dataclass(frozen=True)
-class Protocol:
+class DecoderProtocol:
     """How the decoder is built and trained; the defaults are the released ones (docs/method.md section 8).
 
     Attributes:
@@ -54,7 +78,7 @@ class DecoderProbe:
     """Trains a decoder on batches of frozen features.
 
     Args:
-        grid: (rows, columns) of the patches. size: side of the images in pixels. protocol: Protocol.
+        grid: (rows, columns) of the patches. size: side of the images in pixels. protocol: of the training.
         tokenizer: module and parameters that compute the codes of the VQ target; None for the pixel target.
         seed: of the initial weights.
     """
@@ -63,7 +87,7 @@ class DecoderProbe:
         self,
         grid: tuple[int, int],
         size: int,
-        protocol: Protocol,
+        protocol: DecoderProtocol,
         tokenizer: tuple[VQGAN, dict] | None,
         seed: int,
     ):
@@ -76,22 +100,17 @@ class DecoderProbe:
         self.params, self._state, self.decoder = None, None, None
 
     def learn(self, Z: Float[AnyArray, "B n d"], images: Num[np.ndarray, "B H W 3"]) -> float:
-        """One step of the optimizer; returns the loss.
-
-        Args:
-            Z: frozen features of the images. images: uint8 or float in [0, 1], to be reconstructed.
-        """
+        """One step of the optimizer towards the images, uint8 or in [0, 1]; returns the loss."""
         Z, p = jnp.asarray(Z), self.protocol
         if self.decoder is None:
             codes = self.tokenizer.num_embeddings if self.tokenizer else 0
-            sizes = p.width, p.layers, p.heads, p.mlp_dim
-            self.decoder = Decoder(Z.shape[-1], *sizes, self.patch, codes, p.dtype)
+            sizes = Sizes(p.width, p.layers, p.heads, p.mlp_dim)
+            self.decoder = Decoder(Z.shape[-1], sizes, self.patch, codes, Compute(p.dtype))
             self.params = self.decoder.init(jax.random.key(self.seed), Z, self.grid)["params"]
-            self._state = _optimizer(p).init(self.params)
+            self._state = published_optimizer(p).init(self.params)
         target = _target(self.tokenizer_params, as_unit(images), self.tokenizer, self.grid)
-        self.params, self._state, loss = _update(
-            self.params, self._state, Z, target, self.decoder, self.grid, p
-        )
+        static = self.decoder, self.grid, p
+        self.params, self._state, loss = _update(self.params, self._state, Z, target, *static)
         return float(loss)  # reading it keeps one step in flight; many can hang JAX on few cores
 
     def reconstruct(self, Z: Float[AnyArray, "B n d"]) -> Float[np.ndarray, "B h w 3"]:
@@ -103,11 +122,7 @@ class DecoderProbe:
 def fit(probe: DecoderProbe, epoch: Callable[[int], Iterable[tuple[AnyArray, AnyArray]]]) -> list[float]:
     """Train for all epochs of the protocol; returns the mean loss of every epoch.
 
-    Args:
-        probe: untrained. epoch: number of the epoch → its batches of features and images.
-
-    Raises:
-        UserError: no batches.
+    `epoch` gives the batches of features and images of an epoch's number. Raises a UserError without batches.
     """
     losses = []
     for number in range(probe.protocol.epochs):
@@ -116,11 +131,6 @@ def fit(probe: DecoderProbe, epoch: Callable[[int], Iterable[tuple[AnyArray, Any
             raise UserError("The reconstruction probe has no training batches; give at least one image.")
         losses.append(float(np.mean(found)))
     return losses
-
-
-def _optimizer(protocol: Protocol) -> optax.GradientTransformation:
-    rate = optax.constant_schedule(protocol.learning_rate)
-    return make_optimizer(rate, weight_decay=protocol.weight_decay, b1=0.9, b2=0.999, clip=protocol.clip)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -138,13 +148,13 @@ def _target(
 
 
 @partial(jax.jit, static_argnums=(4, 5, 6))
-def _update(params: dict, state, Z: Array, target: Array, decoder: Decoder, grid, protocol: Protocol):
+def _update(params: dict, state, Z: Array, target: Array, decoder: Decoder, grid, protocol: DecoderProtocol):
     def loss(params):
         out = decoder.apply({"params": params}, Z, grid)
         return code_cross_entropy(out, target) if decoder.codes else pixel_mse(out, target)
 
     value, gradient = jax.value_and_grad(loss)(params)
-    change, state = _optimizer(protocol).update(gradient, state, params)
+    change, state = published_optimizer(protocol).update(gradient, state, params)
     moved = optax.apply_updates(params, change)
     return {**moved, "fourier": params["fourier"]}, state, value
 
@@ -156,3 +166,72 @@ def _reconstruct(params: tuple, Z: Array, decoder: Decoder, tokenizer: VQGAN | N
         return jnp.clip(out, 0, 1)
     codes = jnp.argmax(out, axis=-1).reshape(-1, *grid)
     return tokenizer.apply({"params": params[1]}, codes, method="decode")
+
+
+def _protocol(e: ConfigDict) -> DecoderProtocol:
+    return DecoderProtocol(**e.reconstruction_probe, dtype=e.dtype)
+
+
+def _probed(bench: Bench, images: Num[np.ndarray, "N H W 3"], batch: int) -> Float[np.ndarray, "N n d"]:
+    """Input features of the decoder: Z = L S if the encoder factorizes, else U; `batch` images per call."""
+    found = encode(bench.encoder, images, ("sparse", "spatial", "dense"), batch)
+    return found["spatial"] @ found["sparse"] if {"sparse", "spatial"} <= found.keys() else found["dense"]
+
+
+def _pairs(
+    bench: Bench, part: Part, make: Maker, rows: np.ndarray, size: int, progress: Progress
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features and images, in the given order, `size` at a time."""
+    for images, _ in squares(part, make, rows, size, lambda record, cut: None):
+        yield _probed(bench, images, min(bench.batch, size)), images
+        progress.add(len(images))
+
+
+def _judge(bench: Bench, probe: DecoderProbe, make: Maker, name: str) -> tuple[dict, dict]:
+    """Metrics over all test images, read once; and absent metric → reason."""
+    test, networks = bench.data.parts["test"], bench.networks
+    kept: dict[str, list[np.ndarray]] = {}
+    true = None
+    progress = bench.progress(f"reconstruction_probe, {name}", len(test))
+    for Z, images in _pairs(bench, test, make, np.arange(len(test)), bench.batch, progress):
+        columns = compared(probe.reconstruct(Z), images, networks)
+        for column in columns:
+            kept.setdefault(column, []).append(columns[column])
+        if "inception" in columns:
+            found = networks.inception(at_256(to_uint8(images)))
+            true = (true or Moments.empty(found.shape[1])).update(found)
+    return quality({column: np.concatenate(parts) for column, parts in kept.items()}, networks, lambda: true)
+
+
+def _measure(bench: Bench, config: ConfigDict) -> Result:
+    chosen, t, test = _protocol(config.eval), config.model.tokenizer, bench.data.parts["test"]
+    train = bench.data.parts["train"].without(chosen.validation, bench.seed)
+    patches = _probed(bench, next(test.first(1).batches(1)).image, bench.batch).shape[1]
+    if patches == 1:
+        return Result({}, {"reconstruction_probe": "it has one token for the whole image"})
+    tokenizer = read_tokenizer(t.path, t.dtype) if chosen.target == "vq" else None
+    probe = DecoderProbe(square_grid(patches), test.size, chosen, tokenizer, bench.seed)
+    progress = bench.progress("reconstruction_probe", chosen.epochs * len(train))
+
+    def epoch(number: int) -> Iterator:
+        cuts = random_cuts(train.size, chosen.scale, bench.seed, number)
+        order = epoch_order(train, bench.seed, number)
+        return _pairs(bench, train, cuts, order, chosen.batch_size, progress)
+
+    losses, metrics, absent = fit(probe, epoch), {}, {}
+    feature = "Z" if {"sparse", "spatial"} <= set(bench.encoder.gives) else "U"
+    random = random_cuts(test.size, chosen.scale, bench.seed, TEST_KEY)
+    for name, make in (("random crops", random), ("centre", centre_cuts(test))):
+        metrics[f"{feature}, {name}"], absent = _judge(bench, probe, make, name)
+    return Result(metrics, absent, {"losses": losses})
+
+
+def _settings(config: ConfigDict) -> dict:
+    chosen, t = _protocol(config.eval), config.model.tokenizer
+    tokenizer = {"tokenizer": identity(t.path), "tokenizer_dtype": t.dtype} if chosen.target == "vq" else {}
+    images = {**ABOUT, "test": {"random crops": "as in training (released)", "centre": ABOUT["test"]}}
+    about = {"images": images, "departures": departures(chosen)}
+    return dataclasses.asdict(chosen) | OPTIMIZER | about | tokenizer
+
+
+RECONSTRUCTION_PROBE = Task(_measure, (), ("dense",), lambda data: {}, _settings, networks=True)

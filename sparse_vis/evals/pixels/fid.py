@@ -1,13 +1,10 @@
-"""Fréchet distance between two sets of features, and rFID: between images and their reconstructions.
+"""Fréchet distance between two sets of features, and the images of rFID: originals and reconstructions.
 
 Source: Heusel et al., "GANs trained by a two time-scale update rule" (arXiv 1706.08500); features of
 sparse_vis.evals.pixels.inception.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
@@ -16,63 +13,18 @@ from PIL import Image
 
 from sparse_vis.data.decode import to_square
 from sparse_vis.evals.features import AnyArray
+from sparse_vis.ops.moments import Moments
 from sparse_vis.runtime.errors import UserError
 
 SIDE = 256
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean and scatter matrix of the features so far, float64; the features themselves are not kept.
-
-    Attributes:
-        count: rows seen. mean: (f,). scatter: (f, f), Σ (x − mean)(x − mean)ᵀ.
-    """
-
-    count: int
-    mean: Float[np.ndarray, " f"]
-    scatter: Float[np.ndarray, "f f"]
-
-    @classmethod
-    def empty(cls, size: int) -> Moments:
-        """Moments of no rows, for features of this size."""
-        return cls(0, np.zeros(size), np.zeros((size, size)))
-
-    def update(self, features: Float[AnyArray, "B f"]) -> Moments:
-        """The moments after one more batch of any size.
-
-        Batches are centred before they are squared: Σ x xᵀ − n mean meanᵀ loses digits for large means.
-
-        Raises:
-            UserError: features that are not finite.
-        """
-        x = np.asarray(features, np.float64)
-        if not np.isfinite(x).all():
-            raise UserError(
-                "Some features are not finite; check the images and the feature network's weights."
-            )
-        if len(x) == 0:
-            return self
-        mean = x.mean(axis=0)
-        count, step = self.count + len(x), mean - self.mean
-        between = np.outer(step, step) * (self.count * len(x) / count)
-        return Moments(
-            count, self.mean + step * (len(x) / count), self.scatter + (x - mean).T @ (x - mean) + between
-        )
-
-
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """‖m₁ − m₂‖² + tr(C₁ + C₂ − 2 (C₁ C₂)^½), with covariances over n − 1.
+    """‖m₁ − m₂‖² + tr(C₁ + C₂ − 2 (C₁ C₂)^½), with covariances over n − 1; squared, 0 or more.
 
     With C = F Fᵀ, tr (C₁ C₂)^½ is the sum of the singular values of F₁ᵀ F₂. The factors are real and have as
     many columns as the rank of C. So nothing becomes complex, and sets with fewer images than features
     (singular C) need no jitter, for which scipy.linalg.sqrtm of C₁ C₂ fails or returns noise.
-
-    Args:
-        a, b: moments of two sets of the same features.
-
-    Returns:
-        Squared distance, 0 or more.
 
     Raises:
         UserError: a set of fewer than two rows, or features of two sizes.
@@ -105,51 +57,10 @@ def protocol_crop(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "256 2
 
     Applied to both sets of images of rFID and LPIPS; 256 x 256 images stay as they are. The long side and the
     offset of the crop are rounded differently from torchvision: up to one pixel of difference.
-
-    Args:
-        image: uint8 (H, W, 3).
     """
     return to_square(image, SIDE, short_side=SIDE, resample=Image.Resampling.BICUBIC)
 
 
 def to_uint8(images: Float[AnyArray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Reconstructions in [0, 1] as the 8-bit images that a file would hold: clipped and rounded.
-
-    Args:
-        images: (...) float.
-    """
+    """Reconstructions in [0, 1] as the 8-bit images that a file would hold: clipped and rounded."""
     return np.uint8(np.round(255 * np.clip(np.asarray(images, np.float32), 0, 1)))
-
-
-def image_moments(
-    features: Callable[[UInt8[np.ndarray, "B 256 256 3"]], Float[AnyArray, "B f"]],
-    images: Iterable[UInt8[np.ndarray, "H W 3"]],
-    batch_size: int,
-) -> Moments:
-    """Moments of the features of images, each passed through `protocol_crop`.
-
-    Args:
-        features: the network; called with one batch shape only, so it may be jitted.
-        images: uint8 (H, W, 3) each, of any sizes; read once, one batch at a time.
-        batch_size: images per call.
-
-    Raises:
-        UserError: no images, or features that are not finite.
-    """
-    moments, batch = None, []
-
-    def add() -> Moments:
-        # The last batch is padded with copies, which are not counted.
-        filled = np.stack(batch + batch[-1:] * (batch_size - len(batch)))
-        found = np.asarray(features(filled))[: len(batch)]
-        return (moments or Moments.empty(found.shape[1])).update(found)
-
-    for image in images:
-        batch.append(protocol_crop(image))
-        if len(batch) == batch_size:
-            moments, batch = add(), []
-    if batch:
-        moments = add()
-    if moments is None:
-        raise UserError("There are no images to compute the Fréchet distance of; give at least two.")
-    return moments

@@ -1,7 +1,7 @@
 """Inception-v3 as the Fréchet Inception distance has used it since 2015: images to 2048 pooled features.
 
 It differs from today's torchvision network: average pooling excludes padding, the last block uses max pooling
-instead, and images are resized as in TensorFlow 1. metric_weights.py reads the weights and folds batch norms
+instead, and images are resized as in TensorFlow 1. networks.py reads the weights and folds batch norms
 into the convolutions; modules have the names of the torch file.
 
 Source: Szegedy et al., "Rethinking the Inception architecture" (arXiv 1512.00567), as in torch-fidelity.
@@ -17,42 +17,24 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
+from sparse_vis.evals.maps.localization import bilinear_weights
+
 SIDE = 299
 # The distance depends on small differences of features, which TF32 or bf16 products would change.
 PRECISION = jax.lax.Precision.HIGHEST
 
 
 def tf1_bilinear_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "out in"]:
-    """Bilinear resize of a row as in TensorFlow 1: output i samples at i · in / out, no half-pixel offset.
-
-    Args:
-        size_in, size_out: pixels before and after; no antialiasing.
-    """
+    """Bilinear resize of a row as in TensorFlow 1: output i samples at i · in / out, without antialiasing."""
     position = np.arange(size_out, dtype=np.float32) * np.float32(size_in / size_out)
-    below = np.minimum(position.astype(np.int32), size_in - 1)
-    fraction = position - below
-    column = np.arange(size_in)
-    above = np.minimum(below + 1, size_in - 1)
-    weights = [
-        (1 - fraction)[:, None] * (column == below[:, None]),
-        fraction[:, None] * (column == above[:, None]),
-    ]
-    return sum(weights).astype(np.float32)
+    return bilinear_weights(position, size_in).astype(np.float32)
 
 
 class Inception(nn.Module):
-    """The network up to the pooled features."""
+    """Pooled features of RGB images of any size, resized here to 299 x 299."""
 
     @nn.compact
     def __call__(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B 2048"]:
-        """Pooled features of RGB images of any size, resized here to 299 x 299.
-
-        Args:
-            images: (B, H, W, 3) uint8, as in torch-fidelity.
-
-        Returns:
-            (B, 2048) float32.
-        """
         down, across = (tf1_bilinear_matrix(size, SIDE) for size in images.shape[1:3])
         pixels = images.astype(jnp.float32)
         pixels = jnp.einsum("ih,bhwc,jw->bijc", down, pixels, across, precision=PRECISION)
@@ -77,9 +59,8 @@ def _conv(x, name, features, kernel, *, stride=1, padding=None):
     """Convolution and ReLU; by default padded to keep the size if the stride is 1, else not padded."""
     size = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = padding or ("SAME" if stride == 1 else "VALID")
-    return nn.relu(
-        nn.Conv(features, size, strides=stride, padding=padding, precision=PRECISION, name=name)(x)
-    )
+    conv = nn.Conv(features, size, strides=stride, padding=padding, precision=PRECISION, name=name)
+    return nn.relu(conv(x))
 
 
 def _chain(x, name, *steps):
@@ -108,7 +89,6 @@ class BlockA(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w out"]:
-        """Branches side by side."""
         one = _conv(x, "branch1x1", 64, 1)
         five = _chain(x, "branch5x5", (48, 1), (64, 5))
         double = _chain(x, "branch3x3dbl", (64, 1), (96, 3), (96, 3))
@@ -120,7 +100,6 @@ class BlockB(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h2 w2 out"]:
-        """Branches side by side, at half the size."""
         three = _conv(x, "branch3x3", 384, 3, stride=2)
         double = _chain(x, "branch3x3dbl", (64, 1), (96, 3))
         double = _conv(double, "branch3x3dbl_3", 96, 3, stride=2)
@@ -134,7 +113,6 @@ class BlockC(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w out"]:
-        """Branches side by side."""
         c, row, column = self.width, (1, 7), (7, 1)
         one = _conv(x, "branch1x1", 192, 1)
         seven = _chain(x, "branch7x7", (c, 1), (c, row), (192, column))
@@ -147,7 +125,6 @@ class BlockD(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h2 w2 out"]:
-        """Branches side by side, at half the size."""
         three = _conv(_chain(x, "branch3x3", (192, 1)), "branch3x3_2", 320, 3, stride=2)
         seven = _chain(x, "branch7x7x3", (192, 1), (192, (1, 7)), (192, (7, 1)))
         seven = _conv(seven, "branch7x7x3_4", 192, 3, stride=2)
@@ -161,7 +138,6 @@ class BlockE(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w 2048"]:
-        """Branches side by side."""
         one = _conv(x, "branch1x1", 320, 1)
         three = _chain(x, "branch3x3", (384, 1))
         double = _chain(x, "branch3x3dbl", (448, 1), (384, 3))

@@ -1,6 +1,6 @@
 """LPIPS: perceptual distance of two images, from weighted distances between AlexNet's activations.
 
-sparse_vis.evals.pixels.metric_weights reads the weights.
+networks.py reads the weights.
 
 Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric"; version 0.1.
 """
@@ -41,14 +41,7 @@ class Lpips(nn.Module):
     def __call__(self, x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
         """Σ over layers of the mean over positions of w · (x̂ − ŷ)², where x̂ are activations of unit length.
 
-        Args:
-            x, y: (B, H, W, 3) RGB in [0, 1] (scaled to [−1, 1] here), at least 31 pixels a side.
-
-        Returns:
-            (B,) float32, 0 for equal images; symmetric in x and y.
-
-        Raises:
-            UserError: images that are too small for the network.
+        x and y are RGB in [0, 1] (scaled to [−1, 1] here); a UserError is raised below 31 pixels a side.
         """
         height, width = x.shape[1:3]
         if min(height, width) < SMALLEST:

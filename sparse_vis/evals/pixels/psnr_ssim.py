@@ -1,4 +1,7 @@
-"""PSNR and SSIM of reconstructions, per image; average them over a data set."""
+"""PSNR and SSIM of reconstructions, per image; average them over a data set.
+
+x and y are images in [0, 1]; a UserError is raised at values outside.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,6 @@ def psnr(x: Float[AnyArray, "N H W C"], y: Float[AnyArray, "N H W C"]) -> Float[
     """Peak signal-to-noise ratio of each image, −10 log₁₀ mean (x − y)², in dB, at most 100.
 
     Average it over images (not the squared error) to compare with published numbers.
-
-    Args:
-        x: (N, H, W, C) float images in [0, 1].
-        y: (N, H, W, C) float images in [0, 1].
-
-    Returns:
-        (N,) float64 dB.
-
-    Raises:
-        UserError: values outside [0, 1].
     """
     x, y = _in_range(x), _in_range(y)
     mse = np.mean(np.square(x - y), axis=(1, 2, 3), dtype=np.float64)
@@ -38,17 +31,8 @@ def psnr(x: Float[AnyArray, "N H W C"], y: Float[AnyArray, "N H W C"]) -> Float[
 def ssim(x: Float[AnyArray, "N H W C"], y: Float[AnyArray, "N H W C"]) -> Float[np.ndarray, " N"]:
     """Structural similarity of each image, averaged over channels and all windows inside the image.
 
-    Gaussian window 11×11, σ = 1.5; constants (0.01)² and (0.03)² for range 1; population covariance.
-
-    Args:
-        x: (N, H, W, C) float images in [0, 1], H and W at least 11.
-        y: (N, H, W, C) float images in [0, 1].
-
-    Returns:
-        (N,) float32, 1 for identical images.
-
-    Raises:
-        UserError: values outside [0, 1], or an image smaller than the window.
+    Gaussian window 11×11, σ = 1.5; constants (0.01)² and (0.03)² for range 1; population covariance. Raises a
+    UserError for images smaller than the window.
 
     Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity".
     """

@@ -1,0 +1,35 @@
+"""Edits of a token's map: a column of L is replaced, and the other tokens share the rest."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+
+def with_map(
+    L: Float[np.ndarray, "n r"], token: int, column: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, "n r"]:
+    """L with a new map for one token; the other tokens share the rest in their old proportions.
+
+    Where the token had all the weight, the others share evenly. A map of zeros removes the token: the result
+    is the softmax over the other tokens.
+
+    Args:
+        L: rows that sum to one, r ≥ 2. column: the new map, from 0 to 1.
+    """
+    others = np.delete(L, token, axis=1)
+    total = others.sum(axis=1, keepdims=True)
+    shares = np.where(total > 0, others / np.where(total > 0, total, 1), 1 / others.shape[1])
+    return np.insert(shares * (1 - column[:, None]), token, column, axis=1).astype(L.dtype)
+
+
+def move_token(
+    L: Float[np.ndarray, "n r"], token: int, shift: tuple[int, int], grid: tuple[int, int]
+) -> Float[np.ndarray, "n r"]:
+    """L with one token's map moved by whole patches (down, right); what leaves the image is lost."""
+    (rows, columns), (down, right) = grid, shift
+    moved = np.zeros(grid, L.dtype)
+    into = np.s_[max(down, 0) : rows + min(down, 0), max(right, 0) : columns + min(right, 0)]
+    out_of = np.s_[max(-down, 0) : rows - max(down, 0), max(-right, 0) : columns - max(right, 0)]
+    moved[into] = L[:, token].reshape(grid)[out_of]
+    return with_map(L, token, moved.ravel())
