@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparse_vis.build import build_model
-from sparse_vis.evals.baselines import as_unit, patches_of
+from sparse_vis.evals.features import as_unit, patches_of
 from sparse_vis.evals.maps.published_images import published_optimizer
 from sparse_vis.evals.pixels import decoder_probe as dp
 from sparse_vis.evals.pixels.psnr_ssim import psnr

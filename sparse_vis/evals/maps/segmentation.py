@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int, Integer, UInt8
 from ml_collections import ConfigDict
 
 from sparse_vis.data.cut import labels_at
-from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.features import AnyArray, Regrouped, square_grid
 from sparse_vis.evals.maps.label_maps import IGNORE, centre_square, label_map
 from sparse_vis.evals.maps.published_images import (
@@ -30,7 +29,7 @@ from sparse_vis.evals.maps.published_images import (
     random_cuts,
     squares,
 )
-from sparse_vis.evals.task import Result, Task
+from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.models.linear import uniform_linear
 from sparse_vis.runtime.errors import UserError
 

@@ -15,11 +15,9 @@ import optax
 from jaxtyping import Array, Float, Num
 from ml_collections import ConfigDict
 
-from sparse_vis.evals.baselines import as_unit
-from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.columns import compared, quality
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.features import AnyArray, encode, square_grid
+from sparse_vis.evals.features import AnyArray, as_unit, encode, square_grid
 from sparse_vis.evals.maps.published_images import (
     ABOUT,
     OPTIMIZER,
@@ -33,7 +31,7 @@ from sparse_vis.evals.maps.published_images import (
 )
 from sparse_vis.evals.pixels.fid import Moments, to_uint8
 from sparse_vis.evals.pixels.networks import at_256, identity
-from sparse_vis.evals.task import Result, Task
+from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.losses.reconstruction import code_cross_entropy, pixel_mse
 from sparse_vis.models.block import Compute, Sizes
