@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import product
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -92,6 +93,15 @@ def params_to_tensors(
             part = array[index]
             tensors[name] = (part.reshape(split(patch)) if split else part).transpose(axes)
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()} if copy else tensors
+
+
+def shapes_of(
+    abstract: dict, patch: int, first: Mapping[str, str] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a tree, or of parts of it, of which only the shapes are known."""
+    # Views of a single element, so that full-size models take no memory.
+    tree = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), abstract)
+    return {name: x.shape for name, x in params_to_tensors(tree, patch, copy=False, first=first).items()}
 
 
 def teacher_to_tensors(teacher: dict, patch: int) -> Tensors:
