@@ -55,9 +55,7 @@ def find_file(path: str) -> pathlib.Path | None:
 def _fetch(address: str) -> pathlib.Path:
     path = hub.fetch(address, *FILES)
     with contextlib.suppress(UserError):
-        hub.fetch(
-            address, "config.json"
-        )  # its number of heads is checked; it lies beside the weights
+        hub.fetch(address, "config.json")  # its number of heads is checked; it lies beside the weights
     if path.name.endswith(INDEX):
         for name in shards(path):
             hub.fetch(address, name)
