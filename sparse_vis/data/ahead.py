@@ -17,6 +17,7 @@ from sparse_vis.data.sources import FolderSource, Source
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.skipped import Skips
 
+SHORT_SIDE = 256 / 224  # of an image before its centre crop, relative to the crop, as published
 T = TypeVar("T")
 
 
@@ -29,11 +30,11 @@ class Loaded(NamedTuple):
     pixels: np.ndarray  # (size, size, 3) uint8
 
 
-def load_image(source: Source, index: int, size: int, short_side: int) -> Loaded:
+def load_image(source: Source, index: int, size: int, short_side: int | None = None) -> Loaded:
     """Decode one image, resize its short side (bicubic, antialiased) and crop the centre.
 
     Args:
-        source: random-access records. index: of the image. size, short_side: in pixels.
+        size, short_side: in pixels; short_side is SHORT_SIDE * size unless given.
 
     Raises:
         UserError: it cannot be decoded.
@@ -41,6 +42,7 @@ def load_image(source: Source, index: int, size: int, short_side: int) -> Loaded
     record = source[index]
     pixels = decode(record)
     height, width = pixels.shape[:2]
+    short_side = short_side or round(SHORT_SIDE * size)
     square = to_square(pixels, size, short_side=short_side, resample=Image.Resampling.BICUBIC)
     return Loaded(record["name"], height, width, square)
 
