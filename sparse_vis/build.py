@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from ml_collections import ConfigDict
 
@@ -21,9 +23,9 @@ def build_model(config: ConfigDict) -> Stellar:
     m, e = config.model, config.efficiency
     how = dict(dtype=e.dtype, attention=e.attention, remat=e.remat, unroll=e.unroll, init_std=m.init_std)
 
-    def head() -> PrototypeHead:
-        return PrototypeHead(m.width, m.prototypes.hidden, m.prototypes.dim, m.prototypes.count)
-
+    head = functools.partial(
+        PrototypeHead, m.width, m.prototypes.hidden, m.prototypes.dim, m.prototypes.count
+    )
     return Stellar(
         encoder=Encoder(
             m.image_size, m.patch, m.width, m.layers, m.heads, m.mlp_dim, queries=m.tokens, **how
@@ -33,9 +35,7 @@ def build_model(config: ConfigDict) -> Stellar:
             m.width, m.decoder.width, m.decoder.layers, m.decoder.heads, m.decoder.mlp_dim, m.patch,
             codes=m.tokenizer.codes if m.target == "vq" else 0, **how,
         ),
-        sparse_head=head(),
-        cls_head=head(),
-        bottleneck=m.bottleneck,
+        sparse_head=head(), cls_head=head(), bottleneck=m.bottleneck,
     )  # fmt: skip
 
 
@@ -53,11 +53,9 @@ def build_source(config: ConfigDict, split: str, **scenes) -> Source:
     """The data source of config.data; process 0 prints what it holds.
 
     Args:
-        config: complete configuration. split: of the source.
         scenes: fields of SceneSpec that differ from config.data.scenes.
     """
-    spec = SceneSpec(**{**config.data.scenes, **scenes})
-    d = config.data
+    d, spec = config.data, SceneSpec(**{**config.data.scenes, **scenes})
     source = make_source(
         d.source, split=split, path=d.path, seed=d.seed, scenes=spec, max_pixels=d.max_pixels
     )

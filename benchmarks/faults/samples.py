@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from PIL import Image
 
+from sparse_vis.commands import extract
 from sparse_vis.commands.export import export_released
-from sparse_vis.commands.extract import extract
 from sparse_vis.commands.pack import pack
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
@@ -45,12 +45,9 @@ def shapes() -> tuple[TrainState, TrainState]:
 
 def extract_again(folder: pathlib.Path, features: pathlib.Path) -> None:
     """The extraction of `make`; finds most of it done the second time."""
-    images = str(folder / "images")
-    extract(
-        checkpoint=str(folder / "run"), name=None, images=images, split=None, data_dir=None, output=features,
-        outputs=("cls", "sparse"), dtype="float32", resize=None, batch=8, shard_size=8, threads=1,
-        on_error="stop",
-    )  # fmt: skip
+    flags = f"--checkpoint={folder / 'run'} --input={folder / 'images'} --output={features}"
+    less = "--outputs=cls,sparse --batch=8 --shard-size=8 --threads=1"
+    extract.extract(extract.parser().parse_args(f"{flags} {less}".split()))
 
 
 def make(folder: pathlib.Path) -> None:

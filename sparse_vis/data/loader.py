@@ -24,10 +24,10 @@ import numpy as np
 from absl import flags
 
 from sparse_vis.data.decode import decode, to_canvas
-from sparse_vis.data.records import ON_ERROR, name_of, or_skip
+from sparse_vis.data.records import name_of, or_skip
 from sparse_vis.data.sources import Source
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.skipped import Skips
+from sparse_vis.runtime.skipped import ON_ERROR, Skips
 
 if TYPE_CHECKING:
     from sparse_vis.types import Batch

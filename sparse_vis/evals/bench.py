@@ -10,7 +10,7 @@ import numpy as np
 
 from sparse_vis.data.records import Records
 from sparse_vis.evals.dataset import Data, multi_hot
-from sparse_vis.evals.features import Encoder, encode
+from sparse_vis.evals.features import AnyArray, Encoder, encode
 from sparse_vis.evals.pixels.networks import Networks
 from sparse_vis.runtime.progress import Progress
 
@@ -44,9 +44,11 @@ class Bench:
     reducers: dict[str, set[Reducer]]
     _columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
-    def encode(self, images: np.ndarray, *wanted: str) -> dict[str, np.ndarray]:
-        """Features of at most one batch of images."""
-        return encode(self.encoder, images, wanted, self.batch)
+    def encode(
+        self, images: AnyArray, *wanted: str, progress: Progress | None = None
+    ) -> dict[str, np.ndarray]:
+        """The wanted features of any number of images, as far as the encoder gives them."""
+        return encode(self.encoder, images, wanted, self.batch, progress)
 
     def columns(self, part: str) -> dict[str, np.ndarray]:
         """All columns of a part, with "label" and "sets" (flags) if it has them; computed once."""

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
+from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.progress import Progress
 
 AnyArray = Array | np.ndarray
 
@@ -60,34 +61,32 @@ class Split:
 
 
 def encode(
-    encoder: Encoder, images: AnyArray, wanted: tuple[str, ...], batch_size: int
+    encoder: Encoder,
+    images: AnyArray,
+    wanted: tuple[str, ...],
+    batch_size: int,
+    progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
-    """Those of the wanted features that the encoder gives, for at most one batch of images.
-
-    A smaller batch is padded with copies of its last image, so that the encoder compiles once.
+    """Those of the wanted features that the encoder gives, float32, of any number of images.
 
     Args:
-        encoder: Encoder.
-        images: (N, H, W, 3), uint8 or float in [0, 1], 1 ≤ N ≤ batch_size.
-        wanted: keys of RANKS. batch_size: images per call of the encoder.
-
-    Returns:
-        key → float32 array of N rows.
+        images: (N, H, W, 3), uint8 or float in [0, 1]. wanted: keys of RANKS. batch_size: images per call.
 
     Raises:
         UserError: the encoder breaks its contract.
     """
     wanted = tuple(key for key in wanted if key in encoder.gives)
-    if not wanted:
-        return {}
-    padding = [(0, batch_size - len(images))] + [(0, 0)] * (images.ndim - 1)
-    # Reading the result at once keeps one batch in flight; many in flight can hang JAX on few cores.
-    out = jax.device_get(encoder.features(np.pad(images, padding, mode="edge"), wanted))
-    _check_contract(encoder.name, wanted, out, batch_size)
-    return {key: np.asarray(out[key][: len(images)], np.float32) for key in wanted}
+
+    def call(batch):
+        out = encoder.features(batch, wanted)
+        _check_contract(encoder.name, wanted, out, batch_size)
+        return {key: out[key] for key in wanted}
+
+    found = run_in_batches(call, batch_size, images, progress=progress) if wanted else {}
+    return {key: np.asarray(found[key], np.float32) for key in wanted}
 
 
-def _check_contract(name: str, wanted: tuple[str, ...], out: dict[str, np.ndarray], batch_size: int) -> None:
+def _check_contract(name: str, wanted: tuple[str, ...], out: dict[str, AnyArray], batch_size: int) -> None:
     for key in wanted:
         if key not in RANKS:
             raise UserError(f"Encoder '{name}' gives the unknown key '{key}'; known are {', '.join(RANKS)}.")

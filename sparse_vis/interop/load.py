@@ -34,9 +34,6 @@ RELEASED = "sparse_tokens"  # a tensor that released STELLAR models have and bac
 # Small models trained on scenes, shipped with the package: one release folder with a README.md each.
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "checkpoints"
 
-# Values that --checkpoint of every tool accepts.
-PLACES = "workdir, step folder, released file or folder, hf:// address, or scenes-tiny"
-
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
@@ -229,7 +226,7 @@ def read_model(
         UserError: nothing can be loaded; says what is wrong and what to do.
     """
     if not isinstance(path, str | os.PathLike):
-        raise UserError(f"{path!r} is no checkpoint; give a {PLACES}.")
+        raise UserError(f"{path!r} is no checkpoint; give a {paths.PLACES}.")
     path = paths.local(path, "checkpoint", hub=True)
     if path.startswith(hub.PREFIX):
         return _read_hub(path, name, revision, local_files_only)
@@ -242,7 +239,7 @@ def read_model(
         loaded.config.data.scenes.size = loaded.config.model.image_size
         return loaded
     if not path.exists():
-        raise UserError(f"checkpoint {path} does not exist{_alike(path)}; give a {PLACES}.")
+        raise UserError(f"checkpoint {path} does not exist{_alike(path)}; give a {paths.PLACES}.")
     if not path.is_dir():
         return _read_file(path, name)
     released = (path / "config.json").is_file() or any(path.glob("*.safetensors"))

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
 
-from sparse_vis.data.decode import MAX_PIXELS
-from sparse_vis.data.records import ON_ERROR
-from sparse_vis.interop.load import PLACES
 from sparse_vis.report.contents import make_contents
 from sparse_vis.report.page import GENERATOR, render
 from sparse_vis.runtime import lock, paths
@@ -46,9 +42,6 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: any error that the user can correct.
     """
     check_output(arguments.output)
-    for name in ("gallery", "voters"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name}={getattr(arguments, name)} is no number of images; give at least 1.")
     output = arguments.output
     with lock.hold(output.parent, "report", name=f".{output.name}{lock.LOCK}"):
         page = render(make_contents(arguments))
@@ -61,40 +54,18 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Command line; see --help."""
-    parser = Parser(
-        prog=sys.argv[0],
-        description="A model on one self-contained HTML page (docs/visualization.md).",
-    )
+    parser = Parser(description="A model on one self-contained HTML page (docs/visualization.md).")
     add = parser.add_argument
-    add("--checkpoint", required=True, type=paths.place, help=PLACES)
-    add("--name", help="model of a release folder that holds several")
-    add(
-        "--output",
-        required=True,
-        type=paths.path,
-        metavar="FILE",
-        help="HTML; an earlier report is replaced",
-    )
-    add(
-        "--images",
-        type=paths.folder,
-        metavar="FOLDER",
-        help="folder of images, instead of the test split of the run's data",
-    )
-    add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
-    add("--max-pixels", type=positive, default=MAX_PIXELS, help="of an image there (%(default)s)")
+    add("--checkpoint")
+    add("--name")
+    add("--output", metavar="FILE", help="HTML; an earlier report is replaced")
+    of_run = "folder of images, instead of the test split of the run's data"
+    add("--images", type=paths.folder, metavar="FOLDER", help=of_run)
+    add("--on-error")
+    add("--max-pixels", help="of an image there (%(default)s)")
     add("--size", metavar="HxW", help="of the images in pixels; the model's square unless given")
-    add("--gallery", type=int, default=12, help="images shown with maps and edits (%(default)s)")
-    add(
-        "--voters",
-        type=int,
-        default=256,
-        help="images that vote for prototypes and of which health is measured (%(default)s)",
-    )
-    add(
-        "--tokenizer",
-        type=paths.path,
-        metavar="FILE",
-        help="weights of the VQ tokenizer, where the checkpoint does not name them",
-    )
+    add("--gallery", type=positive, default=12, help="images shown with maps and edits (%(default)s)")
+    voters = "images that vote for prototypes and of which health is measured (%(default)s)"
+    add("--voters", type=positive, default=256, help=voters)
+    add("--tokenizer")
     run(parser.parse_args())

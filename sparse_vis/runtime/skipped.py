@@ -11,6 +11,7 @@ import numpy as np
 from sparse_vis.runtime.names import escaped
 
 FILE = "skipped.txt"
+ON_ERROR = ("stop", "skip")  # what to do with an unusable image
 Skips = list[tuple[str, str]]  # (name, reason) of images that could not be used
 
 

@@ -286,7 +286,7 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
         ({"output": "{tmp}"}, "is a folder; give the name of an HTML file"),
         ({"output": "{tmp}/no/report.html"}, "no/report.html does not exist; make it or give another"),
         ({"output": "{tmp}/mine.html"}, "mine.html exists and is no report; give another name"),
-        ({"gallery": 0}, "--gallery=0 is no number of images; give at least 1"),
+        ({"gallery": 0}, "argument --gallery: '0' is no number of at least 1"),
         ({"images": "nowhere"}, "folder 'nowhere' does not exist; give --images"),
         ({"size": "4x99"}, "--size=4x99 is no size; give HEIGHTxWIDTH in pixels, each at least a patch (8)"),
         ({"size": "48x8193"}, "--size=48x8193 is no size; give HEIGHTxWIDTH in pixels, each at least"),

@@ -59,12 +59,12 @@ def test_a_tool_s_paths_begin_at_home(tmp_path, monkeypatch):
 
 @pytest.mark.fast
 def test_a_hub_address_is_for_models_only():
-    from sparse_vis.commands.extract import _parser
+    from sparse_vis.commands.extract import parser
 
     given = ["--checkpoint=hf://microsoft/STELLAR/stellar-b16", "--output=o"]
-    assert _parser().parse_args([*given, "--input=x"]).checkpoint == given[0].partition("=")[2]
+    assert parser().parse_args([*given, "--input=x"]).checkpoint == given[0].partition("=")[2]
     with pytest.raises(UserError, match="argument --input: 'hf://a/b' is an address"):
-        _parser().parse_args([*given, "--input=hf://a/b"])
+        parser().parse_args([*given, "--input=hf://a/b"])
 
 
 @pytest.mark.fast

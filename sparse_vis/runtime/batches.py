@@ -1,0 +1,31 @@
+"""Programs compile once for each shape: call them with batches of one size, the last one padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from sparse_vis.runtime.progress import Progress
+
+
+def run_in_batches(call: Callable, size: int, *arrays, progress: Progress | None = None):
+    """What `call` gives for all rows: NumPy arrays in the structure that it returns, one row per row given.
+
+    Args:
+        call: `size` rows of each array → any structure of arrays of `size` rows.
+        size: rows per call; a smaller last batch is padded with copies of its last row.
+        arrays: of equally many rows, at least one. progress: told of every batch.
+    """
+    found = []
+    for start in range(0, len(arrays[0]), size):
+        rows = [np.asarray(x[start : start + size]) for x in arrays]
+        count = len(rows[0])
+        filled = [np.pad(x, [(0, size - count)] + [(0, 0)] * (x.ndim - 1), mode="edge") for x in rows]
+        # Reading the result at once keeps one batch in flight; many in flight can hang JAX on few cores.
+        out = jax.device_get(call(*filled))
+        found.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], out))
+        if progress is not None:
+            progress.add(count)
+    return jax.tree.map(lambda *parts: np.concatenate(parts) if len(parts) > 1 else parts[0], *found)
