@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+# fmt: off
 _CONFIG = dict(
     name="default",
     seed=0,
@@ -17,10 +18,7 @@ _CONFIG = dict(
     model=dict(
         image_size=224,  # pixels; side of the global views, for which the position table is made
         patch=16,
-        width=768,
-        layers=12,
-        heads=12,
-        mlp_dim=3072,
+        width=768, layers=12, heads=12, mlp_dim=3072,
         tokens=16,  # r
         init_std=0.02,  # of initial ViT weights; narrow models need about width**-0.5
         spatial_temperature=0.06,  # tau of L
@@ -33,13 +31,8 @@ _CONFIG = dict(
     ),
     loss=dict(
         reconstruction=10.0,  # published: 10 for pixels, 0.05 for VQ codes
-        token_clustering=1.0,
-        cls_clustering=1.0,
-        set_alignment=1.0,
-        cls_masked=1.0,
-        cls_local=1.0,
-        koleo_image=0.1,
-        koleo_masked=0.1,
+        token_clustering=1.0, cls_clustering=1.0, set_alignment=1.0, cls_masked=1.0, cls_local=1.0,
+        koleo_image=0.1, koleo_masked=0.1,
         inpainting=0.0,  # not published: MAE's loss, hidden patches of masked views decoded from U
         student_temperature=0.12,
         sinkhorn_temperature=0.06,
@@ -47,26 +40,17 @@ _CONFIG = dict(
         sinkhorn_epsilon=0.0,  # published: 1e-8, which shrinks some rows
         balance_over="batch",  # Sinkhorn over the global batch, or over each "microbatch" (published)
         matching="entropic",  # "entropic" (published) or "exact" (one to one)
-        match_epsilon=0.1,
-        match_iterations=5,
+        match_epsilon=0.1, match_iterations=5,
     ),
     views=dict(
-        global_count=8,
-        global_scale=(0.36, 1.0),
-        local_count=8,
-        local_size=96,
-        local_scale=(0.06, 0.36),
+        global_count=8, global_scale=(0.36, 1.0),
+        local_count=8, local_size=96, local_scale=(0.06, 0.36),
         aspect=(3 / 4, 4 / 3),
         flip_probability=0.5,
         colour_per="view",  # or "batch" (published): one draw for all masked, one for all local views
-        jitter_probability=0.8,
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.2,
-        hue=0.1,
+        jitter_probability=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
         grey_probability=0.2,
-        blur_probability=0.5,
-        blur_sigma=(0.1, 2.0),  # pixels
+        blur_probability=0.5, blur_sigma=(0.1, 2.0),  # pixels
         masking_ratio=0.8,
         mask_kind="gaussian",  # "gaussian", "uniform" or "block"
         focus_probability=0.5,  # share of gaussian masks that favour a random centre; others are uniform
@@ -79,35 +63,25 @@ _CONFIG = dict(
         canvas=512,  # pixels; side of the uint8 canvas; larger images are downscaled to fit
         on_error="stop",  # or "skip": replace a bad image by the next good one, list it in skipped.txt
         max_pixels=2**27,  # of an image; larger ones are refused before they are decoded
-        workers=0,
-        threads=4,
+        workers=0, threads=4,
         seed=0,  # of the scenes' content
         scenes=dict(
             size=64,
             digits="many",
             colours="random",  # or "white": on black, as MNIST
-            max_digits=4,
-            digit_scale=(0.35, 0.55),
-            train_records=50_000,
-            eval_records=2_000,
+            max_digits=4, digit_scale=(0.35, 0.55),
+            train_records=50_000, eval_records=2_000,
         ),
     ),
     optimizer=dict(
-        peak_lr=1.5e-4,
-        final_lr=1e-6,
-        warmup=0.1,
+        peak_lr=1.5e-4, final_lr=1e-6, warmup=0.1,
         # Cosine after warm-up is our choice: as released, every recipe has schedule="constant".
         schedule="cosine",
-        weight_decay=0.04,
-        b1=0.9,
-        b2=0.999,
-        clip=3.0,
+        weight_decay=0.04, b1=0.9, b2=0.999, clip=3.0,
     ),
     train=dict(
-        batch=2048,
-        steps=93_750,
-        log_every=50,
-        save_every=1000,
+        batch=2048, steps=93_750,
+        log_every=50, save_every=1000,
         health_every=250,  # steps between health checks, each made with the next log row; 0: never
         keep=2,  # newest checkpoints kept
         max_bad_steps=3,  # non-finite steps in a row before the run stops
@@ -124,11 +98,9 @@ _CONFIG = dict(
     eval=dict(
         tasks=(),  # names of evaluations: docs/evaluation.md
         beside=(),  # to compare with: "untrained", "pixels", "mean_colour", "pca", or a path for `load`
-        train_split="train",  # as data.split
-        test_split="test",
+        train_split="train", test_split="test",  # as data.split
         holdout=0.0,  # share of the records used as test set, if train_split equals test_split
-        train_records=2000,  # evenly spread over the split; 0: all
-        test_records=1000,
+        train_records=2000, test_records=1000,  # evenly spread over the split; 0: all
         batch=250,  # images per call of the encoder
         dtype="float32",  # of encoders and probes; published probes: "bfloat16" mixed precision
         seed=0,  # of probes, crops and held-out rows
@@ -140,33 +112,22 @@ _CONFIG = dict(
         inception="",  # weights file of the 2015 Inception-v3, for rFID
         lpips=dict(alexnet="", heads=""),  # weights files of LPIPS
         # Released hyperparameters of the trained probes; change them only to save compute. Learning rates
-        # are constant. validation: share of the training images held out.
+        # are constant. clip: maximum global gradient norm. validation: share of the training images held out.
+        # scale: of the random crops' area, as in views.
         reconstruction_probe=dict(
             target="pixel",  # or "vq" (published), which needs model.tokenizer.path
-            learning_rate=1e-4,
-            weight_decay=1e-4,
-            clip=5.0,  # maximum global gradient norm
-            batch_size=128,
-            epochs=20,
-            validation=0.1,
-            scale=(0.36, 1.0),  # of the random crops' area, as in views
-            width=512,
-            layers=6,
-            heads=8,
-            mlp_dim=2048,
+            learning_rate=1e-4, weight_decay=1e-4, clip=5.0, batch_size=128, epochs=20, validation=0.1,
+            scale=(0.36, 1.0),
+            width=512, layers=6, heads=8, mlp_dim=2048,
         ),
         segmentation=dict(batch=2048, epochs=80, scale=(0.25, 1.0)),  # published for VOC: (0.5, 1.0)
         linear_published=dict(
-            learning_rate=1e-3,
-            weight_decay=1e-4,
-            clip=5.0,
-            batch_size=2048,
-            epochs=30,
-            validation=0.1,
+            learning_rate=1e-3, weight_decay=1e-4, clip=5.0, batch_size=2048, epochs=30, validation=0.1,
             scale=(0.2, 1.0),
         ),
     ),
 )
+# fmt: on
 
 
 def default_config() -> ConfigDict:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import operator
 import pathlib
 from typing import NoReturn
 
@@ -61,22 +63,19 @@ def local_paths(config: ConfigDict) -> None:
         UserError: an address where a path is needed, or a config.name that names no folder below runs/.
     """
     for name, hub in PATHS.items():
-        section, _, last = name.rpartition(".")
-        part = at(config, section) if section else config
-        if isinstance(part[last], str):
-            part[last] = part[last] and local(part[last], f"config.{name}", hub)
-        else:
-            part[last] = tuple(item and local(item, f"config.{name}", hub) for item in part[last])
+        *sections, last = name.split(".")
+        part, value = at(config, *sections), at(config, *sections, last)
+        given = [value] if isinstance(value, str) else value
+        found = tuple(item and local(item, f"config.{name}", hub) for item in given)
+        part[last] = found[0] if isinstance(value, str) else found
     below = pathlib.PurePath(config.name)
     if not config.name.strip() or below.is_absolute() or ".." in below.parts:
         raise UserError(f"config.name={config.name!r} names no folder below runs/; give a name, e.g. mine.")
 
 
-def at(config: ConfigDict, name: str):
-    """The setting or section with a dotted name."""
-    for part in name.split("."):
-        config = config[part]
-    return config
+def at(config: ConfigDict, *names: str):
+    """The setting or section with these names, which may be dotted."""
+    return functools.reduce(operator.getitem, ".".join(names).split(".") if names else (), config)
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from sparse_vis.interop import hub
 from sparse_vis.interop.families import facebook_mae, transformers_vit
 from sparse_vis.interop.formats import shards
-from sparse_vis.interop.load import RELEASED, abstract_params, transformers_kind
+from sparse_vis.interop.load import RELEASED, abstract_params
 from sparse_vis.interop.naming import as_transformers_4
 from sparse_vis.interop.released import shapes_of, tensors_to_params
 from sparse_vis.interop.tensors import INDEX, TORCH, check_tensors, listing, read_tensors
@@ -44,7 +44,7 @@ def find_file(path: str) -> pathlib.Path | None:
         return found
     names = [entry.name for entry in place.iterdir()]
     torch = [name for name in names if name.endswith(TORCH)]
-    if transformers_kind(place / "config.json") or (torch and "config.json" not in names):
+    if _read(place / "config.json").get("model_type") or (torch and "config.json" not in names):
         raise UserError(
             f"{place} holds none of {', '.join(FILES)} but {listing(names)}; give a weight file itself"
             f"{f', e.g. {place / torch[0]}' if torch else ''}."
@@ -104,10 +104,16 @@ def _check_heads(path: pathlib.Path, config: ConfigDict) -> None:
 
     `path` is the config.json beside the weights; without it, or if it gives no number, nothing is checked.
     """
-    try:
-        heads = json.loads(path.read_text())["num_attention_heads"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
+    heads = _read(path).get("num_attention_heads", config.model.heads)
     if heads != config.model.heads:
         ours = f"config.model.heads is {config.model.heads}"
         raise UserError(f"{path} has {heads} attention heads, {ours}; set it to {heads}.")
+
+
+def _read(path: pathlib.Path) -> dict:
+    """A config.json of transformers; empty if there is none, or none that can be read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        content = {}
+    return content if isinstance(content, dict) else {}

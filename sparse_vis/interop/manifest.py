@@ -50,8 +50,7 @@ def read_manifest(path: pathlib.Path) -> dict:
             one), or lists no models with weight files.
     """
     try:
-        models = read_json(path)["models"]
-        right = all(name.isprintable() and isinstance(e["weights"], str) for name, e in models.items())
+        content = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; place the release's config.json beside its weights.") from None
     except (OSError, ValueError) as error:
@@ -59,9 +58,17 @@ def read_manifest(path: pathlib.Path) -> dict:
             f"{path} is damaged, or was changed by hand ({error}); download or export it again, or take out "
             f'its line "{CHECKSUM}" if the change was meant.'
         ) from None
+    models, kind = content.get("models"), content.get("model_type")
+    if kind and not models:
+        raise UserError(
+            f"{path} is that of a {kind} of transformers, which is no STELLAR model; a ViT or ViTMAE can be "
+            "what a training starts from: --config.init=FOLDER."
+        )
+    try:
+        right = models and all(n.isprintable() and isinstance(e["weights"], str) for n, e in models.items())
     except (KeyError, TypeError, AttributeError):
-        models, right = {}, False
-    if not models or not right:
+        right = False
+    if not right:
         raise UserError(
             f"{path} is no manifest of released models, {{'models': {{name: {{'weights': file, ...}}}}}}; "
             "download it again."
