@@ -26,10 +26,7 @@ PATHS = {
 
 GIVE = "--config=configs/NAME.py"
 # Setting -> values of earlier versions -> their present names.
-FORMER = {
-    "efficiency.remat": {False: "none", True: "blocks"},
-    "data.on_error": {"substitute": "skip"},
-}
+FORMER = {"efficiency.remat": {False: "none", True: "blocks"}, "data.on_error": {"substitute": "skip"}}
 
 
 def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
