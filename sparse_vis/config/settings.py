@@ -41,10 +41,8 @@ def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
     found = leaves(config)
     for name in found.keys() ^ ALLOWED.keys():
         does = "lacks the" if name in ALLOWED else "has the unknown"
-        raise UserError(
-            f"the configuration {does} setting {name}; let get_config() change and return default_config() "
-            "of sparse_vis/config/defaults.py."
-        )
+        remedy = "let get_config() change and return default_config() of sparse_vis/config/defaults.py"
+        raise UserError(f"the configuration {does} setting {name}; {remedy}.")
     for name, value in found.items():
         if sentence := ALLOWED[name].fault(value):
             raise UserError(f"config.{name}={shown(value)} {sentence}.")

@@ -81,10 +81,7 @@ def unreachable() -> str:
 def snapshot(path: pathlib.Path) -> pathlib.Path:
     """The snapshot folder of a repository in the hub's cache, if `path` is a folder above it; else `path`.
 
-    Prefers the snapshot of branch main.
-
-    Raises:
-        UserError: no snapshot, or several of which none is that of main.
+    Of several that of branch main; a UserError without one, or without any.
     """
     top = path.parent if path.name == "snapshots" else path
     if not (top.name.startswith("models--") and (top / "snapshots").is_dir()):
@@ -93,8 +90,6 @@ def snapshot(path: pathlib.Path) -> pathlib.Path:
     folders = sorted(folder for folder in (top / "snapshots").iterdir() if folder.is_dir())
     chosen = [f for f in folders if main.is_file() and f.name == main.read_text().strip()] or folders
     if len(chosen) != 1:
-        raise UserError(
-            f"{top} holds {len(chosen)} snapshots; give one of them"
-            f"{': ' if chosen else ''}{', '.join(map(str, chosen))}."
-        )
+        names = f": {', '.join(map(str, chosen))}" if chosen else ""
+        raise UserError(f"{top} holds {len(chosen)} snapshots; give one of them{names}.")
     return chosen[0]

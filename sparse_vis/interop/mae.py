@@ -23,8 +23,6 @@ from sparse_vis.runtime.errors import UserError
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 FILES = tuple(file for name in _WHOLE for file in (name, name + INDEX))
-NAMED = {"encoder": "vit"}  # as in transformers
-POSITION = "vit.embeddings.position_embeddings"
 FAMILIES = (transformers_vit.MAE, facebook_mae.ORIGINAL_MAE, transformers_vit.ALONE)
 
 
@@ -84,30 +82,23 @@ def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
             f"{path} holds tensors of no known name ({listing(found) or 'none at all'}); give a file "
             f"with those of {known}, or of a released STELLAR model ({RELEASED}, …)."
         )
-    _check_heads(path.parent / "config.json", config)
-    m = config.model
+    m, beside = config.model, path.parent / "config.json"
+    heads = _read(beside).get("num_attention_heads", m.heads)  # shapes of tensors do not show it
+    if heads != m.heads:
+        raise UserError(
+            f"{beside} has {heads} attention heads, config.model.heads is {m.heads}; set it to {heads}."
+        )
     encoder = {k: v for k, v in abstract_params(config)["encoder"].items() if k != "queries"}
-    shapes = shapes_of({"encoder": encoder}, m.patch, NAMED)
-    position = found.get(family.rename(POSITION))
-    if position is not None and position.ndim == 3:
+    expected = shapes_of({"encoder": encoder}, m.patch, family.names)
+    positions = family.names["encoder/positions"]
+    if positions in found and found[positions].ndim == 3:
         # Any square grid is accepted: the table is resized below.
-        side = round(max(position.shape[1] - 1, 0) ** 0.5)
-        shapes[POSITION] = (1, 1 + side * side, m.width)
-    checked = check_tensors(found, family.expected(shapes), family.unused, path)
-    tree = tensors_to_params(family.to_vit(checked, shapes), {"encoder": encoder}, NAMED)["encoder"]
+        side = round(max(found[positions].shape[1] - 1, 0) ** 0.5)
+        expected[positions] = (1, 1 + side * side, m.width)
+    checked = check_tensors(found, expected, family.unused, path)
+    tree = tensors_to_params(checked, {"encoder": encoder}, family.names)["encoder"]
     table, grid = jnp.asarray(tree["position_table"]), (m.image_size // m.patch,) * 2
     return {**tree, "position_table": np.asarray(resize_position_table(table, grid))}
-
-
-def _check_heads(path: pathlib.Path, config: ConfigDict) -> None:
-    """Refuse another number of attention heads, which tensor shapes do not show.
-
-    `path` is the config.json beside the weights; without it, or if it gives no number, nothing is checked.
-    """
-    heads = _read(path).get("num_attention_heads", config.model.heads)
-    if heads != config.model.heads:
-        ours = f"config.model.heads is {config.model.heads}"
-        raise UserError(f"{path} has {heads} attention heads, {ours}; set it to {heads}.")
 
 
 def _read(path: pathlib.Path) -> dict:

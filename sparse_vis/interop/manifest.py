@@ -109,7 +109,7 @@ def complete(entry: dict, name: str) -> dict:
     if given.get("decoder_hidden_size", 512) != 512 and "decoder_attention_heads" not in given:
         _refuse(name, "has a decoder of another width than the released ones, but no decoder_attention_heads")
     full = {**_RELEASED, **KNOWN.get(name, {}), **given}
-    for key in {"embed_dim", "patch_size"} - full.keys():
+    for key in sorted({"embed_dim", "patch_size"} - full.keys()):
         raise UserError(f"the manifest entry of {name} lacks {key!r}; add it to config.json.")
     _check(full, "embed_dim", ALLOWED["model.width"], name)
     width = full["embed_dim"]

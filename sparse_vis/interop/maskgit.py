@@ -44,10 +44,7 @@ def load_tokenizer(path: str | Path, dtype: DTypeLike = jnp.float32) -> tuple[VQ
     Args:
         path: a torch or safetensors file in the torch layout (maskgit-vqgan-imagenet-f16-256.bin), or the
             Flax msgpack of the MaskGIT release (tokenizer_imagenet256_checkpoint).
-        dtype: of the module's convolutions.
-
-    Returns:
-        The module and its float32 parameters: `module.apply({"params": params}, pixels, method="encode")`.
+        dtype: of the module's convolutions; parameters are float32.
 
     Raises:
         UserError: an unreadable file, or one with missing, misshapen or unexpected tensors.

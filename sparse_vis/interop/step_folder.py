@@ -26,8 +26,6 @@ from sparse_vis.runtime.names import path_name
 FOLDER = "checkpoints"
 ITEMS = ("params", "rest", "data", "config")
 T = TypeVar("T")
-
-
 # Parts of tensorstore's messages around the cause: the drivers before it, the specifications after it.
 _AROUND_CAUSE = (
     r"^[A-Z_]+: (Error opening \"\w+\" driver: )*(Error reading \"[^\"]*\" in OCDBT database at [^:]*: )?"
@@ -120,10 +118,7 @@ def newest_step(workdir: pathlib.Path) -> int:
 
 
 def find_step(path: pathlib.Path) -> pathlib.Path:
-    """The step folder for a path.
-
-    Args:
-        path: a workdir or its checkpoints folder, for the newest step, or a step folder.
+    """The step folder for a path: itself, or the newest of a workdir or of its checkpoints folder.
 
     Raises:
         UserError: there is no checkpoint, or the step folder is incomplete.
