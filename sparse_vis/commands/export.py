@@ -23,11 +23,10 @@ from sparse_vis import api
 from sparse_vis.build import build_model
 from sparse_vis.commands import outputs
 from sparse_vis.interop import manifest
-from sparse_vis.interop.layout import Tensors
+from sparse_vis.interop.formats import write_safetensors
 from sparse_vis.interop.load import Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
-from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
-from sparse_vis.interop.safetensors_files import write_safetensors
+from sparse_vis.interop.released import Tensors, params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_json, write_whole

@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sparse_vis.api import assemble, encode
 from sparse_vis.commands import outputs, shards
 from sparse_vis.config.ranges import SIDE
-from sparse_vis.data.ahead import Loaded, images_ahead, load_image
-from sparse_vis.data.same import stamp
+from sparse_vis.data.folder import stamp
+from sparse_vis.data.records import Loaded, images_ahead, load_image
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar

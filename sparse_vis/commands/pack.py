@@ -15,20 +15,19 @@ import msgpack
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from sparse_vis.commands import outputs
-from sparse_vis.data.ahead import images_ahead, none_usable
-from sparse_vis.data.decode import decode
-from sparse_vis.data.image_file import MAX_PIXELS
-from sparse_vis.data.packed import count_records, has_shard
-from sparse_vis.data.packed_format import (
+from sparse_vis.data.decode import MAX_PIXELS, decode
+from sparse_vis.data.folder import NAME_ERRORS, note_times, stamp
+from sparse_vis.data.packed import (
     METADATA,
-    NAME_ERRORS,
+    count_records,
     describe,
+    has_shard,
     images_of,
     number_of_shards,
     read_metadata,
     shard_name,
-)
-from sparse_vis.data.same import note_times, stamp
+)  # fmt: skip
+from sparse_vis.data.records import images_ahead, none_usable
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.runtime.files import file_sha256, whole, write_json
 from sparse_vis.runtime.progress import Progress

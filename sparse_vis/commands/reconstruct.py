@@ -21,7 +21,7 @@ from PIL import Image
 
 from sparse_vis import api
 from sparse_vis.commands import outputs
-from sparse_vis.data.ahead import images_ahead, load_image, none_usable
+from sparse_vis.data.records import images_ahead, load_image, none_usable
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.evals.pixels.reconstruction import psnr
 from sparse_vis.models.stellar import Stellar

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparse_vis.commands.outputs import begin_or_continue
-from sparse_vis.data.ahead import none_usable
-from sparse_vis.data.same import note_times
+from sparse_vis.data.folder import note_times
+from sparse_vis.data.records import none_usable
 from sparse_vis.runtime import files, skipped
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
@@ -39,7 +39,7 @@ class Shard(NamedTuple):
     bytes: int  # of the file
     sha256: str  # of the file
     settings: str  # `fingerprint` of the extraction's manifest
-    images: str  # this and times: `data.same.stamp` of its images
+    images: str  # this and times: `data.folder.stamp` of its images
     times: str
 
 

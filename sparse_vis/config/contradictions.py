@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from sparse_vis.runtime.values import fits, shown
+from sparse_vis.config.ranges import fits, shown
 
 # The loss weights in config.loss; its other settings are constants.
 TERMS = (

@@ -27,7 +27,7 @@ from sparse_vis.evals.verdict import verdict
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
-from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.progress import say_once
 
 TOP = 5  # top-5 accuracy is trivial with this many classes
 

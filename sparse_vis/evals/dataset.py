@@ -14,10 +14,9 @@ from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_source
-from sparse_vis.data.ahead import or_skip
 from sparse_vis.data.decode import decode
-from sparse_vis.data.records import Records, in_batches, read_records
-from sparse_vis.data.same import images_sha256
+from sparse_vis.data.folder import images_sha256
+from sparse_vis.data.records import Records, in_batches, or_skip, read_records
 from sparse_vis.data.sources import Source
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.runtime.errors import UserError

@@ -8,8 +8,8 @@ import pathlib
 
 import numpy as np
 
-from sparse_vis.data.ahead import load_ahead, usable
 from sparse_vis.data.decode import decode
+from sparse_vis.data.records import load_ahead, usable
 from sparse_vis.data.scenes import SceneSource
 from sparse_vis.evals.dataset import Data, Part, about_part
 from sparse_vis.runtime import skipped

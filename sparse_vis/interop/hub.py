@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 import threading
@@ -20,7 +21,6 @@ def fetch(
 
     Args:
         address: "owner/repository". filenames: alternatives; the first that the repository has is fetched.
-        revision: branch, tag or commit. local_files_only: never use the network.
 
     Raises:
         UserError: an invalid address, huggingface_hub is not installed, or none of the files can be fetched.
@@ -36,14 +36,13 @@ def fetch(
             "that."
         ) from None
     away = "" if local_files_only else unreachable()
+    get = functools.partial(
+        huggingface_hub.hf_hub_download, revision=revision, local_files_only=local_files_only or bool(away)
+    )
     reasons = []
     for filename in filenames:
         try:
-            return pathlib.Path(
-                huggingface_hub.hf_hub_download(
-                    address, filename, revision=revision, local_files_only=local_files_only or bool(away)
-                )
-            )
+            return pathlib.Path(get(address, filename))
         except Exception as error:
             lines = str(error).strip().splitlines() or ["no reason given"]
             reasons.append(away or f"{type(error).__name__}: {lines[0][:120].rstrip(' .')}")

@@ -19,7 +19,7 @@ from sparse_vis.build import build_model
 from sparse_vis.config import settings
 from sparse_vis.interop import hub, manifest, step_folder
 from sparse_vis.interop.naming import as_transformers_4
-from sparse_vis.interop.released import UNUSED, head_out, params_to_tensors, tensors_to_params
+from sparse_vis.interop.released import UNUSED, params_to_tensors, shapes_of, tensors_to_params
 from sparse_vis.interop.tensors import SAFETENSORS, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.runtime import paths
@@ -67,19 +67,11 @@ def _abstract_params(model: Stellar) -> dict:
 
 def released_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Name and shape of every released tensor that a configuration's model reads."""
-    # Views of a single element, so that full-size models take no memory.
-    tree = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), abstract_params(config))
-    return {
-        name: tensor.shape for name, tensor in params_to_tensors(tree, config.model.patch, copy=False).items()
-    }
+    return shapes_of(abstract_params(config), config.model.patch)
 
 
 def _check_size(config: ConfigDict, weights: pathlib.Path) -> None:
-    """Refuse a model too large for the file, before shapes of all its tensors are computed.
-
-    Raises:
-        UserError: the model has more parameters than the file has bytes.
-    """
+    """Refuse a model of more parameters than the file has bytes, before it is looked at more closely."""
     tree = abstract_params(config)
     sizes = {name: sum(math.prod(x.shape) for x in jax.tree.leaves(part)) for name, part in tree.items()}
     count = sum(sizes.values()) - sizes["cls_head"]  # a release may lack the CLS head
@@ -91,14 +83,7 @@ def _check_size(config: ConfigDict, weights: pathlib.Path) -> None:
 
 
 def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
-    """Read a released weight file.
-
-    Args:
-        weights: the file. entry: its manifest entry. name: of the model.
-
-    Raises:
-        UserError: a missing, misshapen or unknown tensor, or an unsupported architecture.
-    """
+    """Read a released weight file, with its manifest entry and the model's name."""
     config = manifest.to_config(entry, name)
     found = as_transformers_4(read_tensors(weights))
     _check_size(config, weights)
@@ -106,13 +91,14 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
     if not manifest.complete(entry, name)["do_cls"] and not any(k.startswith(f"{_CLS_HEAD}.") for k in found):
         # A random head, because our model always has one; models trained without it do not use it.
         head, token = build_model(config).cls_head, jnp.zeros((1, config.model.width), jnp.float32)
-        found |= head_out(head.init(jax.random.key(0), token)["params"], _CLS_HEAD)
+        drawn = head.init(jax.random.key(0), token)["params"]
+        found |= params_to_tensors({"cls_head": drawn}, config.model.patch)
     checked = check_tensors(found, expected, (*UNUSED, *_TEACHER), weights)
-    params = tensors_to_params(checked, config.model.layers, config.model.decoder.layers)
+    params = tensors_to_params(checked, abstract_params(config))
     vq = entry.get("vq_model") or {}
     tokenizer = weights.parent / vq["weights"] if "weights" in vq else None
     unused = {name: array for name, array in found.items() if name not in expected}
-    return Loaded(config, jax.tree.map(np.ascontiguousarray, params), tokenizer, unused, None)
+    return Loaded(config, params, tokenizer, unused, None)
 
 
 def _pick(models: dict, name: str | None, folder: pathlib.Path | str) -> str:
@@ -125,7 +111,7 @@ def _pick(models: dict, name: str | None, folder: pathlib.Path | str) -> str:
 
 
 def transformers_kind(path: pathlib.Path) -> str | None:
-    """The `model_type` in a config.json of transformers; None if there is no such file or entry."""
+    """The `model_type` in a config.json of transformers, if there is one."""
     try:
         return json.loads(path.read_text()).get("model_type")
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -133,7 +119,6 @@ def transformers_kind(path: pathlib.Path) -> str | None:
 
 
 def _no_backbone(path: pathlib.Path) -> None:
-    """Refuse the config.json of a transformers model."""
     if kind := transformers_kind(path):
         raise UserError(
             f"{path} is that of a {kind} of transformers, which is no STELLAR model; a ViT or ViTMAE can be "
@@ -194,11 +179,7 @@ def _read_hub(address: str, name: str | None, revision: str | None, local_files_
 
 
 def check_shipped(folder: pathlib.Path) -> None:
-    """Refuse a shipped model whose files do not match its SHA256SUMS.
-
-    Raises:
-        UserError: names the file.
-    """
+    """Refuse, with a UserError, a shipped model whose files do not match its SHA256SUMS."""
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split()
         if file_sha256(folder / name) != digest:
@@ -236,13 +217,9 @@ def read_model(
     local_files_only: bool = False,
     teacher: bool = False,
 ) -> Loaded:
-    """Read a model from any place that `sparse_vis.load` accepts.
+    """Read a model from any place that `sparse_vis.load` accepts; the other arguments as there.
 
     Args:
-        path: workdir or step folder of ours; released .safetensors file with config.json beside it;
-            release folder; hf://owner/repository/model; or the name of a shipped model.
-        name: which model, if a release holds several.
-        revision, local_files_only: for the hub.
         teacher: whether to read the EMA teacher too, from one of our own checkpoints.
 
     Raises:
@@ -274,7 +251,6 @@ def read_model(
 
 
 def _read_step(step: pathlib.Path, teacher: bool) -> Loaded:
-    """Read one of our step folders."""
     config = settings.from_plain(step_folder.read_config(step), step / "config")
     abstract = abstract_params(config)
     params = step_folder.restore_params(step, abstract)

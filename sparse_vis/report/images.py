@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from sparse_vis import api
-from sparse_vis.data.ahead import load_ahead, usable
 from sparse_vis.data.decode import decode
+from sparse_vis.data.records import load_ahead, usable
 from sparse_vis.data.sources import Source, announce, open_folder
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.models.stellar import Stellar

@@ -25,12 +25,12 @@ from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_json
 from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
+from sparse_vis.runtime.skipped import Skipped
 from sparse_vis.train import checkpoint
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
 from sparse_vis.train.progress import Averages, Progress, short
 from sparse_vis.train.recipe import Recipe, build_recipe
-from sparse_vis.train.skipped import Skipped
 from sparse_vis.train.step import TrainState, compile_step, initial_state, steps_applied
 from sparse_vis.train.stop import StopSignal
 

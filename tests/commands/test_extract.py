@@ -17,8 +17,8 @@ from PIL import Image
 import sparse_vis
 from sparse_vis.commands import extract as command
 from sparse_vis.commands import pack, shards
-from sparse_vis.data.ahead import load_image
-from sparse_vis.data.image_file import MAX_PIXELS
+from sparse_vis.data.decode import MAX_PIXELS
+from sparse_vis.data.records import load_image
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.runtime.errors import UserError, command_line
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints

@@ -31,7 +31,7 @@ from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
 from sparse_vis.evals.usable import without_unusable
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.progress import say_once
 from sparse_vis.train.stop import StopSignal
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, tiny_config, write_checkpoints
 
