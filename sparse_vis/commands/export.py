@@ -57,11 +57,6 @@ def export_released(source: str, output: Path, name: str | None = None) -> Path:
     if (output / "config.json").exists():
         raise UserError(f"{output} already holds a config.json; give a new --output folder.")
     found = read_model(source, name, teacher=True)
-    if found.config.model.bottleneck != "factors":
-        raise UserError(
-            f"{source} decodes U itself (config.model.bottleneck={found.config.model.bottleneck}), which the "
-            "released form cannot say; export a model with config.model.bottleneck=factors."
-        )
     called = found.config.name.replace("/", "-")
     weights = output / f"{called}.safetensors"
     entry, copy = manifest.from_config(found.config, weights.name), None
