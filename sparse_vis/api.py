@@ -181,7 +181,7 @@ def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array
         kind = type(features).__name__
         raise UserError(f"features are a {kind}; give what encode(model, params, images) returns.")
     grid = model.grid(*features.size)
-    shape, wanted = features.lowrank.shape, (grid[0] * grid[1], model.encoder.width)
+    shape, wanted = features.lowrank.shape, (grid[0] * grid[1], model.encoder.sizes.width)
     if len(shape) != 3 or shape[1:] != wanted:
         raise UserError(
             f"features.lowrank is {shape}, not (B, {wanted[0]}, {wanted[1]}) as this model has it for "

@@ -65,34 +65,27 @@ class Features:
 
 
 @struct.dataclass
-class Outputs:
-    """What the student computes from the views of one batch."""
+class Embeddings:
+    """What the two prototype heads make of images; logits are embeddings @ prototypes."""
 
-    tokens: Tokens  # of the image
-    factors: Factors  # of the image
-    reconstruction: jax.Array  # (B, H, W, 3) unclipped pixels, or (B, n, codes) logits
-    masked_S: jax.Array  # (B, Vg, r, d) semantic tokens of the masked views
-    masked_U: jax.Array | None  # (B, Vg, keep, d) their visible patches; None if no loss term uses them
-    sparse: jax.Array  # (B, r, D) embeddings of the image's S
-    cls: jax.Array  # (B, 1, D) embedding of the image's CLS
-    masked_sparse: jax.Array  # (B, Vg, r, D) embeddings of the masked views, as the next two
-    masked_cls: jax.Array  # (B, Vg, D)
-    local_cls: jax.Array  # (B, Vl, D)
-    sparse_prototypes: jax.Array  # (D, K)
+    S: jax.Array  # (B, r, D) of the semantic tokens
+    cls: jax.Array  # (B, 1, D) of the class token
+    S_prototypes: jax.Array  # (D, K)
     cls_prototypes: jax.Array  # (D, K)
-    # (B, Vg, H, W, 3) masked views decoded from masked_U; None if no loss term uses them
-    inpainted: jax.Array | None = None
 
 
 @struct.dataclass
-class TargetSource:
-    """Embeddings from which targets are made: the student's of the image, or the teacher's of its view."""
+class Outputs:
+    """What the student computes from the views of one batch."""
 
-    S: jax.Array  # (B, r, d) semantic tokens, to which the student's tokens are matched
-    sparse: jax.Array  # (B, r, D) embeddings of S
-    cls: jax.Array  # (B, 1, D) embedding of CLS
-    sparse_prototypes: jax.Array  # (D, K)
-    cls_prototypes: jax.Array  # (D, K)
+    tokens: Tokens  # this and the next two are of the image
+    factors: Factors
+    embeddings: Embeddings
+    reconstruction: jax.Array  # (B, H, W, 3) unclipped pixels, or (B, n, codes) logits
+    masked_S: jax.Array  # (B, Vg, r, d) semantic tokens of the masked views
+    masked_S_embedding: jax.Array  # (B, Vg, r, D)
+    masked_cls_embedding: jax.Array  # (B, Vg, D)
+    local_cls_embedding: jax.Array  # (B, Vl, D)
 
 
 @struct.dataclass
@@ -103,7 +96,7 @@ class Potentials:
     the row sums of the targets; else only the last.
     """
 
-    sparse: jax.Array
+    S: jax.Array
     cls: jax.Array
 
 
@@ -111,10 +104,8 @@ class Potentials:
 class Targets:
     """Everything the student is compared with; nothing in here carries a gradient."""
 
-    source: TargetSource  # scores the prototypes
-    potentials: Potentials  # targets are softmax(source @ prototypes / temperature + potentials[-1])
-    image_match: jax.Array  # (B, r) int32, index of the source token matched to each token of the image
+    embeddings: Embeddings  # the student's of the image, or the teacher's of its view
+    potentials: Potentials  # targets: softmax(embeddings @ prototypes / temperature + potentials[-1])
+    image_match: jax.Array  # (B, r) int32, index of the target token matched to each token of the image
     masked_match: jax.Array  # (B, Vg, r) int32, the same for each token of each masked view
     reconstruction: jax.Array  # (B, H, W, 3) pixels, or (B, n) int32 codes
-    masked: jax.Array  # (B, Vg, H, W, 3) masked views, all pixels
-    visible: jax.Array  # (B, Vg, keep) their visible patches

@@ -85,7 +85,7 @@ def test_no_float_of_a_run_has_64_bits(variant):
     elif variant == "exact":
         config.loss.matching, config.teacher.final_momentum = "exact", 0.999
     else:
-        config.loss.inpainting, config.views.mask_kind = 1.0, "block"
+        config.views.mask_kind = "block"
     config.efficiency.microbatches = 2
     recipe = build_recipe(config)
     with jax.enable_x64(True):

@@ -103,7 +103,7 @@ def compile_for(config, devices):
     batch = jax.eval_shape(lambda: random_batch(config))
     params = jax.eval_shape(lambda: random_tokenizer(recipe.model.tokenizer))
     mesh = make_mesh(config.efficiency.mesh, devices)
-    lowered = compile_step(recipe, mesh, state).lower(state, batch, params, np.uint32(recipe.seed))
+    lowered = compile_step(recipe, mesh, state).lower(state, batch, params, np.uint32(config.seed))
     on_cpu = devices[0].platform == "cpu"
     try:
         return lowered.compile(host.CPU_COMPILER_OPTIONS if on_cpu else None), dict(mesh.shape)

@@ -38,7 +38,7 @@ TOLERANCE = 1e-3  # of float32 rounding, relative, through all layers of B/16
 
 def prepared(config):
     """The configuration with what both sides compute."""
-    if config.loss.inpainting or config.loss.matching != "entropic" or config.loss.sinkhorn_epsilon:
+    if config.loss.matching != "entropic" or config.loss.sinkhorn_epsilon:
         raise UserError("the peer has the default losses only; leave config.loss as it is.")
     with config.unlocked():
         config.model.target, config.efficiency.dtype, config.teacher.enabled = "pixel", "float32", False

@@ -32,8 +32,7 @@ def kernels(tokens: int, on_gpu: bool) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from sparse_vis.models.attention import fused_attention, plain_attention
-    from sparse_vis.models.short_attention import LONGEST, short_attention
+    from sparse_vis.models.attention import LONGEST, fused_attention, plain_attention, short_attention
 
     def cut(attention):
         return lambda qkv: attention(*jnp.unstack(qkv, axis=2))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_vis.losses.objective import objective
-from sparse_vis.losses.targets import balance, make_targets, match_tokens, own_source
+from sparse_vis.losses.targets import balance, make_targets, match_tokens
 from sparse_vis.models.stellar import Stellar, fold
 from sparse_vis.train.recipe import Recipe
 from sparse_vis.train.step import TrainState
@@ -76,29 +76,27 @@ def heads(recipe: Recipe, params: dict, outputs: Outputs, views: Views, cls: tup
 
     `cls` are the encoder's CLS tokens of masked and local views, (B, V, d) each.
     """
-    spec = dataclasses.replace(recipe.loss, reconstruction=0.0, inpainting=0.0)
-    source = own_source(outputs)
-    targets = make_targets(outputs, source, balance(source, spec), views, spec, teacher=False)
+    spec = dataclasses.replace(recipe.loss, reconstruction=0.0)
+    targets = make_targets(recipe.model, spec, views, outputs)
     empty = jax.tree.map(lambda x: None, outputs)
 
     def run(trained, targets):
         params, (tokens, masked_S, masked_cls, local_cls) = trained
 
         def losses(model):
-            source, cls = model.as_source(tokens), model.cls_head
             part = empty.replace(
-                tokens=tokens, masked_S=masked_S, sparse=source.sparse, cls=source.cls,
-                masked_sparse=model.sparse_head(masked_S), masked_cls=cls(masked_cls),
-                local_cls=cls(local_cls), sparse_prototypes=source.sparse_prototypes,
-                cls_prototypes=source.cls_prototypes,
+                tokens=tokens, embeddings=model.heads(tokens), masked_S=masked_S,
+                masked_S_embedding=model.sparse_head(masked_S),
+                masked_cls_embedding=model.cls_head(masked_cls),
+                local_cls_embedding=model.cls_head(local_cls),
             )  # fmt: skip
-            detached = jax.lax.stop_gradient(own_source(part))
-            return objective(part, targets.replace(source=detached), spec)[0]
+            detached = jax.lax.stop_gradient(part.embeddings)
+            return objective(part, targets.replace(embeddings=detached), spec)[0]
 
         return recipe.model.apply({"params": params}, method=losses)
 
     given = {name: params[name] for name in ("sparse_head", "cls_head")}
-    small = targets.replace(reconstruction=jnp.zeros(()), masked=jnp.zeros(()), visible=jnp.zeros(()))
+    small = targets.replace(reconstruction=jnp.zeros(()))
     return Part(run, ((given, (outputs.tokens, outputs.masked_S, *cls)), small))
 
 
@@ -125,7 +123,7 @@ def parts(recipe: Recipe, state: TrainState, batch: Batch, tokenizer: dict | Non
         **encoders(model, params, made),
         "decoder": decoding(model, params, outputs, made.image),
         "heads and losses": heads(recipe, params, outputs, made, cls),
-        "Sinkhorn": Part(functools.partial(balance, spec=spec), (own_source(outputs),), backward=False),
+        "Sinkhorn": Part(functools.partial(balance, spec=spec), (outputs.embeddings,), backward=False),
         "matching": Part(functools.partial(match_tokens, spec=spec), (masked, own), backward=False),
         "optimizer": Part(update, (ones, state.opt_state, params), backward=False),
     }

@@ -41,7 +41,7 @@ def measure(config, repeats: int) -> dict:
 
     recipe, batch = recipe_of(config), random_batch(config)
     state, tokenizer = random_state(recipe), random_tokenizer(recipe.model.tokenizer)
-    seed = np.uint32(recipe.seed)
+    seed = np.uint32(config.seed)
     mesh = make_mesh(config.efficiency.mesh)
     program = compiled(compile_step(recipe, mesh, state), state, batch, tokenizer, seed)
     arguments = (state, batch, tokenizer, seed)

@@ -57,11 +57,6 @@ def export_released(source: str, output: Path, name: str | None = None) -> Path:
     if (output / "config.json").exists():
         raise UserError(f"{output} already holds a config.json; give a new --output folder.")
     found = read_model(source, name, teacher=True)
-    if found.config.model.bottleneck != "factors":
-        raise UserError(
-            f"{source} decodes U itself (config.model.bottleneck={found.config.model.bottleneck}), which the "
-            "released form cannot say; export a model with config.model.bottleneck=factors."
-        )
     called = found.config.name.replace("/", "-")
     weights = output / f"{called}.safetensors"
     entry, copy = manifest.from_config(found.config, weights.name), None
@@ -148,11 +143,8 @@ def to_stablehlo(model: Stellar, params: dict, _) -> tuple[bytes, dict]:
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *2 * (model.encoder.image_size,), 3), np.uint8)
     exported = jax.export.export(jax.jit(encoder_of(model, params)), platforms=PLATFORMS)(images)
-    about = {
-        "platforms": list(exported.platforms),
-        "calling_convention_version": exported.calling_convention_version,
-        "jax": jax.__version__,
-    }
+    convention = {"calling_convention_version": exported.calling_convention_version}
+    about = {"platforms": list(exported.platforms), **convention, "jax": jax.__version__}
     return bytes(exported.serialize()), about
 
 

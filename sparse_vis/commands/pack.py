@@ -16,10 +16,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from sparse_vis.commands import outputs
 from sparse_vis.data.decode import MAX_PIXELS, decode
-from sparse_vis.data.folder import note_times, stamp
+from sparse_vis.data.folder import NAME_ERRORS, note_times, stamp
 from sparse_vis.data.packed import (
     METADATA,
-    NAME_ERRORS,
     count_records,
     describe,
     has_shard,
@@ -27,7 +26,7 @@ from sparse_vis.data.packed import (
     number_of_shards,
     read_metadata,
     shard_name,
-)
+)  # fmt: skip
 from sparse_vis.data.records import images_ahead, none_usable
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.runtime.files import file_sha256, whole, write_json

@@ -39,7 +39,7 @@ class Shard(NamedTuple):
     bytes: int  # of the file
     sha256: str  # of the file
     settings: str  # `fingerprint` of the extraction's manifest
-    images: str  # this and times: `data.same.stamp` of its images
+    images: str  # this and times: `data.folder.stamp` of its images
     times: str
 
 

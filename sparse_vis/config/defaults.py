@@ -23,7 +23,6 @@ _CONFIG = dict(
         init_std=0.02,  # of initial ViT weights; narrow models need about width**-0.5
         spatial_temperature=0.06,  # tau of L
         target="pixel",  # "pixel" or "vq"
-        bottleneck="factors",  # "factors": Z = L S is decoded; "dense": U itself, a baseline
         decoder=dict(width=512, layers=6, heads=8, mlp_dim=2048),
         prototypes=dict(count=16384, dim=256, hidden=2048),
         # MaskGIT-VQGAN weights, for target="vq"; bfloat16 is faster and changes some codes
@@ -33,7 +32,6 @@ _CONFIG = dict(
         reconstruction=10.0,  # published: 10 for pixels, 0.05 for VQ codes
         token_clustering=1.0, cls_clustering=1.0, set_alignment=1.0, cls_masked=1.0, cls_local=1.0,
         koleo_image=0.1, koleo_masked=0.1,
-        inpainting=0.0,  # not published: MAE's loss, hidden patches of masked views decoded from U
         student_temperature=0.12,
         sinkhorn_temperature=0.06,
         sinkhorn_iterations=3,  # 0: plain softmax targets

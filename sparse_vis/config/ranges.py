@@ -153,14 +153,14 @@ _TABLE = {
     "model": {
         "image_size": whole(5, SIDE), "patch": whole(1, 1024), **_TRANSFORMER,
         "tokens": whole(1, 2**16), "init_std": real("[1e-6, 10]"), "spatial_temperature": _TEMPERATURE,
-        "target": Choice("pixel", "vq"), "bottleneck": Choice("factors", "dense"), "decoder": _TRANSFORMER,
+        "target": Choice("pixel", "vq"), "decoder": _TRANSFORMER,
         "prototypes": {"count": whole(1, 2**24), "dim": _WIDTH, "hidden": _WIDTH},
         "tokenizer": {"path": TEXT, "codes": whole(1, 2**24), "dtype": DTYPES},
     },
     "loss": {
         "reconstruction": _WEIGHT, "token_clustering": _WEIGHT, "cls_clustering": _WEIGHT,
         "set_alignment": _WEIGHT, "cls_masked": _WEIGHT, "cls_local": _WEIGHT, "koleo_image": _WEIGHT,
-        "koleo_masked": _WEIGHT, "inpainting": _WEIGHT, "student_temperature": _TEMPERATURE,
+        "koleo_masked": _WEIGHT, "student_temperature": _TEMPERATURE,
         "sinkhorn_temperature": _TEMPERATURE, "sinkhorn_iterations": whole(0, 1000),
         "sinkhorn_epsilon": _SHARE, "balance_over": Choice("batch", "microbatch"),
         "matching": Choice("entropic", "exact"), "match_epsilon": _TEMPERATURE,

@@ -28,6 +28,9 @@ GIVE = "--config=configs/NAME.py"
 # Setting -> values of earlier versions -> their present names.
 FORMER = {"efficiency.remat": {False: "none", True: "blocks"}, "data.on_error": {"substitute": "skip"}}
 
+# Former settings -> the only value with which a configuration that has them can still be read.
+REMOVED = {"model.bottleneck": "factors", "loss.inpainting": 0.0}
+
 
 def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
     """Refuse settings that are out of range or contradict each other, and expand ~ in paths, in place.
@@ -110,6 +113,8 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
             refuse(section, f"is no configuration: {section or 'its content'} is no group of settings")
         for key, value in values.items():
             name = prefix + key
+            if name in REMOVED and value == REMOVED[name]:
+                continue
             if key not in target:
                 raise UserError(
                     f"{source} has the setting {shown(name)}, which this version does not know; "

@@ -102,11 +102,11 @@ class Loaded(NamedTuple):
 def load_image(source: Source, index: int, size: int, short_side: int | None = None) -> Loaded:
     """Decode one image, resize its short side (bicubic, antialiased) and crop the centre.
 
-    `short_side` is SHORT_SIDE * size unless given.
+    Args:
+        size, short_side: in pixels; short_side is SHORT_SIDE * size unless given.
     """
     record = source[index]
-    pixels = decode(record)
-    short_side = short_side or round(SHORT_SIDE * size)
+    pixels, short_side = decode(record), short_side or round(SHORT_SIDE * size)
     square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
     return Loaded(record["name"], *pixels.shape[:2], square)
 
@@ -144,7 +144,7 @@ def usable(
     """Yield the loaded images; an unusable one raises, or is left out and added to `skipped`.
 
     Args:
-        futures: from `load_ahead`. on_error: "stop" or "skip".
+        futures: from `load_ahead`. on_error: one of ON_ERROR.
 
     Raises:
         UserError: an image cannot be used and on_error is "stop".

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis import api
 from sparse_vis.evals.features import Encoder
+from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.encoder import Encoder as Vit
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.types import Features
@@ -57,13 +58,11 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
         return api.reconstruct(model, params, out)
 
     gives = ("cls", "sparse", "dense", "spatial", "prototype", "reconstruction")
-    if model.bottleneck == "dense":  # such a model has queries, but neither trains nor decodes S and L
-        gives = ("cls", "dense", "reconstruction")
     return Encoder(
         name,
         tuple(key for key in gives if key not in absent),
         features,
-        None if absent or "spatial" not in gives else decode,
+        None if absent else decode,
         prototypes=prototypes.shape[1],
         about={**about, **checksums(model, params), "patch": model.patch, "tokens": model.encoder.queries},
         absent=absent,
@@ -78,9 +77,8 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
             `read_backbone`. about: origin of the weights.
     """
     m = config.model
-    vit = Vit(
-        m.image_size, m.patch, m.width, m.layers, m.heads, m.mlp_dim, queries=0, dtype=config.eval.dtype
-    )
+    sizes, compute = Sizes(m.width, m.layers, m.heads, m.mlp_dim), Compute(config.eval.dtype)
+    vit = Vit(m.image_size, m.patch, sizes, queries=0, compute=compute)
     params = jax.tree.map(jnp.asarray, {**backbone, "queries": np.zeros((0, m.width), np.float32)})
 
     @jax.jit

@@ -94,8 +94,6 @@ def absences(model: Stellar, checkpoint: str) -> tuple[str, str]:
             "--tokenizer=FILE gives them."
         )
         return f"Reconstructions and edits: {why}", why
-    if model.bottleneck == "dense":
-        return "", "Absent: this model decodes U itself, so that edits of S and L change nothing."
     if model.encoder.queries < 2:
         return "", "Absent: with a single token there is nothing to edit."
     return "", ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import gc
 import math
 import pathlib
@@ -60,15 +60,13 @@ def start_state(
         for line in changed:
             print(f"note: setting changed since the last checkpoint: {line}", flush=True)
 
-    def build(seed, given):
-        return initial_state(dataclasses.replace(recipe, seed=seed), given)
-
-    abstract = jax.eval_shape(build, np.uint32(recipe.seed), None)
+    build, seed = functools.partial(initial_state, recipe), np.uint32(config.seed)
+    abstract = jax.eval_shape(build, seed, None)
     sharding = state_sharding(mesh, abstract)
     if newest is None:
         # From host memory, because arrays of one device cannot enter a program of several processes.
         given = jax.tree.map(np.asarray, initial()) if initial else None
-        return jax.jit(build, out_shardings=sharding)(np.uint32(recipe.seed), given), {"next_index": 0}
+        return jax.jit(build, out_shardings=sharding)(seed, given), {"next_index": 0}
     state, data = checkpoint.restore(manager, abstract, sharding)
     print(f"continuing {workdir} at step {newest}", flush=True)
     before = build_recipe(settings.from_plain(saved, folder)).schedule
@@ -113,6 +111,7 @@ class Run:
         config: complete configuration. workdir: folder for checkpoints, metrics and config.json.
         initial: returns the initial parameters; called at a fresh start only. None: random ones.
         tokenizer: module and frozen parameters that compute the codes of the VQ target.
+        build: (config, tokenizer module) -> Recipe; benchmarks/evidence/baselines.py has another.
 
     Raises:
         UserError: any error that the user can correct; before the first step where possible.
@@ -124,19 +123,17 @@ class Run:
         workdir: pathlib.Path,
         initial: Callable[[], dict] | None = None,
         tokenizer: tuple[VQGAN, dict] | None = None,
+        build: Callable[..., Recipe] = build_recipe,
     ):
         settings.check(config, jax.device_count(), jax.default_backend())
         self.config, self.workdir = config, workdir
         self.main = jax.process_index() == 0
         self.source = build_source(config, config.data.split)
         self.mesh = make_mesh(config.efficiency.mesh)
-        recipe, self.tokenizer = build_recipe(config), None
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        module, params = tokenizer or (None, None)
+        recipe, everywhere = build(config, module), NamedSharding(self.mesh, PartitionSpec())
         self.seed = jax.device_put(np.uint32(config.seed), everywhere)
-        if tokenizer is not None:
-            recipe = dataclasses.replace(recipe, model=recipe.model.clone(tokenizer=tokenizer[0]))
-            params = jax.tree.map(np.asarray, tokenizer[1])
-            self.tokenizer = jax.device_put(params, everywhere)
+        self.tokenizer = jax.device_put(jax.tree.map(np.asarray, params), everywhere)
         checkpoint.prepare(workdir)
         self.manager = checkpoint.open_manager(workdir, config.train.keep)
         self.state, data = start_state(config, recipe, self.mesh, self.manager, workdir, initial)
@@ -168,7 +165,7 @@ class Run:
         with contextlib.closing(self._stream(size, position=0, steps=1, workers=0)) as batches:
             batch = global_batch(self.mesh, next(batches)[0])
         every, last = self.config.train.health_every, self.step - self.averages.steps
-        return HealthCheck(self.recipe, self.mesh, batch, every, last, self.matches)
+        return HealthCheck(self.recipe, self.mesh, batch, self.seed, every, last, self.matches)
 
     def next_batch(self, batches):
         """The next global batch on the devices."""

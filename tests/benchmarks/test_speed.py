@@ -18,9 +18,9 @@ from benchmarks.speed import attention, encode, measure, parts, throughput
 from benchmarks.speed.flops import encode_flops, products, step_flops, tokenizer
 from benchmarks.speed.synthetic import random_tokenizer, recipe_of
 from sparse_vis.models.stellar import init_params
-from sparse_vis.train.gradients import loss_fn
 from sparse_vis.types import Views
 from tests.main_process import ROOT, TINY, environment
+from tests.step_loss import loss_fn
 from tests.train.tiny_config import get_config
 
 SMALLEST = (
@@ -88,7 +88,7 @@ def test_the_formula_is_the_program(unroll, name="b16"):
     )  # fmt: skip
 
     def step(p, views):
-        return jax.grad(lambda p: loss_fn(p, recipe.model, recipe.loss, views, None, None, None)[0])(p)
+        return jax.grad(lambda p: loss_fn(p, recipe.model, recipe.loss, views)[0])(p)
 
     assert 1 <= traced(step, params, views) / sum(step_flops(config).values()) < 1.01
 

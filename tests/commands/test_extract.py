@@ -407,5 +407,5 @@ def test_a_model_of_a_release_is_named(folder, tmp_path):
     run(golden, folder, tmp_path / "b", name="pixel_p16", outputs=("cls",))
     rows, _ = read(tmp_path / "b")
     encoder = sparse_vis.load(golden, "pixel_p16")[0].encoder
-    assert len(rows) == 8 and len(rows["0.png"]["cls"]) == encoder.width
+    assert len(rows) == 8 and len(rows["0.png"]["cls"]) == encoder.sizes.width
     assert json.loads((tmp_path / "b" / "manifest.json").read_text())["image_size"] == encoder.image_size

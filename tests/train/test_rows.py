@@ -73,7 +73,7 @@ def start(config, workdir, saved, monkeypatch, kill=None):
     run._stream = lambda *_, **__: (x for x in [(images, [])])
     run.health = run.health_check()
 
-    def measure(seed, params, teacher, batch, before):
+    def measure(params, teacher, batch, before, seed):
         matches = np.full(before.shape, params // 2, np.int32)  # changes now and then
         return {"S_rank": params / 7, "match_changed": np.mean(matches != before)}, matches
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Num
 from sparse_vis.evals.baselines import as_unit
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.losses.reconstruction import code_cross_entropy, pixel_mse
+from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ops.resize import resize_bicubic
@@ -85,8 +86,8 @@ class DecoderProbe:
         Z, p = jnp.asarray(Z), self.protocol
         if self.decoder is None:
             codes = self.tokenizer.num_embeddings if self.tokenizer else 0
-            sizes = p.width, p.layers, p.heads, p.mlp_dim
-            self.decoder = Decoder(Z.shape[-1], *sizes, self.patch, codes, p.dtype)
+            sizes = Sizes(p.width, p.layers, p.heads, p.mlp_dim)
+            self.decoder = Decoder(Z.shape[-1], sizes, self.patch, codes, Compute(p.dtype))
             self.params = self.decoder.init(jax.random.key(self.seed), Z, self.grid)["params"]
             self._state = _optimizer(p).init(self.params)
         target = _target(self.tokenizer_params, as_unit(images), self.tokenizer, self.grid)
