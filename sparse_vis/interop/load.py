@@ -171,7 +171,8 @@ def _alike(path: pathlib.Path) -> str:
     shipped = difflib.get_close_matches(str(path), [folder.name for folder in SHIPPED.iterdir()], n=1)
     there = next(parent for parent in path.parents if parent.exists())
     missing = path.relative_to(there).parts[0]
-    names = sorted(entry.name for entry in there.iterdir()) if os.access(there, os.R_OK | os.X_OK) else []
+    listed = there.is_dir() and os.access(there, os.R_OK | os.X_OK)
+    names = sorted(entry.name for entry in there.iterdir()) if listed else []
     alike = shipped or [str(there / name) for name in difflib.get_close_matches(missing, names, n=1)]
     if alike:
         return f" (did you mean {alike[0]}?)"

@@ -50,7 +50,8 @@ def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | N
         return 0, "the model was trained on scenes, which are drawn"
     training = build_source(config, d.split)
     if isinstance(source, FolderSource) and isinstance(training, FolderSource):
-        return _shared_files(source, rows, training), f"none is among those in {training.path}"
+        why = f"none has the name and content of one in {training.path}"
+        return _shared_files(source, rows, training), why
     if isinstance(source, FolderSource) and isinstance(training, PackedSource):
         if source.images_sha256 == training.images_sha256:
             return len(rows), ""

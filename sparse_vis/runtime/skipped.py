@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped
 
 FILE = "skipped.txt"
@@ -21,12 +23,22 @@ def lines(skips: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def append(folder: Path, new: Iterable[str]) -> None:
-    """Append to the folder's skipped.txt those of the lines that it does not have yet."""
-    path, new = folder / FILE, list(new)
-    known = set(path.read_text().splitlines(keepends=True)) if new and path.exists() else set()
+    """Append to the folder's skipped.txt those of the lines that it does not have yet.
+
+    Raises:
+        UserError: it cannot be written, and is as it was.
+    """
+    if not (new := [line.encode(errors="backslashreplace") for line in new]):
+        return
+    path = folder / FILE
+    there = path.read_bytes() if path.exists() else b""
+    known = set(there.splitlines(keepends=True))
     if left := [line for line in new if line not in known]:
-        with path.open("a") as file:
-            file.writelines(left)
+        try:
+            write_whole(path, there + b"".join(left))
+        except OSError as error:
+            what = f"{path} cannot be written ({error.strerror})"
+            raise UserError(f"{what}; mend that and give the same command again.") from error
 
 
 class Skipped:

@@ -57,6 +57,12 @@ def start_state(
         folder = step_folder.find_step(pathlib.Path(manager.directory) / str(newest))
         saved = step_folder.read_config(folder)
         changed = settings.check_resume(saved, settings.plain(config), workdir)
+        begun = settings.from_plain(saved, folder)
+        if config.seed != begun.seed:  # a sweep: the first seed's results would pass for the second's
+            raise UserError(
+                f"{workdir} holds a run with config.seed={begun.seed}, this one has {config.seed}; give "
+                "another --workdir, or that seed to continue."
+            )
         for line in changed:
             print(f"note: setting changed since the last checkpoint: {line}", flush=True)
 
@@ -69,8 +75,7 @@ def start_state(
         return jax.jit(build, out_shardings=sharding)(seed, given), {"next_index": 0}
     state, data = checkpoint.restore(manager, abstract, sharding)
     print(f"continuing {workdir} at step {newest}", flush=True)
-    before = build_recipe(settings.from_plain(saved, folder)).schedule
-    note_jump(before, recipe.schedule, int(steps_applied(state)))
+    note_jump(build_recipe(begun).schedule, recipe.schedule, int(steps_applied(state)))
     return state, data
 
 
