@@ -30,17 +30,12 @@ def place(group: str, name: str, seed: int, workdirs: pathlib.Path) -> pathlib.P
     return workdirs / group / name / f"seed{seed}"
 
 
-def command(row: Row, seed: int, workdir: pathlib.Path, models: list[str]) -> list[str]:
-    """Arguments of main.py for one run.
-
-    Args:
-        row, seed, workdir: of the run. models: workdirs of finished runs to measure beside it.
-    """
-    settings = {**row.settings, "seed": seed}
-    if models:
-        settings["eval.beside"] = (*row.settings.get("eval.beside", ()), *models)
-    overrides = [f"--config.{name}={value}" for name, value in settings.items()]
-    return [f"--config={row.config}", f"--workdir={workdir}", *overrides]
+def command(row: Row, seed: int, workdir: pathlib.Path) -> list[str]:
+    """Arguments of Python for one run."""
+    program = ["-m", "benchmarks.evidence.baselines", f"--baseline={row.baseline}"]
+    overrides = [f"--config.{name}={value}" for name, value in {**row.settings, "seed": seed}.items()]
+    return [*(program if row.baseline else ["main.py"]), f"--config={row.config}", f"--workdir={workdir}",
+            *overrides]  # fmt: skip
 
 
 def health(workdir: pathlib.Path) -> dict[str, float]:
@@ -67,21 +62,18 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
     """
     row, workdir = GROUPS[group].rows[name], place(group, name, seed, workdirs)
     workdir.mkdir(parents=True, exist_ok=True)
-    others = {str(place(group, other, seed, workdirs)): other for other in row.beside}
-    arguments, began = command(row, seed, workdir, list(others)), time.time()
-    start = [sys.executable, str(ROOT / "main.py"), *arguments]
+    arguments, began = command(row, seed, workdir), time.time()
     with (workdir / "log.txt").open("a") as log:
-        done = subprocess.run(start, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     log = (workdir / "log.txt").read_text()
     if done.returncode:
         raise UserError(f"{group}/{name} seed {seed} failed: see the end of {workdir / 'log.txt'}.")
     measured = metrics(json.loads((workdir / "evaluation.json").read_text()))
     return {
-        "group": group, "row": name, "seed": seed, "command": ["main.py", *arguments],
+        "group": group, "row": name, "seed": seed, "command": arguments,
         "seconds": time.time() - began, "date": datetime.date.today().isoformat(),
         "machine": platform.machine(), "alarms": [x for x in log.splitlines() if x.startswith("warning:")],
-        "health": health(workdir),
-        "metrics": {others.get(encoder, encoder): tasks for encoder, tasks in measured.items()},
+        "health": health(workdir), "metrics": measured,
     }  # fmt: skip
 
 

@@ -143,11 +143,8 @@ def to_stablehlo(model: Stellar, params: dict, _) -> tuple[bytes, dict]:
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *2 * (model.encoder.image_size,), 3), np.uint8)
     exported = jax.export.export(jax.jit(encoder_of(model, params)), platforms=PLATFORMS)(images)
-    about = {
-        "platforms": list(exported.platforms),
-        "calling_convention_version": exported.calling_convention_version,
-        "jax": jax.__version__,
-    }
+    convention = {"calling_convention_version": exported.calling_convention_version}
+    about = {"platforms": list(exported.platforms), **convention, "jax": jax.__version__}
     return bytes(exported.serialize()), about
 
 

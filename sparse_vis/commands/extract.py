@@ -32,7 +32,7 @@ from sparse_vis.train.mesh import BATCH, make_mesh
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
 KEPT = "complete shards"
-Encoder = Callable[[np.ndarray], dict[str, np.ndarray]]  # (m, H, W, 3) uint8 -> {output: (m, tokens, width)}
+Encoder = Callable[[list[Loaded]], shards.Columns]
 
 
 def extract(given: argparse.Namespace) -> None:
@@ -59,7 +59,7 @@ def extract(given: argparse.Namespace) -> None:
     if resize < size:
         raise UserError(f"--resize={resize} is below the model's image size; raise it to {size} or more.")
     names = tuple(name for name in OUTPUTS if name in given.outputs)
-    manifest = describe(checkpoint, model, params, names)
+    manifest = about_model(checkpoint, model, params, names)
     manifest |= {"images": len(source), "images_sha256": source.images_sha256}
     manifest |= {"dtype": given.dtype, "resize": resize, "shard_size": given.shard_size}
     process, processes = jax.process_index(), jax.process_count()
@@ -80,7 +80,7 @@ def extract(given: argparse.Namespace) -> None:
         print(f"{given.output}: {rows} images in {len(planned)} shards, {skipped} skipped", flush=True)
 
 
-def describe(checkpoint: str, model: Stellar, params: dict, names: tuple[str, ...]) -> dict[str, Any]:
+def about_model(checkpoint: str, model: Stellar, params: dict, names: tuple[str, ...]) -> dict[str, Any]:
     """The part of the manifest that describes the model, loaded from `checkpoint`, and its features."""
     size, checksum = model.encoder.image_size, 0
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
@@ -114,31 +114,18 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
         features = encode(model, params, jax.device_put(images, NamedSharding(mesh, BATCH)))
         return {name: getattr(features, name) for name in names}
 
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        found = run_in_batches(call, batch, images)
+    def columns(images: list[Loaded]) -> shards.Columns:
+        features = run_in_batches(call, batch, np.stack([image.pixels for image in images]))
         with np.errstate(over="ignore"):  # write_shard refuses infinities
-            return {name: np.asarray(array, dtype) for name, array in found.items()}
+            features = {name: np.asarray(array, dtype) for name, array in features.items()}
+        about = {name: [getattr(image, name) for image in images] for name in ("name", "height", "width")}
+        return about | features
 
-    return run
-
-
-def encode_all(
-    images: Iterator[Loaded], batch: int, encoder: Encoder, progress: Progress
-) -> Iterator[shards.Columns]:
-    """Yield columns of up to `batch` images: name, height, width and the encoder's outputs."""
-    while chunk := list(islice(images, batch)):
-        names, heights, widths, pixels = zip(*chunk, strict=True)
-        features = encoder(np.stack(pixels))
-        yield {"name": list(names), "height": list(heights), "width": list(widths), **features}
-        progress.add(len(chunk))
+    return columns
 
 
 def write_missing(
-    given: argparse.Namespace,
-    source: Source,
-    planned: dict[Path, range],
-    manifest: dict[str, Any],
-    encoder: Encoder,
+    given: argparse.Namespace, source: Source, planned: dict[Path, range], manifest: dict, encoder: Encoder
 ) -> None:
     """Write the missing ones of these shards; check the existing ones first.
 
@@ -157,13 +144,18 @@ def write_missing(
     what = "features" if processes == 1 else f"features, process {process} of {processes}"
     progress = Progress(what, total, total - len(left))
     load = functools.partial(load_image, source, size=manifest["image_size"], short_side=manifest["resize"])
+
+    def encoded(images: Iterator[Loaded]) -> Iterator[shards.Columns]:
+        while batch := list(islice(images, given.batch)):
+            yield encoder(batch)
+            progress.add(len(batch))
+
     how = dict(threads=given.threads, ahead=2 * given.batch, on_error=given.on_error)
     with images_ahead(source, load, left, **how) as take:
         for path, rows in todo.items():
             images, skipped = take(len(rows))
             about = {"settings": settings, **stamp(source, rows)}
-            batches = encode_all(images, given.batch, encoder, progress)
-            shards.write_shard(path, schema, batches, skipped, about)
+            shards.write_shard(path, schema, encoded(images), skipped, about)
             if skipped:
                 progress.add(len(skipped))
 
@@ -179,7 +171,7 @@ def parser() -> Parser:
     """The tool's flags."""
     parser = Parser(
         description="Write features of all images of a folder, a packed folder or a TFDS data set as "
-        "Parquet shards (docs/extraction.md). The same command continues an interrupted extraction.",
+        "Parquet shards (docs/extraction.md). The same command continues an interrupted extraction."
     )
     add = parser.add_argument
     add("--checkpoint")

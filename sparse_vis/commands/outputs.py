@@ -17,10 +17,10 @@ from sparse_vis.runtime.tools import check_folder
 
 @contextlib.contextmanager
 def in_one_sentence(output: Path, kept: str = "") -> Iterator[None]:
-    """Context in which errors of the file system, and Ctrl-C, end a tool with one sentence.
+    """Context in which a full disk, say, or Ctrl-C ends the tool that writes `output` with one sentence.
 
     Args:
-        output: what the tool writes. kept: what the same command continues from, e.g. "complete shards".
+        kept: what the same command continues from, e.g. "complete shards".
     """
     kept = f" ({kept} are kept)" if kept else ""
     try:
@@ -38,11 +38,7 @@ def in_one_sentence(output: Path, kept: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(output: Path, doing: str, kept: str = "") -> Iterator[None]:
-    """`in_one_sentence` for an --output folder that nobody else writes to meanwhile.
-
-    Args:
-        output, kept: as there. doing: as in `lock.hold`.
-    """
+    """`in_one_sentence`, and nobody else writes to the --output folder; `doing` as in `lock.hold`."""
     check_folder(output)
     with lock.hold(output, doing), in_one_sentence(output, kept):
         yield

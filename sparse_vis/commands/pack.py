@@ -135,7 +135,7 @@ def main() -> None:
     """Command line; see --help."""
     parser = Parser(
         description="Pack all images below a folder into sharded ArrayRecord (docs/imagenet.md). Labels are "
-        "the first-level subfolders. The same command continues an interrupted packing.",
+        "the first-level subfolders. The same command continues an interrupted packing."
     )
     parser.add_argument("--input", dest="folder")
     parser.add_argument("--output", help="of the shards, new or begun")

@@ -16,15 +16,14 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 
 from sparse_vis import api
 from sparse_vis.commands import outputs
-from sparse_vis.data.decode import decode, to_square
-from sparse_vis.data.records import images_ahead, none_usable
+from sparse_vis.data.records import images_ahead, load_image, none_usable
 from sparse_vis.data.sources import FolderSource, announce, open_folder
-from sparse_vis.evals.pixels.psnr_ssim import psnr
+from sparse_vis.evals.pixels.reconstruction import psnr
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import skipped
 from sparse_vis.runtime.batches import run_in_batches
@@ -34,7 +33,6 @@ from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, check_folder
 
 BATCH = 16
-SHORT_SIDE = 256 / 224  # of the crop, as in the published evaluation
 
 
 def side_by_side(
@@ -52,39 +50,25 @@ def side_by_side(
     return sheet
 
 
-def read_image(source: FolderSource, index: int, size: int) -> tuple[int, UInt8[np.ndarray, "size size 3"]]:
-    """An image's index, and the image: short side resized to size * 256/224, then centre-cropped.
-
-    Raises:
-        UserError: names the image that cannot be decoded.
-    """
-    short = round(size * SHORT_SIDE)
-    bicubic = Image.Resampling.BICUBIC
-    return index, to_square(decode(source[index]), size, short_side=short, resample=bicubic)
-
-
-def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], float]:
+def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], jax.Array]:
     """A function: images (b, H, W, 3) uint8 -> share of the codes that are equal in float32 and bfloat16."""
 
-    def codes_in(dtype: str):
-        twin = model.clone(tokenizer=model.tokenizer.clone(dtype=dtype))
-        return jax.jit(lambda pixels: twin.apply({"params": params}, pixels, method="codes"))
+    twins = [model.clone(tokenizer=model.tokenizer.clone(dtype=dtype)) for dtype in ("float32", "bfloat16")]
 
-    in_float32, in_bfloat16 = codes_in("float32"), codes_in("bfloat16")
-
-    def share(images: np.ndarray) -> float:
+    @jax.jit
+    def share(images):
         pixels = images.astype(np.float32) / 255
-        return float(np.mean(np.asarray(in_float32(pixels)) == np.asarray(in_bfloat16(pixels))))
+        one, other = (twin.apply({"params": params}, pixels, method="codes") for twin in twins)
+        return (one == other).mean()
 
     return share
 
 
-def targets_of(source: FolderSource, output: pathlib.Path) -> list[pathlib.Path]:
+def targets_of(source: FolderSource, output: pathlib.Path) -> dict[str, pathlib.Path]:
     """The PNG path of every image: its name with .png as extension, or appended if two would coincide."""
-    stems = [pathlib.PurePath(name).with_suffix(".png") for name in source.names]
-    count = collections.Counter(stems)
-    pairs = zip(source.names, stems, strict=True)
-    return [output / (stem if count[stem] == 1 else f"{name}.png") for name, stem in pairs]
+    stems = {name: pathlib.PurePath(name).with_suffix(".png") for name in source.names}
+    count = collections.Counter(stems.values())
+    return {name: output / (stem if count[stem] == 1 else f"{name}.png") for name, stem in stems.items()}
 
 
 def reconstruct_folder(
@@ -103,17 +87,20 @@ def reconstruct_folder(
     def both(images):
         return api.reconstruct(model, params, api.encode(model, params, images))
 
-    read = functools.partial(read_image, source, size=model.encoder.image_size)
+    load = functools.partial(load_image, source, size=model.encoder.image_size)
     agreement, kept, quality, done = make_agreement(model, params) if compare else None, 0.0, [], 0
     targets, progress = targets_of(source, output), Progress("reconstructing", len(source))
-    indices, how = list(range(len(source))), dict(threads=os.cpu_count() or 1, ahead=2 * BATCH)
-    with images_ahead(source, read, indices, on_error=on_error, **how) as take:
-        usable, skips = take(len(indices))
+    how = dict(threads=os.cpu_count() or 1, ahead=2 * BATCH, on_error=on_error)
+    with images_ahead(source, load, list(range(len(source))), **how) as take:
+        usable, skips = take(len(source))
         while batch := list(itertools.islice(usable, BATCH)):
-            numbers, images = [number for number, _ in batch], np.stack([image for _, image in batch])
+            images = np.stack([image.pixels for image in batch])
             pixels, floats = run_in_batches(both, BATCH, images), images.astype(np.float32) / 255
-            for number, image, pixel in zip(numbers, floats, pixels, strict=True):
-                _write_sheet(targets[number], image, pixel)
+            for loaded, image, pixel in zip(batch, floats, pixels, strict=True):
+                path = targets[loaded.name]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with whole(path) as partial:
+                    side_by_side(image, pixel).save(partial, format="PNG")
             if pixels.shape == floats.shape:  # not for VQ models that turn 224 px into 256
                 quality += list(psnr(pixels, floats))
             if agreement is not None:
@@ -130,12 +117,6 @@ def reconstruct_folder(
         print(f"mean PSNR {np.mean(quality):.2f} dB")
     if agreement is not None:
         print(f"a bfloat16 tokenizer keeps {kept / done:.4f} of the codes")
-
-
-def _write_sheet(path: pathlib.Path, image: np.ndarray, reconstruction: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
-        side_by_side(image, reconstruction).save(partial, format="PNG")
 
 
 def run(given: argparse.Namespace) -> None:

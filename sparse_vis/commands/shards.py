@@ -55,13 +55,8 @@ def entry_of(path: Path) -> Path:
 
 def plan(output: Path, images: int, shard_size: int) -> dict[Path, range]:
     """Path of every shard -> indices of its images."""
-    starts = range(0, images, shard_size)
-    return {
-        output / f"features-{number:05d}-of-{len(starts):05d}.parquet": range(images)[
-            start : start + shard_size
-        ]
-        for number, start in enumerate(starts)
-    }
+    rows = [range(images)[start : start + shard_size] for start in range(0, images, shard_size)]
+    return {output / f"features-{k:05d}-of-{len(rows):05d}.parquet": row for k, row in enumerate(rows)}
 
 
 def open_output(output: Path, manifest: dict[str, Any], first: bool) -> None:
@@ -103,11 +98,7 @@ def wait_for(paths: list[Path], what: str) -> None:
 
 
 def drop_changed(shards: dict[Path, dict[str, str]]) -> None:
-    """Delete finished shards whose images have changed since, so that they are written again.
-
-    Args:
-        shards: path → `stamp` of its present images.
-    """
+    """Delete those of `shards`, path → `stamp` of its present images, whose images have changed since."""
     other_times = []
     for path, now in shards.items():
         try:
@@ -126,23 +117,22 @@ def drop_changed(shards: dict[Path, dict[str, str]]) -> None:
 def finish(output: Path, manifest: dict[str, Any], shards: dict[Path, range]) -> tuple[int, int]:
     """Complete the folder when all shards exist: write skipped.txt, and the manifest with the shards' rows.
 
-    Returns:
-        (rows, skipped images) of all shards.
+    Returns the numbers of rows and of skipped images.
 
     Raises:
         UserError: a shard is damaged, judging by its length and number of rows; or no image could be used.
     """
-    # The processes that found or wrote the shards have checked their contents.
-    settings = fingerprint(manifest)
-    found = [read_shard(path, len(images), settings, content=False) for path, images in shards.items()]
-    skips = [skip for shard in found for skip in shard.skipped]
+    settings, said, rows, skips = fingerprint(manifest), {}, 0, []
+    for path, images in shards.items():
+        # The processes that found or wrote the shards have checked their contents.
+        shard = read_shard(path, len(images), settings, content=False)
+        rows += shard.rows
+        skips += shard.skipped
+        about = {"rows": shard.rows, "skipped": len(shard.skipped)}
+        said[path.name] = {**about, "bytes": shard.bytes, "sha256": shard.sha256}
     files.write_whole(output / skipped.FILE, "".join(sorted(skipped.lines(skips))))
-    said = {
-        path.name: dict(rows=shard.rows, skipped=len(shard.skipped), bytes=shard.bytes, sha256=shard.sha256)
-        for path, shard in zip(shards, found, strict=True)
-    }
     files.write_json(output / MANIFEST, manifest | {"shards": said})
-    if not (rows := sum(shard.rows for shard in found)):
+    if not rows:
         raise none_usable(len(skips), skips)
     return rows, len(skips)
 

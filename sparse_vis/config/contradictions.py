@@ -17,26 +17,21 @@ TERMS = (
 
 
 def contradictions(config: ConfigDict, devices: int, backend: str) -> Iterator[str]:
-    """Yield one sentence per contradiction between settings.
-
-    Args:
-        config: complete, every setting in its range. devices, backend: as in `settings.check`.
-    """
+    """Yield one sentence per contradiction between settings; arguments as of `settings.check`."""
     m, e = config.model, config.efficiency
     yield from of_model(m)
     yield from _of_transformer(config.eval.reconstruction_probe, "eval.reconstruction_probe", decodes=True)
     yield from _of_training(config, devices)
-    known = config.data.source in ("scenes", "folder", "packed")
-    if not known and not re.fullmatch(r"tfds:\S+", config.data.source):
+    if not re.fullmatch(r"scenes|folder|packed|tfds:\S+", config.data.source):
         yield (
             f"config.data.source={config.data.source!r} is unknown; use 'scenes', 'folder', 'packed' or "
             "'tfds:<name>'"
         )
     if config.data.canvas < m.patch:
         yield f"config.data.canvas={config.data.canvas} is smaller than a patch ({m.patch} px); enlarge it"
-    wrong = next((size for size in e.mesh if size == 0 or size < -1), None)
-    if wrong is not None or e.mesh[0] == e.mesh[1] == -1:
-        what = "leaves both numbers open" if wrong is None else f"has {wrong}, which is no number of devices"
+    wrong = [f"has {size}, which is no number of devices" for size in e.mesh if size == 0 or size < -1]
+    if wrong or e.mesh[0] == e.mesh[1] == -1:
+        what = wrong[0] if wrong else "leaves both numbers open"
         yield (
             f"config.efficiency.mesh={tuple(e.mesh)} {what}; give two numbers of devices whose "
             "product is all of them, or -1 for one of the two"
@@ -123,7 +118,6 @@ def _of_training(config: ConfigDict, devices: int) -> Iterator[str]:
 
 
 def _of_evaluation(e: ConfigDict) -> Iterator[str]:
-    """Yield one sentence per contradiction within config.eval."""
     same = e.train_split == e.test_split
     if same != bool(e.holdout):
         yield (

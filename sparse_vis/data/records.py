@@ -100,10 +100,14 @@ class Loaded(NamedTuple):
 
 
 def load_image(source: Source, index: int, size: int, short_side: int | None = None) -> Loaded:
-    """Decode an image, resize its short side (SHORT_SIDE * size unless given), and crop the centre."""
+    """Decode one image, resize its short side (bicubic, antialiased) and crop the centre.
+
+    Args:
+        size, short_side: in pixels; short_side is SHORT_SIDE * size unless given.
+    """
     record = source[index]
-    pixels = decode(record)
-    square = to_square(pixels, size, short_side=short_side or round(SHORT_SIDE * size), resample=BICUBIC)
+    pixels, short_side = decode(record), short_side or round(SHORT_SIDE * size)
+    square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
     return Loaded(record["name"], *pixels.shape[:2], square)
 
 

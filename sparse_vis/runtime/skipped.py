@@ -23,14 +23,22 @@ def lines(skips: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def append(folder: Path, new: Iterable[str]) -> None:
-    """Append to the folder's skipped.txt those of the lines that it does not have yet, or raise OSError."""
+    """Append to the folder's skipped.txt those of the lines that it does not have yet.
+
+    Raises:
+        UserError: it cannot be written, and is as it was.
+    """
     if not (new := [line.encode(errors="backslashreplace") for line in new]):
         return
     path = folder / FILE
     there = path.read_bytes() if path.exists() else b""
     known = set(there.splitlines(keepends=True))
     if left := [line for line in new if line not in known]:
-        write_whole(path, there + b"".join(left))
+        try:
+            write_whole(path, there + b"".join(left))
+        except OSError as error:
+            what = f"{path} cannot be written ({error.strerror})"
+            raise UserError(f"{what}; mend that and give the same command again.") from error
 
 
 class Skipped:
@@ -56,9 +64,6 @@ class Skipped:
         """Exchange new skips between processes, append them to skipped.txt, and return the total count.
 
         Every process must call it at the same step.
-
-        Raises:
-            UserError: skipped.txt cannot be written.
         """
         import jax  # here, because data workers import this file but need no JAX
 
@@ -67,13 +72,7 @@ class Skipped:
         counts, found = zip(*map(json.loads, news), strict=True)
         self.count += sum(counts)
         if jax.process_index() == 0:
-            try:
-                append(self.workdir, dict.fromkeys(line for some in found for line in some))
-            except OSError as error:
-                raise UserError(
-                    f"{self.workdir / FILE} cannot be written ({error.strerror}); mend that and give the "
-                    "same command again."
-                ) from error
+            append(self.workdir, dict.fromkeys(line for some in found for line in some))
         return self.count
 
 

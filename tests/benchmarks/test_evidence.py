@@ -26,7 +26,7 @@ GROUP = Group(
     COLUMNS,
     {
         "plain": Row(str(TINY), TINY_SETTINGS, shown=("pixels",)),
-        "compared": Row(str(TINY), TINY_SETTINGS, beside=("plain",)),
+        "masked": Row(str(TINY), {**TINY_SETTINGS, "eval.beside": ()}, baseline="masked"),
         "other": Row("missing.py"),
     },
 )
@@ -51,11 +51,9 @@ def test_a_run_is_trained_evaluated_kept_and_not_run_again(groups, monkeypatch, 
     assert set(result["metrics"]) == {"trained", "pixels"}
     assert 0 <= result["metrics"]["trained"]["knn"]["mean_S"]["k10"] <= 1
     assert 0 < result["health"]["prototype_usage"] <= 1
-    start(monkeypatch, tmp_path, "--rows=compared", "--seeds=3")
-    compared = json.loads((tmp_path / "results/tiny/compared-seed3.json").read_text())["metrics"]
-    assert (
-        set(compared) == {"trained", "pixels", "plain"} and compared["plain"] == result["metrics"]["trained"]
-    )
+    start(monkeypatch, tmp_path, "--rows=masked", "--seeds=3")
+    baseline = json.loads((tmp_path / "results/tiny/masked-seed3.json").read_text())["metrics"]
+    assert set(baseline) == {"trained"} and set(baseline["trained"]["knn"]) == {"cls", "mean_U"}
     capsys.readouterr()
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
     start(monkeypatch, tmp_path, "--rows=plain", "--seeds=3")
@@ -64,7 +62,7 @@ def test_a_run_is_trained_evaluated_kept_and_not_run_again(groups, monkeypatch, 
 
 @pytest.mark.fast
 def test_a_failed_run_and_an_unknown_row_are_named(groups, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="--rows=plan is no row of tiny; it has plain, compared, other"):
+    with pytest.raises(UserError, match="--rows=plan is no row of tiny; it has plain, masked, other"):
         start(monkeypatch, tmp_path, "--rows=plan")
     with pytest.raises(UserError, match="'a' is no seed; give numbers"):
         start(monkeypatch, tmp_path, "--seeds=0,a")
