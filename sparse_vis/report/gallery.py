@@ -1,0 +1,223 @@
+"""The gallery: images with their reconstructions, and for each token its map and its edits, Z' = L' S'."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from sparse_vis import api
+from sparse_vis.evals.pixels.psnr_ssim import psnr
+from sparse_vis.models.stellar import Stellar
+from sparse_vis.ops.matching import exact_match
+from sparse_vis.ops.token_maps import move_token, with_map
+from sparse_vis.report.images import Encoded
+from sparse_vis.runtime.progress import Progress
+from sparse_vis.types import Features
+from sparse_vis.viz.pictures import segment_overlay, segments, token_colours, token_overlay
+
+LARGE, SMALL = 256, 144  # longest side in pixels: of gallery pictures, of edits
+SHARP = 96  # up to this size PNG: small pictures are shown enlarged, with visible artefacts if lossy
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """One token of an image.
+
+    Attributes:
+        number: index of the token. colour: CSS. overlay: data URI of its map, relative to its largest entry.
+        share: mean of its map over the patches. peak: maximum of its map.
+        edits: edit → (data URI, description); empty if nothing can be decoded.
+    """
+
+    number: int
+    colour: str
+    overlay: str
+    share: float
+    peak: float
+    edits: dict[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image of the gallery.
+
+    Attributes:
+        letter: by which other cards refer to it. name: of the image. image: data URI. aspect: width / height.
+        reconstruction: data URI, None without a decoder. psnr: dB, None if sizes differ.
+        segmentation: data URI of argmax L. winners: (rows, columns), argmax L of every patch.
+        tokens: TokenViews in order. largest: index of the token with the largest share.
+        partner: letter of the image with which tokens are swapped, or None.
+    """
+
+    letter: str
+    name: str
+    image: str
+    aspect: float
+    reconstruction: str | None
+    psnr: float | None
+    segmentation: str
+    winners: list[list[int]]
+    tokens: list[TokenView]
+    largest: int
+    partner: str | None
+
+
+class Pair(NamedTuple):
+    """An image's tokens, and their replacements when tokens are swapped.
+
+    Attributes:
+        S, L: of the image. partner: for each token its match in the other image. match: indices of the
+            matches. other: letter of the other image, or None.
+    """
+
+    S: Float[np.ndarray, "r d"]
+    L: Float[np.ndarray, "n r"]
+    partner: Float[np.ndarray, "r d"]
+    match: Int[np.ndarray, " r"]
+    other: str | None
+
+
+def make_cards(
+    model: Stellar, params: dict, images: UInt8[np.ndarray, "N H W 3"], names: list[str], found: Encoded,
+    *, decodes: bool, edits: bool,
+) -> list[Card]:  # fmt: skip
+    """The cards of a gallery; prints progress.
+
+    Args:
+        images, names: of the gallery. found: encoded images, those of the gallery first.
+        decodes: whether reconstruction is possible. edits: whether edits are possible.
+    """
+    progress = Progress("editing" if edits else "drawing", len(images))
+    cards, grid = [], model.grid(*images.shape[1:3])
+    height, width = grid[0] * model.patch, grid[1] * model.patch
+    for i, pair in enumerate(make_pairs(found.S[: len(images)], found.L[: len(images)])):
+        L, pixels, quality, views = pair.L, None, None, [{}] * len(pair.S)
+        if decodes:
+            pixels, quality, views = decoded(model, params, images[i], pair, edits=edits)
+        colours, shares = np.rint(255 * token_colours(len(pair.S))).astype(int), L.mean(axis=0)
+        tokens = [
+            TokenView(
+                k, "#{:02x}{:02x}{:02x}".format(*colours[k]), data_uri(token_overlay(L, k, grid)),
+                float(shares[k]), float(L[:, k].max()),
+                {edit: (data_uri(picture, SMALL), words) for edit, (picture, words) in view.items()},
+            )
+            for k, view in enumerate(views)
+        ]  # fmt: skip
+        cards.append(Card(
+            letter(i), names[i], data_uri(images[i, :height, :width]), width / height,
+            None if pixels is None else data_uri(pixels), quality, data_uri(segment_overlay(L, grid)),
+            segments(L, grid).tolist(), tokens, int(shares.argmax()), pair.other,
+        ))  # fmt: skip
+        progress.add(1)
+    return cards
+
+
+def data_uri(picture: np.ndarray, longest: int = LARGE) -> str:
+    """A picture as a data URI: PNG if small or with transparency, else WebP.
+
+    Args:
+        picture: (h, w, 3 or 4) uint8, or float in [0, 1]. longest: largest side in pixels after downscaling.
+    """
+    if picture.dtype != np.uint8:
+        picture = np.uint8(np.round(255 * picture))
+    image, file = Image.fromarray(picture), io.BytesIO()
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    form = "PNG" if max(image.size) <= SHARP or picture.shape[-1] == 4 else "WEBP"
+    image.save(file, form, **({"optimize": True} if form == "PNG" else {"quality": 82}))
+    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def letter(i: int) -> str:
+    """A, B, …, Z, A1, B1, …"""
+    return chr(ord("A") + i % 26) + (str(i // 26) if i >= 26 else "")
+
+
+def partners(count: int) -> list[int | None]:
+    """For each image, the index of the image with which it swaps tokens; None if there is only one.
+
+    Neighbours form pairs; the last of an odd number takes the one before.
+    """
+    return [None if count == 1 else i ^ 1 if i ^ 1 < count else i - 1 for i in range(count)]
+
+
+def make_pairs(S: Float[np.ndarray, "N r d"], L: Float[np.ndarray, "N n r"]) -> list[Pair]:
+    """A Pair for every image, tokens matched one to one with those of its partner."""
+    others = partners(len(S))
+    theirs = S[[i if other is None else other for i, other in enumerate(others)]]
+    matches = np.asarray(exact_match(jnp.asarray(S), jnp.asarray(theirs)))
+    return [
+        Pair(S[i], L[i], theirs[i][matches[i]], matches[i], None if other is None else letter(other))
+        for i, other in enumerate(others)
+    ]
+
+
+def sideways(L: Float[np.ndarray, "n r"], token: int, grid: tuple[int, int]) -> int:
+    """Columns by which a token's map is moved: a quarter of the image, away from the nearer edge."""
+    picture = L[:, token].reshape(grid)
+    centre = (picture.sum(axis=0) * (np.arange(grid[1]) + 0.5)).sum() / picture.sum()
+    return max(1, grid[1] // 4) * (1 if centre <= grid[1] / 2 else -1)
+
+
+def edited(
+    S: Float[np.ndarray, "r d"],
+    L: Float[np.ndarray, "n r"],
+    partner: Float[np.ndarray, "r d"],
+    grid: tuple[int, int],
+) -> dict[str, Float[np.ndarray, "r n d"]]:
+    """Z' of every edit of every token of an image.
+
+    Returns:
+        edit → (r, n, d): "removed", "moved" (sideways) and "swapped" (S of the partner, the same L).
+    """
+    tokens, nowhere = range(len(S)), np.zeros(len(L), L.dtype)
+    return {
+        "removed": np.stack([with_map(L, i, nowhere) @ S for i in tokens]),
+        "moved": np.stack([move_token(L, i, (0, sideways(L, i, grid)), grid) @ S for i in tokens]),
+        "swapped": np.stack([L @ np.where(np.arange(len(S))[:, None] == i, partner[i], S) for i in tokens]),
+    }
+
+
+def decode(
+    model: Stellar, params: dict, Z: Float[np.ndarray, "N n d"], size: tuple[int, int]
+) -> Float[np.ndarray, "N h w 3"]:
+    """Pixels, clipped to [0, 1], from features of images of `size` (height, width)."""
+    features = Features(cls=None, sparse=None, dense=None, spatial=None, lowrank=jnp.asarray(Z), size=size)
+    return np.asarray(api.reconstruct(model, params, features))
+
+
+def decoded(
+    model: Stellar, params: dict, image: UInt8[np.ndarray, "H W 3"], pair: Pair, *, edits: bool
+) -> tuple[np.ndarray, float | None, list[dict[str, tuple[np.ndarray, str]]]]:
+    """Decode an image's tokens, and all edits of them.
+
+    Returns:
+        (reconstruction, its PSNR in dB or None, for each token: edit → (pixels, what was done)). There is no
+        PSNR if sizes differ (VQ: 256 px for 224 px).
+    """
+    grid, tokens = model.grid(*image.shape[:2]), range(len(pair.S))
+    found = edited(pair.S, pair.L, pair.partner, grid) if edits else {}
+    if pair.other is None:
+        found.pop("swapped", None)
+    Z = np.concatenate([(pair.L @ pair.S)[None], *found.values()])
+    pixels = decode(model, params, Z, image.shape[:2])
+    seen, quality = image[: pixels.shape[1], : pixels.shape[2]].astype(np.float32) / 255, [None] * len(Z)
+    if seen.shape == pixels.shape[1:]:
+        quality = psnr(pixels, np.broadcast_to(seen, pixels.shape)).tolist()
+    steps = [sideways(pair.L, i, grid) for i in tokens]
+    words = {
+        "removed": lambda i: "removed",
+        "moved": lambda i: f"map moved {abs(steps[i])} patches {'right' if steps[i] > 0 else 'left'}",
+        "swapped": lambda i: f"replaced by token {pair.match[i]} of {pair.other}",
+    }
+    views: list[dict] = [{} for _ in tokens]
+    for k, (edit, i) in enumerate(((edit, i) for edit in found for i in tokens), start=1):
+        close = "" if quality[k] is None else f", PSNR {quality[k]:.1f}\u00a0dB"
+        views[i][edit] = pixels[k], f"{words[edit](i)}{close}"
+    return pixels[0], quality[0], views
