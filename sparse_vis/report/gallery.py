@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,56 +25,8 @@ LARGE, SMALL = 256, 144  # longest side in pixels: of gallery pictures, of edits
 SHARP = 96  # up to this size PNG: small pictures are shown enlarged, with visible artefacts if lossy
 
 
-@dataclass(frozen=True)
-class TokenView:
-    """One token of an image.
-
-    Attributes:
-        number: index of the token. colour: CSS. overlay: data URI of its map, relative to its largest entry.
-        share: mean of its map over the patches. peak: maximum of its map.
-        edits: edit → (data URI, description); empty if nothing can be decoded.
-    """
-
-    number: int
-    colour: str
-    overlay: str
-    share: float
-    peak: float
-    edits: dict[str, tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Card:
-    """One image of the gallery.
-
-    Attributes:
-        letter: by which other cards refer to it. name: of the image. image: data URI. aspect: width / height.
-        reconstruction: data URI, None without a decoder. psnr: dB, None if sizes differ.
-        segmentation: data URI of argmax L. winners: (rows, columns), argmax L of every patch.
-        tokens: TokenViews in order. largest: index of the token with the largest share.
-        partner: letter of the image with which tokens are swapped, or None.
-    """
-
-    letter: str
-    name: str
-    image: str
-    aspect: float
-    reconstruction: str | None
-    psnr: float | None
-    segmentation: str
-    winners: list[list[int]]
-    tokens: list[TokenView]
-    largest: int
-    partner: str | None
-
-
 class Pair(NamedTuple):
-    """An image's tokens, and their replacements when tokens are swapped.
-
-    Attributes:
-        S, L: of the image. partner: for each token its match in the other image. match: indices of the
-            matches. other: letter of the other image, or None.
-    """
+    """An image's factors, and for each token its match in another image: S and index there; its letter."""
 
     S: Float[np.ndarray, "r d"]
     L: Float[np.ndarray, "n r"]
@@ -87,8 +38,8 @@ class Pair(NamedTuple):
 def make_cards(
     model: Stellar, params: dict, images: UInt8[np.ndarray, "N H W 3"], names: list[str], found: Encoded,
     *, decodes: bool, edits: bool,
-) -> list[Card]:  # fmt: skip
-    """The cards of a gallery; prints progress.
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The images of a gallery as page.html shows them; pictures are data URIs. Prints progress.
 
     Args:
         images, names: of the gallery. found: encoded images, those of the gallery first.
@@ -101,20 +52,23 @@ def make_cards(
         L, pixels, quality, views = pair.L, None, None, [{}] * len(pair.S)
         if decodes:
             pixels, quality, views = decoded(model, params, images[i], pair, edits=edits)
-        colours, shares = np.rint(255 * token_colours(len(pair.S))).astype(int), L.mean(axis=0)
+        colours, shares = np.rint(255 * token_colours(len(views))).astype(int), L.mean(axis=0)
         tokens = [
-            TokenView(
-                k, "#{:02x}{:02x}{:02x}".format(*colours[k]), data_uri(token_overlay(L, k, grid)),
-                float(shares[k]), float(L[:, k].max()),
-                {edit: (data_uri(picture, SMALL), words) for edit, (picture, words) in view.items()},
-            )
+            {
+                "number": k, "colour": "#{:02x}{:02x}{:02x}".format(*colours[k]),
+                "overlay": data_uri(token_overlay(L, k, grid)),
+                "share": float(shares[k]), "peak": float(L[:, k].max()),  # of L, over the patches
+                "edits": {edit: (data_uri(picture, SMALL), said) for edit, (picture, said) in view.items()},
+            }
             for k, view in enumerate(views)
         ]  # fmt: skip
-        cards.append(Card(
-            letter(i), names[i], data_uri(images[i, :height, :width]), width / height,
-            None if pixels is None else data_uri(pixels), quality, data_uri(segment_overlay(L, grid)),
-            segments(L, grid).tolist(), tokens, int(shares.argmax()), pair.other,
-        ))  # fmt: skip
+        cards.append({
+            "letter": letter(i), "name": names[i], "aspect": width / height,
+            "image": data_uri(images[i, :height, :width]),
+            "reconstruction": None if pixels is None else data_uri(pixels), "psnr": quality,
+            "segmentation": data_uri(segment_overlay(L, grid)), "winners": segments(L, grid).tolist(),
+            "tokens": tokens, "largest": int(shares.argmax()), "partner": pair.other,
+        })  # fmt: skip
         progress.add(1)
     return cards
 

@@ -37,14 +37,6 @@ UNKNOWN = "Images of which it is not known whether the model was trained on them
 Rows = Sequence[int] | np.ndarray
 
 
-class Found(NamedTuple):
-    """Images available to a report: a source, the rows of it that may be used, and a description in words."""
-
-    source: Source
-    rows: Int[np.ndarray, " N"]
-    origin: str
-
-
 class Read(NamedTuple):
     """The N images of a report.
 
@@ -74,8 +66,12 @@ class Encoded(NamedTuple):
     normaliser: Float[np.ndarray, "N r"]
 
 
-def find_images(config: ConfigDict, folder: str | None, *, data_known: bool, max_pixels: int) -> Found:
+def find_images(
+    config: ConfigDict, folder: str | None, *, data_known: bool, max_pixels: int
+) -> tuple[Source, Int[np.ndarray, " N"], str]:
     """The images of a folder, or else the test images of the run's data source, as for evaluations.
+
+    Returns a source, the rows of it that may be used, and a description in words.
 
     Args:
         config: of the model. folder: value of --images. data_known: whether config.data is that of training.
@@ -90,7 +86,7 @@ def find_images(config: ConfigDict, folder: str | None, *, data_known: bool, max
             announce(source)
         except UserError as error:
             raise UserError(str(error).replace("--input", "--images")) from None
-        return Found(source, np.arange(len(source)), f"folder {folder}")
+        return source, np.arange(len(source)), f"folder {folder}"
     if not data_known:
         raise UserError("a released file does not say where its images are; give --images=FOLDER.")
     try:
@@ -102,7 +98,7 @@ def find_images(config: ConfigDict, folder: str | None, *, data_known: bool, max
     place = f" at {config.data.path}" if config.data.path else ""
     share = f", {config.eval.holdout:.0%} held out" if config.eval.holdout else ""
     origin = f"{config.data.source}{place}, split {config.eval.test_split!r}{share}"
-    return Found(part.source, part.indices, origin)
+    return part.source, part.indices, origin
 
 
 def read_images(source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, int], on_error: str) -> Read:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -12,19 +12,13 @@ from sparse_vis.report.images import Encoded
 from sparse_vis.viz.pictures import lay_over, map_overlay, prototype_votes, strongest
 
 
-@dataclass(frozen=True)
-class Page:
-    """A prototype and the images that vote most for it.
-
-    Attributes:
-        number: index of the prototype. wins: number of tokens whose most likely prototype it is.
-        images: indices of the m images, highest vote first. maps: votes of their patches, 0 to 1.
-    """
+class Page(NamedTuple):
+    """A prototype and the images that vote most for it."""
 
     number: int
-    wins: int
-    images: list[int]
-    maps: Float[np.ndarray, "m n"]
+    wins: int  # tokens whose most likely prototype it is
+    images: list[int]  # indices, highest vote first
+    maps: Float[np.ndarray, "m n"]  # votes of their patches, 0 to 1
 
     def pictures(
         self, images: UInt8[np.ndarray, "N H W 3"], names: list[str], grid: tuple[int, int], patch: int

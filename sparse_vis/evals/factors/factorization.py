@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +35,8 @@ SCALE, ASPECT = (0.36, 1.0), (3 / 4, 4 / 3)  # of the views, as of the global vi
 SHIFT = 4  # maps are moved right by 1/SHIFT of the grid
 
 
-@dataclass(frozen=True)
-class Crop:
-    """A view of a square image: a box cut out and resized (align_corners=True), then flipped or not.
-
-    Attributes:
-        top, left, height, width: of the box in pixels. flip: horizontally, after resizing.
-    """
+class Crop(NamedTuple):
+    """A view: a box of pixels, resized to a square (align_corners=True), then flipped horizontally or not."""
 
     top: int
     left: int
@@ -147,10 +142,7 @@ def position_leak(
     """How well ridge regression predicts a token's centroid from its S: R^2 on test, 0 for the mean position.
 
     Each query has a usual position, which says nothing about the image: its mean centroid over the training
-    images is subtracted first.
-
-    Args:
-        train, test: (S, L) of images. grid: patches down and across.
+    images is subtracted first. train and test are (S, L) of images.
     """
     usual = centroids(train[1], grid).mean(axis=0)
 
@@ -213,16 +205,12 @@ def random_view(key, image, size: int):
 def factors(bench: Bench, part: Part, count: int, *more: str) -> dict[str, np.ndarray]:
     """S, L, further features, images and labels of at most `count` images of a part, evenly spread."""
     part = part.every(-(-len(part) // count))
-    kept: dict[str, list[np.ndarray]] = {}
-    progress = bench.progress("features", len(part))
+    found, progress = [], bench.progress("features", len(part))
     for records in part.batches(bench.batch):
-        found = bench.encode(records.image, "sparse", "spatial", *more) | {"image": records.image}
-        if records.label is not None:
-            found["label"] = records.label
-        for name, array in found.items():
-            kept.setdefault(name, []).append(array)
+        kept = {"image": records.image} | ({} if records.label is None else {"label": records.label})
+        found.append(kept | bench.encode(records.image, "sparse", "spatial", *more))
         progress.add(len(records.image))
-    return {name: np.concatenate(arrays) for name, arrays in kept.items()}
+    return jax.tree.map(lambda *batches: np.concatenate(batches), *found)
 
 
 def encode_factors(bench: Bench, images: AnyArray) -> tuple[np.ndarray, np.ndarray]:
