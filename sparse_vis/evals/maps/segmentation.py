@@ -65,7 +65,7 @@ def batch_scores(
 
 
 class HeadInput(NamedTuple):
-    """Input of a head: one token per patch (U or Z), or the tokens of S with their weights L at each patch."""
+    """Input of a head: one token per patch (U or Z), or the tokens of S with their maps L."""
 
     x: Float[AnyArray, "B t f"]
     L: Float[AnyArray, "B n t"] | None = None
