@@ -20,16 +20,6 @@ TOOLS = {
 }
 
 
-def usage(program: str) -> str:
-    """The list of tools.
-
-    Args:
-        program: how the user started it.
-    """
-    lines = [f"  {name:12}{what}" for name, (_, what) in TOOLS.items()]
-    return "\n".join([f"usage: {program} TOOL [--help | flags]", "", *lines])
-
-
 def main() -> None:
     """Start the tool that the first argument names."""
     host.prepare()
@@ -37,7 +27,8 @@ def main() -> None:
     program = "sparse-vis" if installed else "python -m sparse_vis"
     name, arguments = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
     if name in ("--help", "-h", "help"):
-        print(usage(program))
+        print(f"usage: {program} TOOL [--help | flags]\n")
+        print("\n".join(f"  {tool:12}{what}" for tool, (_, what) in TOOLS.items()))
         return
     if name not in TOOLS:
         sys.exit(f"error: {name!r} is no tool of {program}; the tools are {', '.join(TOOLS)}.")

@@ -22,17 +22,13 @@ from sparse_vis.runtime import host, paths
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Features
 
+Path = str | pathlib.Path
+
 
 def load(
-    path: str | pathlib.Path,
-    name: str | None = None,
-    *,
-    tokenizer: str | pathlib.Path | None = None,
-    tokenizer_dtype: str = "float32",
-    dtype: str = "float32",
-    revision: str | None = None,
-    local_files_only: bool = False,
-) -> tuple[Stellar, dict]:
+    path: Path, name: str | None = None, *, tokenizer: Path | None = None, tokenizer_dtype: str = "float32",
+    dtype: str = "float32", revision: str | None = None, local_files_only: bool = False,
+) -> tuple[Stellar, dict]:  # fmt: skip
     """Load a model: its parameters alone, on any device, trained on any number of devices.
 
     Turns on JAX's persistent compilation cache, unless the user set one: later processes start faster.
@@ -56,27 +52,18 @@ def load(
     for argument, value in (("dtype", dtype), ("tokenizer_dtype", tokenizer_dtype)):
         if value not in DTYPES:
             raise UserError(f"{argument}={value!r} cannot be computed in; give one of {', '.join(DTYPES)}.")
-    tokenizer = tokenizer if tokenizer is None else paths.local(tokenizer, "tokenizer")
+    if tokenizer is not None:
+        tokenizer = paths.local(tokenizer, "tokenizer")
     host.keep_programs()
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
     return assemble(found, path, tokenizer=tokenizer, tokenizer_dtype=tokenizer_dtype, dtype=dtype)
 
 
 def assemble(
-    found: Loaded,
-    path: str | pathlib.Path,
-    *,
-    tokenizer: str | pathlib.Path | None = None,
-    tokenizer_dtype: str = "float32",
+    found: Loaded, path: Path, *, tokenizer: Path | None = None, tokenizer_dtype: str = "float32",
     dtype: str = "float32",
-) -> tuple[Stellar, dict]:
-    """Model and parameters from a configuration and weights in memory.
-
-    Args:
-        found: what `read_model` returned for `path`. path: for error messages. Others: as in `load`.
-
-    Returns:
-        (model, params), as `load`.
+) -> tuple[Stellar, dict]:  # fmt: skip
+    """What `load(path)` returns, from what `read_model` found there.
 
     Raises:
         UserError: a tokenizer that the model does not use or that has another number of codes.
@@ -86,8 +73,8 @@ def assemble(
     model, params = build_model(config), jax.tree.map(jnp.asarray, found.params)
     if tokenizer is not None and config.model.target != "vq":
         raise UserError(f"{path} reconstructs pixels and has no use for tokenizer={tokenizer}; leave it out.")
-    named = found.tokenizer if found.tokenizer is not None and found.tokenizer.is_file() else None
-    if (weights := tokenizer or named) is None:
+    weights = tokenizer or found.tokenizer
+    if weights is None or (tokenizer is None and not weights.is_file()):
         return model, params
     vqgan, vqgan_params = load_tokenizer(weights, tokenizer_dtype)
     if vqgan.num_embeddings != config.model.tokenizer.codes:
@@ -99,10 +86,7 @@ def assemble(
 
 
 def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:
-    """Images as float32 in [0, 1].
-
-    Args:
-        images: (B, H, W, 3) uint8, or float in [0, 1]. patch: smallest allowed side in pixels.
+    """Images, uint8 or float in [0, 1], as float32 in [0, 1]; `patch` is the smallest allowed side in pixels.
 
     Raises:
         UserError: no array, no images, a wrong shape or dtype, a side below the patch size, or values
@@ -119,10 +103,8 @@ def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:
         try:
             images = np.asarray(images)
         except Exception as error:  # e.g. a torch tensor on a GPU, or with gradients
-            kind = type(images).__name__
-            raise UserError(
-                f"images are a {kind} that NumPy cannot read ({error}); give NumPy arrays."
-            ) from error
+            what = f"images are a {type(images).__name__} that NumPy cannot read ({error})"
+            raise UserError(f"{what}; give NumPy arrays.") from error
     if what := wrong_images.value_fault(images):
         raise UserError(what)
     images = jnp.asarray(images)
@@ -142,9 +124,8 @@ def _check_model(call: str, model: Stellar, params: dict) -> None:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(model: Stellar, params: dict, pixels: Array) -> Features:
-    variables = {"params": params}
-    tokens = model.apply(variables, pixels, method="encode")
-    factors = model.apply(variables, tokens, method="factorize")
+    tokens = model.apply({"params": params}, pixels, method="encode")
+    factors = model.apply({"params": params}, tokens, method="factorize")
     return Features(
         cls=tokens.cls, sparse=tokens.S, dense=tokens.U, spatial=factors.L, lowrank=factors.Z,
         size=pixels.shape[1:3],
@@ -171,10 +152,9 @@ def encode(model: Stellar, params: dict, images: Array) -> Features:
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _reconstruct(model: Stellar, params: dict, Z: Array, grid: tuple[int, int]) -> Array:
-    variables = {"params": params}
-    decoded = model.apply(variables, Z, grid, method="decode")
+    decoded = model.apply({"params": params}, Z, grid, method="decode")
     if model.decoder.codes:
-        return model.apply(variables, decoded, grid, method="decode_codes")
+        return model.apply({"params": params}, decoded, grid, method="decode_codes")
     return jnp.clip(decoded, 0, 1)
 
 
@@ -189,8 +169,7 @@ def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array
         each patch becomes one code of the tokenizer, 16 px wide: 256x256 px for 224x224 at patch 14.
 
     Raises:
-        UserError: a VQ model without its tokenizer, features of another model, or arguments in the wrong
-            order.
+        UserError: a VQ model without its tokenizer, features of another model, arguments in the wrong order.
     """
     _check_model("reconstruct(model, params, features)", model, params)
     if model.decoder.codes and model.tokenizer is None:
@@ -199,11 +178,10 @@ def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array
             "give them as sparse_vis.load(path, tokenizer=FILE)."
         )
     if not isinstance(features, Features):
-        raise UserError(
-            f"features are a {type(features).__name__}; give what encode(model, params, images) returns."
-        )
+        kind = type(features).__name__
+        raise UserError(f"features are a {kind}; give what encode(model, params, images) returns.")
     grid = model.grid(*features.size)
-    shape, wanted = features.lowrank.shape, (grid[0] * grid[1], model.encoder.width)
+    shape, wanted = features.lowrank.shape, (grid[0] * grid[1], model.encoder.sizes.width)
     if len(shape) != 3 or shape[1:] != wanted:
         raise UserError(
             f"features.lowrank is {shape}, not (B, {wanted[0]}, {wanted[1]}) as this model has it for "

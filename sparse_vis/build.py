@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from ml_collections import ConfigDict
 
 from sparse_vis.data.scenes import SceneSpec
 from sparse_vis.data.sources import Source, announce, make_source
 from sparse_vis.losses.spec import LossSpec
+from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.encoder import Encoder
 from sparse_vis.models.factorize import Factorizer
 from sparse_vis.models.heads import PrototypeHead
 from sparse_vis.models.stellar import Stellar
+from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.views.make import ViewSpec
 
 
-def build_model(config: ConfigDict) -> Stellar:
-    """The model of config.model, with dtype, attention, remat and unroll of config.efficiency."""
+def build_model(config: ConfigDict, tokenizer: VQGAN | None = None) -> Stellar:
+    """The model of config.model, computed as config.efficiency says, with the tokenizer of the VQ target."""
     m, e = config.model, config.efficiency
-    how = dict(dtype=e.dtype, attention=e.attention, remat=e.remat, unroll=e.unroll, init_std=m.init_std)
+    compute = Compute(e.dtype, e.attention, e.remat, e.unroll)
 
-    def head() -> PrototypeHead:
-        return PrototypeHead(m.width, m.prototypes.hidden, m.prototypes.dim, m.prototypes.count)
+    def sizes(of: ConfigDict) -> Sizes:
+        return Sizes(of.width, of.layers, of.heads, of.mlp_dim, m.init_std)
 
+    head = functools.partial(
+        PrototypeHead, m.width, m.prototypes.hidden, m.prototypes.dim, m.prototypes.count
+    )
+    codes = m.tokenizer.codes if m.target == "vq" else 0
     return Stellar(
-        encoder=Encoder(
-            m.image_size, m.patch, m.width, m.layers, m.heads, m.mlp_dim, queries=m.tokens, **how
-        ),
+        encoder=Encoder(m.image_size, m.patch, sizes(m), m.tokens, compute),
         factorizer=Factorizer(m.width, m.spatial_temperature, e.dtype),
-        decoder=Decoder(
-            m.width, m.decoder.width, m.decoder.layers, m.decoder.heads, m.decoder.mlp_dim, m.patch,
-            codes=m.tokenizer.codes if m.target == "vq" else 0, **how,
-        ),
+        decoder=Decoder(m.width, sizes(m.decoder), m.patch, codes, compute),
         sparse_head=head(),
         cls_head=head(),
-        bottleneck=m.bottleneck,
-    )  # fmt: skip
+        tokenizer=tokenizer,
+    )
 
 
 def build_loss(config: ConfigDict) -> LossSpec:
@@ -53,11 +56,9 @@ def build_source(config: ConfigDict, split: str, **scenes) -> Source:
     """The data source of config.data; process 0 prints what it holds.
 
     Args:
-        config: complete configuration. split: of the source.
         scenes: fields of SceneSpec that differ from config.data.scenes.
     """
-    spec = SceneSpec(**{**config.data.scenes, **scenes})
-    d = config.data
+    d, spec = config.data, SceneSpec(**{**config.data.scenes, **scenes})
     source = make_source(
         d.source, split=split, path=d.path, seed=d.seed, scenes=spec, max_pixels=d.max_pixels
     )

@@ -1,7 +1,8 @@
 """The arrays passed between the parts of the package, in the order of computation.
 
-B is the batch, r the number of sparse tokens, n the number of patches, d the encoder's width and
-K the number of prototypes (docs/method.md section 1).
+B is the batch, r the number of sparse tokens, n the number of patches, d the encoder's width, K the number of
+prototypes and D their dimension; Vg global views of H x W pixels, Vl local ones of h x w (docs/method.md
+section 1). Floats are float32.
 """
 
 from __future__ import annotations
@@ -12,166 +13,99 @@ from flax import struct
 
 @struct.dataclass
 class Batch:
-    """Images as they leave the data pipeline: uint8 canvases, each filled from its top left corner.
+    """Images as they leave the data pipeline: uint8 canvases, each filled from its top left corner."""
 
-    Attributes:
-        image: (B, Hc, Wc, 3) uint8; pixels outside height x width are zero and never read.
-        height: (B,) int32, rows of the canvas that hold the image.
-        width: (B,) int32, columns of the canvas that hold the image.
-        index: (B,) uint32, position of the image in the endless global stream. It seeds all randomness of
-            the image, so that no draw depends on how the batch is split.
-    """
-
-    image: jax.Array
-    height: jax.Array
-    width: jax.Array
+    image: jax.Array  # (B, Hc, Wc, 3) uint8; pixels outside height x width are zero and never read
+    height: jax.Array  # (B,) int32, rows of the canvas that hold the image
+    width: jax.Array  # (B,) int32, columns of the canvas that hold the image
+    # (B,) uint32, position of the image in the endless global stream. It seeds all randomness of the image,
+    # so that no draw depends on how the batch is split.
     index: jax.Array
 
 
 @struct.dataclass
 class Views:
-    """All views of a batch of images, float32 RGB in [0, 1].
+    """All views of a batch of images, RGB in [0, 1]."""
 
-    Attributes:
-        image: (B, H, W, 3), the first global crop without colour change ("the image itself").
-        masked: (B, Vg, H, W, 3), the global crops with colour change; masked[:, 0] is `image`'s crop.
-        visible: (B, Vg, keep) int32, the patches of each masked view that the encoder sees.
-        local: (B, Vl, h, w, 3), the local crops with colour change.
-    """
-
-    image: jax.Array
-    masked: jax.Array
-    visible: jax.Array
-    local: jax.Array
+    image: jax.Array  # (B, H, W, 3), the first global crop without colour change ("the image itself")
+    masked: jax.Array  # (B, Vg, H, W, 3), global crops with colour change; masked[:, 0] is `image`'s crop
+    visible: jax.Array  # (B, Vg, keep) int32, the patches of each masked view that the encoder sees
+    local: jax.Array  # (B, Vl, h, w, 3), the local crops with colour change
 
 
 @struct.dataclass
 class Tokens:
-    """What the encoder returns.
+    """What the encoder returns."""
 
-    Attributes:
-        cls: (B, 1, d) class token.
-        S: (B, r, d) semantic tokens: *what*; None if the encoder was called with only="cls".
-        U: (B, n, d) dense patch features, for a masked view of its visible patches alone; None if the
-            encoder was called with only="cls" or only="S".
-    """
-
-    cls: jax.Array
-    S: jax.Array | None
+    cls: jax.Array  # (B, 1, d) class token
+    S: jax.Array | None  # (B, r, d) semantic tokens: *what*; None if it was called with only="cls"
+    # (B, n, d) dense patch features, for a masked view of its visible patches alone; None if the encoder was
+    # called with only="cls" or only="S".
     U: jax.Array | None
 
 
 @struct.dataclass
 class Factors:
-    """The factorization of the dense features, Z = L S.
+    """The factorization of the dense features, Z = L S."""
 
-    Attributes:
-        L: (B, n, r) localization matrix: *where*; every row sums to one.
-        Z: (B, n, d) low-rank patch features.
-    """
-
-    L: jax.Array
-    Z: jax.Array
+    L: jax.Array  # (B, n, r) localization matrix: *where*; every row sums to one
+    Z: jax.Array  # (B, n, d) low-rank patch features
 
 
 @struct.dataclass
 class Features:
-    """What `sparse_vis.encode` returns; shapes as in Tokens and Factors.
+    """What `sparse_vis.encode` returns."""
 
-    Attributes:
-        cls: (B, 1, d).
-        sparse: (B, r, d), S.
-        dense: (B, n, d), U.
-        spatial: (B, n, r), L.
-        lowrank: (B, n, d), Z = L S.
-        size: (height, width) of the images in pixels, static.
-    """
+    cls: jax.Array  # (B, 1, d)
+    sparse: jax.Array  # (B, r, d), S
+    dense: jax.Array  # (B, n, d), U
+    spatial: jax.Array  # (B, n, r), L
+    lowrank: jax.Array  # (B, n, d), Z = L S
+    size: tuple[int, int] = struct.field(pytree_node=False)  # (height, width) of the images in pixels
 
-    cls: jax.Array
-    sparse: jax.Array
-    dense: jax.Array
-    spatial: jax.Array
-    lowrank: jax.Array
-    size: tuple[int, int] = struct.field(pytree_node=False)
+
+@struct.dataclass
+class Embeddings:
+    """What the prototype heads make of images; logits are embeddings @ prototypes, D is their dimension."""
+
+    S: jax.Array  # (B, r, D) of the semantic tokens
+    cls: jax.Array  # (B, 1, D) of the class token
+    S_prototypes: jax.Array  # (D, K)
+    cls_prototypes: jax.Array  # (D, K)
 
 
 @struct.dataclass
 class Outputs:
-    """What the student computes from the views of one batch; D is the prototypes' dimension.
+    """What the student computes from the views of one batch."""
 
-    Attributes:
-        tokens: Tokens of the image. factors: Factors of the image.
-        reconstruction: (B, H, W, 3) unclipped pixels, or (B, n, codes) logits.
-        masked_S: (B, Vg, r, d) semantic tokens of the masked views.
-        masked_U: (B, Vg, keep, d) features of their visible patches; None if no loss term uses them.
-        sparse: (B, r, D) embeddings of the image's S. cls: (B, 1, D) embedding of its CLS.
-        masked_sparse: (B, Vg, r, D). masked_cls: (B, Vg, D). local_cls: (B, Vl, D): embeddings of the views.
-        sparse_prototypes: (D, K). cls_prototypes: (D, K).
-        inpainted: (B, Vg, H, W, 3) masked views decoded from masked_U; None if no loss term uses them.
-    """
-
-    tokens: Tokens
-    factors: Factors
-    reconstruction: jax.Array
-    masked_S: jax.Array
-    masked_U: jax.Array | None
-    sparse: jax.Array
-    cls: jax.Array
-    masked_sparse: jax.Array
-    masked_cls: jax.Array
-    local_cls: jax.Array
-    sparse_prototypes: jax.Array
-    cls_prototypes: jax.Array
-    inpainted: jax.Array | None = None
-
-
-@struct.dataclass
-class TargetSource:
-    """Embeddings from which targets are made: the student's of the image, or the teacher's of its view.
-
-    Attributes:
-        S: (B, r, d) semantic tokens, to which the student's tokens are matched.
-        sparse: (B, r, D) embeddings of S. cls: (B, 1, D) embedding of CLS.
-        sparse_prototypes: (D, K). cls_prototypes: (D, K).
-    """
-
-    S: jax.Array
-    sparse: jax.Array
-    cls: jax.Array
-    sparse_prototypes: jax.Array
-    cls_prototypes: jax.Array
+    tokens: Tokens  # of the image
+    factors: Factors  # of the image
+    embeddings: Embeddings  # of the image
+    reconstruction: jax.Array  # (B, H, W, 3) unclipped pixels, or (B, n, codes) logits
+    masked_S: jax.Array  # (B, Vg, r, d) semantic tokens of the masked views
+    masked_S_embedding: jax.Array  # (B, Vg, r, D)
+    masked_cls_embedding: jax.Array  # (B, Vg, D)
+    local_cls_embedding: jax.Array  # (B, Vl, D)
 
 
 @struct.dataclass
 class Potentials:
-    """Sinkhorn's column potentials over the global batch, for each head.
+    """Sinkhorn's column potentials over the global batch, for each head: (rounds, K).
 
-    Attributes:
-        sparse, cls: (rounds, K) float32; the last row gives the targets. With the published epsilon there is
-            one row per Sinkhorn round, needed for the row sums of the targets; else only the last.
+    The last row gives the targets. With the published epsilon there is one row per Sinkhorn round, needed for
+    the row sums of the targets; else only the last.
     """
 
-    sparse: jax.Array
+    S: jax.Array
     cls: jax.Array
 
 
 @struct.dataclass
 class Targets:
-    """Everything the student is compared with; nothing in here carries a gradient.
+    """Everything the student is compared with; nothing in here carries a gradient."""
 
-    Attributes:
-        source: TargetSource that scores the prototypes.
-        potentials: Potentials; targets are softmax(source @ prototypes / temperature + potentials[-1]).
-        image_match: (B, r) int32, index of the source token matched to each token of the image.
-        masked_match: (B, Vg, r) int32, the same for each token of each masked view.
-        reconstruction: (B, H, W, 3) pixels, or (B, n) int32 codes.
-        masked: (B, Vg, H, W, 3) masked views, all pixels. visible: (B, Vg, keep) their visible patches.
-    """
-
-    source: TargetSource
-    potentials: Potentials
-    image_match: jax.Array
-    masked_match: jax.Array
-    reconstruction: jax.Array
-    masked: jax.Array
-    visible: jax.Array
+    embeddings: Embeddings  # the student's of the image, or the teacher's of its view
+    potentials: Potentials  # targets are softmax(embeddings @ prototypes / temperature + potentials[-1])
+    image_match: jax.Array  # (B, r) int32, index of the target token matched to each token of the image
+    masked_match: jax.Array  # (B, Vg, r) int32, the same for each token of each masked view
+    reconstruction: jax.Array  # (B, H, W, 3) pixels, or (B, n) int32 codes

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from sparse_vis.build import build_loss, build_model
-from sparse_vis.interop.layout import encoder_in
-from sparse_vis.interop.load import read_model
+from sparse_vis.interop.load import abstract_params, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
-from sparse_vis.interop.released import head_in
+from sparse_vis.interop.released import TEACHER, tensors_to_params
+from sparse_vis.models.stellar import teacher_params
 from sparse_vis.types import Views
 
 FOLDER = pathlib.Path(os.environ.get("SPARSE_VIS_GOLDEN", pathlib.Path(__file__).parent / "golden"))
@@ -35,13 +35,6 @@ def close(ours, recorded, what=""):
 def read(path: pathlib.Path) -> dict:
     """Recorded arrays as jax arrays, which is what annotated functions accept under pytest."""
     return {name: jnp.asarray(array) for name, array in load_file(path).items()}
-
-
-def teacher_of(tensors: dict, layers: int) -> dict:
-    """The EMA copy in a released file, in our tree."""
-    encoder = encoder_in(tensors, "teacher_encoder", layers) | {"queries": tensors["teacher_sparse_tokens"]}
-    heads = {"sparse_head": "teacher_head", "cls_head": "teacher_cls_head"}
-    return {"encoder": encoder, **{ours: head_in(tensors, theirs) for ours, theirs in heads.items()}}
 
 
 @functools.cache
@@ -145,7 +138,8 @@ def load_recorded(name: str) -> Recorded:
         model = model.clone(tokenizer=vqgan)
     teacher = None
     if config.teacher.enabled:
-        teacher = jax.tree.map(jnp.asarray, teacher_of(found.unused, config.model.layers))
+        abstract = teacher_params(abstract_params(config))
+        teacher = jax.tree.map(jnp.asarray, tensors_to_params(found.unused, abstract, TEACHER))
     return Recorded(entry, config, model, build_loss(config), found.params, teacher, tokenizer, expected)
 
 

@@ -25,7 +25,7 @@ from sparse_vis.ops.sinkhorn import (
     published_potentials,
     row_mass,
 )
-from sparse_vis.types import TargetSource
+from sparse_vis.types import Embeddings
 from tests.golden_data import close, component
 from tests.train.tiny_config import get_config
 
@@ -99,10 +99,8 @@ def test_the_switch_reaches_the_loss():
 
     @jax.jit
     def loss(x, W):
-        source = TargetSource(
-            S=x, sparse=x, cls=x[:, :1], sparse_prototypes=identity, cls_prototypes=identity
-        )
-        potentials = balance(source, spec).sparse
+        source = Embeddings(S=x, cls=x[:, :1], S_prototypes=identity, cls_prototypes=identity)
+        potentials = balance(source, spec).S
         expected, mass = expectation(x, identity, potentials, W, spec)
         return prototype_cross_entropy(x, expected, mass, W, spec.student_temperature, 16)
 

@@ -1,6 +1,5 @@
 """Every file of configs/ is complete, and its step traces at full size."""
 
-import dataclasses
 import functools
 import importlib.util
 import math
@@ -144,7 +143,7 @@ def test_a_step_traces_at_full_size(name):
     if config.model.target == "vq":
         vqgan = VQGAN(128, (1, 1, 2, 2, 4), 2, 256, config.model.tokenizer.codes)  # docs/method.md section 4
         tokenizer = jax.eval_shape(vqgan.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
-        recipe = dataclasses.replace(recipe, model=recipe.model.clone(tokenizer=vqgan))
+        recipe = build_recipe(config, vqgan)
     after, metrics = jax.eval_shape(functools.partial(train_step, recipe), state, batch, tokenizer)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state

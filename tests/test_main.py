@@ -28,8 +28,8 @@ def sentence(*arguments):
     [
         ([QUICKSTART, "--config.train.stepz=3"], "--config.train.stepz", "config.train.steps"),
         ([QUICKSTART, "--config.batch=3"], "--config.batch", "config.train.batch"),
-        ([QUICKSTART, "--config.train.steps=many"], "'many' is no whole number", "the default, 93750"),
-        ([QUICKSTART, "--config.train=3"], "--config.train=3", "--config.train.batch=VALUE"),
+        ([QUICKSTART, "--config.train.steps=many"], "--config.train.steps=many: ", "'many'"),
+        ([QUICKSTART, "--config.train=3"], "--config.train=3: ", "not a dict"),
         (["--config=configs/absent.py"], "configs/absent.py", "one of clipart, digits, folder"),
         (["--config=configs/quickstar.py"], "configs/quickstar.py", "did you mean configs/quickstart.py?"),
         (["--config=README.md"], "README.md is not Python", "correct it"),

@@ -29,7 +29,6 @@ from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors
 from sparse_vis.ops.matching import entropic_plan
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.ops.sinkhorn import assignments, column_potentials
-from sparse_vis.train.gradients import loss_fn
 from sparse_vis.train.optimizer import make_optimizer, update_teacher
 from tests.golden_data import (
     ABSOLUTE,
@@ -45,6 +44,7 @@ from tests.golden_data import (
     recording,
 )
 from tests.interop.mae_config import config_of
+from tests.step_loss import loss_fn
 
 TERMS = {
     "loss.MSE": ("reconstruction",), "loss.VQ-CE": ("reconstruction",),
@@ -154,7 +154,7 @@ def gradient(name):
     r = load_recorded(name)
 
     def loss(params, teacher):
-        return loss_fn(params, r.model, r.spec, r.views, teacher, r.tokenizer, None)
+        return loss_fn(params, r.model, r.spec, r.views, teacher, r.tokenizer)
 
     return compiled(jax.value_and_grad(loss, has_aux=True))
 
@@ -172,18 +172,18 @@ def test_assignments(name):
     r = load_recorded(name)
     e, t = r.expected, r.spec.sinkhorn_temperature
     _, terms, outputs, targets, _ = step(name)
-    source = targets.source
-    scores = source.sparse @ source.sparse_prototypes
-    rows = assignments(scores, targets.potentials.sparse[-1], t)
+    source = targets.embeddings
+    scores = source.S @ source.S_prototypes
+    rows = assignments(scores, targets.potentials.S[-1], t)
     if r.teacher is None:
         loss = terms["token_clustering"]
         compare({"logits": scores, "assignments": rows, "loss": loss}, e, "cluster")
         return
     tokens, _ = encode(r.model, {**r.params, **r.teacher}, r.views.masked[:, 1])
     cls = assignments(source.cls @ source.cls_prototypes, targets.potentials.cls[-1], t)
-    ours = {"cls": tokens.cls, "sparse": source.S, "assignments": rows, "cls_assignments": cls}
+    ours = {"cls": tokens.cls, "sparse": tokens.S, "assignments": rows, "cls_assignments": cls}
     compare(ours, e, "teacher")
-    scores = outputs.sparse @ outputs.sparse_prototypes
+    scores = outputs.embeddings.S @ outputs.embeddings.S_prototypes
     potentials = column_potentials(scores.reshape(-1, scores.shape[-1]), t, r.spec.sinkhorn_iterations)
     compare({"logits": scores, "assignments": assignments(scores, potentials, t)}, e, "student_cluster")
 
@@ -197,7 +197,10 @@ def test_matches(name):
         assert np.array_equal(ours, e["match.index"])
     if "match.plan" in e:
         masked = outputs.masked_S.reshape(-1, *outputs.masked_S.shape[2:])
-        repeated = targets.source.S.repeat(outputs.masked_S.shape[1], axis=0)
+        tokens = outputs.tokens
+        if r.teacher is not None:
+            tokens, _ = encode(r.model, {**r.params, **r.teacher}, r.views.masked[:, 1])
+        repeated = tokens.S.repeat(outputs.masked_S.shape[1], axis=0)
         how = (r.spec.match_epsilon, r.spec.match_iterations)
         plan = compiled(jax.vmap(lambda a, b: entropic_plan(a, b, *how)))
         close(plan(masked, repeated), e["match.plan"], "match.plan")

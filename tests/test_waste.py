@@ -15,10 +15,10 @@ from sparse_vis.losses.clustering import matched_targets, prototype_cross_entrop
 from sparse_vis.models.stellar import init_params
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ops.prototypes import expected_prototype
-from sparse_vis.train.gradients import loss_fn
 from sparse_vis.train.recipe import build_recipe
 from sparse_vis.types import Batch, Views
 from sparse_vis.views.make import make_views
+from tests.step_loss import loss_fn
 
 IMAGES = 3  # so that no axis of rows is as long as another axis
 K, DIM, CHUNK = 16384, 256, default_config().efficiency.prototype_chunk
@@ -56,7 +56,7 @@ def published(target="pixel", unroll=1):
     )  # fmt: skip
 
     def loss(params, views, tokenizer):
-        total, _ = loss_fn(params, model, build_loss(config), views, None, tokenizer, None)
+        total, _ = loss_fn(params, model, build_loss(config), views, None, tokenizer)
         return total
 
     return loss, params, views, tokenizer

@@ -10,8 +10,7 @@ import pytest
 from sparse_vis import api
 from sparse_vis.build import build_model
 from sparse_vis.evals.classes import knn
-from sparse_vis.evals.classes.logistic import Protocol
-from sparse_vis.evals.classes.probe import fit_rates
+from sparse_vis.evals.classes.logistic import SweepProtocol, fit_all
 from sparse_vis.evals.factors.factorization import random_view
 from sparse_vis.evals.features import Split
 from sparse_vis.evals.maps.segmentation import segmentation_loss
@@ -25,7 +24,7 @@ from tests.train.tiny_config import get_config
 
 DRAW = np.random.default_rng(0)
 IMAGES = DRAW.integers(0, 256, (4, 24, 24, 3), dtype=np.uint8)
-PROTOCOL = Protocol(learning_rates=(0.01, 0.1), validation_fraction=0.2, steps=5)
+PROTOCOL = SweepProtocol(learning_rates=(0.01, 0.1), validation_fraction=0.2, steps=5)
 X, Y = DRAW.normal(size=(40, 6)).astype(np.float32), np.arange(40) % 3
 
 
@@ -58,7 +57,7 @@ COMPUTED = {
     "encode and reconstruct": encoded,
     "knn": lambda: list(knn.knn_predict(Split(X, Y), X[::-1], classes=3, ks=(1, 5)).values()),
     "probes": lambda: {
-        name: (probe.weight, probe.bias) for name, probe in fit_rates({"x": X}, Y, 3, PROTOCOL).items()
+        name: (probe.weight, probe.bias) for name, probe in fit_all({"x": X}, Y, 3, PROTOCOL)[0].items()
     },
     "views of the factorization": lambda: random_view(jax.random.key(2), IMAGES[0], 12),
     "segmentation loss": lambda: segmentation_loss(
@@ -85,7 +84,7 @@ def test_no_float_of_a_run_has_64_bits(variant):
     elif variant == "exact":
         config.loss.matching, config.teacher.final_momentum = "exact", 0.999
     else:
-        config.loss.inpainting, config.views.mask_kind = 1.0, "block"
+        config.views.mask_kind = "block"
     config.efficiency.microbatches = 2
     recipe = build_recipe(config)
     with jax.enable_x64(True):

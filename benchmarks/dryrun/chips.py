@@ -1,4 +1,4 @@
-"""What a chip offers, and what a step that asks for so much takes on it."""
+"""What a chip offers, and the time of a step on it, estimated from the step's cost."""
 
 from __future__ import annotations
 
@@ -38,11 +38,60 @@ CHIPS = {
 }
 
 
-def link_bytes(kind: str, group: int, size: float) -> float:
-    """Bytes that each chip sends for a collective on arrays of `size` bytes; a ring's, which no torus beats.
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """Numbers of XLA's own descriptions of these cards, xla/backends/gpu/target_config/specs.
 
-    Args:
-        kind: of COLLECTIVES. group: chips that take part. size: of the whole array on one chip, bytes.
+    Attributes:
+        name: as the driver says it. capability: (major, minor, extension) of CUDA. cores: multiprocessors.
+        units: float32 units per core. clock: GHz. cache: bytes of L2. shared: bytes of shared memory per
+            core. block: of them, what one block may use.
+    """
+
+    name: str
+    capability: tuple[int, int, str]
+    cores: int
+    units: int
+    clock: float
+    cache: int
+    shared: int
+    block: int
+
+
+HOPPER = ((9, 0, "ACCELERATED_FEATURES"), 132, 128, 1.98, 52_428_800, 233_472, 232_448)
+GPUS = {
+    "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0, "NONE"), 108, 64, 1.41, 41_943_040, 167_936, 166_912),
+    "h100": Gpu("NVIDIA H100 80GB HBM3", *HOPPER),
+    "h200": Gpu("NVIDIA H200 141GB HBM3e", *HOPPER),
+}
+
+
+def target_config(kind: str) -> str:
+    """What XLA must know to compile for one of GPUS: the text of its GpuTargetConfigProto."""
+    gpu, chip = GPUS[kind], CHIPS[kind]
+    major, minor, extension = gpu.capability
+    return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: {gpu.shared}
+  shared_memory_per_block_optin: {gpu.block}
+  core_count: {gpu.cores} fpus_per_core: {gpu.units} clock_rate_ghz: {gpu.clock}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  memory_bandwidth: {chip.bandwidth:.0f} l2_cache_size: {gpu.cache} device_memory_size: {chip.memory}
+  cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {extension} }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+device_description_str: "{gpu.name}"
+"""
+
+
+def link_bytes(kind: str, group: int, size: float) -> float:
+    """Bytes that each of the `group` chips of a collective sends, for an array of `size` bytes on each.
+
+    A ring's, which no torus beats; `kind` is one of COLLECTIVES.
     """
     if kind == "collective-permute":
         return size
@@ -53,8 +102,8 @@ def seconds(cost: Cost, chip: Chip) -> dict[str, float]:
     """Estimated seconds per step: compute, memory, links, and their combination.
 
     `chip` is the compiler's estimate (its cycles); where it makes none, products at the chip's peak and then
-    all passes over memory that are no products (`passes`), a limit that no program reaches. `step` adds the
-    links, as if nothing overlapped.
+    all memory traffic outside products (`passes`), a lower bound that no program reaches. `step` adds the
+    links, without overlap.
     """
     compute, memory = cost.flops / chip.flops, cost.bytes / chip.bandwidth
     passes = sum(cost.passes.values()) / chip.bandwidth

@@ -15,7 +15,6 @@ No weights, images or chips are needed. The first compilation of a large model t
 
 import os
 import re
-import sys
 import time
 
 from sparse_vis.runtime import host
@@ -23,29 +22,20 @@ from sparse_vis.runtime import host
 if __name__ == "__main__":
     host.prepare()
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-from benchmarks.dryrun.gpu_target import GPUS, target_config
-from benchmarks.dryrun.report import report
-from sparse_vis.config import arguments, settings
-from sparse_vis.runtime.errors import UserError, command_line
+from benchmarks.dryrun.chips import CHIPS, GPUS, link_bytes, seconds, target_config
+from benchmarks.dryrun.cost import cost
+from benchmarks.speed import command
+from sparse_vis.config import settings
+from sparse_vis.runtime.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU chips or GPUs, such as v5e:16x16 or h100:1x8.")
 MESH = flags.DEFINE_list("mesh", None, "DATA,FSDP.")
-JSON = flags.DEFINE_string("json", None, "File for the numbers.")
 
 # Without a card there are no kernels to time; the user's XLA_FLAGS come after these.
 GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
-
-
-def parse(argv):
-    """The flags, or one sentence on what is wrong with them; --help shows this file's docstring."""
-    if {"-h", "--help", "-help"} & set(argv):
-        print(__doc__)
-        sys.exit(0)
-    return arguments.parse(argv)
+GIB = 2**30
 
 
 def mesh_shape() -> tuple[int, int] | None:
@@ -65,21 +55,17 @@ def topology_devices(topology: str) -> list:
     """
     from jax.experimental import topologies
 
-    from benchmarks.dryrun.chips import CHIPS
-
     kind, _, arrangement = topology.partition(":")
     if kind not in CHIPS:
         known = ", ".join(CHIPS)
         raise UserError(f"--topology={topology} is unknown; use {known}, as in v5e:16x16 or h100:1x8.")
     try:
-        if kind in GPUS:
-            slices = f"1x{arrangement}"
-            found = topologies.get_topology_desc(
-                slices, platform="cuda", topology=slices, target_config=target_config(kind)
-            )
-        else:
-            found = topologies.get_topology_desc(topology_name=topology, platform="tpu")
-        return found.devices
+        if kind not in GPUS:
+            return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+        slices, target = f"1x{arrangement}", target_config(kind)
+        return topologies.get_topology_desc(
+            slices, platform="cuda", topology=slices, target_config=target
+        ).devices
     except Exception as error:  # whatever the plugin raises, of any type
         reason = str(error).strip().splitlines()[0]
         install = '"jax[cuda13]" for the CUDA plugin' if kind in GPUS else '-e ".[tpu]" for libtpu'
@@ -90,7 +76,7 @@ def topology_devices(topology: str) -> list:
 
 
 def compile_for(config, devices):
-    """The step that main.py would run on these devices, compiled without any data."""
+    """The step that main.py would run on these devices, compiled without any data, and its mesh."""
     import jax
     import numpy as np
 
@@ -103,7 +89,7 @@ def compile_for(config, devices):
     batch = jax.eval_shape(lambda: random_batch(config))
     params = jax.eval_shape(lambda: random_tokenizer(recipe.model.tokenizer))
     mesh = make_mesh(config.efficiency.mesh, devices)
-    lowered = compile_step(recipe, mesh, state).lower(state, batch, params, np.uint32(recipe.seed))
+    lowered = compile_step(recipe, mesh, state).lower(state, batch, params, np.uint32(config.seed))
     on_cpu = devices[0].platform == "cpu"
     try:
         return lowered.compile(host.CPU_COMPILER_OPTIONS if on_cpu else None), dict(mesh.shape)
@@ -120,23 +106,21 @@ def compile_for(config, devices):
 
 def measure(config, topology: str | None, devices: list) -> dict:
     """All numbers of one compilation, as JSON keeps them."""
-    from benchmarks.dryrun.chips import CHIPS, link_bytes, seconds
-    from benchmarks.dryrun.cost import cost
-
     began = time.perf_counter()
     compiled, mesh = compile_for(config, devices)
     took, memory = time.perf_counter() - began, compiled.memory_analysis()
     analysis = compiled.cost_analysis() or {}  # of GPU programs without a GPU there is none
     found = cost(compiled.as_text(), len(devices))
+    m = {
+        "arguments": memory.argument_size_in_bytes, "outputs": memory.output_size_in_bytes,
+        "reused": memory.alias_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
+    }  # fmt: skip
+    m["peak"] = m["arguments"] + m["outputs"] - m["reused"] + m["temporaries"] + m["program"]
     result = {
         "topology": topology or f"{len(devices)} virtual CPU devices", "chips": len(devices), "mesh": mesh,
         "batch": config.train.batch, "efficiency": settings.plain(config)["efficiency"],
-        "compile_seconds": took, "xla_flags": os.environ["XLA_FLAGS"].strip(),
-        "memory": {
-            "arguments": memory.argument_size_in_bytes, "outputs": memory.output_size_in_bytes,
-            "reused": memory.alias_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
-            "program": memory.generated_code_size_in_bytes,
-        },
+        "compile_seconds": took, "xla_flags": os.environ["XLA_FLAGS"].strip(), "memory": m,
         "flops": found.flops, "bytes": found.bytes, "passes": found.passes, "cycles": found.cycles,
         "xla_loops_once": {"flops": analysis.get("flops"), "bytes": analysis.get("bytes accessed")},
         "collectives": [
@@ -147,8 +131,6 @@ def measure(config, topology: str | None, devices: list) -> dict:
             for (kind, group, part), (count, size) in sorted(found.collectives.items())
         ],
     }  # fmt: skip
-    m = result["memory"]
-    m["peak"] = m["arguments"] + m["outputs"] - m["reused"] + m["temporaries"] + m["program"]
     if topology:
         chip = CHIPS[topology.split(":")[0]]
         result["seconds"] = seconds(found, chip)
@@ -157,31 +139,66 @@ def measure(config, topology: str | None, devices: list) -> dict:
     return result
 
 
+def report(r: dict) -> str:
+    """Memory, work, time and collectives of `measure`'s result as text, per chip and step."""
+    m, images, estimated = r["memory"], r["batch"], "seconds" in r
+    names = ("arguments", "outputs", "temporaries", "program")
+    parts = ", ".join(f"{name} {m[name] / GIB:.2f}" for name in names)
+    room = f" of {m['of_chip'] / GIB:.0f} GiB ({m['peak'] / m['of_chip']:.0%})" if estimated else " GiB"
+    how = ", ".join(f"{name}={value}" for name, value in r["efficiency"].items() if name != "mesh")
+    per_image, once = r["flops"] * r["chips"] / images, r["xla_loops_once"]["flops"]
+    lines = [
+        f"{r['topology']}: {r['chips']} chips as {r['mesh']}, batch {images}; {how}",
+        f"compiled in {r['compile_seconds']:.0f} s; per chip and step:",
+        f"  memory       {m['peak'] / GIB:.2f}{room}: {parts}; reused {m['reused'] / GIB:.2f}"
+        + ("" if estimated else " (of the CPU program, which says little about other devices)"),
+        f"  FLOPs        {r['flops'] / 1e12:.3f} T, {per_image / 1e12:.3f} T per image"
+        + (f" (XLA, which counts loops once: {once / 1e12:.3f} T)" if once else ""),
+        f"  bytes        {r['bytes'] / 1e9:.2f} GB of main memory; of them by what computes no product:",
+    ]
+    for part, passed in sorted(r["passes"].items(), key=lambda item: -item[1]):
+        lines.append(f"               {passed / 1e9:>10.2f}  {part}")
+    if estimated:
+        s = {name: 1e3 * value for name, value in r["seconds"].items()}
+        lines += [
+            f"  time         {s['step']:.0f} ms estimated: {s['chip']:.0f} on the chip (compute alone "
+            f"{s['compute']:.0f}, memory alone {s['memory']:.0f}, what is no product {s['passes']:.0f}) and "
+            f"{s['links']:.0f} on the links",
+            f"  throughput   {1e3 * images / s['step']:.0f} images/s, {r['share_of_peak']:.0%} of peak",
+        ]
+    lines.append("  collectives  kind               group  count         MB    MB sent  part")
+    for c in r["collectives"]:
+        lines.append(
+            f"               {c['kind']:<18} {c['group']:>5} {c['count']:>6} {c['bytes'] / 1e6:>10.2f} "
+            f"{c['sent_bytes'] / 1e6:>10.2f}  {c['part']}"
+        )
+    return "\n".join(lines)
+
+
 def main(_):
-    config, mesh = CONFIG.value, mesh_shape()
-    if config is None or (TOPOLOGY.value is None and mesh is None):
+    config, mesh, topology = command.CONFIG.value, mesh_shape(), TOPOLOGY.value
+    if config is None or (topology is None and mesh is None):
         raise UserError("give --config=configs/NAME.py, and --topology=v5e:16x16 or --mesh=DATA,FSDP.")
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
     added = ""
-    if TOPOLOGY.value is None:
+    if topology is None:
         added = f"--xla_force_host_platform_device_count={mesh[0] * mesh[1]}"
-    elif TOPOLOGY.value.split(":")[0] in GPUS:
+    elif topology.split(":")[0] in GPUS:
         added = GPU_FLAGS
         os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # such programs cannot be read back without a GPU
     os.environ["XLA_FLAGS"] = f"{added} {os.environ.get('XLA_FLAGS', '')}"
     import jax  # only now, as it reads the environment
 
-    from benchmarks.speed.record import check_json, write_json
-
-    check_json(JSON.value)
-    devices = topology_devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
+    command.check_json(command.JSON.value)
+    devices = topology_devices(topology) if topology else jax.devices()
     with config.unlocked():
         config.efficiency.mesh = mesh or config.efficiency.mesh
     settings.check(config, len(devices))
-    result = measure(config, TOPOLOGY.value, devices)
+    result = measure(config, topology, devices)
     print(report(result), flush=True)
-    write_json(JSON.value, result)
+    command.write_json(command.JSON.value, result)
 
 
 if __name__ == "__main__":
-    command_line(lambda: app.run(main, flags_parser=parse))
+    del flags.FLAGS.repeats  # it times nothing
+    command.run(main, __doc__)

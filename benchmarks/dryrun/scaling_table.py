@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import pathlib
 
-from benchmarks.speed.arguments import script_parser
+from benchmarks.speed.command import script_parser
 from sparse_vis.config.settings import FORMER
 from sparse_vis.runtime.errors import command_line
 
@@ -25,38 +25,34 @@ HEADER = (
 
 
 def row(name: str, r: dict) -> str:
-    """One dry run as a row of Markdown.
-
-    Args:
-        name: of its file, MODEL_TOPOLOGY. r: what benchmarks/dryrun/dryrun.py wrote.
-    """
+    """One dry run as a row of Markdown; `name` is that of its file, MODEL_TOPOLOGY."""
     m, s, e = r["memory"], r["seconds"], r["efficiency"]
     per_image = r["flops"] * r["chips"] / r["batch"]
-    sent = {
-        kind: sum(c["bytes"] for c in r["collectives"] if c["kind"] == kind) / 1e6
+    sent = [
+        sum(c["bytes"] for c in r["collectives"] if c["kind"] == kind) / 1e6
         for kind in ("all-reduce", "all-gather", "reduce-scatter")
-    }
+    ]
     return (
         f"| {name.split('_')[0]}, {r['topology']} | {r['mesh']['data']}, {r['mesh']['fsdp']} "
         f"| {REMAT.get(e['remat'], e['remat'])}, {e['microbatches']} | {m['peak'] / GIB:.2f} "
         f"| {m['peak'] / m['of_chip']:.0%} | {r['flops'] / 1e12:.1f} ({per_image / 1e12:.3f}) "
         f"| {r['bytes'] / 1e9:.0f} | {1e3 * s['chip']:.0f} + {1e3 * s['links']:.0f} "
         f"| {r['batch'] / s['step']:.0f} | {r['share_of_peak']:.0%} "
-        f"| {', '.join(f'{size:.0f}' for size in sent.values())} | {r['compile_seconds'] / 60:.0f} min |"
+        f"| {', '.join(f'{size:.0f}' for size in sent)} | {r['compile_seconds'] / 60:.0f} min |"
     )
 
 
 def main() -> None:
-    """Print the table: models, then chips."""
     script_parser(__spec__, __doc__).parse_args()
-    found = [(file.stem, json.loads(file.read_text())) for file in RESULTS.glob("*_v[456]*.json")]
-    found.sort(
-        key=lambda item: (item[0].split("_")[0], item[1]["topology"].split(":")[0], item[1]["chips"], item[0])
-    )
+    found = {file.stem: json.loads(file.read_text()) for file in RESULTS.glob("*_v[456]*.json")}
+
+    def order(name: str) -> tuple:
+        return name.split("_")[0], found[name]["topology"].split(":")[0], found[name]["chips"], name
+
     print(HEADER)
     print("|---" * (HEADER.count("|") - 1) + "|")
-    for name, result in found:
-        print(row(name, result))
+    for name in sorted(found, key=order):
+        print(row(name, found[name]))
 
 
 if __name__ == "__main__":

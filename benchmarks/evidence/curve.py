@@ -13,7 +13,7 @@ import pathlib
 
 from benchmarks.evidence.evidence_tables import TRAINED, metrics, number
 from benchmarks.evidence.experiments import KNN, LINEAR
-from benchmarks.speed.arguments import script_parser
+from benchmarks.speed.command import script_parser
 from sparse_vis.runtime.errors import UserError, command_line
 
 

@@ -18,7 +18,7 @@ import time
 
 from benchmarks.evidence.evidence_tables import metrics, write_tables
 from benchmarks.evidence.experiments import GROUPS, Row
-from benchmarks.speed.arguments import script_parser
+from benchmarks.speed.command import script_parser
 from sparse_vis.runtime.errors import UserError, command_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ import tempfile
 
 from PIL import Image
 
-from benchmarks.speed.arguments import script_parser
+from benchmarks.speed.command import script_parser
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError, command_line
 

@@ -28,7 +28,7 @@ if __name__ == "__main__":
     host.prepare()
 
 from benchmarks.faults.tally import Tally
-from benchmarks.speed.record import check_json, write_json
+from benchmarks.speed.command import check_json, write_json
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.tools import Parser
 

@@ -19,6 +19,7 @@ if __name__ == "__main__":
     host.prepare()
 
 from benchmarks.speed.arguments import script_parser
+
 from sparse_vis.runtime.errors import UserError, command_line
 
 ROUNDS = 6
@@ -68,8 +69,9 @@ def measure(arm: str, sizes: dict) -> dict:
 
 
 def main() -> None:
-    from benchmarks.growth.growth_report import plot, table
     from benchmarks.speed.record import check_json, machine
+
+    from benchmarks.growth.growth_report import plot, table
 
     parser = script_parser(__spec__, __doc__)
     parser.add_argument(

@@ -10,10 +10,11 @@ from jax import random
 
 from sparse_vis.build import build_loss, build_model
 from sparse_vis.config.defaults import default_config
+from sparse_vis.losses.objective import objective
 from sparse_vis.losses.reconstruction import pixel_mse
+from sparse_vis.losses.targets import make_targets
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.ops.matching import entropic_match, exact_match
-from sparse_vis.train.gradients import loss_fn
 from sparse_vis.types import Views
 from sparse_vis.views.masking import visible_count
 
@@ -57,7 +58,8 @@ def stellar(batch: int, tokens: int, prototypes: int, image: int, views: int) ->
     params = init_params(model, random.key(1))
 
     def loss(params, views):
-        return loss_fn(params, model, spec, views, None, None, None)[0]
+        outputs = model.apply({"params": params}, views)
+        return objective(outputs, make_targets(model, spec, views, outputs), spec)[0]
 
     return jax.value_and_grad(loss), (params, random_views(batch, image, views, (image // 16) ** 2))
 

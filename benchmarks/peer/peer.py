@@ -17,28 +17,44 @@ bounds the rest. The last line is JSON: products_ratio, encode_ratio and step_ra
 above 1 where we are faster, and their spreads.
 """
 
+from __future__ import annotations
+
 import functools
 import json
+import time
+from collections.abc import Callable
 
 from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     host.prepare()
 
-from absl import app, flags
+import jax
+import numpy as np
+import torch
+from absl import flags
 
+from benchmarks.peer.peer_losses import Step
+from benchmarks.peer.peer_model import Peer, torch_views, transplant
 from benchmarks.speed import command
-from sparse_vis.runtime.errors import UserError, command_line
+from benchmarks.speed.encode import encode
+from benchmarks.speed.flops import encode_flops, kernels, sequence, step_flops
+from benchmarks.speed.measure import Timing, compiled, matmul_peak, timed
+from benchmarks.speed.synthetic import random_batch, random_state, recipe_of
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.train.step import train_step
+from sparse_vis.views.make import make_views
 
 ENCODE = flags.DEFINE_integer("encode_images", 8, "Images per call of the encoder.", lower_bound=1)
 STEP = flags.DEFINE_integer("step_images", 2, "Images per training step.", lower_bound=1)
 COMPILE = flags.DEFINE_bool("compile", True, "torch.compile for the peer.")
 TOLERANCE = 1e-3  # of float32 rounding, relative, through all layers of B/16
+SIDES = ("ours", "peer")
 
 
 def prepared(config):
     """The configuration with what both sides compute."""
-    if config.loss.inpainting or config.loss.matching != "entropic" or config.loss.sinkhorn_epsilon:
+    if config.loss.matching != "entropic" or config.loss.sinkhorn_epsilon:
         raise UserError("the peer has the default losses only; leave config.loss as it is.")
     with config.unlocked():
         config.model.target, config.efficiency.dtype, config.teacher.enabled = "pixel", "float32", False
@@ -54,8 +70,6 @@ def same(name: str, ours, theirs) -> float:
     Raises:
         UserError: above rounding: the comparison would say nothing.
     """
-    import numpy as np
-
     ours, theirs = np.asarray(ours), theirs.detach().numpy()
     difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
     if not difference < TOLERANCE:
@@ -66,13 +80,9 @@ def same(name: str, ours, theirs) -> float:
 def products(config, length: int):
     """The products of a layer with its kernels, for the images of an encode call, `length` tokens each.
 
-    Both as functions without arguments, and how far their first results are apart.
+    Returns, as `encoders` and `steps` do: ours and the peer's as functions without arguments, and how far
+    their first results are apart.
     """
-    import jax
-    import torch
-
-    from benchmarks.speed.measure import compiled
-
     linear, rows = torch.nn.functional.linear, ENCODE.value * length
     d, mlp = config.model.width, config.model.mlp_dim
     sizes = ((d, 3 * d), (d, d), (d, mlp), (mlp, d))
@@ -85,13 +95,7 @@ def products(config, length: int):
 
 
 def encoders(config, recipe, params, peer):
-    """Both encoders as functions without arguments, and how far their features are apart."""
-    import jax
-    import torch
-
-    from benchmarks.speed.encode import encode
-    from benchmarks.speed.measure import compiled
-
+    """Both encoders."""
     size = config.model.image_size
     pixels = jax.random.uniform(jax.random.key(1), (ENCODE.value, size, size, 3))
     variables = {"params": params}
@@ -109,16 +113,7 @@ def encoders(config, recipe, params, peer):
 
 
 def steps(config, recipe, state, peer):
-    """Both training steps as functions without arguments, and how far their first losses are apart."""
-    import jax
-
-    from benchmarks.peer.peer_losses import Step
-    from benchmarks.peer.peer_weights import torch_views
-    from benchmarks.speed.measure import compiled
-    from benchmarks.speed.synthetic import random_batch
-    from sparse_vis.train.step import train_step
-    from sparse_vis.views.make import make_views
-
+    """Both training steps."""
     views = jax.jit(functools.partial(make_views, spec=recipe.views))(jax.random.key(3), random_batch(config))
     program = compiled(
         lambda state, views: train_step(recipe, state, views, view=lambda v: v), state, views, donate=(0,)
@@ -142,14 +137,64 @@ def steps(config, recipe, state, peer):
     return ours, (lambda: step(*arrays)), differences
 
 
+def peaks() -> dict[str, float]:
+    """FLOP/s of large float32 matrix products in this run, by JAX and by PyTorch: the best of each."""
+    side = 2048
+    x, w = torch.randn(side, side), torch.randn(side, side)
+    return {"ours": matmul_peak("float32"), "peer": 2 * side**3 / timed(lambda: (x @ w).numpy()).min}
+
+
+def compare(ours: Callable, theirs: Callable, pairs: int, images: int) -> dict:
+    """Times of both, in pairs whose order changes.
+
+    A timed run follows an untimed one of its own side, as a step follows a step in training: right after
+    PyTorch's runs, ours have to request their memory from the kernel again.
+
+    Args:
+        ours, theirs: without arguments; ours returns JAX arrays, which are waited for.
+        pairs: of runs. images: per run.
+
+    Returns:
+        `ratio`: median over pairs of theirs / ours, above 1 where ours is faster; `spread` of the ratios
+        (quartiles over median); `ratios`; `ours`, `peer`: times and images per second.
+    """
+    seconds = {side: [] for side in SIDES}
+    run = {"ours": lambda: jax.block_until_ready(ours()), "peer": theirs}
+    for pair in range(pairs):
+        for side in SIDES if pair % 2 else SIDES[::-1]:
+            run[side]()
+            began = time.perf_counter()
+            run[side]()
+            seconds[side].append(time.perf_counter() - began)
+    timings = {side: Timing(tuple(values)) for side, values in seconds.items()}
+    ratios = Timing(tuple(b / a for a, b in zip(*seconds.values(), strict=True)))
+    return {
+        "images": images, "ratio": ratios.median, "spread": ratios.spread, "ratios": list(ratios.seconds),
+        **{n: {**t.plain(), "images_per_second": images / t.median} for n, t in timings.items()},
+    }  # fmt: skip
+
+
+def report(name: str, r: dict, flops: dict[str, float], peak: dict[str, float]) -> str:
+    """The comparison as text; both shares of peak are of the faster library's matrix products.
+
+    `flops` per image: of "ours" and of the "peer".
+    """
+    apart = ", ".join(f"{key} {value:.0e}" for key, value in r["differences"].items())
+    most, lines = max(peak.values()), [
+        f"{name}, {r['images']} images, {len(r['ratios'])} pairs: ratio {r['ratio']:.3f}, "
+        f"quartiles {r['spread']:.1%} apart; relative differences: {apart}",
+    ]  # fmt: skip
+    for side in SIDES:
+        rate, s = r[side]["images_per_second"], r[side]
+        lines.append(
+            f"  {side}  {1e3 * s['median']:8.1f} ms (least {1e3 * s['min']:.1f}), {rate:.3f} images/s, "
+            f"{rate * flops[side] / most:.0%} of {most / 1e9:.0f} GFLOP/s measured"
+        )
+    return "\n".join(lines)
+
+
 def main(_):
     config = prepared(command.checked_config())
-    from benchmarks.peer.peer_compare import compare, peaks, report
-    from benchmarks.peer.peer_model import Peer
-    from benchmarks.peer.peer_weights import transplant
-    from benchmarks.speed.flops import encode_flops, kernels, sequence, step_flops
-    from benchmarks.speed.synthetic import random_state, recipe_of
-
     recipe, peer = recipe_of(config), Peer(config)
     state = random_state(recipe)
     transplant(state.params, peer)
@@ -157,11 +202,10 @@ def main(_):
     scanned.efficiency.unroll = 1  # like the peer, it computes all tokens in the last layer of every view
     length = sequence(m, (m.image_size // m.patch) ** 2)
     result = {"config": config.name, "compile": COMPILE.value, "peaks": peaks()}
-    sides = "ours", "peer"
     flops = {
-        "products": dict.fromkeys(sides, kernels(length, m.width, m.mlp_dim)),
-        "encode": dict.fromkeys(sides, encode_flops(config)),
-        "step": {side: sum(step_flops(c).values()) for side, c in zip(sides, (config, scanned), strict=True)},
+        "products": dict.fromkeys(SIDES, kernels(length, m.width, m.mlp_dim)),
+        "encode": dict.fromkeys(SIDES, encode_flops(config)),
+        "step": {side: sum(step_flops(c).values()) for side, c in zip(SIDES, (config, scanned), strict=True)},
     }
     for name, make, images in (
         ("products", lambda: products(config, length), ENCODE.value),
@@ -172,11 +216,10 @@ def main(_):
         ours, theirs, differences = make()
         result[name] = compare(ours, theirs, command.REPEATS.value, images) | {"differences": differences}
         print(report(name, result[name], flops[name], result["peaks"]), flush=True)
-    command.write(result)
-    timed = ("products", "encode", "step")
-    last = {f"{name}_{key}": result[name][key] for name in timed for key in ("ratio", "spread")}
+    command.write_json(command.JSON.value, result)
+    last = {f"{name}_{key}": result[name][key] for name in flops for key in ("ratio", "spread")}
     print(json.dumps(last), flush=True)
 
 
 if __name__ == "__main__":
-    command_line(lambda: app.run(main, flags_parser=command.parser(__doc__)))
+    command.run(main, __doc__)

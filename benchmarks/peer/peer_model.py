@@ -1,4 +1,4 @@
-"""The peer: STELLAR's training step in PyTorch around transformers' ViT layers, written from the method.
+"""The peer: STELLAR's model in PyTorch around transformers' ViT layers, written from the method.
 
 As fast as plain PyTorch gets it without leaving the library: one encoder call per shape of view, only visible
 patches embedded, scaled_dot_product_attention, fused AdamW. Pixel target, no teacher.
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 
+import jax
+import numpy as np
 import torch
 import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import nn
 from transformers import ViTConfig, ViTModel
+
+from sparse_vis.types import Views
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -119,11 +123,8 @@ class Peer(nn.Module):
         return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, g * p, g * p)
 
     def forward(self, image, masked, visible, local):
-        """All that the losses need.
-
-        Args:
-            image: (B, 3, H, W). masked: (B, V, 3, H, W). visible: (B, V, keep). local: (B, Vl, 3, h, w).
-        """
+        """All that the losses need; image (B, 3, H, W), masked (B, V, 3, H, W), visible (B, V, keep), local
+        (B, Vl, 3, h, w)."""
         batch = image.shape[0]
         cls, S, U = self.tokens(image)
         _, Z = self.factorize(S, U)
@@ -136,3 +137,58 @@ class Peer(nn.Module):
             local_cls=self.cls_head(local_cls).unflatten(0, (batch, -1)),
             sparse_prototypes=self.sparse_head.prototypes, cls_prototypes=self.cls_head.prototypes,
         )  # fmt: skip
+
+
+def torch_views(views: Views) -> tuple[torch.Tensor, ...]:
+    """image, masked, visible, local; channels before rows and columns, as PyTorch has them."""
+
+    def pixels(x):
+        return torch.from_numpy(np.moveaxis(np.array(x), -1, -3).copy())
+
+    visible = torch.from_numpy(np.array(views.visible)).long()
+    return pixels(views.image), pixels(views.masked), visible, pixels(views.local)
+
+
+def _linear(name: str, p: dict) -> dict:
+    return {f"{name}.weight": p["kernel"].T, f"{name}.bias": p["bias"]}
+
+
+def _norm(name: str, p: dict) -> dict:
+    return {f"{name}.weight": p["scale"], f"{name}.bias": p["bias"]}
+
+
+def _trunk(name: str, p: dict) -> dict:
+    found = _norm(f"{name}.norm", p["norm"])
+    for i in range(len(p["blocks"]["qkv"]["bias"])):
+        block, at = jax.tree.map(lambda x, i=i: x[i], p["blocks"]), f"{name}.layers.{i}"
+        kernels = np.split(block["qkv"]["kernel"], 3, axis=1)
+        biases = np.split(block["qkv"]["bias"], 3)
+        for letter, kernel, bias in zip("qkv", kernels, biases, strict=True):
+            found |= _linear(f"{at}.attention.{letter}_proj", {"kernel": kernel, "bias": bias})
+        found |= _linear(f"{at}.attention.o_proj", block["attention_out"])
+        found |= _linear(f"{at}.mlp.fc1", block["mlp_in"]) | _linear(f"{at}.mlp.fc2", block["mlp_out"])
+        found |= _norm(f"{at}.layernorm_before", block["norm_attention"])
+        found |= _norm(f"{at}.layernorm_after", block["norm_mlp"])
+    return found
+
+
+def transplant(params: dict, peer: Peer) -> None:
+    """Copy our parameter tree into the peer; every one of its tensors is set."""
+    p = jax.tree.map(np.asarray, jax.device_get(params))
+    e, d = p["encoder"], p["decoder"]
+    tensors = {
+        "cls": e["cls_token"], "cls_position": e["cls_position"], "positions": e["position_table"],
+        "queries": e["queries"], "fourier": d["fourier"], "pixel_bias": d["pixel_bias"],
+        "pixel_weight": d["pixel_kernel"].reshape(len(d["pixel_kernel"]), -1),
+        **_linear("embedding", e["patch_embedding"]), **_trunk("trunk", e["trunk"]),
+        **_linear("dense_proj", p["factorizer"]["dense_proj"]),
+        **_linear("sparse_proj", p["factorizer"]["sparse_proj"]),
+        **_linear("decoder_in", d["proj"]), **_trunk("decoder", d["trunk"]),
+        "mean": peer.mean, "std": peer.std,
+    }  # fmt: skip
+    for name in ("sparse_head", "cls_head"):
+        head = p[name]
+        tensors |= _linear(f"{name}.inner", head["predictor_in"])
+        tensors |= _linear(f"{name}.outer", head["predictor_out"])
+        tensors[f"{name}.prototypes"] = head["prototypes"]
+    peer.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in tensors.items()}, strict=True)

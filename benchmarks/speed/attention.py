@@ -12,7 +12,12 @@ from sparse_vis.runtime import host
 if __name__ == "__main__":
     host.prepare()
 
-from benchmarks.speed.arguments import script_parser
+import jax
+import jax.numpy as jnp
+
+from benchmarks.speed.command import check_json, script_parser, write_json
+from benchmarks.speed.measure import compiled, timed
+from sparse_vis.models.attention import fused_attention, plain_attention
 from sparse_vis.runtime.errors import command_line
 from sparse_vis.runtime.tools import positive
 
@@ -29,21 +34,18 @@ SHAPES = {
 
 def kernels(tokens: int, on_gpu: bool) -> dict:
     """Functions of qkv (B, T, 3, h, c) that can take so many tokens here."""
-    import jax
-    import jax.numpy as jnp
-
-    from sparse_vis.models.attention import fused_attention, plain_attention
-    from sparse_vis.models.short_attention import LONGEST, short_attention
 
     def cut(attention):
         return lambda qkv: attention(*jnp.unstack(qkv, axis=2))
 
     def cudnn(q, k, v):
-        more = ((0, 0), (0, tokens % 2), (0, 0), (0, 0))  # its way back takes no odd lengths
+        more = ((0, 0), (0, tokens % 2), (0, 0), (0, 0))  # its gradient takes no odd lengths
         return fused_attention(*(jnp.pad(x, more) for x in (q, k, v)), tokens)[:, :tokens]
 
     found = {"xla": cut(plain_attention), "jax.nn": cut(jax.nn.dot_product_attention)}
     if on_gpu:
+        from sparse_vis.models.short_attention import LONGEST, short_attention
+
         found["cudnn"] = cut(cudnn)
         if tokens <= LONGEST:
             found["pallas"] = short_attention
@@ -52,10 +54,6 @@ def kernels(tokens: int, on_gpu: bool) -> dict:
 
 def measure(shape: tuple[int, ...], name: str, attention, dtype: str, repeats: int) -> dict:
     """Seconds of a call, and of one with its gradient, the least of `repeats`; `shape` is (B, T, h, c)."""
-    import jax
-
-    from benchmarks.speed.measure import compiled, timed
-
     batch, tokens, heads, channels = shape
     qkv = jax.random.normal(jax.random.key(0), (batch, tokens, 3, heads, channels), dtype)
     change = jax.random.normal(jax.random.key(1), (batch, tokens, heads, channels), dtype)
@@ -79,10 +77,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=positive, default=9, metavar="N", help="timed runs (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="the same numbers for programs")
     arguments = parser.parse_args()
-    import jax
-
-    from benchmarks.speed.record import check_json, write_json
-
     check_json(arguments.json)
     on_gpu = jax.default_backend() == "gpu"
     dtype, rows = "bfloat16" if on_gpu else "float32", []

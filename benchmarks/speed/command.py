@@ -1,34 +1,49 @@
-"""The command line that benchmarks share: --config with its overrides, --repeats, --json."""
+"""What the benchmarks' command lines share: their flags, and the record of a result as JSON."""
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
 import sys
 from collections.abc import Callable
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sparse_vis.config import arguments, settings
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.tools import Parser
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 JSON = flags.DEFINE_string("json", None, "File for the numbers.")
 REPEATS = flags.DEFINE_integer("repeats", 9, "Timed runs.", lower_bound=1)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "ott-jax", "numpy", "torch", "transformers")
 
 
-def parser(documentation: str) -> Callable:
-    """The flags, or one sentence on what is wrong with them; --help shows the documentation."""
+def script_parser(spec, doc: str) -> Parser:
+    """For programs without configuration: a parser without arguments; `spec`, `doc` are __spec__, __doc__."""
+    prog = f"python -m {spec.name.removesuffix('.__main__')}"
+    return Parser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def run(main: Callable, doc: str) -> None:
+    """For programs with --config: parse absl's flags, of which --help shows `doc`, and call main(argv)."""
 
     def parse(argv):
         if {"-h", "--help", "-help"} & set(argv):
-            print(documentation)
+            print(doc)
             sys.exit(0)
         rest = arguments.parse(argv)
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         return rest
 
-    return parse
+    command_line(lambda: app.run(main, flags_parser=parse))
 
 
 def checked_config() -> ConfigDict:
@@ -39,8 +54,6 @@ def checked_config() -> ConfigDict:
     """
     import jax  # only now, with good flags
 
-    from benchmarks.speed.record import check_json
-
     if CONFIG.value is None:
         raise UserError("give --config=configs/NAME.py, e.g. --config=configs/imagenet_b16.py.")
     settings.check(CONFIG.value, jax.device_count())
@@ -48,18 +61,47 @@ def checked_config() -> ConfigDict:
     return CONFIG.value
 
 
+def check_json(path: str | None) -> None:
+    """Refuse, before any long work, a file for the numbers in a folder that does not exist."""
+    if path and not pathlib.Path(path).absolute().parent.is_dir():
+        raise UserError(f"--json={path}: its folder does not exist; create it, or use benchmarks/results/.")
+
+
+def write_json(path: str | None, result: dict) -> None:
+    """Write a result with the machine's record beside it; nothing where no path is given."""
+    if path:
+        text = json.dumps({**result, "machine": machine()}, indent=1)
+        pathlib.Path(path).write_text(text + "\n")
+
+
+def machine() -> dict:
+    """Device, versions and date, for the record."""
+    import jax
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "cores": os.cpu_count(),
+        "processor": processor(), "python": platform.python_version(), "versions": versions,
+        "date": datetime.date.today().isoformat(), "command": " ".join(sys.argv),
+    }  # fmt: skip
+
+
+def processor() -> str:
+    """Name of the host's processor."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def device() -> str:
     """This machine's devices in words."""
     import jax
 
-    from benchmarks.speed.record import processor
-
     kind = jax.devices()[0].device_kind
     return f"{jax.device_count()} x {kind}" if kind != "cpu" else f"CPU ({processor()})"
-
-
-def write(result: dict) -> None:
-    """The numbers into --json, where it is given."""
-    from benchmarks.speed.record import write_json
-
-    write_json(JSON.value, result)

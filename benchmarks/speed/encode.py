@@ -10,15 +10,21 @@
 Images are random pixels on the device, and weights are random.
 """
 
+import functools
+
 from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     host.prepare()
 
-from absl import app, flags
+import jax
+from absl import flags
 
 from benchmarks.speed import command
-from sparse_vis.runtime.errors import command_line
+from benchmarks.speed.flops import encode_flops
+from benchmarks.speed.measure import compiled, report, throughput
+from sparse_vis.build import build_model
+from sparse_vis.models.stellar import init_params
 
 IMAGES = flags.DEFINE_integer("images", 64, "Images per call.", lower_bound=1)
 
@@ -31,16 +37,6 @@ def encode(model, pixels):
 
 def measure(config, images: int, repeats: int) -> dict:
     """All numbers of encoding so many images at a time, as JSON keeps them."""
-    import functools
-
-    import jax
-
-    from benchmarks.speed.flops import encode_flops
-    from benchmarks.speed.measure import compiled
-    from benchmarks.speed.throughput import throughput
-    from sparse_vis.build import build_model
-    from sparse_vis.models.stellar import init_params
-
     model, size = build_model(config), config.model.image_size
     variables = {"params": init_params(model, jax.random.key(config.seed))}
     pixels = jax.random.uniform(jax.random.key(1), (images, size, size, 3))
@@ -51,14 +47,10 @@ def measure(config, images: int, repeats: int) -> dict:
 
 
 def main(_):
-    config = command.checked_config()
-    result = measure(config, IMAGES.value, command.REPEATS.value)
-    from benchmarks.speed.throughput import report
-
-    print(f"{result['config']}, encode only, {command.device()}:")
-    print(report(result), flush=True)
-    command.write(result)
+    result = measure(command.checked_config(), IMAGES.value, command.REPEATS.value)
+    print(f"{result['config']}, encode only, {command.device()}:\n{report(result)}", flush=True)
+    command.write_json(command.JSON.value, result)
 
 
 if __name__ == "__main__":
-    command_line(lambda: app.run(main, flags_parser=command.parser(__doc__)))
+    command.run(main, __doc__)

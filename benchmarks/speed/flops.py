@@ -28,13 +28,13 @@ def sequence(m: ConfigDict, patches: int) -> int:
     return 1 + patches + m.tokens
 
 
-def encoder(m: ConfigDict, patches: int, asked: int | None = None) -> float:
+def encoder(m: ConfigDict, patches: int, used: int | None = None) -> float:
     """Forward pass over one view of which so many patches are computed; `m` is config.model.
 
-    `asked` tokens leave the last layer, the others give it only their keys and values; None: all leave it.
+    The last layer computes `used` tokens, and of the others only keys and values; None: it computes all.
     """
     length = sequence(m, patches)
-    others = 0 if asked is None else length - asked
+    others = 0 if used is None else length - used
     saved = 2 * others * m.width * (2 * m.width + 2 * m.mlp_dim) + 4 * others * length * m.width
     return embedding(m, patches) + m.layers * block(length, m.width, m.mlp_dim) - saved
 
@@ -73,21 +73,18 @@ def encode_flops(config: ConfigDict) -> float:
 def step_flops(config: ConfigDict) -> dict[str, float]:
     """Work of one training step per image, by part, for the main recipe with all published terms.
 
-    Twice the forward pass for the way back; nothing computed again counts, nor do views, Sinkhorn and
-    matching, which have no products to speak of. For the targets, prototype scores and expected prototypes.
-
-    Args:
-        config: complete configuration.
+    The backward pass counts as two forward passes. Recomputation does not count, nor do views, Sinkhorn and
+    matching, which have few products. The targets are prototype scores and expected prototypes.
     """
     m, v = config.model, config.views
     patches, p = (m.image_size // m.patch) ** 2, m.prototypes
     views = v.global_count
 
-    # Only then has the last layer a program of its own, and computes no more than is asked for.
-    laid_out = config.efficiency.unroll >= m.layers > 1
+    # Only then has the last layer a program of its own, and computes only the tokens that are used.
+    unrolled = config.efficiency.unroll >= m.layers > 1
 
-    def trained(patches: int, asked: int | None = None) -> float:  # pixels take no gradient
-        return 3 * encoder(m, patches, asked if laid_out else None) - embedding(m, patches)
+    def trained(patches: int, used: int | None = None) -> float:  # pixels take no gradient
+        return 3 * encoder(m, patches, used if unrolled else None) - embedding(m, patches)
 
     rows = (1 + views) * (m.tokens + 1) + v.local_count
     head = 2 * p.hidden * (m.width + p.dim)

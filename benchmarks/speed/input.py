@@ -18,11 +18,13 @@ if __name__ == "__main__":
 
 import numpy as np
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
-from benchmarks.speed.arguments import script_parser
+from benchmarks.speed.command import check_json, script_parser, write_json
 from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.loader import train_batches
-from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.errors import command_line
+from sparse_vis.runtime.tools import positive
 
 CANVAS, BATCH, BATCHES, MARK = 512, 32, 32, 500
 SIZES = ((500, 375, 40), (1000, 750, 20), (2000, 1500, 8))  # width, height, files
@@ -30,19 +32,53 @@ SIZES = ((500, 375, 40), (1000, 750, 20), (2000, 1500, 8))  # width, height, fil
 SPLITS = ((0, 1), (0, 2), (0, 4), (1, 1), (2, 1), (2, 2))
 
 
+def photographs(count: int, width: int, height: int) -> list[bytes]:
+    """JPEG files of random parts of two photographs, of at least 70 % of their height."""
+    pictures, rng, files = load_sample_images().images, np.random.default_rng(0), []
+    for i in range(count):
+        picture = pictures[i % len(pictures)]
+        part = int(picture.shape[0] * rng.uniform(0.7, 1)), int(picture.shape[1] * rng.uniform(0.7, 1))
+        top, left = (
+            rng.integers(0, whole - size + 1) for whole, size in zip(picture.shape, part, strict=False)
+        )
+        cut = Image.fromarray(picture[top : top + part[0], left : left + part[1]])
+        buffer = io.BytesIO()
+        cut.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+        files.append(buffer.getvalue())
+    return files
+
+
+class Photographs:
+    """`sparse_vis.data.sources.Source` over such files, as often as `records` asks for."""
+
+    classes = ()
+
+    def __init__(self, files: list[bytes], records: int):
+        self.files, self.records = files, records
+
+    def __len__(self) -> int:
+        return self.records
+
+    def __repr__(self) -> str:
+        return f"Photographs({len(self.files)} files, {self.records} records)"
+
+    def __getitem__(self, index: int) -> dict:
+        return {"image": self.files[int(index) % len(self.files)], "name": f"photograph {index}"}
+
+
 def by_pillow(data: bytes) -> np.ndarray:
     """What decoding was before: Pillow alone."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def placed(pixels: np.ndarray) -> np.ndarray:
-    """On its canvas."""
-    return to_canvas(pixels, CANVAS, min_side=16)[0]
-
-
 def by_us(data: bytes, at_least: int = 0) -> np.ndarray:
     """As training decodes."""
     return decode({"image": data, "name": "photograph"}, at_least=at_least)
+
+
+def placed(pixels: np.ndarray) -> np.ndarray:
+    """On its canvas."""
+    return to_canvas(pixels, CANVAS, min_side=16)[0]
 
 
 FORMS = {
@@ -73,8 +109,6 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def pipeline(files: list[bytes], workers: int, threads: int, batches: int) -> dict:
     """Images per second out of `train_batches`."""
-    from benchmarks.speed.photographs import Photographs
-
     # Once all workers run, batches lie ready in queues; the clock starts when those are taken.
     ahead = workers + max(workers, 1) * (threads + 2)
     stream = train_batches(
@@ -89,17 +123,15 @@ def pipeline(files: list[bytes], workers: int, threads: int, batches: int) -> di
         next(stream)
     took, busy = time.perf_counter() - began, time.process_time() - busy
     stream.close()
-    rate = batches * BATCH / took
-    return {"images_per_second": rate, "per_core": None if workers else batches * BATCH / busy}
+    images = batches * BATCH
+    return {"images_per_second": images / took, "per_core": None if workers else images / busy}
 
 
 def measure_forms() -> list[dict]:
     """Decoding and placing for each size of file."""
-    from benchmarks.speed.photographs import photographs
-
     rows = []
     for width, height, count in SIZES:
-        files = photographs(count, width, height, quality=95)
+        files = photographs(count, width, height)
         r = {"width": width, "height": height, "bytes": float(np.mean([len(data) for data in files]))}
         r["per_core"] = {name: per_core(form, files) for name, form in FORMS.items()}
         full, reduced = (placed(by_us(files[0], at_least)) for at_least in (0, CANVAS))
@@ -107,30 +139,23 @@ def measure_forms() -> list[dict]:
         print(f"{width} x {height}, {r['bytes'] / 1e3:.0f} kB: images/s per core", flush=True)
         for name, rate in r["per_core"].items():
             print(f"  {rate:7.0f}  {name}")
-        same = "equal" if r["pillow_psnr"] is None else f"{r['pillow_psnr']:.1f} dB"
-        changed = "equal" if r["reduced_psnr"] is None else f"{r['reduced_psnr']:.1f} dB"
-        print(
-            f"  simplejpeg to Pillow: {same}; reduced while decoded to decoded in full: {changed}", flush=True
+        same, changed = (
+            "equal" if db is None else f"{db:.1f} dB" for db in (r["pillow_psnr"], r["reduced_psnr"])
         )
+        print(f"  simplejpeg to Pillow: {same}; reduced while decoded to decoded in full: {changed}")
         rows.append(r)
     return rows
 
 
 def main() -> None:
-    from benchmarks.speed.photographs import photographs
-    from benchmarks.speed.record import check_json, write_json
-
     parser = script_parser(__spec__, __doc__)
     add = parser.add_argument
-    add("--rounds", type=int, default=3, metavar="N", help="of 32 batches of 32 images for each number of "
-        "workers and threads, in turns (%(default)s)")  # fmt: skip
+    add("--rounds", type=positive, default=3, metavar="N", help="of 32 batches of 32 images for each number "
+        "of workers and threads, in turns (%(default)s)")  # fmt: skip
     add("--json", metavar="FILE", help="the same numbers for programs, with device, versions and date")
     arguments = parser.parse_args()
     check_json(arguments.json)
-    if arguments.rounds < 1:
-        raise UserError(f"--rounds={arguments.rounds} is too small; use at least 1.")
-    rows, splits = measure_forms(), []
-    files = photographs(40, 500, 375, quality=95)
+    rows, splits, files = measure_forms(), [], photographs(40, 500, 375)
     print(f"500 x 375 to host batches of {BATCH}, {os.cpu_count()} cores: images/s in all", flush=True)
     rounds = [[pipeline(files, *split, BATCHES) for split in SPLITS] for _ in range(arguments.rounds)]
     for (workers, threads), runs in zip(SPLITS, zip(*rounds, strict=True), strict=True):

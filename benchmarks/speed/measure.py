@@ -1,4 +1,4 @@
-"""What all benchmarks share: timing, compilation, the device's peak and memory."""
+"""Timing, compilation, throughput, and the device's peak and memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.dryrun.chips import CHIPS
 from benchmarks.speed.flops import products
 from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
 
-# bf16 operations per second without sparsity, from the vendors' pages; keys are parts of JAX's device kinds.
+# Parts of JAX's device kinds -> bf16 operations per second without sparsity.
 STATED = {
     "H100 80GB HBM3": CHIPS["h100"].flops, "H200": CHIPS["h200"].flops, "A100": CHIPS["a100"].flops,
     "TPU v4": CHIPS["v4"].flops, "TPU v5 lite": CHIPS["v5e"].flops, "TPU v5": CHIPS["v5p"].flops,
@@ -39,29 +39,19 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Distance between the quartiles, as a share of the median; 0 for a single run."""
-        return quartile_spread(self.seconds)
+        """(upper - lower quartile) / median; 0 for a single run."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, middle, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return (high - low) / middle
 
     def plain(self) -> dict:
         """For JSON."""
         return {"median": self.median, "min": self.min, "spread": self.spread, "seconds": list(self.seconds)}
 
 
-def quartile_spread(values: tuple[float, ...]) -> float:
-    """(upper - lower quartile) / median."""
-    if len(values) < 2:
-        return 0.0
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return (high - low) / middle
-
-
 def timed(call: Callable, repeats: int = 9, warmup: int = 2) -> Timing:
-    """Wall time of `call()` until the arrays that it returns are there.
-
-    Args:
-        call: without arguments; what it does beside computing on the device is timed too.
-        repeats: runs that count. warmup: runs before them that do not.
-    """
+    """Wall time of `call()` until the arrays that it returns are ready, after `warmup` runs."""
     seconds = []
     for _ in range(warmup + repeats):
         began = time.perf_counter()
@@ -75,9 +65,9 @@ class Program:
     """A compiled function: `call` it like the function.
 
     Attributes:
-        compile_seconds: tracing and compilation. products: FLOPs of its matrix products and convolutions as
-            often as loops run them, recomputation included. products_once: every loop counted once.
-        xla: FLOPs of XLA's cost analysis before optimization: every loop once, elementwise work included.
+        compile_seconds: tracing and compilation. products: FLOPs of its matrix products and convolutions with
+            every iteration of loops, recomputation included. products_once: every loop body counted once.
+        xla: FLOPs of XLA's cost analysis before optimization: loop bodies once, elementwise work included.
         temporaries: bytes that the compiled program needs beside its arguments and outputs.
     """
 
@@ -104,12 +94,10 @@ def compiled(function: Callable, *arguments, donate: tuple[int, ...] = ()) -> Pr
     jitted = function if hasattr(function, "trace") else jax.jit(function, donate_argnums=donate)
     traced = jitted.trace(*arguments)
     lowered = traced.lower()
-    on_cpu = jax.default_backend() == "cpu"
-    executable = lowered.compile(CPU_COMPILER_OPTIONS if on_cpu else None)
-    took = time.perf_counter() - began
+    executable = lowered.compile(CPU_COMPILER_OPTIONS if jax.default_backend() == "cpu" else None)
     return Program(
         call=executable,
-        compile_seconds=took,
+        compile_seconds=time.perf_counter() - began,
         products=products(traced.jaxpr.jaxpr),
         products_once=products(traced.jaxpr.jaxpr, loops=False),
         xla=(lowered.cost_analysis() or {}).get("flops", 0.0),
@@ -119,8 +107,7 @@ def compiled(function: Callable, *arguments, donate: tuple[int, ...] = ()) -> Pr
 
 def matmul_peak(dtype: str, repeats: int = 9) -> float:
     """FLOP/s of large square matrix products of random numbers in this run: the best of `repeats`."""
-    on_cpu = jax.default_backend() == "cpu"
-    side, count = (2048, 2) if on_cpu else (8192, 16)
+    side, count = (2048, 2) if jax.default_backend() == "cpu" else (8192, 16)
     x, w = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
     w = w / side**0.5  # keeps the numbers' size over the products
 
@@ -143,3 +130,50 @@ def peak_memory() -> int:
     if stats:
         return stats["peak_bytes_in_use"]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def throughput(program: Program, call: Callable, repeats: int, images: int, flops: float, dtype: str) -> dict:
+    """Time a program and compare it with the device's limit.
+
+    Args:
+        call: runs the program, without arguments. repeats: timed runs. images: per call.
+        flops: per image, by formula; shares of peak count these.
+        dtype: of the computation, whose matrix products are measured before and after: the better one counts,
+            as a machine that others share is not always as fast.
+
+    Returns:
+        As JSON keeps it; `stated_peak` and its share are None where no peak is stated.
+    """
+    kind, chips = jax.devices()[0].device_kind, jax.device_count()
+    before, timing = matmul_peak(dtype), timed(call, repeats)
+    rate = images / timing.median
+    stated, measured = stated_peak(kind, dtype), max(before, matmul_peak(dtype))
+    achieved = rate * flops / chips
+    return {
+        "images": images, "dtype": dtype, "seconds": timing.plain(), "images_per_second": rate,
+        "flops_per_image": flops, "program": program.plain(), "peak_memory": peak_memory(),
+        "stated_peak": stated, "measured_peak": measured, "share_of_measured": achieved / measured,
+        "share_of_stated": achieved / stated if stated else None,
+    }  # fmt: skip
+
+
+def report(r: dict) -> str:
+    """The numbers of `throughput` as text."""
+    s, p, executed = r["seconds"], r["program"], r["program"]["products"] / r["images"]
+    stated = "no stated peak"
+    if r["stated_peak"]:
+        stated = f"{r['share_of_stated']:.1%} of the stated {r['stated_peak'] / 1e12:.0f} TFLOP/s"
+    return "\n".join([
+        f"  time         {1e3 * s['median']:.1f} ms median of {len(s['seconds'])} (least "
+        f"{1e3 * s['min']:.1f}, quartiles {s['spread']:.1%} apart), {r['images']} images, {r['dtype']}",
+        f"  throughput   {r['images_per_second']:.2f} images/s",
+        f"  FLOPs        {r['flops_per_image'] / 1e9:.1f} G per image by formula; the program's products "
+        f"{executed / 1e9:.1f} G ({executed / r['flops_per_image'] - 1:+.1%})",
+        f"               with loops counted once: products {p['products_once'] / 1e9:.1f} G, XLA's analysis "
+        f"{p['xla'] / 1e9:.1f} G",
+        f"  of peak      {stated}; {r['share_of_measured']:.1%} of {r['measured_peak'] / 1e12:.3f} TFLOP/s "
+        "measured",
+        f"  memory       {r['peak_memory'] / 2**30:.2f} GiB at most; the program's temporaries "
+        f"{p['temporaries'] / 2**30:.2f} GiB",
+        f"  compiled in  {p['compile_seconds']:.1f} s",
+    ])  # fmt: skip

@@ -11,6 +11,10 @@ heads and losses, Sinkhorn, matching, views, tokenizer, optimizer. With config.e
 parts, and the step that they are compared with, are of one microbatch. Pixels and weights are random.
 """
 
+from __future__ import annotations
+
+import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 
@@ -19,16 +23,140 @@ from sparse_vis.runtime import host
 if __name__ == "__main__":
     host.prepare()
 
-from absl import app
+import jax
+import jax.numpy as jnp
+import optax
 
 from benchmarks.speed import command, step
-from sparse_vis.runtime.errors import UserError, command_line
+from benchmarks.speed.flops import step_flops
+from benchmarks.speed.measure import compiled, report, timed
+from benchmarks.speed.synthetic import random_batch, random_state, random_tokenizer, recipe_of
+from sparse_vis.losses.objective import objective
+from sparse_vis.losses.targets import balance, make_targets, match_tokens
+from sparse_vis.models.stellar import Stellar, fold
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.train.recipe import Recipe
+from sparse_vis.train.step import TrainState
+from sparse_vis.types import Batch, Outputs, Views
+from sparse_vis.views.make import make_views
 
 
-def one_part(part, repeats: int) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """`forward(trained, *rest)` with its arguments; `backward` says whether `trained` takes gradients."""
+
+    forward: Callable
+    arguments: tuple
+    backward: bool = True
+
+    def both(self) -> tuple[Callable, tuple]:
+        """Forward and backward pass, for given gradients of the outputs, and its arguments."""
+        out = jax.eval_shape(self.forward, *self.arguments)
+        ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), out)
+
+        def run(gradients, trained, *rest):
+            return jax.vjp(lambda trained: self.forward(trained, *rest), trained)[1](gradients)
+
+        return run, (ones, *self.arguments)
+
+
+def encoders(model: Stellar, params: dict, views: Views) -> dict[str, Part]:
+    """One call of the encoder per shape of view, with the outputs that losses see."""
+
+    def run(only, params, pixels, visible=None):
+        return model.apply({"params": params}, pixels, visible, only, method="encode")
+
+    given = {"encoder": params["encoder"]}
+    calls = {
+        "encoder, image": (None, (views.image,)),
+        "encoder, masked": ("S", (fold(views.masked), fold(views.visible))),
+    }
+    if views.local.shape[1]:
+        calls["encoder, local"] = ("cls", (fold(views.local),))
+    return {
+        name: Part(functools.partial(run, only), (given, *inputs)) for name, (only, inputs) in calls.items()
+    }
+
+
+def decoding(model: Stellar, params: dict, outputs: Outputs, image: jax.Array) -> Part:
+    """Factorization and decoder."""
+
+    def run(trained, image):
+        params, tokens = trained
+
+        def both(model):
+            return model.decode(model.factorize(tokens).Z, model.grid(*image.shape[1:3]))
+
+        return model.apply({"params": params}, method=both)
+
+    given = {name: params[name] for name in ("factorizer", "decoder")}
+    return Part(run, ((given, outputs.tokens), image))
+
+
+def heads(recipe: Recipe, params: dict, outputs: Outputs, views: Views, cls: tuple) -> Part:
+    """Both heads and all losses but reconstruction; potentials and matches are given.
+
+    `cls` are the encoder's CLS tokens of masked and local views, (B, V, d) each.
+    """
+    spec = dataclasses.replace(recipe.loss, reconstruction=0.0)
+    targets = make_targets(recipe.model, spec, views, outputs)
+    empty = jax.tree.map(lambda x: None, outputs)
+
+    def run(trained, targets):
+        params, (tokens, masked_S, masked_cls, local_cls) = trained
+
+        def losses(model):
+            part = empty.replace(
+                tokens=tokens, embeddings=model.heads(tokens), masked_S=masked_S,
+                masked_S_embedding=model.sparse_head(masked_S),
+                masked_cls_embedding=model.cls_head(masked_cls),
+                local_cls_embedding=model.cls_head(local_cls),
+            )  # fmt: skip
+            detached = jax.lax.stop_gradient(part.embeddings)
+            return objective(part, targets.replace(embeddings=detached), spec)[0]
+
+        return recipe.model.apply({"params": params}, method=losses)
+
+    given = {name: params[name] for name in ("sparse_head", "cls_head")}
+    small = targets.replace(reconstruction=jnp.zeros(()))
+    return Part(run, ((given, (outputs.tokens, outputs.masked_S, *cls)), small))
+
+
+def all_parts(recipe: Recipe, state: TrainState, batch: Batch, tokenizer: dict | None) -> dict[str, Part]:
+    """All parts by name; they make up the step except for what XLA fuses between them."""
+    model, spec, params = recipe.model, recipe.loss, state.params
+    views = functools.partial(make_views, spec=recipe.views)
+    made = jax.jit(views)(jax.random.key(3), batch)
+    outputs = jax.jit(model.apply)({"params": params}, made)
+
+    def cls_like(views):
+        return jnp.broadcast_to(outputs.tokens.cls, (*views.shape[:2], outputs.tokens.cls.shape[-1]))
+
+    def update(gradients, opt_state, params):
+        updates, opt_state = recipe.optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    cls = cls_like(made.masked), cls_like(made.local)
+    ones = jax.tree.map(jnp.ones_like, params)
+    masked = outputs.masked_S.reshape(-1, *outputs.masked_S.shape[2:])
+    own = jnp.repeat(outputs.tokens.S, made.masked.shape[1], axis=0)
+    found = {
+        "views": Part(views, (jax.random.key(3), batch), backward=False),
+        **encoders(model, params, made),
+        "decoder": decoding(model, params, outputs, made.image),
+        "heads and losses": heads(recipe, params, outputs, made, cls),
+        "Sinkhorn": Part(functools.partial(balance, spec=spec), (outputs.embeddings,), backward=False),
+        "matching": Part(functools.partial(match_tokens, spec=spec), (masked, own), backward=False),
+        "optimizer": Part(update, (ones, state.opt_state, params), backward=False),
+    }
+    if tokenizer is not None:
+        codes = functools.partial(model.apply, method="codes")
+        found["tokenizer"] = Part(codes, ({"params": {"tokenizer": tokenizer}}, made.image), backward=False)
+    return found
+
+
+def one_part(part: Part, repeats: int) -> dict:
     """Seconds of the forward pass and, where gradients flow, of forward and backward together."""
-    from benchmarks.speed.measure import compiled, timed
-
     forward = compiled(part.forward, *part.arguments)
     found = {"forward": timed(lambda: forward.call(*part.arguments), repeats).plain(), "xla": forward.xla}
     found["products"] = forward.products
@@ -42,16 +170,8 @@ def one_part(part, repeats: int) -> dict:
 
 def measure(config, repeats: int, keep: Callable[[dict], None]) -> dict:
     """The step and all parts, as JSON keeps them; `keep` gets what there is after every part."""
-    import jax
-
-    from benchmarks.speed.flops import step_flops
-    from benchmarks.speed.part_programs import parts
-    from benchmarks.speed.synthetic import random_batch, random_state, random_tokenizer, recipe_of
-
-    if config.teacher.enabled or config.loss.inpainting:
-        raise UserError(
-            "parts.py has no teacher or inpainting; set config.teacher.enabled=False and the loss 0."
-        )
+    if config.teacher.enabled:
+        raise UserError("parts.py has no teacher; set config.teacher.enabled=False.")
     with config.unlocked():
         config.train.batch //= config.efficiency.microbatches
         config.efficiency.microbatches = 1
@@ -59,7 +179,7 @@ def measure(config, repeats: int, keep: Callable[[dict], None]) -> dict:
     recipe, batch = recipe_of(config), random_batch(config)
     state, tokenizer = random_state(recipe), random_tokenizer(recipe.model.tokenizer)
     flops, found = step_flops(config), {}
-    for name, part in parts(recipe, state, batch, tokenizer).items():
+    for name, part in all_parts(recipe, state, batch, tokenizer).items():
         print(f"{name} ...", file=sys.stderr, flush=True)
         found[name] = {**one_part(part, repeats), "flops": flops.get(name, 0.0) * config.train.batch}
         keep(result | {"parts": found})
@@ -89,14 +209,10 @@ def table(r: dict) -> str:
 
 
 def main(_):
-    config = command.checked_config()
-    result = measure(config, command.REPEATS.value, keep=command.write)
-    from benchmarks.speed.throughput import report
-
-    print(f"{result['config']}, {result['target']} target, full training step, {command.device()}:")
-    print(report(result))
-    print(table(result), flush=True)
+    keep = functools.partial(command.write_json, command.JSON.value)
+    result = measure(command.checked_config(), command.REPEATS.value, keep)
+    print(f"{step.heading(result)}\n{report(result)}\n{table(result)}", flush=True)
 
 
 if __name__ == "__main__":
-    command_line(lambda: app.run(main, flags_parser=command.parser(__doc__)))
+    command.run(main, __doc__)

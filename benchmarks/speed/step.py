@@ -17,10 +17,16 @@ from sparse_vis.runtime import host
 if __name__ == "__main__":
     host.prepare()
 
-from absl import app
+import jax
+import numpy as np
 
 from benchmarks.speed import command
-from sparse_vis.runtime.errors import UserError, command_line
+from benchmarks.speed.flops import step_flops
+from benchmarks.speed.measure import compiled, report, throughput
+from benchmarks.speed.synthetic import random_batch, random_state, random_tokenizer, recipe_of
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.train.mesh import make_mesh
+from sparse_vis.train.step import compile_step
 
 
 def measure(config, repeats: int) -> dict:
@@ -29,19 +35,9 @@ def measure(config, repeats: int) -> dict:
     Raises:
         UserError: a step's numbers are not finite, so that its time says nothing.
     """
-    import jax
-    import numpy as np
-
-    from benchmarks.speed.flops import step_flops
-    from benchmarks.speed.measure import compiled
-    from benchmarks.speed.synthetic import random_batch, random_state, random_tokenizer, recipe_of
-    from benchmarks.speed.throughput import throughput
-    from sparse_vis.train.mesh import make_mesh
-    from sparse_vis.train.step import compile_step
-
     recipe, batch = recipe_of(config), random_batch(config)
     state, tokenizer = random_state(recipe), random_tokenizer(recipe.model.tokenizer)
-    seed = np.uint32(recipe.seed)
+    seed = np.uint32(config.seed)
     mesh = make_mesh(config.efficiency.mesh)
     program = compiled(compile_step(recipe, mesh, state), state, batch, tokenizer, seed)
     arguments = (state, batch, tokenizer, seed)
@@ -65,15 +61,16 @@ def measure(config, repeats: int) -> dict:
     }  # fmt: skip
 
 
-def main(_):
-    config = command.checked_config()
-    result = measure(config, command.REPEATS.value)
-    from benchmarks.speed.throughput import report
+def heading(r: dict) -> str:
+    """What was measured, and on what; the first line of the report."""
+    return f"{r['config']}, {r['target']} target, full training step, {command.device()}:"
 
-    print(f"{result['config']}, {result['target']} target, full training step, {command.device()}:")
-    print(report(result), flush=True)
-    command.write(result)
+
+def main(_):
+    result = measure(command.checked_config(), command.REPEATS.value)
+    print(f"{heading(result)}\n{report(result)}", flush=True)
+    command.write_json(command.JSON.value, result)
 
 
 if __name__ == "__main__":
-    command_line(lambda: app.run(main, flags_parser=command.parser(__doc__)))
+    command.run(main, __doc__)

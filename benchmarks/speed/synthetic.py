@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -27,8 +26,7 @@ def tokenizer_module(config: ConfigDict) -> VQGAN | None:
 
 def recipe_of(config: ConfigDict) -> Recipe:
     """The configuration's recipe, its model with the tokenizer."""
-    recipe = build_recipe(config)
-    return dataclasses.replace(recipe, model=recipe.model.clone(tokenizer=tokenizer_module(config)))
+    return build_recipe(config, tokenizer_module(config))
 
 
 def random_tokenizer(module: VQGAN | None) -> dict | None:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sparse_vis.api import encode
-from sparse_vis.data.ahead import Loaded
+from sparse_vis.data.records import Loaded
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.train.mesh import BATCH, make_mesh

@@ -15,11 +15,10 @@ from safetensors import SafetensorError
 
 from sparse_vis.commands.programs import FORMATS, export_program
 from sparse_vis.interop import manifest
-from sparse_vis.interop.layout import Tensors
+from sparse_vis.interop.formats import write_safetensors
 from sparse_vis.interop.load import PLACES, Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
-from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors, unused_tensors
-from sparse_vis.interop.safetensors_files import write_safetensors
+from sparse_vis.interop.released import Tensors, params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.runtime import lock, paths
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_json
@@ -58,11 +57,6 @@ def export_released(source: str, output: pathlib.Path, name: str | None = None) 
     if (output / "config.json").exists():
         raise UserError(f"{output} already holds a config.json; give a new --output folder.")
     found = read_model(source, name, teacher=True)
-    if found.config.model.bottleneck != "factors":
-        raise UserError(
-            f"{source} decodes U itself (config.model.bottleneck={found.config.model.bottleneck}), which the "
-            "released form cannot say; export a model with config.model.bottleneck=factors."
-        )
     called = found.config.name.replace("/", "-")
     weights = output / f"{called}.safetensors"
     entry, copy = manifest.from_config(found.config, weights.name), None

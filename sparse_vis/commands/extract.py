@@ -18,9 +18,9 @@ import pyarrow as pa
 from sparse_vis.commands.shard_folder import drop_changed, finish, open_output, plan, wait_for
 from sparse_vis.commands.shards import DTYPES, fingerprint, make_schema, read_shard, write_shard
 from sparse_vis.config.ranges import SIDE
-from sparse_vis.data.ahead import ON_ERROR, Loaded, load_ahead, load_image, usable
-from sparse_vis.data.image_file import MAX_PIXELS
-from sparse_vis.data.same import stamp
+from sparse_vis.data.decode import MAX_PIXELS
+from sparse_vis.data.folder import stamp
+from sparse_vis.data.records import ON_ERROR, Loaded, load_ahead, load_image, usable
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.interop.load import PLACES
 from sparse_vis.runtime import lock, paths

@@ -122,14 +122,13 @@ def build(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> onnx.M
     side, patches, r = encoder.image_size, len(params["encoder"]["position_table"]), encoder.queries
     x = _tokens(graph, "images", params["encoder"], encoder.patch)
     trunk = params["encoder"]["trunk"]
-    for number in range(encoder.layers):
+    for number in range(encoder.sizes.layers):
         layer = jax.tree.map(lambda stacked, number=number: stacked[number], trunk["blocks"])
-        x = _block(graph, x, layer, 1 + patches + r, encoder.heads)
+        x = _block(graph, x, layer, 1 + patches + r, encoder.sizes.heads)
     x, sizes = graph.norm(x, trunk["norm"]), np.array([1, patches, r])
     graph.add("Split", x, sizes, names=("cls", "dense", "sparse"), axis=1)
     _factors(graph, params["factorizer"], model.factorizer.temperature)
-    lowrank = ("dense",) if model.bottleneck == "dense" else ("spatial", "sparse")
-    graph.add("Identity" if len(lowrank) == 1 else "MatMul", *lowrank, names=("lowrank",))
+    graph.add("MatMul", "spatial", "sparse", names=("lowrank",))
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, [BATCH, side, side, 3])
     values = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape])

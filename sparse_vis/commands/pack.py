@@ -19,19 +19,19 @@ from typing import Any
 import msgpack
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from sparse_vis.data.ahead import ON_ERROR, load_ahead, usable
-from sparse_vis.data.decode import decode
-from sparse_vis.data.image_file import MAX_PIXELS
-from sparse_vis.data.packed import count_records, has_shard, open_output
-from sparse_vis.data.packed_format import (
-    NAME_ERRORS,
+from sparse_vis.data.decode import MAX_PIXELS, decode
+from sparse_vis.data.folder import NAME_ERRORS, note_times, stamp
+from sparse_vis.data.packed import (
+    count_records,
     describe,
+    has_shard,
     images_of,
     number_of_shards,
+    open_output,
     shard_name,
     write_metadata,
 )
-from sparse_vis.data.same import note_times, stamp
+from sparse_vis.data.records import ON_ERROR, load_ahead, usable
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.runtime import lock, paths
 from sparse_vis.runtime.errors import UserError

@@ -22,9 +22,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sparse_vis import api
-from sparse_vis.data.ahead import ON_ERROR, load_ahead, usable
-from sparse_vis.data.decode import decode, to_square
-from sparse_vis.data.image_file import MAX_PIXELS
+from sparse_vis.data.decode import MAX_PIXELS, decode, to_square
+from sparse_vis.data.records import ON_ERROR, load_ahead, usable
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.interop.load import PLACES

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from sparse_vis.commands.shards import entry_of, fingerprint, read_shard
-from sparse_vis.data.same import note_times
+from sparse_vis.data.folder import note_times
 from sparse_vis.runtime import skipped
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, holds_files, read_json, write_json, write_whole

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from sparse_vis.runtime.values import fits, shown
+from sparse_vis.config.ranges import fits, shown
 
 # The loss weights in config.loss; its other settings are constants.
 TERMS = (
     "reconstruction", "token_clustering", "cls_clustering", "set_alignment", "cls_masked", "cls_local",
-    "koleo_image", "koleo_masked", "inpainting",
+    "koleo_image", "koleo_masked",
 )  # fmt: skip
 
 
@@ -90,8 +90,6 @@ def _of_training(config: ConfigDict, devices: int) -> Iterator[str]:
         yield "KoLeo needs two tokens; set config.loss.koleo_image and koleo_masked to 0, or add tokens"
     if config.teacher.enabled and v.global_count < 2:
         yield "the teacher sees the second global view; set config.views.global_count to at least 2"
-    if config.loss.inpainting and m.target != "pixel":
-        yield "config.loss.inpainting needs pixels; set config.model.target=pixel, or it to 0"
     if not v.local_count and config.loss.cls_local:
         yield "config.loss.cls_local needs local views; set config.views.local_count above 0, or it to 0"
     if t.batch % (devices * config.efficiency.microbatches):

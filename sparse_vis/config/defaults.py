@@ -8,198 +8,165 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-
-def _model() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            image_size=224,  # pixels; side of the global views, for which the position table is made
-            patch=16,
-            width=768,
-            layers=12,
-            heads=12,
-            mlp_dim=3072,
-            tokens=16,  # r
-            init_std=0.02,  # of initial ViT weights; narrow models need about width**-0.5
-            spatial_temperature=0.06,  # tau of L
-            target="pixel",  # "pixel" or "vq"
-            bottleneck="factors",  # "factors": Z = L S is decoded; "dense": U itself, a baseline
-            decoder=dict(width=512, layers=6, heads=8, mlp_dim=2048),
-            prototypes=dict(count=16384, dim=256, hidden=2048),
-            # MaskGIT-VQGAN weights, for target="vq"; bfloat16 is faster and changes some codes
-            tokenizer=dict(path="", codes=1024, dtype="float32"),
-        )
-    )
-
-
-def _loss() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            reconstruction=10.0,  # published: 10 for pixels, 0.05 for VQ codes
-            token_clustering=1.0,
-            cls_clustering=1.0,
-            set_alignment=1.0,
-            cls_masked=1.0,
-            cls_local=1.0,
-            koleo_image=0.1,
-            koleo_masked=0.1,
-            inpainting=0.0,  # not published: MAE's loss, hidden patches of masked views decoded from U
-            student_temperature=0.12,
-            sinkhorn_temperature=0.06,
-            sinkhorn_iterations=3,  # 0: plain softmax targets
-            sinkhorn_epsilon=0.0,  # published: 1e-8, which shrinks some rows
-            balance_over="batch",  # Sinkhorn over the global batch, or over each "microbatch" (published)
-            matching="entropic",  # "entropic" (published) or "exact" (one to one)
-            match_epsilon=0.1,
-            match_iterations=5,
-        )
-    )
-
-
-def _views() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            global_count=8,
-            global_scale=(0.36, 1.0),
-            local_count=8,
-            local_size=96,
-            local_scale=(0.06, 0.36),
-            aspect=(3 / 4, 4 / 3),
-            flip_probability=0.5,
-            colour_per="view",  # or "batch" (published): one draw for all masked, one for all local views
-            jitter_probability=0.8,
-            brightness=0.4,
-            contrast=0.4,
-            saturation=0.2,
-            hue=0.1,
-            grey_probability=0.2,
-            blur_probability=0.5,
-            blur_sigma=(0.1, 2.0),  # pixels
-            masking_ratio=0.8,
-            mask_kind="gaussian",  # "gaussian", "uniform" or "block"
-            focus_probability=0.5,  # share of gaussian masks that favour a random centre; others are uniform
-        )
-    )
-
-
-def _data() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            source="scenes",  # "scenes", "folder", "packed" or "tfds:<name>"
-            path="",  # folder of images or shards, or TFDS data_dir
-            split="train",  # scenes: train, validation, test; folder, packed: subfolder or ""; TFDS: any
-            canvas=512,  # pixels; side of the uint8 canvas; larger images are downscaled to fit
-            on_error="stop",  # or "skip": replace a bad image by the next good one, list it in skipped.txt
-            max_pixels=2**27,  # of an image; larger ones are refused before they are decoded
-            workers=0,
-            threads=4,
-            seed=0,  # of the scenes' content
-            scenes=dict(
-                size=64,
-                digits="many",
-                colours="random",  # or "white": on black, as MNIST
-                max_digits=4,
-                digit_scale=(0.35, 0.55),
-                train_records=50_000,
-                eval_records=2_000,
-            ),
-        )
-    )
-
-
-def _eval() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            tasks=(),  # names of evaluations: docs/evaluation.md
-            beside=(),  # to compare with: "untrained", "pixels", "mean_colour", "pca", or a path for `load`
-            train_split="train",  # as data.split
-            test_split="test",
-            holdout=0.0,  # share of the records used as test set, if train_split equals test_split
-            train_records=2000,  # evenly spread over the split; 0: all
-            test_records=1000,
-            batch=250,  # images per call of the encoder
-            dtype="float32",  # of encoders and probes; published probes: "bfloat16" mixed precision
-            seed=0,  # of probes, crops and held-out rows
-            masks="",  # folder of PNG label maps, named like the images; label 255 is ignored
-            mask_classes=0,  # number of classes in the label maps
-            mask_shift=0,  # added to labels; -1 (published for ADE20K and VOC) turns label 0 into 255
-            resize="antialiased",  # test images: Pillow's resize, or "published": bicubic, no antialiasing
-            expected=(),  # rows (task, what is measured, metric, figure, tolerance): docs/evaluation.md
-            inception="",  # weights file of the 2015 Inception-v3, for rFID
-            lpips=dict(alexnet="", heads=""),  # weights files of LPIPS
-            # Released hyperparameters of the trained probes; change them only to save compute. Learning rates
-            # are constant. validation: share of the training images held out.
-            reconstruction_probe=dict(
-                target="pixel",  # or "vq" (published), which needs model.tokenizer.path
-                learning_rate=1e-4,
-                weight_decay=1e-4,
-                clip=5.0,  # maximum global gradient norm
-                batch_size=128,
-                epochs=20,
-                validation=0.1,
-                scale=(0.36, 1.0),  # of the random crops' area, as in views
-                width=512,
-                layers=6,
-                heads=8,
-                mlp_dim=2048,
-            ),
-            segmentation=dict(batch=2048, epochs=80, scale=(0.25, 1.0)),  # published for VOC: (0.5, 1.0)
-            linear_published=dict(
-                learning_rate=1e-3,
-                weight_decay=1e-4,
-                clip=5.0,
-                batch_size=2048,
-                epochs=30,
-                validation=0.1,
-                scale=(0.2, 1.0),
-            ),
-        )
-    )
+_CONFIG = dict(
+    name="default",
+    seed=0,
+    init="",  # initial weights: MAE or released file or folder, hf:// address, or a workdir of ours
+    init_name="",  # which model, if `init` is a release of several
+    init_heads="keep",  # or "fresh": random prototype heads instead of those of `init`
+    model=dict(
+        image_size=224,  # pixels; side of the global views, for which the position table is made
+        patch=16,
+        width=768,
+        layers=12,
+        heads=12,
+        mlp_dim=3072,
+        tokens=16,  # r
+        init_std=0.02,  # of initial ViT weights; narrow models need about width**-0.5
+        spatial_temperature=0.06,  # tau of L
+        target="pixel",  # "pixel" or "vq"
+        decoder=dict(width=512, layers=6, heads=8, mlp_dim=2048),
+        prototypes=dict(count=16384, dim=256, hidden=2048),
+        # MaskGIT-VQGAN weights, for target="vq"; bfloat16 is faster and changes some codes
+        tokenizer=dict(path="", codes=1024, dtype="float32"),
+    ),
+    loss=dict(
+        reconstruction=10.0,  # published: 10 for pixels, 0.05 for VQ codes
+        token_clustering=1.0,
+        cls_clustering=1.0,
+        set_alignment=1.0,
+        cls_masked=1.0,
+        cls_local=1.0,
+        koleo_image=0.1,
+        koleo_masked=0.1,
+        student_temperature=0.12,
+        sinkhorn_temperature=0.06,
+        sinkhorn_iterations=3,  # 0: plain softmax targets
+        sinkhorn_epsilon=0.0,  # published: 1e-8, which shrinks some rows
+        balance_over="batch",  # Sinkhorn over the global batch, or over each "microbatch" (published)
+        matching="entropic",  # "entropic" (published) or "exact" (one to one)
+        match_epsilon=0.1,
+        match_iterations=5,
+    ),
+    views=dict(
+        global_count=8,
+        global_scale=(0.36, 1.0),
+        local_count=8,
+        local_size=96,
+        local_scale=(0.06, 0.36),
+        aspect=(3 / 4, 4 / 3),
+        flip_probability=0.5,
+        colour_per="view",  # or "batch" (published): one draw for all masked, one for all local views
+        jitter_probability=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        grey_probability=0.2,
+        blur_probability=0.5,
+        blur_sigma=(0.1, 2.0),  # pixels
+        masking_ratio=0.8,
+        mask_kind="gaussian",  # "gaussian", "uniform" or "block"
+        focus_probability=0.5,  # share of gaussian masks that favour a random centre; others are uniform
+    ),
+    teacher=dict(enabled=False, momentum=0.996, final_momentum=0.996),  # cosine if they differ
+    data=dict(
+        source="scenes",  # "scenes", "folder", "packed" or "tfds:<name>"
+        path="",  # folder of images or shards, or TFDS data_dir
+        split="train",  # scenes: train, validation, test; folder, packed: subfolder or ""; TFDS: any
+        canvas=512,  # pixels; side of the uint8 canvas; larger images are downscaled to fit
+        on_error="stop",  # or "skip": replace a bad image by the next good one, list it in skipped.txt
+        max_pixels=2**27,  # of an image; larger ones are refused before they are decoded
+        workers=0,
+        threads=4,
+        seed=0,  # of the scenes' content
+        scenes=dict(
+            size=64,
+            digits="many",
+            colours="random",  # or "white": on black, as MNIST
+            max_digits=4,
+            digit_scale=(0.35, 0.55),
+            train_records=50_000,
+            eval_records=2_000,
+        ),
+    ),
+    optimizer=dict(
+        peak_lr=1.5e-4,
+        final_lr=1e-6,
+        warmup=0.1,
+        # Cosine after warm-up is our choice: as released, every recipe has schedule="constant".
+        schedule="cosine",
+        weight_decay=0.04,
+        b1=0.9,
+        b2=0.999,
+        clip=3.0,
+    ),
+    train=dict(
+        batch=2048,
+        steps=93_750,
+        log_every=50,
+        save_every=1000,
+        health_every=250,  # steps between health checks, each made with the next log row; 0: never
+        keep=2,  # newest checkpoints kept
+        max_bad_steps=3,  # non-finite steps in a row before the run stops
+    ),
+    efficiency=dict(
+        dtype="bfloat16",
+        remat="none",  # recomputed in the backward pass: all but matrix "products", or whole "blocks"
+        unroll=1,  # unrolled layers of the layer scan; unrolling all saves computing and copying
+        attention="xla",  # on NVIDIA GPUs also "cudnn", or "pallas": our kernel for short sequences
+        microbatches=1,
+        mesh=(-1, 1),  # devices along (data, fsdp); -1: all remaining devices
+        prototype_chunk=1024,  # prototypes whose logits are in memory at a time
+    ),
+    eval=dict(
+        tasks=(),  # names of evaluations: docs/evaluation.md
+        beside=(),  # to compare with: "untrained", "pixels", "mean_colour", "pca", or a path for `load`
+        train_split="train",  # as data.split
+        test_split="test",
+        holdout=0.0,  # share of the records used as test set, if train_split equals test_split
+        train_records=2000,  # evenly spread over the split; 0: all
+        test_records=1000,
+        batch=250,  # images per call of the encoder
+        dtype="float32",  # of encoders and probes; published probes: "bfloat16" mixed precision
+        seed=0,  # of probes, crops and held-out rows
+        masks="",  # folder of PNG label maps, named like the images; label 255 is ignored
+        mask_classes=0,  # number of classes in the label maps
+        mask_shift=0,  # added to labels; -1 (published for ADE20K and VOC) turns label 0 into 255
+        resize="antialiased",  # test images: Pillow's resize, or "published": bicubic, no antialiasing
+        expected=(),  # rows (task, what is measured, metric, figure, tolerance): docs/evaluation.md
+        inception="",  # weights file of the 2015 Inception-v3, for rFID
+        lpips=dict(alexnet="", heads=""),  # weights files of LPIPS
+        # Released hyperparameters of the trained probes; change them only to save compute. Learning rates
+        # are constant. validation: share of the training images held out.
+        reconstruction_probe=dict(
+            target="pixel",  # or "vq" (published), which needs model.tokenizer.path
+            learning_rate=1e-4,
+            weight_decay=1e-4,
+            clip=5.0,  # maximum global gradient norm
+            batch_size=128,
+            epochs=20,
+            validation=0.1,
+            scale=(0.36, 1.0),  # of the random crops' area, as in views
+            width=512,
+            layers=6,
+            heads=8,
+            mlp_dim=2048,
+        ),
+        segmentation=dict(batch=2048, epochs=80, scale=(0.25, 1.0)),  # published for VOC: (0.5, 1.0)
+        linear_published=dict(
+            learning_rate=1e-3,
+            weight_decay=1e-4,
+            clip=5.0,
+            batch_size=2048,
+            epochs=30,
+            validation=0.1,
+            scale=(0.2, 1.0),
+        ),
+    ),
+)
 
 
 def default_config() -> ConfigDict:
     """The published recipe of B/16 with the pixel target, as a locked ConfigDict."""
-    config = ConfigDict(
-        dict(
-            name="default",
-            seed=0,
-            init="",  # initial weights: MAE or released file or folder, hf:// address, or a workdir of ours
-            init_name="",  # which model, if `init` is a release of several
-            init_heads="keep",  # or "fresh": random prototype heads instead of those of `init`
-            model=_model(),
-            loss=_loss(),
-            views=_views(),
-            teacher=dict(enabled=False, momentum=0.996, final_momentum=0.996),  # cosine if they differ
-            data=_data(),
-            optimizer=dict(
-                peak_lr=1.5e-4,
-                final_lr=1e-6,
-                warmup=0.1,
-                # Cosine after warm-up is our choice: as released, every recipe has schedule="constant".
-                schedule="cosine",
-                weight_decay=0.04,
-                b1=0.9,
-                b2=0.999,
-                clip=3.0,
-            ),
-            train=dict(
-                batch=2048,
-                steps=93_750,
-                log_every=50,
-                save_every=1000,
-                health_every=250,  # steps between health checks, each made with the next log row; 0: never
-                keep=2,  # newest checkpoints kept
-                max_bad_steps=3,  # non-finite steps in a row before the run stops
-            ),
-            efficiency=dict(
-                dtype="bfloat16",
-                remat="none",  # recomputed in the backward pass: all but matrix "products", or whole "blocks"
-                unroll=1,  # unrolled layers of the layer scan; unrolling all saves computing and copying
-                attention="xla",  # on NVIDIA GPUs also "cudnn", or "pallas": our kernel for short sequences
-                microbatches=1,
-                mesh=(-1, 1),  # devices along (data, fsdp); -1: all remaining devices
-                prototype_chunk=1024,  # prototypes whose logits are in memory at a time
-            ),
-            eval=_eval(),
-        )
-    )
-    return config.lock()
+    return ConfigDict(_CONFIG).lock()

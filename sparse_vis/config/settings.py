@@ -11,11 +11,10 @@ from ml_collections import ConfigDict
 
 from sparse_vis.config.contradictions import contradictions, of_model
 from sparse_vis.config.defaults import default_config
-from sparse_vis.config.ranges import ALLOWED
+from sparse_vis.config.ranges import ALLOWED, shown
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import local
-from sparse_vis.runtime.values import shown
 
 # Settings that hold a path or a tuple of paths -> whether an hf:// address is allowed too.
 PATHS = {
@@ -23,18 +22,21 @@ PATHS = {
     "eval.inception": False, "eval.lpips.alexnet": False, "eval.lpips.heads": False,
 }  # fmt: skip
 
+GIVE = "--config=configs/NAME.py"
 # Setting -> values of earlier versions -> their present names.
 FORMER = {
     "efficiency.remat": {False: "none", True: "blocks"},
     "data.on_error": {"substitute": "skip"},
 }
 
+# Former settings -> the only value with which a configuration that has them can still be read.
+REMOVED = {"model.bottleneck": "factors", "loss.inpainting": 0.0}
+
 
 def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
-    """Refuse settings that are out of range or contradict each other, and expand ~ in paths.
+    """Refuse settings that are out of range or contradict each other, and expand ~ in paths, in place.
 
     Args:
-        config: complete configuration; its paths are changed in place.
         devices: number of devices of all processes. backend: jax.default_backend(), or "" if not known.
 
     Raises:
@@ -84,9 +86,8 @@ def leaves(config: ConfigDict, prefix: str = "") -> dict:
     """Dotted name -> value of every setting."""
     found = {}
     for name, value in config.items():
-        found |= (
-            leaves(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name: value}
-        )
+        whole = not isinstance(value, ConfigDict)
+        found |= {prefix + name: value} if whole else leaves(value, f"{prefix}{name}.")
     return found
 
 
@@ -102,7 +103,7 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
     checkpoints must stay readable.
 
     Args:
-        plain: nested dict. source: file or folder that holds it, for error messages.
+        source: file or folder that holds it, for error messages.
 
     Raises:
         UserError: an unknown setting, a wrong type, or a model that is out of range or contradictory.
@@ -118,6 +119,8 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
             refuse(section, f"is no configuration: {section or 'its content'} is no group of settings")
         for key, value in values.items():
             name = prefix + key
+            if name in REMOVED and value == REMOVED[name]:
+                continue
             if key not in target:
                 raise UserError(
                     f"{source} has the setting {shown(name)}, which this version does not know; "
@@ -126,8 +129,8 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
             if isinstance(target[key], ConfigDict):
                 fill(target[key], value, f"{name}.")
                 continue
-            if name in FORMER and isinstance(value, bool | str):
-                value = FORMER[name].get(value, value)
+            if isinstance(value, bool | str):
+                value = FORMER.get(name, {}).get(value, value)
             allowed = ALLOWED[name]
             if sentence := allowed.fault(value) if name.startswith("model.") else allowed.kind(value):
                 refuse(name, f"is no configuration: {name}={shown(value)} {sentence}")
@@ -140,31 +143,22 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
 
 
 def _tuples(value):
-    """A JSON value with its lists as tuples, recursively."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def read(workdir: pathlib.Path) -> ConfigDict:
-    """The configuration saved in a workdir.
-
-    Raises:
-        UserError: there is none, or it cannot be read.
-    """
+    """The configuration saved in a workdir, or a UserError."""
     path = workdir / "config.json"
     try:
         plain = read_json(path)
     except FileNotFoundError:
-        raise UserError(
-            f"{workdir} holds no config.json; start the run with --config=configs/NAME.py."
-        ) from None
+        raise UserError(f"{workdir} holds no config.json; start the run with {GIVE}.") from None
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); give --config=configs/NAME.py, or restore the file."
-        ) from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); give {GIVE}, or restore it.") from None
     except ValueError as error:
         raise UserError(
-            f"{path} is damaged, or was changed by hand ({error}); give --config=configs/NAME.py to "
-            f'replace it, or take out its line "{CHECKSUM}" if the change was meant.'
+            f"{path} is damaged, or was changed by hand ({error}); give {GIVE} to replace it, or take out "
+            f'its line "{CHECKSUM}" if the change was meant.'
         ) from None
     plain.pop(CHECKSUM, None)  # files of earlier versions have none
     return from_plain(plain, path)
@@ -183,10 +177,7 @@ def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
 
 
 def check_resume(saved: dict, now: dict, workdir: pathlib.Path) -> list[str]:
-    """Refuse to continue a workdir with another architecture.
-
-    Args:
-        saved, now: configurations in JSON form. workdir: for error messages.
+    """Refuse to continue a workdir with another architecture; both configurations are in JSON form.
 
     Returns:
         Other differences that can change results, as `differences` writes them.

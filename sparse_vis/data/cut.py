@@ -26,11 +26,7 @@ class Cut:
     flip: bool = False
 
     def image(self, pixels: Num[np.ndarray, "H W C"]) -> Float32[np.ndarray, "size size C"]:
-        """Bicubic (a = -0.75), align_corners=True, clipped to [0, 1].
-
-        Args:
-            pixels: uint8, or float in [0, 1].
-        """
+        """Bicubic (a = -0.75), align_corners=True, clipped to [0, 1], of uint8 or floats in [0, 1]."""
         scale = 255 if pixels.dtype == np.uint8 else 1
         rows = _combined(self._boxed(pixels), *self._taps(0))
         out = _combined(rows.swapaxes(0, 1), *self._taps(1)).swapaxes(0, 1)
@@ -72,11 +68,7 @@ def _combined(
 
 
 def centre_cut(height: int, width: int, size: int, short_side: int) -> Cut:
-    """Resize the short side, rounding the long side down, and crop the centre.
-
-    Args:
-        height, width: of the image. size, short_side: as in `to_square`.
-    """
+    """Resize the short side, rounding the long side down, and crop the centre, as `to_square`."""
     # Computed from the ratio, as in the published code; another formula could round differently.
     aspect = width / height
     tall = int(short_side / aspect) if aspect < 1 else short_side
@@ -88,8 +80,7 @@ def centre_cut(height: int, width: int, size: int, short_side: int) -> Cut:
 def nearest(length: int, resized: int, centre: float = 0.0) -> Int[np.ndarray, " resized"]:
     """For each of `resized` pixels, the index of the nearest of `length` pixels, as in PyTorch's "nearest".
 
-    Args:
-        length, resized: pixels before and after. centre: 0.5 gives "nearest-exact".
+    With `centre` 0.5 as in "nearest-exact".
     """
     scale = np.float32(length) / np.float32(resized)
     source = (np.arange(resized, dtype=np.float32) + np.float32(centre)) * scale

@@ -1,22 +1,44 @@
-"""Encoded bytes -> uint8 pixels -> canvas or square: the image processing on the host."""
+"""Encoded bytes -> uint8 pixels, those that Pillow gives -> canvas or square, on the host."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import io
+import re
+import warnings
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps, _imaging
 
-from sparse_vis.data.image_file import MAX_PIXELS, read_pixels
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import quoted
+from sparse_vis.runtime.progress import say_once
 
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # for some others Pillow starts external programs
+MAX_PIXELS = 2**27  # of an image, unless its source sets another limit; 0.5 GiB in Pillow's memory
+ORIENTATION = 0x0112  # EXIF tag; 1: upright
+JPEG_PIXELS_PER_BYTE = 512  # upper bound: a block of 64 pixels needs at least one Huffman code of one bit
+DARK = 16  # 8-bit level: a 16-bit image with all values below 16 * 256 = 4096 uses a 16th of its range
+WIDE = re.compile(r"\b(I|L|LA|RGB|RGBA|RGBX|CMYK);16")  # Pillow's names for modes with 16 bits per channel
 LONGEST = 16  # `to_square` uses at most this many times the short side of the long side
+SEVERAL = "note: of image files with several frames or pages the first one is read"
+
+# Pillow warns about metadata, which is not used, and about sizes, which are checked here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+# libtiff also writes to stderr the errors that Pillow raises.
+with contextlib.suppress(OSError, AttributeError):  # if libtiff cannot be reached in this way
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 3"]:
     """Decode the image of a record to upright RGB (EXIF orientation applied), with the same pixels as Pillow.
+
+    Transparent images are composited on white; 16-bit values keep their upper 8 bits.
 
     Args:
         record: `image` is a uint8 (H, W, 3) array, returned as it is, or the bytes of an image file, of which
@@ -24,9 +46,6 @@ def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 
             MAX_PIXELS.
         at_least: if not 0, a JPEG may be downscaled while it is decoded, by a multiple of 1/8, as long as its
             longer side keeps this many pixels.
-
-    Returns:
-        uint8 (H, W, 3); transparent images are composited on white, 16-bit values keep their upper 8 bits.
 
     Raises:
         UserError: the bytes are no image, or are damaged or truncated; the image has more pixels than the
@@ -44,7 +63,7 @@ def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 
             )
         return data
     try:
-        return read_pixels(data, at_least, record.get("max_pixels", MAX_PIXELS))
+        return _read_pixels(data, at_least, record.get("max_pixels", MAX_PIXELS))
     except UserError as error:
         raise UserError(f"image {name} {error}") from None
     except Image.UnidentifiedImageError:
@@ -56,21 +75,79 @@ def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 
     raise UserError(f"cannot decode {name} ({reason}); repair or remove it")
 
 
+def _read_pixels(data: bytes, at_least: int, max_pixels: int) -> np.ndarray:
+    """Pixels as `decode` returns them; a UserError continues "image NAME", other errors are Pillow's."""
+    with _open(data, max_pixels) as image:
+        jpeg = image.format in ("JPEG", "MPO")  # MPO: several JPEGs in one file
+        width, height = image.size
+        if jpeg and len(data) * JPEG_PIXELS_PER_BYTE < width * height:
+            raise OSError(f"cut short: {len(data)} bytes hold no {width}x{height} pixels")
+        if image.format == "JPEG" and image.mode in ("RGB", "L") and image.getexif().get(ORIENTATION, 1) == 1:
+            # In two thirds of Pillow's time. It also fails on errors that Pillow tolerates; then Pillow
+            # decodes, below.
+            longer = {"min_width" if width >= height else "min_height": at_least}
+            with contextlib.suppress(ValueError):
+                return simplejpeg.decode_jpeg(data, **longer if 0 < at_least < max(width, height) else {})
+        pixels = _convert(image)
+        with contextlib.suppress(Exception):  # a later frame may be damaged
+            if not jpeg and image.is_animated:
+                say_once(SEVERAL)
+        return pixels
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """The image, with only its header read; refuse one of too many pixels."""
+    if 2 * (Image.MAX_IMAGE_PIXELS or max_pixels) < max_pixels:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's limit for the process; it raises at twice this number
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        pixels = image.width * image.height
+    except Image.DecompressionBombError as error:
+        pixels = int(re.search(r"\d+", str(error))[0])
+    if pixels > max_pixels:
+        raise UserError(
+            f"has {pixels:,} pixels, above the limit of {max_pixels:,}; reduce it, or raise "
+            "--config.data.max_pixels (of a tool: --max-pixels)"
+        )
+    return image
+
+
+def _convert(image: Image.Image) -> np.ndarray:
+    """RGB by Pillow's conversion; refuse what 8 bits per channel cannot show."""
+    wide = image.mode.startswith("I;16") or any(WIDE.search(str(tile.args)) for tile in image.tile)
+    if image.mode in ("I", "F"):
+        kind = "whole numbers" if image.mode == "I" else "floating-point numbers"
+        raise UserError(
+            f"has 32-bit {kind}, and a file does not say which is white; convert it to 8 bits, or remove it"
+        )
+    image, found = ImageOps.exif_transpose(image), ""
+    if image.mode.startswith("I;16"):  # Pillow's own conversion saturates instead of scaling
+        values = np.asarray(image)
+        found = f"reach {values.max()}" if 0 < values.max() < DARK * 256 else ""
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif wide and max(high for _, high in image.convert("RGB").getextrema()) < DARK:
+        found = f"stay below {DARK * 256}"
+    if found:
+        raise UserError(
+            f"has 16 bits, of 0 to 65535, but its values {found} only, so that it would be nearly black; "
+            "convert it to 8 bits by its own range, or remove it"
+        )
+    if image.has_transparency_data:  # transparent pixels of drawings are mostly black, as their lines are
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
 def to_canvas(
     image: UInt8[np.ndarray, "H W 3"], size: int, *, min_side: int
 ) -> tuple[UInt8[np.ndarray, "size size 3"], int, int]:
     """Place an image at the top left of a square canvas, resized (bicubic) if necessary.
 
-    A larger image is downscaled to fit. An image with a side below `min_side` is upscaled until that side
-    reaches it; if the other side would then exceed the canvas, the aspect ratio changes.
-
-    Args:
-        image: uint8 (H, W, 3).
-        size: side of the canvas in pixels.
-        min_side: smallest side, in pixels, of the placed image: the patch size, at most `size`.
+    A larger image is downscaled to fit. An image with a side below `min_side` (the patch size) is upscaled
+    until that side reaches it; if the other side would then exceed the canvas, the aspect ratio changes.
 
     Returns:
-        (canvas, height, width): uint8 (size, size, 3), zero outside the image's height x width.
+        (canvas, height, width): the canvas is zero outside the image's height x width.
     """
     # DEVIATION: the published code crops from the full image; here a larger image is first downscaled (JPEG
     # by multiples of 1/8 during decoding, then bicubic, antialiased), so that batches have one shape and
@@ -88,19 +165,10 @@ def to_canvas(
 def to_square(
     image: UInt8[np.ndarray, "H W ..."], size: int, *, short_side: int, resample: Image.Resampling
 ) -> UInt8[np.ndarray, "size size ..."]:
-    """Resize the short side (antialiased unless NEAREST) and crop the centre, for evaluations.
+    """Resize the short side of an image or mask (antialiased unless NEAREST) and crop the centre.
 
     Of a very long image only the middle is resized, LONGEST times as long as the short side: the result needs
-    no more, and the whole might not fit in memory.
-
-    Args:
-        image: uint8 (H, W, 3), or a (H, W) mask.
-        size: side of the result in pixels.
-        short_side: length of the short side after the resize, at least `size`.
-        resample: Pillow's filter; NEAREST for masks.
-
-    Returns:
-        uint8 (size, size, ...).
+    no more, and the whole might not fit in memory. `short_side` is at least `size`.
     """
     height, width = image.shape[:2]
     top, left = (max(0, side - LONGEST * min(height, width)) // 2 for side in (height, width))

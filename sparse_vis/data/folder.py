@@ -1,19 +1,20 @@
-"""A folder of image files as random-access records."""
+"""A folder of image files as random-access records; identity of the images of any source."""
 
 from __future__ import annotations
 
 import collections
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sparse_vis.data.image_file import EXTENSIONS, MAX_PIXELS
-from sparse_vis.data.packed_format import sha256_of
+from sparse_vis.data.decode import EXTENSIONS, MAX_PIXELS
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
 
 KINDS = 8  # extensions of ignored files that are printed
+NAME_ERRORS = "surrogateescape"  # file names need not be UTF-8
 
 
 class FolderSource:
@@ -22,7 +23,6 @@ class FolderSource:
     The first-level subfolders, if there are any, are the classes; an image beside them has label -1.
 
     Args:
-        path: the folder.
         max_pixels: largest number of pixels of an image.
 
     Attributes:
@@ -105,11 +105,7 @@ def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[s
 
 
 def _linked(folders: Iterable[list[tuple[str, tuple]]]) -> Iterator[list[str]]:
-    """The names of each folder that has several.
-
-    Args:
-        folders: for each folder, (name, containing folders) of every path to it.
-    """
+    """Of each folder's paths, as (name, containing folders), the names if it has several."""
     for found in folders:
         # Subfolders of a folder with two names have two names too, with the same last part: not listed again.
         if len({(name.split("/")[-1], above[-1:]) for name, above in found}) > 1:
@@ -128,3 +124,51 @@ def left_out(others: collections.Counter) -> str:
     listed = ", ".join(f"{count} {escaped(kind)}" for kind, count in others.most_common(KINDS))
     listed += " …" if len(others) > KINDS else ""
     return f"; left out: {listed}" if others else ""
+
+
+def sha256_of(names: list[str]) -> str:
+    """SHA-256 of image names, hexadecimal, as identity of a set of images; contents do not enter."""
+    return hashlib.sha256("\n".join(names).encode(errors=NAME_ERRORS)).hexdigest()
+
+
+def files_sha256(folder: str | Path, names: Iterable[str], *, times: bool) -> str:
+    """SHA-256, hexadecimal, of the names and sizes of files; a missing file enters as "missing".
+
+    With `times`, modification times enter too. They distinguish files of equal size, as uncompressed images
+    and label maps often are, but a copied folder may have new ones.
+    """
+    found = hashlib.sha256()
+    for name in names:
+        try:
+            stat = os.stat(os.path.join(folder, name))
+            about = f"{stat.st_size} {stat.st_mtime_ns if times else ''}"
+        except OSError:
+            about = "missing"
+        found.update(f"{name}\0{about}\n".encode(errors=NAME_ERRORS))
+    return found.hexdigest()
+
+
+def images_sha256(source: Any, indices: Iterable[int], *, times: bool) -> str | None:
+    """Checksum that identifies images of a source, in their order; None if the source has none (scenes).
+
+    Of a folder as `files_sha256`, without reading the images; of other sources that of all their images.
+    """
+    if isinstance(source, FolderSource):
+        return files_sha256(source.path, [source.names[int(i)] for i in indices], times=times)
+    return getattr(source, "images_sha256", None)
+
+
+def stamp(source: Any, indices: Iterable[int]) -> dict[str, str]:
+    """Checksums that a shard stores of its images: `images` of names and sizes, `times` with times too."""
+    rows, kinds = list(indices), {"images": False, "times": True}
+    return {name: images_sha256(source, rows, times=times) or "" for name, times in kinds.items()}
+
+
+def note_times(names: list[str]) -> None:
+    """Print that images of these shards have other modification times than when the shards were written."""
+    if names:
+        print(
+            f"note: images of {len(names)} finished shards ({names[0]} …) have other times than when these "
+            "were written, but the same names and sizes: if they were replaced, delete those shards.",
+            flush=True,
+        )

@@ -23,8 +23,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from sparse_vis.data.ahead import ON_ERROR, name_of, or_skip
 from sparse_vis.data.decode import decode, to_canvas
+from sparse_vis.data.records import ON_ERROR, name_of, or_skip
 from sparse_vis.data.sources import Source
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.skipped import Skips
@@ -53,19 +53,13 @@ def train_batches(
     """Iterate over this process's part of the next batches of the stream.
 
     Args:
-        source: random-access records.
         global_batch: images per step over all processes; a multiple of process_count.
         seed: of the order, 0 to 2**32 - 1; every epoch is shuffled differently.
-        start_index: position in the stream of the first image.
-        steps: number of batches.
-        canvas: side of the square canvases in pixels.
-        min_side: smallest side in pixels of an image on its canvas (`to_canvas`): the patch size.
+        start_index: position in the stream of the first image. steps: number of batches.
+        canvas: side of the square canvases in pixels. min_side: as in `to_canvas`, the patch size.
         workers: decoding processes; 0 decodes in this process.
         threads: decoding threads in each decoding process; each holds one batch in memory.
-        on_error: "stop" raises at the first unusable record; "skip" replaces it by the next usable record of
-            the stream.
-        process_index: number of this process.
-        process_count: number of processes.
+        on_error: "stop" raises at the first unusable record; "skip" replaces it by the next usable one.
 
     Yields:
         (batch, skipped): a Batch of numpy arrays with global_batch / process_count images, and, for each
@@ -176,9 +170,8 @@ def _start_tracker() -> None:
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore"
     resource_tracker.ensure_running()
-    if before is None:
-        del os.environ["PYTHONWARNINGS"]
-    else:
+    del os.environ["PYTHONWARNINGS"]
+    if before is not None:
         os.environ["PYTHONWARNINGS"] = before
 
 

@@ -8,81 +8,29 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgpack
 from array_record.python.array_record_module import ArrayRecordReader
 
-from sparse_vis.data.image_file import MAX_PIXELS
-from sparse_vis.data.packed_format import (
-    COMMAND,
-    METADATA,
-    VERSION,
-    WITHOUT_CHECKSUMS,
-    read_metadata,
-    unpack,
-    write_metadata,
-)
+from sparse_vis.data.decode import MAX_PIXELS
+from sparse_vis.data.folder import NAME_ERRORS, sha256_of
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.files import holds_files
-from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.files import CHECKSUM, holds_files, read_json, write_json
+from sparse_vis.runtime.progress import say_once
 
-
-def has_shard(folder: Path, name: str, shard: dict[str, Any]) -> bool:
-    """Whether the folder has the shard's file, at its full length."""
-    path = folder / name
-    return path.is_file() and path.stat().st_size == shard["bytes"]
-
-
-def count_records(path: Path) -> int:
-    """Number of records in a shard's file; 0 if it cannot be read."""
-    try:
-        reader = ArrayRecordReader(str(path))
-        found = reader.num_records()
-        reader.close()
-    except RuntimeError:  # the only type that ArrayRecord raises, sometimes only on reading
-        return 0
-    return found
-
-
-def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
-    """The metadata from which to continue: an earlier call's for the same images, or `new`.
-
-    Args:
-        output: folder, created if needed. new: from `describe`.
-
-    Raises:
-        UserError: the folder holds something else.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        found = read_metadata(output)
-    except FileNotFoundError:
-        if holds_files(output):
-            raise UserError(
-                f"folder {str(output)!r} holds something else; give --output a new or empty folder."
-            ) from None
-        write_metadata(output, new)
-        return new
-    if found["version"] != VERSION:
-        raise UserError(
-            f"folder {str(output)!r} was packed by an earlier version, which kept no checksums: it can be "
-            "read, but not continued; give --output another folder."
-        )
-    changed = [name for name in new if name not in ("records", "shards") and found[name] != new[name]]
-    if changed:
-        raise UserError(
-            f"folder {str(output)!r} was packed from other images or with another --shard-size "
-            f"({', '.join(changed)}); repeat its command, or give --output another folder."
-        )
-    return found
+METADATA, VERSION = "packed.json", 2
+WITHOUT_CHECKSUMS = 1  # the previous version, still readable
+COMMAND = "python -m sparse_vis pack"
 
 
 class PackedSource:
     """Records of a packed folder, as FolderSource gives them for the original folder, in the same order.
 
     Args:
-        path: folder written by `python -m sparse_vis pack`.
         max_pixels: largest number of pixels of an image.
 
     Raises:
@@ -126,17 +74,14 @@ class PackedSource:
 
     def _check_shard(self, folder: Path, name: str, shard: dict[str, Any]) -> None:
         """Refuse a shard that lacks bytes or records; contents are checked when they are read."""
-        problem = None
+        path, problem = folder / name, None
         if not has_shard(folder, name, shard):
-            path = folder / name
             problem = f"of {path.stat().st_size} bytes, not {shard['bytes']}" if path.exists() else "missing"
-        elif (found := count_records(folder / name)) != shard["records"]:
+        elif (found := count_records(path)) != shard["records"]:
             problem = f"damaged ({found} records, {shard['records']} expected)"
         if problem:
-            raise UserError(
-                f"shard {name!r} of {self.path!r} is {problem}; copy it again, or repeat the `{COMMAND}` "
-                "that wrote it."
-            )
+            what = f"shard {name!r} of {self.path!r} is {problem}"
+            raise UserError(f"{what}; copy it again, or repeat the `{COMMAND}` that wrote it.")
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -145,8 +90,7 @@ class PackedSource:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            record = unpack(self._records[index], len(self.classes))
-            return record | {"max_pixels": self.max_pixels}
+            return _unpack(self._records[index], len(self.classes)) | {"max_pixels": self.max_pixels}
         except (RuntimeError, ValueError, IndexError) as error:
             number = bisect.bisect_right(self._ends, index)
             record = index - (self._ends[number - 1] if number else 0)
@@ -158,3 +102,198 @@ class PackedSource:
 
     def __repr__(self) -> str:
         return f"PackedSource({self.path!r}, {len(self)} images)"
+
+
+def has_shard(folder: Path, name: str, shard: dict[str, Any]) -> bool:
+    """Whether the folder has the shard's file, at its full length."""
+    path = folder / name
+    return path.is_file() and path.stat().st_size == shard["bytes"]
+
+
+def count_records(path: Path) -> int:
+    """Number of records in a shard's file; 0 if it cannot be read."""
+    try:
+        reader = ArrayRecordReader(str(path))
+        found = reader.num_records()
+        reader.close()
+    except RuntimeError:  # the only type that ArrayRecord raises, sometimes only on reading
+        return 0
+    return found
+
+
+def number_of_shards(metadata: dict[str, Any]) -> int:
+    """Number of shards that all images fill."""
+    return -(-metadata["images"] // metadata["shard_size"])
+
+
+def shard_name(number: int, shards: int) -> str:
+    """Name of a shard's file."""
+    return f"images-{number:05d}-of-{shards:05d}.array_record"
+
+
+def images_of(metadata: dict[str, Any], number: int) -> range:
+    """Indices of the images of a shard, including skipped ones."""
+    start = number * metadata["shard_size"]
+    return range(start, min(start + metadata["shard_size"], metadata["images"]))
+
+
+def describe(names: list[str], classes: tuple[str, ...], shard_size: int) -> dict[str, Any]:
+    """The metadata of a packed folder of these images, without shards yet."""
+    return {
+        "version": VERSION, "images": len(names), "images_sha256": sha256_of(names),
+        "classes": list(classes), "shard_size": shard_size, "records": 0, "shards": {},
+    }  # fmt: skip
+
+
+def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """The metadata from which to continue: an earlier call's for the same images, or `new`.
+
+    Args:
+        output: folder, created if needed. new: from `describe`.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        found = read_metadata(output)
+    except FileNotFoundError:
+        if holds_files(output):
+            raise UserError(
+                f"folder {str(output)!r} holds something else; give --output a new or empty folder."
+            ) from None
+        write_metadata(output, new)
+        return new
+    if found["version"] != VERSION:
+        raise UserError(
+            f"folder {str(output)!r} was packed by an earlier version, which kept no checksums: it can be "
+            "read, but not continued; give --output another folder."
+        )
+    changed = [name for name in new if name not in ("records", "shards") and found[name] != new[name]]
+    if changed:
+        raise UserError(
+            f"folder {str(output)!r} was packed from other images or with another --shard-size "
+            f"({', '.join(changed)}); repeat its command, or give --output another folder."
+        )
+    return found
+
+
+def write_metadata(output: Path, metadata: dict[str, Any]) -> None:
+    """Replace packed.json atomically."""
+    write_json(output / METADATA, metadata)
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The checked content of a folder's packed.json, with `shards` in order.
+
+    Raises:
+        UserError: the file is damaged, cannot be read, or is of a later version.
+        FileNotFoundError, NotADirectoryError: there is no such file.
+    """
+    path = folder / METADATA
+    try:
+        metadata = read_json(path)
+        _check_fields({"version": metadata.get("version")}, {"version": FIELDS["version"]}, "it")
+        if metadata["version"] in (WITHOUT_CHECKSUMS, VERSION):
+            _check(metadata)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); restore it or its permissions.") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); copy it again, or delete its folder and repeat `{COMMAND}`."
+        ) from None
+    if metadata["version"] > VERSION:
+        raise UserError(
+            f"{path} is of version {metadata['version']}, this program reads {VERSION}; "
+            f"pack the images again with `{COMMAND}`."
+        )
+    in_order = sorted(metadata["shards"].items(), key=lambda item: int(item[0].split("-")[1]))
+    return metadata | {"shards": dict(in_order)}
+
+
+Test = tuple[str, Callable[[Any], bool]]  # description of valid values, and the test for them
+
+
+def _whole(lowest: int) -> Test:
+    return f"a whole number of at least {lowest}", lambda x: type(x) is int and lowest <= x < 2**63
+
+
+def _list_of(x: Any, right: Callable[[Any], bool]) -> bool:
+    return isinstance(x, list) and all(map(right, x))
+
+
+def _is_text(x: Any) -> bool:
+    return isinstance(x, str)
+
+
+SHA256: Test = "64 hexadecimal digits", lambda x: _is_text(x) and re.fullmatch("[0-9a-f]{64}", x) is not None
+FIELDS: dict[str, Test] = {
+    "version": _whole(1),
+    "images": _whole(1),
+    "images_sha256": SHA256,
+    "classes": ("a list of different names", lambda x: _list_of(x, _is_text) and len(set(x)) == len(x)),
+    "shard_size": _whole(1),
+    "records": _whole(0),
+    "shards": ("a map", lambda x: isinstance(x, dict)),
+}
+SHARD_FIELDS: dict[str, Test] = {
+    "records": _whole(0),
+    "bytes": _whole(0),
+    "skipped": (
+        "a list of pairs of name and reason",
+        lambda x: _list_of(x, lambda row: _list_of(row, _is_text) and len(row) == 2),
+    ),
+    "sha256": SHA256,
+    "images": SHA256,  # of names and sizes of its images, including skipped ones
+    "times": SHA256,  # the same, with modification times
+}
+SINCE_CHECKSUMS = ("sha256", "images", "times")  # fields that the previous version lacks
+
+
+def _check_fields(found: Any, fields: dict[str, Test], where: str) -> None:
+    """Raise ValueError unless `found` is a dict with exactly these fields, all valid."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is no map")
+    if odd := sorted(found.keys() ^ fields.keys()):
+        raise ValueError(f"{where} {'lacks' if odd[0] in fields else 'has an unknown'} {odd[0]!r}")
+    for name, (what, test) in fields.items():
+        if not test(found[name]):
+            raise ValueError(f"{name!r} of {where} is not {what}")
+
+
+def _check(metadata: dict[str, Any]) -> None:
+    """Raise ValueError, saying what is wrong, unless the content of packed.json is valid."""
+    old = metadata["version"] == WITHOUT_CHECKSUMS
+    _check_fields(metadata, FIELDS if old else FIELDS | {CHECKSUM: SHA256}, "it")
+    fields = {k: test for k, test in SHARD_FIELDS.items() if not (old and k in SINCE_CHECKSUMS)}
+    planned = number_of_shards(metadata)
+    for name, shard in metadata["shards"].items():
+        where = f"shard {name!r}"
+        _check_fields(shard, fields, where)
+        match = re.fullmatch(r"images-(\d+)-of-\d+\.array_record", name)
+        number = int(match[1]) if match else planned
+        if number >= planned or name != shard_name(number, planned):
+            raise ValueError(f"{where} is none of its {planned}")
+        if shard["records"] + len(shard["skipped"]) != len(images_of(metadata, number)):
+            raise ValueError(f"the records of {where} are not as many as its images")
+    if metadata["records"] != sum(shard["records"] for shard in metadata["shards"].values()):
+        raise ValueError("'records' is not the sum of its shards'")
+
+
+def _unpack(data: bytes, classes: int) -> dict[str, Any]:
+    """Unpack and check a record, or raise a ValueError; without classes there are no labels."""
+    fields: dict[str, Test] = {
+        "image": ("bytes", lambda x: isinstance(x, bytes)),
+        "name": ("a string", _is_text),
+    }
+    if classes:
+        last = classes - 1
+        fields["label"] = (f"a whole number from -1 to {last}", lambda x: type(x) is int and -1 <= x <= last)
+    try:
+        record = msgpack.unpackb(data, unicode_errors=NAME_ERRORS)
+    except ValueError as error:  # some have no message
+        raise ValueError(f"no msgpack: {error or type(error).__name__}") from None
+    _check_fields(record, fields, "a record")
+    return record

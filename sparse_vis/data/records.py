@@ -1,12 +1,12 @@
-"""Records of a source as arrays, for evaluations."""
+"""Records of a source in order, read by threads that work ahead of their use."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -14,11 +14,14 @@ from PIL import Image
 
 from sparse_vis.data.cut import centre_cut
 from sparse_vis.data.decode import decode, to_square
+from sparse_vis.data.folder import FolderSource
 from sparse_vis.data.sources import Source
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.skipped import Skips
 
 BICUBIC, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
-T = TypeVar("T")
+ON_ERROR = ("stop", "skip")  # what to do with an unusable image
+R, T = TypeVar("R"), TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,10 @@ class Records:
     """Records of a source as arrays, for evaluations.
 
     Attributes:
-        image: (n, size, size, 3) uint8.
         name: names of the n records.
-        label: (n,) int32 class, -1 for a record without one; None if the source has no labels.
-        mask: (n, size, size) uint8 instance numbers, 0 for background; None if the source has no masks.
-        labels: (n, k) int32 set of classes in each image, padded with -1; None if the source has no sets.
+        label: class, -1 for a record without one; None if the source has no labels.
+        mask: instance numbers, 0 for background; None if the source has no masks.
+        labels: set of classes in each image, padded with -1; None if the source has no sets.
     """
 
     image: UInt8[np.ndarray, "n size size 3"]
@@ -51,8 +53,6 @@ def read_records(
     """Read records in the given order: resize the short side (bicubic), then crop the centre.
 
     Args:
-        source: random-access records.
-        indices: of the records, at least one.
         size: side of the square images in pixels.
         short_side: pixels of the short side before the crop, at least `size`; published: 256 for 224.
         resize: "antialiased" (Pillow), or "published": `data/cut.py`, rounded to 8 bits.
@@ -63,26 +63,21 @@ def read_records(
     if not len(indices) or not 0 <= min(indices) <= max(indices) < len(source):
         raise UserError(f"{len(indices)} records asked of {source!r} with {len(source)}; ask for fewer.")
     if short_side < size:
-        raise UserError(
-            f"short side {short_side} is below the image size {size}; raise it to {size} or more."
-        )
+        raise UserError(f"short side {short_side} is below the image size {size}; raise it to that or more.")
     records = [source[int(index)] for index in indices]
-    sides = dict(size=size, short_side=short_side)
     has = {key for record in records for key in record}
     none = np.zeros(0, np.int32)
 
-    def square(pixels: np.ndarray) -> np.ndarray:
-        if resize == "published":
+    def square(pixels: np.ndarray, resample: Image.Resampling = BICUBIC) -> np.ndarray:
+        if resize == "published" and resample == BICUBIC:
             return np.uint8(np.rint(255 * centre_cut(*pixels.shape[:2], size, short_side).image(pixels)))
-        return to_square(pixels, **sides, resample=BICUBIC)
+        return to_square(pixels, size, short_side=short_side, resample=resample)
 
     return Records(
         image=np.stack([square(decode(r)) for r in records]),
         name=tuple(r["name"] for r in records),
         label=np.array([r.get("label", -1) for r in records], np.int32) if "label" in has else None,
-        mask=np.stack([to_square(r["mask"], **sides, resample=NEAREST) for r in records])
-        if "mask" in has
-        else None,
+        mask=np.stack([square(r["mask"], NEAREST) for r in records]) if "mask" in has else None,
         labels=_padded([r.get("labels", none) for r in records]) if "labels" in has else None,
     )
 
@@ -93,24 +88,80 @@ def _padded(sets: list[np.ndarray]) -> Int32[np.ndarray, "n k"]:
     return np.stack([np.pad(row, (0, longest - len(row)), constant_values=-1) for row in sets])
 
 
+class Loaded(NamedTuple):
+    """An image ready for the encoder; height and width are those of the upright original, in pixels."""
+
+    name: str
+    height: int
+    width: int
+    pixels: np.ndarray  # (size, size, 3) uint8
+
+
+def load_image(source: Source, index: int, size: int, short_side: int) -> Loaded:
+    """Decode one image, resize its short side (bicubic, antialiased) and crop the centre."""
+    record = source[index]
+    pixels = decode(record)
+    square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
+    return Loaded(record["name"], *pixels.shape[:2], square)
+
+
 def in_batches(
     load: Callable[[np.ndarray], T], indices: np.ndarray, batch_size: int, threads: int
 ) -> Iterator[T]:
-    """Yield `load(batch of indices)` in order, while threads load the next batches.
+    """Yield `load(batch of indices)` in order, while threads load the next batches, one each."""
+    batches = (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
+    for _, future in load_ahead(load, batches, threads, ahead=threads):
+        yield future.result()
+
+
+def load_ahead(
+    load: Callable[[R], T], items: Iterable[R], threads: int, ahead: int
+) -> Iterator[tuple[R, Future[T]]]:
+    """Yield (item, future of `load(item)`) in order; threads work at most `ahead` items ahead."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[R, Future[T]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(load, item)))
+                if len(waiting) > ahead:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def usable(
+    source: Source, futures: Iterator[tuple[int, Future[T]]], on_error: str, skipped: Skips
+) -> Iterator[T]:
+    """Yield the loaded images; an unusable one raises, or is left out and added to `skipped`.
 
     Args:
-        load: indices of one batch -> anything. indices: of all records.
-        batch_size: records per call; the last call may have fewer. threads: batches loaded at a time.
+        futures: from `load_ahead`. on_error: one of ON_ERROR.
+
+    Raises:
+        UserError: an image cannot be used and on_error is "stop".
     """
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque = deque()
+    for index, future in futures:
         try:
-            for start in range(0, len(indices), batch_size):
-                waiting.append(pool.submit(load, indices[start : start + batch_size]))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            yield future.result()
+        except UserError as error:
+            if on_error == "stop":
+                raise or_skip(error, "--on-error=skip") from None
+            skipped.append((name_of(source, index), str(error)))
+
+
+def or_skip(error: UserError, how: str) -> UserError:
+    """The error for an unusable image, with the flag that skips it (and what it does) as a further remedy."""
+    return UserError(f"{str(error).rstrip('.')}, or pass {how}.")
+
+
+def name_of(source: Source, index: int) -> str:
+    """The name of an unusable record, or "#number" if it cannot be read at all."""
+    if isinstance(source, FolderSource):
+        return source.names[index]
+    try:
+        return source[index]["name"]
+    except UserError:
+        return f"#{index}"

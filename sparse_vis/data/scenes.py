@@ -35,25 +35,15 @@ SIZES, PLACES = 6, 10  # sizes, and places per size, that are tried before a dig
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """What scenes look like and how many there are.
+    """What scenes look like and how many there are."""
 
-    Attributes:
-        size: side of the square image in pixels, at least 24.
-        digits: "many" (1 to max_digits, anywhere) or "one" (exactly one, centred).
-        colours: "random", or "white" digits on a black background.
-        max_digits: most digits of a "many" scene, 1 to 4.
-        digit_scale: range of a digit's longer side as a fraction of `size`.
-        train_records: number of records of the train split.
-        eval_records: number of records of the validation and of the test split.
-    """
-
-    size: int = 64
-    digits: str = "many"
-    colours: str = "random"
-    max_digits: int = 4
-    digit_scale: tuple[float, float] = (0.35, 0.55)
+    size: int = 64  # side of the square image in pixels, at least 24
+    digits: str = "many"  # 1 to max_digits, anywhere; or "one", exactly one, centred
+    colours: str = "random"  # or "white" digits on a black background
+    max_digits: int = 4  # 1 to 4
+    digit_scale: tuple[float, float] = (0.35, 0.55)  # a digit's longer side as a fraction of `size`
     train_records: int = 50_000
-    eval_records: int = 2_000
+    eval_records: int = 2_000  # of the validation and of the test split each
 
     def __post_init__(self):
         check_fields("data.scenes", vars(self))
@@ -84,7 +74,6 @@ class SceneSource:
     with -1; `label`, the class of a scene with one digit, else -1; and `name`.
 
     Args:
-        spec: what scenes look like.
         split: "train", "validation" or "test"; they share neither digits nor regions of the photographs.
         seed: any non-negative int.
 
@@ -204,14 +193,14 @@ def _contrasting(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
 def _picture(size: int, rows: int, columns: int) -> Image.Image:
     """A picture of scenes beside their masks, from the test split: rows of "many", a last row of "one"."""
     palette = np.array([(0, 0, 0), (230, 80, 60), (70, 180, 90), (70, 120, 230), (240, 200, 60)], np.uint8)
+    frame = functools.partial(np.pad, pad_width=((2, 2), (2, 2), (0, 0)), constant_values=255)
     sheets = []
     for row in range(rows):
         spec = SceneSpec(size=size, digits="one" if row == rows - 1 else "many")
         source = SceneSource(spec, split="test", seed=0)
         records = [source[row * columns + column] for column in range(columns)]
-        pairs = [part for r in records for part in (r["image"], palette[r["mask"]])]
         sheets.append(
-            np.concatenate([np.pad(p, ((2, 2), (2, 2), (0, 0)), constant_values=255) for p in pairs], 1)
+            np.concatenate([frame(p) for r in records for p in (r["image"], palette[r["mask"]])], axis=1)
         )
     return Image.fromarray(np.concatenate(sheets))
 

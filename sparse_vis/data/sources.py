@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from sparse_vis.data.decode import MAX_PIXELS
 from sparse_vis.data.folder import FolderSource, left_out
-from sparse_vis.data.image_file import MAX_PIXELS
-from sparse_vis.data.packed import PackedSource
-from sparse_vis.data.packed_format import METADATA
+from sparse_vis.data.packed import METADATA, PackedSource
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
-from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.progress import say_once
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # usual names of folders of splits
 SHOWN = 4  # class names that are printed
@@ -45,15 +46,16 @@ class Source(Protocol):
 def announce(source: Source) -> None:
     """Print, once per process, a source's numbers of images and classes, and notes on surprising folders."""
     names, count = source.classes, len(source.classes)
+    images = f"{len(source)} image{'s' * (len(source) > 1)}"
+    classes = f"{count} class{'es' * (count > 1)}" if count else "no classes"
     if not isinstance(source, FolderSource | PackedSource):
         name = source.name if isinstance(source, TfdsSource) else "the scenes"
-        classes = f"{count} class{'es' * (count > 1)}" if count else "no classes"
-        say_once(f"{len(source)} image{'s' * (len(source) > 1)} in split {source.split} of {name}, {classes}")
+        say_once(f"{images} in split {source.split} of {name}, {classes}")
         return
     shown = ", ".join(map(escaped, names[:SHOWN])) + (" …" if count > SHOWN else "")
-    classes = f"{count} class{'es' * (count > 1)}, its subfolders ({shown})" if count else "no classes"
+    below = f", its subfolders ({shown})" if count else ""
     left = left_out(source.left_out) if isinstance(source, FolderSource) else ""
-    say_once(f"{len(source)} image{'s' * (len(source) > 1)} in {source.path}, {classes}{left}")
+    say_once(f"{images} in {source.path}, {classes}{below}{left}")
     for same in source.same[:SHOWN] if isinstance(source, FolderSource) else ():
         say_once(
             f"note: {' and '.join(map(quoted, same))} of {source.path} are one folder, by links; it is read "
@@ -69,19 +71,20 @@ def announce(source: Source) -> None:
         say_once(f"note: {shown} is read as the only class, so that there is nothing to tell apart")
 
 
-def open_folder(path: str, max_pixels: int = MAX_PIXELS) -> FolderSource:
-    """All images below the folder given as a tool's --input.
-
-    Args:
-        path: of the folder. max_pixels: largest number of pixels of an image.
-
-    Raises:
-        UserError: the folder is missing or holds no image.
-    """
+@contextlib.contextmanager
+def _flags_of_tools(path: str) -> Iterator[None]:
+    """Name in errors the flags of the tools, `path` for the folder, instead of those of main.py."""
     try:
+        yield
+    except UserError as error:
+        text = str(error).replace("--config.data.path", path)
+        raise UserError(text.replace("--config.data.split", "--split")) from None
+
+
+def open_folder(path: str, max_pixels: int = MAX_PIXELS) -> FolderSource:
+    """All images below the folder given as a tool's --input; raises UserError as FolderSource."""
+    with _flags_of_tools("--input"):
         return FolderSource(path, max_pixels)
-    except UserError as error:  # its remedy names the flag of main.py
-        raise UserError(str(error).replace("--config.data.path", "--input")) from None
 
 
 def open_input(
@@ -92,7 +95,6 @@ def open_input(
     Args:
         name: folder of images or of packed images, or "tfds:<name>".
         split, data_dir: arguments of `TfdsSource`; None for folders.
-        max_pixels: largest number of pixels of an image.
 
     Raises:
         UserError: nothing can be read; split or data_dir given without TFDS, or missing with it.
@@ -108,11 +110,8 @@ def open_input(
     if not tfds:
         packed = Path(name, METADATA).is_file()
         return PackedSource(name, max_pixels) if packed else open_folder(name, max_pixels)
-    try:
+    with _flags_of_tools("--data-dir"):
         return TfdsSource(name.removeprefix("tfds:"), split=split, data_dir=data_dir, max_pixels=max_pixels)
-    except UserError as error:  # its remedies name the flags of main.py
-        text = str(error).replace("--config.data.path", "--data-dir")
-        raise UserError(text.replace("--config.data.split", "--split")) from None
 
 
 def make_source(
@@ -122,12 +121,9 @@ def make_source(
 
     Args:
         name: "scenes", "folder", "packed" or "tfds:<name>".
-        split: scenes: "train", "validation" or "test"; folder and packed: subfolder of `path`, or "" for
-            `path` itself; TFDS: any split string, e.g. "train[:90%]".
+        split: of scenes or TFDS; folder and packed: subfolder of `path`, or "" for `path` itself.
         path: folder of images or shards, or TFDS's data_dir; unused for scenes.
-        seed: of the scenes' content; unused otherwise.
-        scenes: what scenes look like; unused otherwise.
-        max_pixels: largest number of pixels of an image; unused for scenes.
+        seed, scenes: of the scenes' content; unused otherwise.
 
     Raises:
         UserError: an unknown name or an empty path, and the errors of the source itself.

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sparse_vis.data.image_file import MAX_PIXELS
-from sparse_vis.data.packed_format import sha256_of
+from sparse_vis.data.decode import MAX_PIXELS
+from sparse_vis.data.folder import sha256_of
 from sparse_vis.runtime.errors import UserError
 
 
@@ -18,7 +18,6 @@ class TfdsSource:
         name: TFDS name, e.g. "imagenet2012" or "name/config:1.0.0".
         split: TFDS split, e.g. "train[:90%]".
         data_dir: folder in which the data set was prepared.
-        max_pixels: largest number of pixels of an image.
 
     Raises:
         UserError: the data set is not prepared in data_dir or not as ArrayRecord, the split is unknown or
@@ -28,8 +27,7 @@ class TfdsSource:
     def __init__(self, name: str, *, split: str, data_dir: str, max_pixels: int = MAX_PIXELS):
         import tensorflow_datasets as tfds
 
-        self.max_pixels = max_pixels
-        self.name, self.split, self.data_dir = name, split, data_dir
+        self.name, self.split, self.data_dir, self.max_pixels = name, split, data_dir, max_pixels
         # Not `tfds build`, which needs Apache Beam; docs/imagenet.md.
         prepare = (
             'run `python -c "import tensorflow_datasets as tfds; '

@@ -9,6 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 
 OVERSHOOT = 1e-3  # allowed beyond [0, 1]: rounding errors of the caller's scaling
+# Wrong shape, None for any number -> what makes (B, H, W, 3) of it; the first that fits.
+_RESHAPED = (
+    ((None, 3, None, None), "images.transpose(0, 2, 3, 1)"),
+    ((None, None, None, 4), "images[..., :3] without its alpha"),
+    ((None, None, None, 1), "np.repeat(images, 3, axis=-1) of one channel"),
+    ((None, 1, None, None), "np.repeat(images, 3, axis=1).transpose(0, 2, 3, 1)"),
+    ((None, 4, None, None), "images[:, :3].transpose(0, 2, 3, 1)"),
+    ((None, None, 3), "images[None] for a single one"),
+    ((3, None, None), "images.transpose(1, 2, 0)[None] for a single one"),
+    ((None, None, 4), "images[None, ..., :3] for a single one without its alpha"),
+    ((None, None, 1), "np.repeat(images, 3, axis=-1)[None] for a single one of one channel"),
+    ((None, None, None), "np.stack([images] * 3, axis=-1) of grey ones"),
+    ((None, None), "np.stack([images] * 3, axis=-1)[None] for a single grey one"),
+    ((None, None, None, None, 3), "images.reshape(-1, *images.shape[-3:])"),
+)
+_CONVERTED = {
+    "object": ": they differ in size; np.stack(images) needs one size",
+    "uint16": ", e.g. images / 65535",
+    "bool": ", e.g. images.astype(np.float32)",
+}
 
 
 def shape_fault(images) -> str:
@@ -18,7 +38,12 @@ def shape_fault(images) -> str:
     shape = tuple(shape)
     if len(shape) == 4 and shape[-1] == 3:
         return "" if shape[0] else f"images have shape {shape}; give at least one."
-    return f"images have shape {shape}; give (B, H, W, 3) RGB, e.g. {_reshaped(shape)}."
+    fitting = (how for wrong, how in _RESHAPED if _fits(shape, wrong))
+    return f"images have shape {shape}; give (B, H, W, 3) RGB, e.g. {next(fitting, 'np.stack(images)')}."
+
+
+def _fits(shape: tuple[int, ...], wrong: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wrong) and all(b in (None, a) for a, b in zip(shape, wrong, strict=True))
 
 
 def _no_array(images) -> str:
@@ -36,42 +61,14 @@ def _no_array(images) -> str:
     return f"{what}; give an array (B, H, W, 3), e.g. {whole}."
 
 
-def _reshaped(shape: tuple[int, ...]) -> str:
-    """An expression that turns an array of this shape into (B, H, W, 3)."""
-    if len(shape) == 4:
-        first, last = shape[1], shape[-1]
-        if first == 3:
-            return "images.transpose(0, 2, 3, 1)"
-        if last == 4:
-            return "images[..., :3] without its alpha"
-        if last == 1:
-            return "np.repeat(images, 3, axis=-1) of one channel"
-        if first in (1, 4):
-            single = "np.repeat(images, 3, axis=1)" if first == 1 else "images[:, :3]"
-            return f"{single}.transpose(0, 2, 3, 1)"
-    if len(shape) == 3:
-        if shape[-1] == 3:
-            return "images[None] for a single one"
-        if shape[0] == 3:
-            return "images.transpose(1, 2, 0)[None] for a single one"
-        if shape[-1] == 4:
-            return "images[None, ..., :3] for a single one without its alpha"
-        if shape[-1] == 1:
-            return "np.repeat(images, 3, axis=-1)[None] for a single one of one channel"
-        return "np.stack([images] * 3, axis=-1) of grey ones"
-    if len(shape) == 2:
-        return "np.stack([images] * 3, axis=-1)[None] for a single grey one"
-    if len(shape) > 4 and shape[-1] == 3:
-        return "images.reshape(-1, *images.shape[-3:])"
-    return "np.stack(images)"
-
-
 def value_fault(images: np.ndarray | jax.Array) -> str:
     """Why an array's dtype or values are not those of pixels; "" if they are, or for floats inside jit."""
     if images.dtype == jnp.uint8:
         return ""
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        remedy = _remedy(images.dtype.name)
+        whole = jnp.issubdtype(images.dtype, jnp.integer)
+        other = ", e.g. images.astype(np.uint8) if they reach from 0 to 255" if whole else ""
+        remedy = _CONVERTED.get(images.dtype.name, other)
         return f"images have dtype {images.dtype}; give uint8, or float in [0, 1]{remedy}."
     if isinstance(images, jax.core.Tracer):
         return ""
@@ -89,15 +86,3 @@ def value_fault(images: np.ndarray | jax.Array) -> str:
     else:
         remedy = " without a normalisation, which happens inside (undo it: images * std + mean)"
     return f"images reach from {low:.4g} to {high:.4g}; give uint8, or float in [0, 1]{remedy}."
-
-
-def _remedy(dtype: str) -> str:
-    if dtype == "object":
-        return ": they differ in size; np.stack(images) needs one size"
-    if dtype == "uint16":
-        return ", e.g. images / 65535"
-    if dtype == "bool":
-        return ", e.g. images.astype(np.float32)"
-    if dtype.startswith(("int", "uint")):
-        return ", e.g. images.astype(np.uint8) if they reach from 0 to 255"
-    return ""

@@ -1,4 +1,4 @@
-"""What evaluations keep of each image, batch by batch: pooled features and scores, never all of U."""
+"""What is kept of each image: pooled features and scores, never all of U; tasks that average the scores."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Num
+from ml_collections import ConfigDict
 from PIL import Image
 
 from sparse_vis.data.records import Records
-from sparse_vis.evals.baselines import as_unit
-from sparse_vis.evals.bench import Reducer
-from sparse_vis.evals.features import AnyArray, pool, square_grid
-from sparse_vis.evals.maps.localization import best_overlap, foreground_ari, token_segments
+from sparse_vis.evals.features import AnyArray, as_unit, pool, square_grid
+from sparse_vis.evals.maps.localization import best_overlap, foreground_ari, mean_known, token_segments
 from sparse_vis.evals.pixels.fid import Moments, frechet_distance, to_uint8
 from sparse_vis.evals.pixels.networks import Networks, at_256
 from sparse_vis.evals.pixels.psnr_ssim import psnr, ssim
+from sparse_vis.evals.task import Bench, Reducer, Result, Task
 
 
 def _pooled(key: str) -> Reducer:
     return Reducer((key,), lambda features, records, networks: pool({key: features[key]}))
-
-
-def _concatenated(features: dict, records: Records, networks: Networks) -> dict[str, np.ndarray]:
-    return {"concat_S": features["sparse"].reshape(len(features["sparse"]), -1)}
 
 
 def _localized(features: dict, records: Records, networks: Networks) -> dict[str, np.ndarray]:
@@ -35,20 +31,14 @@ def _localized(features: dict, records: Records, networks: Networks) -> dict[str
     }
 
 
-def _reconstructed(features: dict, records: Records, networks: Networks) -> dict[str, np.ndarray]:
-    return compared(features["reconstruction"], records.image, networks)
-
-
-def _prototype(features: dict, records: Records, networks: Networks) -> dict[str, np.ndarray]:
-    return {"prototype": features["prototype"].astype(np.int32)}
-
-
 # Means of tokens; one Reducer per key, so that an encoder without S still has CLS and U.
-POOLED = tuple(_pooled(key) for key in ("sparse", "cls", "dense"))
-CONCATENATED = Reducer(("sparse",), _concatenated)
+TOKEN_MEANS = tuple(_pooled(key) for key in ("sparse", "cls", "dense"))
+CONCATENATED = Reducer(("sparse",), lambda f, *_: {"concat_S": f["sparse"].reshape(len(f["sparse"]), -1)})
 LOCALIZED = Reducer(("spatial",), _localized)
-RECONSTRUCTED = Reducer(("reconstruction",), _reconstructed)
-PROTOTYPE = Reducer(("prototype",), _prototype)
+RECONSTRUCTED = Reducer(
+    ("reconstruction",), lambda f, records, networks: compared(f["reconstruction"], records.image, networks)
+)
+PROTOTYPE = Reducer(("prototype",), lambda f, *_: {"prototype": f["prototype"].astype(np.int32)})
 
 
 def at_size(images: Float[AnyArray, "N h w 3"], size: int) -> Float[np.ndarray, "N size size 3"]:
@@ -62,13 +52,10 @@ def at_size(images: Float[AnyArray, "N h w 3"], size: int) -> Float[np.ndarray, 
 def compared(
     reconstruction: Float[AnyArray, "N h w 3"], images: Num[np.ndarray, "N H W 3"], networks: Networks
 ) -> dict[str, np.ndarray]:
-    """Scores of each reconstruction: psnr, ssim and, if the networks are given, lpips and inception.
+    """Scores of reconstructions in [0, 1]: psnr, ssim and, if the networks are given, lpips and inception.
 
     PSNR and SSIM are measured at the images' size, to which reconstructions of another size (256 for 224 px
     at patch 14) are resized. LPIPS and Inception get 8-bit images that passed through `protocol_crop`.
-
-    Args:
-        reconstruction: in [0, 1]. images: as the encoder saw them, uint8 or in [0, 1]. networks: Networks.
     """
     same, true = at_size(reconstruction, images.shape[1]), as_unit(images)
     found = {"psnr": psnr(same, true), "ssim": ssim(same, true)}
@@ -84,10 +71,32 @@ def quality(
     """PSNR, SSIM, LPIPS and rFID of a set from the columns of `compared`; and absent metric → reason.
 
     Args:
-        columns: of all images. networks: Networks. true: returns Inception moments of the original images.
+        columns: of all images. true: returns Inception moments of the original images.
     """
     metrics = {name: float(np.mean(columns[name])) for name in ("psnr", "ssim", "lpips") if name in columns}
     if "inception" in columns:
         found = Moments.empty(columns["inception"].shape[1]).update(columns["inception"])
         metrics["rfid"] = frechet_distance(found, true())
     return metrics, dict(networks.absent)
+
+
+def _localization(bench: Bench, config: ConfigDict) -> Result:
+    columns = bench.columns("test")
+    iou = mean_known(columns["best_iou"])
+    return Result({"": {"fg_ari": mean_known(columns["fg_ari"]), "mbo": iou, "best_iou": iou}})
+
+
+def _reconstruction(bench: Bench, config: ConfigDict) -> Result:
+    networks, test = bench.networks, bench.data.parts["test"]
+    metrics, absent = quality(bench.columns("test"), networks, lambda: networks.true_moments(test))
+    return Result({"": metrics}, absent)
+
+
+LOCALIZATION = Task(
+    _localization, ("mask",), ("spatial",), lambda data: {"test": (LOCALIZED,)},
+    lambda config: {"segments": "argmax over tokens of L, interpolated bilinearly"},
+)  # fmt: skip
+RECONSTRUCTION = Task(
+    _reconstruction, (), ("reconstruction",), lambda data: {"test": (RECONSTRUCTED,)},
+    lambda config: {"images": "as the encoder sees them"}, networks=True,
+)  # fmt: skip

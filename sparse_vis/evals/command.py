@@ -6,39 +6,31 @@ import dataclasses
 import difflib
 import pathlib
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from sparse_vis.evals import scenes
-from sparse_vis.evals.bench import Bench, Reducer
 from sparse_vis.evals.dataset import Data, open_data
 from sparse_vis.evals.encoders import OWN, beside_encoder, check_beside, own_encoder
 from sparse_vis.evals.features import Encoder
 from sparse_vis.evals.maps.label_maps import check_every_map, maps_sha256
-from sparse_vis.evals.needs import check_needs
+from sparse_vis.evals.needs import check_needs, without_unusable
 from sparse_vis.evals.pixels.networks import Networks
 from sparse_vis.evals.results import Results
-from sparse_vis.evals.task import Result
+from sparse_vis.evals.task import Bench, Reducer, Result
 from sparse_vis.evals.tasks import TASKS
-from sparse_vis.evals.usable import without_unusable
-from sparse_vis.evals.verdict import verdict
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
-from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.progress import say_once
 
 TOP = 5  # top-5 accuracy is trivial with this many classes
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A checked plan of evaluations.
-
-    Attributes:
-        tasks: names. data: Data. networks: Networks.
-    """
+class Plan(NamedTuple):
+    """A checked plan of evaluations."""
 
     tasks: tuple[str, ...]
     data: Data
@@ -52,29 +44,29 @@ def make_plan(config: ConfigDict) -> Plan:
         UserError: an unknown task, or one that needs what the source does not have; files or images that are
             missing or damaged.
     """
-    for name in config.eval.tasks:
+    e, tokenizer = config.eval, config.model.tokenizer
+    for name in e.tasks:
         if name not in TASKS:
             alike = difflib.get_close_matches(name, TASKS, n=2, cutoff=0.5) or TASKS
             raise UserError(f"config.eval.tasks names {name!r}, which is no task; use {' or '.join(alike)}.")
     data = open_data(config)
-    check_needs(data, {name: TASKS[name] for name in config.eval.tasks})
-    for name in config.eval.beside:
+    check_needs(data, {name: TASKS[name] for name in e.tasks})
+    for name in e.beside:
         check_beside(name, config)
-    e, tokenizer = config.eval, config.model.tokenizer
     if "reconstruction_probe" in e.tasks and e.reconstruction_probe.target == "vq":
         load_tokenizer(tokenizer.path, tokenizer.dtype)  # only to check the file
     networks = Networks(e.inception, e.lpips.alexnet, e.lpips.heads, e.batch)
     if any(TASKS[name].networks for name in e.tasks) and jax.process_index() == 0:
         for metric, why in networks.absent.items():
             say_once(f"note: {metric} will be absent: {why}")
-    return Plan(tuple(config.eval.tasks), data, networks)
+    return Plan(tuple(e.tasks), data, networks)
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]:
     """Run the unfinished tasks, write evaluation.json after each, then print the tables.
 
     Args:
-        config: complete configuration. workdir: of the run, for results. plan: from `make_plan`.
+        workdir: of the run, for results. plan: from `make_plan`.
 
     Returns:
         The figures of config.eval.expected that were not met.
@@ -85,35 +77,50 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]
     own, weights = own_encoder(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if config.data.on_error == "skip":
-        plan = dataclasses.replace(plan, data=without_unusable(plan.data, workdir))
+        plan = plan._replace(data=without_unusable(plan.data, workdir))
         check_needs(plan.data, {name: TASKS[name] for name in plan.tasks})  # there may be too few left
-    train = plan.data.parts["train"]
-    others = [beside_encoder(name, config, weights, train) for name in config.eval.beside]
-    results = Results(workdir)
-    if any("map" in TASKS[name].needs for e in (own, *others) for name in _left(e, plan, config, results)):
+    train, results = plan.data.parts["train"], Results(workdir)
+    encoders = [own, *(beside_encoder(name, config, weights, train) for name in config.eval.beside)]
+    left = [_unfinished(encoder, plan, config, results) for encoder in encoders]
+    if any("map" in TASKS[name].needs for settings in left for name in settings):
         # Training label maps are read in the first epoch; those of test would only be read after the last.
         check_every_map(plan.data.parts["test"])
-    for encoder in (own, *others):
-        _evaluate_one(encoder, plan, config, results)
+    for encoder, settings in zip(encoders, left, strict=True):
+        _evaluate_one(encoder, settings, plan, config, results)
     networks = plan.networks.absent if any(TASKS[name].networks for name in plan.tasks) else {}
-    text = results.tables([e.name for e in (own, *others)], plan.tasks, networks.values())
-    compared, missed = verdict(results, OWN, config.eval.expected)
+    text = results.tables([e.name for e in encoders], plan.tasks, networks.values())
+    compared, missed = results.verdict(OWN, config.eval.expected)
     text += compared if config.eval.expected else ""
-    title, absent = f"# Evaluation of {own.about['from']}\n", [f"- {m}: {why}" for m, why in networks.items()]
-    below = "\n".join(["", "## Absent", "", *absent, ""] if absent else [""])
-    write_whole(workdir / "evaluation.md", f"{title}{text}\n{below}")
+    absent = ["", "## Absent", "", *(f"- {metric}: {why}" for metric, why in networks.items())]
+    lines = [f"# Evaluation of {own.about['from']}", text, *(absent if networks else []), ""]
+    write_whole(workdir / "evaluation.md", "\n".join(lines))
     print(text, flush=True)
     return missed
 
 
-def _left(encoder: Encoder, plan: Plan, config: ConfigDict, results: Results) -> dict[str, dict]:
-    """Unfinished task → its settings."""
-    settings = {name: _settings(name, encoder, plan, config) for name in plan.tasks}
-    return {name: s for name, s in settings.items() if not results.finished(encoder.name, name, s)}
+def _unfinished(encoder: Encoder, plan: Plan, config: ConfigDict, results: Results) -> dict[str, dict]:
+    """Unfinished task → its settings: all that determines its numbers."""
+    e, found = config.eval, {}
+    for name in plan.tasks:
+        task = TASKS[name]
+        settings = {
+            "encoder": {key: value for key, value in encoder.about.items() if key != "from"},
+            "data": plan.data.about,
+            "protocol": task.protocol(config),
+            "maps": maps_sha256(plan.data) if "map" in task.needs else None,
+            "networks": {**plan.networks.about, "absent": plan.networks.absent} if task.networks else {},
+            "batch": e.batch,
+            "seed": e.seed,
+            "dtype": e.dtype,
+        }
+        if not results.finished(encoder.name, name, settings):
+            found[name] = settings
+    return found
 
 
-def _evaluate_one(encoder: Encoder, plan: Plan, config: ConfigDict, results: Results) -> None:
-    left = _left(encoder, plan, config, results)
+def _evaluate_one(
+    encoder: Encoder, left: dict[str, dict], plan: Plan, config: ConfigDict, results: Results
+) -> None:
     for name in plan.tasks:
         if name not in left:
             print(f"{encoder.name}: {name} is finished", flush=True)
@@ -122,12 +129,12 @@ def _evaluate_one(encoder: Encoder, plan: Plan, config: ConfigDict, results: Res
         for part, kept in TASKS[name].reducers(plan.data).items():
             reducers[part].update(kept)
     bench = Bench(encoder, plan.data, plan.networks, config.eval.batch, config.eval.seed, reducers)
-    for name in left:
+    for name, settings in left.items():
         began = time.perf_counter()
         print(f"evaluating {encoder.name}: {name}", flush=True)
         result = _measure(name, bench, config)
         ran = {"from": encoder.about.get("from"), "seconds": round(time.perf_counter() - began, 1)}
-        results.add(encoder.name, name, left[name], result, ran)
+        results.add(encoder.name, name, settings, result, ran)
     if "scenes" in left and encoder.name == OWN and {"reconstruction", "spatial"} <= set(encoder.gives):
         scenes.draw(bench, results.path.with_name("localization.png"))
 
@@ -147,17 +154,3 @@ def _without_trivial(result: Result, classes: int) -> Result:
     metrics = {of: {k: v for k, v in row.items() if k != "top5"} for of, row in result.metrics.items()}
     why = f"of {classes} classes the five likeliest are all"
     return dataclasses.replace(result, metrics=metrics, absent=result.absent | {"top5": why})
-
-
-def _settings(name: str, encoder: Encoder, plan: Plan, config: ConfigDict) -> dict:
-    task = TASKS[name]
-    return {
-        "encoder": {key: value for key, value in encoder.about.items() if key != "from"},
-        "data": plan.data.about,
-        "protocol": task.protocol(config),
-        "maps": maps_sha256(plan.data) if "map" in task.needs else None,
-        "networks": {**plan.networks.about, "absent": plan.networks.absent} if task.networks else {},
-        "batch": config.eval.batch,
-        "seed": config.eval.seed,
-        "dtype": config.eval.dtype,
-    }

@@ -14,10 +14,9 @@ from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_source
-from sparse_vis.data.ahead import or_skip
 from sparse_vis.data.decode import decode
-from sparse_vis.data.records import Records, in_batches, read_records
-from sparse_vis.data.same import images_sha256
+from sparse_vis.data.folder import images_sha256
+from sparse_vis.data.records import Records, in_batches, or_skip, read_records
 from sparse_vis.data.sources import Source
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.runtime.errors import UserError
@@ -37,7 +36,7 @@ class Part:
         masks: folder of label maps; None if the source has its own, or there are none.
         map_classes: number of classes in label maps; 0 if there are none. map_shift: -1 if class 0 in the
             files means "unknown", and classes count from 1; else 0.
-        on_error: "stop" or "skip" at an unusable image (`evals/usable.py`).
+        on_error: "stop" or "skip" at an unusable image (`evals/needs.py`).
     """
 
     source: Source
@@ -68,21 +67,13 @@ class Part:
         return dataclasses.replace(self, indices=self.indices[np.sort(left)])
 
     def record(self, row: int | np.integer) -> dict[str, Any]:
-        """A record of the source, its image decoded.
-
-        Raises:
-            UserError: it cannot be used.
-        """
+        """A record of the source, its image decoded; a UserError if it cannot be used."""
         with self._offering_to_skip():
             record = self.source[int(row)]
             return {**record, "image": decode(record)}
 
     def example(self) -> dict[str, Any]:
-        """The first usable record, its image decoded.
-
-        Raises:
-            UserError: no record is usable, or the first is not and `on_error` is "stop".
-        """
+        """The first usable record, its image decoded; a UserError if none is, or `on_error` is "stop"."""
         reason = ""
         for row in self.indices:
             try:
@@ -106,9 +97,10 @@ class Part:
         """All records in order, in batches; images are resized by their short side, then centre-cropped."""
 
         def load(rows):
-            sides = dict(size=self.size, short_side=self.short_side)
             with self._offering_to_skip():
-                return read_records(self.source, rows, resize=self.resize, **sides)
+                return read_records(
+                    self.source, rows, size=self.size, short_side=self.short_side, resize=self.resize
+                )
 
         return in_batches(load, self.indices, batch_size, self.threads)
 
@@ -118,8 +110,7 @@ class Data:
     """The data of a run of evaluations.
 
     Attributes:
-        parts: by name: "train" and "test"; on scenes with several digits also "one_train" and "one_test",
-            with one digit per image.
+        parts: "train" and "test"; on scenes with several digits also "one_train" and "one_test", with one.
         labelled: names of the train and test part whose single labels are used.
         classes: number of classes; 0 without labels.
         about: identity of the images, as plain values for the record of results.
@@ -147,30 +138,27 @@ def open_data(config: ConfigDict) -> Data:
     Raises:
         UserError: a split that is missing or empty, or train and test with different classes.
     """
-    e, size = config.eval, config.model.image_size
-    scenes = config.data.source == "scenes"
+    e, d, size = config.eval, config.data, config.model.image_size
+    scenes = d.source == "scenes"
     # Scenes are drawn at the image size and are not cropped.
     short_side = size if scenes else round(size * SHORT_SIDE)
 
     def part(test: bool, **changed) -> Part:
         split, count = (e.test_split, e.test_records) if test else (e.train_split, e.train_records)
         source = _open(config, split, **changed)
-        indices = _held_out(len(source), e.holdout, test) if e.holdout else np.arange(len(source))
-        folder = config.data.source in ("folder", "packed") and split
-        masks = (pathlib.Path(e.masks) / split if folder else pathlib.Path(e.masks)) if e.masks else None
+        indices = spread(_held_out(len(source), e.holdout, test), count)
+        masks = pathlib.Path(e.masks, split if d.source in ("folder", "packed") else "") if e.masks else None
         maps = e.mask_classes if masks else len(source.classes) + 1 if scenes else 0
-        rows = spread(indices, count)
         shift = e.mask_shift if masks else 0
-        d = config.data
-        return Part(source, rows, size, short_side, d.threads, masks, maps, shift, e.resize, d.on_error)
+        return Part(source, indices, size, short_side, d.threads, masks, maps, shift, e.resize, d.on_error)
 
     parts, labelled = {"train": part(False), "test": part(True)}, ("train", "test")
-    if scenes and config.data.scenes.digits == "many":
+    if scenes and d.scenes.digits == "many":
         # Only scenes with one digit have a single label.
         parts |= {"one_train": part(False, max_digits=1), "one_test": part(True, max_digits=1)}
         labelled = ("one_train", "one_test")
     about = {
-        "source": config.data.source, "path": config.data.path, "holdout": e.holdout, "image_size": size,
+        "source": d.source, "path": d.path, "holdout": e.holdout, "image_size": size,
         "short_side": short_side, "resize": e.resize,
         "parts": {name: about_part(p) for name, p in parts.items()},
     }  # fmt: skip
@@ -202,7 +190,9 @@ def _open(config: ConfigDict, split: str, **changed) -> Source:
 
 
 def _held_out(count: int, share: float, test: bool) -> Int[np.ndarray, " N"]:
-    """Every (1/share)-th record for test, the others for train: in sorted folders that covers all classes."""
+    """Every (1/share)-th record for test, the others for train (in sorted folders: of all classes)."""
+    if not share:
+        return np.arange(count)
     marks = np.floor(np.arange(1, count + 1) * share) > np.floor(np.arange(count) * share)
     indices = np.flatnonzero(marks == test)
     if not len(indices):
@@ -223,11 +213,7 @@ def spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]:
 def without_unlabelled(
     columns: dict[str, AnyArray], names: list[str]
 ) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " N"]]:
-    """The named columns and the labels, restricted to rows with a label.
-
-    Raises:
-        UserError: no row has a label.
-    """
+    """The named columns and the labels of the rows that have a label; a UserError if none has."""
     known = np.flatnonzero(columns["label"] >= 0)
     if not len(known):
         raise UserError(
@@ -238,11 +224,7 @@ def without_unlabelled(
 
 
 def no_classes(train: Int[np.ndarray, " N"], test: Int[np.ndarray, " M"], least: int) -> str:
-    """Why a probe of classes is impossible; "" if it is possible.
-
-    Args:
-        train, test: classes of the images, -1 for none. least: number of training images needed.
-    """
+    """Why a probe of classes (-1: none), with `least` training images or more, is impossible; else ""."""
     train, test = train[train >= 0], test[test >= 0]
     if len(train) < least or not len(test):
         return f"{len(train)} training and {len(test)} test images have a class; it needs {least} and 1"

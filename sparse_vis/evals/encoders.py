@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import pathlib
+import zlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from sparse_vis import api
 from sparse_vis.config import settings
-from sparse_vis.evals.baselines import mean_colour, patch_pca, raw_pixels
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.features import Encoder
-from sparse_vis.evals.model_encoders import backbone_encoder, stellar_encoder
+from sparse_vis.evals.features import Encoder, as_unit, patches_of
 from sparse_vis.interop import hub, mae, step_folder
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
+from sparse_vis.models.block import Compute, Sizes
+from sparse_vis.models.encoder import Encoder as Vit
 from sparse_vis.models.stellar import Stellar, init_params
+from sparse_vis.ops.moments import Moments
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.types import Features
 
 OWN = "trained"  # name of the run's own model in tables
 BASELINES = ("untrained", "pixels", "mean_colour", "pca")
+PCA_IMAGES = 1000  # most images on which principal components are fitted
 
 
 def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tuple[Stellar, dict] | None]:
@@ -50,14 +59,7 @@ def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tup
     # Pixel models do not use a tokenizer; a probe that predicts codes reads its own.
     tokenizer = config.model.tokenizer.path if config.model.target == "vq" else None
     model, params = api.assemble(found, place, tokenizer=tokenizer or None, dtype=config.eval.dtype)
-    return stellar_encoder(OWN, model, params, origin(found, place, name)), (model, params)
-
-
-def origin(found: Loaded, place: str, name: str | None = None) -> dict:
-    """Where weights were read from; for a workdir, step folder and step."""
-    if found.step is not None:
-        return {"from": str(found.step), "step": int(found.step.name)}
-    return {"from": place, **({"name": name} if name else {})}
+    return stellar_encoder(OWN, model, params, _origin(found, place, name)), (model, params)
 
 
 def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | None, train: Part) -> Encoder:
@@ -88,7 +90,7 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
     found = read_model(name)
     model, params = api.assemble(found, name, dtype=config.eval.dtype)
     _check_patch(name, model.patch, config)
-    return stellar_encoder(name, model, params, origin(found, name))
+    return stellar_encoder(name, model, params, _origin(found, name))
 
 
 def check_beside(name: str, config: ConfigDict) -> None:
@@ -107,9 +109,16 @@ def check_beside(name: str, config: ConfigDict) -> None:
         )
     if (path / step_folder.FOLDER).is_dir():
         saved = settings.from_plain(step_folder.read_newest(path, step_folder.read_config), path)
-        _check_patch(name, saved.model.patch, config)
     else:
-        _check_patch(name, read_model(name).config.model.patch, config)
+        saved = read_model(name).config
+    _check_patch(name, saved.model.patch, config)
+
+
+def _origin(found: Loaded, place: str, name: str | None = None) -> dict:
+    """Where weights were read from; for a workdir, step folder and step."""
+    if found.step is not None:
+        return {"from": str(found.step), "step": int(found.step.name)}
+    return {"from": place, **({"name": name} if name else {})}
 
 
 def _check_patch(name: str, patch: int, config: ConfigDict) -> None:
@@ -118,3 +127,110 @@ def _check_patch(name: str, patch: int, config: ConfigDict) -> None:
             f"config.eval.beside={name} has patches of {patch} px, which do not fill images of "
             f"config.model.image_size={config.model.image_size}; leave it out or change the image size."
         )
+
+
+def checksums(model: nn.Module, params: dict) -> dict[str, int]:
+    """CRC-32 of all parameters, and of the module's fields, such as its temperature."""
+    crc = 0
+    for leaf in jax.tree.leaves(params):
+        crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
+    return {"crc32": crc, "model_crc32": zlib.crc32(repr(model).encode())}
+
+
+def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Encoder:
+    """A STELLAR model, as from `sparse_vis.load`; `about` tells where its weights are from."""
+    absent = {}
+    if model.decoder.codes and model.tokenizer is None:
+        absent["reconstruction"] = "its VQ tokenizer is not at hand; give --config.model.tokenizer.path=FILE"
+
+    @jax.jit
+    def nearest(params, tokens):
+        embedding = model.apply({"params": params}, tokens, method=lambda m, x: m.sparse_head(x))
+        return jnp.argmax(embedding @ params["sparse_head"]["prototypes"], axis=-1)
+
+    def features(images, wanted):
+        out = api.encode(model, params, images)
+        more = {
+            "prototype": lambda: nearest(params, out.sparse),
+            "reconstruction": lambda: api.reconstruct(model, params, out),
+        }
+        return {key: more[key]() if key in more else getattr(out, key) for key in wanted}
+
+    def decode(S, L):
+        side = math.isqrt(L.shape[1]) * model.patch
+        out = Features(cls=None, sparse=S, dense=None, spatial=L, lowrank=L @ S, size=(side, side))
+        return api.reconstruct(model, params, out)
+
+    gives = ("cls", "sparse", "dense", "spatial", "prototype", "reconstruction")
+    return Encoder(
+        name,
+        tuple(key for key in gives if key not in absent),
+        features,
+        None if absent else decode,
+        prototypes=params["sparse_head"]["prototypes"].shape[1],
+        about={**about, **checksums(model, params), "patch": model.patch, "tokens": model.encoder.queries},
+        absent=absent,
+    )
+
+
+def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict) -> Encoder:
+    """A plain ViT without queries, such as an MAE backbone: CLS and U.
+
+    Args:
+        config: with the backbone's sizes in config.model. backbone: parameters from `read_backbone`.
+    """
+    m = config.model
+    sizes, compute = Sizes(m.width, m.layers, m.heads, m.mlp_dim), Compute(config.eval.dtype)
+    vit = Vit(m.image_size, m.patch, sizes, queries=0, compute=compute)
+    params = jax.tree.map(jnp.asarray, {**backbone, "queries": np.zeros((0, m.width), np.float32)})
+
+    @jax.jit
+    def tokens(params, images):
+        out = vit.apply({"params": params}, api.as_pixels(images, m.patch))
+        return {"cls": out.cls, "dense": out.U}
+
+    about = {**about, **checksums(vit, backbone)}
+    return Encoder(name, ("cls", "dense"), lambda images, wanted: tokens(params, images), about=about)
+
+
+def raw_pixels() -> Encoder:
+    """The baseline "pixels": the whole image is one dense token, so its pooled feature is the flat image."""
+
+    def features(images, wanted):
+        return {"dense": as_unit(images).reshape(len(images), 1, -1)}
+
+    return Encoder("pixels", ("dense",), features, about={"baseline": "pixels"})
+
+
+def mean_colour() -> Encoder:
+    """The baseline "mean_colour": the best reconstruction of an image by a single colour."""
+
+    def features(images, wanted):
+        x = as_unit(images)
+        return {"reconstruction": np.broadcast_to(x.mean(axis=(1, 2), keepdims=True), x.shape)}
+
+    return Encoder("mean_colour", ("reconstruction",), features, about={"baseline": "mean_colour"})
+
+
+def patch_pca(train: Part, patch: int, width: int) -> Encoder:
+    """The baseline "pca": dense features are each patch's pixels in principal components of training patches.
+
+    Args:
+        train: fitted on at most PCA_IMAGES of its images, evenly spread, at first use.
+        patch: side in pixels. width: number of components; at most 3·patch² are used.
+    """
+    width, chosen = min(width, 3 * patch * patch), train.every(-(-len(train) // PCA_IMAGES))
+
+    @functools.cache
+    def components() -> tuple[np.ndarray, np.ndarray]:
+        found = Moments.empty(3 * patch * patch)
+        for records in chosen.batches(100):
+            found = found.update(patches_of(records.image, patch))
+        return found.mean.astype(np.float32), found.components(width).astype(np.float32)
+
+    def features(images, wanted):
+        mean, basis = components()
+        return {"dense": (patches_of(images, patch) - mean) @ basis}
+
+    about = {"baseline": "pca", "patch": patch, "components": width, "images": len(chosen)}
+    return Encoder("pca", ("dense",), features, about=about)

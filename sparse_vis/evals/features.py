@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float, Integer, Num
 
+from sparse_vis.models.encoder import patchify
 from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
@@ -30,8 +32,8 @@ class Encoder:
         gives: keys of the features that it gives, out of
             sparse (B, r, d), S; cls (B, 1, d); dense (B, n, d), U; spatial (B, n, r), L; reconstruction
             (B, h, w, 3), pixels clipped to [0, 1]; prototype (B, r), each token's most likely prototype.
-        features: (images, keys) → dict with these keys; images are (B, H, W, 3), uint8 or float in [0, 1],
-            and all keys are in `gives`. Called with one batch shape only, so it may be jitted.
+        features: (images, keys) → dict with at least these keys; images are (B, H, W, 3), uint8 or float in
+            [0, 1], and all keys are in `gives`. Called with one batch shape only, so it may be jitted.
         decode: S (B, r, d) and L (B, n, r) to pixels (B, h, w, 3) clipped to [0, 1]; None without a decoder.
         prototypes: number of prototypes; 0 if it has none.
         about: what determines its numbers (weights' checksum, seed …), plain values for the record.
@@ -49,12 +51,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled features of one part of a data set.
-
-    Attributes:
-        x: (N, f) float, one vector per image.
-        y: (N,) int, class of each row, 0 … classes−1.
-    """
+    """Features of one part of a data set, x (N, f) float, and the class of each row, y (N,) int."""
 
     x: AnyArray
     y: AnyArray
@@ -62,7 +59,7 @@ class Split:
 
 def encode(
     encoder: Encoder,
-    images: AnyArray,
+    images: Num[AnyArray, "N H W 3"],
     wanted: tuple[str, ...],
     batch_size: int,
     progress: Progress | None = None,
@@ -70,7 +67,7 @@ def encode(
     """Those of the wanted features that the encoder gives, float32, of any number of images.
 
     Args:
-        images: (N, H, W, 3), uint8 or float in [0, 1]. wanted: keys of RANKS. batch_size: images per call.
+        images: uint8 or float in [0, 1]. wanted: keys of RANKS. batch_size: images per call of the encoder.
 
     Raises:
         UserError: the encoder breaks its contract.
@@ -79,32 +76,38 @@ def encode(
 
     def call(batch):
         out = encoder.features(batch, wanted)
-        _check_contract(encoder.name, wanted, out, batch_size)
+        for key in wanted:
+            if why := _breach(key, out, batch_size):
+                raise UserError(f"Encoder '{encoder.name}' {why}.")
         return {key: out[key] for key in wanted}
 
     found = run_in_batches(call, batch_size, images, progress=progress) if wanted else {}
     return {key: np.asarray(found[key], np.float32) for key in wanted}
 
 
-def _check_contract(name: str, wanted: tuple[str, ...], out: dict[str, AnyArray], batch_size: int) -> None:
-    for key in wanted:
-        if key not in RANKS:
-            raise UserError(f"Encoder '{name}' gives the unknown key '{key}'; known are {', '.join(RANKS)}.")
-        if key not in out:
-            raise UserError(f"Encoder '{name}' did not return '{key}', which it says it gives; correct it.")
-        if out[key].ndim != RANKS[key] or len(out[key]) != batch_size:
-            raise UserError(
-                f"Encoder '{name}' returned '{key}' of shape {out[key].shape}; "
-                f"it must have {RANKS[key]} dimensions and {batch_size} rows."
-            )
+def _breach(key: str, out: dict[str, AnyArray], batch_size: int) -> str:
+    """What is wrong with an encoder's output, or ""."""
+    if key not in RANKS:
+        return f"gives the unknown key '{key}'; known are {', '.join(RANKS)}"
+    if key not in out:
+        return f"did not return '{key}', which it says it gives; correct it"
+    if out[key].ndim == RANKS[key] and len(out[key]) == batch_size:
+        return ""
+    shape = f"{RANKS[key]} dimensions and {batch_size} rows"
+    return f"returned '{key}' of shape {out[key].shape}; it must have {shape}"
+
+
+def pool(features: Mapping[str, AnyArray]) -> dict[str, Float[np.ndarray, "N d"]]:
+    """One vector per image and set of tokens, "mean_S", "cls" and "mean_U", of features from `encode`."""
+    return {
+        name: np.asarray(features[key]).mean(axis=1, dtype=np.float32)
+        for key, name in POOLED.items()
+        if key in features
+    }
 
 
 class Regrouped:
-    """Regroups rows that arrive in parts of any size into groups of a fixed size.
-
-    Args:
-        size: rows of a group. All groups share the same memory.
-    """
+    """Regroups rows that arrive in parts of any size into groups of `size`, which share the same memory."""
 
     def __init__(self, size: int):
         self._size, self._filled = size, 0
@@ -130,32 +133,23 @@ class Regrouped:
         self._filled = 0
 
 
-def square_grid(patches: int) -> tuple[int, int]:
-    """(rows, columns) of the patches of a square image.
+def as_unit(images: Num[AnyArray, "B H W 3"]) -> Float[np.ndarray, "B H W 3"]:
+    """Images as float32 in [0, 1]."""
+    scale = 255.0 if images.dtype == np.uint8 else 1.0
+    return np.asarray(images, np.float32) / np.float32(scale)
 
-    Raises:
-        UserError: the number of patches is no square.
-    """
+
+def patches_of(images: Num[AnyArray, "B H W 3"], patch: int) -> Float[np.ndarray, "B n values"]:
+    """The pixels of every patch as one vector, in [0, 1]."""
+    return np.asarray(patchify(jnp.asarray(as_unit(images)), patch))
+
+
+def square_grid(patches: int) -> tuple[int, int]:
+    """(rows, columns) of the patches of a square image; a UserError if their number is no square."""
     side = math.isqrt(patches)
     if side * side != patches:
         raise UserError(f"{patches} patches are no square grid; choose an image size and a patch that fit.")
     return side, side
-
-
-def pool(features: Mapping[str, AnyArray]) -> dict[str, np.ndarray]:
-    """One vector per image and set of tokens: "mean_S", "cls" and "mean_U".
-
-    Args:
-        features: as from `encode`, tokens on axis 1; absent sets and other keys are left out.
-
-    Returns:
-        dict of (N, d) float32 arrays.
-    """
-    return {
-        name: np.asarray(features[key]).mean(axis=1, dtype=np.float32)
-        for key, name in POOLED.items()
-        if key in features
-    }
 
 
 def check_labels(what: str, labels: Integer[AnyArray, " labels"], classes: int) -> None:
@@ -171,17 +165,7 @@ def check_labels(what: str, labels: Integer[AnyArray, " labels"], classes: int) 
 def check_labelled(
     what: str, features: Float[AnyArray, "rows f"], labels: Integer[AnyArray, " labels"], classes: int
 ) -> None:
-    """Raise a UserError unless a probe can use these pooled features and class labels.
-
-    Args:
-        what: name of the set for the message, for example "train".
-        features: (N, f) pooled features.
-        labels: (N,) class of each row, 0 … classes−1.
-        classes: number of classes.
-
-    Raises:
-        UserError: no rows, unequal lengths, labels out of range, or features that are not finite.
-    """
+    """Raise a UserError unless there are rows, as many finite features as labels, and labels in range."""
     if len(features) == 0 or len(features) != len(labels):
         raise UserError(
             f"The {what} set has {len(features)} features and {len(labels)} labels; give as many of each."

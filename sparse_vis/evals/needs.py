@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Int
 
+from sparse_vis.data.decode import decode
+from sparse_vis.data.records import load_ahead, usable
+from sparse_vis.data.scenes import SceneSource
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.evals.dataset import Data, Part
+from sparse_vis.evals.dataset import Data, Part, about_part
 from sparse_vis.evals.maps.label_maps import check_maps
 from sparse_vis.evals.task import Task
+from sparse_vis.runtime import skipped
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.files import read_json, write_json
 from sparse_vis.runtime.names import quoted
+from sparse_vis.runtime.progress import Progress
 
 LACKING = {
     "label": "one class per image: a folder with a subfolder per class has them, scenes have them",
@@ -20,13 +29,11 @@ LACKING = {
     "mask": "true instance masks: only scenes have them",
     "map": "label maps: scenes have them, --config.eval.masks=FOLDER gives them to others",
 }
+FOUND = "unusable.json"  # in the workdir: which images could not be decoded, so that this is found out once
 
 
 def check_needs(data: Data, tasks: Mapping[str, Task]) -> None:
-    """Refuse tasks that need what the records do not have.
-
-    Args:
-        data: of the evaluations. tasks: name → Task, of all requested tasks.
+    """Refuse tasks (by name) that need what the records do not have.
 
     Raises:
         UserError: names the task, what it lacks and for which images; or a damaged image or label map.
@@ -50,28 +57,83 @@ def _check_count(name: str, task: Task, part_name: str, part: Part, labelled: bo
     """Refuse too few images, or images of a single class, if that is known without reading them."""
     kind = "train" if part_name.endswith("train") else "test"
     least = task.least[kind == "test"]
-    labels = known_labels(part) if labelled else None
+    labels = _known_labels(part) if labelled else None
     count = len(part) if labels is None else np.count_nonzero(labels >= 0)
     if count < least:
         what = f"at least {least} {kind} images" + (" with a class" if labelled else "")
         remedy = f"raise config.eval.{kind}_records or "
         raise _refusal(name, what, f"there are {count}, of {part.source!r}", remedy)
     if labels is not None and least > 1 and len(found := np.unique(labels[labels >= 0])) < 2:
-        only = part.source.classes[found[0]]
-        found_one = f"all that it has, of {part.source!r}, are {quoted(only)}"
-        raise _refusal(name, f"{kind} images of two classes", found_one)
+        only = f"all that it has, of {part.source!r}, are {quoted(part.source.classes[found[0]])}"
+        raise _refusal(name, f"{kind} images of two classes", only)
 
 
 def _refusal(name: str, need: str, found: str, remedy: str = "") -> UserError:
-    """The error for an evaluation that lacks something."""
     leave = f"leave {name!r} out of config.eval.tasks"
     return UserError(f"the evaluation {name!r} needs {need}; {found}: {remedy}{leave}.")
 
 
-def known_labels(part: Part) -> Int[np.ndarray, " N"] | None:
+def _known_labels(part: Part) -> Int[np.ndarray, " N"] | None:
     """The class of every image of a folder, -1 for none; None for other sources, which must be read."""
     if not isinstance(part.source, FolderSource):
         return None
     numbers = {name: number for number, name in enumerate(part.source.classes)}
     names = (part.source.names[int(index)].partition("/") for index in part.indices)
     return np.array([numbers[first] if slash else -1 for first, slash, _ in names])
+
+
+def without_unusable(data: Data, workdir: pathlib.Path) -> Data:
+    """The data without images that cannot be decoded, which are listed in skipped.txt of the workdir.
+
+    Every image is decoded before any is encoded, so that all tasks and encoders see the same images and the
+    record of results identifies them. unusable.json keeps what was found, for parts that do not change.
+
+    Raises:
+        UserError: no image of a part can be used.
+    """
+    path, skips, parts, now = workdir / FOUND, [], {}, {}
+    try:
+        before = read_json(path)["parts"]
+    except (OSError, ValueError, KeyError):
+        before = {}
+    for name, part in data.parts.items():
+        identity = about_part(part) | {"max_pixels": getattr(part.source, "max_pixels", None)}
+        found = before.get(name, {})
+        if found.get("part") != identity:
+            found = {"part": identity, "unusable": _unusable(name, part)}
+        if identity["images_sha256"]:  # else a change would not be seen
+            now[name] = found
+        left = part.indices[~np.isin(part.indices, [row for row, _, _ in found["unusable"]])]
+        if not len(left):
+            why = found["unusable"][0][2].rstrip(".")
+            raise UserError(f"none of {len(part)} {name} images can be used; {why}.")
+        parts[name] = dataclasses.replace(part, indices=left)
+        skips += [(image, why) for _, image, why in found["unusable"]]
+    if now != before:
+        write_json(path, {"parts": now})
+    if not skips:
+        return data
+    skipped.append(workdir, skipped.lines(skips))
+    again = f"delete {path} to have all looked at again"
+    print(f"{len(skips)} images skipped; {workdir / skipped.FILE} says which and why; {again}", flush=True)
+    about = data.about | {"parts": {name: about_part(part) for name, part in parts.items()}}
+    return dataclasses.replace(data, parts=parts, about=about)
+
+
+def _unusable(name: str, part: Part) -> list[list]:
+    """Row, name and reason of every image that cannot be decoded."""
+    if isinstance(part.source, SceneSource):  # computed, not read from files
+        return []
+
+    def check(row: int) -> int:
+        decode(part.source[row])
+        return row
+
+    progress, skips, kept = Progress(f"looking at {name} images", len(part)), [], set()
+    rows = part.indices.tolist()
+    with contextlib.closing(load_ahead(check, rows, part.threads, ahead=4 * part.threads)) as futures:
+        for row in usable(part.source, futures, "skip", skips):
+            kept.add(row)
+            progress.add(1)
+    left_out = [row for row in rows if row not in kept]
+    return [[row, image, why] for row, (image, why) in zip(left_out, skips, strict=True)]

@@ -17,16 +17,14 @@ from sparse_vis.runtime.files import read_json, write_json
 
 FORMAT = "sparse_vis evaluation 1"
 PACKAGES = ("jax", "flax", "optax", "numpy", "pillow", "ml_collections")
+VERSIONS = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 class Results:
     """The results in a workdir; every change is written to disk.
 
     Args:
-        workdir: for evaluation.json and evaluation.md; existing results are kept.
-
-    Raises:
-        UserError: evaluation.json is damaged.
+        workdir: for evaluation.json, whose results are kept; a UserError if it is damaged.
 
     Attributes:
         encoders: encoder → task → {"settings", "metrics", "absent", "details", "ran"}.
@@ -45,15 +43,14 @@ class Results:
         """Store a result, replacing an earlier one of the same encoder and task.
 
         Args:
-            encoder, task: names. settings: everything that determines the numbers. result: the numbers.
-            ran: further facts about this run, which `finished` does not compare.
+            settings: everything that determines the numbers. ran: further facts, which `finished` ignores.
         """
         self.encoders.setdefault(encoder, {})[task] = {
             "settings": plain(settings),
             "metrics": plain(result.metrics),
             "absent": result.absent,
             "details": plain(result.details),
-            "ran": {**ran, "device": jax.devices()[0].device_kind, **versions()},
+            "ran": {**ran, "device": jax.devices()[0].device_kind, **VERSIONS},
         }
         write_json(self.path, {"format": FORMAT, "encoders": self.encoders})
 
@@ -65,25 +62,41 @@ class Results:
         """The results of these encoders as Markdown: one table per task, absent metrics listed below it.
 
         Args:
-            encoders, tasks: names. known: reasons for absence that are printed elsewhere.
+            known: reasons for absence that are printed elsewhere.
         """
-        encoders, known = list(encoders), set(known)
-        return "\n".join(self._table(encoders, task, known) for task in tasks)
+        text, encoders, known = [], list(encoders), set(known)
+        for task in tasks:
+            found = {name: dict(self.encoders[name][task]) for name in encoders}
+            for entry in found.values():
+                entry["absent"] = {metric: why for metric, why in entry["absent"].items() if why not in known}
+            lines, notes = table(found)
+            text += ["", f"## {task}", "", *markdown(lines)]
+            text += ["", *map("- {}".format, notes)] if notes else []
+        return "\n".join(text)
 
-    def _table(self, encoders: list[str], task: str, known: set[str]) -> str:
-        found = {name: dict(self.encoders[name][task]) for name in encoders}
-        for entry in found.values():
-            entry["absent"] = {metric: why for metric, why in entry["absent"].items() if why not in known}
-        lines, notes = table(found)
-        notes = [f"- {note}" for note in notes]
-        return "\n".join(["", f"## {task}", "", *markdown(lines), *([""] if notes else []), *notes])
+    def verdict(self, encoder: str, expected: Iterable) -> tuple[str, list[str]]:
+        """Compare an encoder's results with figures that are to be met within a tolerance, above or below.
+
+        Args:
+            expected: rows of task, what was measured, metric, published figure and tolerance.
+
+        Returns:
+            A Markdown table of measured, published, tolerance and verdict, and the figures that were not met.
+        """
+        lines, missed = [["figure", "measured", "published", "tolerance", "verdict"]], []
+        for task, of, metric, published, tolerance in expected:
+            name = " ".join(part for part in (task, of, metric) if part)
+            value = self.metrics(encoder, task).get(of, {}).get(metric)
+            met = "absent" if value is None else "met" if abs(value - published) <= tolerance else "missed"
+            lines.append([name, cell(value), cell(published), cell(tolerance), met])
+            if met != "met":
+                missed.append(f"{name} is {'absent' if value is None else cell(value)}")
+        return "\n".join(["", "## published figures", "", *markdown(lines)]), missed
 
 
 def table(found: dict[str, dict]) -> tuple[list[list[str]], list[str]]:
-    """Results of one task as rows of cells, the header first, and sentences on absent metrics.
-
-    Args:
-        found: encoder → entry of evaluation.json.
+    """Results of one task (encoder → entry of evaluation.json) as rows of cells, the header first, and
+    sentences on absent metrics.
     """
     rows = [(name, of, metrics) for name, entry in found.items() for of, metrics in entry["metrics"].items()]
     columns = list(dict.fromkeys(column for *_, metrics in rows for column in metrics))
@@ -123,11 +136,6 @@ def plain(value):
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that compute results."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def _read(path: pathlib.Path) -> dict[str, dict]:

@@ -1,32 +1,17 @@
 """The evaluations by name."""
 
-from __future__ import annotations
-
-from ml_collections import ConfigDict
-
-from sparse_vis.evals import scenes
-from sparse_vis.evals.bench import Bench
-from sparse_vis.evals.classes.class_tasks import KNN, LINEAR, RETRIEVAL
-from sparse_vis.evals.classes.logistic import Protocol
-from sparse_vis.evals.classes.published_task import LINEAR_PUBLISHED
+from sparse_vis.evals.classes.knn import KNN, RETRIEVAL
+from sparse_vis.evals.classes.linear import LINEAR
+from sparse_vis.evals.classes.linear_published import LINEAR_PUBLISHED
+from sparse_vis.evals.columns import LOCALIZATION, RECONSTRUCTION
 from sparse_vis.evals.factors.factorization import FACTORIZATION
 from sparse_vis.evals.factors.rate import RATE
-from sparse_vis.evals.image_tasks import LOCALIZATION, RECONSTRUCTION
 from sparse_vis.evals.maps.segmentation import SEGMENTATION
 from sparse_vis.evals.pixels.decoder_probe import RECONSTRUCTION_PROBE
-from sparse_vis.evals.task import Result, Task
-
-
-def _scenes(bench: Bench, config: ConfigDict) -> Result:
-    return Result({"": scenes.row(bench, bench.seed)})
-
+from sparse_vis.evals.scenes import SCENES
 
 TASKS = {
-    "scenes": Task(
-        _scenes, ("mask", "label"), ("reconstruction", "spatial", "sparse", "cls", "dense"), scenes.reducers,
-        lambda config: {"neighbours": scenes.NEIGHBOURS, "classes": "scenes with one digit"},
-        least=(Protocol().least_rows, 1),
-    ),
+    "scenes": SCENES,
     "knn": KNN,
     "linear": LINEAR,
     "linear_published": LINEAR_PUBLISHED,
@@ -37,4 +22,4 @@ TASKS = {
     "reconstruction": RECONSTRUCTION,
     "factorization": FACTORIZATION,
     "rate": RATE,
-}  # fmt: skip
+}

@@ -19,7 +19,7 @@ from sparse_vis.build import build_model
 from sparse_vis.config import settings
 from sparse_vis.interop import hub, manifest, step_folder
 from sparse_vis.interop.naming import as_transformers_4
-from sparse_vis.interop.released import UNUSED, head_out, params_to_tensors, tensors_to_params
+from sparse_vis.interop.released import UNUSED, params_to_tensors, tensors_to_params
 from sparse_vis.interop.tensors import SAFETENSORS, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.runtime import paths
@@ -109,13 +109,14 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
     if not manifest.complete(entry, name)["do_cls"] and not any(k.startswith(f"{_CLS_HEAD}.") for k in found):
         # A random head, because our model always has one; models trained without it do not use it.
         head, token = build_model(config).cls_head, jnp.zeros((1, config.model.width), jnp.float32)
-        found |= head_out(head.init(jax.random.key(0), token)["params"], _CLS_HEAD)
+        drawn = head.init(jax.random.key(0), token)["params"]
+        found |= params_to_tensors({"cls_head": drawn}, config.model.patch)
     checked = check_tensors(found, expected, (*UNUSED, *_TEACHER), weights)
-    params = tensors_to_params(checked, config.model.layers, config.model.decoder.layers)
+    params = tensors_to_params(checked, abstract_params(config))
     vq = entry.get("vq_model") or {}
     tokenizer = weights.parent / vq["weights"] if "weights" in vq else None
     unused = {name: array for name, array in found.items() if name not in expected}
-    return Loaded(config, jax.tree.map(np.ascontiguousarray, params), tokenizer, unused, None)
+    return Loaded(config, params, tokenizer, unused, None)
 
 
 def _pick(models: dict, name: str | None, folder: pathlib.Path | str) -> str:

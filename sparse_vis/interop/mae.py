@@ -14,16 +14,17 @@ from ml_collections import ConfigDict
 
 from sparse_vis.interop import hub
 from sparse_vis.interop.families import facebook_mae, transformers_vit
-from sparse_vis.interop.layout import encoder_in, encoder_out
+from sparse_vis.interop.formats import shards
 from sparse_vis.interop.load import RELEASED, abstract_params, transformers_kind
 from sparse_vis.interop.naming import as_transformers_4
-from sparse_vis.interop.safetensors_files import shards
+from sparse_vis.interop.released import params_to_tensors, tensors_to_params
 from sparse_vis.interop.tensors import INDEX, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.encoder import resize_position_table
 from sparse_vis.runtime.errors import UserError
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 FILES = tuple(file for name in _WHOLE for file in (name, name + INDEX))
+NAMED = {"encoder": "vit"}  # as in transformers
 POSITION = "vit.embeddings.position_embeddings"
 FAMILIES = (transformers_vit.MAE, facebook_mae.ORIGINAL_MAE, transformers_vit.ALONE)
 
@@ -87,20 +88,17 @@ def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
     check_heads(path.parent / "config.json", config)
     m = config.model
     encoder = {k: v for k, v in abstract_params(config)["encoder"].items() if k != "queries"}
-    blank = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), encoder)
-    shapes = {name: x.shape for name, x in encoder_out(blank, "vit", m.patch).items()}
+    blank = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), {"encoder": encoder})
+    shapes = {name: x.shape for name, x in params_to_tensors(blank, m.patch, copy=False, first=NAMED).items()}
     position = found.get(family.rename(POSITION))
     if position is not None and position.ndim == 3:
         # Any square grid is accepted: the table is resized below.
         side = round(max(position.shape[1] - 1, 0) ** 0.5)
         shapes[POSITION] = (1, 1 + side * side, m.width)
     checked = check_tensors(found, family.expected(shapes), family.unused, path)
-    tree = encoder_in(family.to_vit(checked, shapes), "vit", m.layers)
-    grid = (m.image_size // m.patch,) * 2
-    return {
-        **tree,
-        "position_table": np.asarray(resize_position_table(jnp.asarray(tree["position_table"]), grid)),
-    }
+    tree = tensors_to_params(family.to_vit(checked, shapes), {"encoder": encoder}, NAMED)["encoder"]
+    table, grid = jnp.asarray(tree["position_table"]), (m.image_size // m.patch,) * 2
+    return {**tree, "position_table": np.asarray(resize_position_table(table, grid))}
 
 
 def check_heads(path: pathlib.Path, config: ConfigDict) -> None:

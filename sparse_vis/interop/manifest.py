@@ -9,12 +9,11 @@ from ml_collections import ConfigDict
 
 from sparse_vis.config.contradictions import of_model
 from sparse_vis.config.defaults import default_config
-from sparse_vis.config.ranges import ALLOWED, FLAG
+from sparse_vis.config.ranges import ALLOWED, FLAG, Choice, Form, Range, shown
 from sparse_vis.config.settings import at
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, read_json
-from sparse_vis.runtime.values import Choice, Form, Range, shown
 
 # Key in a released config.json -> setting in config.model.
 SETTINGS = {

@@ -1,4 +1,4 @@
-"""Tensor names in other projects' weight files: prefixes of wrappers, and families of backbones.
+"""Families of backbones: tensor names in other projects' weight files.
 
 A family (one file in families/) maps the names of transformers 4, `vit.*`, to its own. If several names map
 to one, that tensor is their concatenation along the first axis (fused queries, keys and values).
@@ -9,14 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from sparse_vis.runtime.errors import UserError
-
-# Parts of names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing insert.
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Names within a layer: transformers 5 -> transformers 4.
 _LAYER_5 = {
     "attention.q_proj": "attention.attention.query",
@@ -58,43 +53,22 @@ class Family:
         self, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, np.ndarray]:
         """The family's tensors under their transformers 4 names; fused ones are split as `shapes` says."""
-        start = dict.fromkeys(tensors, 0)
-        found = {}
+        start, found = dict.fromkeys(tensors, 0), {}
         for name, shape in shapes.items():
             theirs = self.rename(name)
-            whole = tensors[theirs].shape == shape
-            found[name] = (
-                tensors[theirs] if whole else tensors[theirs][start[theirs] : start[theirs] + shape[0]]
-            )
+            found[name] = tensors[theirs][start[theirs] : start[theirs] + shape[0]]
             start[theirs] += shape[0]
         return found
-
-
-def without_wrappers(found: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """Tensors with wrappers' parts (`module.`, …) removed from names, and `model.` if all begin with it.
-
-    Raises:
-        UserError: two tensors would get the same name.
-    """
-    parts = {name: [part for part in name.split(".") if part not in WRAPPERS] for name in found}
-    outer = all(len(p) > 1 and p[0] == "model" for p in parts.values())
-    plain: dict[str, np.ndarray] = {}
-    for name, array in found.items():
-        short = ".".join(parts[name][outer:])
-        if short in plain:
-            raise UserError(f"{path} holds {short} twice, once wrapped; save one model's state_dict() alone.")
-        plain[short] = array
-    return plain
 
 
 def as_transformers_4(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`<prefix>layers.<i>.attention.q_proj` of transformers 5 -> `<prefix>encoder.layer.<i>.attention.…`.
 
-    Args:
-        found: tensors by name; names that are not of transformers 5 stay as they are.
+    Names that are not of transformers 5 stay as they are.
     """
-    matches = {name: _NAME_5.fullmatch(name) for name in found}
-    return {
-        f"{m[1]}encoder.layer.{m[2]}.{_LAYER_5[m[3]]}.{m[4]}" if (m := matches[name]) else name: array
-        for name, array in found.items()
-    }
+
+    def renamed(name: str) -> str:
+        m = _NAME_5.fullmatch(name)
+        return f"{m[1]}encoder.layer.{m[2]}.{_LAYER_5[m[3]]}.{m[4]}" if m else name
+
+    return {renamed(name): array for name, array in found.items()}

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import jax
 
-from sparse_vis.data.image_file import EXTENSIONS
+from sparse_vis.data.decode import EXTENSIONS
 from sparse_vis.models.stellar import teacher_params
 from sparse_vis.runtime import checksums
 from sparse_vis.runtime.errors import UserError, quiet_orbax

@@ -8,12 +8,8 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from flax import serialization, traverse_util
 
-from sparse_vis.interop.damaged import damaged
-from sparse_vis.interop.naming import without_wrappers
-from sparse_vis.interop.safetensors_files import read_safetensors, shards
-from sparse_vis.interop.torch_files import read_torch
+from sparse_vis.interop.formats import read_msgpack, read_safetensors, read_torch, shards
 from sparse_vis.runtime.errors import UserError
 
 SAFETENSORS = (".safetensors",)
@@ -22,6 +18,8 @@ MSGPACK = (".msgpack", "")  # the MaskGIT release has no extension
 INDEX = ".index.json"  # index of a model saved in several files
 LISTED = 8  # most names of each kind in an error message
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+# Parts of names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing insert.
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _SHARD = re.compile(r"(.+)-\d+-of-\d+(\.\w+)")
 
 
@@ -49,14 +47,26 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             found |= read_tensors(path.parent / name)
         return found
     suffix = path.suffix.lower()
-    if suffix in SAFETENSORS:
-        return without_wrappers(read_safetensors(path), path)
-    if suffix in TORCH:
-        return without_wrappers(read_torch(path), path)
     if suffix in MSGPACK:
-        return _read_msgpack(path)
+        return read_msgpack(path)
+    if suffix in (*SAFETENSORS, *TORCH):
+        read = read_safetensors if suffix in SAFETENSORS else read_torch
+        return _without_wrappers(read(path), path)
     known = ", ".join(name for name in (*SAFETENSORS, *TORCH, *MSGPACK) if name)
     raise UserError(f"{path} has the unknown extension {suffix}; use one of {known} (Flax: or none).")
+
+
+def _without_wrappers(found: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """Tensors with WRAPPERS removed from names, and `model.` if all begin with it."""
+    parts = {name: [part for part in name.split(".") if part not in WRAPPERS] for name in found}
+    outer = all(len(p) > 1 and p[0] == "model" for p in parts.values())
+    plain: dict[str, np.ndarray] = {}
+    for name, array in found.items():
+        short = ".".join(parts[name][outer:])
+        if short in plain:
+            raise UserError(f"{path} holds {short} twice, once wrapped; save one model's state_dict() alone.")
+        plain[short] = array
+    return plain
 
 
 def check_tensors(
@@ -65,16 +75,12 @@ def check_tensors(
     known_unused: Iterable[str],
     path: str | Path,
 ) -> dict[str, np.ndarray]:
-    """Check that a file holds exactly the tensors that a model needs, and that they are finite.
+    """The expected tensors as float32, if a file holds exactly the tensors of a model, and finite ones.
 
     Args:
-        found: name -> array, as read.
-        expected: name -> shape.
+        found: name -> array, as read. expected: name -> shape.
         known_unused: regular expressions; names that match one in full may be left unused.
         path: the file, for messages.
-
-    Returns:
-        The expected tensors as float32.
 
     Raises:
         UserError: lists missing, misshapen and unexpected tensors (at most 8 names of each), or tensors
@@ -97,19 +103,14 @@ def check_tensors(
             f"{path} does not hold this model's tensors: {', '.join(faults)}; "
             f"{whole or 'give the weight file of the configured architecture'}."
         )
-    return _finite({name: found[name] for name in expected}, path)
-
-
-def _finite(tensors: dict[str, np.ndarray], path: str | Path) -> dict[str, np.ndarray]:
-    """Tensors as float32; refuse quantized or integer ones, and values that are not finite."""
-    others = [f"{n} is {x.dtype}" for n, x in tensors.items() if x.dtype not in FLOATS]
+    others = [f"{n} is {found[n].dtype}" for n in expected if found[n].dtype not in FLOATS]
     if others:
         raise UserError(
             f"{path} holds {len(others)} tensors of other than floating-point numbers ({listing(others)}); "
             "give the weights as they were before quantization."
         )
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused below
-        tensors = {name: np.asarray(x, np.float32) for name, x in tensors.items()}
+        tensors = {name: np.asarray(found[name], np.float32) for name in expected}
     wrong = {name: x.size - np.count_nonzero(np.isfinite(x)) for name, x in tensors.items()}
     broken = [f"{name}: {count} of {tensors[name].size}" for name, count in wrong.items() if count]
     if broken:
@@ -125,16 +126,3 @@ def listing(names: Iterable[str]) -> str:
     names = sorted(names)
     rest = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
-    try:
-        state = serialization.msgpack_restore(path.read_bytes())
-        tensors = traverse_util.flatten_dict(state, sep="/") if isinstance(state, dict) else None
-    except Exception as error:  # on damaged bytes, the parser raises exceptions of any type
-        raise damaged(path, "Flax msgpack", error) from error
-    if tensors is None:
-        raise UserError(f"{path} is no Flax msgpack of named tensors; give a parameter file.")
-    if not all(isinstance(value, np.ndarray) for value in tensors.values()):
-        raise UserError(f"{path} holds more than named tensors; save the parameters alone.")
-    return tensors

@@ -13,7 +13,6 @@ class LossSpec:
         reconstruction: 10 for pixels, 0.05 for VQ codes.
         token_clustering, cls_clustering, set_alignment, cls_masked, cls_local: weights, published 1.
         koleo_image, koleo_masked: weights, published 0.1.
-        inpainting: weight of reconstructing the hidden patches of masked views; not in the published method.
         student_temperature, sinkhorn_temperature: published 0.12 and 0.06.
         sinkhorn_iterations: published 3; 0 gives plain softmax targets.
         sinkhorn_epsilon: added to Sinkhorn's sums. Default 0; published 1e-8, which shrinks target rows whose
@@ -33,7 +32,6 @@ class LossSpec:
     cls_local: float
     koleo_image: float
     koleo_masked: float
-    inpainting: float
     student_temperature: float
     sinkhorn_temperature: float
     sinkhorn_iterations: int
@@ -45,7 +43,7 @@ class LossSpec:
     prototype_chunk: int
 
     @property
-    def uses_sparse_targets(self) -> bool:
+    def uses_S_targets(self) -> bool:
         return bool(self.token_clustering or self.set_alignment)
 
     @property

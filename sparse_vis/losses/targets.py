@@ -7,29 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sparse_vis.losses.spec import LossSpec
+from sparse_vis.models.stellar import Stellar
 from sparse_vis.ops.matching import entropic_match, exact_match
 from sparse_vis.ops.sinkhorn import column_potentials, published_potentials
-from sparse_vis.types import Outputs, Potentials, Targets, TargetSource, Views
+from sparse_vis.types import Embeddings, Outputs, Potentials, Targets, Views
 
 
-def own_source(outputs: Outputs) -> TargetSource:
-    """The student's own embeddings of the image as source of the targets (main recipe, no teacher)."""
-    return TargetSource(
-        S=outputs.tokens.S, sparse=outputs.sparse, cls=outputs.cls,
-        sparse_prototypes=outputs.sparse_prototypes, cls_prototypes=outputs.cls_prototypes,
-    )  # fmt: skip
-
-
-def balance(source: TargetSource, spec: LossSpec) -> Potentials:
-    """Sinkhorn potentials of both heads over all rows of `source`.
-
-    Args:
-        source: TargetSource of the global batch, or of a microbatch.
-        spec: loss settings. A head that no term uses gets zeros, as do both with sinkhorn_iterations=0.
-
-    Returns:
-        Potentials.
-    """
+def balance(embeddings: Embeddings, spec: LossSpec) -> Potentials:
+    """Sinkhorn potentials of both heads over all rows; zeros for a head that no term uses."""
 
     def one(used: bool, x: Array, prototypes: Array) -> Array:
         if not used or spec.sinkhorn_iterations == 0:
@@ -41,8 +26,8 @@ def balance(source: TargetSource, spec: LossSpec) -> Potentials:
         return column_potentials(scores, *how)[None]
 
     return Potentials(
-        sparse=one(spec.uses_sparse_targets, source.sparse, source.sparse_prototypes),
-        cls=one(spec.uses_cls_targets, source.cls, source.cls_prototypes),
+        S=one(spec.uses_S_targets, embeddings.S, embeddings.S_prototypes),
+        cls=one(spec.uses_cls_targets, embeddings.cls, embeddings.cls_prototypes),
     )
 
 
@@ -57,39 +42,39 @@ def match_tokens(
 
 
 def make_targets(
-    outputs: Outputs,
-    source: TargetSource,
-    potentials: Potentials,
-    views: Views,
+    model: Stellar,
     spec: LossSpec,
-    *,
-    teacher: bool,
-    codes: Int[Array, "B n"] | None = None,
+    views: Views,
+    outputs: Outputs,
+    teacher: dict | None = None,
+    tokenizer: dict | None = None,
+    potentials: Potentials | None = None,
 ) -> Targets:
-    """Targets of one batch.
+    """Targets of one batch, without gradient.
 
     Args:
-        outputs: the student's Outputs. source: embeddings of the student itself or of the teacher.
-        potentials: from `balance`, of the global batch or of this part. views: Views that gave `outputs`.
-        spec: loss settings. teacher: whether `source` is the teacher's; the image's tokens are then matched
-            too.
-        codes: (B, n) of the image, for the VQ target; None for pixels.
-
-    Returns:
-        Targets, without gradient.
+        views: that gave `outputs`, the student's.
+        teacher: EMA parameters: its embeddings of the second global view give the targets, and the image's
+            tokens are matched to its tokens too. None: the student's own embeddings of the image.
+        tokenizer: frozen parameters, for the codes of the VQ target; None for pixels.
+        potentials: of the global batch, if this is only a part of it; None: this is the whole batch.
     """
-    batch, count = source.S.shape[:2]
-    masked_views = outputs.masked_S.shape[1]
-    own = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (batch, count))
-    repeated = jnp.repeat(source.S, masked_views, axis=0)
+    tokens, embeddings = outputs.tokens, outputs.embeddings
+    if teacher is not None:
+        tokens, embeddings = model.apply({"params": teacher}, views.masked[:, 1], method="embed")
+    reconstruction = views.image
+    if tokenizer is not None:
+        reconstruction = model.apply({"params": {"tokenizer": tokenizer}}, views.image, method="codes")
+    potentials = potentials or balance(embeddings, spec)
+    S = tokens.S
+    own = jnp.broadcast_to(jnp.arange(S.shape[1], dtype=jnp.int32), S.shape[:2])
+    repeated = jnp.repeat(S, outputs.masked_S.shape[1], axis=0)
     masked = match_tokens(outputs.masked_S.reshape(repeated.shape), repeated, spec)
     targets = Targets(
-        source=source,
+        embeddings=embeddings,
         potentials=potentials,
-        image_match=match_tokens(outputs.tokens.S, source.S, spec) if teacher else own,
-        masked_match=masked.reshape(batch, masked_views, count),
-        reconstruction=views.image if codes is None else codes,
-        masked=views.masked,
-        visible=views.visible,
+        image_match=own if teacher is None else match_tokens(outputs.tokens.S, S, spec),
+        masked_match=masked.reshape(outputs.masked_S.shape[:3]),
+        reconstruction=reconstruction,
     )
     return jax.lax.stop_gradient(targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -13,11 +14,40 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from sparse_vis.models.attention import fused_attention, plain_attention
+from sparse_vis.models.attention import RESULT, fused_attention, plain_attention, short_attention
 from sparse_vis.models.linear import INIT_STD, MOMENT, LayerNorm, Linear, gelu, product, standardize
-from sparse_vis.models.short_attention import RESULT, short_attention
 
 PRODUCT = "product"  # checkpoint name of the outputs of a block's linear maps
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes of a transformer: d, blocks, attention heads, hidden width of the MLP, std of initial kernels."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_dim: int
+    init_std: float = INIT_STD
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a transformer is computed; beyond rounding, none of it changes a result.
+
+    Attributes:
+        dtype: of the computation; parameters are float32.
+        attention: "xla" (`plain_attention`), "cudnn" (`fused_attention`) or "pallas" (`short_attention`; a
+            Trunk uses cuDNN for more than LONGEST tokens).
+        remat: what the backward pass recomputes: "none"; "products", all but what `kept_by_products` saves;
+            or "blocks", everything inside a block.
+        unroll: layers per iteration of the scan. With unroll >= layers > 1 a Python loop replaces the scan.
+    """
+
+    dtype: str = "float32"
+    attention: str = "xla"
+    remat: str = "none"
+    unroll: int = 1
 
 
 def batch_sharded(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
@@ -54,30 +84,33 @@ def transform(
     maps: Maps,
     x: Float[Array, "B T d"],
     heads: int,
-    dtype: str,
-    attention: str,
-    length: int | None,
-    only: Callable[[Array], Array] | None,
+    compute: Compute,
+    length: int | None = None,
+    only: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B Q d"]:
-    """A pre-LN transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
+    """A pre-LN transformer block. It equals, with c channels a head and scores of T x T tokens:
+
+        q, k, v = split_heads(qkv(norm_attention(x)))
+        weights = softmax(einsum("bqhc,bkhc->bhqk", q, k) / sqrt(c))
+        x = x + attention_out(einsum("bhqk,bkhc->bqhc", weights, v))
+        x = x + mlp_out(gelu(mlp_in(norm_mlp(x))))
+        return only(x)
 
     Args:
-        maps: parameters. x: (B, T, d) tokens. heads, dtype, attention, length: as in Block.
+        maps: parameters. heads: of the attention. compute: dtype and attention; the rest belongs to Trunk.
+        length: with "cudnn", the number of valid tokens, counted from the first; None: all.
         only: selects the Q tokens to compute, (B, T, d) -> (B, Q, d); of the others only keys and values are
             computed. None: all tokens, Q = T.
-
-    Returns:
-        (B, Q, d) tokens.
     """
 
     def dense(x, kernel, bias):
-        return checkpoint_name(product(x, kernel.astype(dtype)) + bias.astype(dtype), PRODUCT)
+        return checkpoint_name(product(x, kernel.astype(compute.dtype)) + bias.astype(compute.dtype), PRODUCT)
 
     def per_head(x):
         return x.reshape(*x.shape[:2], heads, -1)
 
     x = batch_sharded(x)
-    if attention != "xla":
+    if compute.attention != "xla":
         # The attention kernels need row-major tokens. Without this constraint the last layer's `only` makes
         # XLA store H/14's local views with the batch axis last, and copy them in every layer.
         x = with_layout_constraint(x, Layout((0, 1, 2)))
@@ -89,9 +122,9 @@ def transform(
         q = dense(asked, kernel[:, :width], bias[:width])
         k, v = jnp.split(dense(y, kernel[:, width:], bias[width:]), 2, axis=-1)
         y = plain_attention(per_head(q), per_head(k), per_head(v))
-    elif attention == "pallas":
+    elif compute.attention == "pallas":
         y = short_attention(dense(y, kernel, bias).reshape(batch, tokens, 3, heads, width // heads))
-    elif attention == "xla":
+    elif compute.attention == "xla":
         y = plain_attention(*map(per_head, jnp.split(dense(y, kernel, bias), 3, axis=-1)))
     else:  # cuDNN needs q, k and v as separate arrays: split the kernel, not its output
         cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
@@ -102,31 +135,20 @@ def transform(
 
 
 class Block(nn.Module):
-    """The parameters of a transformer block; calling it applies `transform`.
+    """The parameters of a transformer block; calling it applies `transform`, whose `length` it holds."""
 
-    Attributes:
-        width: d. heads: attention heads. mlp_dim: hidden width of the MLP.
-        dtype: of the computation; parameters are float32.
-        attention: "xla" (`plain_attention`), "cudnn" (`fused_attention`) or "pallas" (`short_attention`).
-        length: with "cudnn", the number of valid tokens, counted from the first; None: all.
-        init_std: standard deviation of the initial kernels.
-    """
-
-    width: int
-    heads: int
-    mlp_dim: int
-    dtype: str = "float32"
-    attention: str = "xla"
+    sizes: Sizes
+    compute: Compute = Compute()
     length: int | None = None
-    init_std: float = INIT_STD
 
     def setup(self):
-        self.norm_attention = LayerNorm(self.width)
-        self.qkv = Linear(self.width, 3 * self.width, self.init_std)
-        self.attention_out = Linear(self.width, self.width, self.init_std)
-        self.norm_mlp = LayerNorm(self.width)
-        self.mlp_in = Linear(self.width, self.mlp_dim, self.init_std)
-        self.mlp_out = Linear(self.mlp_dim, self.width, self.init_std)
+        width, mlp_dim, std = self.sizes.width, self.sizes.mlp_dim, self.sizes.init_std
+        self.norm_attention = LayerNorm(width)
+        self.qkv = Linear(width, 3 * width, std)
+        self.attention_out = Linear(width, width, std)
+        self.norm_mlp = LayerNorm(width)
+        self.mlp_in = Linear(width, mlp_dim, std)
+        self.mlp_out = Linear(mlp_dim, width, std)
 
     def maps(self) -> Maps:
         return Maps(
@@ -137,4 +159,4 @@ class Block(nn.Module):
         )
 
     def __call__(self, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
-        return transform(self.maps(), x, self.heads, self.dtype, self.attention, self.length, None)
+        return transform(self.maps(), x, self.sizes.heads, self.compute, self.length)

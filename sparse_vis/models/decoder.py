@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from sparse_vis.models.linear import INIT_STD, uniform_init, uniform_linear
+from sparse_vis.models.block import Compute, Sizes
+from sparse_vis.models.linear import uniform_init, uniform_linear
 from sparse_vis.models.vit import Trunk
 
 
@@ -15,10 +16,7 @@ def fourier_positions(matrix: Float[Array, "2 f"], grid: tuple[int, int]) -> Flo
     """Random Fourier features of the patch centres (x, y) in [-1, 1]; channels alternate sin and cos.
 
     Args:
-        matrix: (2, f) fixed Gaussian matrix, the row of x first. grid: (rows, columns).
-
-    Returns:
-        (rows*columns, 2f) float32, patches row-major.
+        matrix: fixed and Gaussian, the row of x first. grid: (rows, columns) of the n patches, row-major.
     """
     rows, columns = grid
     y = 2 * (jnp.arange(rows, dtype=jnp.float32) + 0.5) / rows - 1
@@ -32,55 +30,37 @@ class Decoder(nn.Module):
     """Linear projection, Fourier position code, pre-LN blocks, and an output head for each patch.
 
     Attributes:
-        input_width: d of the features. width, layers, heads, mlp_dim: sizes of the decoder.
-        patch: patch side in pixels. codes: size of the codebook, or 0 for pixels.
-        dtype, attention, remat, unroll, init_std: as in Trunk.
+        input_width: d of the features. patch: patch side in pixels.
+        codes: size of the codebook, or 0 for pixels.
     """
 
     input_width: int
-    width: int
-    layers: int
-    heads: int
-    mlp_dim: int
+    sizes: Sizes
     patch: int
     codes: int
-    dtype: str = "float32"
-    attention: str = "xla"
-    remat: str = "none"
-    unroll: int = 1
-    init_std: float = INIT_STD
+    compute: Compute = Compute()
 
     def setup(self):
-        self.proj = uniform_linear(self.width, self.input_width, self.dtype)
-        self.fourier = self.param("fourier", nn.initializers.normal(1.0, jnp.float32), (2, self.width // 2))
-        self.trunk = Trunk(
-            self.layers, self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.remat,
-            self.unroll, self.init_std,
-        )  # fmt: skip
+        width = self.sizes.width
+        self.proj = uniform_linear(width, self.input_width, self.compute.dtype)
+        self.fourier = self.param("fourier", nn.initializers.normal(1.0, jnp.float32), (2, width // 2))
+        self.trunk = Trunk(self.sizes, self.compute)
         if self.codes:
-            self.head = uniform_linear(self.codes, self.width)
+            self.head = uniform_linear(self.codes, width)
         else:
             # The published head is a transposed convolution: PyTorch's fan-in is then the size of the output
             # patch, and the bias is one number per colour.
             init = uniform_init(self.patch * self.patch * 3)
-            self.pixel_kernel = self.param("pixel_kernel", init, (self.width, self.patch**2, 3))
+            self.pixel_kernel = self.param("pixel_kernel", init, (width, self.patch**2, 3))
             self.pixel_bias = self.param("pixel_bias", init, (3,))
 
     def features(self, Z: Float[Array, "B n d"], grid: tuple[int, int]) -> Float[Array, "B n w"]:
         """Decoder features before the head; no gradient reaches the Fourier matrix."""
         code = fourier_positions(jax.lax.stop_gradient(self.fourier), grid)
-        return self.trunk(self.proj(Z) + code.astype(self.dtype))
+        return self.trunk(self.proj(Z) + code.astype(self.compute.dtype))
 
     def __call__(self, Z: Float[Array, "B n d"], grid: tuple[int, int]) -> Array:
-        """Pixels or code logits of every patch.
-
-        Args:
-            Z: (B, n, d) features. grid: (rows, columns) of the n patches.
-
-        Returns:
-            Pixel target: (B, rows*p, columns*p, 3) float32, unclipped. VQ target: (B, n, codes)
-            float32 logits.
-        """
+        """Unclipped pixels (B, rows*p, columns*p, 3) or logits (B, n, codes), float32."""
         features = self.features(Z, grid).astype(jnp.float32)
         if self.codes:
             return self.head(features)

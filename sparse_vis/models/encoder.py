@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from sparse_vis.models.linear import INIT_STD, vit_init
+from sparse_vis.models.block import Compute, Sizes
+from sparse_vis.models.linear import vit_init
 from sparse_vis.models.vit import Trunk
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Tokens
@@ -31,14 +32,7 @@ def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B n p
 
 
 def resize_position_table(table: Float[Array, "m d"], grid: tuple[int, int]) -> Float[Array, "n d"]:
-    """Resize the patch positions of a position table to another grid, bicubic as in PyTorch.
-
-    Args:
-        table: (g*g, d), made for a square grid of side g. grid: (rows, columns) of the result.
-
-    Returns:
-        (rows*columns, d); `table` itself if the grid is the same.
-    """
+    """Patch positions of a square grid, resized to another (rows, columns), bicubic as in PyTorch."""
     side = math.isqrt(table.shape[0])
     if grid == (side, side):
         return table
@@ -51,29 +45,17 @@ class Encoder(nn.Module):
 
     Attributes:
         image_size: side in pixels of the square image for which the position table is made.
-        patch: patch side in pixels. width, layers, heads, mlp_dim: sizes of the ViT.
-        queries: r, number of semantic tokens.
-        dtype, attention, remat, unroll, init_std: as in Trunk.
+        patch: patch side in pixels. queries: r, number of semantic tokens.
     """
 
     image_size: int
     patch: int
-    width: int
-    layers: int
-    heads: int
-    mlp_dim: int
+    sizes: Sizes
     queries: int
-    dtype: str = "float32"
-    attention: str = "xla"
-    remat: str = "none"
-    unroll: int = 1
-    init_std: float = INIT_STD
+    compute: Compute = Compute()
 
     def setup(self):
-        self.trunk = Trunk(
-            self.layers, self.width, self.heads, self.mlp_dim, self.dtype, self.attention, self.remat,
-            self.unroll, self.init_std,
-        )  # fmt: skip
+        self.trunk = Trunk(self.sizes, self.compute)
 
     @nn.compact
     def __call__(
@@ -85,41 +67,38 @@ class Encoder(nn.Module):
         """Encode images of any size of at least one patch.
 
         Args:
-            pixels: (B, H, W, 3) RGB in [0, 1]; ImageNet normalisation happens here.
-            visible: (B, keep) patch indices to compute; all patches if None.
-            only: "cls" returns cls alone, "S" returns cls and S; None returns all. The last layer may then
-                compute less.
-
-        Returns:
-            Tokens: cls (B, 1, d), S (B, r, d) and U (B, n or keep, d); fields left out by `only` are None.
+            pixels: RGB in [0, 1]; ImageNet normalisation happens here.
+            visible: patch indices to compute; all patches if None.
+            only: "cls" returns cls alone, "S" returns cls and S, and the last layer may compute less; None
+                returns all.
         """
-        batch, height, width, _ = pixels.shape
+        (batch, height, width, _), dim, dtype = pixels.shape, self.sizes.width, self.compute.dtype
         mean, std = jnp.array(IMAGENET_MEAN, jnp.float32), jnp.array(IMAGENET_STD, jnp.float32)
         patches = patchify((pixels - mean) / std, self.patch)
         side = self.image_size // self.patch
-        init = vit_init(self.init_std)
-        cls = self.param("cls_token", init, (self.width,))
-        cls_position = self.param("cls_position", init, (self.width,))
-        table = self.param("position_table", init, (side * side, self.width))
-        drawn = nn.initializers.normal(self.width**-0.5, jnp.float32)
-        queries = self.param("queries", drawn, (self.queries, self.width))
+        init = vit_init(self.sizes.init_std)
+        cls = self.param("cls_token", init, (dim,))
+        cls_position = self.param("cls_position", init, (dim,))
+        table = self.param("position_table", init, (side * side, dim))
+        queries = self.param("queries", nn.initializers.normal(dim**-0.5, jnp.float32), (self.queries, dim))
         positions = resize_position_table(table, (height // self.patch, width // self.patch))[None]
         if visible is not None:
             patches = jnp.take_along_axis(patches, visible[:, :, None], axis=1)
             positions = positions[0][visible]
-        embed = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="patch_embedding")
-        tokens = embed(patches) + positions.astype(self.dtype)
+        embed = nn.Dense(dim, dtype=dtype, kernel_init=init, name="patch_embedding")
+        tokens = embed(patches) + positions.astype(dtype)
 
         def spread(x):
-            return jnp.broadcast_to(x.astype(self.dtype), (batch, *x.shape))
+            return jnp.broadcast_to(x.astype(dtype), (batch, *x.shape))
 
         tokens = jnp.concatenate([spread((cls + cls_position)[None]), tokens, spread(queries)], axis=1)
 
-        def asked(x):
+        split = tokens.shape[1] - self.queries
+
+        def returned(x):
             return x[:, :1] if only == "cls" else jnp.concatenate([x[:, :1], x[:, split:]], axis=1)
 
-        split = tokens.shape[1] - self.queries
-        tokens = self.trunk(tokens, asked if only else None)
+        tokens = self.trunk(tokens, returned if only else None)
         if only:
             return Tokens(cls=tokens[:, :1], S=tokens[:, 1:] if only == "S" else None, U=None)
         return Tokens(cls=tokens[:, :1], S=tokens[:, split:], U=tokens[:, 1:split])

@@ -15,7 +15,7 @@ from sparse_vis.models.factorize import Factorizer
 from sparse_vis.models.heads import PrototypeHead
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ops.resize import resize_bicubic
-from sparse_vis.types import Factors, Outputs, TargetSource, Tokens, Views
+from sparse_vis.types import Embeddings, Factors, Outputs, Tokens, Views
 
 
 def fold(x: Shaped[Array, "B V *rest"]) -> Shaped[Array, "BV *rest"]:
@@ -28,7 +28,6 @@ class Stellar(nn.Module):
 
     Attributes:
         encoder, factorizer, decoder, sparse_head, cls_head: the parts.
-        bottleneck: the decoder's input, "factors" for Z = L S, or "dense" for U.
         tokenizer: frozen tokenizer of the VQ target. `init_params` leaves its parameters out; `codes` and
             `decode_codes` need them in the tree as "tokenizer".
     """
@@ -38,7 +37,6 @@ class Stellar(nn.Module):
     decoder: Decoder
     sparse_head: PrototypeHead
     cls_head: PrototypeHead
-    bottleneck: str = "factors"
     tokenizer: VQGAN | None = None
 
     @property
@@ -59,22 +57,12 @@ class Stellar(nn.Module):
         return self.encoder(pixels, visible, only)
 
     def factorize(self, tokens: Tokens) -> Factors:
-        """L and Z = L S of encoded images; with a "dense" bottleneck Z is U itself."""
-        factors = self.factorizer(tokens.U, tokens.S)
-        return factors.replace(Z=tokens.U) if self.bottleneck == "dense" else factors
+        """L and Z = L S of encoded images."""
+        return self.factorizer(tokens.U, tokens.S)
 
     def decode(self, Z: Float[Array, "B n d"], grid: tuple[int, int]) -> Array:
         """Unclipped pixels (B, rows*p, columns*p, 3), or code logits (B, n, codes)."""
         return self.decoder(Z, grid)
-
-    def inpaint(
-        self, U: Float[Array, "B V keep d"], visible: Int[Array, "B V keep"], grid: tuple[int, int]
-    ) -> Float[Array, "B V H W 3"]:
-        """Decode whole views from their visible patches' features; hidden patches are zeros in the input."""
-        rows = jnp.arange(U.shape[0] * U.shape[1])[:, None]
-        whole = jnp.zeros((len(rows), grid[0] * grid[1], U.shape[-1]), U.dtype)
-        decoded = self.decode(whole.at[rows, fold(visible)].set(fold(U)), grid)
-        return decoded.reshape(*U.shape[:2], *decoded.shape[1:])
 
     def codes(self, pixels: Float[Array, "B H W 3"]) -> Int[Array, "B n"]:
         """VQ targets of images: one code per patch, (B, n) int32, row-major.
@@ -95,50 +83,38 @@ class Stellar(nn.Module):
         """Pixels in [0, 1] from code logits: the tokenizer decodes each patch's most likely code."""
         return self.tokenizer.decode(jnp.argmax(logits, axis=-1).reshape(-1, *grid))
 
-    def target_source(self, pixels: Float[Array, "B H W 3"]) -> TargetSource:
-        """Embeddings from which targets are made, computed by the encoder and the heads alone."""
-        return self.as_source(self.encode(pixels, only="S"))
-
-    def as_source(self, tokens: Tokens) -> TargetSource:
-        return TargetSource(
-            S=tokens.S, sparse=self.sparse_head(tokens.S), cls=self.cls_head(tokens.cls),
-            sparse_prototypes=self.sparse_head.prototypes, cls_prototypes=self.cls_head.prototypes,
+    def heads(self, tokens: Tokens) -> Embeddings:
+        """Embeddings of S and CLS, and the prototypes."""
+        return Embeddings(
+            S=self.sparse_head(tokens.S), cls=self.cls_head(tokens.cls),
+            S_prototypes=self.sparse_head.prototypes, cls_prototypes=self.cls_head.prototypes,
         )  # fmt: skip
 
-    def __call__(self, views: Views, masked_U: bool = False) -> Outputs:
-        """All that the objective needs; one encoder call per kind of view.
+    def embed(self, pixels: Float[Array, "B H W 3"]) -> tuple[Tokens, Embeddings]:
+        """What targets are made from, computed by the encoder and the heads alone."""
+        tokens = self.encode(pixels, only="S")
+        return tokens, self.heads(tokens)
 
-        Args:
-            views: B images with Vg masked and Vl local views each.
-            masked_U: whether to return patch features of the masked views.
-
-        Returns:
-            Outputs, with masked_U None unless requested and inpainted None.
-        """
+    def __call__(self, views: Views) -> Outputs:
+        """All that the objective needs; one encoder call per kind of view."""
         batch, height, width, _ = views.image.shape
         tokens = self.encode(views.image)
         factors = self.factorize(tokens)
-        masked = self.encode(fold(views.masked), fold(views.visible), None if masked_U else "S")
+        masked = self.encode(fold(views.masked), fold(views.visible), only="S")
         masked_S = masked.S.reshape(batch, -1, *masked.S.shape[1:])
+        local_cls = jnp.zeros((batch, 0, self.cls_head.dim), jnp.float32)
         if views.local.shape[1]:
             local_cls = self.cls_head(self.encode(fold(views.local), only="cls").cls)
-            local_cls = local_cls.reshape(batch, -1, self.cls_head.dim)
-        else:
-            local_cls = jnp.zeros((batch, 0, self.cls_head.dim), jnp.float32)
-        source = self.as_source(tokens)
+        embeddings = self.heads(tokens)
         return Outputs(
             tokens=tokens,
             factors=factors,
+            embeddings=embeddings,
             reconstruction=self.decode(factors.Z, self.grid(height, width)),
             masked_S=masked_S,
-            masked_U=masked.U.reshape(batch, -1, *masked.U.shape[1:]) if masked_U else None,
-            sparse=source.sparse,
-            cls=source.cls,
-            masked_sparse=self.sparse_head(masked_S),
-            masked_cls=self.cls_head(masked.cls).reshape(batch, -1, self.cls_head.dim),
-            local_cls=local_cls,
-            sparse_prototypes=source.sparse_prototypes,
-            cls_prototypes=source.cls_prototypes,
+            masked_S_embedding=self.sparse_head(masked_S),
+            masked_cls_embedding=self.cls_head(masked.cls).reshape(batch, -1, self.cls_head.dim),
+            local_cls_embedding=local_cls.reshape(batch, -1, self.cls_head.dim),
         )
 
 

@@ -18,9 +18,9 @@ from PIL import Image, ImageOps
 
 from sparse_vis import api
 from sparse_vis.build import build_source
-from sparse_vis.data.ahead import load_ahead, usable
 from sparse_vis.data.decode import decode
 from sparse_vis.data.packed import PackedSource
+from sparse_vis.data.records import load_ahead, usable
 from sparse_vis.data.scenes import SceneSource
 from sparse_vis.data.sources import FolderSource, Source, announce, open_folder
 from sparse_vis.data.tfds import TfdsSource

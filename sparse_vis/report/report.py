@@ -18,8 +18,8 @@ import jinja2
 from sparse_vis import api
 from sparse_vis.config.ranges import SIDE
 from sparse_vis.config.settings import plain
-from sparse_vis.data.ahead import ON_ERROR
-from sparse_vis.data.image_file import MAX_PIXELS
+from sparse_vis.data.decode import MAX_PIXELS
+from sparse_vis.data.records import ON_ERROR
 from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.results import Results
 from sparse_vis.interop.load import PLACES, Loaded, is_shipped, read_model
@@ -178,8 +178,6 @@ def absences(model: Stellar, checkpoint: str) -> tuple[str, str]:
             "--tokenizer=FILE gives them."
         )
         return f"Reconstructions and edits: {why}", why
-    if model.bottleneck == "dense":
-        return "", "Absent: this model decodes U itself, so that edits of S and L change nothing."
     if model.encoder.queries < 2:
         return "", "Absent: with a single token there is nothing to edit."
     return "", ""

@@ -1,4 +1,4 @@
-"""Checksums of arrays, independent of the devices that hold them, and of JSON content.
+"""Checksums of arrays, independent of the devices that hold them, and of JSON objects.
 
 A word w at position i adds m(w ^ m(i + key)) to a sum modulo 2^32, where m is a permutation of the 32-bit
 words. A change within one word always changes the sum; any other damage, such as two swapped words, goes
@@ -8,14 +8,13 @@ unnoticed with probability 2^-32. A checksum consists of two sums with different
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sparse_vis.runtime import files
 from sparse_vis.runtime.names import path_name
 
 KEYS = (0x243F6A88, 0x85A308D3)  # the first digits of pi
@@ -23,11 +22,7 @@ CHUNK = 1 << 15  # words that fit into a processor's cache
 
 
 def _mix(x):
-    """A permutation of the 32-bit words in which every bit depends on every other (Wellons' lowbias32).
-
-    Args:
-        x: uint32 array, of NumPy or JAX.
-    """
+    """A permutation of the 32-bit words in which every bit depends on every other (Wellons' lowbias32)."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
@@ -99,6 +94,6 @@ def checksums(tree) -> dict[str, str]:
     return {path_name(path): checksum(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def of_json(content) -> str:
-    """Checksum of JSON content, independent of formatting and of the order of keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def of_json(content: dict) -> str:
+    """The first 16 digits of a JSON object's checksum (`files.checksum`)."""
+    return files.checksum(content)[:16]

@@ -16,10 +16,7 @@ CHECKSUM = "checksum"
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Context that yields a temporary path to write to; at its end, syncs it to disk and renames it.
-
-    Args:
-        path: of the file; an existing one is replaced.
+    """Context that yields a temporary path to write to; at its end, it is synced to disk and renamed.
 
     Raises:
         OSError: it cannot be written; an existing file is unchanged and the temporary file is removed.
@@ -35,17 +32,9 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file atomically: under a temporary name, synced to disk, then renamed.
-
-    Args:
-        path: of the file; an existing one is replaced. content: text is written as UTF-8, with surrogates
-            (from paths that are not UTF-8) as backslash escapes.
-
-    Raises:
-        OSError: it cannot be written; an existing file is unchanged and the temporary file is removed.
-    """
-    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    """Write a file as `whole` does; text as UTF-8, with surrogates (paths that are not UTF-8) escaped."""
     with whole(path) as partial:
+        data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
         partial.write_bytes(data)
 
 
@@ -64,7 +53,10 @@ def file_sha256(path: Path) -> str:
 
 
 def checksum(content: dict[str, Any]) -> str:
-    """Checksum of a JSON object without its field `checksum`, hexadecimal (docs/extraction.md)."""
+    """Checksum of a JSON object without its field `checksum`, hexadecimal (docs/extraction.md).
+
+    It does not depend on formatting and the order of keys.
+    """
     rest = {key: value for key, value in content.items() if key != CHECKSUM}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -85,9 +77,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: says in a few words what is damaged.
         OSError: the file cannot be read.
     """
-    data = path.read_bytes()
     try:
-        content = json.loads(data.decode())
+        content = json.loads(path.read_bytes().decode())
         if not isinstance(content, dict):
             raise ValueError
         same = CHECKSUM not in content or content[CHECKSUM] == checksum(content)

@@ -28,8 +28,25 @@ LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 NO_YNNPACK = f"--{LIBRARY}="
 FLAG_KNOWN = [0, 13]  # jaxlib below this version knows the flag; a later one may stop at an unknown flag
 
-
 QUICK_COMPILATION = 0.1  # seconds; programs that compile faster are not cached
+
+
+def prepare() -> None:
+    """Set environment variables that must be set before Python starts; on Linux, restart the process once.
+
+    The restart (exec) keeps the process id. Call this first in a main module. Variables that the user has set
+    stay as they are, also empty ones: JAX_COMPILATION_CACHE_DIR= turns the compilation cache off.
+    """
+    # With several devices, collectives in a queue of steps wait for each other: with one thread per core, XLA
+    # can deadlock. One device has no collectives, and more threads than cores make it slower.
+    virtual = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    joins = any(argument.lstrip("-").startswith("distributed") for argument in sys.argv)
+    if virtual or joins or "JAX_NUM_CPU_DEVICES" in os.environ:
+        os.environ.setdefault("PJRT_NPROC", str(max(32, os.cpu_count() or 1)))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def cache_folder() -> pathlib.Path:
@@ -53,13 +70,6 @@ def keep_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", QUICK_COMPILATION)
 
 
-def several_cpu_devices() -> bool:
-    """Whether environment or arguments request several CPU devices, in this process or in several."""
-    virtual = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    joins = any(argument.lstrip("-").startswith("distributed") for argument in sys.argv)
-    return virtual or joins or "JAX_NUM_CPU_DEVICES" in os.environ
-
-
 def leave_out_ynnpack() -> None:
     """Make XLA compute on CPU without YNNPACK, unless the user has set its flag.
 
@@ -68,20 +78,17 @@ def leave_out_ynnpack() -> None:
     """
     known = [int(part) for part in jaxlib_version.split(".")[:2]] < FLAG_KNOWN
     given = os.environ.get("XLA_FLAGS", "")
-    if known and LIBRARY not in given and not importlib.util.find_spec("libtpu"):
-        os.environ["XLA_FLAGS"] = f"{NO_YNNPACK} {given}".strip()
-        if _computes_on_cpu():
-            warnings.warn(
-                "JAX was in use before sparse_vis was imported: XLA goes on computing with YNNPACK, which "
-                "gets some products on CPU wrong; import sparse_vis before JAX makes its first array.",
-                stacklevel=3,
-            )
-
-
-def _computes_on_cpu() -> bool:
-    """Whether JAX is already running on CPU; neither imports nor starts JAX."""
+    if not known or LIBRARY in given or importlib.util.find_spec("libtpu"):
+        return
+    os.environ["XLA_FLAGS"] = f"{NO_YNNPACK} {given}".strip()
+    # Neither imports nor starts JAX.
     started = getattr(sys.modules.get("jax._src.xla_bridge"), "backends_are_initialized", bool)
-    return started() and sys.modules["jax"].default_backend() == "cpu"
+    if started() and sys.modules["jax"].default_backend() == "cpu":
+        warnings.warn(
+            "JAX was in use before sparse_vis was imported: XLA goes on computing with YNNPACK, which "
+            "gets some products on CPU wrong; import sparse_vis before JAX makes its first array.",
+            stacklevel=3,
+        )
 
 
 def missing_devices() -> str | None:
@@ -102,19 +109,3 @@ def missing_devices() -> str | None:
             "see that their driver works."
         )
     return None
-
-
-def prepare() -> None:
-    """Set environment variables that must be set before Python starts; on Linux, restart the process once.
-
-    The restart (exec) keeps the process id. Call this first in a main module. Variables that the user has set
-    stay as they are, also empty ones: JAX_COMPILATION_CACHE_DIR= turns the compilation cache off.
-    """
-    # With several devices, collectives in a queue of steps wait for each other: with one thread per core, XLA
-    # can deadlock. One device has no collectives, and more threads than cores make it slower.
-    if several_cpu_devices():
-        os.environ.setdefault("PJRT_NPROC", str(max(32, os.cpu_count() or 1)))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
-        os.execv(sys.executable, sys.orig_argv)

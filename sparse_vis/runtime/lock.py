@@ -21,22 +21,20 @@ _held: set[Path] = set()  # lock files of this process
 
 @contextlib.contextmanager
 def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> Iterator[None]:
-    """Context in which this process is the only one that writes to a folder.
+    """Context in which this process is the only one that writes to a folder, created if needed.
 
     The lock is a POSIX record lock (`fcntl.lockf`) on a small file in the folder, which names the holder. The
     kernel, or the NFS server, releases it however the process ends, so a leftover file blocks nobody. Unlike
     flock's, it is not inherited: a data worker that outlives a killed run does not keep it. But a process
     loses it by closing any other descriptor of the file; therefore the file is opened only here, and never a
-    second time by a process that holds it.
+    second time by a process that holds it. A folder created here is removed if nothing was written to it.
 
     Args:
-        folder: created if needed; if created, removed at the end unless something was written to it.
         doing: purpose, e.g. "training", shown to others who try. flag: with which to give another folder.
         name: of the lock file; locks of different names do not exclude each other.
 
     Raises:
-        UserError: another process, or this one, holds the lock (names the holder); the folder cannot be
-            written; or its name is not UTF-8.
+        UserError: the lock is held (names the holder); the folder cannot be written; its name is not UTF-8.
     """
     try:
         str(folder.resolve()).encode()
@@ -54,8 +52,8 @@ def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> 
         raise UserError(f"cannot write to {folder} ({error.strerror}); give another {flag}.") from None
     if descriptor is None:
         raise UserError(
-            f"{folder} is in use ({_holder(path)}); wait for its end, or give another {flag}: "
-            "each needs its own."
+            f"{folder} is in use ({_holder(path)}); wait for its end, or give another "
+            f"{flag}: each needs its own."
         )
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     holder = f"{doing}, process {os.getpid()} on {socket.gethostname()}, since {since}"
@@ -86,11 +84,8 @@ def _lock(path: Path) -> int | None:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     return None
                 raise
-            print(
-                f"note: the file system of {path.parent} cannot lock ({error.strerror}): take care that "
-                "nothing else writes there.",
-                flush=True,
-            )
+            where = f"{path.parent} cannot lock ({error.strerror})"
+            print(f"note: the file system of {where}: take care that nothing else writes there.", flush=True)
             return descriptor
         if _is_at(descriptor, path):
             return descriptor
@@ -109,8 +104,6 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _holder(path: Path) -> str:
     if path in _held:
         return "this process"
-    with contextlib.suppress(OSError):
-        text = path.read_text(errors="replace").strip()
-        if text:
-            return text.splitlines()[0][:300]
+    with contextlib.suppress(OSError, IndexError):
+        return path.read_text(errors="replace").strip().splitlines()[0][:300]
     return "another process"

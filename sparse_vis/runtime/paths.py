@@ -16,7 +16,7 @@ def fault(text: str, hub: bool = False) -> str | None:
     """What is wrong with a path, as the rest of a sentence that begins with it; None if nothing is.
 
     Args:
-        text: as given. hub: whether hf:// addresses are allowed.
+        hub: whether hf:// addresses are allowed.
     """
     if not text.strip():
         return "is empty; give a path (the current folder is .)"
@@ -32,7 +32,7 @@ def local(path: str | bytes | os.PathLike, what: str, hub: bool = False) -> str:
     """A path with ~ expanded, because a shell does not expand it after the = of a flag.
 
     Args:
-        path: as given. what: its name in messages, e.g. "config.data.path". hub: as in `fault`.
+        what: the path's name in messages, e.g. "config.data.path". hub: as in `fault`.
 
     Raises:
         UserError: the path is empty, has an unknown ~user, or is an address such as gs://bucket/run.
@@ -43,22 +43,18 @@ def local(path: str | bytes | os.PathLike, what: str, hub: bool = False) -> str:
     return text if text.startswith(HUB) else os.path.expanduser(text)
 
 
+def place(text: str, hub: bool = True) -> str:
+    """argparse `type` of --checkpoint: a path with ~ expanded, or an hf:// address."""
+    if wrong := fault(text, hub):
+        raise argparse.ArgumentTypeError(f"{text!r} {wrong}")
+    return local(text, "", hub)
+
+
 def folder(text: str) -> str:
     """argparse `type` of a flag that names images: the path with ~ expanded."""
-    return _flag(text, hub=False)
-
-
-def place(text: str) -> str:
-    """argparse `type` of --checkpoint: a path with ~ expanded, or an hf:// address."""
-    return _flag(text, hub=True)
+    return place(text, hub=False)
 
 
 def path(text: str) -> Path:
     """argparse `type` of a flag that names a file or folder: a Path with ~ expanded."""
-    return Path(_flag(text, hub=False))
-
-
-def _flag(text: str, hub: bool) -> str:
-    if wrong := fault(text, hub):
-        raise argparse.ArgumentTypeError(f"{text!r} {wrong}")
-    return local(text, "", hub)
+    return Path(folder(text))

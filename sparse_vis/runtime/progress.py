@@ -1,8 +1,9 @@
-"""The progress line of long work over images; training has its own in train/progress.py."""
+"""What long work prints: its progress, and notes."""
 
 from __future__ import annotations
 
 import datetime
+import functools
 import time
 
 REPORT_SECONDS = 5.0
@@ -14,8 +15,14 @@ def time_left(seconds: float) -> str:
     return f"{days}d {rest // 3600}h" if days else str(datetime.timedelta(seconds=rest))
 
 
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a line unless this process has printed it before."""
+    print(text, flush=True)
+
+
 class Progress:
-    """Prints images done, images/s and the time left, every few seconds and at the end.
+    """Prints images done, images/s and the time left, every few seconds and at the end (not of training).
 
     The rate leaves out the images of the first `add`, during which programs compile, unless these are all.
 

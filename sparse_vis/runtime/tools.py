@@ -15,11 +15,7 @@ from sparse_vis.runtime.errors import UserError
 
 
 def unknown_flag(flag: str, known: Iterable[str], program: str) -> str:
-    """The error sentence for an unknown flag, with the most similar known one.
-
-    Args:
-        flag, known: with their dashes, without values. program: how the user started it.
-    """
+    """The error sentence for an unknown flag, with the most similar known one."""
     nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
     remedy = f"did you mean {nearest[0]}?" if nearest else f"{program} --help shows the flags."
     return f"{flag} is no flag of {program}; {remedy}"
@@ -45,18 +41,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_folder(path: pathlib.Path) -> None:
-    """Refuse an --output folder that cannot be created or written to.
-
-    Raises:
-        UserError: says why.
-    """
+    """Refuse, with a UserError, an --output folder that cannot be created or written to."""
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise UserError(f"--output={path} cannot be written ({there} is a file); give another --output.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(
-            f"--output={path} cannot be written (no permission in {there}); give another --output."
-        )
+    reason = f"no permission in {there}" if there.is_dir() else f"{there} is a file"
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--output={path} cannot be written ({reason}); give another --output.")
 
 
 def positive(text: str) -> int:

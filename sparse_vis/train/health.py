@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -12,10 +11,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from sparse_vis.losses.targets import balance, make_targets, own_source
+from sparse_vis.losses.targets import make_targets
 from sparse_vis.ops.sinkhorn import column_error
 from sparse_vis.train.recipe import Recipe
-from sparse_vis.train.step import TrainState
+from sparse_vis.train.step import TrainState, step_key
 from sparse_vis.types import Batch
 from sparse_vis.views.make import make_views
 
@@ -93,13 +92,12 @@ def prototype_measures(scores: Float[Array, "rows K"]) -> dict[str, Float[Array,
 
 
 def measure(
-    recipe: Recipe, params: dict, teacher: dict | None, batch: Batch, previous: Array
+    recipe: Recipe, params: dict, teacher: dict | None, batch: Batch, previous: Array, seed: int | Array = 0
 ) -> tuple[dict[str, Array], Array]:
     """Health measures on one batch; views are drawn as in step 0, so that different steps are comparable.
 
     Args:
-        recipe: of the run. params: the student's. teacher: EMA parameters or None.
-        batch: Batch of B images, the same each time.
+        batch: the same each time.
         previous: (B, Vg, r) int32 matches of the last measurement; -1 at the first.
 
     Returns:
@@ -108,26 +106,21 @@ def measure(
         match differs from `previous`. `sinkhorn_error` is the total variation distance between the use of
         prototypes in the targets and equal use.
     """
-    views = make_views(jax.random.fold_in(jax.random.key(recipe.seed), 0), batch, recipe.views)
-    model, spec = recipe.model, recipe.loss
-    outputs = model.apply({"params": params}, views)
-    source = own_source(outputs)
-    if teacher is not None:
-        source = model.apply({"params": teacher}, views.masked[:, 1], method="target_source")
-    potentials = balance(source, spec)
-    matches = make_targets(outputs, source, potentials, views, spec, teacher=teacher is not None).masked_match
-    dim = outputs.sparse.shape[-1]
-    scores = source.sparse.reshape(-1, dim) @ source.sparse_prototypes
+    views, spec = make_views(step_key(seed, 0), batch, recipe.views), recipe.loss
+    outputs = recipe.model.apply({"params": params}, views)
+    targets = make_targets(recipe.model, spec, views, outputs, teacher)
+    own, source = outputs.embeddings, targets.embeddings
+    scores, teacher_scores = (x.S.reshape(-1, x.S.shape[-1]) @ x.S_prototypes for x in (own, source))
     measures = {
-        "cls_spread": jnp.mean(spread(outputs.cls)),
-        "S_spread": jnp.mean(spread(outputs.sparse)),
+        "cls_spread": jnp.mean(spread(own.cls)),
+        "S_spread": jnp.mean(spread(own.S)),
         **token_measures(outputs.tokens.S.astype(jnp.float32)),
         **localization_measures(outputs.factors.L),
-        **prototype_measures(outputs.sparse.reshape(-1, dim) @ outputs.sparse_prototypes),
-        "sinkhorn_error": column_error(scores, potentials.sparse[-1], spec.sinkhorn_temperature),
-        "match_changed": jnp.mean(matches != previous),
+        **prototype_measures(scores),
+        "sinkhorn_error": column_error(teacher_scores, targets.potentials.S[-1], spec.sinkhorn_temperature),
+        "match_changed": jnp.mean(targets.masked_match != previous),
     }
-    return measures, matches
+    return measures, targets.masked_match
 
 
 def complaints(measures: Mapping[str, float | int], tokens: int) -> dict[str, str]:
@@ -162,7 +155,14 @@ class HealthCheck:
     """
 
     def __init__(
-        self, recipe: Recipe, mesh: Mesh, batch: Batch, every: int, step: int, matches: list | None = None
+        self,
+        recipe: Recipe,
+        mesh: Mesh,
+        batch: Batch,
+        seed: Array,
+        every: int,
+        step: int,
+        matches: list | None = None,
     ):
         everywhere = NamedSharding(mesh, PartitionSpec())
         shape = (len(batch.index), recipe.views.global_count, recipe.model.encoder.queries)
@@ -172,18 +172,16 @@ class HealthCheck:
         self.matches = jax.device_put(start, everywhere)
         self.every, self.due = every, (step // every + 1) * every
 
-        def on_mesh(seed, *arguments):
-            seeded = dataclasses.replace(recipe, seed=seed)  # traced: all seeds share one program
+        def on_mesh(*arguments):
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the blocks' `batch_sharded`
-                return measure(seeded, *arguments)
+                return measure(recipe, *arguments)
 
-        self.seed = jax.device_put(np.uint32(recipe.seed), everywhere)
-        self.measure = jax.jit(on_mesh, out_shardings=everywhere)
+        self.seed, self.measure = seed, jax.jit(on_mesh, out_shardings=everywhere)
 
     def __call__(self, step: int, state: TrainState) -> dict[str, float]:
         """Finite measures, their names prefixed with `health/`; warns of a collapse seen twice in a row."""
         self.due = (step // self.every + 1) * self.every
-        found, self.matches = self.measure(self.seed, state.params, state.teacher, self.batch, self.matches)
+        found, self.matches = self.measure(state.params, state.teacher, self.batch, self.matches, self.seed)
         measures = {name: float(x) for name, x in found.items() if math.isfinite(x)}
         if not self.known:
             measures.pop("match_changed", None)

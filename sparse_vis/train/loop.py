@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import gc
 import math
 import pathlib
@@ -25,12 +25,12 @@ from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_json
 from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
+from sparse_vis.runtime.skipped import Skipped
 from sparse_vis.train import checkpoint
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
 from sparse_vis.train.progress import Averages, Progress, short
 from sparse_vis.train.recipe import Recipe, build_recipe
-from sparse_vis.train.skipped import Skipped
 from sparse_vis.train.step import TrainState, compile_step, initial_state, steps_applied
 from sparse_vis.train.stop import StopSignal
 
@@ -57,22 +57,25 @@ def start_state(
         folder = step_folder.find_step(pathlib.Path(manager.directory) / str(newest))
         saved = step_folder.read_config(folder)
         changed = settings.check_resume(saved, settings.plain(config), workdir)
+        begun = settings.from_plain(saved, folder)
+        if config.seed != begun.seed:  # a sweep: the first seed's results would pass for the second's
+            raise UserError(
+                f"{workdir} holds a run with config.seed={begun.seed}, this one has {config.seed}; give "
+                "another --workdir, or that seed to continue."
+            )
         for line in changed:
             print(f"note: setting changed since the last checkpoint: {line}", flush=True)
 
-    def build(seed, given):
-        return initial_state(dataclasses.replace(recipe, seed=seed), given)
-
-    abstract = jax.eval_shape(build, np.uint32(recipe.seed), None)
+    build, seed = functools.partial(initial_state, recipe), np.uint32(config.seed)
+    abstract = jax.eval_shape(build, seed, None)
     sharding = state_sharding(mesh, abstract)
     if newest is None:
         # From host memory, because arrays of one device cannot enter a program of several processes.
         given = jax.tree.map(np.asarray, initial()) if initial else None
-        return jax.jit(build, out_shardings=sharding)(np.uint32(recipe.seed), given), {"next_index": 0}
+        return jax.jit(build, out_shardings=sharding)(seed, given), {"next_index": 0}
     state, data = checkpoint.restore(manager, abstract, sharding)
     print(f"continuing {workdir} at step {newest}", flush=True)
-    before = build_recipe(settings.from_plain(saved, folder)).schedule
-    note_jump(before, recipe.schedule, int(steps_applied(state)))
+    note_jump(build_recipe(begun).schedule, recipe.schedule, int(steps_applied(state)))
     return state, data
 
 
@@ -113,6 +116,7 @@ class Run:
         config: complete configuration. workdir: folder for checkpoints, metrics and config.json.
         initial: returns the initial parameters; called at a fresh start only. None: random ones.
         tokenizer: module and frozen parameters that compute the codes of the VQ target.
+        build: (config, tokenizer module) -> Recipe; benchmarks/evidence/baselines.py has another.
 
     Raises:
         UserError: any error that the user can correct; before the first step where possible.
@@ -124,19 +128,17 @@ class Run:
         workdir: pathlib.Path,
         initial: Callable[[], dict] | None = None,
         tokenizer: tuple[VQGAN, dict] | None = None,
+        build: Callable[..., Recipe] = build_recipe,
     ):
         settings.check(config, jax.device_count(), jax.default_backend())
         self.config, self.workdir = config, workdir
         self.main = jax.process_index() == 0
         self.source = build_source(config, config.data.split)
         self.mesh = make_mesh(config.efficiency.mesh)
-        recipe, self.tokenizer = build_recipe(config), None
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        module, params = tokenizer or (None, None)
+        recipe, everywhere = build(config, module), NamedSharding(self.mesh, PartitionSpec())
         self.seed = jax.device_put(np.uint32(config.seed), everywhere)
-        if tokenizer is not None:
-            recipe = dataclasses.replace(recipe, model=recipe.model.clone(tokenizer=tokenizer[0]))
-            params = jax.tree.map(np.asarray, tokenizer[1])
-            self.tokenizer = jax.device_put(params, everywhere)
+        self.tokenizer = jax.device_put(jax.tree.map(np.asarray, params), everywhere)
         checkpoint.prepare(workdir)
         self.manager = checkpoint.open_manager(workdir, config.train.keep)
         self.state, data = start_state(config, recipe, self.mesh, self.manager, workdir, initial)
@@ -168,7 +170,7 @@ class Run:
         with contextlib.closing(self._stream(size, position=0, steps=1, workers=0)) as batches:
             batch = global_batch(self.mesh, next(batches)[0])
         every, last = self.config.train.health_every, self.step - self.averages.steps
-        return HealthCheck(self.recipe, self.mesh, batch, every, last, self.matches)
+        return HealthCheck(self.recipe, self.mesh, batch, self.seed, every, last, self.matches)
 
     def next_batch(self, batches):
         """The next global batch on the devices."""

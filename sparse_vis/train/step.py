@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -12,10 +11,11 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sparse_vis.losses.targets import make_targets
 from sparse_vis.models.stellar import init_params, teacher_params
-from sparse_vis.train.gradients import loss_and_gradients
 from sparse_vis.train.mesh import BATCH, state_sharding
-from sparse_vis.train.optimizer import momentum_at, update_teacher
+from sparse_vis.train.microbatches import accumulate
+from sparse_vis.train.optimizer import update_teacher
 from sparse_vis.train.recipe import Recipe
 from sparse_vis.types import Batch, Views
 from sparse_vis.views.make import make_views
@@ -39,58 +39,38 @@ class TrainState:
     bad_steps: jax.Array
 
 
-def steps_applied(state: TrainState) -> jax.Array:
-    """Number of steps applied, int32: the count of the optimizer and of its learning-rate schedule."""
-    return state.step - state.bad_steps
-
-
-def initial_state(recipe: Recipe, params: dict | None = None) -> TrainState:
-    """TrainState of step 0, with the given parameters or random ones from the recipe's seed."""
-    if params is None:
-        params = init_params(recipe.model, jax.random.key(recipe.seed))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=recipe.optimizer.init(params),
-        teacher=jax.tree.map(jnp.copy, teacher_params(params)) if recipe.use_teacher else None,
-        bad_steps=jnp.zeros((), jnp.int32),
-    )
-
-
 def train_step(
     recipe: Recipe,
     state: TrainState,
     batch: Batch,
     tokenizer: dict | None = None,
+    seed: int | jax.Array = 0,
     view: Callable[[Batch], Views] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One training step; if loss or gradient norm is not finite, parameters, optimizer and teacher stay.
+    """New state and metrics; if loss or gradient norm is not finite, parameters, optimizer and teacher stay.
 
-    Args:
-        recipe: static settings. state: TrainState. batch: the global batch.
-        tokenizer: frozen parameters of the VQ tokenizer; None for the pixel target.
-        view: Batch -> Views; None draws random views from the recipe's seed and the step.
-
-    Returns:
-        (new state, metrics): unweighted terms, `total`, `gradient_norm`, `learning_rate`,
-        `bad_steps`; float32 scalars.
+    `tokenizer`: its frozen parameters; None for the pixel target. `view`: None draws random views.
     """
-    if view is None:
-        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-        view = functools.partial(make_views, key, spec=recipe.views)
+    view = view or functools.partial(make_views, step_key(seed, state.step), spec=recipe.views)
     teacher = None
-    if recipe.use_teacher:
-        momentum = momentum_at(state.step, recipe.steps, recipe.momentum, recipe.final_momentum)
-        teacher = update_teacher(state.teacher, state.params, momentum)
-    total, terms, gradients = loss_and_gradients(
-        state.params, recipe.model, recipe.loss, batch, view, teacher, tokenizer, recipe.microbatches
-    )
+    if recipe.momentum:
+        teacher = update_teacher(state.teacher, state.params, recipe.momentum(state.step))
+
+    def loss(params, views, potentials=None):
+        outputs = recipe.model.apply({"params": params}, views)
+        targets = make_targets(recipe.model, recipe.loss, views, outputs, teacher, tokenizer, potentials)
+        return recipe.objective(outputs, targets, recipe.loss)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if recipe.microbatches == 1:
+        (total, terms), gradients = gradient(state.params, view(batch))
+    else:
+        (total, terms), gradients = accumulate(gradient, recipe, state.params, batch, view, teacher)
     norm = optax.global_norm(gradients)
     updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
     good = jnp.isfinite(total) & jnp.isfinite(norm)
-    moved = state.replace(
-        params=optax.apply_updates(state.params, updates), opt_state=opt_state, teacher=teacher
-    )
+    params = optax.apply_updates(state.params, updates)
+    moved = state.replace(params=params, opt_state=opt_state, teacher=teacher)
     # Not lax.cond: it would write all updates to memory and read them again.
     kept = jax.tree.map(functools.partial(jnp.where, good), moved, state)
     rate = recipe.schedule(steps_applied(state))
@@ -101,6 +81,29 @@ def train_step(
     }  # fmt: skip
 
 
+def step_key(seed: int | jax.Array, step: int | jax.Array) -> jax.Array:
+    """Key of all random draws of a step."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def steps_applied(state: TrainState) -> jax.Array:
+    """Number of steps applied, int32: the count of the optimizer and of its learning-rate schedule."""
+    return state.step - state.bad_steps
+
+
+def initial_state(recipe: Recipe, seed: int | jax.Array = 0, params: dict | None = None) -> TrainState:
+    """TrainState of step 0, with the given parameters or random ones from the seed."""
+    if params is None:
+        params = init_params(recipe.model, jax.random.key(seed))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=recipe.optimizer.init(params),
+        teacher=jax.tree.map(jnp.copy, teacher_params(params)) if recipe.momentum else None,
+        bad_steps=jnp.zeros((), jnp.int32),
+    )
+
+
 def compile_step(recipe: Recipe, mesh: Mesh, state: TrainState):
     """The jitted step, (state, batch, tokenizer, seed) -> (state, metrics), with fixed shardings.
 
@@ -109,10 +112,9 @@ def compile_step(recipe: Recipe, mesh: Mesh, state: TrainState):
     """
     sharding, everywhere = state_sharding(mesh, state), NamedSharding(mesh, PartitionSpec())
 
-    def step(state: TrainState, batch, tokenizer, seed):
-        seeded = dataclasses.replace(recipe, seed=seed)
+    def step(*arguments):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the blocks' `batch_sharded`
-            return train_step(seeded, state, batch, tokenizer)
+            return train_step(recipe, *arguments)
 
     return jax.jit(
         step,

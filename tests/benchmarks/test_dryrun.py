@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks.dryrun import scaling_table
-from benchmarks.dryrun.chips import CHIPS, link_bytes, seconds
+from benchmarks.dryrun.chips import CHIPS, GPUS, link_bytes, seconds, target_config
 from benchmarks.dryrun.cost import Cost, cost
-from benchmarks.dryrun.gpu_target import GPUS, target_config
 from tests.main_process import ROOT, TINY
 
 # Two loops, one in the other, as the TPU and the CPU compiler write them; 8 devices.

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from benchmarks.peer.peer_losses import Step
-from benchmarks.peer.peer_model import Peer
-from benchmarks.peer.peer_weights import torch_views, transplant
+from benchmarks.peer.peer_model import Peer, torch_views, transplant
 from benchmarks.speed.synthetic import random_batch, random_state, recipe_of
 from sparse_vis.train.step import train_step
 from sparse_vis.views.make import make_views

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.speed import attention, encode, measure, parts, throughput
+from benchmarks.speed import attention, encode, measure, parts
 from benchmarks.speed.flops import encode_flops, products, step_flops, tokenizer
 from benchmarks.speed.synthetic import random_tokenizer, recipe_of
 from sparse_vis.models.stellar import init_params
-from sparse_vis.train.gradients import loss_fn
 from sparse_vis.types import Views
 from tests.main_process import ROOT, TINY, environment
+from tests.step_loss import loss_fn
 from tests.train.tiny_config import get_config
 
 SMALLEST = (
@@ -70,7 +70,7 @@ def test_products_of_a_program():
 def test_the_formula_is_the_program(unroll, name="b16"):
     """B/16 as it is traced: encoding exactly; forward and backward of a step up to 1 % computed again."""
     config = published(name)
-    config.efficiency.unroll = unroll  # laid out, the last layer computes only what is asked for
+    config.efficiency.unroll = unroll  # unrolled, the last layer computes only the tokens that are used
     config.model.target, config.loss.reconstruction = "pixel", 10.0
     recipe, size, v = recipe_of(config), config.model.image_size, config.views
     params = jax.eval_shape(lambda: init_params(recipe.model, jax.random.key(0)))
@@ -88,7 +88,7 @@ def test_the_formula_is_the_program(unroll, name="b16"):
     )  # fmt: skip
 
     def step(p, views):
-        return jax.grad(lambda p: loss_fn(p, recipe.model, recipe.loss, views, None, None, None)[0])(p)
+        return jax.grad(lambda p: loss_fn(p, recipe.model, recipe.loss, views)[0])(p)
 
     assert 1 <= traced(step, params, views) / sum(step_flops(config).values()) < 1.01
 
@@ -116,14 +116,14 @@ def test_timing_and_shares(peaks, monkeypatch):
     assert timing.median == 0.5 and timing.min == 0.4 and timing.spread == pytest.approx(0.1 / 0.5)
     program = measure.compiled(lambda x: x @ x, jnp.ones((8, 8)))
     measured = iter(peaks)
-    monkeypatch.setattr(throughput, "timed", lambda call, repeats: timing)
-    monkeypatch.setattr(throughput, "matmul_peak", lambda dtype: next(measured))
-    found = throughput.throughput(program, program.call, 5, 4, 1e9, "float32")
+    monkeypatch.setattr(measure, "timed", lambda call, repeats: timing)
+    monkeypatch.setattr(measure, "matmul_peak", lambda dtype: next(measured))
+    found = measure.throughput(program, program.call, 5, 4, 1e9, "float32")
     assert found["images_per_second"] == 8 and found["stated_peak"] is None
     assert found["measured_peak"] == 40e9 and found["share_of_measured"] == pytest.approx(0.2)
     assert measure.stated_peak("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
     assert measure.stated_peak("TPU v5 lite", "bfloat16") == 197e12
-    assert "8.00 images/s" in throughput.report(found) and "no stated peak" in throughput.report(found)
+    assert "8.00 images/s" in measure.report(found) and "no stated peak" in measure.report(found)
 
 
 def test_step_without_tensorflow_and_the_data_pipeline(tmp_path):

@@ -16,7 +16,7 @@ from PIL import Image
 import sparse_vis
 from sparse_vis.commands import extract as command
 from sparse_vis.commands import pack
-from sparse_vis.data.ahead import load_image
+from sparse_vis.data.records import load_image
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.runtime.errors import UserError, command_line
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
@@ -386,5 +386,5 @@ def test_a_model_of_a_release_is_named(folder, tmp_path):
     run(golden, folder, tmp_path / "b", name="pixel_p16", outputs=("cls",))
     rows, _ = read(tmp_path / "b")
     encoder = sparse_vis.load(golden, "pixel_p16")[0].encoder
-    assert len(rows) == 8 and len(rows["0.png"]["cls"]) == encoder.width
+    assert len(rows) == 8 and len(rows["0.png"]["cls"]) == encoder.sizes.width
     assert json.loads((tmp_path / "b" / "manifest.json").read_text())["image_size"] == encoder.image_size

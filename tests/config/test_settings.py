@@ -8,7 +8,7 @@ import pytest
 from sparse_vis.config import settings
 from sparse_vis.config.contradictions import TERMS
 from sparse_vis.config.defaults import default_config
-from sparse_vis.data.image_file import MAX_PIXELS
+from sparse_vis.data.decode import MAX_PIXELS
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.loop import write_config
 

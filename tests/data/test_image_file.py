@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sparse_vis.data import image_file
+import sparse_vis.data.decode as image_file
 from sparse_vis.data.decode import decode
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.progress import say_once
 
-# Pillow's remarks, which `image_file` silences and pytest does not.
+# Pillow's remarks, which decode.py silences and pytest does not.
 pytestmark = [pytest.mark.fast, pytest.mark.filterwarnings("ignore")]
 NOISE = np.random.default_rng(0).integers(0, 256, (61, 97, 3), dtype=np.uint8)
 PHOTO = Image.fromarray(NOISE).resize((97, 61), reducing_gap=None).reduce(2).resize((97, 61))
@@ -121,7 +121,7 @@ def test_a_header_that_claims_too_much_is_refused_before_it_is_decoded(kind, sid
         pytest.fail("it is decoded")
 
     monkeypatch.setattr(image_file, "_convert", decodes)
-    monkeypatch.setattr(image_file, "_decode_jpeg", decodes)
+    monkeypatch.setattr(image_file.simplejpeg, "decode_jpeg", decodes)
     with pytest.raises(
         UserError, match=r"'x' has 1(69|96),000,000 pixels, above .* 134,217,728; .*max_pixels"
     ):

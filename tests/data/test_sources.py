@@ -12,7 +12,7 @@ from sparse_vis.data.records import read_records
 from sparse_vis.data.scenes import SceneSpec
 from sparse_vis.data.sources import announce, make_source, open_folder
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.progress import say_once
 
 SMALL = SceneSpec(size=32, eval_records=40)
 

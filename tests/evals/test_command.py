@@ -21,17 +21,16 @@ from sparse_vis.config import settings
 from sparse_vis.data.records import read_records
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals import command, scenes, tasks
-from sparse_vis.evals.classes import class_tasks
-from sparse_vis.evals.classes.logistic import Protocol
+from sparse_vis.evals.classes import linear
+from sparse_vis.evals.classes.logistic import SweepProtocol
 from sparse_vis.evals.dataset import open_data
-from sparse_vis.evals.encoders import beside_encoder, check_beside, own_encoder
+from sparse_vis.evals.encoders import beside_encoder, check_beside, checksums, own_encoder
 from sparse_vis.evals.maps.label_maps import check_every_map
-from sparse_vis.evals.model_encoders import checksums
+from sparse_vis.evals.needs import without_unusable
 from sparse_vis.evals.results import Results, cell, markdown, plain
 from sparse_vis.evals.task import Result, Task
-from sparse_vis.evals.usable import without_unusable
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.progress import say_once
 from sparse_vis.train.stop import StopSignal
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, tiny_config, write_checkpoints
 
@@ -61,8 +60,8 @@ def evaluate(config, workdir):
 def few_steps():
     """Of the linear probes, a tenth: what they find is tested in test_linear.py."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((class_tasks, "SweepProtocol"), (scenes, "Protocol")):
-            patch.setattr(module, name, functools.partial(Protocol, steps=50))
+        for module in (linear, scenes):
+            patch.setattr(module, "SweepProtocol", functools.partial(SweepProtocol, steps=50))
         yield
 
 
@@ -361,7 +360,7 @@ def test_a_wrong_label_map_of_test_is_named_before_the_heads_are_trained(picture
 
 
 @pytest.mark.fast
-def test_images_that_cannot_be_used_are_refused_or_left_out(pictures):
+def test_images_that_cannot_be_used_are_refused_or_left_out(pictures, monkeypatch):
     config, folder = pictures
     config.eval.update(tasks=("factorization",))
     for name in ("train/0", "train/b/1", "test/a/2"):
@@ -374,8 +373,11 @@ def test_images_that_cannot_be_used_are_refused_or_left_out(pictures):
     data = command.make_plan(config).data
     assert data.single and not data.sets
     (folder / "skipped.txt").write_text("old.png\tof the training\n")
-    for _ in range(2):  # the second time nothing is added
-        left = without_unusable(data, folder)
+    for again in (False, True):  # the second time nothing is added, nor decoded
+        with monkeypatch.context() as patch:
+            if again:
+                patch.setattr("sparse_vis.evals.needs.decode", None)
+            left = without_unusable(data, folder)
         names = [[part.source.names[i] for i in part.indices] for part in left.parts.values()]
         assert names == [
             ["a/0.png", "a/1.png", "a/2.png", "b/0.png", "b/2.png"],
@@ -385,6 +387,8 @@ def test_images_that_cannot_be_used_are_refused_or_left_out(pictures):
         lines = (folder / "skipped.txt").read_text().splitlines()
         assert [line.split("\t")[0] for line in lines] == ["old.png", "0.png", "b/1.png", "a/2.png"]
     assert without_unusable(left, folder) is left
+    Image.new("RGB", (40, 40), "grey").save(folder / "images" / "test" / "a" / "2.png")  # mended
+    assert [len(part) for part in without_unusable(data, folder).parts.values()] == [5, 7]
     for path in (folder / "images" / "test").rglob("*.png"):
         path.write_text("no image")
     with pytest.raises(UserError, match=r"^none of 7 test images can be used; cannot decode '0\.png'"):

@@ -10,9 +10,8 @@ from safetensors.numpy import load_file
 
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.encoders import beside_encoder, own_encoder
+from sparse_vis.evals.encoders import beside_encoder, own_encoder, stellar_encoder
 from sparse_vis.evals.features import encode
-from sparse_vis.evals.model_encoders import stellar_encoder
 from sparse_vis.interop.load import read_model
 from sparse_vis.runtime.errors import UserError
 from tests.interop.mae_config import config_of

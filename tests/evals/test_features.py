@@ -7,8 +7,8 @@ import pytest
 from sklearn.decomposition import PCA
 
 from sparse_vis.data.records import in_batches
-from sparse_vis.evals.baselines import mean_colour, patch_pca, raw_pixels
 from sparse_vis.evals.dataset import Part
+from sparse_vis.evals.encoders import mean_colour, patch_pca, raw_pixels
 from sparse_vis.evals.features import Encoder, encode, pool, square_grid
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.runtime.errors import UserError

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from sparse_vis.evals.classes import linear, logistic
-from sparse_vis.evals.classes.logistic import Protocol
+from sparse_vis.evals.classes.logistic import SweepProtocol
 from sparse_vis.runtime.errors import UserError
 
 
@@ -24,7 +24,7 @@ def problem(seed, count=2000, classes=7, width=20, noise=1.0):
 def probe(train_x, train_y, test_x, test_y, *, classes, **protocol):
     """The sweep with one feature."""
     return linear.sweep(
-        {"x": train_x}, train_y, {"x": test_x}, test_y, classes=classes, protocol=Protocol(**protocol)
+        {"x": train_x}, train_y, {"x": test_x}, test_y, classes=classes, protocol=SweepProtocol(**protocol)
     ).chosen
 
 
@@ -105,7 +105,7 @@ def test_features_of_different_widths_train_together_as_each_alone():
     train_x, train_y, test_x, test_y = problem(6)
     train = {"wide": train_x, "narrow": train_x[:, 9:], "one": train_x[:, 3:4]}
     test = {"wide": test_x, "narrow": test_x[:, 9:], "one": test_x[:, 3:4]}
-    together = linear.sweep(train, train_y, test, test_y, classes=7, protocol=Protocol(steps=60))
+    together = linear.sweep(train, train_y, test, test_y, classes=7, protocol=SweepProtocol(steps=60))
     for name in train:
         alone = probe(train[name], train_y, test[name], test_y, classes=7, steps=60)
         ours = together.alone[name]
@@ -141,7 +141,7 @@ def test_sweep_chooses_on_the_held_out_part_not_on_test():
     noise = np.random.default_rng(0).normal(size=(400, 7)).astype(np.float32)
     train = {"trap": clean[train_y] + noise, "good": train_x, "weak": train_x[:, :2]}
     test = {"trap": clean[test_y], "good": test_x, "weak": test_x[:, :2]}
-    found = linear.sweep(train, train_y, test, test_y, classes=7, protocol=Protocol(steps=60))
+    found = linear.sweep(train, train_y, test, test_y, classes=7, protocol=SweepProtocol(steps=60))
     result, single = found.chosen, found.alone
     assert single["trap"].accuracy > single["good"].accuracy
     assert result.feature == "good"

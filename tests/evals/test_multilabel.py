@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from sparse_vis.evals.classes.multilabel import mean_average_precision, multilabel_probe
+from sparse_vis.evals.classes.linear import mean_average_precision, multilabel_probe
 from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast

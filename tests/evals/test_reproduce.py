@@ -13,7 +13,6 @@ from main_process import ROOT, WAIT, environment
 
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
-from sparse_vis.evals.verdict import verdict
 from tests.data.test_tfds import prepare
 from tests.evals.test_inception import TorchInception
 from tests.evals.test_lpips import random_files
@@ -118,7 +117,7 @@ def test_verdicts(tmp_path):
         ("knn", "mean_S", "k20", 0.52, 0.019), ("knn", "mean_S", "k20", 0.48, 0.019),
         ("knn", "mean_S", "k10", 0.5, 9), ("knn", "cls", "k20", 0.5, 9),
     ]  # fmt: skip
-    table, missed = verdict(results, "trained", rows)
+    table, missed = results.verdict("trained", rows)
     verdicts = [line.split("|")[5].strip() for line in table.splitlines()[5:]]
     assert verdicts == ["met", "met", "missed", "missed", "absent", "absent"]
     assert missed == ["knn mean_S k20 is 0.5"] * 2 + ["knn mean_S k10 is absent", "knn cls k20 is absent"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparse_vis.evals.classes import knn
-from sparse_vis.evals.classes.retrieval import recall_at_k
+from sparse_vis.evals.classes.knn import recall_at_k
 from sparse_vis.evals.features import Split
 from sparse_vis.runtime.errors import UserError
 

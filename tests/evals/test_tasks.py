@@ -10,17 +10,16 @@ from PIL import Image
 from sparse_vis.config.defaults import default_config
 from sparse_vis.data.decode import to_square
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.evals.baselines import as_unit, patches_of
-from sparse_vis.evals.bench import Bench
-from sparse_vis.evals.classes.logistic import Protocol
+from sparse_vis.evals.classes.logistic import SweepProtocol
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.factors import factorization, rate
-from sparse_vis.evals.features import Encoder
+from sparse_vis.evals.features import Encoder, as_unit, patches_of
 from sparse_vis.evals.maps import segmentation
 from sparse_vis.evals.maps.label_maps import centre_square, check_maps, label_map
 from sparse_vis.evals.maps.published_images import random_cuts
 from sparse_vis.evals.pixels.networks import Networks
 from sparse_vis.evals.pixels.psnr_ssim import psnr
+from sparse_vis.evals.task import Bench
 from sparse_vis.evals.tasks import TASKS
 from sparse_vis.runtime.errors import UserError
 from tests.evals.pictures import Pictures
@@ -294,7 +293,7 @@ def test_all_tasks_share_one_pass_that_computes_what_they_need(capsys):
     np.testing.assert_array_equal(columns["label"], which[:, 0, 0])
     printed = capsys.readouterr().out.splitlines()
     expected = [f"e: {part} images: 20/20 images" for part in ("train", "test")]
-    steps, batch = Protocol().steps, 18  # two of the 20 are held out
+    steps, batch = SweepProtocol().steps, 18  # two of the 20 are held out
     expected.append(f"linear probes: {steps * batch}/{steps * batch} images")
     assert [line.split("  ")[0] for line in printed] == expected
     assert "images/s  ETA 0:00:00" in printed[0]

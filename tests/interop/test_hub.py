@@ -47,7 +47,7 @@ def cache(tmp_path, monkeypatch):
 def test_a_model_of_the_cache(cache, arguments):
     address, *name = arguments
     model, params = sparse_vis.load(f"hf://microsoft/STELLAR{address}", *name, local_files_only=True)
-    assert model.encoder.width == 48
+    assert model.encoder.sizes.width == 48
     expected = read_model(GOLDEN, "pixel_p16").params["sparse_head"]["prototypes"]
     np.testing.assert_array_equal(params["sparse_head"]["prototypes"], expected)
 
@@ -139,7 +139,7 @@ def test_without_an_answer_one_sentence_comes_soon(refused, tmp_path, caplog):
 
 
 def test_without_an_answer_the_cache_is_used(refused, cache):
-    assert sparse_vis.load("hf://microsoft/STELLAR/pixel_p16")[0].encoder.width == 48
+    assert sparse_vis.load("hf://microsoft/STELLAR/pixel_p16")[0].encoder.sizes.width == 48
 
 
 def test_a_hub_that_says_nothing_is_not_waited_for(refused, monkeypatch):

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sparse_vis.losses.inpainting import hidden_mse
+from sparse_vis.train.gradients import loss_fn
 
 from sparse_vis.build import build_loss, build_model, build_views
-from sparse_vis.losses.inpainting import hidden_mse
 from sparse_vis.models.stellar import init_params
-from sparse_vis.train.gradients import loss_fn
 from sparse_vis.types import Batch
 from sparse_vis.views.make import make_views
 from tests.train.tiny_config import get_config

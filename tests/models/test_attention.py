@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import subprocess
 import sys
@@ -11,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from sparse_vis.models import block as block_module
-from sparse_vis.models.attention import fused_attention, plain_attention
-from sparse_vis.models.block import PRODUCT, Block, kept_by_products
+from sparse_vis.models.attention import LONGEST, RESULT, fused_attention, plain_attention, short_attention
+from sparse_vis.models.block import PRODUCT, Block, Compute, Sizes, kept_by_products, transform
 from sparse_vis.models.linear import MOMENT
-from sparse_vis.models.short_attention import LONGEST, RESULT, short_attention
 from sparse_vis.models.vit import Trunk
 
 
@@ -44,6 +45,7 @@ DTYPES = [(name, dtype) for name in IMPLEMENTATIONS for dtype in ("float32", "bf
 CASES = [case for case in DTYPES if case not in {(name, "float32") for name in ("cudnn", "pallas")}]
 # Of the recipes: image, masked and local views of B/16, image and masked of H/14; and our kernel's longest.
 LENGTHS = (213, 56, 53, 273, 68, LONGEST)
+SIZES = Sizes(width=32, layers=1, heads=2, mlp_dim=64)
 EACH_LENGTH = [(*case, n) for case in CASES for n in LENGTHS if case[0] != "pallas" or n <= LONGEST]
 
 
@@ -115,7 +117,7 @@ def test_a_trunk_computes_with_what_it_names(name, length, kernel, only, monkeyp
     monkeypatch.setattr(block_module, "short_attention", recorded_short)
     x, change = jax.random.normal(jax.random.key(0), (2, 2, length, 32), "bfloat16")
     change = only(change) if only else change
-    reference = Trunk(2, 32, 2, 64, dtype="bfloat16", init_std=0.2)
+    reference = Trunk(Sizes(32, 2, 2, 64, init_std=0.2), Compute("bfloat16"))
     params = reference.init(jax.random.key(1), x)
 
     def run(trunk):
@@ -124,7 +126,7 @@ def test_a_trunk_computes_with_what_it_names(name, length, kernel, only, monkeyp
 
     expected = run(reference)
     assert asked == []
-    ours = run(reference.clone(attention=name, unroll=2))
+    ours = run(reference.clone(compute=Compute("bfloat16", name, unroll=2)))
     assert set(asked) == {kernel}
     for a, b in zip(ours, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
@@ -132,13 +134,65 @@ def test_a_trunk_computes_with_what_it_names(name, length, kernel, only, monkeyp
         assert error <= 4e-2 * np.linalg.norm(np.float64(b))
 
 
+PLAIN_FORM = [line for line in inspect.getdoc(transform).splitlines() if line.startswith("    ")][:5]
+
+
+def plain_form(params, x, only):
+    """The lines of `transform`'s docstring, executed with NumPy and SciPy in float64."""
+
+    def linear(name):
+        return lambda x: x @ params[name]["kernel"] + params[name]["bias"]
+
+    def norm(name):
+        def normed(x):
+            unit = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
+            return unit * params[name]["scale"] + params[name]["bias"]
+
+        return normed
+
+    assert PLAIN_FORM[-1].strip() == "return only(x)" and len(PLAIN_FORM) == 5
+    scope = {name: linear(name) for name in ("qkv", "mlp_in", "mlp_out")}
+    scope |= {name: norm(name) for name in ("norm_attention", "norm_mlp")}
+    scope |= {
+        "split_heads": lambda y: np.moveaxis(y.reshape(*y.shape[:2], 3, SIZES.heads, -1), 2, 0),
+        "attention_out": lambda y: linear("attention_out")(y.reshape(*y.shape[:2], -1)),
+        "softmax": functools.partial(special.softmax, axis=-1), "gelu": lambda y: y * special.ndtr(y),
+        "einsum": np.einsum, "sqrt": np.sqrt, "c": SIZES.width // SIZES.heads,
+        "only": only or (lambda y: y),
+    }  # fmt: skip
+    exec("def block(x):\n" + "\n".join(PLAIN_FORM), scope)
+    return scope["block"](x)
+
+
+@pytest.mark.parametrize(
+    "case", [("float32", "xla"), *(("bfloat16", name) for name in ("xla", "pallas", "cudnn"))]
+)
+@pytest.mark.parametrize("only", [None, lambda x: x[:, ::3]])
+def test_a_block_is_the_plain_form_of_its_docstring(case, only, monkeypatch):
+    if not CUDNN:
+        stand_ins = {"fused_attention": dict(implementation="xla"), "short_attention": dict(interpret=True)}
+        for name, how in stand_ins.items():
+            monkeypatch.setattr(block_module, name, functools.partial(getattr(block_module, name), **how))
+    x, block = jax.random.normal(jax.random.key(0), (2, 14, SIZES.width)), Block(SIZES, Compute(*case))
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(block.init, jax.random.key(1), x)["params"]
+    params = jax.tree.map(lambda p: rng.normal(0, 0.2, p.shape), shapes)
+    given = jax.tree.map(jnp.float32, params)
+    maps = block.apply({"params": given}, method="maps")
+    ours = transform(maps, x.astype(case[0]), SIZES.heads, block.compute, only=only)
+    exact = plain_form(params, np.float64(x), only)
+    assert (ours.dtype, ours.shape) == (case[0], exact.shape)
+    error = np.linalg.norm(np.float64(ours) - exact) / np.linalg.norm(exact)
+    assert error <= (1e-5 if case[0] == "float32" else 2e-2)
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize(("attention", "results"), [("xla", 0), ("pallas", 1)])
 def test_remat_products_keeps_products_moments_and_short_attention(attention, results, capsys):
     """And of the activations nothing else but the block's input."""
     x = jnp.ones((2, 53, 32), "bfloat16")
-    params = Block(32, 2, 64, dtype="bfloat16").init(jax.random.key(0), x)
-    block = Block(32, 2, 64, dtype="bfloat16", attention=attention)
+    params = Block(SIZES, Compute("bfloat16")).init(jax.random.key(0), x)
+    block = Block(SIZES, Compute("bfloat16", attention))
 
     def run(x):
         return block.apply(params, x).sum()
@@ -157,15 +211,15 @@ def test_tokens_lie_row_by_row_for_fused_attention(attention, pinned, monkeypatc
     # cuDNN's call cannot be traced without a GPU; what is before it can.
     monkeypatch.setattr(block_module, "fused_attention", lambda q, k, v, _: plain_attention(q, k, v))
     x = jnp.ones((2, 54, 32), "bfloat16")
-    params = Block(32, 2, 64, dtype="bfloat16").init(jax.random.key(0), x)
-    block = Block(32, 2, 64, dtype="bfloat16", attention=attention)
+    params = Block(SIZES, Compute("bfloat16")).init(jax.random.key(0), x)
+    block = Block(SIZES, Compute("bfloat16", attention))
     assert str(jax.make_jaxpr(block.apply)(params, x)).count("layout_constraint") == pinned
 
 
 SPREAD = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from sparse_vis.models.short_attention import short_attention
+from sparse_vis.models.attention import short_attention
 from sparse_vis.train.mesh import make_mesh
 
 mesh = make_mesh((2, 2))

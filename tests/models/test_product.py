@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_vis.models.block import Block
+from sparse_vis.models.block import Block, Sizes
 from sparse_vis.models.linear import product
 
 
@@ -46,7 +46,7 @@ def test_gradients_of_single_images():
 @pytest.mark.fast
 def test_gradients_of_kernels_are_products_of_matrices():
     """As autodiff leaves them two axes are contracted; XLA lays factors out transposed for that on CPU."""
-    block, x = Block(width=32, heads=2, mlp_dim=64), jnp.ones((2, 8, 32))
+    block, x = Block(Sizes(32, 1, 2, 64)), jnp.ones((2, 8, 32))
     variables = block.init(jax.random.key(0), x)
     gradient = jax.jit(jax.grad(lambda variables: block.apply(variables, x).sum()))
     text = gradient.lower(variables).as_text()

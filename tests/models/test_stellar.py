@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.speed.flops import products
-from sparse_vis.models.block import Block
+from sparse_vis.models.block import Block, Compute, Sizes
 from sparse_vis.models.encoder import Encoder, patchify
 from sparse_vis.models.factorize import Factorizer, l2_normalize
 from sparse_vis.models.stellar import init_params
@@ -135,14 +135,14 @@ def test_initial_values_have_the_published_distributions():
     [{"remat": "products"}, {"remat": "blocks"}, {"unroll": 2}, {"unroll": 2, "remat": "products"}],
 )
 def test_efficiency_settings_change_nothing(settings):
-    plain = Encoder(image_size=8, patch=4, width=8, layers=2, heads=2, mlp_dim=16, queries=2)
+    plain = Encoder(image_size=8, patch=4, sizes=Sizes(8, 2, 2, 16), queries=2)
     pixels = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
     params = plain.init(jax.random.key(1), pixels)
 
     def gradient(module):
         return jax.jit(jax.grad(lambda p: (module.apply(p, pixels).S ** 2).sum()))(params)
 
-    ours, theirs = gradient(plain.clone(**settings)), gradient(plain)
+    ours, theirs = gradient(plain.clone(compute=Compute(**settings))), gradient(plain)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
 
 
@@ -150,7 +150,7 @@ def test_efficiency_settings_change_nothing(settings):
 @pytest.mark.parametrize(("only", "tokens"), [("cls", 1), ("S", 3)])
 def test_the_last_layer_laid_out_computes_only_what_is_asked_for(only, tokens, remat):
     """Same values and gradients, with so many products less as the formula says."""
-    whole = Encoder(image_size=16, patch=4, width=8, layers=3, heads=2, mlp_dim=16, queries=2, init_std=0.3)
+    whole = Encoder(image_size=16, patch=4, sizes=Sizes(8, 3, 2, 16, init_std=0.3), queries=2)
     pixels, visible = (
         jax.random.uniform(jax.random.key(0), (2, 16, 16, 3)),
         jnp.array([[0, 5, 9], [3, 2, 15]]),
@@ -164,7 +164,7 @@ def test_the_last_layer_laid_out_computes_only_what_is_asked_for(only, tokens, r
         assert missing == (["S", "U"][tokens // 3 :] if asked else [])
         return sum((getattr(found, name) ** 3).sum() for name in kept)
 
-    encoders = ((whole, None), (whole, only), (whole.clone(unroll=3, remat=remat), only))
+    encoders = ((whole, None), (whole, only), (whole.clone(compute=Compute(unroll=3, remat=remat)), only))
     losses = [jax.jit(functools.partial(loss, *how)) for how in encoders]
     expected, cut, ours = (jax.value_and_grad(loss)(params) for loss in losses)
     for found in (cut, ours):
@@ -177,28 +177,31 @@ def test_the_last_layer_laid_out_computes_only_what_is_asked_for(only, tokens, r
 
 def test_layers_laid_out_start_alike_and_from_one_program_of_a_layer():
     """Otherwise a GPU's compiler takes half a minute for twelve copies of the same draws."""
-    plain = Encoder(image_size=8, patch=4, width=8, layers=3, heads=2, mlp_dim=16, queries=2)
+    plain = Encoder(image_size=8, patch=4, sizes=Sizes(8, 3, 2, 16), queries=2)
     inputs = jax.random.key(1), jnp.ones((2, 8, 8, 3))
-    starts = [encoder.init(*inputs) for encoder in (plain, plain.clone(unroll=3))]
+    starts = [encoder.init(*inputs) for encoder in (plain, plain.clone(compute=Compute(unroll=3)))]
     jax.tree.map(np.testing.assert_array_equal, *starts)
-    draws = [str(jax.make_jaxpr(encoder.init)(*inputs)) for encoder in (plain, plain.clone(unroll=3))]
+    draws = [
+        str(jax.make_jaxpr(encoder.init)(*inputs))
+        for encoder in (plain, plain.clone(compute=Compute(unroll=3)))
+    ]
     assert draws[0].count("random_bits") == draws[1].count("random_bits") > 0
 
 
 def test_keeping_products_saves_memory():
     x = jnp.ones((4, 64, 64))
-    plain = Trunk(4, 64, 2, 256)
+    plain = Trunk(Sizes(64, 4, 2, 256))
     params = plain.init(jax.random.key(0), x)
 
     def temporaries(trunk):
         gradient = jax.jit(jax.grad(lambda params: trunk.apply(params, x).sum()))
         return gradient.lower(params).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporaries(plain) > 1.5 * temporaries(plain.clone(remat="products"))
+    assert temporaries(plain) > 1.5 * temporaries(plain.clone(compute=Compute(remat="products")))
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
-    block = Block(8, 2, 16, dtype="bfloat16")
+    block = Block(Sizes(8, 1, 2, 16), Compute("bfloat16"))
     x = jnp.ones((1, 3, 8), jnp.bfloat16)
     params = block.init(jax.random.key(0), x)
     assert block.apply(params, x).dtype == jnp.bfloat16

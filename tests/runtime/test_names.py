@@ -19,7 +19,7 @@ from sparse_vis.report.images import read_images
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped, unescaped
-from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.progress import say_once
 
 pytestmark = pytest.mark.fast
 

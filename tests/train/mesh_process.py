@@ -22,13 +22,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sparse_vis.interop.released import params_to_tensors
 from sparse_vis.ops.sinkhorn import column_potentials
 from sparse_vis.runtime import checksums
-from sparse_vis.train.gradients import global_potentials, loss_fn, split_batch
 from sparse_vis.train.mesh import BATCH, global_batch, make_mesh, state_sharding
+from sparse_vis.train.microbatches import global_potentials, split_batch
 from sparse_vis.train.optimizer import update_teacher
 from sparse_vis.train.recipe import build_recipe
-from sparse_vis.train.step import compile_step, initial_state
+from sparse_vis.train.step import compile_step, initial_state, step_key
 from sparse_vis.types import Batch
 from sparse_vis.views.make import make_views
+from tests.step_loss import loss_fn
 from tests.train.tiny_config import get_config
 
 IMAGES, SIZE = 16, 24
@@ -63,11 +64,10 @@ def start_state():
 
 def matches(recipe, mesh, state, batch):
     """The target token of each token of the image and of the masked views, in the step from this state."""
-    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-    views = make_views(key, batch, recipe.views)
-    teacher = update_teacher(state.teacher, state.params, recipe.momentum)
+    views = make_views(step_key(config().seed, state.step), batch, recipe.views)
+    teacher = update_teacher(state.teacher, state.params, recipe.momentum(state.step))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        _, (_, _, targets) = loss_fn(state.params, recipe.model, recipe.loss, views, teacher, None, None)
+        _, (_, _, targets) = loss_fn(state.params, recipe.model, recipe.loss, views, teacher)
     return targets.image_match, targets.masked_match
 
 
@@ -82,7 +82,7 @@ def one_step(shape: tuple[int, int]) -> dict[str, np.ndarray]:
     batch = global_batch(mesh, local_batch())
     step = compile_step(recipe, mesh, state)
     # In one program, the forward pass that both need is compiled once.
-    seed = np.uint32(recipe.seed)
+    seed = np.uint32(settings.seed)
     both = jax.jit(lambda state, batch: (step(state, batch, None, seed), matches(recipe, mesh, state, batch)))
     program = both.lower(state, batch).compile()
     gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
@@ -114,10 +114,10 @@ def small_programs() -> dict[str, str]:
 
     def from_microbatches(images):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            parts = split_batch(images, 2)
             return global_potentials(
-                params, recipe.model, recipe.loss, split_batch(images, 2),
-                lambda part: types.SimpleNamespace(image=part), None,
-            )  # fmt: skip
+                recipe, params, parts, lambda part: types.SimpleNamespace(image=part), None
+            )
 
     return {
         "checksum": text(checksums.of_devices, scores),

@@ -88,6 +88,14 @@ def test_another_architecture_is_refused_and_loses_nothing(tiny, workdir):
     assert {folder.name for folder in (workdir / "checkpoints").iterdir()} >= {"18", "24"}
 
 
+def test_another_seed_in_the_workdir_of_a_finished_run_is_refused_and_changes_nothing(tiny, workdir):
+    before, config = (workdir / "config.json").read_text(), tiny()
+    config.seed = 1
+    with pytest.raises(UserError, match=r"config.seed=0, this one has 1; give another --workdir"):
+        Run(config, workdir)
+    assert (workdir / "config.json").read_text() == before
+
+
 def drop(step, item):
     shutil.rmtree(step / item)
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.skipped import Skipped
 from sparse_vis.train import checkpoint, loop, progress
 from sparse_vis.train.loop import Run, note_jump
 from sparse_vis.train.mesh import make_mesh
 from sparse_vis.train.optimizer import learning_rate
 from sparse_vis.train.progress import Averages, Progress
 from sparse_vis.train.recipe import build_recipe
-from sparse_vis.train.skipped import Skipped
 from sparse_vis.train.step import TrainState
 from sparse_vis.types import Batch
 from tests.train.test_progress import NoBoard
@@ -73,7 +73,7 @@ def start(config, workdir, saved, monkeypatch, kill=None):
     run._stream = lambda *_, **__: (x for x in [(images, [])])
     run.health = run.health_check()
 
-    def measure(seed, params, teacher, batch, before):
+    def measure(params, teacher, batch, before, seed):
         matches = np.full(before.shape, params // 2, np.int32)  # changes now and then
         return {"S_rank": params / 7, "match_changed": np.mean(matches != before)}, matches
 

@@ -1,11 +1,13 @@
 """What a run skips: a count that goes on over restarts, and each image once in skipped.txt."""
 
+import errno
 import os
 
 import jax
 import pytest
 
-from sparse_vis.train.skipped import Skipped
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.skipped import Skipped
 
 pytestmark = pytest.mark.fast
 
@@ -43,3 +45,23 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     run.add([[("a", "why")]])
     run.report()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_leaves_whole_lines(tmp_path, monkeypatch):
+    run = Skipped(tmp_path, 0)
+    run.add([[("a.jpg", "why")]])
+    run.report()
+    (tmp_path / "skipped.txt").write_bytes(b"a.jpg\twhy\nnot UTF-8: \xf1\n")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    run.add([[("b.jpg", "why")]])
+    with pytest.raises(UserError, match=r"skipped.txt cannot be written \(No space left on device\); mend"):
+        run.report()
+    monkeypatch.undo()
+    run.add([[("c.jpg", "why")]])
+    run.report()
+    left = (tmp_path / "skipped.txt").read_bytes()
+    assert left == b"a.jpg\twhy\nnot UTF-8: \xf1\nc.jpg\twhy\n" and len(list(tmp_path.iterdir())) == 1

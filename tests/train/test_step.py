@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -15,7 +16,6 @@ import optax
 import pytest
 
 from sparse_vis.models.stellar import teacher_params
-from sparse_vis.train.gradients import loss_and_gradients
 from sparse_vis.train.optimizer import momentum_at, update_teacher
 from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import initial_state, train_step
@@ -59,11 +59,16 @@ def views():
 
 @functools.cache
 def gradient_program(r, microbatches, count=COUNT):
+    """Total, terms and gradients by the step itself: an optimizer that keeps the gradients as its state."""
+    kept = dataclasses.replace(r, microbatches=microbatches, optimizer=optax.trace(decay=0.0))
+
     def run(state, images, views):
-        return loss_and_gradients(
-            state.params, r.model, r.loss, images, lambda part: jax.tree.map(lambda x: x[part.index], views),
-            state.teacher, None, microbatches,
-        )  # fmt: skip
+        state = state.replace(opt_state=kept.optimizer.init(state.params))
+        new, metrics = train_step(
+            kept, state, images, view=lambda part: jax.tree.map(lambda x: x[part.index], views)
+        )
+        terms = {name: x for name, x in metrics.items() if name in vars(r.loss)}
+        return metrics["total"], terms, new.opt_state.trace
 
     images = jax.tree.map(lambda x: x[:count], batch())
     return jax.jit(run).lower(initial_state(r), images, views()).compile()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +13,26 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
-from sparse_vis.evals.baselines import as_unit
-from sparse_vis.evals.features import AnyArray, Regrouped, check_labels
+from sparse_vis.evals.features import POOLED, AnyArray, Regrouped, as_unit, check_labels
+from sparse_vis.evals.maps.published_images import (
+    ABOUT,
+    OPTIMIZER,
+    adamw,
+    centre_cuts,
+    departures,
+    epoch_order,
+    label,
+    random_cuts,
+    squares,
+)
+from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.models.linear import uniform_linear
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.train.optimizer import make_optimizer
 
 Encode = Callable[[AnyArray], AnyArray]
+READS = ("sparse", "dense", "cls")  # the first of these that an encoder gives is used
 
 
 @dataclass(frozen=True)
@@ -81,12 +94,12 @@ def published_linear(
         encode: images (B, H, W, 3) in [0, 1] → tokens (B, r, d), S or another encoder's; jitted by its owner.
         train: epoch → shuffled crops, in parts of any size, and their classes (B,).
         test: images and classes. All images are (B, H, W, 3), uint8 or float in [0, 1].
-        classes: number of classes. protocol: Protocol. seed: of the initial weights.
+        seed: of the initial weights.
 
     Raises:
         UserError: no training or no test batches, or labels out of range.
     """
-    head, optimizer = Head(classes, protocol.dtype), _optimizer(protocol)
+    head, optimizer = Head(classes, protocol.dtype), adamw(protocol)
     params, state, losses = None, None, []
     for epoch in range(protocol.epochs):
         batches = []
@@ -100,7 +113,7 @@ def published_linear(
         losses.append(float(np.mean(batches)) if batches else float("nan"))
     if params is None:
         raise UserError("The linear probe has no training batches; give at least one image and one epoch.")
-    return PublishedResult(*_measure(encode, head, params, test), losses=tuple(losses))
+    return PublishedResult(*_test(encode, head, params, test), losses=tuple(losses))
 
 
 def _steps(encode: Encode, parts: Iterable, batch_size: int) -> Iterator[tuple[Array, Array]]:
@@ -116,9 +129,8 @@ def _on_device(group: dict[str, np.ndarray]) -> tuple[Array, Array]:
     return jnp.array(group["tokens"]), jnp.array(group["labels"])  # copies: the group's memory is reused
 
 
-def _measure(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[float, float]:
-    hits = np.zeros(2)
-    count = 0
+def _test(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[float, float]:
+    hits, count = np.zeros(2), 0
     for images, labels in test:
         check_labels("test", labels, head.classes)
         logits = head.apply({"params": params}, jnp.asarray(encode(as_unit(images))))
@@ -131,11 +143,6 @@ def _measure(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[
     return float(hits[0] / count), float(hits[1] / count)
 
 
-def _optimizer(protocol: Protocol) -> optax.GradientTransformation:
-    rate = optax.constant_schedule(protocol.learning_rate)
-    return make_optimizer(rate, weight_decay=protocol.weight_decay, b1=0.9, b2=0.999, clip=protocol.clip)
-
-
 @partial(jax.jit, static_argnames=("head", "protocol"))
 def _update(params: dict, state, tokens: Array, labels: Array, head: Head, protocol: Protocol):
     def loss(params):
@@ -143,5 +150,51 @@ def _update(params: dict, state, tokens: Array, labels: Array, head: Head, proto
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     value, gradient = jax.value_and_grad(loss)(params)
-    change, state = _optimizer(protocol).update(gradient, state, params)
+    change, state = adamw(protocol).update(gradient, state, params)
     return optax.apply_updates(params, change), state, value
+
+
+def _protocol(config: ConfigDict) -> Protocol:
+    """The released hyperparameters, as changed by config.eval and the image size."""
+    e = config.eval
+    return Protocol(**e.linear_published, size=config.model.image_size, dtype=e.dtype)
+
+
+def _labelled(parts: Iterable[tuple[np.ndarray, list[int]]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Only the images that have a class, and their classes."""
+    for images, labels in parts:
+        classes = np.asarray(labels, np.int32)
+        if (classes >= 0).any():
+            yield images[classes >= 0], classes[classes >= 0]
+
+
+def _measure(bench: Bench, config: ConfigDict) -> Result:
+    train, test = (bench.data.parts[name] for name in bench.data.labelled)
+    chosen, seed = _protocol(config), bench.seed
+    train = train.without(chosen.validation, seed)
+    key = next(key for key in READS if key in bench.encoder.gives)
+    progress = bench.progress("linear_published", chosen.epochs * len(train))
+
+    def encode(images: AnyArray) -> np.ndarray:
+        # The head averages over tokens, so only the mean is kept, as a single token.
+        return bench.encode(images, key)[key].mean(axis=1, keepdims=True)
+
+    def epoch(number: int):
+        cuts = random_cuts(chosen.size, chosen.scale, seed, number)
+        for part in _labelled(squares(train, cuts, epoch_order(train, seed, number), bench.batch, label)):
+            yield part
+            progress.add(len(part[1]))
+
+    tests = _labelled(squares(test, centre_cuts(test), np.arange(len(test)), bench.batch, label))
+    found = published_linear(encode, epoch, tests, classes=bench.data.classes, protocol=chosen, seed=seed)
+    metrics = {POOLED[key]: {"accuracy": found.accuracy, "top5": found.top5}}
+    return Result(metrics, details={"losses": found.losses})
+
+
+def _settings(config: ConfigDict) -> dict:
+    chosen = _protocol(config)
+    about = {"layer_norm_eps": 1e-5, "images": ABOUT, "departures": departures(chosen)}
+    return {**dataclasses.asdict(chosen), **OPTIMIZER, **about}
+
+
+LINEAR_PUBLISHED = Task(_measure, ("label",), READS, lambda data: {}, _settings, least=(2, 1))

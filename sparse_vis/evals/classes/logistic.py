@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.runtime.errors import UserError
@@ -21,10 +22,11 @@ LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
 # Rows per block outside of training: bounds memory of float64 statistics and of the logits of all rates.
 BLOCK = 2048
 SHOWN_STEPS = 50  # steps between updates of the progress line
+Features = Mapping[str, Float[AnyArray, "_ _"]]  # name → (N, f), of any widths f
 
 
 @dataclass(frozen=True)
-class Protocol:
+class SweepProtocol:
     """How probes are trained: AdamW, cosine decay to zero, zero initial weights, standardised features.
 
     Attributes:
@@ -50,8 +52,8 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """The classifiers of one feature.
+class Probes:
+    """The classifiers of one feature, one per learning rate.
 
     Attributes:
         weight, bias: (rates, f, classes) and (rates, classes). shift, scale: (f,), the standardisation.
@@ -62,23 +64,22 @@ class Fitted:
     shift: np.ndarray
     scale: np.ndarray
 
-    @property
-    def probes(self) -> dict[str, Array]:
-        return {"weight": self.weight, "bias": self.bias}
+    def only(self, rate: int) -> Probes:
+        """The classifier of one rate, given by its number."""
+        chosen = slice(rate, rate + 1)
+        return dataclasses.replace(self, weight=self.weight[chosen], bias=self.bias[chosen])
 
 
 def fit_all(
-    train: Mapping[str, Float[AnyArray, "N _"]], y: AnyArray, classes: int, protocol: Protocol
-) -> tuple[dict[str, Fitted], np.ndarray]:
+    train: Features, y: AnyArray, classes: int, protocol: SweepProtocol
+) -> tuple[dict[str, Probes], np.ndarray]:
     """Train one classifier per feature and learning rate, all together, on the rows that are not held out.
 
     Args:
-        train: name → (N, f), of any widths f.
         y: (N,) int for softmax cross-entropy, or (N, classes) bool for one sigmoid per class.
-        classes: number of classes. protocol: Protocol.
 
     Returns:
-        (name → its classifiers, indices of the held-out rows, the same for all).
+        Name → its classifiers; indices of the held-out rows, the same for all.
 
     Raises:
         UserError: no rows left to hold out or to fit.
@@ -89,13 +90,20 @@ def fit_all(
     moments = [_moments(x, fitted) for x in train.values()]
     xs = tuple(jnp.asarray(x, jnp.float32) for x in train.values())
     rates = jnp.asarray(protocol.learning_rates, jnp.float32)
-    weight, bias = _fit(
-        xs, jnp.asarray(y, jnp.int32), batches, moments, rates, protocol.weight_decay, classes
-    )
-    found = {
-        name: Fitted(weight[i, :, : xs[i].shape[1]], bias[i], *moments[i]) for i, name in enumerate(train)
-    }
+    y = jnp.asarray(y, jnp.int32)
+    weight, bias = _fit(xs, y, batches, moments, rates, protocol.weight_decay, classes)
+    found = {n: Probes(weight[i, :, : xs[i].shape[1]], bias[i], *moments[i]) for i, n in enumerate(train)}
     return found, held_out
+
+
+def scores(
+    probes: Probes, x: AnyArray, y: AnyArray, rows: Integer[np.ndarray, " n"]
+) -> Float[np.ndarray, "3 rates"]:
+    """Top-1 and top-5 accuracy and mean cross-entropy of every classifier on the given rows."""
+    x, y, weights = np.asarray(x), np.asarray(y), {"weight": probes.weight, "bias": probes.bias}
+    blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+    sums = (_sums(weights, (x[b] - probes.shift) * probes.scale, y[b]) for b in blocks)
+    return sum(np.asarray(part, np.float64) for part in sums) / len(rows)
 
 
 def _split(count: int, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -131,11 +139,6 @@ def _moments(
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
-def logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B classes"]:
-    """One classifier's logits of standardised rows: weight (f, classes), bias (classes,)."""
-    return jnp.matmul(x, probe["weight"], precision=jax.lax.Precision.HIGHEST) + probe["bias"]
-
-
 def _fit(
     xs: tuple[AnyArray, ...],
     y: Int[AnyArray, "N *classes"],
@@ -166,6 +169,11 @@ def _optimizer(
     return optax.adamw(
         lambda step: rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps)), weight_decay=weight_decay
     )
+
+
+def logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B classes"]:
+    """One classifier's logits of standardised rows: weight (f, classes), bias (classes,)."""
+    return jnp.matmul(x, probe["weight"], precision=jax.lax.Precision.HIGHEST) + probe["bias"]
 
 
 @partial(jax.jit, static_argnames="steps", donate_argnums=0)
@@ -205,3 +213,16 @@ def _advance(
     return jax.lax.scan(
         lambda state, rows: (together(learning_rates, padded(rows), y[rows], *state), None), state, batches
     )[0]
+
+
+@jax.jit
+def _sums(
+    probes: dict[str, Array], x: Float[AnyArray, "B f"], y: Integer[AnyArray, " B"]
+) -> Float[Array, "3 rates"]:
+    found = jax.vmap(logits, in_axes=(0, None))(probes, x)
+    true = jnp.take_along_axis(found, y[None, :, None], axis=2)
+    # Ties go to the lower class, as in argmax and top_k.
+    before = (found > true) | ((found == true) & (jnp.arange(found.shape[2]) < y[:, None]))
+    rank = before.sum(axis=2)
+    loss = jax.nn.logsumexp(found, axis=2) - true[..., 0]
+    return jnp.stack([(rank < 1).sum(axis=1), (rank < 5).sum(axis=1), loss.sum(axis=1)])

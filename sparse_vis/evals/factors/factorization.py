@@ -19,12 +19,11 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.columns import at_size
 from sparse_vis.evals.dataset import Part, no_classes
 from sparse_vis.evals.features import AnyArray, square_grid
 from sparse_vis.evals.maps.localization import bilinear_weights
-from sparse_vis.evals.task import Result, Task
+from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.ops.matching import exact_match
 from sparse_vis.ops.token_maps import move_token
 from sparse_vis.runtime.batches import run_in_batches

@@ -8,15 +8,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from sparse_vis.evals.baselines import as_unit, patches_of
-from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.classes.linear import sweep
-from sparse_vis.evals.classes.logistic import Protocol
+from sparse_vis.evals.classes.logistic import SweepProtocol
 from sparse_vis.evals.dataset import no_classes
 from sparse_vis.evals.factors.factorization import decode_factors, factors
-from sparse_vis.evals.features import AnyArray, square_grid
+from sparse_vis.evals.features import AnyArray, as_unit, patches_of, square_grid
 from sparse_vis.evals.pixels.psnr_ssim import psnr
-from sparse_vis.evals.task import Result, Task
+from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.ops.moments import Moments
 
 TRAIN_IMAGES, TEST_IMAGES = 1000, 500  # at most, evenly spread
@@ -123,7 +121,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     counts, parts = (TRAIN_IMAGES, TEST_IMAGES), (bench.data.parts[name] for name in bench.data.labelled)
     train, test = (factors(bench, part, n, "dense") for part, n in zip(parts, counts, strict=True))
     images, size = (train["image"], test["image"]), test["image"].shape[1]
-    probe, why = Protocol(seed=bench.seed), "its images have no class each"
+    probe, why = SweepProtocol(seed=bench.seed), "its images have no class each"
     if "label" in train and "label" in test:
         why = no_classes(train["label"], test["label"], probe.least_rows)
 

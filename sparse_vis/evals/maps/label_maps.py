@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sparse_vis.data.decode import decode
+from sparse_vis.data.folder import files_sha256
 from sparse_vis.data.records import in_batches
-from sparse_vis.data.same import files_sha256
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.runtime.errors import UserError

@@ -17,11 +17,10 @@ from jaxtyping import Array, Float, Int, Integer
 from ml_collections import ConfigDict
 
 from sparse_vis.data.cut import labels_at
-from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.features import AnyArray, Regrouped, square_grid
 from sparse_vis.evals.maps import published_images as published
 from sparse_vis.evals.maps.label_maps import IGNORE, centre_square, label_map
-from sparse_vis.evals.task import Result, Task
+from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.models.linear import uniform_linear
 from sparse_vis.runtime.errors import UserError
 
@@ -199,7 +198,7 @@ class Probe:
             labels = labels_at(np.asarray(labels), self.grid)
         if self.variables is None:
             self.variables = self.head.init(jax.random.key(self.seed), jnp.asarray(tokens.x), True)
-            self._state = published.optimizer(self.protocol).init(self.variables["params"])
+            self._state = published.adamw(self.protocol).init(self.variables["params"])
         static = self.head, self.grid, self.protocol
         self.variables, self._state, loss = _update(self.variables, self._state, tokens, labels, *static)
         return float(loss)  # reading it keeps one step in flight; many can hang JAX on few cores
@@ -252,7 +251,7 @@ def _update(variables: dict, state: Any, tokens: HeadInput, labels: Array, head,
 
         pair = variables["batch_stats"], changed["batch_stats"]
         changed = {"batch_stats": jax.tree.map(unbiased, *pair, is_leaf=lambda node: "var" in node)}
-    change, state = published.optimizer(protocol).update(gradient, state, variables["params"])
+    change, state = published.adamw(protocol).update(gradient, state, variables["params"])
     return {**changed, "params": optax.apply_updates(variables["params"], change)}, state, value
 
 

@@ -14,17 +14,16 @@ import optax
 from jaxtyping import Array, Float, Num
 from ml_collections import ConfigDict
 
-from sparse_vis.evals.baselines import as_unit
-from sparse_vis.evals.bench import Bench
 from sparse_vis.evals.columns import compared, quality
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.features import AnyArray, encode, square_grid
+from sparse_vis.evals.features import AnyArray, as_unit, encode, square_grid
 from sparse_vis.evals.maps import published_images as published
 from sparse_vis.evals.pixels.fid import Moments, to_uint8
 from sparse_vis.evals.pixels.networks import at_256, identity
-from sparse_vis.evals.task import Result, Task
+from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.losses.reconstruction import code_cross_entropy, pixel_mse
+from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ops.resize import resize_bicubic
@@ -89,10 +88,10 @@ class DecoderProbe:
         Z, p = jnp.asarray(Z), self.protocol
         if self.decoder is None:
             codes = self.tokenizer.num_embeddings if self.tokenizer else 0
-            sizes = p.width, p.layers, p.heads, p.mlp_dim
-            self.decoder = Decoder(Z.shape[-1], *sizes, self.patch, codes, p.dtype)
+            sizes = Sizes(p.width, p.layers, p.heads, p.mlp_dim)
+            self.decoder = Decoder(Z.shape[-1], sizes, self.patch, codes, Compute(p.dtype))
             self.params = self.decoder.init(jax.random.key(self.seed), Z, self.grid)["params"]
-            self._state = published.optimizer(p).init(self.params)
+            self._state = published.adamw(p).init(self.params)
         target = _target(self.tokenizer_params, as_unit(images), self.tokenizer, self.grid)
         static = self.decoder, self.grid, p
         self.params, self._state, loss = _update(self.params, self._state, Z, target, *static)
@@ -139,7 +138,7 @@ def _update(params: dict, state, Z: Array, target: Array, decoder: Decoder, grid
         return code_cross_entropy(out, target) if decoder.codes else pixel_mse(out, target)
 
     value, gradient = jax.value_and_grad(loss)(params)
-    change, state = published.optimizer(protocol).update(gradient, state, params)
+    change, state = published.adamw(protocol).update(gradient, state, params)
     moved = optax.apply_updates(params, change)
     return {**moved, "fourier": params["fourier"]}, state, value
 

@@ -1,0 +1,246 @@
+"""Weight files in the formats of safetensors, torch and Flax -> named arrays, without running code from them.
+
+Safetensors has no checksums of its own: in other people's files, a flipped bit that gives a finite number is
+not noticed. torch.load(weights_only=True) calls only torch's own constructors of tensors. Other objects in a
+checkpoint (an argparse.Namespace, settings of a trainer) become empty placeholders with the same class name:
+no foreign module is imported, no foreign code runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from flax import serialization, traverse_util
+from safetensors.numpy import save_file
+
+from sparse_vis.runtime.errors import UserError
+
+CHECKSUMS = "sparse_vis.crc32"  # key of the file's metadata: JSON of tensor name -> checksum
+# Keys under which trainers store the model's tensors in a checkpoint, the outer key first.
+KEYS = ("state_dict", "model", "model_state_dict", "module")
+SAVE = "save the model's state_dict() alone"
+# Class named in torch's message, which is not shown: it advises weights_only=False, which runs foreign code.
+_FOREIGN = re.compile(r"GLOBAL (\S+)")
+# No code of a file is ever run; but a file that names these functions is an attack, not a model.
+_ATTACK = re.compile(
+    r"builtins\.(eval|exec|compile|open|__import__)|(os|posix|subprocess|runpy|ctypes|importlib|pty)\..*"
+)
+# First bytes -> what most apparently damaged downloads turn out to be.
+_DISGUISES = (
+    (b"version https://git-lfs", "is a Git-LFS pointer without its tensors; fetch it with `git lfs pull`"),
+    (b"<", "is a web page instead of a weight file; download the file itself, not the page that shows it"),
+    (b"PK", "is a zip archive, as torch.save and NumPy write; give it the extension .pt if torch wrote it"),
+    (b"\x1f\x8b", "is a gzip archive; unpack it"),
+    (b"GGUF", "is a GGUF file, whose quantized values are not read; give the safetensors or torch file"),
+    (b"\x89HDF", "is an HDF5 file (TensorFlow, Keras); give the safetensors or torch file"),
+)
+
+
+def damaged(path: Path, kind: str, cause: Exception | str) -> UserError:
+    """The error for a file that cannot be read as `kind`; its first bytes may tell what it really is."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        return UserError(f"{path} is empty; download or export it again.")
+    for magic, sentence in _DISGUISES:
+        if start.lstrip().startswith(magic) and (magic != b"PK" or kind != "torch"):
+            return UserError(f"{path} {sentence}.")
+    if kind != "safetensors" and start[8:10] == b'{"':
+        return UserError(f"{path} is a safetensors file by its content; give it the extension .safetensors.")
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    reason = lines[0].rstrip(". ")[:200]
+    return UserError(f"{path} cannot be read as a {kind} file ({reason}); download or export it again.")
+
+
+def _changed(path: Path, names: list[str], what: str) -> UserError:
+    return UserError(
+        f"{path} is damaged: {names[0]} is not what its checksum says ({len(names)} {what} in all); "
+        "download or export it again."
+    )
+
+
+def _crc32(array: np.ndarray) -> int:
+    """CRC-32 of an array's element type, shape and bytes."""
+    start = zlib.crc32(f"{array.dtype.name}{array.shape}".encode())
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), start)
+
+
+def write_safetensors(tensors: dict[str, np.ndarray], path: Path) -> None:
+    """Write tensors with their checksums; the same tensors always give the same bytes.
+
+    Raises:
+        OSError, safetensors.SafetensorError: the file cannot be written.
+    """
+    sums = {name: _crc32(array) for name, array in tensors.items()}
+    save_file(tensors, path, {"format": "pt", CHECKSUMS: json.dumps(sums)})
+    # The library writes the metadata's keys in random order.
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(text) == length:
+            file.seek(8)
+            file.write(text)
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file, checked against their checksums if it has them; a UserError if it is damaged."""
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            sums = json.loads((file.metadata() or {}).get(CHECKSUMS, "{}"))
+        changed = [name for name, value in sums.items() if name in found and _crc32(found[name]) != value]
+    # Element types that NumPy lacks, such as float8, raise AttributeError or KeyError; damage, any type.
+    except Exception as error:
+        raise damaged(path, "safetensors", error) from error
+    changed += sorted(sums.keys() ^ found.keys()) if sums else []
+    if changed:
+        raise _changed(path, changed, "tensors")
+    return found
+
+
+def shards(index: Path) -> list[str]:
+    """File names in the index of a model saved in parts (model.safetensors.index.json).
+
+    Raises:
+        UserError: the index cannot be read, or names a file outside its folder.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        inside = all(name and name == Path(name).name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(index, "index of shards", "no weight_map of names") from error
+    if not names or not inside:
+        raise UserError(f"{index} names no files of its own folder; download it again.")
+    return names
+
+
+def read_msgpack(path: Path) -> dict[str, np.ndarray]:
+    """Named tensors of a Flax parameter file, or a UserError; nested names are joined with "/"."""
+    try:
+        state = serialization.msgpack_restore(path.read_bytes())
+        tensors = traverse_util.flatten_dict(state, sep="/") if isinstance(state, dict) else None
+    except Exception as error:  # on damaged bytes, the parser raises exceptions of any type
+        raise damaged(path, "Flax msgpack", error) from error
+    if tensors is None:
+        raise UserError(f"{path} is no Flax msgpack of named tensors; give a parameter file.")
+    if not all(isinstance(value, np.ndarray) for value in tensors.values()):
+        raise UserError(f"{path} holds more than named tensors; save the parameters alone.")
+    return tensors
+
+
+class _StandIn:
+    """Placeholder for an object of an unknown class; accepts any arguments and state, and ignores them."""
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def read_torch(path: Path) -> dict[str, np.ndarray]:
+    """Named tensors of a file of torch.save: a state_dict, or a checkpoint that also holds other things.
+
+    Raises:
+        UserError: torch is not installed; the file is damaged or has no named tensors; or a tensor is sparse,
+            quantized, without values, or of an element type that NumPy lacks.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f'{path} is a torch file and needs torch: `pip install -e ".[torch]"`.') from error
+    state = _load(torch, path)
+    for key in KEYS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__} instead of named tensors; {SAVE}.")
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            kind = type(tensor).__name__
+            raise UserError(f"{path} holds more than named tensors: {name} is a {kind}; {SAVE}.")
+    return {str(name): _array(torch, tensor, name, path) for name, tensor in state.items()}
+
+
+def _changed_records(path: Path) -> list[str]:
+    """Entries of a torch zip file that differ from their CRC-32, which torch itself does not check."""
+    changed = []
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # else torch says what is wrong
+        for name in archive.namelist():
+            try:
+                with archive.open(name) as record:
+                    while record.read(1 << 20):
+                        pass
+            except zipfile.BadZipFile:
+                changed.append(name)
+        if len(changed) == len(archive.namelist()):
+            return []  # written without checksums: torch.serialization.set_crc32_options(False)
+    return changed
+
+
+def _load(torch, path: Path):
+    if changed := _changed_records(path):
+        raise _changed(path, changed, "parts")
+    # Foreign classes can be listed in advance for zip files only, which torch has written since 1.6.
+    foreign = []
+    with contextlib.suppress(Exception):
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if attack := next(filter(_ATTACK.fullmatch, sorted(foreign)), None):
+        raise UserError(
+            f"{path} asks to run {attack}, which no model does; nothing was run: delete that file."
+        )
+    stand_ins = [(type(name.rpartition(".")[2], (_StandIn,), {}), name) for name in foreign]
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
+            warnings.simplefilter("ignore")
+            return torch.load(path, weights_only=True, map_location="cpu")
+    # On damaged or hostile bytes, the parser raises exceptions of any type.
+    except Exception as error:
+        text = str(error)
+        if "TorchScript" in text:
+            raise UserError(f"{path} is a TorchScript program, not a file of tensors; {SAVE}.") from error
+        if named := _FOREIGN.search(text):
+            raise UserError(
+                f"{path} holds {named[1]}, which only running the file's code would read, and that is never "
+                f"done; {SAVE}."
+            ) from error
+        reason = unpickler[1] if (unpickler := re.search(r"WeightsUnpickler error: (.*)", text)) else text
+        clear = reason.strip() and "weights_only" not in reason
+        raise damaged(path, "torch", reason if clear else "not what torch.save writes") from error
+
+
+def _array(torch, tensor, name: str, path: Path) -> np.ndarray:
+    """A tensor's values as NumPy array without a copy, also of expanded tensors (stride 0)."""
+
+    def refused(what: str, remedy: str) -> UserError:
+        return UserError(f"{path} cannot be read: {name} {what}; {remedy}.")
+
+    if tensor.is_quantized:
+        raise refused("is quantized", "save it as tensor.dequantize()")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise refused("is sparse or nested", "save it as tensor.to_dense()")
+    if tensor.is_meta:
+        raise refused("is on the device meta, without values", "save it after loading the weights")
+    try:
+        tensor = tensor.detach().resolve_conj().resolve_neg()
+        if tensor.dtype == torch.bfloat16:  # numpy() refuses it
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+    except Exception as error:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise refused(f"is a tensor of {kind} that NumPy cannot hold", "save it as float32") from error
