@@ -38,32 +38,23 @@ Rows = Sequence[int] | np.ndarray
 
 
 class Read(NamedTuple):
-    """The N images of a report.
+    """The images of a report."""
 
-    Attributes:
-        rows: indices in the source. pixels: uint8. names: escaped. skips: (name, reason) of skipped images.
-    """
-
-    rows: Int[np.ndarray, " N"]
+    rows: Int[np.ndarray, " N"]  # in the source
     pixels: UInt8[np.ndarray, "N H W 3"]
-    names: list[str]
+    names: list[str]  # escaped
     skips: Skips
 
 
 class Encoded(NamedTuple):
-    """N encoded images.
-
-    Attributes:
-        S, L: tokens and localization matrices. cls, embedding: of the CLS head and of the token head.
-        winner: every token's most likely prototype. normaliser: log-sum-exp of the prototype logits.
-    """
+    """The factors of images, and the embeddings of S and CLS in the prototype heads."""
 
     S: Float[np.ndarray, "N r d"]
     L: Float[np.ndarray, "N n r"]
     cls: Float[np.ndarray, "N 1 D"]
-    winner: Int[np.ndarray, "N r"]
     embedding: Float[np.ndarray, "N r D"]
-    normaliser: Float[np.ndarray, "N r"]
+    winner: Int[np.ndarray, "N r"]  # each token's most likely prototype
+    normaliser: Float[np.ndarray, "N r"]  # log-sum-exp of its prototype logits
 
 
 def find_images(
@@ -129,14 +120,12 @@ def encode_all(
     model: Stellar, params: dict, images: UInt8[np.ndarray, "N H W 3"], temperature: float
 ) -> Encoded:
     """Encode images batch by batch and print progress; `temperature` is of the softmax over prototypes."""
-    progress = Progress("encoding", len(images))
-    return run_in_batches(
-        lambda batch: _encode(model, params, batch, temperature), BATCH, images, progress=progress
-    )
+    encode = functools.partial(_encode, model, params, temperature)
+    return run_in_batches(encode, BATCH, images, progress=Progress("encoding", len(images)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(model: Stellar, params: dict, images: jax.Array, temperature: jax.Array) -> Encoded:
+def _encode(model: Stellar, params: dict, temperature: jax.Array, images: jax.Array) -> Encoded:
     out = api.encode(model, params, images)
 
     def heads(m, S, cls):
@@ -145,7 +134,7 @@ def _encode(model: Stellar, params: dict, images: jax.Array, temperature: jax.Ar
     embedding, cls = model.apply({"params": params}, out.sparse, out.cls, method=heads)
     logits = embedding @ params["sparse_head"]["prototypes"] / temperature
     normaliser = jax.nn.logsumexp(logits, axis=-1)
-    return Encoded(out.sparse, out.spatial, cls, logits.argmax(axis=-1), embedding, normaliser)
+    return Encoded(out.sparse, out.spatial, cls, embedding, logits.argmax(axis=-1), normaliser)
 
 
 def name_images(config: ConfigDict | None, source: Source, rows: Rows) -> str:

@@ -18,8 +18,8 @@ from sparse_vis.evals.columns import compared, quality
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import AnyArray, as_unit, encode, square_grid
 from sparse_vis.evals.maps import published_images as published
-from sparse_vis.evals.pixels.fid import Moments, to_uint8
-from sparse_vis.evals.pixels.networks import at_256, identity
+from sparse_vis.evals.pixels.fid import Moments, at_256, to_uint8
+from sparse_vis.evals.pixels.networks import identity
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.losses.reconstruction import code_cross_entropy, pixel_mse
