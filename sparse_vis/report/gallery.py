@@ -1,4 +1,4 @@
-"""The gallery: images with their reconstructions, and for each token its map and its edits, Z' = L' S'."""
+"""The gallery (images, and for each token its map and its edits, Z' = L' S'), and regions of prototypes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparse_vis.ops.token_maps import move_token, with_map
 from sparse_vis.report.images import Encoded
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.types import Features
-from sparse_vis.viz.pictures import segment_overlay, segments, token_colours, token_overlay
+from sparse_vis.viz import pictures
 
 LARGE, SMALL = 256, 144  # longest side in pixels: of gallery pictures, of edits
 SHARP = 96  # up to this size PNG: small pictures are shown enlarged, with visible artefacts if lossy
@@ -52,11 +52,11 @@ def make_cards(
         L, pixels, quality, views = pair.L, None, None, [{}] * len(pair.S)
         if decodes:
             pixels, quality, views = decoded(model, params, images[i], pair, edits=edits)
-        colours, shares = np.rint(255 * token_colours(len(views))).astype(int), L.mean(axis=0)
+        colours, shares = np.rint(255 * pictures.token_colours(len(views))).astype(int), L.mean(axis=0)
         tokens = [
             {
                 "number": k, "colour": "#{:02x}{:02x}{:02x}".format(*colours[k]),
-                "overlay": data_uri(token_overlay(L, k, grid)),
+                "overlay": data_uri(pictures.token_overlay(L, k, grid)),
                 "share": float(shares[k]), "peak": float(L[:, k].max()),  # of L, over the patches
                 "edits": {edit: (data_uri(picture, SMALL), said) for edit, (picture, said) in view.items()},
             }
@@ -66,7 +66,8 @@ def make_cards(
             "letter": letter(i), "name": names[i], "aspect": width / height,
             "image": data_uri(images[i, :height, :width]),
             "reconstruction": None if pixels is None else data_uri(pixels), "psnr": quality,
-            "segmentation": data_uri(segment_overlay(L, grid)), "winners": segments(L, grid).tolist(),
+            "segmentation": data_uri(pictures.segment_overlay(L, grid)),
+            "winners": pictures.segments(L, grid).tolist(),  # the token of every patch
             "tokens": tokens, "largest": int(shares.argmax()), "partner": pair.other,
         })  # fmt: skip
         progress.add(1)
@@ -152,8 +153,8 @@ def decoded(
     """Decode an image's tokens, and all edits of them.
 
     Returns:
-        (reconstruction, its PSNR in dB or None, for each token: edit → (pixels, what was done)). There is no
-        PSNR if sizes differ (VQ: 256 px for 224 px).
+        (reconstruction, its PSNR in dB, for each token: edit → (pixels, what was done)); the PSNR is None if
+        sizes differ (VQ: 256 px for 224 px).
     """
     grid, tokens = model.grid(*image.shape[:2]), range(len(pair.S))
     found = edited(pair.S, pair.L, pair.partner, grid) if edits else {}
@@ -164,14 +165,52 @@ def decoded(
     seen, quality = image[: pixels.shape[1], : pixels.shape[2]].astype(np.float32) / 255, [None] * len(Z)
     if seen.shape == pixels.shape[1:]:
         quality = psnr(pixels, np.broadcast_to(seen, pixels.shape)).tolist()
-    steps = [sideways(pair.L, i, grid) for i in tokens]
-    words = {
-        "removed": lambda i: "removed",
-        "moved": lambda i: f"map moved {abs(steps[i])} patches {'right' if steps[i] > 0 else 'left'}",
-        "swapped": lambda i: f"replaced by token {pair.match[i]} of {pair.other}",
-    }
     views: list[dict] = [{} for _ in tokens]
     for k, (edit, i) in enumerate(((edit, i) for edit in found for i in tokens), start=1):
-        close = "" if quality[k] is None else f", PSNR {quality[k]:.1f}\u00a0dB"
-        views[i][edit] = pixels[k], f"{words[edit](i)}{close}"
+        step, said = sideways(pair.L, i, grid), "removed"
+        if edit == "moved":
+            said = f"map moved {abs(step)} patches {'right' if step > 0 else 'left'}"
+        elif edit == "swapped":
+            said = f"replaced by token {pair.match[i]} of {pair.other}"
+        views[i][edit] = pixels[k], said + ("" if quality[k] is None else f", PSNR {quality[k]:.1f}\u00a0dB")
     return pixels[0], quality[0], views
+
+
+class Page(NamedTuple):
+    """A prototype and the images that vote most for it."""
+
+    number: int
+    wins: int  # tokens whose most likely prototype it is
+    images: list[int]  # indices, highest vote first
+    maps: Float[np.ndarray, "m n"]  # votes of their patches, 0 to 1
+
+    def regions(
+        self, images: UInt8[np.ndarray, "N H W 3"], names: list[str], grid: tuple[int, int], patch: int
+    ) -> list[tuple[str, str]]:
+        """(data URI, label) of each image, darkened where the vote is low; from those of all voters."""
+        whole = images[:, : grid[0] * patch, : grid[1] * patch]
+        return [
+            (data_uri(pictures.lay_over(whole[i], pictures.map_overlay(votes.reshape(grid))), SMALL),
+             f"{names[i]}, vote {votes.max():.2g}")
+            for i, votes in zip(self.images, self.maps, strict=True)
+        ]  # fmt: skip
+
+
+def make_pages(
+    found: Encoded, prototypes: Float[np.ndarray, "D K"], temperature: float, *, pages: int, regions: int
+) -> list[Page]:
+    """Pages of the prototypes that are the most likely one of the most tokens.
+
+    Args:
+        prototypes: of the token head. temperature: as in `encode_all`.
+        pages: most prototypes. regions: most images per prototype.
+    """
+    used, wins = np.unique(found.winner, return_counts=True)
+    order, made = np.argsort(-wins, kind="stable")[:pages], []
+    logits = np.einsum("ird,dp->ipr", found.embedding, prototypes[:, used[order]]) / temperature
+    p = np.exp(logits - found.normaliser[:, None])  # the student's, from the softmax over all K
+    for k, which in enumerate(order):
+        votes = pictures.prototype_votes(found.L, p[:, k])
+        best = pictures.strongest(votes, regions)
+        made.append(Page(int(used[which]), int(wins[which]), best.tolist(), votes[best]))
+    return made

@@ -60,16 +60,13 @@ class Encoded(NamedTuple):
 def find_images(
     config: ConfigDict, folder: str | None, *, data_known: bool, max_pixels: int
 ) -> tuple[Source, Int[np.ndarray, " N"], str]:
-    """The images of a folder, or else the test images of the run's data source, as for evaluations.
+    """The images of a folder (--images), or else the test images of the run's data, as for evaluations.
 
-    Returns a source, the rows of it that may be used, and a description in words.
+    Returns a source, the rows of it that may be used, and a description in words; a UserError that there are
+    none names --images.
 
     Args:
-        config: of the model. folder: value of --images. data_known: whether config.data is that of training.
-        max_pixels: of an image in the folder; for the run's data, config.data.max_pixels applies.
-
-    Raises:
-        UserError: there are none; names the flag with which to give others.
+        data_known: whether config.data is that of training. max_pixels: of an image in the folder.
     """
     if folder is not None:
         try:
@@ -83,9 +80,7 @@ def find_images(
     try:
         part = open_data(config).parts["test"]
     except UserError as error:
-        raise UserError(
-            f"{str(error).rstrip('.')}; or give the report other images: --images=FOLDER."
-        ) from None
+        raise UserError(f"{str(error).rstrip('.')}; or give other images: --images=FOLDER.") from None
     place = f" at {config.data.path}" if config.data.path else ""
     share = f", {config.eval.holdout:.0%} held out" if config.eval.holdout else ""
     origin = f"{config.data.source}{place}, split {config.eval.test_split!r}{share}"
@@ -95,11 +90,7 @@ def find_images(
 def read_images(source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, int], on_error: str) -> Read:
     """Read images: the largest centre crop with the aspect ratio of `size`, resized (bicubic).
 
-    Args:
-        size: (height, width) in pixels. on_error: "stop" or "skip" at an unusable image.
-
-    Raises:
-        UserError: names the unusable image, or all are unusable.
+    A UserError names the unusable image if on_error is "stop", or says that all are unusable.
     """
 
     def read(row: int) -> tuple[int, np.ndarray, str]:
@@ -140,8 +131,7 @@ def _encode(model: Stellar, params: dict, temperature: jax.Array, images: jax.Ar
 def name_images(config: ConfigDict | None, source: Source, rows: Rows) -> str:
     """In words, with the reason: whether images are training images, held out, some of both, or not known.
 
-    Args:
-        config: of the training; None if it is not known. source, rows: source and indices of the images.
+    `config` is that of the training; None if it is not known.
     """
     if config is None:
         return f"{UNKNOWN} (a released file does not say on which it was)"

@@ -24,9 +24,8 @@ from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.results import Results
 from sparse_vis.interop.load import PLACES, Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.report.gallery import make_cards
+from sparse_vis.report.gallery import make_cards, make_pages
 from sparse_vis.report.images import encode_all, find_images, name_images, read_images
-from sparse_vis.report.regions import make_pages
 from sparse_vis.report.tables import charts, evaluation_tables, flat, health_measures, health_table
 from sparse_vis.runtime import lock, paths, skipped
 from sparse_vis.runtime.errors import UserError
@@ -122,7 +121,7 @@ def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
         "title": config.name, "facts": facts(found, model, params),
         "origin": f"{known}: {origin}{left_out(skips)}", "voters": len(images),
         "cards": cards, "reconstruction": reconstruction, "edits": edits,
-        "prototypes": [(page, page.pictures(images, names, grid, model.patch)) for page in pages],
+        "prototypes": [(page, page.regions(images, names, grid, model.patch)) for page in pages],
         "evaluations": evaluations, "curves": curves,
         "health": health_table(health_measures(encoded), metrics, model.encoder.queries),
         "settings": flat(settings if found.step else {"model": settings["model"]}),

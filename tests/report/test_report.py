@@ -20,9 +20,8 @@ from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
 from sparse_vis.ops.token_maps import move_token, with_map
 from sparse_vis.report import report as tool
-from sparse_vis.report.gallery import decode, edited, make_pairs, partners, sideways
+from sparse_vis.report.gallery import decode, edited, make_pages, make_pairs, partners, sideways
 from sparse_vis.report.images import UNKNOWN, encode_all, name_images, read_images
-from sparse_vis.report.regions import make_pages
 from sparse_vis.report.report import left_out
 from sparse_vis.report.tables import evaluation_tables, health_table
 from sparse_vis.runtime.errors import UserError, command_line

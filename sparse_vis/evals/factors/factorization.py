@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sparse_vis.evals.columns import at_size
-from sparse_vis.evals.dataset import Part, no_classes
+from sparse_vis.evals.dataset import no_classes
 from sparse_vis.evals.features import AnyArray, square_grid
 from sparse_vis.evals.maps.localization import bilinear_weights
 from sparse_vis.evals.task import Bench, Result, Task
@@ -101,8 +101,7 @@ def equivariance(
 ) -> dict[str, float]:
     """Whether L of a view equals L of the image seen through the view's crop.
 
-    Args:
-        match: for each token of an image, the view's token. side, patch, view_side: as in `seen_through`.
+    `match` has for each token of an image the view's token; the sides are those of `seen_through`.
 
     Returns:
         `L_moved`, the mean over patches of sum_k min(expected, found), from 0 to 1; `L_unmoved`, the same if
@@ -173,9 +172,6 @@ def edit_fidelity(
 ) -> dict[str, float]:
     """Whether encoding the reconstruction of edited tokens gives the edited tokens again.
 
-    Args:
-        encode: images -> (S, L). decode: (S, L) -> images.
-
     Returns:
         `S_edited` and `S_before`: mean cosine of the tokens found with the edited and with the original ones.
         `L_edited` and `L_before`: mean overlap sum_k min(…) of rows of L. An edit without effect gives
@@ -201,8 +197,9 @@ def random_view(key, image, size: int):
     return crop_and_flip(image, box, flip, size), box, flip
 
 
-def factors(bench: Bench, part: Part, count: int, *more: str) -> dict[str, np.ndarray]:
+def factors(bench: Bench, name: str, count: int, *more: str) -> dict[str, np.ndarray]:
     """S, L, further features, images and labels of at most `count` images of a part, evenly spread."""
+    part = bench.data.parts[name]
     part = part.every(-(-len(part) // count))
     found, progress = [], bench.progress("features", len(part))
     for records in part.batches(bench.batch):
@@ -261,17 +258,15 @@ def _edits(bench: Bench, test: dict[str, np.ndarray]) -> dict[str, dict[str, flo
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
-    parts, counts, absent = bench.data.parts, (TRAIN_IMAGES, TEST_IMAGES), {}
-    train, test = (factors(bench, parts[name], n) for name, n in zip(("train", "test"), counts, strict=True))
+    counts, absent = (TRAIN_IMAGES, TEST_IMAGES), {}
+    train, test = map(functools.partial(factors, bench), ("train", "test"), counts)
     grid = square_grid(test["spatial"].shape[1])
     metrics = _views(bench, test)
     leak = position_leak((train["sparse"], train["spatial"]), (test["sparse"], test["spatial"]), grid)
     metrics["position in S (R2)"] = _compared(leak, 0.0)
     why = "its images have no class each"
     if bench.data.single:
-        labelled = [
-            factors(bench, parts[name], n) for name, n in zip(bench.data.labelled, counts, strict=True)
-        ]
+        labelled = map(functools.partial(factors, bench), bench.data.labelled, counts)
         (x, y), (test_x, test_y) = ((found["spatial"], found["label"]) for found in labelled)
         why = no_classes(y, test_y, 2)
     if why:

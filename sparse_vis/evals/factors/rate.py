@@ -118,8 +118,8 @@ def linear_psnr(
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
-    counts, parts = (TRAIN_IMAGES, TEST_IMAGES), (bench.data.parts[name] for name in bench.data.labelled)
-    train, test = (factors(bench, part, n, "dense") for part, n in zip(parts, counts, strict=True))
+    counts = zip(bench.data.labelled, (TRAIN_IMAGES, TEST_IMAGES), strict=True)
+    train, test = (factors(bench, name, count, "dense") for name, count in counts)
     images, size = (train["image"], test["image"]), test["image"].shape[1]
     probe, why = SweepProtocol(seed=bench.seed), "its images have no class each"
     if "label" in train and "label" in test:

@@ -76,9 +76,7 @@ class DecoderProbe:
         self, grid: tuple[int, int], size: int, protocol: DecoderProtocol, tokenizer: tuple | None, seed: int
     ):
         if size % grid[0]:
-            raise UserError(
-                f"images of {size} px are no multiple of {grid[0]} patches; change the image size."
-            )
+            raise UserError(f"images of {size} px are no multiple of {grid[0]} patches; change their size.")
         self.grid, self.patch, self.protocol, self.seed = grid, size // grid[0], protocol, seed
         self.tokenizer, self.tokenizer_params = tokenizer or (None, None)
         self.params, self._state, self.decoder = None, None, None
@@ -152,10 +150,6 @@ def _reconstruct(params: tuple, Z: Array, decoder: Decoder, tokenizer: VQGAN | N
     return tokenizer.apply({"params": params[1]}, codes, method="decode")
 
 
-def _protocol(e: ConfigDict) -> DecoderProtocol:
-    return DecoderProtocol(**e.reconstruction_probe, dtype=e.dtype)
-
-
 def _probed(bench: Bench, images: Num[np.ndarray, "N H W 3"], batch: int) -> Float[np.ndarray, "N n d"]:
     """Input features of the decoder: Z = L S if the encoder factorizes, else U; `batch` images per call."""
     found = encode(bench.encoder, images, ("sparse", "spatial", "dense"), batch)
@@ -173,8 +167,7 @@ def _pairs(
 
 def _judge(bench: Bench, probe: DecoderProbe, make: published.Maker, name: str) -> tuple[dict, dict]:
     """Metrics over all test images, read once; and absent metric → reason."""
-    test, networks = bench.data.parts["test"], bench.networks
-    kept, true = [], None
+    test, networks, kept, true = bench.data.parts["test"], bench.networks, [], None
     progress = bench.progress(f"reconstruction_probe, {name}", len(test))
     for Z, images in _pairs(bench, test, make, np.arange(len(test)), bench.batch, progress):
         kept.append(compared(probe.reconstruct(Z), images, networks))
@@ -186,7 +179,8 @@ def _judge(bench: Bench, probe: DecoderProbe, make: published.Maker, name: str) 
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
-    chosen, t, test = _protocol(config.eval), config.model.tokenizer, bench.data.parts["test"]
+    chosen = DecoderProtocol(**config.eval.reconstruction_probe, dtype=config.eval.dtype)
+    t, test = config.model.tokenizer, bench.data.parts["test"]
     train = bench.data.parts["train"].without(chosen.validation, bench.seed)
     patches = _probed(bench, next(test.first(1).batches(1)).image, bench.batch).shape[1]
     if patches == 1:
@@ -209,7 +203,8 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
 
 def _settings(config: ConfigDict) -> dict:
-    chosen, t = _protocol(config.eval), config.model.tokenizer
+    chosen = DecoderProtocol(**config.eval.reconstruction_probe, dtype=config.eval.dtype)
+    t = config.model.tokenizer
     tokenizer = {"tokenizer": identity(t.path), "tokenizer_dtype": t.dtype} if chosen.target == "vq" else {}
     tests = {"random crops": "as in training (released)", "centre": published.ABOUT["test"]}
     about = {"images": published.ABOUT | {"test": tests}, "departures": published.departures(chosen)}
