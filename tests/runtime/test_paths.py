@@ -20,12 +20,12 @@ from sparse_vis.train.checkpoint import prepare
 REQUIRED = {
     "commands.extract": ("--checkpoint", "--input", "--output"),
     "commands.reconstruct": ("--checkpoint", "--input", "--output"),
-    "commands.export": ("--checkpoint", "--output"), "report.command": ("--checkpoint", "--output"),
+    "commands.export": ("--checkpoint", "--output"), "report.report": ("--checkpoint", "--output"),
     "commands.pack": ("--input", "--output"), "data.scenes": ("--output",),
 }  # fmt: skip
 FLAGS = [(tool, flag) for tool, all_ in REQUIRED.items() for flag in all_] + [
     ("commands.extract", "--data-dir"), ("commands.reconstruct", "--tokenizer"),
-    ("report.command", "--tokenizer"), ("report.command", "--images"),
+    ("report.report", "--tokenizer"), ("report.report", "--images"),
 ]  # fmt: skip
 WRONG = [
     ("", "is empty; give a path"),

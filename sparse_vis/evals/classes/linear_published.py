@@ -19,11 +19,11 @@ from sparse_vis.evals.features import POOLED, AnyArray, Regrouped, as_unit, chec
 from sparse_vis.evals.maps.published_images import (
     ABOUT,
     OPTIMIZER,
+    adamw,
     centre_cuts,
     departures,
     epoch_order,
     label,
-    published_optimizer,
     random_cuts,
     squares,
 )
@@ -99,7 +99,7 @@ def published_linear(
     Raises:
         UserError: no training or no test batches, or labels out of range.
     """
-    head, optimizer = Head(classes, protocol.dtype), published_optimizer(protocol)
+    head, optimizer = Head(classes, protocol.dtype), adamw(protocol)
     params, state, losses = None, None, []
     for epoch in range(protocol.epochs):
         batches = []
@@ -150,7 +150,7 @@ def _update(params: dict, state, tokens: Array, labels: Array, head: Head, proto
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     value, gradient = jax.value_and_grad(loss)(params)
-    change, state = published_optimizer(protocol).update(gradient, state, params)
+    change, state = adamw(protocol).update(gradient, state, params)
     return optax.apply_updates(params, change), state, value
 
 

@@ -81,7 +81,7 @@ def epoch_order(part: Part, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
     return np.random.default_rng((seed, epoch)).permutation(len(part))
 
 
-def published_optimizer(protocol: Any) -> optax.GradientTransformation:
+def adamw(protocol: Any) -> optax.GradientTransformation:
     """Clipped AdamW with constant rate, from a protocol's learning_rate, weight_decay and clip."""
     rate = optax.constant_schedule(protocol.learning_rate)
     return make_optimizer(rate, weight_decay=protocol.weight_decay, b1=0.9, b2=0.999, clip=protocol.clip)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,7 @@ from flax import traverse_util
 from jaxtyping import Float, UInt8
 
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.features import AnyArray
-from sparse_vis.evals.pixels.fid import Moments, protocol_crop
+from sparse_vis.evals.pixels.fid import Moments, at_256
 from sparse_vis.evals.pixels.inception import Inception
 from sparse_vis.evals.pixels.lpips import SMALLEST, Lpips
 from sparse_vis.interop.tensors import check_tensors, read_tensors
@@ -51,17 +50,11 @@ _ALEXNET_INDEX = (0, 3, 6, 8, 10)
 class Networks:
     """Inception features and LPIPS distances of images; a network without its file gives None.
 
-    The files are read and checked at once; weights go to the device when a network is first called.
-
-    Args:
-        inception: file of the 2015 Inception-v3. alexnet, heads: files of LPIPS. All may be "".
-        batch_size: images per call of a network, limited to LARGEST_BATCH.
+    The files, which may be "", are read and checked at once (UserError); weights go to the device when a
+    network is first called, with at most LARGEST_BATCH images.
 
     Attributes:
         absent: metric -> why it cannot be measured. about: names and checksums of the existing files.
-
-    Raises:
-        UserError: an existing file is not of that network.
     """
 
     def __init__(self, inception: str, alexnet: str, heads: str, batch_size: int):
@@ -79,13 +72,13 @@ class Networks:
         self._moments: dict[Part, Moments] = {}
 
     def inception(self, images: UInt8[np.ndarray, "N 256 256 3"]) -> Float[np.ndarray, "N f"] | None:
-        """Pooled features of images that passed through `protocol_crop`."""
+        """Pooled features of images that passed through `at_256`."""
         return None if self._inception is None else run_in_batches(self._inception, self.batch_size, images)
 
     def lpips(
         self, x: UInt8[np.ndarray, "N 256 256 3"], y: UInt8[np.ndarray, "N 256 256 3"]
     ) -> Float[np.ndarray, " N"] | None:
-        """Distance of each pair of images that passed through `protocol_crop`."""
+        """Distance of each pair of images that passed through `at_256`."""
         if self._lpips is None:
             return None
         return run_in_batches(self._lpips, self.batch_size, *(np.float32(images) / 255 for images in (x, y)))
@@ -98,11 +91,6 @@ class Networks:
                 found = found.update(self.inception(at_256(records.image)))
             self._moments[part] = found
         return self._moments[part]
-
-
-def at_256(images: Sequence[UInt8[np.ndarray, "_ _ 3"]] | AnyArray) -> UInt8[np.ndarray, "N 256 256 3"]:
-    """`protocol_crop` of each image: the input of rFID and LPIPS."""
-    return np.stack([protocol_crop(image) for image in images])
 
 
 def identity(path: str) -> dict[str, str]:
