@@ -41,9 +41,7 @@ def make_cards(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The images of a gallery as page.html shows them; pictures are data URIs. Prints progress.
 
-    Args:
-        images, names: of the gallery. found: encoded images, those of the gallery first.
-        decodes: whether reconstruction is possible. edits: whether edits are possible.
+    `found` holds the images of the gallery first; `decodes` and `edits` say whether these are possible.
     """
     progress = Progress("editing" if edits else "drawing", len(images))
     cards, grid = [], model.grid(*images.shape[1:3])
@@ -75,10 +73,9 @@ def make_cards(
 
 
 def data_uri(picture: np.ndarray, longest: int = LARGE) -> str:
-    """A picture as a data URI: PNG if small or with transparency, else WebP.
+    """A picture, uint8 or in [0, 1], as a data URI with sides of at most `longest` pixels.
 
-    Args:
-        picture: (h, w, 3 or 4) uint8, or float in [0, 1]. longest: largest side in pixels after downscaling.
+    PNG if small or with transparency, else WebP.
     """
     if picture.dtype != np.uint8:
         picture = np.uint8(np.round(255 * picture))
@@ -199,12 +196,7 @@ class Page(NamedTuple):
 def make_pages(
     found: Encoded, prototypes: Float[np.ndarray, "D K"], temperature: float, *, pages: int, regions: int
 ) -> list[Page]:
-    """Pages of the prototypes that are the most likely one of the most tokens.
-
-    Args:
-        prototypes: of the token head. temperature: as in `encode_all`.
-        pages: most prototypes. regions: most images per prototype.
-    """
+    """At most `pages` prototypes that most tokens like best, with at most `regions` images for each."""
     used, wins = np.unique(found.winner, return_counts=True)
     order, made = np.argsort(-wins, kind="stable")[:pages], []
     logits = np.einsum("ird,dp->ipr", found.embedding, prototypes[:, used[order]]) / temperature

@@ -38,11 +38,6 @@ from sparse_vis.viz.figures import read_metrics
 
 PAGES, REGIONS = 12, 8  # prototypes shown, and images for each
 GENERATOR = "sparse_vis.report"  # identifies an earlier report, which may be overwritten
-EDITS = {
-    "removed": "is removed; the others share its place",
-    "moved": "has its map moved sideways by a quarter of the image",
-    "swapped": "is replaced by its match in another image",
-}
 
 
 def main() -> None:
@@ -196,4 +191,4 @@ def render(contents: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template("page.html").render(**contents, words=EDITS, generator=GENERATOR)
+    return environment.get_template("page.html").render(**contents, generator=GENERATOR)

@@ -53,11 +53,7 @@ class Table(NamedTuple):
 
 
 def evaluation_tables(encoders: dict[str, dict]) -> list[Table]:
-    """One table per task over all encoders of evaluation.json, with absent metrics and origins of weights.
-
-    Args:
-        encoders: encoder → task → entry, as `evals.results.Results` holds them.
-    """
+    """One table per task over all encoders of evaluation.json, with absent metrics and origins of weights."""
     made = []
     for task in dict.fromkeys(task for entries in encoders.values() for task in entries):
         found = {name: entries[task] for name, entries in encoders.items() if task in entries}
@@ -79,11 +75,7 @@ def health_measures(found: Encoded) -> dict[str, float]:
 
 
 def health_table(now: dict[str, float], metrics: Metrics, tokens: int) -> Table:
-    """Health measures on the report's images and the last ones of training, with warnings of collapse.
-
-    Args:
-        now: from `health_measures`. metrics: of the run; empty if there are none. tokens: r.
-    """
+    """Health measures on the report's images (now) and at the end of training, with warnings of collapse."""
     last = {n.removeprefix("health/"): pair for n, pair in metrics.items() if n.startswith("health/")}
     trained = {name: float(values[-1]) for name, (_, values) in last.items()}
     step = max((int(steps[-1]) for steps, _ in last.values()), default=0)

@@ -21,11 +21,7 @@ from sparse_vis.viz import pictures
 
 
 def panels(
-    rows: Sequence[Sequence[np.ndarray]],
-    titles: Sequence[str],
-    *,
-    labels: Sequence[str] = (),
-    side: float = 0.95,
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], labels: Sequence[str] = (), *, side=0.95
 ) -> Figure:
     """A sheet of pictures without axes.
 
@@ -112,7 +108,7 @@ def features_pca(
     """Images, and below them the first three principal components of U and of Z = L S."""
     rows = [list(images), list(pictures.pca_colours(U, grid)), list(pictures.pca_colours(Z, grid))]
     titles = [f"image {i}" for i in range(len(images))]
-    return panels(rows, titles, labels=("image", "U", "Z = L S"), side=1.2)
+    return panels(rows, titles, ("image", "U", "Z = L S"), side=1.2)
 
 
 def prototype_page(
@@ -133,7 +129,7 @@ def prototype_page(
         votes = pictures.prototype_votes(L, p[:, k])
         shades = {i: pictures.map_overlay(votes[i].reshape(grid)) for i in pictures.strongest(votes, count)}
         rows.append([pictures.lay_over(images[i], shade) for i, shade in shades.items()])
-    return panels(rows, [f"{i + 1}." for i in range(count)], labels=names)
+    return panels(rows, [f"{i + 1}." for i in range(count)], names)
 
 
 def read_metrics(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -55,19 +55,15 @@ def cosine(a: Float[AnyArray, "N r d"], b: Float[AnyArray, "N r d"]) -> float:
     return float(np.mean(np.sum(a * b, axis=-1) / np.maximum(norms, 1e-12)))
 
 
-def matched_cosine(S: Float[AnyArray, "N r d"], other: Float[AnyArray, "N r d"]) -> float:
-    """Mean cosine between tokens and their partners."""
-    return cosine(S, np.take_along_axis(np.asarray(other), matches(S, other)[..., None], axis=1))
-
-
 def invariance(S: Float[AnyArray, "N r d"], of_views: Float[AnyArray, "N r d"]) -> dict[str, float]:
     """How similar S of an image is to S of its view, and to S of another image's view (N ≥ 2).
 
     Returns:
         `S_same_image` and `S_other_image`, mean cosines of matched tokens.
     """
-    others = np.roll(np.asarray(of_views), 1, axis=0)
-    return {"S_same_image": matched_cosine(S, of_views), "S_other_image": matched_cosine(S, others)}
+    known = {"S_same_image": np.asarray(of_views), "S_other_image": np.roll(of_views, 1, axis=0)}
+    partners = {name: np.take_along_axis(x, matches(S, x)[..., None], axis=1) for name, x in known.items()}
+    return {name: cosine(S, x) for name, x in partners.items()}
 
 
 def seen_through(

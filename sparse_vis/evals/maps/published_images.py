@@ -28,10 +28,9 @@ Maker = Callable[[int, int, int], Cut]  # (height, width, index in the part) of 
 
 
 def random_cuts(size: int, scale: tuple[float, float], *key: int) -> Maker:
-    """Random resized crops, mirrored with probability ½, seeded by (key, index of the image).
+    """Random crops of an area in `scale`, resized to `size` pixels, mirrored with probability ½.
 
-    Args:
-        size: side in pixels. scale: range of crop area / image area. key: seed, epoch …
+    Seeded by (key, index of the image), where key is seed, epoch …
     """
 
     def make(height: int, width: int, number: int) -> Cut:

@@ -171,12 +171,8 @@ def segmentation_loss(
 class Probe:
     """Trains a head on batches of frozen features, and scores it; each new shape of a batch is compiled once.
 
-    Args:
-        grid: (gh, gw) patches. classes: number of classes. protocol: its epochs are run by the caller.
-        seed: of the initial weights.
-
-    Attributes:
-        matrix: (classes, classes) int64, confusion matrix of all batches passed to `judge`.
+    The caller runs the protocol's epochs. `grid` is (gh, gw) patches; `matrix` is the confusion matrix of all
+    batches passed to `judge`.
     """
 
     def __init__(

@@ -64,12 +64,9 @@ class DecoderProtocol:
 
 
 class DecoderProbe:
-    """Trains a decoder on batches of frozen features.
+    """Trains a decoder on batches of frozen features of images of `size` pixels and (rows, columns) patches.
 
-    Args:
-        grid: (rows, columns) of the patches. size: side of the images in pixels. protocol: of the training.
-        tokenizer: module and parameters that compute the codes of the VQ target; None for the pixel target.
-        seed: of the initial weights.
+    `tokenizer` (module, parameters) computes the codes of the VQ target; None for the pixel target.
     """
 
     def __init__(

@@ -113,11 +113,8 @@ def _jitted(module: nn.Module, params: dict) -> Callable:
 def load_inception(path: str | pathlib.Path) -> tuple[Inception, dict]:
     """Read the 2015 Inception-v3, by which FID is defined, from .pth or the same tensors as safetensors.
 
-    Returns:
-        The module and its parameters, float32 on the host: `module.apply({"params": params}, images)`.
-
-    Raises:
-        UserError: the file is missing, unreadable, or of another network.
+    Returns the module and its parameters, float32 on the host; raises a UserError if the file is missing,
+    unreadable, or of another network.
     """
     module = Inception()
     shapes = _shapes(module, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8))
