@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from sparse_vis.models.block import Compute, Sizes
+from sparse_vis.models.block import Compute, Sizes, Trunk
 from sparse_vis.models.linear import uniform_init, uniform_linear
-from sparse_vis.models.vit import Trunk
 
 
 def fourier_positions(matrix: Float[Array, "2 f"], grid: tuple[int, int]) -> Float[Array, "n two_f"]:

@@ -12,9 +12,8 @@ from sparse_vis.train import checkpoint, loop, progress
 from sparse_vis.train.loop import Run, note_jump
 from sparse_vis.train.mesh import make_mesh
 from sparse_vis.train.optimizer import learning_rate
-from sparse_vis.train.progress import Averages, Progress
+from sparse_vis.train.progress import Averages, Progress, Skipped
 from sparse_vis.train.recipe import build_recipe
-from sparse_vis.train.skipped import Skipped
 from sparse_vis.train.step import TrainState
 from sparse_vis.types import Batch
 from tests.train.test_progress import NoBoard

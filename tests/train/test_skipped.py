@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from sparse_vis.train.skipped import Skipped
+from sparse_vis.train.progress import Skipped
 
 pytestmark = pytest.mark.fast
 
