@@ -18,14 +18,9 @@ def prototype_cross_entropy(
 ) -> Float[Array, ""]:
     """Mean over rows of CE(T, softmax(x W / temperature)) without a [rows, K] array.
 
-    Equals m logsumexp(x W / temperature) - x . (T W^T) / temperature where rows of T sum to m
-    (docs/method.md section 5).
-
-    Args:
-        x: the student's embeddings, float32.
-        target: T W^T, each row's expected prototype (`expected_prototype`) times its mass.
-        mass: m, the sum of each row of T; below one only with the published epsilon.
-        prototypes: W. temperature: the student's (published: 0.12). chunk: prototypes in memory at a time.
+    Equals m logsumexp(x W / temperature) - x . (T W^T) / temperature where rows of T sum to the mass m, which
+    is below one only with the published epsilon (docs/method.md section 5). `target` is T W^T, each row's
+    `expected_prototype` times its mass; `chunk` prototypes are in memory at a time.
     """
     rows = x.reshape(-1, x.shape[-1])
     potentials = jnp.zeros(prototypes.shape[1], jnp.float32)

@@ -35,19 +35,15 @@ class Sizes:
 class Compute:
     """How a transformer is computed; beyond rounding, none of it changes a result.
 
-    Attributes:
-        dtype: of the computation; parameters are float32.
-        attention: "xla" (`plain_attention`), "cudnn" (`fused_attention`) or "pallas" (`short_attention`; a
-            Trunk uses cuDNN for more than LONGEST tokens).
-        remat: what the backward pass recomputes: "none"; "products", all but what `kept_by_products` saves;
-            or "blocks", everything inside a block.
-        unroll: layers per iteration of the scan. With unroll >= layers > 1 a Python loop replaces the scan.
+    `attention` is "xla" (`plain_attention`), "cudnn" (`fused_attention`) or "pallas" (`short_attention`, in a
+    Trunk up to LONGEST tokens). `remat` is what the backward pass recomputes: "none"; "products", all but
+    what `kept_by_products` saves; "blocks", all. With unroll >= layers > 1 a Python loop replaces the scan.
     """
 
-    dtype: str = "float32"
+    dtype: str = "float32"  # parameters are always float32
     attention: str = "xla"
     remat: str = "none"
-    unroll: int = 1
+    unroll: int = 1  # layers per iteration of the scan
 
 
 def batch_sharded(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:

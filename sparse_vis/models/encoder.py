@@ -38,17 +38,12 @@ def resize_position_table(table: Float[Array, "m d"], grid: tuple[int, int]) -> 
 
 
 class Encoder(nn.Module):
-    """ViT over [CLS, visible patches, r queries] (docs/method.md section 2).
+    """ViT over [CLS, visible patches, r queries] (docs/method.md section 2)."""
 
-    Attributes:
-        image_size: side in pixels of the square image for which the position table is made.
-        patch: patch side in pixels. queries: r, number of semantic tokens.
-    """
-
-    image_size: int
-    patch: int
+    image_size: int  # side in pixels of the square image for which the position table is made
+    patch: int  # side in pixels
     sizes: Sizes
-    queries: int
+    queries: int  # r
     compute: Compute = Compute()
 
     def setup(self):

@@ -24,16 +24,12 @@ def fold(x: Shaped[Array, "B V *rest"]) -> Shaped[Array, "BV *rest"]:
 
 
 class PrototypeHead(nn.Module):
-    """MLP d -> hidden -> D, L2-normalised, and a matrix of K prototypes; always float32.
+    """MLP d -> hidden -> D, L2-normalised, and a matrix of K prototypes; always float32."""
 
-    Attributes:
-        input_width: d. hidden: width of the MLP. dim: D. count: K.
-    """
-
-    input_width: int
+    input_width: int  # d
     hidden: int
-    dim: int
-    count: int
+    dim: int  # D
+    count: int  # K
 
     def setup(self):
         self.predictor_in = uniform_linear(self.hidden, self.input_width)
@@ -50,10 +46,8 @@ class PrototypeHead(nn.Module):
 class Stellar(nn.Module):
     """The STELLAR model, in three steps: `encode`, `factorize`, `decode`.
 
-    Attributes:
-        encoder, factorizer, decoder, sparse_head, cls_head: the parts.
-        tokenizer: frozen tokenizer of the VQ target. `init_params` leaves its parameters out; `codes` and
-            `decode_codes` need them in the tree as "tokenizer".
+    The tokenizer of the VQ target is frozen: `init_params` leaves its parameters out; `codes` and
+    `decode_codes` need them in the tree as "tokenizer".
     """
 
     encoder: Encoder

@@ -94,22 +94,14 @@ class Decoder(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """Tokenizer with three methods, encode, codes, decode: `vqgan.apply({"params": p}, x, method="encode")`.
+    """Tokenizer with the methods encode, codes, decode: `vqgan.apply({"params": p}, x, method="encode")`."""
 
-    Attributes:
-        hidden_channels: channels at full resolution, a multiple of 32; 128 in the released network.
-        channel_mult: channels per level as multiples of hidden_channels, finest first; (1, 1, 2, 2, 4).
-        num_res_blocks: residual blocks per level and in the middle; 2.
-        z_channels, num_embeddings: width and number of codebook vectors; 256 and 1024.
-        dtype: of the convolutions; parameters, norm statistics and the code search stay float32.
-    """
-
-    hidden_channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int
-    z_channels: int
-    num_embeddings: int
-    dtype: DTypeLike = jnp.float32
+    hidden_channels: int  # at full resolution, a multiple of 32; released: 128
+    channel_mult: tuple[int, ...]  # channels per level as multiples of these, finest first: (1, 1, 2, 2, 4)
+    num_res_blocks: int  # per level and in the middle: 2
+    z_channels: int  # width of the codebook vectors: 256
+    num_embeddings: int  # number of codebook vectors: 1024
+    dtype: DTypeLike = jnp.float32  # of convolutions; norm statistics and the code search stay float32
 
     def setup(self):
         if self.hidden_channels % GROUPS:

@@ -68,11 +68,8 @@ def streamed_logsumexp(
 ) -> Float[Array, " rows"]:
     """log sum_k exp(x . w_k / temperature + g_k) for every row, differentiable in x and prototypes.
 
-    Reverse mode only; potentials belong to targets and get no gradient.
-
-    Args:
-        x: embeddings. temperature: divisor of the logits. potentials: added to the scaled logits.
-        chunk: prototypes held in memory at a time; 0, or a number that does not divide K: all at once.
+    Reverse mode only; potentials belong to targets and get no gradient. `chunk` prototypes are in memory at a
+    time; 0, or a number that does not divide K: all at once.
     """
     return _logsumexp_forward(x, prototypes, temperature, potentials, chunk)[0]
 
@@ -113,11 +110,8 @@ def expected_prototype(
 ) -> Float[Array, "rows D"]:
     """Expected prototype of each row, sum_k T_k values_k with T = softmax(x W / temperature + g).
 
-    Differentiable in `values` alone, in reverse mode; the assignments T are targets and carry no gradient.
-
-    Args:
-        x: embeddings from which targets are made. prototypes: W. temperature, potentials: of Sinkhorn.
-        values: prototypes that the student uses. chunk: as in `streamed_logsumexp`.
+    Differentiable in `values`, the student's prototypes, alone and in reverse mode: the assignments T are
+    targets. Temperature and potentials are Sinkhorn's; `chunk` as in `streamed_logsumexp`.
     """
     return _expected_forward(x, prototypes, temperature, potentials, values, chunk)[0]
 

@@ -24,11 +24,7 @@ from sparse_vis.train.step import TrainState
 
 
 def prepare(workdir: pathlib.Path) -> None:
-    """Create a workdir.
-
-    Raises:
-        UserError: it cannot be created or written to, or its path contains a [.
-    """
+    """Create a workdir; UserError if it cannot be created or written to, or its path contains a [."""
     if "[" in str(workdir.resolve()):
         raise UserError(
             f"workdir {workdir.resolve()} has a [ in its name, below which Orbax loses what it saves; "
@@ -55,14 +51,10 @@ def open_manager(workdir: pathlib.Path, keep: int) -> ocp.CheckpointManager:
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, data: dict, config: ConfigDict) -> None:
-    """Start saving a state in the background.
+    """Start saving a state in the background; UserError if this save, or the previous one, fails.
 
-    Args:
-        data: JSON-compatible dict of `next_index`, the position of the next image in the global stream, and
-            all else that a continued run needs.
-
-    Raises:
-        UserError: this save, or the previous one, cannot be written.
+    `data` is JSON-compatible: `next_index`, the position of the next image in the global stream, and all else
+    that a continued run needs.
     """
     settings, rest = plain(config), state.replace(params=None)
     sums = {"params": checksums.checksums(state.params), "rest": checksums.checksums(rest)}
@@ -100,8 +92,7 @@ def restore(
 ) -> tuple[TrainState, dict]:
     """The newest checkpoint's state, of these shapes and with this sharding, and the `data` saved with it.
 
-    Raises:
-        UserError: the newest checkpoint cannot be read, or its checksums do not match.
+    UserError if it cannot be read, or its checksums do not match.
     """
     folder = pathlib.Path(manager.directory) / str(manager.latest_step())
     data, saved = read_data(folder)

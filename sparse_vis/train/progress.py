@@ -55,13 +55,10 @@ def short(x: float) -> str:
 
 
 class Averages:
-    """Means of the finite metrics since the last row, kept as sums that a checkpoint can store.
-
-    Args:
-        sums: name -> [sum, number of finite values]. steps: number of steps in the sums.
-    """
+    """Means of the finite metrics since the last row, kept as sums that a checkpoint can store."""
 
     def __init__(self, sums: dict[str, list[float]] | None = None, steps: int = 0):
+        # Name -> [sum, number of finite values]; number of steps in the sums.
         self.sums, self.steps = sums or {}, steps
 
     def add(self, window: list[dict[str, float]]) -> None:
@@ -82,11 +79,7 @@ class Averages:
 class Progress:
     """Prints and writes metrics in the main process (`active`); other processes only compute them.
 
-    Args:
-        batch: global batch size. first: step at which this process starts.
-
-    Raises:
-        UserError: from any method, if the metrics cannot be written.
+    `first` is the step at which this process starts. A UserError says if the metrics cannot be written.
     """
 
     def __init__(self, workdir: pathlib.Path, steps: int, batch: int, first: int, active: bool):

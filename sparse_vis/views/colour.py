@@ -90,11 +90,7 @@ def _blur_matrix(size: int, sigma: Float[Array, "*batch"]) -> Float[Array, "*bat
 
 
 def gaussian_blur(image: Image, sigma: float | Float[Array, "*#batch"]) -> Image:
-    """Gaussian blur, 9 x 9 taps, the border reflected without repeating the edge; sigma > 0 in pixels.
-
-    Raises:
-        UserError: a side below 5 pixels, too small for the reflection.
-    """
+    """Gaussian blur, 9 x 9 taps, the border reflected without repeating the edge; sigma > 0 in pixels."""
     height, width = image.shape[-3:-1]
     if min(height, width) <= BLUR_RADIUS:
         raise UserError(

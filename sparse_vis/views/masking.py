@@ -19,11 +19,7 @@ FOCUS_WIDTH = (0.1, 0.5)  # range of the Gaussian's standard deviation, in sides
 
 
 def visible_count(patches: int, ratio: float) -> int:
-    """Number of patches kept, ⌊(1 - ratio) n⌋ in Python's floating point as published, at least one.
-
-    Raises:
-        UserError: no patches, or a ratio outside [0, 1).
-    """
+    """Number of patches kept, ⌊(1 - ratio) n⌋ in Python's floating point as published, at least one."""
     if patches < 1:
         raise UserError(
             f"a view of {patches} patches cannot be masked: use a view at least as large as a patch"
