@@ -32,12 +32,12 @@ def prepare(workdir: pathlib.Path) -> None:
         )
     try:
         (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
-        writable = os.access(workdir, os.W_OK) and os.access(workdir / FOLDER, os.W_OK)
-        reason = "permission denied"
+        if not (os.access(workdir, os.W_OK) and os.access(workdir / FOLDER, os.W_OK)):
+            raise PermissionError(0, "permission denied")
     except OSError as error:
-        writable, reason = False, error.strerror
-    if not writable:
-        raise UserError(f"cannot write to workdir {workdir} ({reason}); give another --workdir.")
+        raise UserError(
+            f"cannot write to workdir {workdir} ({error.strerror}); give another --workdir."
+        ) from None
 
 
 def open_manager(workdir: pathlib.Path, keep: int) -> ocp.CheckpointManager:
