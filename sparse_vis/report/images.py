@@ -157,7 +157,8 @@ def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | N
     training = build_source(config, d.split)
     match source, training:
         case FolderSource(), FolderSource():
-            return _shared_files(source, rows, training), f"none has the name and content of one in {training.path}"
+            why = f"none has the name and content of one in {training.path}"
+            return _shared_files(source, rows, training), why
         case FolderSource(), PackedSource() if source.images_sha256 != training.images_sha256:
             return None, f"single images are not looked up in the packed folder {training.path}"
         case FolderSource(), PackedSource():

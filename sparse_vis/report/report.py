@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import pathlib
 import re
-import sys
 from typing import Any
 
 import jax
@@ -18,11 +17,9 @@ import jinja2
 from sparse_vis import api
 from sparse_vis.config.ranges import SIDE
 from sparse_vis.config.settings import plain
-from sparse_vis.data.decode import MAX_PIXELS
-from sparse_vis.data.records import ON_ERROR
 from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.results import Results
-from sparse_vis.interop.load import PLACES, Loaded, is_shipped, read_model
+from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.report.gallery import make_cards, make_pages
 from sparse_vis.report.images import encode_all, find_images, name_images, read_images
@@ -42,23 +39,20 @@ GENERATOR = "sparse_vis.report"  # identifies an earlier report, which may be ov
 
 def main() -> None:
     """Command line; see --help."""
-    parser = Parser(
-        prog=sys.argv[0], description="A model on one self-contained HTML page (docs/visualization.md)."
-    )
+    parser = Parser(description="A model on one self-contained HTML page (docs/visualization.md).")
     add = parser.add_argument
-    add("--checkpoint", required=True, type=paths.place, help=PLACES)
-    add("--name", help="model of a release folder that holds several")
-    add("--output", required=True, type=paths.path, metavar="FILE", help="HTML; replaces an earlier report")
-    add("--images", type=paths.folder, metavar="FOLDER",
-        help="folder of images, instead of the test split of the run's data")  # fmt: skip
-    add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
-    add("--max-pixels", type=positive, default=MAX_PIXELS, help="of an image there (%(default)s)")
+    add("--checkpoint")
+    add("--name")
+    add("--output", metavar="FILE", help="HTML; replaces an earlier report")
+    of_run = "folder of images, instead of the test split of the run's data"
+    add("--images", type=paths.folder, metavar="FOLDER", help=of_run)
+    add("--on-error")
+    add("--max-pixels", help="of an image there (%(default)s)")
     add("--size", metavar="HxW", help="of the images in pixels; the model's square unless given")
     add("--gallery", type=positive, default=12, help="images shown with maps and edits (%(default)s)")
-    add("--voters", type=positive, default=256,
-        help="images that vote for prototypes and of which health is measured (%(default)s)")  # fmt: skip
-    add("--tokenizer", type=paths.path, metavar="FILE",
-        help="weights of the VQ tokenizer, where the checkpoint does not name them")  # fmt: skip
+    voters = "images that vote for prototypes and of which health is measured (%(default)s)"
+    add("--voters", type=positive, default=256, help=voters)
+    add("--tokenizer")
     run(parser.parse_args())
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
 
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
@@ -39,51 +36,3 @@ def append(folder: Path, new: Iterable[str]) -> None:
         except OSError as error:
             what = f"{path} cannot be written ({error.strerror})"
             raise UserError(f"{what}; mend that and give the same command again.") from error
-
-
-class Skipped:
-    """Counts skipped images over all processes and restarts; lists each once in the workdir's skipped.txt.
-
-    Args:
-        workdir: of the run. count: from the checkpoint from which the run continues.
-
-    Attributes:
-        count: of all processes, up to the last report.
-    """
-
-    def __init__(self, workdir: Path, count: int):
-        self.workdir, self.count = workdir, count
-        self.new_count, self.new_lines = 0, {}  # of this process since the last report; dict as ordered set
-
-    def add(self, skipped: list[Skips]) -> None:
-        """Add the skipped images that `train_batches` yields with a batch."""
-        self.new_count += len(skipped)
-        self.new_lines |= dict.fromkeys(lines(skip for row in skipped for skip in row))
-
-    def report(self) -> int:
-        """Exchange new skips between processes, append them to skipped.txt, and return the total count.
-
-        Every process must call it at the same step.
-        """
-        import jax  # here, because data workers import this file but need no JAX
-
-        news = _gather(json.dumps([self.new_count, list(self.new_lines)]))
-        self.new_count, self.new_lines = 0, {}
-        counts, found = zip(*map(json.loads, news), strict=True)
-        self.count += sum(counts)
-        if jax.process_index() == 0:
-            append(self.workdir, dict.fromkeys(line for some in found for line in some))
-        return self.count
-
-
-def _gather(text: str) -> list[str]:
-    """The ASCII texts of all processes."""
-    import jax
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() == 1:
-        return [text]
-    data = np.frombuffer(text.encode("ascii"), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(data)))
-    rows = multihost_utils.process_allgather(np.pad(data, (0, sizes.max() - len(data))))
-    return [row[:size].tobytes().decode("ascii") for row, size in zip(rows, sizes, strict=True)]
