@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import optax
@@ -23,7 +23,6 @@ ABOUT = {
     "crop_aspect": ASPECT, "flip": FLIP, "test": "short side 256/224 of the size, centre",
 }  # fmt: skip
 OPTIMIZER = {"schedule": "constant", "betas": (0.9, 0.999), "eps": 1e-8}
-T = TypeVar("T")
 Maker = Callable[[int, int, int], Cut]  # (height, width, index in the part) of an image -> Cut
 
 
@@ -51,14 +50,14 @@ def squares(
     make: Maker,
     rows: Int[np.ndarray, " N"],
     batch_size: int,
-    keep: Callable[[dict[str, Any], Cut], T],
-) -> Iterator[tuple[Float32[np.ndarray, "B size size 3"], list[T]]]:
+    keep: Callable[[dict[str, Any], Cut], Any],
+) -> Iterator[tuple[Float32[np.ndarray, "B size size 3"], list[Any]]]:
     """Yield batches of square crops in [0, 1] of these rows of the part, with the results of `keep`.
 
     `keep` is called with each record (its image decoded) and its Cut.
     """
 
-    def load(rows: np.ndarray) -> tuple[np.ndarray, list[T]]:
+    def load(rows: np.ndarray) -> tuple[np.ndarray, list[Any]]:
         images, kept = [], []
         for row in rows:
             record = part.record(part.indices[row])

@@ -60,8 +60,8 @@ def at_256(images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "N
     Applied to both sets of images of rFID and LPIPS; 256 x 256 images stay as they are. The long side and the
     offset of the crop are rounded differently from torchvision: up to one pixel of difference.
     """
-    cubic = Image.Resampling.BICUBIC
-    return np.stack([to_square(image, SIDE, short_side=SIDE, resample=cubic) for image in images])
+    how = dict(short_side=SIDE, resample=Image.Resampling.BICUBIC)
+    return np.stack([to_square(image, SIDE, **how) for image in images])
 
 
 def to_uint8(images: Float[AnyArray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:

@@ -39,7 +39,6 @@ HEADS = (
     "the heads of LPIPS v0.1 for AlexNet, alex.pth from "
     "https://github.com/richzhang/PerceptualSimilarity/tree/master/lpips/weights/v0.1"
 )
-BATCH_NORM_EPSILON = 1e-3
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 # The classifier is not used, but its 1008 classes distinguish this file from today's torchvision Inception
 # (1000), whose other tensors have the same names and shapes and would give plausible but wrong distances.
@@ -130,7 +129,7 @@ def load_inception(path: str | pathlib.Path) -> tuple[Inception, dict]:
         name = unit.replace("/", ".")
         tensors = (f"{name}.conv.weight", *(f"{name}.bn.{part}" for part in _BATCH_NORM))
         kernel, gain, shift, mean, variance = (found[tensor].astype(np.float64) for tensor in tensors)
-        gain = gain / np.sqrt(variance + BATCH_NORM_EPSILON)
+        gain = gain / np.sqrt(variance + 1e-3)
         params[f"{unit}/kernel"] = (kernel.transpose(2, 3, 1, 0) * gain).astype(np.float32)
         params[f"{unit}/bias"] = (shift - mean * gain).astype(np.float32)
     return module, traverse_util.unflatten_dict(params, sep="/")
