@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -112,6 +113,11 @@ class Stellar(nn.Module):
         tokens = self.encode(pixels, only="S")
         return tokens, self.heads(tokens)
 
+    def every_part(self, pixels: Float[Array, "B H W 3"]) -> tuple[Embeddings, Array]:
+        """Applies each part once, to make its parameters; `__call__` would trace the encoder three times."""
+        tokens = self.encode(pixels)
+        return self.heads(tokens), self.decode(self.factorize(tokens).Z, self.grid(*pixels.shape[1:3]))
+
     def __call__(self, views: Views) -> Outputs:
         """All that the objective needs; one encoder call per kind of view."""
         batch, height, width, _ = views.image.shape
@@ -135,18 +141,11 @@ class Stellar(nn.Module):
         )
 
 
-def shape_views(model: Stellar) -> Views:
-    """Zero views of one image, with which to initialise or trace the model."""
-    size = model.encoder.image_size
-    image = jnp.zeros((1, size, size, 3), jnp.float32)
-    return Views(
-        image=image, masked=image[:, None], visible=jnp.zeros((1, 1, 1), jnp.int32), local=image[:, None]
-    )
-
-
 def init_params(model: Stellar, key: Array) -> dict:
     """Random initial parameters: float32 tree, layers stacked (docs/method.md section 5)."""
-    return jax.jit(model.init)(key, shape_views(model))["params"]
+    size = model.encoder.image_size
+    init = functools.partial(model.init, method="every_part")
+    return jax.jit(init)(key, jnp.zeros((1, size, size, 3), jnp.float32))["params"]
 
 
 def teacher_params(params: dict) -> dict:
