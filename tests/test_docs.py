@@ -84,12 +84,6 @@ RUN = {
         "test_step_without_tensorflow_and_the_data_pipeline": ("benchmarks.speed.step",),
         "test_parts_and_encode_as_commands": ("benchmarks.speed.parts",),
     },
-    "tests/benchmarks/test_curve.py": {
-        "test_the_command_draws_a_picture": ("benchmarks.evidence.curve",),
-    },
-    "tests/benchmarks/test_input.py": {
-        "test_input_counts_every_form_and_split": ("benchmarks.speed.input",),
-    },
     "tests/benchmarks/test_faults.py": {
         "test_the_command_finds_nothing_wrong": ("benchmarks.faults",),
     },

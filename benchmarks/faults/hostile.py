@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import pickle
-import random
 import shutil
 import subprocess
 import warnings
@@ -25,8 +24,8 @@ import torch
 from safetensors.numpy import load_file
 
 from benchmarks.faults.flips import equal
-from benchmarks.faults.process import ROOT
-from benchmarks.faults.tally import Tally
+from benchmarks.faults.kills import ROOT
+from benchmarks.faults.tally import Part
 from sparse_vis.interop.load import read_model
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -78,20 +77,20 @@ def attacks(mark: pathlib.Path) -> list[Evil]:
     ]  # fmt: skip
 
 
-def contents(mark: pathlib.Path, chance: random.Random, each: int) -> Iterator[tuple[str, bytes]]:
-    """Kind of each file and which, and its bytes."""
+def contents(mark: pathlib.Path, part: Part) -> Iterator[tuple[str, str, bytes]]:
+    """Kind of each file, which it is, and its bytes."""
     warnings.simplefilter("ignore")  # torch's, on what of it is in beta or deprecated
     arrays = load_file(SOUND)
     tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     name = "cls_cluster_head.predictor.layers.0.weight"
     for what, x in odd_tensors(tensors[name]).items():
-        yield f"torch files: odd tensors|{what}", saved(tensors | {name: x})
+        yield "odd tensors", what, saved(tensors | {name: x})
     for evil in attacks(mark):
         for zipped in (True, False):
             options = {"_use_new_zipfile_serialization": zipped}
             for content in (tensors | {"x": evil}, {"model": tensors, "args": evil}):
-                yield f"torch files: run code|{evil.call}", saved(content, **options)
-        yield f"torch files: run code|pickled {evil.call}", pickle.dumps({"model": evil})
+                yield "run code", f"{evil.call}", saved(content, **options)
+        yield "run code", f"pickled {evil.call}", pickle.dumps({"model": evil})
     notes = argparse.Namespace(lr=1e-3, place=pathlib.PurePosixPath("/x"), counts=collections.Counter())
     trainer = {"model": tensors, "optimizer": {"state": {0: torch.zeros(3)}}, "epoch": 9, "args": notes}
     module = torch.nn.Linear(2, 2)
@@ -100,32 +99,30 @@ def contents(mark: pathlib.Path, chance: random.Random, each: int) -> Iterator[t
         "module": saved(module), "list": saved([*tensors.values()]), "no names": saved({0: tensors[name]}),
         "page": b"<!DOCTYPE html><html>404</html>", "gzip": gzip.compress(saved(tensors)), "empty": b"",
         "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "zeros": bytes(1000),
-        "safetensors": SOUND.read_bytes(), "text": b"hello " * 99, "random": chance.randbytes(5000),
+        "safetensors": SOUND.read_bytes(), "text": b"hello " * 99, "random": part.chance.randbytes(5000),
     }  # fmt: skip
-    yield from ((f"torch files: other content|{what}", data) for what, data in odd.items())
+    yield from (("other content", what, data) for what, data in odd.items())
     sound = saved(tensors)
-    for _ in range(each):
-        at = chance.randrange(len(sound))
-        yield f"torch files: cut|{at}", sound[:at]
+    for _ in part.times(40):
+        at = part.chance.randrange(len(sound))
+        yield "cut", f"{at}", sound[:at]
         flipped = bytearray(sound)
-        flipped[at] ^= 1 << chance.randrange(8)
-        yield f"torch files: bit flipped|{at}", bytes(flipped)
+        flipped[at] ^= 1 << part.chance.randrange(8)
+        yield "bit flipped", f"{at}", bytes(flipped)
 
 
-def campaign(folder: pathlib.Path, tally: Tally, scale: float, seed: int) -> None:
-    """Every hostile file, and 40 that are cut and 40 with a bit flipped.
-
-    Args:
-        folder: for the files. tally: gets the trials. scale: of the random ones. seed: of these.
-    """
+def campaign(part: Part) -> None:
+    """Every hostile file, and 40 that are cut and 40 with a bit flipped."""
     entry = json.loads((GOLDEN / "config.json").read_text())["models"]["pixel_p16"] | {"weights": "x.pth"}
-    (folder / "config.json").write_text(json.dumps({"models": {"x": entry}}))
-    weights, mark = folder / "x.pth", folder / "it_ran"
+    (part.folder / "config.json").write_text(json.dumps({"models": {"x": entry}}))
+    weights, mark = part.folder / "x.pth", part.folder / "it_ran"
     expected = read_model(SOUND).params
-    for kind, data in contents(mark, random.Random(seed), max(1, round(40 * scale))):
-        kind, _, fault = kind.partition("|")
+    for kind, fault, data in contents(mark, part):
+        kind = f"torch files: {kind}"
         weights.write_bytes(data)
-        tally.judge(kind, fault, lambda: read_model(weights).params, lambda found: equal(found, expected))
+        part.tally.judge(
+            kind, fault, lambda: read_model(weights).params, lambda found: equal(found, expected)
+        )
         if mark.exists():
             mark.unlink()
-            tally.fail(kind, f"{fault}: its code ran")
+            part.tally.fail(kind, f"{fault}: its code ran")

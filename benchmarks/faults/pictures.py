@@ -6,7 +6,7 @@ Pillow decodes the same bytes: what it refuses must be refused, and what is deco
 from __future__ import annotations
 
 import io
-import pathlib
+import itertools
 import random
 import struct
 import time
@@ -15,7 +15,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-from benchmarks.faults.tally import Tally
+from benchmarks.faults.tally import Part
 from sparse_vis.data.decode import decode
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -32,20 +32,9 @@ def picture(kind: str, chance: random.Random) -> bytes:
 
 
 def flipped(data: bytes, chance: random.Random) -> bytes:
-    """One bit is another."""
     at, found = chance.randrange(len(data)), bytearray(data)
     found[at] ^= 1 << chance.randrange(8)
     return bytes(found)
-
-
-def cut(data: bytes, chance: random.Random) -> bytes:
-    """The end is missing."""
-    return data[: chance.randrange(len(data))]
-
-
-def stuffed(data: bytes, chance: random.Random) -> bytes:
-    """Zero bytes before the last two, which end a JPEG."""
-    return data[:-2] + bytes(chance.randrange(1, 200)) + data[-2:]
 
 
 def huge(data: bytes, chance: random.Random) -> bytes:
@@ -56,12 +45,19 @@ def huge(data: bytes, chance: random.Random) -> bytes:
 
 
 def shuffled(data: bytes, chance: random.Random) -> bytes:
-    """A stretch of it is random."""
     at = chance.randrange(len(data))
     return data[:at] + chance.randbytes(min(16, len(data) - at)) + data[at + 16 :]
 
 
-FAULTS = {"bit flipped": flipped, "cut": cut, "zeros": stuffed, "huge": huge, "random bytes": shuffled}
+FAULTS = {
+    "bit flipped": flipped,
+    "cut": lambda data, chance: data[: chance.randrange(len(data))],
+    "zeros": lambda data, chance: (
+        data[:-2] + bytes(chance.randrange(1, 200)) + data[-2:]
+    ),  # a JPEG ends with two bytes
+    "huge": huge,
+    "random bytes": shuffled,
+}
 
 
 def is_pillows(pixels: np.ndarray, data: bytes) -> bool:
@@ -78,22 +74,16 @@ def is_pillows(pixels: np.ndarray, data: bytes) -> bool:
     return pixels.shape == expected.shape and bool(np.abs(pixels - expected).max() <= 1)
 
 
-def campaign(folder: pathlib.Path, tally: Tally, scale: float, seed: int) -> None:
-    """Damage ten pictures of every format in every way.
-
-    Args:
-        folder: not needed. tally: gets the trials. scale: of their number. seed: of pictures and faults.
-    """
-    chance = random.Random(seed)
-    for kind in FORMATS:
-        for name, fault in FAULTS.items():
-            for number in range(max(1, round(10 * scale))):
-                data = fault(picture(kind, chance), chance)
-                begun = time.monotonic()
-                tally.judge(
-                    f"pictures, {kind}", f"{name} {number}",
-                    lambda data=data: decode({"image": data, "name": "p"}),
-                    lambda found, data=data: is_pillows(found, data),
-                )  # fmt: skip
-                if (seconds := time.monotonic() - begun) > LONGEST:
-                    tally.fail(f"pictures, {kind}", f"{name} {number}: takes {seconds:.0f} s")
+def campaign(part: Part) -> None:
+    """Damage ten pictures of every format in every way."""
+    for kind, (name, fault) in itertools.product(FORMATS, FAULTS.items()):
+        for number in part.times(10):
+            data = fault(picture(kind, part.chance), part.chance)
+            begun = time.monotonic()
+            part.tally.judge(
+                f"pictures, {kind}", f"{name} {number}",
+                lambda data=data: decode({"image": data, "name": "p"}),
+                lambda found, data=data: is_pillows(found, data),
+            )  # fmt: skip
+            if (seconds := time.monotonic() - begun) > LONGEST:
+                part.tally.fail(f"pictures, {kind}", f"{name} {number}: takes {seconds:.0f} s")
