@@ -1,7 +1,5 @@
 """What a chip offers, and the time of a step on it, estimated from the step's cost."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from benchmarks.dryrun.cost import Cost

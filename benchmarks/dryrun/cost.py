@@ -1,7 +1,5 @@
 """Work, memory traffic and collectives of a compiled program per step and chip, loops multiplied out."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import math

@@ -4,8 +4,6 @@ XLA's own cost analysis counts the body of a loop once, however often it runs; a
 then looks like one. Here every instruction counts as often as the loops around it run.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import math

@@ -5,8 +5,6 @@
 Stop it at any time and start it again. All rows run with the first seed before the second one begins.
 """
 
-from __future__ import annotations
-
 import collections
 import datetime
 import json

@@ -8,8 +8,6 @@ the one after it for validation. Pictures are reduced to at most 128 pixels a si
 thinner than 16 pixels then is left out.
 """
 
-from __future__ import annotations
-
 import collections
 import pathlib
 import subprocess

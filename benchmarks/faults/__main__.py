@@ -12,8 +12,6 @@ A fault is refused in one sentence, or harmless: all is as without it. Anything 
 without a word, a traceback, lost work. Ends with status 1 if anything was wrong.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import pathlib

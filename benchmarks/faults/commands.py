@@ -4,8 +4,6 @@ Of two at a time the second must be refused, and the first go on undisturbed. On
 end with status 1 and one sentence and, given space and started again, end as if nothing had happened.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

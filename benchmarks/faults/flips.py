@@ -1,7 +1,5 @@
 """Flipped bits, cut and missing files, in every kind of file that this project writes and reads again."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

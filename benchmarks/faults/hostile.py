@@ -3,8 +3,6 @@
 What is read must be the sound tensors; all else must be refused.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import functools

@@ -4,8 +4,6 @@ A run that was finished that way must equal one that was left alone: each array 
 bit, its position in the data, and each row of the metrics but for the clock's columns.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

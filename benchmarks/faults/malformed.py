@@ -3,8 +3,6 @@
 What is accepted must be taken as it was written, and the training step must have shapes with it.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import json

@@ -3,8 +3,6 @@
 Pillow decodes the same bytes: what it refuses must be refused, and what is decoded must be its pixels.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import random

@@ -1,7 +1,5 @@
 """What became of each fault: refused in one sentence, harmless, or wrong."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import pathlib

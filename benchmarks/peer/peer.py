@@ -17,8 +17,6 @@ bounds the rest. The last line is JSON: products_ratio, encode_ratio and step_ra
 above 1 where we are faster, and their spreads.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import time

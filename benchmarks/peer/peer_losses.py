@@ -1,7 +1,5 @@
 """The peer's targets and losses in PyTorch (docs/method.md sections 5 and 6), and its training step."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

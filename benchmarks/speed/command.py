@@ -1,7 +1,5 @@
 """What the benchmarks' command lines share: their flags, and the record of a result as JSON."""
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import importlib.metadata

@@ -1,7 +1,5 @@
 """Floating-point operations: by formula from the sizes, and of a traced program."""
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from benchmarks.speed.synthetic import BLOCKS, CHANNELS, LATENT, MULTIPLIERS

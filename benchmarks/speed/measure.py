@@ -1,7 +1,5 @@
 """Timing, compilation, throughput, and the device's peak and memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import resource
 import statistics

@@ -11,8 +11,6 @@ heads and losses, Sinkhorn, matching, views, tokenizer, optimizer. With config.e
 parts, and the step that they are compared with, are of one microbatch. Pixels and weights are random.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import sys

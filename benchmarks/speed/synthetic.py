@@ -1,7 +1,5 @@
 """What a step needs, made up: a batch of random pixels, a tokenizer with random weights, a train state."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 
