@@ -16,6 +16,7 @@ class Chip:
         clock: cycles per second, from `flops` and the matrix units' size (four of 128 x 128 per core, two
             operations per cell); 0 for v6e, whose pages do not agree with themselves on this, and for
             GPUs, whose compiler makes no estimate.
+        kind: a part of JAX's device_kind; v5e comes before v5p, whose part is shorter.
     """
 
     memory: float
@@ -23,16 +24,17 @@ class Chip:
     bandwidth: float
     links: float
     clock: float
+    kind: str
 
 
 CHIPS = {
-    "v4": Chip(32 * 2**30, 275e12, 1200e9, 300e9, 1.05e9),
-    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9, 1.5e9),
-    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9, 1.75e9),
-    "v6e": Chip(32 * 2**30, 918e12, 1638e9, 400e9, 0.0),
-    "a100": Chip(85_100_068_864, 312e12, 2039e9, 300e9, 0.0),
-    "h100": Chip(84_942_979_072, 989e12, 3352e9, 450e9, 0.0),
-    "h200": Chip(151_397_597_184, 989e12, 4800e9, 450e9, 0.0),
+    "v4": Chip(32 * 2**30, 275e12, 1200e9, 300e9, 1.05e9, "TPU v4"),
+    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9, 1.5e9, "TPU v5 lite"),
+    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9, 1.75e9, "TPU v5"),
+    "v6e": Chip(32 * 2**30, 918e12, 1638e9, 400e9, 0.0, "TPU v6 lite"),
+    "a100": Chip(85_100_068_864, 312e12, 2039e9, 300e9, 0.0, "A100"),
+    "h100": Chip(84_942_979_072, 989e12, 3352e9, 450e9, 0.0, "H100 80GB HBM3"),
+    "h200": Chip(151_397_597_184, 989e12, 4800e9, 450e9, 0.0, "H200"),
 }
 
 

@@ -16,30 +16,13 @@ import subprocess
 import sys
 import time
 
-from benchmarks.evidence.experiments import GROUPS, Group, Row
+from benchmarks.evidence.experiments import GROUPS, Group
 from benchmarks.speed.command import script_parser
 from sparse_vis.runtime.errors import UserError, command_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 TRAINED = "trained"  # the encoder that a run trained, in its results
-
-
-def command(row: Row, seed: int, workdir: pathlib.Path, models: list[str]) -> list[str]:
-    """Arguments of main.py for one run; `models` are workdirs of finished runs to measure beside it."""
-    settings = {**row.settings, "seed": seed}
-    if models:
-        settings["eval.beside"] = (*row.settings.get("eval.beside", ()), *models)
-    overrides = [f"--config.{name}={value}" for name, value in settings.items()]
-    return [f"--config={row.config}", f"--workdir={workdir}", *overrides]
-
-
-def health(workdir: pathlib.Path) -> dict[str, float]:
-    """The last measures of health in a run's metrics."""
-    found = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        found |= json.loads(line)
-    return {k.removeprefix("health/"): v for k, v in found.items() if k.startswith("health/")}
 
 
 def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
@@ -54,19 +37,25 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
     row, workdir = GROUPS[group].rows[name], workdirs / group / name / f"seed{seed}"
     workdir.mkdir(parents=True, exist_ok=True)
     others = {str(workdirs / group / other / f"seed{seed}"): other for other in row.beside}
-    arguments, began = command(row, seed, workdir, list(others)), time.time()
-    start = [sys.executable, str(ROOT / "main.py"), *arguments]
+    settings = {**row.settings, "seed": seed}
+    if others:
+        settings["eval.beside"] = (*row.settings.get("eval.beside", ()), *others)
+    overrides = [f"--config.{name}={value}" for name, value in settings.items()]
+    command, began = ["main.py", f"--config={row.config}", f"--workdir={workdir}", *overrides], time.time()
     with (workdir / "log.txt").open("a") as log:
-        done = subprocess.run(start, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     log = (workdir / "log.txt").read_text()
     if done.returncode:
         raise UserError(f"{group}/{name} seed {seed} failed: see the end of {workdir / 'log.txt'}.")
+    measured = {}  # the last number of each name
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        measured |= json.loads(line)
     encoders = json.loads((workdir / "evaluation.json").read_text())["encoders"]
     return {
-        "group": group, "row": name, "seed": seed, "command": ["main.py", *arguments],
+        "group": group, "row": name, "seed": seed, "command": command,
         "seconds": time.time() - began, "date": datetime.date.today().isoformat(),
         "machine": platform.machine(), "alarms": [x for x in log.splitlines() if x.startswith("warning:")],
-        "health": health(workdir),
+        "health": {k.removeprefix("health/"): v for k, v in measured.items() if k.startswith("health/")},
         "metrics": {
             others.get(encoder, encoder): {task: result["metrics"] for task, result in tasks.items()}
             for encoder, tasks in encoders.items()

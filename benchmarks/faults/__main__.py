@@ -25,15 +25,15 @@ if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     host.prepare()
 
-from benchmarks.faults import commands, flips, hostile, kills, malformed, pictures
+from benchmarks.faults import commands, flips, foreign, kills, malformed
 from benchmarks.faults.tally import Part, Tally
 from benchmarks.speed.command import check_json, script_parser, write_json
 from sparse_vis.runtime.errors import UserError, command_line
 
 PARTS = {
     "kills": kills.campaign, "two": commands.two_at_a_time, "disk": commands.full_disk,
-    "flips": flips.campaign, "pictures": pictures.campaign, "malformed": malformed.campaign,
-    "hostile": hostile.campaign,
+    "flips": flips.campaign, "pictures": foreign.pictures, "malformed": malformed.campaign,
+    "hostile": foreign.torch_files,
 }  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def unpack(packed: pathlib.Path) -> dict:
 
 
 def evaluations(run: pathlib.Path) -> dict:
-    """What is measured already; without the file all is measured again."""
+    """What has been measured; without the file all is measured again."""
     return Results(run).encoders if (run / "evaluation.json").exists() else {}
 
 
@@ -138,9 +138,14 @@ def others_are_kept(found: list[dict], original: list[dict]) -> bool:
     return found == original[: len(found)] or len([row for row in original if row not in found]) <= 1
 
 
+def flip(data: bytes, at: int, bit: int) -> bytes:
+    """The data with one bit flipped."""
+    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
+
+
 def damage(path: pathlib.Path, chance: random.Random) -> str:
     """Damages a file; returns how, in words."""
-    data, fault = bytearray(path.read_bytes()), chance.choice(["flip"] * 8 + ["cut", "missing"])
+    data, fault = path.read_bytes(), chance.choice(["flip"] * 8 + ["cut", "missing"])
     if fault == "missing" or not data:
         path.unlink()
         return f"{path.name} is missing"
@@ -150,8 +155,7 @@ def damage(path: pathlib.Path, chance: random.Random) -> str:
         return f"{path.name} is cut at byte {at} of {len(data)}"
     if chance.random() < 0.7:  # rather not in the zeros that some formats fill up blocks with
         at = chance.choice(np.flatnonzero(np.frombuffer(data, np.uint8)).tolist() or [at])
-    data[at] ^= 1 << (bit := chance.randrange(8))
-    path.write_bytes(data)
+    path.write_bytes(flip(data, at, bit := chance.randrange(8)))
     return f"bit {bit} of byte {at} of {path.name}"
 
 

@@ -12,21 +12,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks.faults.flips import equal, fresh_copy, load, samples, unpack
 from benchmarks.faults.kills import TINY
 from benchmarks.faults.tally import Part
+from benchmarks.speed.synthetic import random_batch, random_state
 from sparse_vis.commands.train import define_flags
 from sparse_vis.config import arguments, settings
 from sparse_vis.config.defaults import default_config
 from sparse_vis.interop.manifest import SETTINGS
 from sparse_vis.runtime.files import CHECKSUM, write_json
 from sparse_vis.train.recipe import build_recipe
-from sparse_vis.train.step import initial_state, train_step
-from sparse_vis.types import Batch
+from sparse_vis.train.step import train_step
 
 TEXTS = (
     "0", "-1", "1", "5", "1e30", "-0.5", "0.5", "nan", "inf", "-inf", "1e-50", "None", "True", "", "x", "'",
@@ -54,21 +53,13 @@ def parsed(flag: str) -> ConfigDict:
     return flags.FLAGS.config
 
 
-def trace(config: ConfigDict) -> None:
-    """Trace the training step; raises what tracing raises."""
-    recipe, size, canvas = build_recipe(config), config.train.batch, config.data.canvas
-    whole = jax.ShapeDtypeStruct((size,), np.int32)
-    image = jax.ShapeDtypeStruct((size, canvas, canvas, 3), np.uint8)
-    batch = Batch(image=image, height=whole, width=whole, index=jax.ShapeDtypeStruct((size,), np.uint32))
-    state = jax.eval_shape(functools.partial(initial_state, recipe))
-    jax.eval_shape(functools.partial(train_step, recipe), state, batch, None)
-
-
 def try_flag(name: str, text: str) -> Any:
-    """What a setting became."""
+    """What a setting became; if it decides what the step computes, the step is traced with it."""
     config = parsed(f"--config.{name}={text}")
     if name.startswith(COMPUTED) and config.model.target == "pixel":
-        trace(config)
+        recipe = build_recipe(config)
+        state, batch = jax.eval_shape(lambda: (random_state(recipe), random_batch(config)))
+        jax.eval_shape(functools.partial(train_step, recipe), state, batch, None)
     return settings.at(config, name)
 
 

@@ -32,8 +32,7 @@ import numpy as np
 import torch
 from absl import flags
 
-from benchmarks.peer.peer_losses import Step
-from benchmarks.peer.peer_model import Peer, torch_views, transplant
+from benchmarks.peer.peer_model import Peer, Step, torch_views, transplant
 from benchmarks.speed import command
 from benchmarks.speed.encode import encode
 from benchmarks.speed.flops import encode_flops, kernels, sequence, step_flops
@@ -116,10 +115,7 @@ def steps(config, recipe, state, peer):
     program = compiled(
         lambda state, views: train_step(recipe, state, views, view=lambda v: v), state, views, donate=(0,)
     ).call
-    o, arrays = config.optimizer, torch_views(views)
-    step = Step(
-        peer, recipe.loss, rate=o.peak_lr, weight_decay=o.weight_decay, clip=o.clip, compile=COMPILE.value
-    )
+    step, arrays = Step(peer, recipe.loss, config.optimizer, compile=COMPILE.value), torch_views(views)
 
     def ours():
         nonlocal state
@@ -147,10 +143,6 @@ def compare(ours: Callable, theirs: Callable, pairs: int, images: int) -> dict:
 
     A timed run follows an untimed one of its own side, as a step follows a step in training: right after
     PyTorch's runs, ours have to request their memory from the kernel again.
-
-    Args:
-        ours, theirs: without arguments; ours returns JAX arrays, which are waited for.
-        pairs: of runs. images: per run.
 
     Returns:
         `ratio`: median over pairs of theirs / ours, above 1 where ours is faster; `spread` of the ratios

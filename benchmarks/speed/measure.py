@@ -13,13 +13,6 @@ from benchmarks.dryrun.chips import CHIPS
 from benchmarks.speed.flops import products
 from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
 
-# Parts of JAX's device kinds -> bf16 operations per second without sparsity.
-STATED = {
-    "H100 80GB HBM3": CHIPS["h100"].flops, "H200": CHIPS["h200"].flops, "A100": CHIPS["a100"].flops,
-    "TPU v4": CHIPS["v4"].flops, "TPU v5 lite": CHIPS["v5e"].flops, "TPU v5": CHIPS["v5p"].flops,
-    "TPU v6 lite": CHIPS["v6e"].flops,
-}  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -118,7 +111,7 @@ def matmul_peak(dtype: str, repeats: int = 9) -> float:
 
 def stated_peak(kind: str, dtype: str) -> float | None:
     """The vendor's bf16 FLOP/s of a device kind; None where none is known, or for another dtype."""
-    known = [peak for name, peak in STATED.items() if name in kind]
+    known = [chip.flops for chip in CHIPS.values() if chip.kind in kind]
     return known[0] if known and dtype == "bfloat16" else None
 
 

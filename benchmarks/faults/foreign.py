@@ -1,6 +1,7 @@
-"""Torch files that hold what is no weight, or ask to run code; nothing may run.
+"""Files that others made: damaged pictures, and torch files that hold no weights or ask to run code.
 
-What is read must be the sound tensors; all else must be refused.
+Pillow decodes the same pictures: what it refuses must be refused, and what is decoded must be its pixels.
+What is read of a torch file must be the sound tensors; all else must be refused, and nothing may run.
 """
 
 import argparse
@@ -8,26 +9,95 @@ import collections
 import functools
 import gzip
 import io
+import itertools
 import json
 import os
 import pathlib
 import pickle
+import random
 import shutil
+import struct
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
-from benchmarks.faults.flips import equal
+from benchmarks.faults.flips import equal, flip
 from benchmarks.faults.kills import ROOT
 from benchmarks.faults.tally import Part
+from sparse_vis.data.decode import decode
 from sparse_vis.interop.load import read_model
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+LONGEST = 5.0  # seconds for one picture of a few hundred pixels; a header must not make it more
 GOLDEN = ROOT / "tests" / "golden"
 SOUND = GOLDEN / "pixel_p16.safetensors"
+
+
+def picture(kind: str, chance: random.Random) -> bytes:
+    """A file of random smooth content and random size, from 1 px on."""
+    size = chance.choice([(1, 1), (3, 40), (31, 17), (120, 80), (257, 190)])
+    noise = np.random.default_rng(chance.randrange(2**32)).integers(0, 256, (5, 5, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(file, kind)
+    return file.getvalue()
+
+
+def huge(data: bytes, chance: random.Random) -> bytes:
+    """Some two or four bytes of the header, where sizes are, hold a large number."""
+    at, form = chance.randrange(min(len(data) - 4, 64)), chance.choice([">H", "<H", ">I", "<I"])
+    number = struct.pack(form, 13000 if form[1] == "H" else 70000)
+    return data[:at] + number + data[at + len(number) :]
+
+
+def shuffled(data: bytes, chance: random.Random) -> bytes:
+    at = chance.randrange(len(data))
+    return data[:at] + chance.randbytes(min(16, len(data) - at)) + data[at + 16 :]
+
+
+FAULTS = {
+    "bit flipped": lambda data, chance: flip(data, chance.randrange(len(data)), chance.randrange(8)),
+    "cut": lambda data, chance: data[: chance.randrange(len(data))],
+    "zeros": lambda data, chance: (
+        data[:-2] + bytes(chance.randrange(1, 200)) + data[-2:]
+    ),  # a JPEG ends with two bytes
+    "huge": huge,
+    "random bytes": shuffled,
+}
+
+
+def is_pillows(pixels: np.ndarray, data: bytes) -> bool:
+    """Whether Pillow alone reads the file and gives these pixels, transparent ones over white."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            image = ImageOps.exif_transpose(image)
+            rgba = np.asarray(image.convert("RGBA"), np.float64)
+    except Exception:  # Pillow raises nearly anything on damaged bytes
+        return False
+    alpha = rgba[..., 3:] / 255
+    expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
+    return pixels.shape == expected.shape and bool(np.abs(pixels - expected).max() <= 1)
+
+
+def pictures(part: Part) -> None:
+    """Damage ten pictures of every format in every way."""
+    for kind, (name, fault) in itertools.product(FORMATS, FAULTS.items()):
+        for number in part.times(10):
+            data = fault(picture(kind, part.chance), part.chance)
+            begun = time.monotonic()
+            part.tally.judge(
+                f"pictures, {kind}", f"{name} {number}",
+                lambda data=data: decode({"image": data, "name": "p"}),
+                lambda found, data=data: is_pillows(found, data),
+            )  # fmt: skip
+            if (seconds := time.monotonic() - begun) > LONGEST:
+                part.tally.fail(f"pictures, {kind}", f"{name} {number}: takes {seconds:.0f} s")
 
 
 class Evil:
@@ -104,12 +174,10 @@ def contents(mark: pathlib.Path, part: Part) -> Iterator[tuple[str, str, bytes]]
     for _ in part.times(40):
         at = part.chance.randrange(len(sound))
         yield "cut", f"{at}", sound[:at]
-        flipped = bytearray(sound)
-        flipped[at] ^= 1 << part.chance.randrange(8)
-        yield "bit flipped", f"{at}", bytes(flipped)
+        yield "bit flipped", f"{at}", flip(sound, at, part.chance.randrange(8))
 
 
-def campaign(part: Part) -> None:
+def torch_files(part: Part) -> None:
     """Every hostile file, and 40 that are cut and 40 with a bit flipped."""
     entry = json.loads((GOLDEN / "config.json").read_text())["models"]["pixel_p16"] | {"weights": "x.pth"}
     (part.folder / "config.json").write_text(json.dumps({"models": {"x": entry}}))
