@@ -48,11 +48,7 @@ def mesh_shape() -> tuple[int, int] | None:
 
 
 def topology_devices(topology: str) -> list:
-    """Devices that are not here, which can be compiled for.
-
-    Raises:
-        UserError: the compiler for them is missing, or does not know the topology.
-    """
+    """Devices that are not here, which can be compiled for."""
     from jax.experimental import topologies
 
     kind, _, arrangement = topology.partition(":")

@@ -26,14 +26,7 @@ TRAINED = "trained"  # the encoder that a run trained, in its results
 
 
 def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
-    """Train and evaluate one row with one seed, in a folder of `workdirs`.
-
-    Returns:
-        What its results file holds: the command, every evaluation's metrics, the last measures of health.
-
-    Raises:
-        UserError: the run failed.
-    """
+    """Train and evaluate one row with one seed; what its result file holds: command, metrics, last health."""
     row, workdir = GROUPS[group].rows[name], workdirs / group / name / f"seed{seed}"
     workdir.mkdir(parents=True, exist_ok=True)
     others = {str(workdirs / group / other / f"seed{seed}"): other for other in row.beside}
@@ -106,14 +99,7 @@ def table(group: Group, results: list[dict]) -> str:
 
 
 def write_tables(results: pathlib.Path, page: pathlib.Path) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- end -->` by the table of each group.
-
-    Args:
-        results: folder of result files. page: Markdown with the two marks of every group.
-
-    Raises:
-        UserError: the page has no marks for a group.
-    """
+    """Replace what stands between `<!-- NAME -->` and `<!-- end -->` by the table of each group."""
     text = page.read_text()
     for name, group in GROUPS.items():
         found = [json.loads(file.read_text()) for file in sorted((results / name).glob("*.json"))]

@@ -26,11 +26,7 @@ NO_CATEGORY = ("special", "unsorted")
 
 
 def unpacked(package: pathlib.Path | None, folder: pathlib.Path) -> pathlib.Path:
-    """The folder of categories, from a package file or the one that apt downloads.
-
-    Raises:
-        UserError: apt or dpkg-deb fail, or the package holds something else.
-    """
+    """The folder of categories, from a package file or the one that apt downloads."""
     if package is not None and not package.is_file():
         raise UserError(f"--package={package} is no file; give the .deb of {PACKAGE}, or leave it out.")
     try:

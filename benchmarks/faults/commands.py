@@ -84,13 +84,9 @@ def begun(command: Command, log: pathlib.Path) -> subprocess.Popen:
 
 
 def both(command: Command, delay: float, logs: list[pathlib.Path]) -> str:
-    """Start a command, and while it stands still in the middle of its work, once more.
+    """Start a command, and while it is stopped `delay` seconds after it has locked the folder, once more.
 
-    Args:
-        command: of `commands`. delay: seconds of work after it has locked the folder. logs: two.
-
-    Returns:
-        What is wrong, or "": the second was refused, in a sentence with the first one's process id.
+    Returns what is wrong, or "": the second was refused, in a sentence with the first one's process id.
     """
     first = begun(command, logs[0])
     time.sleep(delay)

@@ -32,6 +32,7 @@ from sparse_vis.train.progress import JSONL, keep_until
 from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import TrainState, initial_state
 from sparse_vis.viz.figures import read_metrics
+from tests.tiny_checkpoint import write_checkpoints
 from tests.train.tiny_config import get_config
 
 Kind = tuple[str, str, Callable[[pathlib.Path], Any], Callable[[Any, Any], bool]]
@@ -68,16 +69,9 @@ def samples(folder: pathlib.Path) -> None:
 
     They are `images`, a `run` of random numbers, and of it `features`, `packed` images, `exported` weights.
     """
-    config, images, run = get_config(), picture_folder(folder / "images", 20), folder / "run"
-    abstract, sharding = shapes()
-    draw = np.random.default_rng(0).normal
-    state = jax.tree.map(lambda x: draw(0, 0.2, x.shape).astype(x.dtype), abstract)
-    state = jax.device_put(state.replace(step=np.int32(3)), sharding)
-    manager = checkpoint.open_manager(run, keep=1)
-    checkpoint.save(manager, state, {"next_index": 12}, config)
-    checkpoint.finish(manager)
-    manager.close()
-    write_config(config, run)
+    images, run = picture_folder(folder / "images", 20), folder / "run"
+    write_checkpoints(run, {3: 0}, config=get_config())
+    write_config(get_config(), run)
     rows = [{"step": step, "time": 1e9 + step, "total": 10 / step} for step in (1, 2, 3)]
     (run / JSONL).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     Results(run).add("trained", "knn", {"k": 20}, Result({"cls": {"top1": 0.125}}), {"seconds": 1.5})

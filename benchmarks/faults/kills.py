@@ -40,11 +40,7 @@ def start(words: list[str], log: pathlib.Path) -> subprocess.Popen:
 
 
 def check(process: subprocess.Popen, log: pathlib.Path, allowed: tuple[int, ...] = (0,)) -> int:
-    """Wait for a program's end and return its status.
-
-    Raises:
-        RuntimeError: it is none of those allowed; with the end of what was printed.
-    """
+    """Wait for a program's end; its status, or a RuntimeError with the end of its output if not allowed."""
     if (status := process.wait()) not in allowed:
         raise RuntimeError(f"ended with status {status}: {log.read_text()[-500:]}")
     return status
@@ -60,11 +56,7 @@ def run_words(workdir: pathlib.Path, workers: int) -> list[str]:
 
 
 def kill_once(workdir: pathlib.Path, workers: int, moment: str, chance: random.Random) -> bool:
-    """Start or continue a run, and kill it at one of MOMENTS; whether SIGKILL came before its own end.
-
-    Raises:
-        RuntimeError: it ended by itself and failed.
-    """
+    """Start or continue a run, and kill it at one of MOMENTS; whether SIGKILL came before its own end."""
     log = workdir.with_suffix(".log")
     process, begun = start(run_words(workdir, workers), log), time.monotonic()
     seen, since = set(), None  # checkpoints that were being written; when the moment began

@@ -36,7 +36,7 @@ from benchmarks.peer.peer_model import Peer, Step, torch_views, transplant
 from benchmarks.speed import command
 from benchmarks.speed.encode import encode
 from benchmarks.speed.flops import encode_flops, kernels, sequence, step_flops
-from benchmarks.speed.measure import Timing, compiled, matmul_peak, timed
+from benchmarks.speed.measure import compiled, matmul_peak, timed, timing
 from benchmarks.speed.synthetic import random_batch, random_state, recipe_of
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.step import train_step
@@ -62,11 +62,7 @@ def prepared(config):
 
 
 def same(name: str, ours, theirs) -> float:
-    """Largest difference relative to our largest number.
-
-    Raises:
-        UserError: above rounding: the comparison would say nothing.
-    """
+    """Largest difference relative to our largest number; a UserError if it is above rounding."""
     ours, theirs = np.asarray(ours), theirs.detach().numpy()
     difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
     if not difference < TOLERANCE:
@@ -135,7 +131,7 @@ def peaks() -> dict[str, float]:
     """FLOP/s of large float32 matrix products in this run, by JAX and by PyTorch: the best of each."""
     side = 2048
     x, w = torch.randn(side, side), torch.randn(side, side)
-    return {"ours": matmul_peak("float32"), "peer": 2 * side**3 / timed(lambda: (x @ w).numpy()).min}
+    return {"ours": matmul_peak("float32"), "peer": 2 * side**3 / timed(lambda: (x @ w).numpy())["min"]}
 
 
 def compare(ours: Callable, theirs: Callable, pairs: int, images: int) -> dict:
@@ -156,19 +152,16 @@ def compare(ours: Callable, theirs: Callable, pairs: int, images: int) -> dict:
             began = time.perf_counter()
             run[side]()
             seconds[side].append(time.perf_counter() - began)
-    timings = {side: Timing(tuple(values)) for side, values in seconds.items()}
-    ratios = Timing(tuple(b / a for a, b in zip(*seconds.values(), strict=True)))
+    times = {side: timing(values) for side, values in seconds.items()}
+    ratios = timing([b / a for a, b in zip(*seconds.values(), strict=True)])
     return {
-        "images": images, "ratio": ratios.median, "spread": ratios.spread, "ratios": list(ratios.seconds),
-        **{n: {**t.plain(), "images_per_second": images / t.median} for n, t in timings.items()},
+        "images": images, "ratio": ratios["median"], "spread": ratios["spread"], "ratios": ratios["seconds"],
+        **{side: t | {"images_per_second": images / t["median"]} for side, t in times.items()},
     }  # fmt: skip
 
 
 def report(name: str, r: dict, flops: dict[str, float], peak: dict[str, float]) -> str:
-    """The comparison as text; both shares of peak are of the faster library's matrix products.
-
-    `flops` per image: of "ours" and of the "peer".
-    """
+    """The comparison as text; both shares of peak are of the faster library's matrix products."""
     apart = ", ".join(f"{key} {value:.0e}" for key, value in r["differences"].items())
     most, lines = max(peak.values()), [
         f"{name}, {r['images']} images, {len(r['ratios'])} pairs: ratio {r['ratio']:.3f}, "

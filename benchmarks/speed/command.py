@@ -45,11 +45,7 @@ def run(main: Callable, doc: str) -> None:
 
 
 def checked_config() -> ConfigDict:
-    """The configuration, checked for this machine before any long work.
-
-    Raises:
-        UserError: none is given, its settings exclude each other, or --json cannot be written.
-    """
+    """The configuration, checked for this machine, and --json too, before any long work."""
     import jax  # only now, with good flags
 
     if CONFIG.value is None:

@@ -14,41 +14,20 @@ from benchmarks.speed.flops import products
 from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Repeated runs after warm-up: `seconds` of each."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def min(self) -> float:
-        return min(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        """(upper - lower quartile) / median; 0 for a single run."""
-        if len(self.seconds) < 2:
-            return 0.0
-        low, middle, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return (high - low) / middle
-
-    def plain(self) -> dict:
-        """For JSON."""
-        return {"median": self.median, "min": self.min, "spread": self.spread, "seconds": list(self.seconds)}
+def timing(seconds: list[float]) -> dict:
+    """Numbers of repeated runs; their spread is (upper - lower quartile) / median."""
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive") if seconds[1:] else 3 * seconds
+    return {"median": middle, "min": min(seconds), "spread": (high - low) / middle, "seconds": seconds}
 
 
-def timed(call: Callable, repeats: int = 9, warmup: int = 2) -> Timing:
+def timed(call: Callable, repeats: int = 9, warmup: int = 2) -> dict:
     """Wall time of `call()` until the arrays that it returns are ready, after `warmup` runs."""
     seconds = []
     for _ in range(warmup + repeats):
         began = time.perf_counter()
         jax.block_until_ready(call())
         seconds.append(time.perf_counter() - began)
-    return Timing(tuple(seconds[warmup:]))
+    return timing(seconds[warmup:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +85,7 @@ def matmul_peak(dtype: str, repeats: int = 9) -> float:
     def chain(x, w):
         return jax.lax.fori_loop(0, count, lambda _, x: x @ w, x)
 
-    return 2 * side**3 * count / timed(lambda: chain(x, w), repeats).min
+    return 2 * side**3 * count / timed(lambda: chain(x, w), repeats)["min"]
 
 
 def stated_peak(kind: str, dtype: str) -> float | None:
@@ -135,13 +114,12 @@ def throughput(program: Program, call: Callable, repeats: int, images: int, flop
     Returns:
         As JSON keeps it; `stated_peak` and its share are None where no peak is stated.
     """
-    kind, chips = jax.devices()[0].device_kind, jax.device_count()
-    before, timing = matmul_peak(dtype), timed(call, repeats)
-    rate = images / timing.median
-    stated, measured = stated_peak(kind, dtype), max(before, matmul_peak(dtype))
-    achieved = rate * flops / chips
+    before, seconds = matmul_peak(dtype), timed(call, repeats)
+    rate = images / seconds["median"]
+    stated, measured = stated_peak(jax.devices()[0].device_kind, dtype), max(before, matmul_peak(dtype))
+    achieved = rate * flops / jax.device_count()
     return {
-        "images": images, "dtype": dtype, "seconds": timing.plain(), "images_per_second": rate,
+        "images": images, "dtype": dtype, "seconds": seconds, "images_per_second": rate,
         "flops_per_image": flops, "program": program.plain(), "peak_memory": peak_memory(),
         "stated_peak": stated, "measured_peak": measured, "share_of_measured": achieved / measured,
         "share_of_stated": achieved / stated if stated else None,

@@ -30,11 +30,7 @@ from sparse_vis.train.step import compile_step
 
 
 def measure(config, repeats: int) -> dict:
-    """All numbers of the step, as JSON keeps them.
-
-    Raises:
-        UserError: a step's numbers are not finite, so that its time says nothing.
-    """
+    """All numbers of the step, as JSON keeps them; a UserError if a step was not finite."""
     recipe, batch = recipe_of(config), random_batch(config)
     state, tokenizer = random_state(recipe), random_tokenizer(recipe.model.tokenizer)
     seed = np.uint32(recipe.seed)
