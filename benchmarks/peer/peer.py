@@ -176,8 +176,8 @@ def report(name: str, r: dict, flops: dict[str, float], peak: dict[str, float]) 
     return "\n".join(lines)
 
 
-def main(_):
-    config = prepared(command.checked_config())
+def main(given):
+    config = prepared(command.checked_config(given))
     recipe, peer = recipe_of(config), Peer(config)
     state = random_state(recipe)
     transplant(state.params, peer)
@@ -197,9 +197,9 @@ def main(_):
     ):
         print(f"{name}: compiling ...", flush=True)
         ours, theirs, differences = make()
-        result[name] = compare(ours, theirs, command.REPEATS.value, images) | {"differences": differences}
+        result[name] = compare(ours, theirs, given.repeats, images) | {"differences": differences}
         print(report(name, result[name], flops[name], result["peaks"]), flush=True)
-    command.write_json(command.JSON.value, result)
+    command.write_json(given.json, result)
     last = {f"{name}_{key}": result[name][key] for name in flops for key in ("ratio", "spread")}
     print(json.dumps(last), flush=True)
 

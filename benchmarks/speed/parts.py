@@ -206,9 +206,9 @@ def table(r: dict) -> str:
     ])  # fmt: skip
 
 
-def main(_):
-    keep = functools.partial(command.write_json, command.JSON.value)
-    result = measure(command.checked_config(), command.REPEATS.value, keep)
+def main(given):
+    keep = functools.partial(command.write_json, given.json)
+    result = measure(command.checked_config(given), given.repeats, keep)
     print(f"{step.heading(result)}\n{report(result)}\n{table(result)}", flush=True)
 
 

@@ -62,10 +62,10 @@ def heading(r: dict) -> str:
     return f"{r['config']}, {r['target']} target, full training step, {command.device()}:"
 
 
-def main(_):
-    result = measure(command.checked_config(), command.REPEATS.value)
+def main(given):
+    result = measure(command.checked_config(given), given.repeats)
     print(f"{heading(result)}\n{report(result)}", flush=True)
-    command.write_json(command.JSON.value, result)
+    command.write_json(given.json, result)
 
 
 if __name__ == "__main__":
