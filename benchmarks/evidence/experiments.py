@@ -1,7 +1,5 @@
 """The experiments behind docs/results.md: groups of rows, each a configuration and what it changes."""
 
-from __future__ import annotations
-
 import dataclasses
 
 

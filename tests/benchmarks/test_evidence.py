@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks.evidence import evidence, evidence_tables
+from benchmarks.evidence import evidence
 from benchmarks.evidence.experiments import GROUPS, Column, Group, Row
 from sparse_vis.runtime.errors import UserError
 from tests.main_process import ROOT, TINY
@@ -34,8 +34,7 @@ GROUP = Group(
 
 @pytest.fixture
 def groups(monkeypatch):
-    for module in (evidence, evidence_tables):
-        monkeypatch.setattr(module, "GROUPS", {"tiny": GROUP})
+    monkeypatch.setattr(evidence, "GROUPS", {"tiny": GROUP})
 
 
 def start(monkeypatch, folder, *arguments):
@@ -87,7 +86,7 @@ def test_tables_hold_mean_and_deviation_over_seeds(groups, tmp_path):
         (tmp_path / "tiny" / f"plain-seed{run['seed']}.json").write_text(json.dumps(run))
     page = tmp_path / "results.md"
     page.write_text("before\n<!-- tiny -->\nold\n<!-- end -->\nafter\n")
-    evidence_tables.write_tables(tmp_path, page)
+    evidence.write_tables(tmp_path, page)
     text = page.read_text()
     assert "| plain | 0.300 ± 0.265 | 0.5 ± 0.0 | 1 |" in text
     assert "| plain: pixels | 0.500 ± 0.000 | – |  |" in text
@@ -96,7 +95,7 @@ def test_tables_hold_mean_and_deviation_over_seeds(groups, tmp_path):
     )
     page.write_text("no marks")
     with pytest.raises(UserError, match="has no marks <!-- tiny -->"):
-        evidence_tables.write_tables(tmp_path, page)
+        evidence.write_tables(tmp_path, page)
 
 
 @pytest.mark.fast
