@@ -18,12 +18,11 @@ import math
 import jax.numpy as jnp
 from absl import app, flags
 from jaxtyping import Array, Float, Integer
-from sparse_vis.evals.model_encoders import stellar_encoder
 
 from sparse_vis.commands import train
 from sparse_vis.config import settings
 from sparse_vis.evals import command
-from sparse_vis.evals.encoders import OWN
+from sparse_vis.evals.encoders import OWN, stellar_encoder
 from sparse_vis.losses.objective import objective
 from sparse_vis.models.encoder import patchify
 from sparse_vis.models.stellar import Stellar, fold

@@ -17,10 +17,8 @@ CHANNELS, MULTIPLIERS, BLOCKS, LATENT = 128, (1, 1, 2, 2, 4), 2, 256  # of the r
 def recipe_of(config: ConfigDict) -> Recipe:
     """The configuration's recipe, its model with the VQ tokenizer in its released size for that target."""
     t = config.model.tokenizer
-    vq = config.model.target == "vq"
-    return build_recipe(
-        config, VQGAN(CHANNELS, MULTIPLIERS, BLOCKS, LATENT, t.codes, t.dtype) if vq else None
-    )
+    tokenizer = VQGAN(CHANNELS, MULTIPLIERS, BLOCKS, LATENT, t.codes, t.dtype)
+    return build_recipe(config, tokenizer if config.model.target == "vq" else None)
 
 
 def random_tokenizer(module: VQGAN | None) -> dict | None:

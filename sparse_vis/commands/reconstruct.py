@@ -23,7 +23,7 @@ from sparse_vis import api
 from sparse_vis.commands import outputs
 from sparse_vis.data.records import images_ahead, load_image, none_usable
 from sparse_vis.data.sources import FolderSource, announce, open_folder
-from sparse_vis.evals.pixels.reconstruction import psnr
+from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import skipped
 from sparse_vis.runtime.batches import run_in_batches
