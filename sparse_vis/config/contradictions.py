@@ -125,8 +125,8 @@ def _of_evaluation(config: ConfigDict) -> Iterator[str]:
             )
     if bool(e.masks) != bool(e.mask_classes):
         yield (
-            "{eval.masks} and {eval.mask_classes} do not fit: give both, the folder and the number of classes in "
-            "its label maps, or neither"
+            "{eval.masks} and {eval.mask_classes} do not fit: give both, the folder and the number of "
+            "classes in its label maps, or neither"
         )
     for name in ("tasks", "beside"):
         if len(set(e[name])) < len(e[name]):
