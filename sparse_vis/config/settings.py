@@ -131,7 +131,7 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
             target[key] = _tuples(value)
 
     fill(config, plain, "")
-    for sentence in of_model(config.model):
+    for sentence in of_model(config):
         refuse("it", f"is no configuration: {sentence}")
     return config
 

@@ -156,7 +156,7 @@ def to_config(entry: dict, name: str) -> ConfigDict:
         config.model.tokenizer.codes = full["vq_model"]["num_embeddings"]
     if config.model.target == "vq":
         config.loss.reconstruction = 0.05
-    for sentence in of_model(config.model):
+    for sentence in of_model(config):
         _refuse(name, f"makes a model that cannot be: {sentence}")
     config.efficiency.dtype = "float32"
     return config
