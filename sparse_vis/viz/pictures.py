@@ -77,7 +77,7 @@ def pca_colours(
     moments = Moments.empty(x.shape[-1]).update(x)
     axes = moments.components(3)
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(3)])
-    scores = (x.astype(np.float64) - moments.mean) @ axes
+    scores = (np.asarray(x, np.float64) - moments.mean) @ axes
     low, high = np.percentile(scores, [1, 99], axis=(0, 1))
     colours = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
     return colours.astype(np.float32).reshape(len(x), *grid, 3)
