@@ -26,6 +26,7 @@ from sparse_vis.data.packed_format import (
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import holds_files
 from sparse_vis.runtime.notes import say_once
+from sparse_vis.runtime.paths import is_utf8
 
 
 def has_shard(folder: Path, name: str, shard: dict[str, Any]) -> bool:
@@ -86,13 +87,17 @@ class PackedSource:
         max_pixels: largest number of pixels of an image.
 
     Raises:
-        UserError: `path` is no packed folder, is not finished, or lacks a shard or part of one.
+        UserError: `path` is no packed folder, is not finished, lacks a shard or part of one, or is not UTF-8.
     """
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
         import grain
 
         folder, self.path, self.max_pixels = Path(path), path, max_pixels
+        if not is_utf8(folder):
+            raise UserError(
+                f"{path!r} has a name that is not UTF-8, below which ArrayRecord cannot read; rename it."
+            )
         try:
             metadata = read_metadata(folder)
         except (FileNotFoundError, NotADirectoryError):

@@ -43,6 +43,15 @@ def local(path: str | bytes | os.PathLike, what: str, hub: bool = False) -> str:
     return text if text.startswith(HUB) else os.path.expanduser(text)
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether the whole name of a path is UTF-8; some libraries can neither read nor write below others."""
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def folder(text: str) -> str:
     """argparse `type` of a flag that names images: the path with ~ expanded."""
     return _flag(text, hub=False)
