@@ -20,6 +20,7 @@ from sparse_vis.data.decode import MAX_PIXELS
 from sparse_vis.data.folder import NAME_ERRORS, sha256_of
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, read_json
+from sparse_vis.runtime.paths import is_utf8
 from sparse_vis.runtime.progress import say_once
 
 METADATA, VERSION = "packed.json", 2
@@ -34,13 +35,17 @@ class PackedSource:
         max_pixels: largest number of pixels of an image.
 
     Raises:
-        UserError: `path` is no packed folder, is not finished, or lacks a shard or part of one.
+        UserError: `path` is no packed folder, is not finished, lacks a shard or part of one, or is not UTF-8.
     """
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
         import grain
 
         folder, self.path, self.max_pixels = Path(path), path, max_pixels
+        if not is_utf8(folder):
+            raise UserError(
+                f"{path!r} has a name that is not UTF-8, below which ArrayRecord cannot read; rename it."
+            )
         try:
             metadata = read_metadata(folder)
         except (FileNotFoundError, NotADirectoryError):

@@ -22,6 +22,7 @@ from sparse_vis.models.stellar import teacher_params
 from sparse_vis.runtime import checksums
 from sparse_vis.runtime.errors import UserError, quiet_orbax
 from sparse_vis.runtime.names import path_name
+from sparse_vis.runtime.paths import is_utf8
 
 FOLDER = "checkpoints"
 ITEMS = ("params", "rest", "data", "config")
@@ -121,8 +122,12 @@ def find_step(path: pathlib.Path) -> pathlib.Path:
     """The step folder for a path: itself, or the newest of a workdir or of its checkpoints folder.
 
     Raises:
-        UserError: there is no checkpoint, or the step folder is incomplete.
+        UserError: there is no checkpoint, the step folder is incomplete, or its name is not UTF-8.
     """
+    if not is_utf8(path):
+        raise UserError(
+            f"{str(path)!r} has a name that is not UTF-8, below which Orbax cannot read; rename it."
+        )
     if not _is_step(path):
         steps = _steps(path)
         if not steps:

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
             write_whole(output, page)
         except OSError as error:
             raise UserError(f"{output} cannot be written ({error}); give another --output.") from error
-    print(f"wrote {output}, {len(page.encode()) / 1e6:.1f} MB, which opens in any browser")
+    print(f"wrote {output}, {output.stat().st_size / 1e6:.1f} MB, which opens in any browser")
 
 
 def check_output(path: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.paths import is_utf8
 
 LOCK, EVALUATION_LOCK = ".lock", ".evaluation.lock"
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -36,13 +37,11 @@ def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> 
     Raises:
         UserError: the lock is held (names the holder); the folder cannot be written; its name is not UTF-8.
     """
-    try:
-        str(folder.resolve()).encode()
-    except UnicodeEncodeError:
+    if not is_utf8(folder):
         raise UserError(
             f"{str(folder)!r} has a name that is not UTF-8, where some libraries cannot write; "
             f"give another {flag}."
-        ) from None
+        )
     try:
         new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)

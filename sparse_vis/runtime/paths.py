@@ -51,6 +51,15 @@ def place(text: str, hub: bool = True) -> str:
     return local(text, "", hub)
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether the whole name of a path is UTF-8; some libraries can neither read nor write below others."""
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def folder(text: str) -> str:
     """argparse `type` of a flag that names images: the path with ~ expanded."""
     return place(text, hub=False)

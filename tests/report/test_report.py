@@ -241,6 +241,15 @@ def test_images_that_cannot_be_used_are_refused_or_left_out_and_listed(photos, t
 
 
 @pytest.mark.fast
+@pytest.mark.fast
+def test_a_page_with_a_name_that_is_not_utf8_ends_as_any_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, "make_contents", lambda arguments: None)
+    monkeypatch.setattr(tool, "render", lambda contents: "<p>Mu\udcf1oz")
+    status, out = run(monkeypatch, capsys, checkpoint="run", output=tmp_path / "r.html")
+    assert status is None and out.startswith(f"wrote {tmp_path / 'r.html'}, 0.0 MB")
+    assert (tmp_path / "r.html").read_bytes() == b"<p>Mu\\udcf1oz"
+
+
 def test_what_is_known_of_images_is_said(tmp_path, photos):
     """Training folder, part of it, linked and copied images, others; packed, scenes; another beginning."""
     (tmp_path / "train" / "cats").mkdir(parents=True)

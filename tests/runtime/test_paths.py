@@ -13,6 +13,8 @@ import sparse_vis
 from sparse_vis.commands.shards import make_schema, read_shard, write_shard
 from sparse_vis.config import arguments, settings
 from sparse_vis.config.defaults import default_config
+from sparse_vis.data.packed import PackedSource
+from sparse_vis.interop.step_folder import find_step
 from sparse_vis.runtime import lock
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.checkpoint import prepare
@@ -156,6 +158,14 @@ def test_a_shard_below_a_name_with_a_colon(tmp_path, monkeypatch):
     assert read_shard(path, 1, "", content=True).rows == 1
     table = pq.read_table(pa.OSFile(str(path)))
     assert table.to_pydict() == {"name": ["a"], "height": [1], "width": [2]}
+
+
+@pytest.mark.fast
+def test_folders_that_a_library_cannot_read_from_are_not_called_damaged(tmp_path):
+    for name, read in (("Orbax", find_step), ("ArrayRecord", lambda path: PackedSource(str(path)))):
+        (tmp_path / "Mu\udcf1oz" / "checkpoints" / "3" / "params").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(UserError, match=rf"Mu\\udcf1oz' .* not UTF-8, below which {name} cannot read"):
+            read(tmp_path / "Mu\udcf1oz")
 
 
 @pytest.mark.fast
