@@ -65,14 +65,8 @@ def make_plan(config: ConfigDict) -> Plan:
 def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]:
     """Run the unfinished tasks, write evaluation.json after each, then print the tables.
 
-    Args:
-        workdir: of the run, for results. plan: from `make_plan`.
-
     Returns:
         The figures of config.eval.expected that were not met.
-
-    Raises:
-        UserError: any error that the user can correct.
     """
     own, weights = own_encoder(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -19,32 +19,22 @@ Metrics = dict[str, dict[str, float | int]]
 
 
 class Reducer(NamedTuple):
-    """Computes the columns that are kept of a batch.
+    """Computes the columns that are kept of a batch: arrays with one row per image."""
 
-    Attributes:
-        keys: features of the encoder that it reads; skipped if the encoder does not give all of them.
-        reduce: (features, records, networks) → columns: arrays with one row per image.
-    """
-
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # features that it reads; it is skipped if the encoder does not give all of them
     reduce: Callable[[dict[str, np.ndarray], Records, Networks], dict[str, np.ndarray]]
 
 
 @dataclass
 class Bench:
-    """One encoder on one data set; all tasks share one pass over the images of each part.
-
-    Attributes:
-        batch: images per call of the encoder. seed: of all random draws.
-        reducers: part → Reducers of all tasks.
-    """
+    """One encoder on one data set; all tasks share one pass over the images of each part."""
 
     encoder: Encoder
     data: Data
     networks: Networks
-    batch: int
-    seed: int
-    reducers: dict[str, set[Reducer]]
+    batch: int  # images per call of the encoder
+    seed: int  # of all random draws
+    reducers: dict[str, set[Reducer]]  # by part, of all tasks
     _columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def encode(
@@ -86,17 +76,11 @@ class Bench:
 
 @dataclass(frozen=True)
 class Result:
-    """What a task measured of an encoder.
+    """What a task measured of an encoder."""
 
-    Attributes:
-        metrics: what was measured (a feature or head; "" if there is only one) → metric → number.
-        absent: metric, or the task's name for all of them → why there is no number.
-        details: other plain values for the record of results.
-    """
-
-    metrics: Metrics
-    absent: dict[str, str] = field(default_factory=dict)
-    details: dict = field(default_factory=dict)
+    metrics: Metrics  # what was measured (a feature or head; "" if there is only one) → metric → number
+    absent: dict[str, str] = field(default_factory=dict)  # metric, or the task's name for all → reason
+    details: dict = field(default_factory=dict)  # other plain values for the record of results
 
 
 @dataclass(frozen=True)
@@ -104,7 +88,6 @@ class Task:
     """One evaluation.
 
     Attributes:
-        measure: bench and complete configuration → Result.
         needs: what records must have: "label", "class" (a label or a set), "mask" (instances), "map".
         reads: features of the encoder, of which the task needs at least one.
         reducers: data → part → Reducers that the shared pass over its images applies.

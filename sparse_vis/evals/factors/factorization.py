@@ -211,7 +211,7 @@ def random_view(key, image, size: int):
 
 def factors(bench: Bench, part: Part, count: int, *more: str) -> dict[str, np.ndarray]:
     """S, L, further features, images and labels of at most `count` images of a part, evenly spread."""
-    part = part.every(-(-len(part) // count))
+    part = part.at_most(count)
     kept: dict[str, list[np.ndarray]] = {}
     progress = bench.progress("features", len(part))
     for records in part.batches(bench.batch):
