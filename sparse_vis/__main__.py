@@ -14,7 +14,7 @@ TOOLS = {
     "evaluate": ("commands.train", "only the evaluations of a configuration or run"),
     "extract": ("commands.extract", "features of a folder of images as Parquet shards"),
     "reconstruct": ("commands.reconstruct", "every image of a folder from S and L alone"),
-    "report": ("report.command", "a model on one HTML page"),
+    "report": ("report.report", "a model on one HTML page"),
     "export": ("commands.export", "a model for PyTorch, jax.export or ONNX"),
     "pack": ("commands.pack", "a folder of images as a few large files"),
 }

@@ -14,8 +14,7 @@ from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.encoder import Encoder
 from sparse_vis.models.factorize import Factorizer
-from sparse_vis.models.heads import PrototypeHead
-from sparse_vis.models.stellar import Stellar
+from sparse_vis.models.stellar import PrototypeHead, Stellar
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.views.make import ViewSpec
 

@@ -66,7 +66,7 @@ class Features:
 
 @struct.dataclass
 class Embeddings:
-    """What the prototype heads make of images; logits are embeddings @ prototypes, D is their dimension."""
+    """What the two prototype heads make of images; logits are embeddings @ prototypes."""
 
     S: jax.Array  # (B, r, D) of the semantic tokens
     cls: jax.Array  # (B, 1, D) of the class token
@@ -78,9 +78,9 @@ class Embeddings:
 class Outputs:
     """What the student computes from the views of one batch."""
 
-    tokens: Tokens  # of the image
-    factors: Factors  # of the image
-    embeddings: Embeddings  # of the image
+    tokens: Tokens  # this and the next two are of the image
+    factors: Factors
+    embeddings: Embeddings
     reconstruction: jax.Array  # (B, H, W, 3) unclipped pixels, or (B, n, codes) logits
     masked_S: jax.Array  # (B, Vg, r, d) semantic tokens of the masked views
     masked_S_embedding: jax.Array  # (B, Vg, r, D)
@@ -105,7 +105,7 @@ class Targets:
     """Everything the student is compared with; nothing in here carries a gradient."""
 
     embeddings: Embeddings  # the student's of the image, or the teacher's of its view
-    potentials: Potentials  # targets are softmax(embeddings @ prototypes / temperature + potentials[-1])
+    potentials: Potentials  # targets: softmax(embeddings @ prototypes / temperature + potentials[-1])
     image_match: jax.Array  # (B, r) int32, index of the target token matched to each token of the image
     masked_match: jax.Array  # (B, Vg, r) int32, the same for each token of each masked view
     reconstruction: jax.Array  # (B, H, W, 3) pixels, or (B, n) int32 codes

@@ -284,6 +284,9 @@ def test_a_path_that_does_not_exist_says_what_is_there(tmp_path):
     (tmp_path / "link").symlink_to("gone")
     with pytest.raises(UserError, match=r"link does not exist \(it is a link to gone\); give a workdir"):
         sparse_vis.load(tmp_path / "link")
+    (tmp_path / "program").touch(mode=0o755)
+    with pytest.raises(UserError, match=r"program/run does not exist; give a workdir"):
+        sparse_vis.load(tmp_path / "program" / "run")
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(UserError, match=r"pipe\.safetensors is not a file; give"):
         sparse_vis.load(tmp_path / "pipe.safetensors")
@@ -357,7 +360,7 @@ def test_load_of_incomplete_and_damaged_checkpoints(copy):
     ):
         sparse_vis.load(copy)
     shutil.rmtree(newest / "params")
-    with pytest.raises(UserError, match="12 is incomplete: it lacks params"):
+    with pytest.raises(UserError, match=r"12 is incomplete or damaged \(it lacks params"):
         sparse_vis.load(copy)
     shutil.rmtree(newest)
     sparse_vis.load(copy)  # the remedy of the sentences above

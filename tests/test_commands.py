@@ -32,7 +32,7 @@ VQGAN = "tests/golden/vq_p16.vqgan.safetensors"  # of 128 codes
 # The model of tiny_checkpoint, whatever the configuration; one step of 16 small images. Without a GPU,
 # and without what only takes long: processes for data, health.
 SMALL = {f"model.{name}": value for name, value in settings.leaves(tiny_config().model).items()}
-for own in ("target", "init_std", "bottleneck", "tokenizer.path", "tokenizer.dtype", "tokenizer.codes"):
+for own in ("target", "init_std", "tokenizer.path", "tokenizer.dtype", "tokenizer.codes"):
     del SMALL[f"model.{own}"]
 SMALL |= {
     "views.global_count": 2, "views.local_count": 1, "views.local_size": 16, "data.canvas": 32,

@@ -72,7 +72,6 @@ RUN = {
     },
     "tests/benchmarks/test_dryrun.py": {
         "test_the_tool_on_virtual_devices": ("benchmarks.dryrun.dryrun --mesh",),
-        "test_the_scaling_table_has_a_row_for_every_topology": ("benchmarks.dryrun.scaling_table",),
     },
     "tests/benchmarks/test_evidence.py": {
         "test_a_run_is_trained_evaluated_kept_and_not_run_again": ("benchmarks.evidence.evidence --group",),
@@ -83,9 +82,6 @@ RUN = {
         "test_the_script_for_a_gpu_runs_the_whole_set": ("benchmarks/gpu.sh",),
         "test_step_without_tensorflow_and_the_data_pipeline": ("benchmarks.speed.step",),
         "test_parts_and_encode_as_commands": ("benchmarks.speed.parts",),
-    },
-    "tests/benchmarks/test_curve.py": {
-        "test_the_command_draws_a_picture": ("benchmarks.evidence.curve",),
     },
     "tests/benchmarks/test_growth.py": {
         "test_input_counts_every_form_and_split": ("benchmarks.speed.input",),

@@ -29,9 +29,14 @@ def tiny_config() -> ConfigDict:
     return config
 
 
-def write_checkpoints(workdir: pathlib.Path, seeds: dict[int, int], mesh: tuple[int, int] = (-1, 1)) -> None:
+def write_checkpoints(
+    workdir: pathlib.Path,
+    seeds: dict[int, int],
+    mesh: tuple[int, int] = (-1, 1),
+    config: ConfigDict | None = None,
+) -> None:
     """Saves one checkpoint per step, its parameters drawn from the step's seed, spread over `mesh`."""
-    config = tiny_config()
+    config = config or tiny_config()
     # Shapes alone: compiling the initialisation would take longer than all that is tested with it.
     abstract = jax.eval_shape(functools.partial(initial_state, build_recipe(config)))
     sharding = state_sharding(make_mesh(mesh), abstract)

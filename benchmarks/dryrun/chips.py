@@ -1,7 +1,5 @@
 """What a chip offers, and the time of a step on it, estimated from the step's cost."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from benchmarks.dryrun.cost import Cost
@@ -18,6 +16,7 @@ class Chip:
         clock: cycles per second, from `flops` and the matrix units' size (four of 128 x 128 per core, two
             operations per cell); 0 for v6e, whose pages do not agree with themselves on this, and for
             GPUs, whose compiler makes no estimate.
+        kind: a part of JAX's device_kind; v5e comes before v5p, whose part is shorter.
     """
 
     memory: float
@@ -25,66 +24,53 @@ class Chip:
     bandwidth: float
     links: float
     clock: float
+    kind: str
 
 
 CHIPS = {
-    "v4": Chip(32 * 2**30, 275e12, 1200e9, 300e9, 1.05e9),
-    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9, 1.5e9),
-    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9, 1.75e9),
-    "v6e": Chip(32 * 2**30, 918e12, 1638e9, 400e9, 0.0),
-    "a100": Chip(85_100_068_864, 312e12, 2039e9, 300e9, 0.0),
-    "h100": Chip(84_942_979_072, 989e12, 3352e9, 450e9, 0.0),
-    "h200": Chip(151_397_597_184, 989e12, 4800e9, 450e9, 0.0),
+    "v4": Chip(32 * 2**30, 275e12, 1200e9, 300e9, 1.05e9, "TPU v4"),
+    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9, 1.5e9, "TPU v5 lite"),
+    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9, 1.75e9, "TPU v5"),
+    "v6e": Chip(32 * 2**30, 918e12, 1638e9, 400e9, 0.0, "TPU v6 lite"),
+    "a100": Chip(85_100_068_864, 312e12, 2039e9, 300e9, 0.0, "A100"),
+    "h100": Chip(84_942_979_072, 989e12, 3352e9, 450e9, 0.0, "H100 80GB HBM3"),
+    "h200": Chip(151_397_597_184, 989e12, 4800e9, 450e9, 0.0, "H200"),
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Gpu:
-    """Numbers of XLA's own descriptions of these cards, xla/backends/gpu/target_config/specs.
-
-    Attributes:
-        name: as the driver says it. capability: (major, minor, extension) of CUDA. cores: multiprocessors.
-        units: float32 units per core. clock: GHz. cache: bytes of L2. shared: bytes of shared memory per
-            core. block: of them, what one block may use.
-    """
-
-    name: str
-    capability: tuple[int, int, str]
-    cores: int
-    units: int
-    clock: float
-    cache: int
-    shared: int
-    block: int
-
-
-HOPPER = ((9, 0, "ACCELERATED_FEATURES"), 132, 128, 1.98, 52_428_800, 233_472, 232_448)
+# XLA's own descriptions of these cards (xla/backends/gpu/target_config/specs); sizes in bytes.
+HOPPER = {
+    "core_count": 132, "fpus_per_core": 128, "clock_rate_ghz": 1.98, "l2_cache_size": 52_428_800,
+    "shared_memory_per_core": 233_472, "shared_memory_per_block_optin": 232_448,
+    "cuda_compute_capability": "{ major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }",
+}  # fmt: skip
+AMPERE = {
+    "core_count": 108, "fpus_per_core": 64, "clock_rate_ghz": 1.41, "l2_cache_size": 41_943_040,
+    "shared_memory_per_core": 167_936, "shared_memory_per_block_optin": 166_912,
+    "cuda_compute_capability": "{ major: 8 minor: 0 feature_extension: NONE }",
+}  # fmt: skip
 GPUS = {
-    "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0, "NONE"), 108, 64, 1.41, 41_943_040, 167_936, 166_912),
-    "h100": Gpu("NVIDIA H100 80GB HBM3", *HOPPER),
-    "h200": Gpu("NVIDIA H200 141GB HBM3e", *HOPPER),
+    "a100": ("NVIDIA A100-SXM4-80GB", AMPERE),
+    "h100": ("NVIDIA H100 80GB HBM3", HOPPER),
+    "h200": ("NVIDIA H200 141GB HBM3e", HOPPER),
 }
 
 
 def target_config(kind: str) -> str:
     """What XLA must know to compile for one of GPUS: the text of its GpuTargetConfigProto."""
-    gpu, chip = GPUS[kind], CHIPS[kind]
-    major, minor, extension = gpu.capability
+    name, known = GPUS[kind]
+    memory = {"memory_bandwidth": f"{CHIPS[kind].bandwidth:.0f}", "device_memory_size": CHIPS[kind].memory}
     return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_core: {gpu.shared}
-  shared_memory_per_block_optin: {gpu.block}
-  core_count: {gpu.cores} fpus_per_core: {gpu.units} clock_rate_ghz: {gpu.clock}
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 registers_per_core_limit: 65536 registers_per_block_limit: 65536
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-  memory_bandwidth: {chip.bandwidth:.0f} l2_cache_size: {gpu.cache} device_memory_size: {chip.memory}
-  cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {extension} }}
+  {" ".join(f"{field}: {value}" for field, value in (known | memory).items())}
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
-device_description_str: "{gpu.name}"
+device_description_str: "{name}"
 """
 
 

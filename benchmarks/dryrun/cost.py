@@ -1,7 +1,5 @@
 """Work, memory traffic and collectives of a compiled program per step and chip, loops multiplied out."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import math
@@ -52,34 +50,34 @@ def purpose(instruction: Instruction) -> str:
     return f"{'backward' if 'transpose(' in name else 'forward'} {parts[0] if parts else 'other'}"
 
 
-def collective(instruction: Instruction, shape_of) -> tuple[str, float] | None:
+def collective(program: Program, instruction: Instruction) -> tuple[str, float] | None:
     """(kind, bytes of the whole array on one chip) of a collective; None for any other instruction."""
     kind = instruction.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return None
-    operands = sum(size(shape_of(name)) for name in instruction.operands)
+    operands = sum(size(program.shape_of(name)) for name in instruction.operands)
     result = size(instruction.shape)
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
         result -= operands  # the pair (what goes in, what comes out)
     return kind, max(operands, result)
 
 
-def read_shares(program: Program, name: str, shape_of) -> list[float]:
+def read_shares(program: Program, name: str) -> list[float]:
     """Which share of each parameter's elements a fused computation needs.
 
-    A fusion forms only those elements that its result asks for: of an array that it cuts, and of all that
-    leads there, the piece; of an array that it updates in place, none.
+    A fusion computes only those elements that its result needs: of an array that it slices, and of all that
+    leads there, the slice; of an array that it updates in place, none.
     """
     lines = program.computations[name]
     needed = collections.Counter({line.name: 1.0 for line in lines if line.root})
     for line in reversed(lines):  # users come after what they use
         share = min(1.0, needed[line.name])
         if line.opcode == "fusion":
-            parts = read_shares(program, line.attribute("calls").lstrip("%"), shape_of)
+            parts = read_shares(program, line.attribute("calls").lstrip("%"))
         else:
             parts = [1.0] * len(line.operands)
             if line.opcode in ("slice", "dynamic-slice", "gather"):
-                parts[0] = size(line.shape) / size(shape_of(line.operands[0]))
+                parts[0] = size(line.shape) / size(program.shape_of(line.operands[0]))
             elif line.opcode == "dynamic-update-slice":
                 parts[0] = 0.0
         for operand, part in zip(line.operands, parts, strict=True):
@@ -89,67 +87,62 @@ def read_shares(program: Program, name: str, shape_of) -> list[float]:
     return [min(1.0, needed[line.name]) for line in parameters]
 
 
-def touched(program: Program, fusion: Instruction, shape_of) -> float:
+def touched(program: Program, fusion: Instruction) -> float:
     """Bytes that a fusion reads and writes; of an array that it slices or updates, only that part."""
     name = fusion.attribute("calls").lstrip("%")
-    lines, shares = program.computations[name], read_shares(program, name, shape_of)
-    read = sum(size(shape_of(o), True) * part for o, part in zip(fusion.operands, shares, strict=True))
+    lines, shares = program.computations[name], read_shares(program, name)
+    sizes = [size(program.shape_of(operand), True) for operand in fusion.operands]
+    read = sum(whole * part for whole, part in zip(sizes, shares, strict=True))
     written = size(fusion.shape, True)
     for line in lines:
         if line.opcode == "dynamic-update-slice":
-            written -= min(written, size(line.shape) - size(shape_of(line.operands[1])))
+            written -= min(written, size(line.shape) - size(program.shape_of(line.operands[1])))
     return read + written
 
 
-def traffic(program: Program, instruction: Instruction, shape_of) -> float:
+def traffic(program: Program, instruction: Instruction) -> float:
     """Bytes that an instruction reads from and writes to main memory."""
     opcode = instruction.opcode
     if opcode in FREE or opcode.endswith("-done"):
         return 0.0
     if opcode == "fusion":
-        return touched(program, instruction, shape_of)
+        return touched(program, instruction)
     result = size(instruction.shape, True)
     if opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * result
     if opcode == "dynamic-update-slice":
-        return 2 * size(shape_of(instruction.operands[1]), True)
-    return result + sum(size(shape_of(name), True) for name in instruction.operands)
+        return 2 * size(program.shape_of(instruction.operands[1]), True)
+    return result + sum(size(program.shape_of(name), True) for name in instruction.operands)
 
 
-def computes(program: Program, instruction: Instruction, shape_of) -> bool:
+def computes(program: Program, instruction: Instruction) -> bool:
     """Whether it is or contains a matrix product or convolution, or is a collective or a library's kernel."""
     if instruction.opcode == "custom-call" or instruction.opcode.removesuffix("-start") in COLLECTIVES:
         return True
     inside = [i for name in called(instruction) for i in program.computations[name]]
-    return bool(flops(instruction, shape_of)) or any(computes(program, i, shape_of) for i in inside)
+    return bool(flops(program, instruction)) or any(computes(program, i) for i in inside)
 
 
 def cost(text: str, devices: int, loops: bool = True) -> Cost:
-    """Totals of a compiled program.
+    """Totals of a compiled program, `compiled.as_text()`, for so many devices.
 
-    Args:
-        text: `compiled.as_text()`. devices: chips of the program.
-        loops: False counts the body of every loop once, as XLA's own analysis does.
+    `loops` False counts the body of every loop once, as XLA's own analysis does.
     """
     program = parse(text)
-
-    def shape_of(name: str) -> str:
-        return program.instructions[name].shape
-
     work, moved, cycles, seen, passes = 0.0, 0.0, 0.0, set(), collections.Counter()
     found = collections.defaultdict(lambda: (0, 0.0))
     for name, times in program.runs.items():
         times = times if loops else 1
         for line in program.computations[name]:
-            work += times * flops(line, shape_of)
+            work += times * flops(program, line)
             if name not in program.fused:
-                through = times * traffic(program, line, shape_of)
+                through = times * traffic(program, line)
                 moved += through
-                if through and not computes(program, line, shape_of):
+                if through and not computes(program, line):
                     passes[purpose(line)] += through
                 estimate = re.search(r'"estimated_cycles":"?(\d+)', line.rest)
                 cycles += times * int(estimate[1]) if estimate else 0
-            entry, group = collective(line, shape_of), group_size(line, devices)
+            entry, group = collective(program, line), group_size(line, devices)
             channel = line.attribute("channel_id")
             # The TPU compiler spreads one collective over several fusions with the same channel.
             if entry is None or group == 1 or (name in program.fused and channel in seen):

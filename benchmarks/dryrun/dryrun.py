@@ -30,29 +30,22 @@ from benchmarks.speed import command
 from sparse_vis.config import settings
 from sparse_vis.runtime.errors import UserError
 
-TOPOLOGY = flags.DEFINE_string("topology", None, "TPU chips or GPUs, such as v5e:16x16 or h100:1x8.")
-MESH = flags.DEFINE_list("mesh", None, "DATA,FSDP.")
-
 # Without a card there are no kernels to time; the user's XLA_FLAGS come after these.
 GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 GIB = 2**30
 
 
-def mesh_shape() -> tuple[int, int] | None:
+def mesh_shape(parts: list[str] | None) -> tuple[int, int] | None:
     """--mesh as two numbers."""
-    if MESH.value is None:
+    if parts is None:
         return None
-    if len(MESH.value) != 2 or not all(part.isdecimal() and int(part) for part in MESH.value):
-        raise UserError(f"--mesh={','.join(MESH.value)} is no mesh; give two numbers, as in --mesh=4,2.")
-    return int(MESH.value[0]), int(MESH.value[1])
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise UserError(f"--mesh={','.join(parts)} is no mesh; give two numbers, as in --mesh=4,2.")
+    return int(parts[0]), int(parts[1])
 
 
 def topology_devices(topology: str) -> list:
-    """Devices that are not here, which can be compiled for.
-
-    Raises:
-        UserError: the compiler for them is missing, or does not know the topology.
-    """
+    """Devices that are not here, which can be compiled for."""
     from jax.experimental import topologies
 
     kind, _, arrangement = topology.partition(":")
@@ -175,8 +168,8 @@ def report(r: dict) -> str:
     return "\n".join(lines)
 
 
-def main(_):
-    config, mesh, topology = command.CONFIG.value, mesh_shape(), TOPOLOGY.value
+def main(given):
+    config, mesh, topology = given.config, mesh_shape(given.mesh), given.topology
     if config is None or (topology is None and mesh is None):
         raise UserError("give --config=configs/NAME.py, and --topology=v5e:16x16 or --mesh=DATA,FSDP.")
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
@@ -189,16 +182,17 @@ def main(_):
     os.environ["XLA_FLAGS"] = f"{added} {os.environ.get('XLA_FLAGS', '')}"
     import jax  # only now, as it reads the environment
 
-    command.check_json(command.JSON.value)
+    command.check_json(given.json)
     devices = topology_devices(topology) if topology else jax.devices()
     with config.unlocked():
         config.efficiency.mesh = mesh or config.efficiency.mesh
     settings.check(config, len(devices))
     result = measure(config, topology, devices)
     print(report(result), flush=True)
-    command.write_json(command.JSON.value, result)
+    command.write_json(given.json, result)
 
 
 if __name__ == "__main__":
-    del flags.FLAGS.repeats  # it times nothing
-    command.run(main, __doc__)
+    flags.DEFINE_string("topology", None, "TPU chips or GPUs, such as v5e:16x16 or h100:1x8.")
+    flags.DEFINE_list("mesh", None, "DATA,FSDP.")
+    command.run(main, __doc__, times=False)

@@ -4,8 +4,6 @@ XLA's own cost analysis counts the body of a loop once, however often it runs; a
 then looks like one. Here every instruction counts as often as the loops around it run.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import math
@@ -54,6 +52,9 @@ class Program:
     runs: dict[str, int]
     fused: set[str]
 
+    def shape_of(self, name: str) -> str:
+        return self.instructions[name].shape
+
 
 def dimensions(text: str) -> list[int]:
     """Sizes of the first array in a shape's text."""
@@ -70,13 +71,8 @@ def size(text: str, only_main_memory: bool = False) -> float:
 
 
 def trip_count(loop: Instruction, computations: dict) -> int:
-    """How often a while loop runs: as XLA notes it, else the bound that its condition compares with.
-
-    Raises:
-        ValueError: the condition compares with no constant.
-    """
-    known = re.search(r'known_trip_count[^\d]*"?n"?[^\d]*(\d+)', loop.rest)
-    if known:
+    """How often a while loop runs: as XLA notes it, else the constant that its condition compares with."""
+    if known := re.search(r'known_trip_count[^\d]*"?n"?[^\d]*(\d+)', loop.rest):
         return int(known[1])
     condition = computations[loop.attribute("condition").lstrip("%")]
     bounds = [int(m[1]) for i in condition if i.opcode == "constant" and (m := re.match(r"(\d+)\)", i.rest))]
@@ -134,24 +130,21 @@ def parse(text: str) -> Program:
     return Program(computations, instructions, dict(runs), fused)
 
 
-def flops(instruction: Instruction, shape_of) -> float:
+def flops(program: Program, instruction: Instruction) -> float:
     """Floating-point operations of a matrix product or convolution, two per multiply-add; else 0.
 
     Calls of cuBLAS and cuDNN's forward convolutions are among them, kernels of attention are not.
-
-    Args:
-        instruction: of the program. shape_of: name -> shape text.
     """
     target = instruction.attribute("custom_call_target").strip('"')
     if instruction.opcode == "dot" or target.startswith("__cublas$"):
         contracted = r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([^}\]]*)'
         axes = re.findall(r"\d+", re.search(contracted, instruction.rest)[1])
-        lhs = dimensions(shape_of(instruction.operands[0]))
+        lhs = dimensions(program.shape_of(instruction.operands[0]))
         return 2 * math.prod(dimensions(instruction.shape)) * math.prod(lhs[int(a)] for a in axes)
     if instruction.opcode != "convolution" and not re.match(r"__cudnn\$conv(BiasActivation)?Forward", target):
         return 0
     labels = re.split(r"_|->", instruction.attribute("dim_labels"))
-    shapes = [shape_of(n) for n in instruction.operands[:2]] + [instruction.shape]
+    shapes = [program.shape_of(n) for n in instruction.operands[:2]] + [instruction.shape]
     sizes = (zip(label, dimensions(shape), strict=True) for label, shape in zip(labels, shapes, strict=True))
     lhs, rhs, out = map(dict, sizes)
     window = dict(re.findall(r"(\w+)=(\S+)", instruction.attribute("window").strip("{}")))

@@ -5,102 +5,118 @@
 Stop it at any time and start it again. All rows run with the first seed before the second one begins.
 """
 
-from __future__ import annotations
-
+import collections
 import datetime
 import json
 import pathlib
 import platform
 import re
+import statistics
 import subprocess
 import sys
 import time
 
-from benchmarks.evidence.evidence_tables import metrics, write_tables
-from benchmarks.evidence.experiments import GROUPS, Row
+from benchmarks.evidence.experiments import GROUPS, Group
 from benchmarks.speed.command import script_parser
 from sparse_vis.runtime.errors import UserError, command_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
-
-
-def place(group: str, name: str, seed: int, workdirs: pathlib.Path) -> pathlib.Path:
-    """Workdir of a run."""
-    return workdirs / group / name / f"seed{seed}"
-
-
-def command(row: Row, seed: int, workdir: pathlib.Path, models: list[str]) -> list[str]:
-    """Arguments of main.py for one run.
-
-    Args:
-        row, seed, workdir: of the run. models: workdirs of finished runs to measure beside it.
-    """
-    settings = {**row.settings, "seed": seed}
-    if models:
-        settings["eval.beside"] = (*row.settings.get("eval.beside", ()), *models)
-    overrides = [f"--config.{name}={value}" for name, value in settings.items()]
-    return [f"--config={row.config}", f"--workdir={workdir}", *overrides]
-
-
-def health(workdir: pathlib.Path) -> dict[str, float]:
-    """The last measures of health in a run's metrics."""
-    found = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        found |= {
-            k.removeprefix("health/"): v for k, v in json.loads(line).items() if k.startswith("health/")
-        }
-    return found
+TRAINED = "trained"  # the encoder that a run trained, in its results
 
 
 def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
-    """Train and evaluate one row with one seed.
-
-    Args:
-        group, name: of the row. seed: of the run. workdirs: where runs live.
-
-    Returns:
-        What its results file holds: the command, every evaluation's metrics, the last measures of health.
-
-    Raises:
-        UserError: the run failed.
-    """
-    row, workdir = GROUPS[group].rows[name], place(group, name, seed, workdirs)
+    """Train and evaluate one row with one seed; what its result file holds: command, metrics, last health."""
+    row, workdir = GROUPS[group].rows[name], workdirs / group / name / f"seed{seed}"
     workdir.mkdir(parents=True, exist_ok=True)
-    others = {str(place(group, other, seed, workdirs)): other for other in row.beside}
-    arguments, began = command(row, seed, workdir, list(others)), time.time()
-    start = [sys.executable, str(ROOT / "main.py"), *arguments]
+    program = (
+        ["-m", "benchmarks.evidence.baselines", f"--baseline={row.baseline}"] if row.baseline else ["main.py"]
+    )
+    overrides = [f"--config.{name}={value}" for name, value in {**row.settings, "seed": seed}.items()]
+    command, began = [*program, f"--config={row.config}", f"--workdir={workdir}", *overrides], time.time()
     with (workdir / "log.txt").open("a") as log:
-        done = subprocess.run(start, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     log = (workdir / "log.txt").read_text()
     if done.returncode:
         raise UserError(f"{group}/{name} seed {seed} failed: see the end of {workdir / 'log.txt'}.")
-    measured = metrics(json.loads((workdir / "evaluation.json").read_text()))
+    measured = {}  # the last number of each name
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        measured |= json.loads(line)
+    encoders = json.loads((workdir / "evaluation.json").read_text())["encoders"]
     return {
-        "group": group, "row": name, "seed": seed, "command": ["main.py", *arguments],
+        "group": group, "row": name, "seed": seed, "command": command,
         "seconds": time.time() - began, "date": datetime.date.today().isoformat(),
         "machine": platform.machine(), "alarms": [x for x in log.splitlines() if x.startswith("warning:")],
-        "health": health(workdir),
-        "metrics": {others.get(encoder, encoder): tasks for encoder, tasks in measured.items()},
+        "health": {k.removeprefix("health/"): v for k, v in measured.items() if k.startswith("health/")},
+        "metrics": {
+            encoder: {task: result["metrics"] for task, result in tasks.items()}
+            for encoder, tasks in encoders.items()
+        },
     }  # fmt: skip
 
 
+def number(result: dict, encoder: str, path: tuple[str, ...]) -> float | None:
+    """A number of a result by its keys; None where it is absent. Health is the trained model's alone."""
+    if path[0] != "health":
+        result = result["metrics"].get(encoder)
+    elif encoder != TRAINED:
+        return None
+    for names in path:
+        held = result if isinstance(result, dict) else {}
+        result = next((held[name] for name in names.split("|") if name in held), None)
+    return result if isinstance(result, int | float) else None
+
+
+def cell(values: list[float], digits: int) -> str:
+    """Mean ± standard deviation over seeds; how many there are, where they are not three."""
+    if not values:
+        return "–"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    count = f" (n={len(values)})" if len(values) != 3 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}{count}"
+
+
+def table(group: Group, results: list[dict]) -> str:
+    """One group as a Markdown table, a row per experiment and per encoder measured beside one."""
+    by_row = collections.defaultdict(list)
+    for result in results:
+        by_row[result["row"]].append(result)
+    lines = ["| |" + "|".join(column.title for column in group.columns) + "| alarms |"]
+    lines.append("|---" * (len(group.columns) + 2) + "|")
+    for name, row in group.rows.items():
+        if not (runs := by_row.get(name)):
+            continue
+        for encoder in (TRAINED, *row.shown):
+            own = encoder == TRAINED
+            cells = [name if own else f"{name}: {encoder}"]
+            for column in group.columns:
+                found = [number(run, encoder, column.path) for run in runs]
+                cells.append(cell([x for x in found if x is not None], column.digits))
+            cells.append(str(sum(bool(run["alarms"]) for run in runs)) if own else "")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_tables(results: pathlib.Path, page: pathlib.Path) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- end -->` by the table of each group."""
+    text = page.read_text()
+    for name, group in GROUPS.items():
+        found = [json.loads(file.read_text()) for file in sorted((results / name).glob("*.json"))]
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise UserError(f"{page} has no marks <!-- {name} --> and <!-- end -->; add both.")
+        body = table(group, found) if found else "*Not run yet.*"
+        text = pattern.sub(lambda match, body=body: f"{match[1]}\n{body}\n\n{match[2]}", text)
+    page.write_text(text)
+
+
 def main() -> None:
-    """Command line; see the docstring of this file."""
     parser = script_parser(__spec__, __doc__)
     add, folder = parser.add_argument, {"type": pathlib.Path, "metavar": "DIR"}
-    add(
-        "--group",
-        choices=GROUPS,
-        help="of benchmarks/evidence/experiments.py; without it, all of them are listed",
-    )
+    add("--group", choices=GROUPS, help="of benchmarks/evidence/experiments.py; without it, all are listed")
     add("--rows", metavar="A,B", help="only these rows of the group")
-    add(
-        "--seeds",
-        metavar="N,N",
-        default="0,1,2",
-        help="each is a run of main.py: train, then evaluate (%(default)s)",
-    )
+    add("--seeds", metavar="N,N", default="0,1,2",
+        help="each is a run of main.py: train, then evaluate (%(default)s)")  # fmt: skip
     add("--workdirs", **folder, default=ROOT / "runs" / "evidence",
         help="where runs live (runs/evidence); an interrupted one continues")  # fmt: skip
     add("--results", **folder, default=RESULTS,
@@ -108,27 +124,22 @@ def main() -> None:
     add("--tables", action="store_true",
         help="run nothing; write the tables of all results into docs/results.md")  # fmt: skip
     arguments = parser.parse_args()
+    results, group = arguments.results, arguments.group
     if arguments.tables:
-        return write_tables(arguments.results, ROOT / "docs" / "results.md")
-    if arguments.group is None:
-        for name, group in GROUPS.items():
-            print(f"{name}: {group.title}\n    {', '.join(group.rows)}")
+        return write_tables(results, ROOT / "docs" / "results.md")
+    if group is None:
+        for name, found in GROUPS.items():
+            print(f"{name}: {found.title}\n    {', '.join(found.rows)}")
         return None
-    rows = GROUPS[arguments.group].rows
+    rows, seeds = GROUPS[group].rows, arguments.seeds.split(",")
     wanted = arguments.rows.split(",") if arguments.rows else list(rows)
     if unknown := [name for name in wanted if name not in rows]:
-        raise UserError(f"--rows={unknown[0]} is no row of {arguments.group}; it has {', '.join(rows)}.")
-    seeds = arguments.seeds.split(",")
+        raise UserError(f"--rows={unknown[0]} is no row of {group}; it has {', '.join(rows)}.")
     if wrong := [seed for seed in seeds if not re.fullmatch("[0-9]+", seed)]:
         raise UserError(
             f"--seeds={arguments.seeds}: {wrong[0]!r} is no seed; give numbers, as in --seeds=0,1,2."
         )
-    results, group = arguments.results, arguments.group
-    files = {
-        (name, seed): results / group / f"{name}-seed{seed}.json"
-        for seed in map(int, seeds)
-        for name in wanted
-    }
+    files = {(n, s): results / group / f"{n}-seed{s}.json" for s in map(int, seeds) for n in wanted}
     todo, began = [pair for pair, file in files.items() if not file.exists()], time.time()
     for done, (name, seed) in enumerate(todo):
         seconds = (time.time() - began) / max(done, 1) * (len(todo) - done)

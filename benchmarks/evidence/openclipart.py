@@ -8,8 +8,6 @@ the one after it for validation. Pictures are reduced to at most 128 pixels a si
 thinner than 16 pixels then is left out.
 """
 
-from __future__ import annotations
-
 import collections
 import pathlib
 import subprocess
@@ -28,11 +26,7 @@ NO_CATEGORY = ("special", "unsorted")
 
 
 def unpacked(package: pathlib.Path | None, folder: pathlib.Path) -> pathlib.Path:
-    """The folder of categories, from a package file or the one that apt downloads.
-
-    Raises:
-        UserError: apt or dpkg-deb fail, or the package holds something else.
-    """
+    """The folder of categories, from a package file or the one that apt downloads."""
     if package is not None and not package.is_file():
         raise UserError(f"--package={package} is no file; give the .deb of {PACKAGE}, or leave it out.")
     try:
@@ -67,11 +61,7 @@ def reduce(file: pathlib.Path, target: pathlib.Path) -> bool:
 def arrange(categories: pathlib.Path, output: pathlib.Path) -> dict[str, dict[str, int]]:
     """Reduced copies of the pictures of large categories, in folders for train, validation and test.
 
-    Args:
-        categories: a folder per category, with any folders below. output: must not exist yet.
-
-    Returns:
-        Category -> split -> number of pictures.
+    `categories` has a folder for each, with any folders below. Returns category -> split -> number.
     """
     # The package holds drawings of up to 231 million pixels, which Pillow takes for an attack.
     Image.MAX_IMAGE_PIXELS = None
@@ -92,14 +82,10 @@ def arrange(categories: pathlib.Path, output: pathlib.Path) -> dict[str, dict[st
 
 
 def main() -> None:
-    """Command line; see the docstring of this file."""
     parser = script_parser(__spec__, __doc__)
-    parser.add_argument(
-        "--output", required=True, type=paths.path, metavar="FOLDER", help="new folder for the pictures"
-    )
-    parser.add_argument(
-        "--package", type=paths.path, metavar="FILE", help="the .deb file, if it was downloaded before"
-    )
+    add = parser.add_argument
+    add("--output", required=True, type=paths.path, metavar="FOLDER", help="new folder for the pictures")
+    add("--package", type=paths.path, metavar="FILE", help="the .deb file, if it was downloaded before")
     arguments = parser.parse_args()
     if arguments.output.exists():
         raise UserError(f"{arguments.output} exists already; give another --output, or remove it.")

@@ -12,12 +12,10 @@ A fault is refused in one sentence, or harmless: all is as without it. Anything 
 without a word, a traceback, lost work. Ends with status 1 if anything was wrong.
 """
 
-from __future__ import annotations
-
 import argparse
-import importlib
 import os
 import pathlib
+import random
 import tempfile
 import time
 
@@ -27,12 +25,16 @@ if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     host.prepare()
 
-from benchmarks.faults.tally import Tally
-from benchmarks.speed.command import check_json, write_json
+from benchmarks.faults import commands, flips, foreign, kills, malformed
+from benchmarks.faults.tally import Part, Tally
+from benchmarks.speed.command import check_json, script_parser, write_json
 from sparse_vis.runtime.errors import UserError, command_line
-from sparse_vis.runtime.tools import Parser
 
-PARTS = ("kills", "two", "disk", "flips", "pictures", "malformed", "hostile")
+PARTS = {
+    "kills": kills.campaign, "two": commands.two_at_a_time, "disk": commands.full_disk,
+    "flips": flips.campaign, "pictures": foreign.pictures, "malformed": malformed.campaign,
+    "hostile": foreign.torch_files,
+}  # fmt: skip
 
 
 def parts(text: str) -> list[str]:
@@ -44,13 +46,9 @@ def parts(text: str) -> list[str]:
 
 
 def main() -> None:
-    """Command line; see --help."""
-    parser = Parser(
-        prog="python -m benchmarks.faults", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = script_parser(__spec__, __doc__)
     add = parser.add_argument
-    add("--only", type=parts, default=PARTS, help="parts, with commas between (all)")
+    add("--only", type=parts, default=tuple(PARTS), help="parts, with commas between (all)")
     add("--seed", type=int, default=0, help="of all that is random (%(default)s)")
     add("--scale", type=float, default=1.0, help="of the number of faults (%(default)s)")
     add("--json", metavar="FILE", help="the same numbers for programs, with versions, machine and date")
@@ -62,8 +60,7 @@ def main() -> None:
     for name in given.only:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="sparse_vis_faults_") as folder:
-            campaign = importlib.import_module(f"benchmarks.faults.{name}").campaign
-            campaign(pathlib.Path(folder), tally, given.scale, given.seed)
+            PARTS[name](Part(pathlib.Path(folder), tally, random.Random(given.seed), given.scale))
         seconds[name] = round(time.perf_counter() - began)
     print(tally.table())
     rows = {kind: vars(row) for kind, row in tally.rows.items()}

@@ -1,17 +1,26 @@
-"""Every command that writes, with what it should have written when it is done."""
+"""Every command that writes, twice at a time into one folder, and on a full disk.
 
-from __future__ import annotations
+Of two at a time the second must be refused, and the first go on undisturbed. On a full disk the command must
+end with status 1 and one sentence and, given space and started again, end as if nothing had happened.
+"""
 
+import contextlib
 import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.faults import kills
-from benchmarks.faults.samples import picture_folder
+from benchmarks.faults.flips import picture_folder
+from benchmarks.faults.tally import Part
+
+LARGE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -19,15 +28,12 @@ class Command:
     """A command that writes a folder.
 
     Attributes:
-        name: for the table. program, arguments: of `process.start`; the output is `out`.
-        contents: folder -> what an undisturbed command writes there, each time the same.
-        prepare: makes what must be there before.
+        name: for the table. words: what follows `python`. contents: folder -> what an undisturbed command
+            writes there, each time the same. prepare: makes what must be there before.
     """
 
     name: str
-    program: str
-    arguments: list[str]
-    out: pathlib.Path
+    words: list[str]
     contents: Callable[[pathlib.Path], Any]
     prepare: Callable[[pathlib.Path], Any] = lambda out: None
 
@@ -38,30 +44,124 @@ def files(pattern: str, out: pathlib.Path) -> dict[str, bytes]:
 
 
 def metrics(out: pathlib.Path) -> dict:
-    """What evaluation.json says but for the time it took."""
+    """evaluation.json without the time it took."""
     tasks = json.loads((out / "evaluation.json").read_text())["encoders"]["trained"]
     return {name: task["metrics"] for name, task in tasks.items()}
 
 
 def commands(folder: pathlib.Path, out: pathlib.Path) -> list[Command]:
-    """All of them, on one trained run and one folder of images.
-
-    Args:
-        folder: for these two. out: what the commands write.
-    """
+    """All of them, writing to `out`, on one trained run and one folder of images, made in `folder`."""
     run, images = kills.calm(folder), picture_folder(folder / "images", 60)
-    given, output = [f"--checkpoint={run}", f"--input={images}"], f"--output={out}"
-    evaluate = [f"--workdir={out}", "--mode=evaluate", "--config.eval.tasks=('knn',)"]
-    some = functools.partial(functools.partial, files)
+    checkpoint, given, output = f"--checkpoint={run}", f"--input={images}", f"--output={out}"
+    some, tool = functools.partial(functools.partial, files), ["-m", "sparse_vis"]
+    evaluate = ["main.py", f"--config={kills.TINY}", f"--workdir={out}", "--mode=evaluate"]
     return [
-        Command("training", "main.py", kills.run_flags(out, 0), out, kills.final),
-        Command("evaluation", "main.py", [f"--config={kills.TINY}", *evaluate], out, metrics,
+        Command("training", kills.run_words(out, 0), kills.final),
+        Command("evaluation", [*evaluate, "--config.eval.tasks=('knn',)"], metrics,
                 lambda out: shutil.copytree(run, out, dirs_exist_ok=True)),
-        Command("extraction", "-m sparse_vis extract", [*given, output, "--shard-size=4", "--batch=4"], out,
+        Command("extraction", [*tool, "extract", checkpoint, given, output, "--shard-size=4", "--batch=4"],
                 some("*.parquet")),
-        Command("packing", "-m sparse_vis pack", [given[1], output, "--shard-size=4"], out, some("*")),
-        Command("export", "-m sparse_vis export", [given[0], output], out, some("*")),
-        Command("reconstruction", "-m sparse_vis reconstruct", [*given, output], out, some("**/*.png")),
-        Command("report", "-m sparse_vis report", [given[0], f"--images={images}", f"{output}/page.html"],
-                out, some("*"), lambda out: out.mkdir(exist_ok=True)),
+        Command("packing", [*tool, "pack", given, output, "--shard-size=4"], some("*")),
+        Command("export", [*tool, "export", checkpoint, output], some("*")),
+        Command("reconstruction", [*tool, "reconstruct", checkpoint, given, output], some("**/*.png")),
+        Command("report", [*tool, "report", checkpoint, f"--images={images}", f"{output}/page.html"],
+                some("*"), lambda out: out.mkdir(exist_ok=True)),
     ]  # fmt: skip
+
+
+def holds_a_lock(pid: int) -> bool:
+    """Whether a process holds a POSIX record lock, by the kernel's list: looking disturbs nobody."""
+    lines = pathlib.Path("/proc/locks").read_text().splitlines()
+    return any("POSIX" in line and str(pid) in line.split() for line in lines)
+
+
+def begun(command: Command, log: pathlib.Path) -> subprocess.Popen:
+    """Start a command, and return when it has locked its folder, or ended."""
+    process = kills.start(command.words, log)
+    while process.poll() is None and not holds_a_lock(process.pid):
+        time.sleep(0.001)
+    return process
+
+
+def both(command: Command, delay: float, logs: list[pathlib.Path]) -> str:
+    """Start a command, and while it is stopped `delay` seconds after it has locked the folder, once more.
+
+    Returns what is wrong, or "": the second was refused, in a sentence with the first one's process id.
+    """
+    first = begun(command, logs[0])
+    time.sleep(delay)
+    first.send_signal(signal.SIGSTOP)
+    overlapped = first.poll() is None and holds_a_lock(first.pid)
+    status, text = kills.start(command.words, logs[1]).wait(), logs[1].read_text()
+    first.send_signal(signal.SIGCONT)
+    if first.wait():
+        return f"the first ended with status {first.returncode}: {logs[0].read_text()[-300:]}"
+    if not overlapped:
+        return f"the first was done after {delay:.2f} s: nothing was tried"
+    error = (text.strip().splitlines() or [""])[-1]
+    named = error.startswith("error: ") and f"process {first.pid} " in error and "Traceback" not in text
+    return "" if status == 1 and named else f"the second ended with status {status}: {text[-400:]!r}"
+
+
+def two_at_a_time(part: Part) -> None:
+    """Each command three times with a second one beside it, at a random moment of its first quarter."""
+    out, logs = part.folder / "out", [part.folder / "first.log", part.folder / "second.log"]
+    for command in commands(part.folder, out):
+        shutil.rmtree(out, ignore_errors=True)
+        command.prepare(out)
+        process, since = begun(command, logs[0]), time.monotonic()
+        kills.check(process, logs[0])
+        seconds, expected = time.monotonic() - since, command.contents(out)
+        for _ in part.times(3):
+            shutil.rmtree(out, ignore_errors=True)
+            command.prepare(out)
+            wrong = both(command, part.chance.uniform(0, seconds / 4), logs)
+            if not wrong and command.contents(out) != expected:
+                wrong = "what the first writes is not what it writes alone"
+            part.tally.count(f"two at a time, {command.name}", refused=True, wrong=wrong)
+
+
+def resize(place: pathlib.Path, size: int) -> None:
+    """Give a mounted file system another size in bytes."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
+
+
+@contextlib.contextmanager
+def mounted(place: pathlib.Path) -> Iterator[None]:
+    """An empty file system in memory, while the context lasts."""
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={LARGE}", "tmpfs", str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def full_disk(part: Part) -> None:
+    """Each command on five disks of random sizes below what it needs."""
+    place, log, again = part.folder / "disk", part.folder / "full.log", part.folder / "again.log"
+    out = place / "out"
+    for command in commands(part.folder, out):
+        with mounted(place):
+            command.prepare(out)
+            least = shutil.disk_usage(place).used
+            kills.check(kills.start(command.words, log), log)
+            expected, most = command.contents(out), shutil.disk_usage(place).used
+        for _ in part.times(5):
+            size, wrong = least + max(4096, int((most - least) * part.chance.uniform(0, 0.95))), ""
+            with mounted(place):
+                command.prepare(out)
+                resize(place, size)
+                status, text = kills.start(command.words, log).wait(), log.read_text()
+                resize(place, LARGE)
+                try:
+                    if status:
+                        kills.check(kills.start(command.words, again), again)
+                    if command.contents(out) != expected:
+                        wrong = "what is written in the end is not what one alone writes"
+                except RuntimeError as error:
+                    wrong = f"given space it {error}"
+            if status and (status != 1 or "Traceback" in text):
+                wrong = f"status {status}: {text[-600:]}"
+            wrong = wrong and f"{size} bytes: {wrong}"
+            part.tally.count(f"disk full, {command.name}", bool(status), wrong)

@@ -4,67 +4,75 @@ A run that was finished that way must equal one that was left alone: each array 
 bit, its position in the data, and each row of the metrics but for the clock's columns.
 """
 
-from __future__ import annotations
-
 import json
+import os
 import pathlib
 import random
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from benchmarks.faults.process import TINY, finish, start
-from benchmarks.faults.tally import Tally
+from benchmarks.faults.tally import Part
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+TINY = ROOT / "tests" / "train" / "tiny_config.py"
+CACHE = pathlib.Path(tempfile.gettempdir()) / "sparse_vis_faults_cache"
 STEPS, SAVE_EVERY = 60, 5
 CLOCK = ("time", "images_per_second", "input_wait_seconds")
 MOMENTS = ("any time", "between steps", "in a save", "in a save")  # half of all kills hit a save
 
 
-def run_flags(workdir: pathlib.Path, workers: int) -> list[str]:
-    """main.py's flags of the run; it logs at other steps than it saves at."""
+def start(words: list[str], log: pathlib.Path) -> subprocess.Popen:
+    """Start a program of the project, given what follows `python`; both outputs replace the log."""
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }  # fmt: skip
+    with log.open("w") as file:
+        command = [sys.executable, *words]
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+
+
+def check(process: subprocess.Popen, log: pathlib.Path, allowed: tuple[int, ...] = (0,)) -> int:
+    """Wait for a program's end; its status, or a RuntimeError with the end of its output if not allowed."""
+    if (status := process.wait()) not in allowed:
+        raise RuntimeError(f"ended with status {status}: {log.read_text()[-500:]}")
+    return status
+
+
+def run_words(workdir: pathlib.Path, workers: int) -> list[str]:
+    """main.py and the flags of the run; it logs at other steps than it saves at."""
     return [
-        f"--config={TINY}", f"--workdir={workdir}", f"--config.data.workers={workers}",
+        "main.py", f"--config={TINY}", f"--workdir={workdir}", f"--config.data.workers={workers}",
         f"--config.train.steps={STEPS}", f"--config.train.save_every={SAVE_EVERY}",
         "--config.train.log_every=3",
     ]  # fmt: skip
 
 
-def saving(workdir: pathlib.Path) -> set[pathlib.Path]:
-    """Checkpoints that are being written now."""
-    return set((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
-
-
 def kill_once(workdir: pathlib.Path, workers: int, moment: str, chance: random.Random) -> bool:
-    """One life of a run; returns whether SIGKILL came before its own end.
-
-    Args:
-        workdir, workers: of the run. moment: of MOMENTS, or "never". chance: when exactly.
-
-    Raises:
-        RuntimeError: it ended by itself and failed.
-    """
+    """Start or continue a run, and kill it at one of MOMENTS; whether SIGKILL came before its own end."""
     log = workdir.with_suffix(".log")
-    process, begun = start("main.py", run_flags(workdir, workers), log), time.monotonic()
-    seen, since = set(), None  # saves of this life; when the moment began
+    process, begun = start(run_words(workdir, workers), log), time.monotonic()
+    seen, since = set(), None  # checkpoints that were being written; when the moment began
     wait = {"any time": chance.uniform(0, 30), "between steps": chance.uniform(0, 3)}.get(moment)
     nth, wait = chance.randint(1, 3), chance.uniform(0, 0.1) if wait is None else wait
     while process.poll() is None:
-        stepping = "images/s" in log.read_text()  # from here on nothing of an earlier life is left
-        seen |= saving(workdir) if stepping else set()
+        stepping = "images/s" in log.read_text()  # from here on no earlier process's save is left
+        seen |= set((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")) if stepping else set()
         now = {"any time": True, "between steps": stepping, "in a save": len(seen) >= nth}
-        if since is None and now.get(moment):
+        if since is None and now[moment]:
             since = begun if moment == "any time" else time.monotonic()
         if since is not None and time.monotonic() - since > wait:
             process.kill()
             process.wait()
         time.sleep(0.002)
-    if process.returncode not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"it ended with status {process.returncode}: {log.read_text()[-500:]}")
-    return process.returncode == -signal.SIGKILL
+    return check(process, log, (0, -signal.SIGKILL)) != 0
 
 
 def final(workdir: pathlib.Path) -> tuple[dict, list[dict]]:
@@ -87,36 +95,28 @@ def differences(found: tuple[dict, list[dict]], expected: tuple[dict, list[dict]
     wrong += sorted(name for name in arrays.keys() & arrays0.keys() if arrays[name] != arrays0[name])
     steps, steps0 = [row["step"] for row in rows], [row["step"] for row in rows0]
     if steps != steps0:
-        wrong.append(f"metrics have rows of steps {steps}, expected {steps0}")
-    else:
-        wrong += [f"row {a['step']}" for a, b in zip(rows, rows0, strict=True) if a != b]
-    return wrong
+        return [*wrong, f"metrics have rows of steps {steps}, expected {steps0}"]
+    return wrong + [f"row {a['step']}" for a, b in zip(rows, rows0, strict=True) if a != b]
 
 
 def calm(folder: pathlib.Path) -> pathlib.Path:
-    """The run that is left alone, made once."""
-    workdir = folder / "calm"
-    if not workdir.exists():
-        finish("main.py", run_flags(workdir, 0))
+    """The workdir of a run that is left alone."""
+    workdir, log = folder / "calm", folder / "calm.log"
+    check(start(run_words(workdir, 0), log), log)
     return workdir
 
 
-def campaign(folder: pathlib.Path, tally: Tally, scale: float, seed: int) -> None:
-    """Kill runs with 0 and with 2 workers at least 60 times, each until it is finished.
-
-    Args:
-        folder: for the runs. tally: gets a trial for each kill. scale: of their number. seed: of the moments.
-    """
-    chance, expected, done, number = random.Random(seed), final(calm(folder)), 0, 0
-    kills = max(1, round(60 * scale))
+def campaign(part: Part) -> None:
+    """Kill runs with 0 and with 2 workers at least 60 times, each until it is finished."""
+    expected, done, number, kills = final(calm(part.folder)), 0, 0, len(part.times(60))
     while done < kills:
-        workers, workdir, count, wrong = (0, 2)[number % 2], folder / f"killed{number}", 0, []
+        workers, workdir, count, wrong = (0, 2)[number % 2], part.folder / f"killed{number}", 0, []
         try:
-            while kill_once(workdir, workers, chance.choice(MOMENTS), chance):
+            while kill_once(workdir, workers, part.chance.choice(MOMENTS), part.chance):
                 count += 1
                 print(f"kills: {done + count} of {kills}", flush=True)
             wrong = differences(final(workdir), expected)
         except RuntimeError as error:
-            wrong = [str(error)]
-        tally.add(f"SIGKILL, {workers} workers", tried=count, wrong=wrong)
+            wrong = [f"it {error}"]
+        part.tally.add(f"SIGKILL, {workers} workers", tried=count, wrong=wrong)
         done, number = done + count, number + 1

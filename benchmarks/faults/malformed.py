@@ -3,35 +3,29 @@
 What is accepted must be taken as it was written, and the training step must have shapes with it.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import json
-import pathlib
 import random
-import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from benchmarks.faults import samples
-from benchmarks.faults.flips import equal, load, unpack
-from benchmarks.faults.process import TINY
-from benchmarks.faults.tally import Tally
+from benchmarks.faults.flips import equal, fresh_copy, load, samples, unpack
+from benchmarks.faults.kills import TINY
+from benchmarks.faults.tally import Part
+from benchmarks.speed.synthetic import random_batch, random_state
 from sparse_vis.commands.train import define_flags
 from sparse_vis.config import arguments, settings
 from sparse_vis.config.defaults import default_config
 from sparse_vis.interop.manifest import SETTINGS
 from sparse_vis.runtime.files import CHECKSUM, write_json
 from sparse_vis.train.recipe import build_recipe
-from sparse_vis.train.step import initial_state, train_step
-from sparse_vis.types import Batch
+from sparse_vis.train.step import train_step
 
 TEXTS = (
     "0", "-1", "1", "5", "1e30", "-0.5", "0.5", "nan", "inf", "-inf", "1e-50", "None", "True", "", "x", "'",
@@ -59,21 +53,13 @@ def parsed(flag: str) -> ConfigDict:
     return flags.FLAGS.config
 
 
-def has_shapes(config: ConfigDict) -> bool:
-    """Whether the step can be traced; raises what tracing raises."""
-    recipe, size, canvas = build_recipe(config), config.train.batch, config.data.canvas
-    whole = jax.ShapeDtypeStruct((size,), np.int32)
-    image = jax.ShapeDtypeStruct((size, canvas, canvas, 3), np.uint8)
-    batch = Batch(image=image, height=whole, width=whole, index=jax.ShapeDtypeStruct((size,), np.uint32))
-    state = jax.eval_shape(functools.partial(initial_state, recipe))
-    return bool(jax.tree.leaves(jax.eval_shape(functools.partial(train_step, recipe), state, batch, None)))
-
-
 def try_flag(name: str, text: str) -> Any:
-    """What a setting became."""
+    """What a setting became; if it decides what the step computes, the step is traced with it."""
     config = parsed(f"--config.{name}={text}")
     if name.startswith(COMPUTED) and config.model.target == "pixel":
-        has_shapes(config)
+        recipe = build_recipe(config)
+        state, batch = jax.eval_shape(lambda: (random_state(recipe), random_batch(config)))
+        jax.eval_shape(functools.partial(train_step, recipe), state, batch, None)
     return settings.at(config, name)
 
 
@@ -117,19 +103,15 @@ def as_said(found: dict, content: dict, expected: dict) -> bool:
     )
 
 
-def campaign(folder: pathlib.Path, tally: Tally, scale: float, seed: int) -> None:
-    """200 settings on the command line, 100 config.json, 100 manifests, 100 packed.json.
-
-    Args:
-        folder: for copies. tally: gets the trials. scale: of their number. seed: of settings and values.
-    """
-    chance, names, copy = random.Random(seed), sorted(settings.leaves(default_config())), folder / "damaged"
-    for _ in range(max(1, round(200 * scale))):
+def campaign(part: Part) -> None:
+    """200 settings on the command line, 100 config.json, 100 manifests, 100 packed.json."""
+    chance, names, copy = part.chance, sorted(settings.leaves(default_config())), part.folder / "damaged"
+    for _ in part.times(200):
         name, text = chance.choice(names), chance.choice(TEXTS)
         read, fault = functools.partial(try_flag, name, text), f"{name}={text[:20]!r}"
-        tally.judge("settings, command line", fault, read, lambda x, t=text: as_written(x, t))
-    samples.make(folder)
-    model, records = load(folder / "exported"), unpack(folder / "packed")
+        part.tally.judge("settings, command line", fault, read, lambda x, t=text: as_written(x, t))
+    samples(part.folder)
+    model, records = load(part.folder / "exported"), unpack(part.folder / "packed")
     kinds: dict[str, tuple[str, str, Callable, Callable]] = {
         "settings, config.json": (
             "run", "config.json", lambda run: settings.plain(settings.read(run)), agrees),
@@ -138,11 +120,10 @@ def campaign(folder: pathlib.Path, tally: Tally, scale: float, seed: int) -> Non
         "packed.json": ("packed", "packed.json", unpack, lambda found, _: equal(found, records)),
     }  # fmt: skip
     for kind, (sound, file, read, same) in kinds.items():
-        for _ in range(max(1, round(100 * scale))):
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(folder / sound, copy)
+        for _ in part.times(100):
+            fresh_copy(part.folder / sound, copy)
             content = json.loads((copy / file).read_text())
             content.pop(CHECKSUM, None)
             fault = mutated(content, chance)
             write_json(copy / file, content)  # with the checksum that belongs to it
-            tally.judge(kind, fault, lambda r=read: r(copy), lambda x, s=same, c=content: s(x, c))
+            part.tally.judge(kind, fault, lambda r=read: r(copy), lambda x, s=same, c=content: s(x, c))

@@ -1,9 +1,9 @@
 """What became of each fault: refused in one sentence, harmless, or wrong."""
 
-from __future__ import annotations
-
 import contextlib
 import io
+import pathlib
+import random
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,8 +48,7 @@ class Tally:
 
     def add(self, kind: str, tried: int, wrong: list[str]) -> None:
         """Trials that are judged together: all harmless, or `wrong` says what was not."""
-        row = self.row(kind)
-        row.harmless += tried - bool(wrong)
+        self.row(kind).harmless += tried - bool(wrong)
         if wrong:
             self.fail(kind, "; ".join(wrong[:5]))
 
@@ -73,17 +72,12 @@ class Tally:
         except Exception:
             self.fail(kind, f"{fault}: traceback: {traceback.format_exc().strip().splitlines()[-1]}")
         else:
-            if same(found):
-                self.row(kind).harmless += 1
-            else:
-                self.fail(kind, f"{fault}: other results without a word")
+            self.count(kind, False, "" if same(found) else f"{fault}: other results without a word")
 
     def refuse(self, kind: str, fault: str, sentence: str) -> None:
         """A refusal; it must be one line of a readable length."""
-        if len(sentence.splitlines()) == 1 and len(sentence) <= LONGEST:
-            self.row(kind).refused += 1
-        else:
-            self.fail(kind, f"{fault}: not one sentence: {sentence[:200]!r}")
+        readable = len(sentence.splitlines()) == 1 and len(sentence) <= LONGEST
+        self.count(kind, True, "" if readable else f"{fault}: not one sentence: {sentence[:200]!r}")
 
     def table(self) -> str:
         """Markdown: tried, refused, harmless, wrong of each kind, and of all."""
@@ -97,3 +91,22 @@ class Tally:
         rows = self.rows.values()
         wrong = [line for row in rows for line in row.wrong]
         return Row(sum(r.refused for r in rows), sum(r.harmless for r in rows), wrong)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part of the campaign is given.
+
+    Attributes:
+        folder: empty, for all that it writes. tally: gets its trials. chance: all its random numbers.
+        scale: of the number of trials.
+    """
+
+    folder: pathlib.Path
+    tally: Tally
+    chance: random.Random
+    scale: float
+
+    def times(self, number: int) -> range:
+        """Loops over that many trials, scaled."""
+        return range(max(1, round(number * self.scale)))

@@ -18,8 +18,7 @@ from sparse_vis.runtime import host
 if __name__ == "__main__":
     host.prepare()
 
-from benchmarks.speed.arguments import script_parser
-
+from benchmarks.speed.command import check_json, machine, script_parser
 from sparse_vis.runtime.errors import UserError, command_line
 
 ROUNDS = 6
@@ -69,8 +68,6 @@ def measure(arm: str, sizes: dict) -> dict:
 
 
 def main() -> None:
-    from benchmarks.speed.record import check_json, machine
-
     from benchmarks.growth.growth_report import plot, table
 
     parser = script_parser(__spec__, __doc__)

@@ -17,8 +17,6 @@ bounds the rest. The last line is JSON: products_ratio, encode_ratio and step_ra
 above 1 where we are faster, and their spreads.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import time
@@ -34,12 +32,11 @@ import numpy as np
 import torch
 from absl import flags
 
-from benchmarks.peer.peer_losses import Step
-from benchmarks.peer.peer_model import Peer, torch_views, transplant
+from benchmarks.peer.peer_model import Peer, Step, torch_views, transplant
 from benchmarks.speed import command
 from benchmarks.speed.encode import encode
 from benchmarks.speed.flops import encode_flops, kernels, sequence, step_flops
-from benchmarks.speed.measure import Timing, compiled, matmul_peak, timed
+from benchmarks.speed.measure import compiled, matmul_peak, timed, timing
 from benchmarks.speed.synthetic import random_batch, random_state, recipe_of
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.step import train_step
@@ -65,11 +62,7 @@ def prepared(config):
 
 
 def same(name: str, ours, theirs) -> float:
-    """Largest difference relative to our largest number.
-
-    Raises:
-        UserError: above rounding: the comparison would say nothing.
-    """
+    """Largest difference relative to our largest number; a UserError if it is above rounding."""
     ours, theirs = np.asarray(ours), theirs.detach().numpy()
     difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
     if not difference < TOLERANCE:
@@ -118,10 +111,7 @@ def steps(config, recipe, state, peer):
     program = compiled(
         lambda state, views: train_step(recipe, state, views, view=lambda v: v), state, views, donate=(0,)
     ).call
-    o, arrays = config.optimizer, torch_views(views)
-    step = Step(
-        peer, recipe.loss, rate=o.peak_lr, weight_decay=o.weight_decay, clip=o.clip, compile=COMPILE.value
-    )
+    step, arrays = Step(peer, recipe.loss, config.optimizer, compile=COMPILE.value), torch_views(views)
 
     def ours():
         nonlocal state
@@ -141,7 +131,7 @@ def peaks() -> dict[str, float]:
     """FLOP/s of large float32 matrix products in this run, by JAX and by PyTorch: the best of each."""
     side = 2048
     x, w = torch.randn(side, side), torch.randn(side, side)
-    return {"ours": matmul_peak("float32"), "peer": 2 * side**3 / timed(lambda: (x @ w).numpy()).min}
+    return {"ours": matmul_peak("float32"), "peer": 2 * side**3 / timed(lambda: (x @ w).numpy())["min"]}
 
 
 def compare(ours: Callable, theirs: Callable, pairs: int, images: int) -> dict:
@@ -149,10 +139,6 @@ def compare(ours: Callable, theirs: Callable, pairs: int, images: int) -> dict:
 
     A timed run follows an untimed one of its own side, as a step follows a step in training: right after
     PyTorch's runs, ours have to request their memory from the kernel again.
-
-    Args:
-        ours, theirs: without arguments; ours returns JAX arrays, which are waited for.
-        pairs: of runs. images: per run.
 
     Returns:
         `ratio`: median over pairs of theirs / ours, above 1 where ours is faster; `spread` of the ratios
@@ -166,19 +152,16 @@ def compare(ours: Callable, theirs: Callable, pairs: int, images: int) -> dict:
             began = time.perf_counter()
             run[side]()
             seconds[side].append(time.perf_counter() - began)
-    timings = {side: Timing(tuple(values)) for side, values in seconds.items()}
-    ratios = Timing(tuple(b / a for a, b in zip(*seconds.values(), strict=True)))
+    times = {side: timing(values) for side, values in seconds.items()}
+    ratios = timing([b / a for a, b in zip(*seconds.values(), strict=True)])
     return {
-        "images": images, "ratio": ratios.median, "spread": ratios.spread, "ratios": list(ratios.seconds),
-        **{n: {**t.plain(), "images_per_second": images / t.median} for n, t in timings.items()},
+        "images": images, "ratio": ratios["median"], "spread": ratios["spread"], "ratios": ratios["seconds"],
+        **{side: t | {"images_per_second": images / t["median"]} for side, t in times.items()},
     }  # fmt: skip
 
 
 def report(name: str, r: dict, flops: dict[str, float], peak: dict[str, float]) -> str:
-    """The comparison as text; both shares of peak are of the faster library's matrix products.
-
-    `flops` per image: of "ours" and of the "peer".
-    """
+    """The comparison as text; both shares of peak are of the faster library's matrix products."""
     apart = ", ".join(f"{key} {value:.0e}" for key, value in r["differences"].items())
     most, lines = max(peak.values()), [
         f"{name}, {r['images']} images, {len(r['ratios'])} pairs: ratio {r['ratio']:.3f}, "
@@ -193,8 +176,8 @@ def report(name: str, r: dict, flops: dict[str, float], peak: dict[str, float]) 
     return "\n".join(lines)
 
 
-def main(_):
-    config = prepared(command.checked_config())
+def main(given):
+    config = prepared(command.checked_config(given))
     recipe, peer = recipe_of(config), Peer(config)
     state = random_state(recipe)
     transplant(state.params, peer)
@@ -214,9 +197,9 @@ def main(_):
     ):
         print(f"{name}: compiling ...", flush=True)
         ours, theirs, differences = make()
-        result[name] = compare(ours, theirs, command.REPEATS.value, images) | {"differences": differences}
+        result[name] = compare(ours, theirs, given.repeats, images) | {"differences": differences}
         print(report(name, result[name], flops[name], result["peaks"]), flush=True)
-    command.write_json(command.JSON.value, result)
+    command.write_json(given.json, result)
     last = {f"{name}_{key}": result[name][key] for name in flops for key in ("ratio", "spread")}
     print(json.dumps(last), flush=True)
 

@@ -67,7 +67,7 @@ def measure(shape: tuple[int, ...], name: str, attention, dtype: str, repeats: i
     for what, function, *given in (("forward", attention, qkv), ("forward and back", both, qkv, change)):
         call = compiled(function, *given).call
         several = timed(lambda call=call, given=given: [call(*given) for _ in range(calls)], repeats)
-        found[what] = several.min / calls
+        found[what] = several["min"] / calls
     return found
 
 

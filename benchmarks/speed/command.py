@@ -1,7 +1,5 @@
 """What the benchmarks' command lines share: their flags, and the record of a result as JSON."""
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import importlib.metadata
@@ -19,9 +17,6 @@ from sparse_vis.config import arguments, settings
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.tools import Parser
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
-JSON = flags.DEFINE_string("json", None, "File for the numbers.")
-REPEATS = flags.DEFINE_integer("repeats", 9, "Timed runs.", lower_bound=1)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "ott-jax", "numpy", "torch", "transformers")
 
 
@@ -31,8 +26,12 @@ def script_parser(spec, doc: str) -> Parser:
     return Parser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def run(main: Callable, doc: str) -> None:
-    """For programs with --config: parse absl's flags, of which --help shows `doc`, and call main(argv)."""
+def run(main: Callable, doc: str, times: bool = True) -> None:
+    """For programs with --config: parse absl's flags, of which --help shows `doc`, and call main(flags)."""
+    config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
+    flags.DEFINE_string("json", None, "File for the numbers.")
+    if times:
+        flags.DEFINE_integer("repeats", 9, "Timed runs.", lower_bound=1)
 
     def parse(argv):
         if {"-h", "--help", "-help"} & set(argv):
@@ -43,22 +42,18 @@ def run(main: Callable, doc: str) -> None:
             logging.set_verbosity(logging.WARNING)
         return rest
 
-    command_line(lambda: app.run(main, flags_parser=parse))
+    command_line(lambda: app.run(lambda _: main(flags.FLAGS), flags_parser=parse))
 
 
-def checked_config() -> ConfigDict:
-    """The configuration, checked for this machine before any long work.
-
-    Raises:
-        UserError: none is given, its settings exclude each other, or --json cannot be written.
-    """
+def checked_config(given: flags.FlagValues) -> ConfigDict:
+    """The configuration, checked for this machine, and --json too, before any long work."""
     import jax  # only now, with good flags
 
-    if CONFIG.value is None:
+    if given.config is None:
         raise UserError("give --config=configs/NAME.py, e.g. --config=configs/imagenet_b16.py.")
-    settings.check(CONFIG.value, jax.device_count())
-    check_json(JSON.value)
-    return CONFIG.value
+    settings.check(given.config, jax.device_count())
+    check_json(given.json)
+    return given.config
 
 
 def check_json(path: str | None) -> None:

@@ -26,8 +26,6 @@ from benchmarks.speed.measure import compiled, report, throughput
 from sparse_vis.build import build_model
 from sparse_vis.models.stellar import init_params
 
-IMAGES = flags.DEFINE_integer("images", 64, "Images per call.", lower_bound=1)
-
 
 def encode(model, pixels):
     """Tokens and Factors of images (B, H, W, 3) in [0, 1]; a method of Stellar for `apply`."""
@@ -46,11 +44,12 @@ def measure(config, images: int, repeats: int) -> dict:
     return {"config": config.name, "attention": config.efficiency.attention, **numbers}
 
 
-def main(_):
-    result = measure(command.checked_config(), IMAGES.value, command.REPEATS.value)
+def main(given):
+    result = measure(command.checked_config(given), given.images, given.repeats)
     print(f"{result['config']}, encode only, {command.device()}:\n{report(result)}", flush=True)
-    command.write_json(command.JSON.value, result)
+    command.write_json(given.json, result)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("images", 64, "Images per call.", lower_bound=1)
     command.run(main, __doc__)

@@ -1,7 +1,5 @@
 """Floating-point operations: by formula from the sizes, and of a traced program."""
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from benchmarks.speed.synthetic import BLOCKS, CHANNELS, LATENT, MULTIPLIERS
@@ -102,11 +100,8 @@ def step_flops(config: ConfigDict) -> dict[str, float]:
 def products(jaxpr, loops: bool = True) -> float:
     """FLOPs of all matrix products and convolutions, two per multiply-add, on any device.
 
-    Args:
-        jaxpr: of the traced function. loops: False counts the body of every scan once.
-
-    Raises:
-        ValueError: a product in a while loop, whose number of runs is not in the program.
+    `loops` False counts the body of every scan once. A product in a while loop is a ValueError: how often it
+    runs is not in the program.
     """
     total = 0.0
     for equation in jaxpr.eqns:

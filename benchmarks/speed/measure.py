@@ -1,7 +1,5 @@
 """Timing, compilation, throughput, and the device's peak and memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import resource
 import statistics
@@ -15,49 +13,21 @@ from benchmarks.dryrun.chips import CHIPS
 from benchmarks.speed.flops import products
 from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
 
-# Parts of JAX's device kinds -> bf16 operations per second without sparsity.
-STATED = {
-    "H100 80GB HBM3": CHIPS["h100"].flops, "H200": CHIPS["h200"].flops, "A100": CHIPS["a100"].flops,
-    "TPU v4": CHIPS["v4"].flops, "TPU v5 lite": CHIPS["v5e"].flops, "TPU v5": CHIPS["v5p"].flops,
-    "TPU v6 lite": CHIPS["v6e"].flops,
-}  # fmt: skip
+
+def timing(seconds: list[float]) -> dict:
+    """Numbers of repeated runs; their spread is (upper - lower quartile) / median."""
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive") if seconds[1:] else 3 * seconds
+    return {"median": middle, "min": min(seconds), "spread": (high - low) / middle, "seconds": seconds}
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Repeated runs after warm-up: `seconds` of each."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def min(self) -> float:
-        return min(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        """(upper - lower quartile) / median; 0 for a single run."""
-        if len(self.seconds) < 2:
-            return 0.0
-        low, middle, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return (high - low) / middle
-
-    def plain(self) -> dict:
-        """For JSON."""
-        return {"median": self.median, "min": self.min, "spread": self.spread, "seconds": list(self.seconds)}
-
-
-def timed(call: Callable, repeats: int = 9, warmup: int = 2) -> Timing:
+def timed(call: Callable, repeats: int = 9, warmup: int = 2) -> dict:
     """Wall time of `call()` until the arrays that it returns are ready, after `warmup` runs."""
     seconds = []
     for _ in range(warmup + repeats):
         began = time.perf_counter()
         jax.block_until_ready(call())
         seconds.append(time.perf_counter() - began)
-    return Timing(tuple(seconds[warmup:]))
+    return timing(seconds[warmup:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +85,12 @@ def matmul_peak(dtype: str, repeats: int = 9) -> float:
     def chain(x, w):
         return jax.lax.fori_loop(0, count, lambda _, x: x @ w, x)
 
-    return 2 * side**3 * count / timed(lambda: chain(x, w), repeats).min
+    return 2 * side**3 * count / timed(lambda: chain(x, w), repeats)["min"]
 
 
 def stated_peak(kind: str, dtype: str) -> float | None:
     """The vendor's bf16 FLOP/s of a device kind; None where none is known, or for another dtype."""
-    known = [peak for name, peak in STATED.items() if name in kind]
+    known = [chip.flops for chip in CHIPS.values() if chip.kind in kind]
     return known[0] if known and dtype == "bfloat16" else None
 
 
@@ -144,13 +114,12 @@ def throughput(program: Program, call: Callable, repeats: int, images: int, flop
     Returns:
         As JSON keeps it; `stated_peak` and its share are None where no peak is stated.
     """
-    kind, chips = jax.devices()[0].device_kind, jax.device_count()
-    before, timing = matmul_peak(dtype), timed(call, repeats)
-    rate = images / timing.median
-    stated, measured = stated_peak(kind, dtype), max(before, matmul_peak(dtype))
-    achieved = rate * flops / chips
+    before, seconds = matmul_peak(dtype), timed(call, repeats)
+    rate = images / seconds["median"]
+    stated, measured = stated_peak(jax.devices()[0].device_kind, dtype), max(before, matmul_peak(dtype))
+    achieved = rate * flops / jax.device_count()
     return {
-        "images": images, "dtype": dtype, "seconds": timing.plain(), "images_per_second": rate,
+        "images": images, "dtype": dtype, "seconds": seconds, "images_per_second": rate,
         "flops_per_image": flops, "program": program.plain(), "peak_memory": peak_memory(),
         "stated_peak": stated, "measured_peak": measured, "share_of_measured": achieved / measured,
         "share_of_stated": achieved / stated if stated else None,

@@ -11,8 +11,6 @@ heads and losses, Sinkhorn, matching, views, tokenizer, optimizer. With config.e
 parts, and the step that they are compared with, are of one microbatch. Pixels and weights are random.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import sys
@@ -82,12 +80,8 @@ def decoding(model: Stellar, params: dict, outputs: Outputs, image: jax.Array) -
     """Factorization and decoder."""
 
     def run(trained, image):
-        params, tokens = trained
-
-        def both(model):
-            return model.decode(model.factorize(tokens).Z, model.grid(*image.shape[1:3]))
-
-        return model.apply({"params": params}, method=both)
+        (params, tokens), grid = trained, model.grid(*image.shape[1:3])
+        return model.apply({"params": params}, method=lambda m: m.decode(m.factorize(tokens).Z, grid))
 
     given = {name: params[name] for name in ("factorizer", "decoder")}
     return Part(run, ((given, outputs.tokens), image))
@@ -138,7 +132,7 @@ def all_parts(recipe: Recipe, state: TrainState, batch: Batch, tokenizer: dict |
 
     cls = cls_like(made.masked), cls_like(made.local)
     ones = jax.tree.map(jnp.ones_like, params)
-    masked = outputs.masked_S.reshape(-1, *outputs.masked_S.shape[2:])
+    masked = fold(outputs.masked_S)
     own = jnp.repeat(outputs.tokens.S, made.masked.shape[1], axis=0)
     found = {
         "views": Part(views, (jax.random.key(3), batch), backward=False),
@@ -158,12 +152,12 @@ def all_parts(recipe: Recipe, state: TrainState, batch: Batch, tokenizer: dict |
 def one_part(part: Part, repeats: int) -> dict:
     """Seconds of the forward pass and, where gradients flow, of forward and backward together."""
     forward = compiled(part.forward, *part.arguments)
-    found = {"forward": timed(lambda: forward.call(*part.arguments), repeats).plain(), "xla": forward.xla}
+    found = {"forward": timed(lambda: forward.call(*part.arguments), repeats), "xla": forward.xla}
     found["products"] = forward.products
     if part.backward:
         function, arguments = part.both()
         both = compiled(function, *arguments)
-        found["both"] = timed(lambda: both.call(*arguments), repeats).plain()
+        found["both"] = timed(lambda: both.call(*arguments), repeats)
         found["products"] = both.products
     return found
 
@@ -208,9 +202,9 @@ def table(r: dict) -> str:
     ])  # fmt: skip
 
 
-def main(_):
-    keep = functools.partial(command.write_json, command.JSON.value)
-    result = measure(command.checked_config(), command.REPEATS.value, keep)
+def main(given):
+    keep = functools.partial(command.write_json, given.json)
+    result = measure(command.checked_config(given), given.repeats, keep)
     print(f"{step.heading(result)}\n{report(result)}\n{table(result)}", flush=True)
 
 

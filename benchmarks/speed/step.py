@@ -30,11 +30,7 @@ from sparse_vis.train.step import compile_step
 
 
 def measure(config, repeats: int) -> dict:
-    """All numbers of the step, as JSON keeps them.
-
-    Raises:
-        UserError: a step's numbers are not finite, so that its time says nothing.
-    """
+    """All numbers of the step, as JSON keeps them; a UserError if a step was not finite."""
     recipe, batch = recipe_of(config), random_batch(config)
     state, tokenizer = random_state(recipe), random_tokenizer(recipe.model.tokenizer)
     seed = np.uint32(config.seed)
@@ -66,10 +62,10 @@ def heading(r: dict) -> str:
     return f"{r['config']}, {r['target']} target, full training step, {command.device()}:"
 
 
-def main(_):
-    result = measure(command.checked_config(), command.REPEATS.value)
+def main(given):
+    result = measure(command.checked_config(given), given.repeats)
     print(f"{heading(result)}\n{report(result)}", flush=True)
-    command.write_json(command.JSON.value, result)
+    command.write_json(given.json, result)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """What a step needs, made up: a batch of random pixels, a tokenizer with random weights, a train state."""
 
-from __future__ import annotations
-
 import functools
 
 import jax
@@ -16,33 +14,25 @@ from sparse_vis.types import Batch
 CHANNELS, MULTIPLIERS, BLOCKS, LATENT = 128, (1, 1, 2, 2, 4), 2, 256  # of the released MaskGIT-VQGAN
 
 
-def tokenizer_module(config: ConfigDict) -> VQGAN | None:
-    """The VQ tokenizer in its released size; None for the pixel target."""
-    if config.model.target != "vq":
-        return None
-    tokenizer = config.model.tokenizer
-    return VQGAN(CHANNELS, MULTIPLIERS, BLOCKS, LATENT, tokenizer.codes, tokenizer.dtype)
-
-
 def recipe_of(config: ConfigDict) -> Recipe:
-    """The configuration's recipe, its model with the tokenizer."""
-    return build_recipe(config, tokenizer_module(config))
+    """The configuration's recipe, its model with the VQ tokenizer in its released size for that target."""
+    t = config.model.tokenizer
+    tokenizer = VQGAN(CHANNELS, MULTIPLIERS, BLOCKS, LATENT, t.codes, t.dtype)
+    return build_recipe(config, tokenizer if config.model.target == "vq" else None)
 
 
 def random_tokenizer(module: VQGAN | None) -> dict | None:
-    """Parameters of the tokenizer, normal with mean 0 and deviation 0.05; None where there is no tokenizer.
-
-    Not the module's own start: one program of all its draws takes half a minute to compile for a GPU.
-    """
+    """Parameters of the tokenizer, normal with mean 0 and deviation 0.05; None where there is none."""
+    # Not the module's own init, whose many draws take half a minute to compile for a GPU.
     if module is None:
         return None
     shapes = jax.eval_shape(module.init, jax.random.key(1), jnp.zeros((1, 32, 32, 3)))["params"]
     return jax.tree.map(lambda x: 0.05 * jax.random.normal(jax.random.key(1), x.shape, x.dtype), shapes)
 
 
-def random_batch(config: ConfigDict, images: int | None = None) -> Batch:
-    """Canvases full of random uint8 pixels; `images` are config.train.batch where not given."""
-    count, side = images or config.train.batch, config.data.canvas
+def random_batch(config: ConfigDict) -> Batch:
+    """Canvases full of random uint8 pixels."""
+    count, side = config.train.batch, config.data.canvas
     return Batch(
         image=jax.random.randint(jax.random.key(2), (count, side, side, 3), 0, 256).astype(jnp.uint8),
         height=jnp.full(count, side, jnp.int32),

@@ -3,133 +3,159 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
-import os
 import signal
-import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
-import pyarrow as pa
+from jax.sharding import NamedSharding, PartitionSpec
 
-from sparse_vis.commands.shard_folder import drop_changed, finish, open_output, plan, wait_for
-from sparse_vis.commands.shards import DTYPES, fingerprint, make_schema, read_shard, write_shard
+from sparse_vis.api import assemble, encode
+from sparse_vis.commands import outputs, shards
 from sparse_vis.config.ranges import SIDE
-from sparse_vis.data.decode import MAX_PIXELS
 from sparse_vis.data.folder import stamp
-from sparse_vis.data.records import ON_ERROR, Loaded, load_ahead, load_image, usable
+from sparse_vis.data.records import Loaded, images_ahead, load_image
 from sparse_vis.data.sources import Source, announce, open_input
-from sparse_vis.interop.load import PLACES
-from sparse_vis.runtime import lock, paths
+from sparse_vis.interop.load import read_model
+from sparse_vis.models.stellar import Stellar
+from sparse_vis.runtime import paths
+from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, check_folder, positive
+from sparse_vis.train.mesh import BATCH, make_mesh
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
+KEPT = "complete shards"
+Encoder = Callable[[list[Loaded]], shards.Columns]
 
 
-def extract(
-    *, checkpoint: str, name: str | None, images: str, split: str | None, data_dir: str | None, output: Path,
-    outputs: tuple[str, ...], dtype: str, resize: int | None, batch: int, shard_size: int, threads: int,
-    on_error: str, max_pixels: int = MAX_PIXELS,
-) -> None:  # fmt: skip
+def extract(given: argparse.Namespace) -> None:
     """Write features of all images of a source, or continue an interrupted call.
 
     Each of n processes writes every n-th shard, with its own devices; process 0 completes the folder.
 
     Args:
-        checkpoint, name: path and name of the model, as for sparse_vis.load.
-        images, split, data_dir: as for `open_input`.
-        output: folder of the shards, shared by all processes.
-        outputs: names in OUTPUTS. dtype: "float32" or "float16", of the files; the computation is float32.
-        resize: short side before the centre crop, in pixels; None: 256/224 of the model's image size.
-        batch: images per call of the encoder. shard_size: images per shard. threads: for decoding.
-        on_error: "stop" or "skip" at an unusable image. max_pixels: images with more are unusable.
+        given: the flags of `parser`.
 
     Raises:
-        UserError: no images, no checkpoint, another extraction's output, or an image that cannot be used.
+        UserError: no images, no checkpoint, another extraction's output, an image that cannot be used, or
+            none that can.
     """
-    check_folder(output)
-    if resize is not None and resize > SIDE:
-        raise UserError(f"--resize={resize} is too large; it must be at most {SIDE}.")
-    source = open_input(images, split, data_dir, max_pixels)
-    import jax
-
-    from sparse_vis.api import assemble
-    from sparse_vis.commands.encoding import describe, make_encoder
-    from sparse_vis.interop.load import read_model
-
-    found = read_model(checkpoint, name)
-    checkpoint = str(found.step or checkpoint)  # the step folder, because training may continue meanwhile
+    check_folder(given.output)
+    if given.resize is not None and given.resize > SIDE:
+        raise UserError(f"--resize={given.resize} is too large; it must be at most {SIDE}.")
+    source = open_input(given.images, given.split, given.data_dir, given.max_pixels)
+    found = read_model(given.checkpoint, given.name)
+    checkpoint = str(found.step or given.checkpoint)  # the step folder, as training may continue meanwhile
     model, params = assemble(found, checkpoint)
     size = model.encoder.image_size
-    resize = resize or round(256 / 224 * size)
+    resize = given.resize or round(256 / 224 * size)
     if resize < size:
         raise UserError(f"--resize={resize} is below the model's image size; raise it to {size} or more.")
-    outputs = tuple(name for name in OUTPUTS if name in outputs)
-    manifest = describe(checkpoint, model, params, outputs)
+    names = tuple(name for name in OUTPUTS if name in given.outputs)
+    manifest = about_model(checkpoint, model, params, names)
     manifest |= {"images": len(source), "images_sha256": source.images_sha256}
-    manifest |= {"dtype": dtype, "resize": resize, "shard_size": shard_size}
+    manifest |= {"dtype": given.dtype, "resize": resize, "shard_size": given.shard_size}
     process, processes = jax.process_index(), jax.process_count()
     if process == 0:
         announce(source)
-    open_output(output, manifest, first=process == 0)
-    shards = plan(output, len(source), shard_size)
+    shards.open_output(given.output, manifest, first=process == 0)
+    planned = shards.plan(given.output, len(source), given.shard_size)
     # Every process checks all shards, so that none waits for another.
-    there = {path: rows for path, rows in shards.items() if path.exists()}
-    drop_changed({path: stamp(source, rows) for path, rows in there.items()})
+    there = {path: rows for path, rows in planned.items() if path.exists()}
+    shards.drop_changed({path: stamp(source, rows) for path, rows in there.items()})
     # By shard number, so that processes need not agree on which shards are left to write.
-    mine = {path: rows for k, (path, rows) in enumerate(shards.items()) if k % processes == process}
-    encoder = make_encoder(model, params, batch, outputs, dtype)
-    write_shards(
-        source, mine, make_schema(manifest["outputs"], dtype), encoder,
-        functools.partial(load_image, source, size=size, short_side=resize),
-        batch=batch, threads=threads, on_error=on_error, settings=fingerprint(manifest),
-        what="features" if processes == 1 else f"features, process {process} of {processes}",
-    )  # fmt: skip
-    wait_for(list(shards), "shards")
+    mine = {path: rows for k, (path, rows) in enumerate(planned.items()) if k % processes == process}
+    encoder = make_encoder(model, params, given.batch, names, given.dtype)
+    write_missing(given, source, mine, manifest, encoder)
+    shards.wait_for(list(planned), "shards")
     if process == 0:
-        rows, skipped = finish(output, manifest, shards)
-        print(f"{output}: {rows} images in {len(shards)} shards, {skipped} skipped", flush=True)
+        rows, skipped = shards.finish(given.output, manifest, planned)
+        print(f"{given.output}: {rows} images in {len(planned)} shards, {skipped} skipped", flush=True)
 
 
-def write_shards(
-    source: Source, shards: dict[Path, range], schema: pa.Schema,
-    encoder: Callable[[np.ndarray], dict[str, np.ndarray]], load: Callable[[int], Loaded], *, batch: int,
-    threads: int, on_error: str, what: str, settings: str,
-) -> None:  # fmt: skip
-    """Write the missing shards; check the existing ones first.
+def about_model(checkpoint: str, model: Stellar, params: dict, names: tuple[str, ...]) -> dict[str, Any]:
+    """The part of the manifest that describes the model, loaded from `checkpoint`, and its features."""
+    size, checksum = model.encoder.image_size, 0
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+    features = jax.eval_shape(functools.partial(encode, model), params, image)
+    for leaf in jax.tree.leaves(params):  # distinguishes models with the same step number
+        checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
+    return {
+        "checkpoint": checkpoint,
+        "step": int(step) if (step := Path(checkpoint).name).isdigit() else None,  # None: not from our runs
+        "weights_crc32": checksum,
+        "image_size": size,
+        "grid": list(model.grid(size, size)),
+        "outputs": {name: list(getattr(features, name).shape[1:]) for name in names},
+    }
+
+
+def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...], dtype: str) -> Encoder:
+    """A function from images to those of their Features, rounded to `dtype`; the computation is float32.
+
+    Batches are split over all devices of this process. Other processes encode other images, independently.
 
     Args:
-        source: random-access records. shards: from `plan`. schema: from `make_schema`.
-        encoder: from `make_encoder`. load: index of an image -> Loaded.
-        batch, threads, on_error: as in `extract`. what: for the progress line.
-        settings: `fingerprint` of the extraction's settings.
+        batch: images per call; rounded up to a multiple of the devices.
+    """
+    devices = jax.local_devices()
+    mesh = make_mesh((-1, 1), devices)
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    batch = -(-batch // len(devices)) * len(devices)
+
+    def call(images: np.ndarray) -> dict[str, jax.Array]:
+        features = encode(model, params, jax.device_put(images, NamedSharding(mesh, BATCH)))
+        return {name: getattr(features, name) for name in names}
+
+    def columns(images: list[Loaded]) -> shards.Columns:
+        features = run_in_batches(call, batch, np.stack([image.pixels for image in images]))
+        with np.errstate(over="ignore"):  # write_shard refuses infinities
+            features = {name: np.asarray(array, dtype) for name, array in features.items()}
+        about = {name: [getattr(image, name) for image in images] for name in ("name", "height", "width")}
+        return about | features
+
+    return columns
+
+
+def write_missing(
+    given: argparse.Namespace, source: Source, planned: dict[Path, range], manifest: dict, encoder: Encoder
+) -> None:
+    """Write the missing ones of these shards; check the existing ones first.
 
     Raises:
         UserError: an image cannot be used, or an existing shard cannot be read.
     """
-    from sparse_vis.commands.encoding import encode_all
-
-    todo = {path: rows for path, rows in shards.items() if not path.exists()}
-    left = [index for rows in todo.values() for index in rows]
-    total = sum(map(len, shards.values()))
+    settings = shards.fingerprint(manifest)
+    schema = shards.make_schema(manifest["outputs"], given.dtype)
+    todo = {path: rows for path, rows in planned.items() if not path.exists()}
+    left, total = [index for rows in todo.values() for index in rows], sum(map(len, planned.values()))
     checked = Progress("checking finished shards", total - len(left))
-    for path in [path for path in shards if path not in todo]:  # report damage now, not at the end
-        read_shard(path, len(shards[path]), settings, content=True)
-        checked.add(len(shards[path]))
+    for path in [path for path in planned if path not in todo]:  # report damage now, not at the end
+        shards.read_shard(path, len(planned[path]), settings, content=True)
+        checked.add(len(planned[path]))
+    process, processes = jax.process_index(), jax.process_count()
+    what = "features" if processes == 1 else f"features, process {process} of {processes}"
     progress = Progress(what, total, total - len(left))
-    # Closed here: else, after an error such as a full disk, one of its own threads might have to close it,
-    # and would wait for itself.
-    with contextlib.closing(load_ahead(load, left, threads, ahead=2 * batch)) as futures:
+    load = functools.partial(load_image, source, size=manifest["image_size"], short_side=manifest["resize"])
+
+    def encoded(images: Iterator[Loaded]) -> Iterator[shards.Columns]:
+        while batch := list(islice(images, given.batch)):
+            yield encoder(batch)
+            progress.add(len(batch))
+
+    how = dict(threads=given.threads, ahead=2 * given.batch, on_error=given.on_error)
+    with images_ahead(source, load, left, **how) as take:
         for path, rows in todo.items():
-            skipped: list[tuple[str, str]] = []
-            images = usable(source, islice(futures, len(rows)), on_error, skipped)
+            images, skipped = take(len(rows))
             about = {"settings": settings, **stamp(source, rows)}
-            write_shard(path, schema, encode_all(images, batch, encoder, progress), skipped, about)
+            shards.write_shard(path, schema, encoded(images), skipped, about)
             if skipped:
                 progress.add(len(skipped))
 
@@ -141,91 +167,46 @@ def _outputs(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The tool's flags."""
     parser = Parser(
-        prog=sys.argv[0],
         description="Write features of all images of a folder, a packed folder or a TFDS data set as "
-        "Parquet shards (docs/extraction.md). The same command continues an interrupted extraction.",
+        "Parquet shards (docs/extraction.md). The same command continues an interrupted extraction."
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, type=paths.place, help=PLACES)
-    add("--name", help="model of a release folder that holds several")
-    add(
-        "--input",
-        required=True,
-        dest="images",
-        type=paths.folder,
-        metavar="FOLDER",
-        help="folder of images, packed folder (sparse_vis.commands.pack), or tfds:<name>",
-    )
+    add("--checkpoint")
+    add("--name")
+    add("--input", dest="images", help="folder of images, packed folder (`pack`), or tfds:<name>")
     add("--split", help="of a TFDS data set, e.g. train[:90%%]")
-    add(
-        "--data-dir",
-        "--data_dir",
-        type=paths.folder,
-        metavar="FOLDER",
-        help="in which the TFDS data set was prepared",
-    )
-    add(
-        "--output",
-        required=True,
-        type=paths.path,
-        metavar="FOLDER",
-        help="folder of the shards: new, or to be continued",
-    )
-    add(
-        "--outputs",
-        type=_outputs,
-        default="cls,sparse,spatial",
-        help=f"comma-separated, of {','.join(OUTPUTS)} (%(default)s)",
-    )
-    add(
-        "--dtype",
-        choices=tuple(DTYPES),
-        default="float32",
-        help="of the files; computed in float32 (%(default)s)",
-    )
-    add(
-        "--resize",
-        type=positive,
-        help="short side in pixels before the centre crop (256/224 of the model's image size unless given)",
-    )
+    folder = dict(type=paths.folder, metavar="FOLDER")
+    add("--data-dir", "--data_dir", help="in which the TFDS data set was prepared", **folder)
+    add("--output", help="folder of the shards: new, or to be continued")
+    named = f"comma-separated, of {','.join(OUTPUTS)} (%(default)s)"
+    add("--outputs", type=_outputs, default="cls,sparse,spatial", help=named)
+    computed = "of the files; computed in float32 (%(default)s)"
+    add("--dtype", choices=tuple(shards.DTYPES), default="float32", help=computed)
+    short = "short side in pixels before the centre crop (256/224 of the model's image size unless given)"
+    add("--resize", type=positive, help=short)
     add("--batch", type=positive, default=64, help="images per call of the encoder (%(default)s)")
-    add("--shard-size", type=positive, default=4096, help="images per shard (%(default)s)")
-    add("--threads", type=positive, default=os.cpu_count(), help="that decode images (%(default)s)")
-    add("--on-error", choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)")
-    add("--max-pixels", type=positive, default=MAX_PIXELS, help="of an image that is used (%(default)s)")
-    add(
-        "--distributed", help="be one process of several: auto, or HOST:PORT,PROCESSES,PROCESS (docs/pods.md)"
-    )
+    add("--shard-size")
+    add("--threads")
+    add("--on-error")
+    add("--max-pixels")
+    several = "be one process of several: auto, or HOST:PORT,PROCESSES,PROCESS (docs/pods.md)"
+    add("--distributed", help=several)
     return parser
-
-
-def run(arguments: dict) -> None:
-    """Extract in this process; errors of the file system become a UserError."""
-    try:
-        extract(**arguments)
-    except OSError as error:
-        raise UserError(
-            f"extraction into {str(arguments['output'])!r} stopped ({error}); complete shards are kept: mend "
-            "that, or make room, and give the same command again."
-        ) from None
-    except KeyboardInterrupt:
-        sys.exit("interrupted: complete shards are kept, the same command continues")
 
 
 def main() -> None:
     """Command line; see --help."""
-    arguments = vars(_parser().parse_args())
-    others = arguments.pop("distributed")
-    if not others:
-        check_folder(arguments["output"])
-        with lock.hold(arguments["output"], "extraction"):
-            return run(arguments)
+    given = parser().parse_args()
+    if not given.distributed:
+        with outputs.writing(given.output, "extraction", KEPT):
+            return extract(given)
     from sparse_vis.train import distributed
 
-    with distributed.joined(others, 0):
+    with distributed.joined(given.distributed, 0):
         # jax.distributed handles SIGTERM by waiting for a training step; here it should end the process.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with distributed.held(arguments["output"], "extraction"):
-            run(arguments)
+        with distributed.held(given.output, "extraction"), outputs.in_one_sentence(given.output, KEPT):
+            extract(given)

@@ -28,22 +28,17 @@ class Graph:
         self.nodes, self.constants = [], []
 
     def add(self, operator: str, *inputs: str | np.ndarray, names: tuple[str, ...] = (), **attributes):
-        """Append a node; arrays among its inputs become constants.
+        """Append a node; returns the name of its first output.
 
         Args:
-            operator: of ONNX. inputs: names or arrays. names: of the outputs; one new name if empty.
-            attributes: of the operator.
-
-        Returns:
-            The name of its first output.
+            inputs: names, or arrays, which become constants. names: of the outputs; one new name if empty.
         """
         names = names or (f"v{len(self.nodes)}",)
-        inputs = [x if isinstance(x, str) else self.constant(x) for x in inputs]
+        inputs = [x if isinstance(x, str) else self._constant(x) for x in inputs]
         self.nodes.append(helper.make_node(operator, inputs, names, **attributes))
         return names[0]
 
-    def constant(self, array: np.ndarray) -> str:
-        """Add a constant; returns its name."""
+    def _constant(self, array: np.ndarray) -> str:
         name = f"c{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
@@ -73,8 +68,7 @@ def _tokens(graph: Graph, images: str, params: dict, patch: int) -> str:
     count = graph.add("Shape", images, end=1)
 
     def spread(rows: np.ndarray) -> str:
-        shape = graph.add("Concat", count, np.array(rows.shape), axis=0)
-        return graph.add("Expand", rows, shape)
+        return graph.add("Expand", rows, graph.add("Concat", count, np.array(rows.shape), axis=0))
 
     cls = spread((params["cls_token"] + params["cls_position"])[None])
     return graph.add("Concat", cls, patches, spread(params["queries"]), axis=1)
@@ -115,8 +109,7 @@ def build(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> onnx.M
     """Graph from uint8 images (batch, H, W, 3) of the model's own size to the outputs of `sparse_vis.encode`.
 
     Args:
-        model: as for `sparse_vis.encode`. params: its parameters as numpy arrays.
-        outputs: name -> [tokens, width].
+        params: as numpy arrays. outputs: name -> [tokens, width].
     """
     graph, encoder = Graph(), model.encoder
     side, patches, r = encoder.image_size, len(params["encoder"]["position_table"]), encoder.queries
@@ -129,11 +122,9 @@ def build(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> onnx.M
     graph.add("Split", x, sizes, names=("cls", "dense", "sparse"), axis=1)
     _factors(graph, params["factorizer"], model.factorizer.temperature)
     graph.add("MatMul", "spatial", "sparse", names=("lowrank",))
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, [BATCH, side, side, 3])
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape])
-        for name, shape in outputs.items()
-    ]
+    value = helper.make_tensor_value_info
+    images = value("images", TensorProto.UINT8, [BATCH, side, side, 3])
+    values = [value(name, TensorProto.FLOAT, [BATCH, *shape]) for name, shape in outputs.items()]
     whole = helper.make_graph(graph.nodes, "encoder", [images], values, graph.constants)
     opsets = [helper.make_opsetid("", OPSET)]
     found = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION)

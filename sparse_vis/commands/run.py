@@ -6,7 +6,6 @@ import functools
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
@@ -18,6 +17,7 @@ from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime import lock
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.distributed import held
+from sparse_vis.train.init import initial_params
 from sparse_vis.train.loop import Run
 from sparse_vis.train.stop import StopSignal
 
@@ -26,8 +26,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
     """Train, or continue, to the last step, then evaluate; or only evaluate.
 
     Args:
-        config: complete configuration. workdir: folder of the run. mode: "train" or "evaluate".
-        stop: checked after every step.
+        mode: "train" or "evaluate". stop: checked after every step.
 
     Raises:
         UserError: any error that the user can correct.
@@ -97,21 +96,12 @@ def closing(workdir: pathlib.Path) -> str:
 
 def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
     """Train to the end, or until SIGTERM or Ctrl-C."""
-    training = Run(config, workdir, initial=initial_weights(config), tokenizer=read_tokenizer(config))
+    initial = functools.partial(initial_params, config) if config.init else None
+    training = Run(config, workdir, initial=initial, tokenizer=read_tokenizer(config))
     training.train(stop)
     if stop.received:
-        print(
-            f"{stop.name}: saved step {training.step} in {workdir}; the same command continues.", flush=True
-        )
-
-
-def initial_weights(config: ConfigDict) -> Callable[[], dict] | None:
-    """A function that reads the initial parameters named by config.init; None for random ones."""
-    if not config.init:
-        return None
-    from sparse_vis.train.init import initial_params
-
-    return functools.partial(initial_params, config)
+        what = f"{stop.name}: saved step {training.step} in {workdir}"
+        print(f"{what}; the same command continues.", flush=True)
 
 
 def read_tokenizer(config: ConfigDict) -> tuple[VQGAN, dict] | None:

@@ -1,4 +1,4 @@
-"""Parquet shards of features; docs/extraction.md describes the files.
+"""The folder of an extraction, Parquet shards and their manifest; docs/extraction.md describes the files.
 
 A shard gets its name only when it is complete. Beside it is its entry, a JSON file with its checksum, so that
 a damaged shard is never taken for a finished one.
@@ -7,46 +7,138 @@ a damaged shard is never taken for a finished one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sparse_vis.commands.outputs import begin_or_continue
+from sparse_vis.data.folder import note_times
+from sparse_vis.data.records import none_usable
+from sparse_vis.runtime import files, skipped
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.files import CHECKSUM, checksum, file_sha256, read_json, whole, write_json
 from sparse_vis.runtime.names import escaped, quoted
+from sparse_vis.runtime.progress import REPORT_SECONDS
+from sparse_vis.runtime.skipped import Skips
 
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
-
-Skips = list[tuple[str, str]]  # (name, reason) of images that were left out
+POLL_SECONDS = 0.2
+MANIFEST = "manifest.json"
+Columns = dict[str, list | np.ndarray]  # rows by column; outputs are (m, tokens, width)
 
 
 class Shard(NamedTuple):
-    """The entry of a finished shard.
-
-    Attributes:
-        rows: number of rows. skipped: (name, reason) of images left out. bytes, sha256: of the file.
-        settings: `fingerprint` of the extraction's settings. images, times: from `data.same.stamp`.
-    """
+    """The entry of a finished shard."""
 
     rows: int
     skipped: Skips
-    bytes: int
-    sha256: str
-    settings: str
-    images: str
+    bytes: int  # of the file
+    sha256: str  # of the file
+    settings: str  # `fingerprint` of the extraction's manifest
+    images: str  # this and times: `data.folder.stamp` of its images
     times: str
 
 
-def make_schema(shapes: dict[str, list[int]], dtype: str) -> pa.Schema:
-    """Schema of a shard's columns.
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """Checksum of an extraction's settings, hexadecimal; the path in "checkpoint" does not enter."""
+    return files.checksum({key: value for key, value in manifest.items() if key != "checkpoint"})
+
+
+def entry_of(path: Path) -> Path:
+    """Path of the entry of a shard."""
+    return path.with_suffix(".json")
+
+
+def plan(output: Path, images: int, shard_size: int) -> dict[Path, range]:
+    """Path of every shard -> indices of its images."""
+    rows = [range(images)[start : start + shard_size] for start in range(0, images, shard_size)]
+    return {output / f"features-{k:05d}-of-{len(rows):05d}.parquet": row for k, row in enumerate(rows)}
+
+
+def open_output(output: Path, manifest: dict[str, Any], first: bool) -> None:
+    """Create the output folder with its manifest, or check that it belongs to the same extraction.
 
     Args:
-        shapes: output -> [tokens, width]. dtype: one of DTYPES.
+        manifest: settings of this extraction; its "checkpoint" is for information and may differ.
+        first: whether this process creates the folder; others wait for it.
+
+    Raises:
+        UserError: the folder holds something else, features with other settings, or a damaged manifest.
     """
+    path, planned = output / MANIFEST, plan(output, manifest["images"], manifest["shard_size"])
+    if not first:
+        wait_for([path], "manifest")
+    # If only the manifest is lost, each shard's entry has a fingerprint of the settings.
+    ours = {skipped.FILE, *(file.name for shard in planned for file in (shard, entry_of(shard)))}
+    begin_or_continue(path, manifest, _read_manifest, free={"checkpoint", "shards"}, ours=ours)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        return files.read_json(path)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged, or no manifest of an extraction ({error}); delete it to have it written "
+            "again, or give --output another folder."
+        ) from None
+
+
+def wait_for(paths: list[Path], what: str) -> None:
+    """Wait until other processes have written these files, called `what` in the line printed meanwhile."""
+    printed = time.perf_counter()
+    while missing := [path for path in paths if not path.exists()]:
+        time.sleep(POLL_SECONDS)
+        if time.perf_counter() - printed >= REPORT_SECONDS:
+            printed = time.perf_counter()
+            print(f"waiting for {len(missing)} {what} of the other processes", flush=True)
+
+
+def drop_changed(shards: dict[Path, dict[str, str]]) -> None:
+    """Delete those of `shards`, path → `stamp` of its present images, whose images have changed since."""
+    other_times = []
+    for path, now in shards.items():
+        try:
+            entry = files.read_json(entry_of(path))
+            images, times = entry["images"], entry["times"]
+        except (OSError, ValueError, KeyError):  # missing or damaged, as `read_shard` will report
+            continue
+        if images != now["images"]:
+            print(f"note: images of {path.name} have changed; it is written again", flush=True)
+            path.unlink(missing_ok=True)
+        elif times != now["times"]:
+            other_times.append(path.name)
+    note_times(other_times)
+
+
+def finish(output: Path, manifest: dict[str, Any], shards: dict[Path, range]) -> tuple[int, int]:
+    """Complete the folder when all shards exist: write skipped.txt, and the manifest with the shards' rows.
+
+    Returns the numbers of rows and of skipped images.
+
+    Raises:
+        UserError: a shard is damaged, judging by its length and number of rows; or no image could be used.
+    """
+    settings, said, rows, skips = fingerprint(manifest), {}, 0, []
+    for path, images in shards.items():
+        # The processes that found or wrote the shards have checked their contents.
+        shard = read_shard(path, len(images), settings, content=False)
+        rows += shard.rows
+        skips += shard.skipped
+        about = {"rows": shard.rows, "skipped": len(shard.skipped)}
+        said[path.name] = {**about, "bytes": shard.bytes, "sha256": shard.sha256}
+    files.write_whole(output / skipped.FILE, "".join(sorted(skipped.lines(skips))))
+    files.write_json(output / MANIFEST, manifest | {"shards": said})
+    if not rows:
+        raise none_usable(len(skips), skips)
+    return rows, len(skips)
+
+
+def make_schema(shapes: dict[str, list[int]], dtype: str) -> pa.Schema:
+    """Schema of a shard's columns, from output -> [tokens, width] and one of DTYPES."""
     columns = [pa.field("name", pa.string()), pa.field("height", pa.int32()), pa.field("width", pa.int32())]
     for name, (tokens, width) in shapes.items():
         kind = pa.list_(DTYPES[dtype], tokens * width)
@@ -54,7 +146,7 @@ def make_schema(shapes: dict[str, list[int]], dtype: str) -> pa.Schema:
     return pa.schema(columns)
 
 
-def _table(rows: dict[str, list | np.ndarray], schema: pa.Schema) -> pa.Table:
+def _table(rows: Columns, schema: pa.Schema) -> pa.Table:
     columns = []
     for name in schema.names:
         values = list(map(escaped, rows[name])) if name == "name" else rows[name]
@@ -69,34 +161,14 @@ def _table(rows: dict[str, list | np.ndarray], schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def fingerprint(manifest: dict) -> str:
-    """Checksum of an extraction's settings, hexadecimal; the path in "checkpoint" does not enter.
-
-    Args:
-        manifest: as for `open_output`.
-    """
-    return checksum({key: value for key, value in manifest.items() if key != "checkpoint"})
-
-
-def entry_of(path: Path) -> Path:
-    """Path of the entry of a shard."""
-    return path.with_suffix(".json")
-
-
 def write_shard(
-    path: Path,
-    schema: pa.Schema,
-    batches: Iterator[dict[str, list | np.ndarray]],
-    skipped: Skips,
-    about: dict[str, str],
+    path: Path, schema: pa.Schema, batches: Iterable[Columns], skipped: Skips, about: dict[str, str]
 ) -> None:
     """Write a shard and its entry; the shard is renamed to `path` last.
 
     Args:
-        path: of the shard. schema: from `make_schema`.
-        batches: rows by column; outputs are (m, tokens, width) arrays of the schema's dtype.
-        skipped: images left out; read when `batches` has ended. about: `settings`, `images` and `times`
-            of its entry.
+        skipped: images left out; read when `batches` has ended.
+        about: `settings`, `images` and `times` of its entry.
 
     Raises:
         UserError: an output is not finite.
@@ -105,20 +177,20 @@ def write_shard(
     # Features hardly compress, and dictionary encoding of floats only costs time. Page checksums are for
     # readers that have only the shard. An open file, because pyarrow takes paths with a colon for addresses.
     options = dict(compression="none", use_dictionary=False, write_page_checksum=True)
-    with whole(path) as partial:
+    with files.whole(path) as partial:
         with partial.open("wb") as file, pq.ParquetWriter(file, schema, **options) as writer:
             for columns in batches:
                 writer.write_table(_table(columns, schema))
                 rows += len(columns["name"])
-        shard = Shard(rows, skipped, partial.stat().st_size, file_sha256(partial), **about)
-        write_json(entry_of(path), shard._asdict())
+        shard = Shard(rows, skipped, partial.stat().st_size, files.file_sha256(partial), **about)
+        files.write_json(entry_of(path), shard._asdict())
 
 
 def read_shard(path: Path, images: int, settings: str, *, content: bool) -> Shard:
     """The entry of a finished shard, after checking the shard against it.
 
     Args:
-        path: of the shard. images: number planned for it. settings: `fingerprint` of the extraction.
+        images: number planned for it. settings: `fingerprint` of the extraction.
         content: whether to check the whole content, not only the length.
 
     Raises:
@@ -126,13 +198,12 @@ def read_shard(path: Path, images: int, settings: str, *, content: bool) -> Shar
     """
     entry = entry_of(path)
     try:
-        found = read_json(entry)
-        if CHECKSUM not in found:
+        found = files.read_json(entry)
+        if files.CHECKSUM not in found:
             raise ValueError("it has no checksum")
-        skipped = [(name, reason) for name, reason in found["skipped"]]
-        about = {name: found[name] for name in ("sha256", "settings", "images", "times")}
-        shard = Shard(found["rows"], skipped, found["bytes"], **about)
-        found_images = shard.rows + len(skipped)
+        shard = Shard(**{name: found[name] for name in Shard._fields})
+        shard = shard._replace(skipped=[(name, reason) for name, reason in shard.skipped])
+        found_images = shard.rows + len(shard.skipped)
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be used ({error})"
         raise UserError(f"{entry} {what}; delete {path.name} to have both written again.") from None
@@ -144,8 +215,8 @@ def read_shard(path: Path, images: int, settings: str, *, content: bool) -> Shar
     if path.stat().st_size != shard.bytes:
         problem = f"{path.stat().st_size} bytes of {shard.bytes}"
     elif found_images != images:
-        problem = f"{shard.rows} rows and {len(skipped)} skipped images of {images}"
-    elif content and file_sha256(path) != shard.sha256:
+        problem = f"{shard.rows} rows and {len(shard.skipped)} skipped images of {images}"
+    elif content and files.file_sha256(path) != shard.sha256:
         problem = "its checksum is not the one it was written with"
     else:
         return shard

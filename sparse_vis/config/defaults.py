@@ -122,11 +122,11 @@ _CONFIG = dict(
     eval=dict(
         tasks=(),  # names of evaluations: docs/evaluation.md
         beside=(),  # to compare with: "untrained", "pixels", "mean_colour", "pca", or a path for `load`
-        train_split="train",  # as data.split
-        test_split="test",
+        train_split="train",
+        test_split="test",  # as data.split
         holdout=0.0,  # share of the records used as test set, if train_split equals test_split
-        train_records=2000,  # evenly spread over the split; 0: all
-        test_records=1000,
+        train_records=2000,
+        test_records=1000,  # evenly spread over the split; 0: all
         batch=250,  # images per call of the encoder
         dtype="float32",  # of encoders and probes; published probes: "bfloat16" mixed precision
         seed=0,  # of probes, crops and held-out rows
@@ -138,16 +138,17 @@ _CONFIG = dict(
         inception="",  # weights file of the 2015 Inception-v3, for rFID
         lpips=dict(alexnet="", heads=""),  # weights files of LPIPS
         # Released hyperparameters of the trained probes; change them only to save compute. Learning rates
-        # are constant. validation: share of the training images held out.
+        # are constant. clip: maximum global gradient norm. validation: share of the training images held out.
+        # scale: of the random crops' area, as in views.
         reconstruction_probe=dict(
             target="pixel",  # or "vq" (published), which needs model.tokenizer.path
             learning_rate=1e-4,
             weight_decay=1e-4,
-            clip=5.0,  # maximum global gradient norm
+            clip=5.0,
             batch_size=128,
             epochs=20,
             validation=0.1,
-            scale=(0.36, 1.0),  # of the random crops' area, as in views
+            scale=(0.36, 1.0),
             width=512,
             layers=6,
             heads=8,

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numbers
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sparse_vis.runtime.errors import UserError
@@ -47,29 +48,22 @@ class Range:
         if kind := self.kind(value):
             return kind
         for number in value if self.pair else (value,):
-            if sentence := self._outside(number):
-                return sentence
+            # A number that rounds to an end in float32 equals that end in all computations.
+            x, low, high = (n if self.whole else single(n) for n in (number, self.low, self.high))
+            if x < low or (self.above and x == low):
+                return f"is too small; it must be {'above' if self.above else 'at least'} {self.low:.15g}"
+            if x > high or (self.below and x == high):
+                return f"is too large; it must be {'below' if self.below else 'at most'} {self.high:.15g}"
         return "has its larger number first; swap the two" if self.pair and value[0] > value[1] else ""
 
-    def _outside(self, number: float) -> str:
-        # A number that rounds to an end in float32 equals that end in all computations.
-        x, low, high = (n if self.whole else single(n) for n in (number, self.low, self.high))
-        if x < low or (self.above and x == low):
-            return f"is too small; it must be {'above' if self.above else 'at least'} {self.low:.15g}"
-        if x > high or (self.below and x == high):
-            return f"is too large; it must be {'below' if self.below else 'at most'} {self.high:.15g}"
-        return ""
 
-
-def real(interval: str) -> Range:
+def real(interval: str, **more) -> Range:
     """Numbers in an interval, written like "[0, 1)"."""
     low, high = map(float, interval[1:-1].split(","))
-    return Range(low, high, interval[0] == "(", interval[-1] == ")")
+    return Range(low, high, interval[0] == "(", interval[-1] == ")", **more)
 
 
-def pair(interval: str) -> Range:
-    """Two numbers in an interval, the smaller first."""
-    return Range(**{**vars(real(interval)), "pair": True})
+pair = partial(real, pair=True)
 
 
 def whole(low: int, high: int = MOST) -> Range:
@@ -84,14 +78,11 @@ class Choice(tuple):
         return super().__new__(cls, words)
 
     def kind(self, value: Any) -> str:
-        return "" if isinstance(value, str) else self._remedy
+        return self.fault(self[0] if isinstance(value, str) else None)
 
     def fault(self, value: Any) -> str:
-        return "" if isinstance(value, str) and value in self else self._remedy
-
-    @property
-    def _remedy(self) -> str:
-        return f"is unknown; use {' or '.join(map(repr, self))}"
+        right = isinstance(value, str) and value in self
+        return "" if right else f"is unknown; use {' or '.join(map(repr, self))}"
 
 
 @dataclass(frozen=True)
@@ -134,22 +125,20 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}…"
 
 
+def _sequence(right: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    return lambda x: isinstance(x, tuple | list) and length in (None, len(x)) and all(map(right, x))
+
+
 SIDE = 8192  # pixels; a larger image is surely a mistake: with sides of 100,000 it would take 37 GB
 
 TEXT = Form(lambda x: isinstance(x, str), "is no text; write it in quotes")
 FLAG = Form(lambda x: isinstance(x, bool), "is neither True nor False; write one of them")
-NAMES = Form(
-    lambda x: isinstance(x, tuple | list) and all(isinstance(name, str) for name in x),
-    "is no list of names; write it like ('knn', 'linear')",
-)
+NAMES = Form(_sequence(TEXT.right), "is no list of names; write it like ('knn', 'linear')")
 ROWS = Form(
-    lambda x: isinstance(x, tuple | list) and all(isinstance(row, tuple | list) for row in x),
+    _sequence(lambda row: isinstance(row, tuple | list)),
     "is no list of rows; write ((task, what is measured, metric, figure, tolerance), ...)",
 )
-MESH = Form(
-    lambda x: isinstance(x, tuple | list) and len(x) == 2 and all(map(is_whole, x)),
-    "is no pair of whole numbers; write it like (-1, 1)",
-)
+MESH = Form(_sequence(is_whole, 2), "is no pair of whole numbers; write it like (-1, 1)")
 DTYPES = Choice("float32", "bfloat16", "float16")
 _SHARE, _WEIGHT, _TEMPERATURE = real("[0, 1]"), real("[0, 1e6]"), real("[1e-4, 1e4]")
 _RATE, _DECAY, _MEMORY = real("(0, 10]"), real("[0, 100]"), real("[0, 1)")
@@ -233,25 +222,21 @@ _TABLE = {
 }  # fmt: skip
 
 
-def _flat(table: dict, prefix: str = "") -> Iterator[tuple[str, Range | Choice | Form]]:
+def _flat(table: dict, prefix: str = "") -> dict[str, Range | Choice | Form]:
+    found = {}
     for name, allowed in table.items():
-        if isinstance(allowed, dict):
-            yield from _flat(allowed, f"{prefix}{name}.")
-        else:
-            yield prefix + name, allowed
+        nested = isinstance(allowed, dict)
+        found |= _flat(allowed, f"{prefix}{name}.") if nested else {prefix + name: allowed}
+    return found
 
 
-ALLOWED = dict(_flat(_TABLE))  # dotted name of every setting -> its allowed values
+ALLOWED = _flat(_TABLE)  # dotted name of every setting -> its allowed values
 
 
 def check_fields(section: str, values: dict) -> None:
-    """Refuse values that are out of range; names that are no settings of the section are ignored.
+    """Refuse, with a UserError, the first of a section's values that is out of range.
 
-    Args:
-        section: dotted name of a section of the configuration. values: name within the section -> value.
-
-    Raises:
-        UserError: names the first value that is out of range.
+    `section` is dotted; names that are no settings of it are ignored.
     """
     for name, value in values.items():
         allowed = ALLOWED.get(f"{section}.{name}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import operator
 import pathlib
 from typing import NoReturn
 
@@ -24,10 +26,7 @@ PATHS = {
 
 GIVE = "--config=configs/NAME.py"
 # Setting -> values of earlier versions -> their present names.
-FORMER = {
-    "efficiency.remat": {False: "none", True: "blocks"},
-    "data.on_error": {"substitute": "skip"},
-}
+FORMER = {"efficiency.remat": {False: "none", True: "blocks"}, "data.on_error": {"substitute": "skip"}}
 
 # Former settings -> the only value with which a configuration that has them can still be read.
 REMOVED = {"model.bottleneck": "factors", "loss.inpainting": 0.0}
@@ -45,10 +44,8 @@ def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
     found = leaves(config)
     for name in found.keys() ^ ALLOWED.keys():
         does = "lacks the" if name in ALLOWED else "has the unknown"
-        raise UserError(
-            f"the configuration {does} setting {name}; let get_config() change and return default_config() "
-            "of sparse_vis/config/defaults.py."
-        )
+        remedy = "let get_config() change and return default_config() of sparse_vis/config/defaults.py"
+        raise UserError(f"the configuration {does} setting {name}; {remedy}.")
     for name, value in found.items():
         if sentence := ALLOWED[name].fault(value):
             raise UserError(f"config.{name}={shown(value)} {sentence}.")
@@ -64,22 +61,19 @@ def local_paths(config: ConfigDict) -> None:
         UserError: an address where a path is needed, or a config.name that names no folder below runs/.
     """
     for name, hub in PATHS.items():
-        section, _, last = name.rpartition(".")
-        part = at(config, section) if section else config
-        if isinstance(part[last], str):
-            part[last] = part[last] and local(part[last], f"config.{name}", hub)
-        else:
-            part[last] = tuple(item and local(item, f"config.{name}", hub) for item in part[last])
+        *sections, last = name.split(".")
+        part, value = at(config, *sections), at(config, *sections, last)
+        given = [value] if isinstance(value, str) else value
+        found = tuple(item and local(item, f"config.{name}", hub) for item in given)
+        part[last] = found[0] if isinstance(value, str) else found
     below = pathlib.PurePath(config.name)
     if not config.name.strip() or below.is_absolute() or ".." in below.parts:
         raise UserError(f"config.name={config.name!r} names no folder below runs/; give a name, e.g. mine.")
 
 
-def at(config: ConfigDict, name: str):
-    """The setting or section with a dotted name."""
-    for part in name.split("."):
-        config = config[part]
-    return config
+def at(config: ConfigDict, *names: str):
+    """The setting or section with these names, which may be dotted."""
+    return functools.reduce(operator.getitem, ".".join(names).split(".") if names else (), config)
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict:
@@ -137,7 +131,7 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
             target[key] = _tuples(value)
 
     fill(config, plain, "")
-    for sentence in of_model(config.model):
+    for sentence in of_model(config):
         refuse("it", f"is no configuration: {sentence}")
     return config
 

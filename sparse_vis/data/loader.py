@@ -9,6 +9,7 @@ next image is enough to continue, even with another batch size.
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import multiprocessing
 import os
@@ -17,17 +18,17 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grain
 import numpy as np
 from absl import flags
 
 from sparse_vis.data.decode import decode, to_canvas
-from sparse_vis.data.records import ON_ERROR, name_of, or_skip
+from sparse_vis.data.records import name_of, none_usable, or_skip
 from sparse_vis.data.sources import Source
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.skipped import Skips
+from sparse_vis.runtime.skipped import ON_ERROR, Skips
 
 if TYPE_CHECKING:
     from sparse_vis.types import Batch
@@ -35,57 +36,102 @@ if TYPE_CHECKING:
 SHARED_BYTES = 1 << 20  # arrays of at least this size go from worker to parent through shared memory
 
 
+@dataclass(frozen=True)
+class Stream:
+    """Maps i to the canvas of this process's i-th image of the stream; picklable, runs in the workers.
+
+    Attributes:
+        global_batch: images per step over all processes; a multiple of process_count.
+        seed: of the order, 0 to 2**32 - 1; every epoch is shuffled differently.
+        start_index: position in the stream of the first image.
+        canvas: side of the square canvases in pixels. min_side: as in `to_canvas`, the patch size.
+        on_error: "stop" raises at the first unusable record; "skip" replaces it by the next usable one.
+
+    Raises:
+        UserError: an argument is out of range; when called, a record cannot be used.
+    """
+
+    source: Source
+    global_batch: int
+    seed: int
+    start_index: int
+    canvas: int
+    min_side: int
+    on_error: str
+    process_index: int
+    process_count: int
+
+    def __post_init__(self):
+        if self.on_error not in ON_ERROR:
+            raise UserError(f"data.on_error is {self.on_error!r}; choose one of {', '.join(ON_ERROR)}.")
+        if self.global_batch < 1 or self.global_batch % self.process_count:
+            raise UserError(
+                f"batch size {self.global_batch} is not a multiple of {self.process_count} processes; "
+                "change it."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed {self.seed} is out of range; choose 0 to 2**32 - 1.")
+
+    @property
+    def local_batch(self) -> int:
+        """Images per step of this process."""
+        return self.global_batch // self.process_count
+
+    @functools.cached_property
+    def _numbers(self) -> grain.MapDataset:
+        # Of record numbers, not of records, so that an unreadable record still has its number.
+        return grain.MapDataset.range(len(self.source)).seed(self.seed).shuffle().repeat(None)
+
+    def __call__(self, i: int) -> dict[str, np.ndarray]:
+        step, slot = divmod(int(i), self.local_batch)
+        first = self.start_index + self.process_index * self.local_batch
+        position = first + step * self.global_batch + slot
+        skipped: dict[tuple[str, str], None] = {}  # an ordered set
+        # Across epochs, N consecutive positions may miss some of the N records; 2N - 1 hold a whole epoch.
+        for ahead in range(2 * len(self.source) - 1):
+            number = int(self._numbers[position + ahead])
+            try:
+                # Twice the canvas: reduction of a JPEG is a coarse filter; the last factor of 2 is bicubic.
+                pixels = decode(self.source[number], at_least=2 * self.canvas)
+            except UserError as error:
+                if self.on_error == "stop":
+                    how = "--config.data.on_error=skip to let the next image stand in"
+                    raise or_skip(error, how) from None
+                skipped[name_of(self.source, number), str(error)] = None
+                continue
+            pixels, height, width = to_canvas(pixels, self.canvas, min_side=self.min_side)
+            return {
+                "image": pixels,
+                "height": np.int32(height),
+                "width": np.int32(width),
+                # The position itself, even if a later record is used, so that draws stay unique in the batch.
+                "index": np.uint32(position % 2**32),
+                "skipped": np.array(json.dumps(list(skipped))),
+            }
+        raise none_usable(len(self.source), list(skipped))
+
+
 def train_batches(
-    source: Source,
-    *,
-    global_batch: int,
-    seed: int,
-    start_index: int,
-    steps: int,
-    canvas: int,
-    min_side: int,
-    workers: int,
-    threads: int,
-    on_error: str,
-    process_index: int,
-    process_count: int,
+    source: Source, *, steps: int, workers: int, threads: int, **settings
 ) -> Iterator[tuple[Batch, list[Skips]]]:
     """Iterate over this process's part of the next batches of the stream.
 
     Args:
-        global_batch: images per step over all processes; a multiple of process_count.
-        seed: of the order, 0 to 2**32 - 1; every epoch is shuffled differently.
-        start_index: position in the stream of the first image. steps: number of batches.
-        canvas: side of the square canvases in pixels. min_side: as in `to_canvas`, the patch size.
+        steps: number of batches. settings: of the Stream, which is checked at once.
         workers: decoding processes; 0 decodes in this process.
         threads: decoding threads in each decoding process; each holds one batch in memory.
-        on_error: "stop" raises at the first unusable record; "skip" replaces it by the next usable one.
 
     Yields:
         (batch, skipped): a Batch of numpy arrays with global_batch / process_count images, and, for each
         image that replaces unusable ones, the list of their (name, reason).
-
-    Raises:
-        UserError: an argument is out of range (at once); a record cannot be used (while iterating).
     """
-    if on_error not in ON_ERROR:
-        raise UserError(f"data.on_error is {on_error!r}; choose one of {', '.join(ON_ERROR)}.")
-    if global_batch < 1 or global_batch % process_count:
-        raise UserError(
-            f"batch size {global_batch} is not a multiple of {process_count} processes; change it."
-        )
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed} is out of range; choose 0 to 2**32 - 1.")
+    stream = Stream(source, **settings)
     if not flags.FLAGS.is_parsed():  # Grain reads absl flags, which fails outside of an absl app
         flags.FLAGS.mark_as_parsed()
-    local = global_batch // process_count
-    # A stream of record numbers, not of records, so that an unreadable record still has its number.
-    stream = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
-    load = _Load(source, stream, global_batch, local, start_index, process_index, canvas, min_side, on_error)
     batches = (
-        grain.MapDataset.range(steps * local)
-        .map(load)
-        .batch(local, drop_remainder=True)
+        grain.MapDataset.range(steps * stream.local_batch)
+        .map(stream)
+        .batch(stream.local_batch, drop_remainder=True)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     )
     if workers:
@@ -114,52 +160,6 @@ def _iterate(batches: grain.IterDataset) -> Iterator[tuple[Batch, list[Skips]]]:
     finally:
         iterator.close()
         atexit.unregister(iterator.close)
-
-
-@dataclass(frozen=True)
-class _Load:
-    """Maps i to the canvas of this process's i-th image; picklable, runs in the workers."""
-
-    source: Source
-    stream: Any
-    global_batch: int
-    local: int
-    start_index: int
-    process_index: int
-    canvas: int
-    min_side: int
-    on_error: str
-
-    def __call__(self, i: int) -> dict[str, np.ndarray]:
-        step, slot = divmod(int(i), self.local)
-        position = self.start_index + step * self.global_batch + self.process_index * self.local + slot
-        skipped: dict[tuple[str, str], None] = {}  # an ordered set
-        # Across epochs, N consecutive positions may miss some of the N records; 2N - 1 hold a whole epoch.
-        for ahead in range(2 * len(self.source) - 1):
-            number = int(self.stream[position + ahead])
-            try:
-                pixels, height, width = self._read(number)
-            except UserError as error:
-                if self.on_error == "stop":
-                    how = "--config.data.on_error=skip to let the next image stand in"
-                    raise or_skip(error, how) from None
-                skipped[name_of(self.source, number), str(error)] = None
-                continue
-            return {
-                "image": pixels,
-                "height": np.int32(height),
-                "width": np.int32(width),
-                # The position itself, even if a later record is used, so that draws stay unique in the batch.
-                "index": np.uint32(position % 2**32),
-                "skipped": np.array(json.dumps(list(skipped))),
-            }
-        first = next(iter(skipped))[1]
-        raise UserError(f"none of {len(self.source)} images can be used; {first.rstrip('.')}.")
-
-    def _read(self, number: int) -> tuple[np.ndarray, int, int]:
-        # Twice the canvas: JPEG reduction is a coarse filter, so the last factor of 2 is left to bicubic.
-        pixels = decode(self.source[number], at_least=2 * self.canvas)
-        return to_canvas(pixels, self.canvas, min_side=self.min_side)
 
 
 def _start_tracker() -> None:

@@ -19,7 +19,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from sparse_vis.data.decode import MAX_PIXELS
 from sparse_vis.data.folder import NAME_ERRORS, sha256_of
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.files import CHECKSUM, holds_files, read_json, write_json
+from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.progress import say_once
 
 METADATA, VERSION = "packed.json", 2
@@ -143,44 +143,6 @@ def describe(names: list[str], classes: tuple[str, ...], shard_size: int) -> dic
         "version": VERSION, "images": len(names), "images_sha256": sha256_of(names),
         "classes": list(classes), "shard_size": shard_size, "records": 0, "shards": {},
     }  # fmt: skip
-
-
-def open_output(output: Path, new: dict[str, Any]) -> dict[str, Any]:
-    """The metadata from which to continue: an earlier call's for the same images, or `new`.
-
-    Args:
-        output: folder, created if needed. new: from `describe`.
-
-    Raises:
-        UserError: the folder holds something else.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        found = read_metadata(output)
-    except FileNotFoundError:
-        if holds_files(output):
-            raise UserError(
-                f"folder {str(output)!r} holds something else; give --output a new or empty folder."
-            ) from None
-        write_metadata(output, new)
-        return new
-    if found["version"] != VERSION:
-        raise UserError(
-            f"folder {str(output)!r} was packed by an earlier version, which kept no checksums: it can be "
-            "read, but not continued; give --output another folder."
-        )
-    changed = [name for name in new if name not in ("records", "shards") and found[name] != new[name]]
-    if changed:
-        raise UserError(
-            f"folder {str(output)!r} was packed from other images or with another --shard-size "
-            f"({', '.join(changed)}); repeat its command, or give --output another folder."
-        )
-    return found
-
-
-def write_metadata(output: Path, metadata: dict[str, Any]) -> None:
-    """Replace packed.json atomically."""
-    write_json(output / METADATA, metadata)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

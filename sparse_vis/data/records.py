@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -20,7 +22,7 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.skipped import Skips
 
 BICUBIC, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
-ON_ERROR = ("stop", "skip")  # what to do with an unusable image
+SHORT_SIDE = 256 / 224  # of an image before its centre crop, relative to the crop, as published
 R, T = TypeVar("R"), TypeVar("T")
 
 
@@ -97,10 +99,14 @@ class Loaded(NamedTuple):
     pixels: np.ndarray  # (size, size, 3) uint8
 
 
-def load_image(source: Source, index: int, size: int, short_side: int) -> Loaded:
-    """Decode one image, resize its short side (bicubic, antialiased) and crop the centre."""
+def load_image(source: Source, index: int, size: int, short_side: int | None = None) -> Loaded:
+    """Decode one image, resize its short side (bicubic, antialiased) and crop the centre.
+
+    Args:
+        size, short_side: in pixels; short_side is SHORT_SIDE * size unless given.
+    """
     record = source[index]
-    pixels = decode(record)
+    pixels, short_side = decode(record), short_side or round(SHORT_SIDE * size)
     square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
     return Loaded(record["name"], *pixels.shape[:2], square)
 
@@ -150,6 +156,31 @@ def usable(
             if on_error == "stop":
                 raise or_skip(error, "--on-error=skip") from None
             skipped.append((name_of(source, index), str(error)))
+
+
+@contextlib.contextmanager
+def images_ahead(
+    source: Source, load: Callable[[int], T], indices: list[int], *, threads: int, ahead: int, on_error: str
+) -> Iterator[Callable[[int], tuple[Iterator[T], Skips]]]:
+    """Context that loads images in order, ahead of their use; it yields a function `take`.
+
+    `take(count)` is the next `count` images: an iterator of the usable ones, and a list that has (name,
+    reason) of the others when that iterator ends. Arguments and errors: as of `load_ahead` and `usable`.
+    """
+    # Closed here: else, after an error such as a full disk, one of its own threads might have to close it,
+    # and would wait for itself.
+    with contextlib.closing(load_ahead(load, indices, threads, ahead)) as futures:
+
+        def take(count: int) -> tuple[Iterator[T], Skips]:
+            skipped: Skips = []
+            return usable(source, islice(futures, count), on_error, skipped), skipped
+
+        yield take
+
+
+def none_usable(count: int, skipped: Skips, what: str = "images") -> UserError:
+    """The error when all of `count` images were skipped: it names the first."""
+    return UserError(f"none of {count} {what} can be used; {skipped[0][1].rstrip('.')}.")
 
 
 def or_skip(error: UserError, how: str) -> UserError:

@@ -104,9 +104,8 @@ def open_input(
         if tfds and value is None:
             raise UserError(f"--input={name} needs {flag} too, e.g. --split=train --data-dir=TFDS_DIR.")
         if not tfds and value is not None:
-            raise UserError(
-                f"{flag}={value} is for --input=tfds:<name>; leave it out, --input can be a subfolder."
-            )
+            remedy = "leave it out, --input can be a subfolder"
+            raise UserError(f"{flag}={value} is for --input=tfds:<name>; {remedy}.")
     if not tfds:
         packed = Path(name, METADATA).is_file()
         return PackedSource(name, max_pixels) if packed else open_folder(name, max_pixels)

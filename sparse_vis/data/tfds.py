@@ -15,8 +15,7 @@ class TfdsSource:
     """A data set that TFDS has prepared as ArrayRecord; neither TensorFlow nor network is needed to read it.
 
     Args:
-        name: TFDS name, e.g. "imagenet2012" or "name/config:1.0.0".
-        split: TFDS split, e.g. "train[:90%]".
+        name: e.g. "imagenet2012" or "name/config:1.0.0". split: e.g. "train[:90%]".
         data_dir: folder in which the data set was prepared.
 
     Raises:
@@ -34,37 +33,36 @@ class TfdsSource:
             f"tfds.builder({name!r}, data_dir={data_dir!r}, file_format='array_record')"
             '.download_and_prepare()"`, for which many data sets need `pip install tensorflow-cpu`,'
         )
-        prepare_or_find = f"{prepare} or set --config.data.path to the folder that holds it"
+        find = "or set --config.data.path to the folder that holds it"
+        what = f"data set {name!r}"
         try:
             builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
         except (tfds.core.DatasetNotFoundError, FileNotFoundError):
-            raise UserError(
-                f"TFDS does not know data set {name!r} in {data_dir!r}; {prepare_or_find}."
-            ) from None
+            raise UserError(f"TFDS does not know {what} in {data_dir!r}; {prepare} {find}.") from None
         except (ValueError, AssertionError):  # AssertionError: a version that TFDS does not have
             raise UserError(
                 f"TFDS has no data set of the name, configuration or version {name!r}; write tfds:NAME, "
                 "tfds:NAME/CONFIG or tfds:NAME:VERSION, e.g. tfds:imagenet2012."
             ) from None
         if not builder.info.splits:
-            raise UserError(f"TFDS data set {name!r} is not prepared in {data_dir!r}; {prepare_or_find}.")
+            raise UserError(f"TFDS {what} is not prepared in {data_dir!r}; {prepare} {find}.")
         if "image" not in builder.info.features:
-            raise UserError(f"TFDS data set {name!r} has no feature 'image'; choose an image data set.")
+            raise UserError(f"TFDS {what} has no feature 'image'; choose an image data set.")
         try:
             self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         except NotImplementedError:
             # TFDS cannot change the format of a prepared folder, so another one is needed.
             raise UserError(
-                f"TFDS data set {name!r} in {data_dir!r} is not stored as ArrayRecord; {prepare} with "
-                "another data_dir and set --config.data.path to it."
+                f"TFDS {what} in {data_dir!r} is not stored as ArrayRecord; {prepare} with another data_dir "
+                "and set --config.data.path to it."
             ) from None
         except ValueError as error:
+            reason = str(error).splitlines()[0]
             raise UserError(
-                f"TFDS data set {name!r} has no split {split!r} ({str(error).splitlines()[0]}); "
-                "correct --config.data.split."
+                f"TFDS {what} has no split {split!r} ({reason}); correct --config.data.split."
             ) from None
         if not len(self._records):
-            raise UserError(f"split {split!r} of TFDS data set {name!r} is empty; choose a larger one.")
+            raise UserError(f"split {split!r} of TFDS {what} is empty; choose a larger one.")
         label, sets = (dict(builder.info.features).get(name) for name in ("label", "labels"))
         sets = getattr(sets, "feature", None)  # of a sequence
         # These determine the images and their order.

@@ -12,8 +12,8 @@ from PIL import Image
 from sparse_vis.data.records import Records
 from sparse_vis.evals.features import POOLED, AnyArray, as_unit, pool, square_grid
 from sparse_vis.evals.maps.localization import best_overlap, foreground_ari, mean_known, token_segments
-from sparse_vis.evals.pixels.fid import Moments, frechet_distance, to_uint8
-from sparse_vis.evals.pixels.networks import Networks, at_256
+from sparse_vis.evals.pixels.fid import Moments, at_256, frechet_distance, to_uint8
+from sparse_vis.evals.pixels.networks import Networks
 from sparse_vis.evals.pixels.psnr_ssim import psnr, ssim
 from sparse_vis.evals.task import Bench, Reducer, Result, Task
 
@@ -51,7 +51,7 @@ def compared(
     """Scores of reconstructions in [0, 1]: psnr, ssim and, if the networks are given, lpips and inception.
 
     PSNR and SSIM are measured at the images' size, to which reconstructions of another size (256 for 224 px
-    at patch 14) are resized. LPIPS and Inception get 8-bit images that passed through `protocol_crop`.
+    at patch 14) are resized. LPIPS and Inception get 8-bit images that passed through `at_256`.
     """
     same, true = at_size(reconstruction, images.shape[1]), as_unit(images)
     found = {"psnr": psnr(same, true), "ssim": ssim(same, true)}

@@ -62,13 +62,18 @@ def make_plan(config: ConfigDict) -> Plan:
     return Plan(tuple(e.tasks), data, networks)
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path, plan: Plan) -> list[str]:
+def evaluate(
+    config: ConfigDict, workdir: pathlib.Path, plan: Plan, own: tuple[Encoder, tuple | None] | None = None
+) -> list[str]:
     """Run the unfinished tasks, write evaluation.json after each, then print the tables.
+
+    Args:
+        own: the run's encoder and weights; None: `own_encoder` reads them.
 
     Returns:
         The figures of config.eval.expected that were not met.
     """
-    own, weights = own_encoder(config, workdir)
+    own, weights = own or own_encoder(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if config.data.on_error == "skip":
         plan = plan._replace(data=without_unusable(plan.data, workdir))

@@ -95,19 +95,36 @@ def write_safetensors(tensors: dict[str, np.ndarray], path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, checked against their checksums if it has them; a UserError if it is damaged."""
+    """All tensors of a file, checked against their checksums if it has them.
+
+    Raises:
+        UserError: a damaged file, or a tensor of an element type that NumPy lacks.
+    """
+
+    def tensor(file, name: str) -> np.ndarray:
+        try:
+            return file.get_tensor(name)
+        except (AttributeError, KeyError, TypeError):  # e.g. float8
+            raise _unknown_type(path, name, file.get_slice(name).get_dtype()) from None
+
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            found = {name: tensor(file, name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             sums = json.loads((file.metadata() or {}).get(CHECKSUMS, "{}"))
         changed = [name for name, value in sums.items() if name in found and _crc32(found[name]) != value]
-    # Element types that NumPy lacks, such as float8, raise AttributeError or KeyError; damage, any type.
-    except Exception as error:
+    except UserError:
+        raise
+    except Exception as error:  # on damage, of any type
         raise damaged(path, "safetensors", error) from error
     changed += sorted(sums.keys() ^ found.keys()) if sums else []
     if changed:
         raise _changed(path, changed, "tensors")
     return found
+
+
+def _unknown_type(path: Path, name: str, kind: str) -> UserError:
+    what = f"{name} is a tensor of {kind} that NumPy cannot hold"
+    return UserError(f"{path} cannot be read: {what}; save it as float32.")
 
 
 def shards(index: Path) -> list[str]:
@@ -242,5 +259,4 @@ def _array(torch, tensor, name: str, path: Path) -> np.ndarray:
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
     except Exception as error:
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise refused(f"is a tensor of {kind} that NumPy cannot hold", "save it as float32") from error
+        raise _unknown_type(path, name, str(tensor.dtype).removeprefix("torch.")) from error

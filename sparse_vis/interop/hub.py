@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 import threading
@@ -20,7 +21,6 @@ def fetch(
 
     Args:
         address: "owner/repository". filenames: alternatives; the first that the repository has is fetched.
-        revision: branch, tag or commit. local_files_only: never use the network.
 
     Raises:
         UserError: an invalid address, huggingface_hub is not installed, or none of the files can be fetched.
@@ -36,14 +36,13 @@ def fetch(
             "that."
         ) from None
     away = "" if local_files_only else unreachable()
+    get = functools.partial(
+        huggingface_hub.hf_hub_download, revision=revision, local_files_only=local_files_only or bool(away)
+    )
     reasons = []
     for filename in filenames:
         try:
-            return pathlib.Path(
-                huggingface_hub.hf_hub_download(
-                    address, filename, revision=revision, local_files_only=local_files_only or bool(away)
-                )
-            )
+            return pathlib.Path(get(address, filename))
         except Exception as error:
             lines = str(error).strip().splitlines() or ["no reason given"]
             reasons.append(away or f"{type(error).__name__}: {lines[0][:120].rstrip(' .')}")
@@ -82,10 +81,7 @@ def unreachable() -> str:
 def snapshot(path: pathlib.Path) -> pathlib.Path:
     """The snapshot folder of a repository in the hub's cache, if `path` is a folder above it; else `path`.
 
-    Prefers the snapshot of branch main.
-
-    Raises:
-        UserError: no snapshot, or several of which none is that of main.
+    Of several that of branch main; a UserError without one, or without any.
     """
     top = path.parent if path.name == "snapshots" else path
     if not (top.name.startswith("models--") and (top / "snapshots").is_dir()):
@@ -94,8 +90,6 @@ def snapshot(path: pathlib.Path) -> pathlib.Path:
     folders = sorted(folder for folder in (top / "snapshots").iterdir() if folder.is_dir())
     chosen = [f for f in folders if main.is_file() and f.name == main.read_text().strip()] or folders
     if len(chosen) != 1:
-        raise UserError(
-            f"{top} holds {len(chosen)} snapshots; give one of them"
-            f"{': ' if chosen else ''}{', '.join(map(str, chosen))}."
-        )
+        names = f": {', '.join(map(str, chosen))}" if chosen else ""
+        raise UserError(f"{top} holds {len(chosen)} snapshots; give one of them{names}.")
     return chosen[0]

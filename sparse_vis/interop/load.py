@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
 import math
 import os
 import pathlib
@@ -19,7 +18,7 @@ from sparse_vis.build import build_model
 from sparse_vis.config import settings
 from sparse_vis.interop import hub, manifest, step_folder
 from sparse_vis.interop.naming import as_transformers_4
-from sparse_vis.interop.released import UNUSED, params_to_tensors, tensors_to_params
+from sparse_vis.interop.released import UNUSED, params_to_tensors, shapes_of, tensors_to_params
 from sparse_vis.interop.tensors import SAFETENSORS, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.runtime import paths
@@ -34,28 +33,17 @@ RELEASED = "sparse_tokens"  # a tensor that released STELLAR models have and bac
 # Small models trained on scenes, shipped with the package: one release folder with a README.md each.
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "checkpoints"
 
-# Values that --checkpoint of every tool accepts.
-PLACES = "workdir, step folder, released file or folder, hf:// address, or scenes-tiny"
-
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model as found on disk.
+    """A model as found on disk."""
 
-    Attributes:
-        config: complete configuration. params: parameter tree, without a tokenizer.
-        tokenizer: weight file of the VQ tokenizer that manifest or configuration names, or None.
-        unused: tensors of a released file that the model does not use, under their own names.
-        step: step folder, for one of our own checkpoints; else None.
-        teacher: EMA parameters of that checkpoint, if requested and present.
-    """
-
-    config: ConfigDict
-    params: dict
-    tokenizer: pathlib.Path | None
-    unused: dict[str, np.ndarray]
-    step: pathlib.Path | None
-    teacher: dict | None = None
+    config: ConfigDict  # complete
+    params: dict  # without a tokenizer
+    tokenizer: pathlib.Path | None  # weight file that manifest or configuration names
+    unused: dict[str, np.ndarray]  # tensors of a released file that the model does not use
+    step: pathlib.Path | None  # step folder, if it is one of our own checkpoints
+    teacher: dict | None = None  # EMA parameters of that checkpoint, if requested and present
 
 
 def abstract_params(config: ConfigDict) -> dict:
@@ -70,22 +58,13 @@ def _abstract_params(model: Stellar) -> dict:
 
 def released_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Name and shape of every released tensor that a configuration's model reads."""
-    # Views of a single element, so that full-size models take no memory.
-    tree = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), abstract_params(config))
-    return {
-        name: tensor.shape for name, tensor in params_to_tensors(tree, config.model.patch, copy=False).items()
-    }
+    return shapes_of(abstract_params(config), config.model.patch)
 
 
 def _check_size(config: ConfigDict, weights: pathlib.Path) -> None:
-    """Refuse a model too large for the file, before shapes of all its tensors are computed.
-
-    Raises:
-        UserError: the model has more parameters than the file has bytes.
-    """
-    tree = abstract_params(config)
-    sizes = {name: sum(math.prod(x.shape) for x in jax.tree.leaves(part)) for name, part in tree.items()}
-    count = sum(sizes.values()) - sizes["cls_head"]  # a release may lack the CLS head
+    """Refuse a model of more parameters than the file has bytes, before it is looked at more closely."""
+    rest = {k: part for k, part in abstract_params(config).items() if k != "cls_head"}  # may be lacking
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(rest))
     if count > weights.stat().st_size:
         raise UserError(
             f"{weights} has {weights.stat().st_size} bytes and cannot hold the {count} parameters of the "
@@ -94,14 +73,7 @@ def _check_size(config: ConfigDict, weights: pathlib.Path) -> None:
 
 
 def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
-    """Read a released weight file.
-
-    Args:
-        weights: the file. entry: its manifest entry. name: of the model.
-
-    Raises:
-        UserError: a missing, misshapen or unknown tensor, or an unsupported architecture.
-    """
+    """Read a released weight file, with its manifest entry and the model's name."""
     config = manifest.to_config(entry, name)
     found = as_transformers_4(read_tensors(weights))
     _check_size(config, weights)
@@ -119,30 +91,23 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
     return Loaded(config, params, tokenizer, unused, None)
 
 
-def _pick(models: dict, name: str | None, folder: pathlib.Path | str) -> str:
+def _entry(
+    described: pathlib.Path, name: str | None, where: pathlib.Path | str, weights: str | None = None
+) -> tuple[dict, str]:
+    """A model's entry in a manifest, and its name; only entries with this file of weights, if it is given."""
+    models = manifest.read_manifest(described)
+    if weights is not None:
+        models = {key: entry for key, entry in models.items() if entry["weights"] == weights}
+    if not models:
+        raise UserError(
+            f"{described} names no model with the weights {weights}; use the config.json released with it."
+        )
     if name is None and len(models) == 1:
-        return next(iter(models))
+        name = next(iter(models))
     if name not in models:
         wrong = "holds several models" if name is None else f"has no model {name!r}"
-        raise UserError(f"{folder} {wrong}; give one of the names {', '.join(models)}.")
-    return name
-
-
-def transformers_kind(path: pathlib.Path) -> str | None:
-    """The `model_type` in a config.json of transformers; None if there is no such file or entry."""
-    try:
-        return json.loads(path.read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None  # read_manifest reports what is wrong with the file
-
-
-def _no_backbone(path: pathlib.Path) -> None:
-    """Refuse the config.json of a transformers model."""
-    if kind := transformers_kind(path):
-        raise UserError(
-            f"{path} is that of a {kind} of transformers, which is no STELLAR model; a ViT or ViTMAE can be "
-            "what a training starts from: --config.init=FOLDER."
-        )
+        raise UserError(f"{where} {wrong}; give one of the names {', '.join(models)}.")
+    return models[name], name
 
 
 def _read_file(path: pathlib.Path, name: str | None) -> Loaded:
@@ -152,57 +117,38 @@ def _read_file(path: pathlib.Path, name: str | None) -> Loaded:
     beside = path.parent / "config.json"
     if not beside.is_file() and (name or path.stem) in manifest.KNOWN:
         return read_released(path, {}, name or path.stem)
-    _no_backbone(beside)
     if not beside.is_file() and RELEASED not in (found := read_tensors(path)):
         raise UserError(
             f"{path} holds no STELLAR model: {RELEASED} is missing, found: {listing(found) or 'nothing'}; "
             "a backbone can be what a training starts from: --config.init=FILE."
         )
-    models = manifest.read_manifest(beside)
-    named = {key: entry for key, entry in models.items() if entry["weights"] == path.name}
-    if not named:
-        raise UserError(
-            f"{beside} names no model with the weights {path.name}; use the config.json released with it."
-        )
-    chosen = _pick(named, name, path)
-    return read_released(path, named[chosen], chosen)
+    return read_released(path, *_entry(beside, name, path, path.name))
 
 
 def _read_folder(path: pathlib.Path, name: str | None) -> Loaded:
     """Read a release folder with its config.json, or with a file of one of the five known names."""
-    weights = path / f"{name}.safetensors"
-    if not (path / "config.json").is_file() and name in manifest.KNOWN and weights.is_file():
+    described, weights = path / "config.json", path / f"{name}.safetensors"
+    if not described.is_file() and name in manifest.KNOWN and weights.is_file():
         return read_released(weights, {}, name)
-    _no_backbone(path / "config.json")
-    models = manifest.read_manifest(path / "config.json")
-    chosen = _pick(models, name, path)
-    return read_released(path / models[chosen]["weights"], models[chosen], chosen)
+    entry, name = _entry(described, name, path)
+    return read_released(path / entry["weights"], entry, name)
 
 
 def _read_hub(address: str, name: str | None, revision: str | None, local_files_only: bool) -> Loaded:
     parts = address.removeprefix(hub.PREFIX).split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise UserError(f"{address} is no hub address; write hf://owner/repository/model.")
-    fetch = functools.partial(
-        hub.fetch, "/".join(parts[:2]), revision=revision, local_files_only=local_files_only
-    )
-    described = fetch("config.json")
-    _no_backbone(described)
-    models = manifest.read_manifest(described)
-    chosen = _pick(models, parts[2] if len(parts) == 3 else name, address)
-    entry = models[chosen]
-    loaded = read_released(fetch(entry["weights"]), entry, chosen)
+    repository, options = "/".join(parts[:2]), dict(revision=revision, local_files_only=local_files_only)
+    fetch = functools.partial(hub.fetch, repository, **options)
+    entry, name = _entry(fetch("config.json"), parts[2] if len(parts) == 3 else name, address)
+    loaded = read_released(fetch(entry["weights"]), entry, name)
     if loaded.tokenizer is not None:
         fetch(loaded.tokenizer.name)  # stored beside the weights
     return loaded
 
 
 def check_shipped(folder: pathlib.Path) -> None:
-    """Refuse a shipped model whose files do not match its SHA256SUMS.
-
-    Raises:
-        UserError: names the file.
-    """
+    """Refuse, with a UserError, a shipped model whose files do not match its SHA256SUMS."""
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split()
         if file_sha256(folder / name) != digest:
@@ -225,7 +171,8 @@ def _alike(path: pathlib.Path) -> str:
     shipped = difflib.get_close_matches(str(path), [folder.name for folder in SHIPPED.iterdir()], n=1)
     there = next(parent for parent in path.parents if parent.exists())
     missing = path.relative_to(there).parts[0]
-    names = sorted(entry.name for entry in there.iterdir()) if os.access(there, os.R_OK | os.X_OK) else []
+    listed = there.is_dir() and os.access(there, os.R_OK | os.X_OK)
+    names = sorted(entry.name for entry in there.iterdir()) if listed else []
     alike = shipped or [str(there / name) for name in difflib.get_close_matches(missing, names, n=1)]
     if alike:
         return f" (did you mean {alike[0]}?)"
@@ -240,20 +187,16 @@ def read_model(
     local_files_only: bool = False,
     teacher: bool = False,
 ) -> Loaded:
-    """Read a model from any place that `sparse_vis.load` accepts.
+    """Read a model from any place that `sparse_vis.load` accepts; the other arguments as there.
 
     Args:
-        path: workdir or step folder of ours; released .safetensors file with config.json beside it;
-            release folder; hf://owner/repository/model; or the name of a shipped model.
-        name: which model, if a release holds several.
-        revision, local_files_only: for the hub.
         teacher: whether to read the EMA teacher too, from one of our own checkpoints.
 
     Raises:
         UserError: nothing can be loaded; says what is wrong and what to do.
     """
     if not isinstance(path, str | os.PathLike):
-        raise UserError(f"{path!r} is no checkpoint; give a {PLACES}.")
+        raise UserError(f"{path!r} is no checkpoint; give a {paths.PLACES}.")
     path = paths.local(path, "checkpoint", hub=True)
     if path.startswith(hub.PREFIX):
         return _read_hub(path, name, revision, local_files_only)
@@ -266,7 +209,7 @@ def read_model(
         loaded.config.data.scenes.size = loaded.config.model.image_size
         return loaded
     if not path.exists():
-        raise UserError(f"checkpoint {path} does not exist{_alike(path)}; give a {PLACES}.")
+        raise UserError(f"checkpoint {path} does not exist{_alike(path)}; give a {paths.PLACES}.")
     if not path.is_dir():
         return _read_file(path, name)
     released = (path / "config.json").is_file() or any(path.glob("*.safetensors"))
@@ -278,7 +221,6 @@ def read_model(
 
 
 def _read_step(step: pathlib.Path, teacher: bool) -> Loaded:
-    """Read one of our step folders."""
     config = settings.from_plain(step_folder.read_config(step), step / "config")
     abstract = abstract_params(config)
     params = step_folder.restore_params(step, abstract)

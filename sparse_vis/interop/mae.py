@@ -7,7 +7,6 @@ import json
 import pathlib
 import re
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,17 +14,15 @@ from ml_collections import ConfigDict
 from sparse_vis.interop import hub
 from sparse_vis.interop.families import facebook_mae, transformers_vit
 from sparse_vis.interop.formats import shards
-from sparse_vis.interop.load import RELEASED, abstract_params, transformers_kind
+from sparse_vis.interop.load import RELEASED, abstract_params
 from sparse_vis.interop.naming import as_transformers_4
-from sparse_vis.interop.released import params_to_tensors, tensors_to_params
+from sparse_vis.interop.released import shapes_of, tensors_to_params
 from sparse_vis.interop.tensors import INDEX, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.encoder import resize_position_table
 from sparse_vis.runtime.errors import UserError
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 FILES = tuple(file for name in _WHOLE for file in (name, name + INDEX))
-NAMED = {"encoder": "vit"}  # as in transformers
-POSITION = "vit.embeddings.position_embeddings"
 FAMILIES = (transformers_vit.MAE, facebook_mae.ORIGINAL_MAE, transformers_vit.ALONE)
 
 
@@ -45,7 +42,7 @@ def find_file(path: str) -> pathlib.Path | None:
         return found
     names = [entry.name for entry in place.iterdir()]
     torch = [name for name in names if name.endswith(TORCH)]
-    if transformers_kind(place / "config.json") or (torch and "config.json" not in names):
+    if _read(place / "config.json").get("model_type") or (torch and "config.json" not in names):
         raise UserError(
             f"{place} holds none of {', '.join(FILES)} but {listing(names)}; give a weight file itself"
             f"{f', e.g. {place / torch[0]}' if torch else ''}."
@@ -56,7 +53,7 @@ def find_file(path: str) -> pathlib.Path | None:
 def _fetch(address: str) -> pathlib.Path:
     path = hub.fetch(address, *FILES)
     with contextlib.suppress(UserError):
-        hub.fetch(address, "config.json")  # for check_heads; stored beside the weights, as the parts are
+        hub.fetch(address, "config.json")  # its number of heads is checked; it lies beside the weights
     if path.name.endswith(INDEX):
         for name in shards(path):
             hub.fetch(address, name)
@@ -85,38 +82,29 @@ def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
             f"{path} holds tensors of no known name ({listing(found) or 'none at all'}); give a file "
             f"with those of {known}, or of a released STELLAR model ({RELEASED}, …)."
         )
-    check_heads(path.parent / "config.json", config)
-    m = config.model
+    m, beside = config.model, path.parent / "config.json"
+    heads = _read(beside).get("num_attention_heads", m.heads)  # shapes of tensors do not show it
+    if heads != m.heads:
+        raise UserError(
+            f"{beside} has {heads} attention heads, config.model.heads is {m.heads}; set it to {heads}."
+        )
     encoder = {k: v for k, v in abstract_params(config)["encoder"].items() if k != "queries"}
-    blank = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), {"encoder": encoder})
-    shapes = {name: x.shape for name, x in params_to_tensors(blank, m.patch, copy=False, first=NAMED).items()}
-    position = found.get(family.rename(POSITION))
-    if position is not None and position.ndim == 3:
+    expected = shapes_of({"encoder": encoder}, m.patch, family.names)
+    positions = family.names["encoder/positions"]
+    if positions in found and found[positions].ndim == 3:
         # Any square grid is accepted: the table is resized below.
-        side = round(max(position.shape[1] - 1, 0) ** 0.5)
-        shapes[POSITION] = (1, 1 + side * side, m.width)
-    checked = check_tensors(found, family.expected(shapes), family.unused, path)
-    tree = tensors_to_params(family.to_vit(checked, shapes), {"encoder": encoder}, NAMED)["encoder"]
+        side = round(max(found[positions].shape[1] - 1, 0) ** 0.5)
+        expected[positions] = (1, 1 + side * side, m.width)
+    checked = check_tensors(found, expected, family.unused, path)
+    tree = tensors_to_params(checked, {"encoder": encoder}, family.names)["encoder"]
     table, grid = jnp.asarray(tree["position_table"]), (m.image_size // m.patch,) * 2
     return {**tree, "position_table": np.asarray(resize_position_table(table, grid))}
 
 
-def check_heads(path: pathlib.Path, config: ConfigDict) -> None:
-    """Refuse another number of attention heads, which tensor shapes do not show.
-
-    Args:
-        path: config.json beside the weights; without it, or if it gives no number, nothing is checked.
-        config: of the model to be initialised.
-
-    Raises:
-        UserError: the numbers differ.
-    """
+def _read(path: pathlib.Path) -> dict:
+    """A config.json of transformers; empty if there is none, or none that can be read."""
     try:
-        heads = json.loads(path.read_text())["num_attention_heads"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if heads != config.model.heads:
-        raise UserError(
-            f"{path} has {heads} attention heads, config.model.heads is {config.model.heads}; "
-            f"set it to {heads}."
-        )
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        content = {}
+    return content if isinstance(content, dict) else {}

@@ -45,16 +45,12 @@ KNOWN = {
 def read_manifest(path: pathlib.Path) -> dict:
     """The `models` of a config.json.
 
-    Args:
-        path: of config.json.
-
     Raises:
         UserError: the file is missing, is no JSON, does not match its checksum (only our own exports have
             one), or lists no models with weight files.
     """
     try:
-        models = read_json(path)["models"]
-        right = all(name.isprintable() and isinstance(e["weights"], str) for name, e in models.items())
+        content = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; place the release's config.json beside its weights.") from None
     except (OSError, ValueError) as error:
@@ -62,31 +58,33 @@ def read_manifest(path: pathlib.Path) -> dict:
             f"{path} is damaged, or was changed by hand ({error}); download or export it again, or take out "
             f'its line "{CHECKSUM}" if the change was meant.'
         ) from None
+    models, kind = content.get("models"), content.get("model_type")
+    if kind and not models:
+        raise UserError(
+            f"{path} is that of a {kind} of transformers, which is no STELLAR model; a ViT or ViTMAE can be "
+            "what a training starts from: --config.init=FOLDER."
+        )
+    try:
+        right = models and all(n.isprintable() and isinstance(e["weights"], str) for n, e in models.items())
     except (KeyError, TypeError, AttributeError):
-        models, right = {}, False
-    if not models or not right:
+        right = False
+    if not right:
         raise UserError(
             f"{path} is no manifest of released models, {{'models': {{name: {{'weights': file, ...}}}}}}; "
             "download it again."
         )
     for name, entry in models.items():
-        check_inside(entry["weights"], name)
+        _check_inside(entry["weights"], name)
         vq = entry.get("vq_model")
         if isinstance(vq, dict) and "weights" in vq:
-            check_inside(vq["weights"], name)
+            _check_inside(vq["weights"], name)
     return models
 
 
-def check_inside(file: object, name: str) -> None:
-    """Refuse a file name that leads out of the release's folder.
+def _check_inside(file: object, name: str) -> None:
+    """Refuse a file name that is no relative path, or leads out of the release's folder by "..".
 
     Links are not followed: in the hub's cache every file is a link to another folder.
-
-    Args:
-        file: from the manifest. name: of the model, for messages.
-
-    Raises:
-        UserError: the name is no relative path, or contains "..".
     """
     parts = pathlib.PurePosixPath(file).parts if isinstance(file, str) and file.isprintable() else ()
     if not parts or {"/", "//", ".."} & {*parts} or max(map(len, parts)) > 200:
@@ -100,9 +98,6 @@ def _refuse(name: str, what: str) -> NoReturn:
 def complete(entry: dict, name: str) -> dict:
     """A manifest entry with every size filled in and checked against sparse_vis/config/ranges.py.
 
-    Args:
-        entry: as read. name: of the model, for messages.
-
     Raises:
         UserError: a missing size that cannot be derived, a value of a wrong type or out of range, or an
             unsupported choice.
@@ -114,9 +109,8 @@ def complete(entry: dict, name: str) -> dict:
     if given.get("decoder_hidden_size", 512) != 512 and "decoder_attention_heads" not in given:
         _refuse(name, "has a decoder of another width than the released ones, but no decoder_attention_heads")
     full = {**_RELEASED, **KNOWN.get(name, {}), **given}
-    for key in ("embed_dim", "patch_size"):
-        if key not in full:
-            raise UserError(f"the manifest entry of {name} lacks {key!r}; add it to config.json.")
+    for key in sorted({"embed_dim", "patch_size"} - full.keys()):
+        raise UserError(f"the manifest entry of {name} lacks {key!r}; add it to config.json.")
     _check(full, "embed_dim", ALLOWED["model.width"], name)
     width = full["embed_dim"]
     if "num_hidden_layers" not in full or "num_attention_heads" not in full:
@@ -151,9 +145,6 @@ def _check(entry: dict, key: str, allowed: Range | Choice | Form, name: str) -> 
 def to_config(entry: dict, name: str) -> ConfigDict:
     """Our configuration for a manifest entry: its model in float32, otherwise the published recipe.
 
-    Args:
-        entry: as in the manifest. name: of the model.
-
     Raises:
         UserError: as `complete`; or contradictory sizes.
     """
@@ -165,18 +156,14 @@ def to_config(entry: dict, name: str) -> ConfigDict:
         config.model.tokenizer.codes = full["vq_model"]["num_embeddings"]
     if config.model.target == "vq":
         config.loss.reconstruction = 0.05
-    for sentence in of_model(config.model):
+    for sentence in of_model(config):
         _refuse(name, f"makes a model that cannot be: {sentence}")
     config.efficiency.dtype = "float32"
     return config
 
 
 def vq_entry(tokenizer: VQGAN, weights: str) -> dict:
-    """The `vq_model` of a manifest entry.
-
-    Args:
-        tokenizer: module whose sizes are written. weights: name of its weight file.
-    """
+    """The `vq_model` of a manifest entry: sizes of the tokenizer, and the name of its weight file."""
     return {
         "weights": weights, "num_channels": 3, "resolution": 256, "dropout": 0.0,
         "channel_mult": list(tokenizer.channel_mult), "num_resolutions": len(tokenizer.channel_mult),
@@ -186,11 +173,7 @@ def vq_entry(tokenizer: VQGAN, weights: str) -> dict:
 
 
 def from_config(config: ConfigDict, weights: str) -> dict:
-    """The manifest entry of one of our configurations, with every size.
-
-    Args:
-        config: complete configuration. weights: name of the weight file.
-    """
+    """The manifest entry of one of our configurations, with every size; `weights` names the weight file."""
     entry = {key: at(config.model, setting) for key, setting in SETTINGS.items()}
     vq = {"num_embeddings": config.model.tokenizer.codes} if config.model.target == "vq" else None
     fixed = {"weights": weights, "backbone": None, "do_cls": True, "predictor_layers": 2, "vq_model": vq}

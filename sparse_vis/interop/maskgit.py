@@ -44,10 +44,7 @@ def load_tokenizer(path: str | Path, dtype: DTypeLike = jnp.float32) -> tuple[VQ
     Args:
         path: a torch or safetensors file in the torch layout (maskgit-vqgan-imagenet-f16-256.bin), or the
             Flax msgpack of the MaskGIT release (tokenizer_imagenet256_checkpoint).
-        dtype: of the module's convolutions.
-
-    Returns:
-        The module and its float32 parameters: `module.apply({"params": params}, pixels, method="encode")`.
+        dtype: of the module's convolutions; parameters are float32.
 
     Raises:
         UserError: an unreadable file, or one with missing, misshapen or unexpected tensors.
@@ -67,17 +64,12 @@ def load_tokenizer(path: str | Path, dtype: DTypeLike = jnp.float32) -> tuple[VQ
 
 @dataclass(frozen=True)
 class _Layout:
-    """One of the two file layouts.
+    """One of the two file layouts."""
 
-    Attributes:
-        levels, blocks: resolution levels and residual blocks per level.
-        name: our path -> name in the file. torch: whether kernels are stored as in torch.
-    """
-
-    levels: int
-    blocks: int
-    name: Callable[[str], str]
-    torch: bool
+    levels: int  # of resolution
+    blocks: int  # residual blocks per level
+    name: Callable[[str], str]  # our path -> name in the file
+    torch: bool  # whether kernels are stored as in torch
 
     def ours(self, array: np.ndarray) -> np.ndarray:
         return array.transpose(2, 3, 1, 0) if self.torch and array.ndim == 4 else array
@@ -92,9 +84,8 @@ def _layout_of(names: Iterable[str]) -> _Layout:
         # each level and for the middle.
         levels = _count(r"params/decoder/Conv_(\d+)/", names) - 1
         blocks = _count(r"params/decoder/ResBlock_(\d+)/", names) // (max(levels, 0) + 1)
-        return _Layout(
-            levels, blocks, partial(_flax_name, modules=_flax_modules(levels, blocks)), torch=False
-        )
+        name = partial(_flax_name, modules=_flax_modules(levels, blocks))
+        return _Layout(levels, blocks, name, torch=False)
     levels = _count(r"encoder\.down\.(\d+)\.", names)
     return _Layout(levels, _count(r"encoder\.mid\.(\d+)\.", names), _torch_name, torch=True)
 
@@ -121,22 +112,16 @@ def _sizes(found: Mapping[str, np.ndarray], layout: _Layout, path: str | Path) -
         )
     num_embeddings, z_channels = telling.pop("codebook")
     hidden, *widths = (shape[-1] for shape in telling.values())
-    if (
-        min(num_embeddings, z_channels, hidden, *widths) < 1
-        or hidden % GROUPS
-        or any(w % hidden for w in widths)
-    ):
+    empty = min(num_embeddings, z_channels, hidden, *widths) < 1
+    if empty or hidden % GROUPS or any(w % hidden for w in widths):
         raise UserError(
             f"{path} is no MaskGIT-VQGAN: {hidden} channels, then {widths}, {num_embeddings} codes of "
             f"{z_channels} (widths are multiples of the first, and that of {GROUPS}); download it again."
         )
-    return {
-        "hidden_channels": hidden,
-        "channel_mult": tuple(width // hidden for width in widths),
-        "num_res_blocks": layout.blocks,
-        "z_channels": z_channels,
-        "num_embeddings": num_embeddings,
-    }
+    return dict(
+        hidden_channels=hidden, channel_mult=tuple(width // hidden for width in widths),
+        num_res_blocks=layout.blocks, z_channels=z_channels, num_embeddings=num_embeddings,
+    )  # fmt: skip
 
 
 def _torch_name(ours: str) -> str:

@@ -1,13 +1,8 @@
-"""Families of backbones: tensor names in other projects' weight files.
-
-A family (one file in families/) maps the names of transformers 4, `vit.*`, to its own. If several names map
-to one, that tensor is their concatenation along the first axis (fused queries, keys and values).
-"""
+"""Families of backbones: tensor names in other projects' weight files, one file a family in families/."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,33 +27,15 @@ class Family:
 
     Attributes:
         title: for messages. telltale: regular expression of names that only this family has.
-        rename: name in transformers 4 (`vit.*`) -> name in the family.
+        names: of the encoder's tensors, in the form of `released.NAMES`; without {part} in the name of qkv,
+            queries, keys and values are one tensor.
         unused: regular expressions of the family's tensors that are not part of the encoder.
     """
 
     title: str
     telltale: str
-    rename: Callable[[str], str]
+    names: dict[str, str]
     unused: tuple[str, ...] = ()
-
-    def expected(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Shapes of the family's tensors, from shapes by transformers 4 name."""
-        found: dict[str, tuple[int, ...]] = {}
-        for name, shape in shapes.items():
-            theirs = self.rename(name)
-            found[theirs] = (found[theirs][0] + shape[0], *shape[1:]) if theirs in found else shape
-        return found
-
-    def to_vit(
-        self, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
-    ) -> dict[str, np.ndarray]:
-        """The family's tensors under their transformers 4 names; fused ones are split as `shapes` says."""
-        start, found = dict.fromkeys(tensors, 0), {}
-        for name, shape in shapes.items():
-            theirs = self.rename(name)
-            found[name] = tensors[theirs][start[theirs] : start[theirs] + shape[0]]
-            start[theirs] += shape[0]
-        return found
 
 
 def as_transformers_4(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

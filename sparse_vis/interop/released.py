@@ -6,9 +6,10 @@ values, and layers under numbered names. Our kernels are in x out, QKV is fused,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -16,43 +17,57 @@ Tensors = dict[str, np.ndarray]
 
 # Tensors that the published code saves but never uses: poolers, and the decoder's own patch embedding.
 UNUSED = (r".*pooler\.dense\.(weight|bias)", r"decoder\.embeddings\..*")
-# Our arrays -> tensors.
-_ARRAYS = {
+# Our arrays -> tensors; our modules, of a kernel or scale and a bias -> modules of a weight and a bias.
+NAMES = {
     "encoder/queries": "sparse_tokens",
     "encoder/cls_token": "encoder.embeddings.cls_token",
     "encoder/positions": "encoder.embeddings.position_embeddings",  # cls_position above position_table
-    "decoder/fourier": "position_embedding.positional_encoding_gaussian_matrix",
-    "decoder/pixel_kernel": "reconstruction_head.weight",
-    "decoder/pixel_bias": "reconstruction_head.bias",
-    "sparse_head/prototypes": "clustering_head.layer.weight",
-    "cls_head/prototypes": "cls_cluster_head.layer.weight",
-}
-# Our modules, of a kernel or scale and a bias -> modules of a weight and a bias.
-_MODULES = {
     "encoder/patch_embedding": "encoder.embeddings.patch_embeddings.projection",
     "encoder/trunk/norm": "encoder.layernorm",
     "factorizer/dense_proj": "dense_proj",
     "factorizer/sparse_proj": "sparse_proj",
     "decoder/proj": "decoder_proj",
+    "decoder/fourier": "position_embedding.positional_encoding_gaussian_matrix",
     "decoder/trunk/norm": "decoder.layernorm",
     "decoder/head": "reconstruction_head",
-    "sparse_head/predictor_in": "clustering_head.predictor.layers.0",
-    "sparse_head/predictor_out": "clustering_head.predictor.layers.2",
-    "cls_head/predictor_in": "cls_cluster_head.predictor.layers.0",
-    "cls_head/predictor_out": "cls_cluster_head.predictor.layers.2",
+    "decoder/pixel_kernel": "reconstruction_head.weight",
+    "decoder/pixel_bias": "reconstruction_head.bias",
 }
-_BLOCKS = {
-    "norm_attention": "layernorm_before",
-    "qkv": "attention.attention.{part}",
-    "attention_out": "attention.output.dense",
-    "norm_mlp": "layernorm_after",
-    "mlp_in": "intermediate.dense",
-    "mlp_out": "output.dense",
-}
-_MODULES |= {
-    f"{trunk}/trunk/blocks/{ours}": f"{trunk}.encoder.layer.{{layer}}.{theirs}"
-    for trunk, (ours, theirs) in product(("encoder", "decoder"), _BLOCKS.items())
-}
+for _ours, _theirs in (("sparse_head", "clustering_head"), ("cls_head", "cls_cluster_head")):
+    NAMES |= {
+        f"{_ours}/prototypes": f"{_theirs}.layer.weight",
+        f"{_ours}/predictor_in": f"{_theirs}.predictor.layers.0",
+        f"{_ours}/predictor_out": f"{_theirs}.predictor.layers.2",
+    }
+for _trunk in ("encoder", "decoder"):
+    NAMES |= {
+        f"{_trunk}/trunk/blocks/{ours}": f"{_trunk}.encoder.layer.{{layer}}.{theirs}"
+        for ours, theirs in {
+            "norm_attention": "layernorm_before",
+            "qkv": "attention.attention.{part}",
+            "attention_out": "attention.output.dense",
+            "norm_mlp": "layernorm_after",
+            "mlp_in": "intermediate.dense",
+            "mlp_out": "output.dense",
+        }.items()
+    }
+
+
+def renamed(first: dict[str, str]) -> dict[str, str]:
+    """NAMES with other beginnings: old -> new."""
+    return {
+        path: next((new + name.removeprefix(old) for old, new in first.items() if name.startswith(old)), name)
+        for path, name in NAMES.items()
+    }
+
+
+# Of the EMA teacher, which has the encoder and both heads.
+TEACHER = renamed(
+    {
+        "sparse_tokens": "teacher_sparse_tokens", "encoder.": "teacher_encoder.",
+        "clustering_head.": "teacher_head.", "cls_cluster_head.": "teacher_cls_head.",
+    }
+)  # fmt: skip
 # Our array -> shape before the transposition, for a patch side, if it is another; axes in torch's order. All
 # other arrays are transposed.
 _TURNED = {
@@ -63,23 +78,15 @@ _TURNED = {
     "decoder/fourier": (None, (0, 1)),
     "decoder/pixel_kernel": (lambda p: (-1, p, p, 3), (0, 3, 1, 2)),
 }
-# Other first parts of names: in the EMA teacher, which has the encoder and both heads.
-TEACHER = {
-    "sparse_tokens": "teacher_sparse_tokens", "encoder": "teacher_encoder",
-    "clustering_head": "teacher_head", "cls_cluster_head": "teacher_cls_head",
-}  # fmt: skip
 
 
-def params_to_tensors(
-    params: dict, patch: int, *, copy: bool = True, first: Mapping[str, str] | None = None
-) -> Tensors:
+def params_to_tensors(params: dict, patch: int, *, copy: bool = True, names: dict = NAMES) -> Tensors:
     """Our parameter tree, or parts of it -> released names and torch layouts, without the unused tensors.
 
     Args:
         params: tree as from `init_params`; gradients of the same structure work too.
-        patch: patch side in pixels.
+        patch: patch side in pixels. names: other names of the tensors, in the form of NAMES.
         copy: make every array contiguous; False leaves views, which suffice to read shapes.
-        first: first parts of names -> others in their place.
     """
     flat = {path: np.asarray(array) for path, array in flatten_dict(params, sep="/").items()}
     if "encoder/position_table" in flat:
@@ -88,44 +95,47 @@ def params_to_tensors(
     tensors = {}
     for path, array in flat.items():
         split, axes = _TURNED.get(path, (None, None))
-        for name, index in _names(path, array.shape, first):
+        for name, index in _tensors_of(path, array.shape, names):
             part = array[index]
             tensors[name] = (part.reshape(split(patch)) if split else part).transpose(axes)
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()} if copy else tensors
 
 
+def shapes_of(abstract: dict, patch: int, names: dict = NAMES) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a tree, or of parts of it, of which only the shapes are known."""
+    # Views of a single element, so that full-size models take no memory.
+    tree = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), abstract)
+    return {name: x.shape for name, x in params_to_tensors(tree, patch, copy=False, names=names).items()}
+
+
 def teacher_to_tensors(teacher: dict, patch: int) -> Tensors:
     """Our EMA teacher (encoder with queries, both heads) -> tensors with the released teacher names."""
-    return params_to_tensors(teacher, patch, first=TEACHER)
+    return params_to_tensors(teacher, patch, names=TEACHER)
 
 
-def tensors_to_params(tensors: Tensors, abstract: dict, first: Mapping[str, str] | None = None) -> dict:
+def tensors_to_params(tensors: Tensors, abstract: dict, names: dict = NAMES) -> dict:
     """Inverse of `params_to_tensors`: a tree of float32 arrays; shapes are checked by the caller.
 
-    Args:
-        abstract: shapes of the tree; the tensors' position table may have another length.
-        first: as in `params_to_tensors`.
+    `abstract` has the shapes of the tree; the tensors' position table may have another length.
     """
     flat = {}
     for path, leaf in flatten_dict(abstract, sep="/").items():
         if path in ("encoder/cls_position", "encoder/position_table"):
-            ((name, _),) = _names("encoder/positions", (), first)
-            flat[path] = tensors[name][0, 0] if path == "encoder/cls_position" else tensors[name][0, 1:]
+            table = tensors[names["encoder/positions"]][0]
+            flat[path] = table[0] if path == "encoder/cls_position" else table[1:]
             continue
         _, axes = _TURNED.get(path, (None, None))
         flat[path] = np.empty(leaf.shape, np.float32)
-        for name, index in _names(path, leaf.shape, first):
+        for name, index in _tensors_of(path, leaf.shape, names):
             theirs = tensors[name].transpose(None if axes is None else np.argsort(axes))
             flat[path][index] = theirs.reshape(flat[path][index].shape)
     return unflatten_dict(flat, sep="/")
 
 
-def _names(path: str, shape: tuple[int, ...], first: Mapping[str, str] | None) -> Iterator[tuple[str, tuple]]:
+def _tensors_of(path: str, shape: tuple[int, ...], names: dict) -> Iterator[tuple[str, tuple]]:
     """The tensors that an array of ours consists of: their names, and their places in it."""
     module, _, leaf = path.rpartition("/")
-    name = _ARRAYS.get(path) or f"{_MODULES[module]}.{'bias' if leaf == 'bias' else 'weight'}"
-    top, dot, rest = name.partition(".")
-    name = (first or {}).get(top, top) + dot + rest
+    name = names.get(path) or f"{names[module]}.{'bias' if leaf == 'bias' else 'weight'}"
     if "{layer}" not in name:
         yield name, ()
         return

@@ -26,8 +26,6 @@ from sparse_vis.runtime.names import path_name
 FOLDER = "checkpoints"
 ITEMS = ("params", "rest", "data", "config")
 T = TypeVar("T")
-
-
 # Parts of tensorstore's messages around the cause: the drivers before it, the specifications after it.
 _AROUND_CAUSE = (
     r"^[A-Z_]+: (Error opening \"\w+\" driver: )*(Error reading \"[^\"]*\" in OCDBT database at [^:]*: )?"
@@ -75,11 +73,7 @@ def _read_json(step: pathlib.Path, item: str) -> dict:
 
 
 def read_data(step: pathlib.Path) -> tuple[dict, dict | None]:
-    """The `data` of a step folder, and the checksums of all its items, or None if it was saved without.
-
-    Raises:
-        UserError: it cannot be read, or its checksum differs.
-    """
+    """The `data` of a step folder, and the checksums of all its items, or None if it was saved without."""
     data = _read_json(step, "data")
     saved = data.pop("checksums", None)
     if saved is None and set(data) == {"next_index"}:
@@ -93,8 +87,7 @@ def compare(step: pathlib.Path, saved: dict | None, item: str, tree) -> None:
     """Refuse restored arrays whose checksums differ; without checksums, print a note.
 
     Args:
-        step: step folder. saved: checksums, from `read_data`. item: one of ITEMS.
-        tree: restored arrays of the item, all or some.
+        saved: checksums, from `read_data`. item: one of ITEMS. tree: its restored arrays, all or some.
 
     Raises:
         UserError: names the first array that differs.
@@ -125,10 +118,7 @@ def newest_step(workdir: pathlib.Path) -> int:
 
 
 def find_step(path: pathlib.Path) -> pathlib.Path:
-    """The step folder for a path.
-
-    Args:
-        path: a workdir or its checkpoints folder, for the newest step, or a step folder.
+    """The step folder for a path: itself, or the newest of a workdir or of its checkpoints folder.
 
     Raises:
         UserError: there is no checkpoint, or the step folder is incomplete.
@@ -140,10 +130,7 @@ def find_step(path: pathlib.Path) -> pathlib.Path:
         path = (path / FOLDER if (path / FOLDER).is_dir() else path) / str(steps[-1])
     missing = [item for item in ITEMS if not (path / item).is_dir()]
     if missing:
-        raise UserError(
-            f"checkpoint {path} is incomplete: it lacks {', '.join(missing)}; "
-            "delete that folder to go on from an earlier step, or restore it from a copy."
-        )
+        raise damaged(path, f"it lacks {', '.join(missing)}")
     return path
 
 
@@ -161,15 +148,9 @@ def _remedy(path: pathlib.Path) -> str:
 
 
 def read_newest(path: pathlib.Path, read: Callable[[pathlib.Path], T]) -> T:
-    """Read from the step folder for a path, even while training continues there.
+    """`read` the step folder for a path (`find_step`), even while training continues there.
 
     If the run removes the step folder during the reading, it has saved a newer one, which is read instead.
-
-    Args:
-        path: as for `find_step`. read: called with a step folder.
-
-    Raises:
-        UserError: from `find_step` or `read`.
     """
     while True:
         newest = max(_steps(path), default=None)
@@ -181,27 +162,19 @@ def read_newest(path: pathlib.Path, read: Callable[[pathlib.Path], T]) -> T:
 
 
 def read_config(step: pathlib.Path) -> dict:
-    """The configuration saved in a step folder, as JSON content.
-
-    Raises:
-        UserError: it cannot be read, or its checksum differs.
-    """
+    """The configuration saved in a step folder, as JSON content, or a UserError."""
     config, (_, saved) = _read_json(step, "config"), read_data(step)
     if saved is not None and saved.get("config") != checksums.of_json(config):
         raise damaged(step, "config is not what was saved: its checksum differs")
     return config
 
 
-def _here(abstract: dict) -> dict:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
-
-
 def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
     # Imported here: it takes a second, and released models do not need it.
     import orbax.checkpoint as ocp
 
-    target = _here(abstract)
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
     arguments = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=item == "rest",
@@ -229,25 +202,12 @@ def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
 def restore_params(step: pathlib.Path, abstract: dict) -> dict:
     """Parameters of a step folder, on this process's first device, trained on any number of devices.
 
-    Args:
-        step: from `find_step`. abstract: shapes of the parameter tree.
-
     Raises:
-        UserError: the arrays cannot be read, have other shapes, or other checksums.
+        UserError: the arrays cannot be read, have other shapes than `abstract`, or other checksums.
     """
     return _restore_part(step, "params", abstract)
 
 
 def restore_teacher(step: pathlib.Path, abstract: dict) -> dict:
-    """The EMA teacher of a step folder, without reading its optimizer state; placed as in `restore_params`.
-
-    Args:
-        step: from `find_step`. abstract: shapes of the parameter tree.
-
-    Returns:
-        Tree of arrays: encoder, sparse_head, cls_head.
-
-    Raises:
-        UserError: as `restore_params`.
-    """
+    """The EMA teacher (`teacher_params`) of a step folder, alone; as `restore_params`."""
     return _restore_part(step, "rest", {"teacher": teacher_params(abstract)})["teacher"]

@@ -26,14 +26,11 @@ _SHARD = re.compile(r"(.+)-\d+-of-\d+(\.\w+)")
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Read all tensors of a safetensors, torch or Flax msgpack file; the extension decides which it is.
 
-    Args:
-        path: .safetensors; .bin, .pt, .pth, .ckpt, .tar (torch, possibly nested under "state_dict" or "model"
-            beside an optimizer); .msgpack or no extension (Flax; nested names are joined with "/");
-            .index.json (all files that it names).
+    Of the index of several files, those of all. Torch tensors may be nested under "state_dict" or "model"
+    beside an optimizer; nested names of Flax are joined with "/".
 
     Returns:
-        Name -> array in the file's layout and dtype (bfloat16 as ml_dtypes.bfloat16), without the prefixes of
-        DistributedDataParallel, torch.compile and the like.
+        Name -> array in the file's layout and dtype (bfloat16 as ml_dtypes.bfloat16), without WRAPPERS.
 
     Raises:
         UserError: a missing, damaged or unknown file, or a torch file where torch is not installed.

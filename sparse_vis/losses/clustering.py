@@ -18,18 +18,9 @@ def prototype_cross_entropy(
 ) -> Float[Array, ""]:
     """Mean over rows of CE(T, softmax(x W / temperature)) without a [rows, K] array.
 
-    Equals m logsumexp(x W / temperature) - x . (T W^T) / temperature where rows of T sum to m
-    (docs/method.md section 5).
-
-    Args:
-        x: (..., D) student embeddings, float32.
-        target: (..., D), T W^T, each row's expected prototype (`expected_prototype`) times its mass.
-        mass: (..., 1), m, the sum of each row of T; below one only with the published epsilon.
-        prototypes: (D, K), W. temperature: the student's (published: 0.12).
-        chunk: prototypes held in memory at a time.
-
-    Returns:
-        Scalar float32, in nats.
+    Equals m logsumexp(x W / temperature) - x . (T W^T) / temperature where rows of T sum to the mass m, which
+    is below one only with the published epsilon (docs/method.md section 5). `target` is T W^T, each row's
+    `expected_prototype` times its mass; `chunk` prototypes are in memory at a time.
     """
     rows = x.reshape(-1, x.shape[-1])
     potentials = jnp.zeros(prototypes.shape[1], jnp.float32)
@@ -39,13 +30,5 @@ def prototype_cross_entropy(
 
 
 def matched_targets(targets: Float[Array, "B r D"], match: Int[Array, "B V r"]) -> Float[Array, "B V r D"]:
-    """The target of each token of each view, gathered by its match.
-
-    Args:
-        targets: (B, r, D) expected prototypes (or masses, D = 1) of the r target tokens of each image.
-        match: (B, V, r) int32 index of the target token for each token of each view.
-
-    Returns:
-        (B, V, r, D).
-    """
+    """The target of each token of each view: expected prototypes (or masses, D = 1), gathered by match."""
     return jnp.take_along_axis(targets[:, None], match[..., None], axis=2)

@@ -14,11 +14,7 @@ EPSILON = 1e-8
 def koleo(S: Float[Array, "*sets r d"]) -> Float[Array, ""]:
     """Mean of -log(|s_i - s_nn(i)| / 2 + 1e-8), with nn(i) the nearest neighbour by cosine within the set.
 
-    Args:
-        S: (..., r, d) sets of at least two tokens; L2-normalised here, in float32.
-
-    Returns:
-        Scalar float32. 1e-8 is added to each difference, as PyTorch's PairwiseDistance does.
+    Tokens are L2-normalised in float32; 1e-8 is added to each difference, as in PyTorch's PairwiseDistance.
     """
     s = l2_normalize(S, EPSILON)
     cosine = jnp.einsum("...id,...jd->...ij", s, s)

@@ -10,14 +10,7 @@ from jaxtyping import Array, Float, Int
 
 
 def pixel_mse(x_hat: Float[Array, "B h w 3"], x: Float[Array, "B H W 3"]) -> Float[Array, ""]:
-    """Mean squared error of pixels in [0, 1], over the area covered by patches.
-
-    Args:
-        x_hat: (B, h, w, 3) unclipped reconstruction. x: (B, H, W, 3), H >= h and W >= w.
-
-    Returns:
-        Scalar float32.
-    """
+    """Mean squared error of pixels in [0, 1], over the area h x w covered by patches."""
     return jnp.mean((x_hat.astype(jnp.float32) - x[:, : x_hat.shape[1], : x_hat.shape[2]]) ** 2)
 
 
@@ -27,14 +20,7 @@ def psnr_of(mse: float) -> float:
 
 
 def code_cross_entropy(logits: Float[Array, "B n C"], codes: Int[Array, "B n"]) -> Float[Array, ""]:
-    """Mean cross-entropy of the code logits against the tokenizer's codes.
-
-    Args:
-        logits: (B, n, C) float32. codes: (B, n) int32 in [0, C).
-
-    Returns:
-        Scalar float32, in nats.
-    """
+    """Mean cross-entropy of the code logits against the tokenizer's codes, in nats."""
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - chosen)

@@ -7,21 +7,11 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class LossSpec:
-    """Weights of the terms and constants of the targets; a weight of zero is static and skips the term.
+    """The settings of config.loss (docs/method.md sections 5 and 6; defaults in config/defaults.py).
 
-    Attributes:
-        reconstruction: 10 for pixels, 0.05 for VQ codes.
-        token_clustering, cls_clustering, set_alignment, cls_masked, cls_local: weights, published 1.
-        koleo_image, koleo_masked: weights, published 0.1.
-        student_temperature, sinkhorn_temperature: published 0.12 and 0.06.
-        sinkhorn_iterations: published 3; 0 gives plain softmax targets.
-        sinkhorn_epsilon: added to Sinkhorn's sums. Default 0; published 1e-8, which shrinks target rows whose
-            scores are far below every column's maximum.
-        balance_over: Sinkhorn over the global "batch", or over each "microbatch" as in the published gradient
-            accumulation.
-        matching: "entropic" (published) or "exact" (one to one).
-        match_epsilon, match_iterations: of the entropic matching; published 0.1 and 5.
-        prototype_chunk: prototypes held in memory at a time; changes no result.
+    A weight of zero is static and skips the term. sinkhorn_epsilon is added to Sinkhorn's sums: as published
+    (1e-8) it shrinks target rows whose scores are far below every column's maximum. prototype_chunk, the
+    prototypes held in memory at a time, changes no result.
     """
 
     reconstruction: float

@@ -7,16 +7,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from sparse_vis.models.block import Compute, Sizes
+from sparse_vis.models.block import Compute, Sizes, Trunk
 from sparse_vis.models.linear import uniform_init, uniform_linear
-from sparse_vis.models.vit import Trunk
 
 
 def fourier_positions(matrix: Float[Array, "2 f"], grid: tuple[int, int]) -> Float[Array, "n two_f"]:
     """Random Fourier features of the patch centres (x, y) in [-1, 1]; channels alternate sin and cos.
 
-    Args:
-        matrix: fixed and Gaussian, the row of x first. grid: (rows, columns) of the n patches, row-major.
+    The matrix has the row of x first. Patches of the grid (rows, columns) are row-major.
     """
     rows, columns = grid
     y = 2 * (jnp.arange(rows, dtype=jnp.float32) + 0.5) / rows - 1
@@ -27,17 +25,12 @@ def fourier_positions(matrix: Float[Array, "2 f"], grid: tuple[int, int]) -> Flo
 
 
 class Decoder(nn.Module):
-    """Linear projection, Fourier position code, pre-LN blocks, and an output head for each patch.
+    """Linear projection, Fourier position code, pre-LN blocks, and an output head for each patch."""
 
-    Attributes:
-        input_width: d of the features. patch: patch side in pixels.
-        codes: size of the codebook, or 0 for pixels.
-    """
-
-    input_width: int
+    input_width: int  # d of the features
     sizes: Sizes
-    patch: int
-    codes: int
+    patch: int  # side in pixels
+    codes: int  # size of the codebook; 0: the target is pixels
     compute: Compute = Compute()
 
     def setup(self):

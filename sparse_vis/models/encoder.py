@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from sparse_vis.models.block import Compute, Sizes
+from sparse_vis.models.block import Compute, Sizes, Trunk
 from sparse_vis.models.linear import vit_init
-from sparse_vis.models.vit import Trunk
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Tokens
 
@@ -20,10 +19,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B n p2C"]:
-    """Flatten every patch to a vector in the order (row, column, channel); patches are row-major.
-
-    Pixels at the bottom and right that do not fill a patch are dropped.
-    """
+    """Patches, row-major, as vectors in the order (row, column, channel); an incomplete last row or column is
+    dropped."""
     batch, height, width, channels = images.shape
     rows, columns = height // patch, width // patch
     images = images[:, : rows * patch, : columns * patch]
@@ -41,17 +38,12 @@ def resize_position_table(table: Float[Array, "m d"], grid: tuple[int, int]) -> 
 
 
 class Encoder(nn.Module):
-    """ViT over [CLS, visible patches, r queries] (docs/method.md section 2).
+    """ViT over [CLS, visible patches, r queries] (docs/method.md section 2)."""
 
-    Attributes:
-        image_size: side in pixels of the square image for which the position table is made.
-        patch: patch side in pixels. queries: r, number of semantic tokens.
-    """
-
-    image_size: int
-    patch: int
+    image_size: int  # side in pixels of the square image for which the position table is made
+    patch: int  # side in pixels
     sizes: Sizes
-    queries: int
+    queries: int  # r
     compute: Compute = Compute()
 
     def setup(self):

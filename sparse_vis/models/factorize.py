@@ -22,26 +22,14 @@ def l2_normalize(x: Float[Array, "*rows d"], epsilon: float = NORMALIZE_EPSILON)
 
 
 class Factorizer(nn.Module):
-    """Localization matrix L of patches over semantic tokens, and Z = L S.
+    """Localization matrix L of patches over semantic tokens (float32, rows sum to one), and Z = L S."""
 
-    Attributes:
-        width: d. temperature: tau (published: 0.06). dtype: of the two projections; Z has that of S.
-    """
-
-    width: int
-    temperature: float
-    dtype: str = "float32"
+    width: int  # d
+    temperature: float  # tau; published: 0.06
+    dtype: str = "float32"  # of the two projections
 
     @nn.compact
     def __call__(self, U: Float[Array, "B n d"], S: Float[Array, "B r d"]) -> Factors:
-        """Factorize U over S.
-
-        Args:
-            U: (B, n, d) dense features. S: (B, r, d) semantic tokens.
-
-        Returns:
-            Factors: L (B, n, r) float32, rows sum to one; Z = L S (B, n, d).
-        """
         dense = uniform_linear(self.width, self.width, self.dtype, "dense_proj")(U)
         sparse = uniform_linear(self.width, self.width, self.dtype, "sparse_proj")(S)
         cosine = jnp.einsum("bnd,brd->bnr", l2_normalize(dense), l2_normalize(sparse))

@@ -57,11 +57,7 @@ product.defvjp(_product_forward, _product_backward)
 
 
 class Linear(nn.Module):
-    """Parameters of a linear map, named as in nn.Dense: kernel drawn by `vit_init`, bias zero.
-
-    Attributes:
-        inputs, features: sizes. init_std: standard deviation of the initial kernel.
-    """
+    """Parameters of a linear map, named as in nn.Dense: kernel drawn by `vit_init`, bias zero."""
 
     inputs: int
     features: int
@@ -105,11 +101,7 @@ standardize.defvjp(_forward, _backward)
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation with epsilon 1e-12, in x's dtype; names and initial values as in nn.LayerNorm.
-
-    Attributes:
-        width: d. scale, bias: (d,) float32 parameters.
-    """
+    """Layer normalisation with epsilon 1e-12, in x's dtype; names and initial values as in nn.LayerNorm."""
 
     width: int
 
@@ -123,12 +115,9 @@ class LayerNorm(nn.Module):
     def into(
         self, kernel: Float[Array, "d o"], bias: Float[Array, " o"]
     ) -> tuple[Float[Array, "d o"], Float[Array, " o"]]:
-        """Fold scale and bias into the linear map that follows.
+        """(kernel', bias') such that standardize(x) @ kernel' + bias' equals self(x) @ kernel + bias.
 
         Gradients of scale and bias then come from the kernel's gradient, without sums over all rows of x.
-
-        Returns:
-            (kernel', bias') such that standardize(x) @ kernel' + bias' equals self(x) @ kernel + bias.
         """
         return self.scale[:, None] * kernel, bias + (self.bias[:, None] * kernel).sum(axis=0)
 

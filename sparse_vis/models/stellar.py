@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -11,25 +12,43 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.encoder import Encoder
-from sparse_vis.models.factorize import Factorizer
-from sparse_vis.models.heads import PrototypeHead
+from sparse_vis.models.factorize import Factorizer, l2_normalize
+from sparse_vis.models.linear import gelu, uniform_linear
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Embeddings, Factors, Outputs, Tokens, Views
 
 
 def fold(x: Shaped[Array, "B V *rest"]) -> Shaped[Array, "BV *rest"]:
-    """Merge batch and view axes; the view index varies fastest."""
+    """Batch and view axes as one; the view index varies fastest."""
     return x.reshape(-1, *x.shape[2:])
+
+
+class PrototypeHead(nn.Module):
+    """MLP d -> hidden -> D, L2-normalised, and a matrix of K prototypes; always float32."""
+
+    input_width: int  # d
+    hidden: int
+    dim: int  # D
+    count: int  # K
+
+    def setup(self):
+        self.predictor_in = uniform_linear(self.hidden, self.input_width)
+        self.predictor_out = uniform_linear(self.dim, self.hidden)
+        drawn = nn.initializers.normal(1.0, jnp.float32)
+        self.prototypes = self.param("prototypes", drawn, (self.dim, self.count))
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows D"]:
+        """Embeddings on the unit sphere; logits are embeddings @ prototypes."""
+        hidden = gelu(self.predictor_in(x.astype(jnp.float32)))
+        return l2_normalize(self.predictor_out(hidden))
 
 
 class Stellar(nn.Module):
     """The STELLAR model, in three steps: `encode`, `factorize`, `decode`.
 
-    Attributes:
-        encoder, factorizer, decoder, sparse_head, cls_head: the parts.
-        tokenizer: frozen tokenizer of the VQ target. `init_params` leaves its parameters out; `codes` and
-            `decode_codes` need them in the tree as "tokenizer".
+    The tokenizer of the VQ target is frozen: `init_params` leaves its parameters out; `codes` and
+    `decode_codes` need them in the tree as "tokenizer".
     """
 
     encoder: Encoder
@@ -61,14 +80,13 @@ class Stellar(nn.Module):
         return self.factorizer(tokens.U, tokens.S)
 
     def decode(self, Z: Float[Array, "B n d"], grid: tuple[int, int]) -> Array:
-        """Unclipped pixels (B, rows*p, columns*p, 3), or code logits (B, n, codes)."""
+        """Unclipped pixels or code logits, as in Decoder."""
         return self.decoder(Z, grid)
 
     def codes(self, pixels: Float[Array, "B H W 3"]) -> Int[Array, "B n"]:
-        """VQ targets of images: one code per patch, (B, n) int32, row-major.
+        """VQ targets of images: one code per patch, row-major.
 
-        If a code covers more or fewer pixels than a patch, images are first resized (bicubic, a = -0.75) so
-        that codes and patches form the same grid: 224 -> 256 px at patch 14.
+        Where a code is larger or smaller than a patch, images are first resized: 224 -> 256 px at patch 14.
         """
         grid = self.grid(*pixels.shape[1:3])
         size = tuple(cells * self.tokenizer.stride for cells in grid)
@@ -95,6 +113,11 @@ class Stellar(nn.Module):
         tokens = self.encode(pixels, only="S")
         return tokens, self.heads(tokens)
 
+    def every_part(self, pixels: Float[Array, "B H W 3"]) -> tuple[Embeddings, Array]:
+        """Applies each part once, to make its parameters; `__call__` would trace the encoder three times."""
+        tokens = self.encode(pixels)
+        return self.heads(tokens), self.decode(self.factorize(tokens).Z, self.grid(*pixels.shape[1:3]))
+
     def __call__(self, views: Views) -> Outputs:
         """All that the objective needs; one encoder call per kind of view."""
         batch, height, width, _ = views.image.shape
@@ -118,18 +141,11 @@ class Stellar(nn.Module):
         )
 
 
-def shape_views(model: Stellar) -> Views:
-    """Zero views of one image, with which to initialise or trace the model."""
-    size = model.encoder.image_size
-    image = jnp.zeros((1, size, size, 3), jnp.float32)
-    return Views(
-        image=image, masked=image[:, None], visible=jnp.zeros((1, 1, 1), jnp.int32), local=image[:, None]
-    )
-
-
 def init_params(model: Stellar, key: Array) -> dict:
     """Random initial parameters: float32 tree, layers stacked (docs/method.md section 5)."""
-    return jax.jit(model.init)(key, shape_views(model))["params"]
+    size = model.encoder.image_size
+    init = functools.partial(model.init, method="every_part")
+    return jax.jit(init)(key, jnp.zeros((1, size, size, 3), jnp.float32))["params"]
 
 
 def teacher_params(params: dict) -> dict:

@@ -19,10 +19,7 @@ GROUPS = 32
 def _conv(features: int, size: int, dtype: DTypeLike, name: str, use_bias: bool = True) -> nn.Conv:
     # Codes are argmins: with float32, TF32 or bf16 passes inside the convolutions would change some of them.
     precision = jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
-    kernel = (size, size)
-    return nn.Conv(
-        features, kernel, padding="SAME", use_bias=use_bias, dtype=dtype, precision=precision, name=name
-    )
+    return nn.Conv(features, (size, size), use_bias=use_bias, dtype=dtype, precision=precision, name=name)
 
 
 def _norm_silu(x: jax.Array, dtype: DTypeLike, name: str) -> jax.Array:
@@ -34,22 +31,17 @@ def _norm_silu(x: jax.Array, dtype: DTypeLike, name: str) -> jax.Array:
 
 
 class ResBlock(nn.Module):
-    """Two pre-activated 3x3 convolutions and a residual connection.
-
-    Attributes:
-        channels: output channels. dtype: of the computation.
-    """
+    """Two pre-activated 3x3 convolutions and a residual connection."""
 
     channels: int
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w channels"]:
-        """The block's output, (B, h, w, channels)."""
-        out = _conv(self.channels, 3, self.dtype, "conv1", use_bias=False)(_norm_silu(x, self.dtype, "norm1"))
-        out = _conv(self.channels, 3, self.dtype, "conv2", use_bias=False)(
-            _norm_silu(out, self.dtype, "norm2")
-        )
+        out = x
+        for i in (1, 2):
+            out = _norm_silu(out, self.dtype, f"norm{i}")
+            out = _conv(self.channels, 3, self.dtype, f"conv{i}", use_bias=False)(out)
         if x.shape[-1] == self.channels:
             return x + out
         # As in the released network, the shortcut acts on the block's output, not on its input.
@@ -67,7 +59,6 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w z"]:
-        """Latents in the dtype of the computation."""
         x = _conv(self.hidden_channels, 3, self.dtype, "conv_in", use_bias=False)(x)
         for level, mult in enumerate(self.channel_mult):
             for block in range(self.num_res_blocks):
@@ -89,7 +80,6 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w z"]) -> Float[Array, "B H W 3"]:
-        """Pixels in the dtype of the computation."""
         x = _conv(self.hidden_channels * self.channel_mult[-1], 3, self.dtype, "conv_in")(x)
         for block in range(self.num_res_blocks):
             x = ResBlock(x.shape[-1], self.dtype, name=f"mid_{block}")(x)
@@ -104,23 +94,14 @@ class Decoder(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """Tokenizer with three methods, encode, codes, decode: `vqgan.apply({"params": p}, x, method="encode")`.
+    """Tokenizer with the methods encode, codes, decode: `vqgan.apply({"params": p}, x, method="encode")`."""
 
-    Attributes:
-        hidden_channels: channels at full resolution, a multiple of 32; 128 in the released network.
-        channel_mult: channels per level as multiples of hidden_channels, finest first; (1, 1, 2, 2, 4).
-        num_res_blocks: residual blocks per level and in the middle; 2.
-        z_channels: z, width of latents and codebook vectors; 256.
-        num_embeddings: codebook size; 1024.
-        dtype: of the convolutions; parameters, norm statistics and the code search stay float32.
-    """
-
-    hidden_channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int
-    z_channels: int
-    num_embeddings: int
-    dtype: DTypeLike = jnp.float32
+    hidden_channels: int  # at full resolution, a multiple of 32; released: 128
+    channel_mult: tuple[int, ...]  # channels per level as multiples of these, finest first: (1, 1, 2, 2, 4)
+    num_res_blocks: int  # per level and in the middle: 2
+    z_channels: int  # width of the codebook vectors: 256
+    num_embeddings: int  # number of codebook vectors: 1024
+    dtype: DTypeLike = jnp.float32  # of convolutions; norm statistics and the code search stay float32
 
     def setup(self):
         if self.hidden_channels % GROUPS:
@@ -138,52 +119,26 @@ class VQGAN(nn.Module):
         return 2 ** (len(self.channel_mult) - 1)
 
     def encode(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w z"]:
-        """Continuous latents of images.
-
-        Args:
-            pixels: (B, H, W, 3) RGB in [0, 1]; H and W are cut to multiples of 2^(levels - 1).
-
-        Returns:
-            (B, h, w, z) float32, h = H // 2^(levels - 1).
-
-        Raises:
-            UserError: an image smaller than one code.
-        """
+        """Latents of images in [0, 1], float32, h = H // stride; UserError for one smaller than a code."""
         height, width = pixels.shape[1:3]
         if min(height, width) < self.stride:
-            raise UserError(
-                f"The tokenizer got images of {height}x{width}; "
-                f"give at least {self.stride}x{self.stride} pixels."
-            )
+            least = f"{self.stride}x{self.stride}"
+            raise UserError(f"The tokenizer got images of {height}x{width}; give at least {least} pixels.")
         return self.encoder(pixels).astype(jnp.float32)
 
     def codes(self, latent: Float[Array, "B h w z"]) -> Int[Array, "B n"]:
-        """Index of the codebook vector nearest to each latent: argmin_k |e_k|^2 - 2 z.e_k.
-
-        Args:
-            latent: (B, h, w, z) as from `encode`.
-
-        Returns:
-            (B, h w) int32, row-major; ties go to the lowest index.
-        """
+        """Index of the codebook vector nearest to each latent, row-major: argmin_k |e_k|^2 - 2 z.e_k."""
         z = latent.astype(jnp.float32).reshape(latent.shape[0], -1, self.z_channels)
         products = jnp.einsum("bnz,kz->bnk", z, self.codebook, precision=jax.lax.Precision.HIGHEST)
         # |z|^2 is the same for all k, and adding it would only cost digits.
         return jnp.argmin(jnp.sum(self.codebook**2, axis=-1) - 2 * products, axis=-1).astype(jnp.int32)
 
     def decode(self, codes: Int[Array, "B h w"]) -> Float[Array, "B H W 3"]:
-        """Images from codes.
-
-        Args:
-            codes: (B, h, w) integers in [0, num_embeddings).
-
-        Returns:
-            (B, h 2^(levels - 1), w 2^(levels - 1), 3) float32 RGB, clipped to [0, 1].
-        """
+        """Images from codes, float32, clipped to [0, 1]."""
         pixels = self.decoder(jnp.take(self.codebook, codes, axis=0))
         return jnp.clip(pixels.astype(jnp.float32), 0.0, 1.0)
 
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
-        """Images after a round trip through the codes; shapes as in `encode` and `decode`."""
+        """Images after a round trip through the codes."""
         latent = self.encode(pixels)
         return self.decode(self.codes(latent).reshape(latent.shape[:3]))

@@ -25,13 +25,8 @@ def entropic_plan(
 ) -> Float[Array, "r r"]:
     """Entropic transport plan from the rows of x to the rows of y, unit marginals (docs/method.md section 6).
 
-    Args:
-        x: (r, d) tokens to be matched. y: (r, d) tokens they are matched to.
-        epsilon: regularisation in units of distance (published: 0.1).
-        iterations: log-domain rounds, rows before columns (published: 5).
-
-    Returns:
-        (r, r) float32 plan; its columns sum to one exactly, its rows nearly.
+    Log-domain rounds (published: 5), rows before columns, so that columns sum to one exactly and rows nearly;
+    epsilon is in units of distance (published: 0.1).
     """
     ones = jnp.ones(x.shape[0], jnp.float32)
     # ott-jax updates columns first; the published loop rows first. Hence the transposed problem.

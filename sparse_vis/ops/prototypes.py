@@ -19,13 +19,11 @@ def _chunks(count: int, chunk: int) -> int:
 
 
 def _cut(x: Array, index: Array, chunks: int) -> Array:
-    """Chunk `index` of the last axis."""
     size = x.shape[-1] // chunks
     return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=-1)
 
 
 def _put(into: Array, index: Array, chunk: Array) -> Array:
-    """`into` with chunk `index` of the last axis replaced."""
     return jax.lax.dynamic_update_slice_in_dim(into, chunk, index * chunk.shape[-1], axis=-1)
 
 
@@ -41,12 +39,9 @@ def _streamed_sums(
 ) -> tuple[Array, Array, Array | None]:
     """Row-wise sums over all prototypes, with exponents e_k = x . w_k / temperature + g_k.
 
-    The maximum and the sum are kept apart. A running logarithm would round once per chunk, and with exponents
-    near 40 each rounding would show in the sixth digit of the gradients.
-
-    Returns:
-        m = max_k e_k (rows,); sum_k exp(e_k - m) (rows,); sum_k exp(e_k - m) values_k (rows, D), or None
-        without values.
+    These are m = max_k e_k, sum_k exp(e_k - m) and, with values, sum_k exp(e_k - m) values_k. The maximum and
+    the sum are kept apart: a running logarithm would round once per chunk, and with exponents near 40 each
+    rounding would show in the sixth digit of the gradients.
     """
 
     def add(index, sums):
@@ -73,15 +68,8 @@ def streamed_logsumexp(
 ) -> Float[Array, " rows"]:
     """log sum_k exp(x . w_k / temperature + g_k) for every row, differentiable in x and prototypes.
 
-    Reverse mode only; potentials belong to targets and get no gradient.
-
-    Args:
-        x: (rows, D) float32 embeddings. prototypes: (D, K) float32.
-        temperature: divisor of the logits. potentials: (K,) added to the scaled logits.
-        chunk: prototypes held in memory at a time; 0, or a number that does not divide K: all at once.
-
-    Returns:
-        (rows,) float32.
+    Reverse mode only; potentials belong to targets and get no gradient. `chunk` prototypes are in memory at a
+    time; 0, or a number that does not divide K: all at once.
     """
     return _logsumexp_forward(x, prototypes, temperature, potentials, chunk)[0]
 
@@ -122,15 +110,8 @@ def expected_prototype(
 ) -> Float[Array, "rows D"]:
     """Expected prototype of each row, sum_k T_k values_k with T = softmax(x W / temperature + g).
 
-    Differentiable in `values` alone, in reverse mode; the assignments T are targets and carry no gradient.
-
-    Args:
-        x: (rows, D) float32 embeddings from which targets are made. prototypes: (D, K), W.
-        temperature: Sinkhorn temperature. potentials: (K,) Sinkhorn column potentials.
-        values: (D, K) prototypes that the student uses. chunk: as in `streamed_logsumexp`.
-
-    Returns:
-        (rows, D) float32.
+    Differentiable in `values`, the student's prototypes, alone and in reverse mode: the assignments T are
+    targets. Temperature and potentials are Sinkhorn's; `chunk` as in `streamed_logsumexp`.
     """
     return _expected_forward(x, prototypes, temperature, potentials, values, chunk)[0]
 

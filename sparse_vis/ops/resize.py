@@ -25,10 +25,7 @@ VIEW_PRECISION = jax.lax.Precision.HIGH
 
 
 def keys_kernel(distance: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
-    """Cubic convolution kernel with a = -0.75; a NumPy array gives a NumPy array.
-
-    Args:
-        distance: (...) float, absolute distance to the tap in pixels.
+    """Weight of a tap at this distance in pixels; a NumPy array gives a NumPy array.
 
     Source: Keys, "Cubic convolution interpolation for digital image processing", 1981.
     """
@@ -55,14 +52,8 @@ def _interpolation(
 def bicubic_matrix(size_in: int, size_out: int, align_corners: bool) -> Float[Array, "out in"]:
     """Matrix that resizes a row of `size_in` pixels to `size_out` pixels; rows sum to one.
 
-    Args:
-        size_in: pixels before, static.
-        size_out: pixels after, static.
-        align_corners: whether the centres of the first and last pixels stay where they are (True), or the
-            outer edges of the image do (False).
-
-    Raises:
-        UserError: a size below one.
+    `align_corners`: whether the centres of the first and last pixels stay where they are (True), or the outer
+    edges of the image do (False). A size below one is a UserError.
     """
     if size_in < 1 or size_out < 1:
         raise UserError(f"cannot resize {size_in} to {size_out} pixels: both sizes must be at least 1")
@@ -78,12 +69,7 @@ def crop_matrix(
     """Matrix that cuts [offset, offset + length) out of a canvas and resizes it, align_corners=True.
 
     Cut out first, then resized: pixels outside the piece have weight zero (docs/method.md section 6).
-
-    Args:
-        offset: () int32, first pixel of the piece, may be traced.
-        length: () int32, pixels of the piece, at least 1, may be traced.
-        canvas: pixels of the canvas, static.
-        size_out: pixels after, static.
+    Offset and length (at least 1) may be traced; the sizes before and after are static.
     """
     scale = (jnp.asarray(length, jnp.float32) - 1) / max(size_out - 1, 1)
     return _interpolation(jnp.arange(size_out, dtype=jnp.float32) * scale, offset, length, canvas)
@@ -95,14 +81,7 @@ def apply_matrices(
     columns: Float[Array, "*#batch w W"],
     precision: jax.lax.Precision = PRECISION,
 ) -> Float[Array, "*batch h w C"]:
-    """Separable resize, image[h, w] = sum over H, W of rows[h, H] columns[w, W] image[H, W].
-
-    Args:
-        image: (..., H, W, C) float.
-        rows: (h, H) float32, or (..., h, H) with one matrix per image.
-        columns: (w, W) float32, or (..., w, W).
-        precision: of the matrix products.
-    """
+    """Separable resize, image[h, w] = sum over H, W of rows[h, H] columns[w, W] image[H, W]."""
     # With the channel axis in the middle, neither product needs a transposed copy of the image.
     image = jnp.moveaxis(image, -1, -2)
     image = jnp.einsum("...hH,...HCW->...hCW", rows, image, precision=precision)
@@ -115,17 +94,7 @@ def resize_bicubic(
     align_corners: bool = False,
     precision: jax.lax.Precision = PRECISION,
 ) -> Float[Array, "*batch h w C"]:
-    """Bicubic resize of whole images or position tables; the result is not clipped.
-
-    Args:
-        image: (..., H, W, C) float.
-        size: (h, w), pixels after, static.
-        align_corners: as in `bicubic_matrix`.
-        precision: of the matrix products.
-
-    Raises:
-        UserError: a size below one.
-    """
+    """Bicubic resize of whole images or position tables to (h, w), as `bicubic_matrix`; not clipped."""
     rows = bicubic_matrix(image.shape[-3], size[0], align_corners)
     columns = bicubic_matrix(image.shape[-2], size[1], align_corners)
     return apply_matrices(image, rows, columns, precision)

@@ -18,24 +18,16 @@ from ott.solvers.linear import sinkhorn
 
 
 def run_ott(cost: Float[Array, "n m"], epsilon: float, iterations: int, a: Array, b: Array):
-    """Exactly `iterations` log-domain rounds of ott-jax's Sinkhorn, columns before rows.
+    """Exactly `iterations` log-domain rounds of ott-jax's Sinkhorn, each columns before rows.
 
     Args:
-        cost: (n, m) float32.
-        epsilon: entropic regularisation, in units of the cost.
-        iterations: rounds; each updates the column potential first, then the row potential.
-        a: (n,) row marginals. b: (m,) column marginals.
-
-    Returns:
-        ott-jax's SinkhornOutput; its potentials f (n,) and g (m,) are in units of the cost.
+        epsilon: entropic regularisation, in units of the cost; so are the potentials f and g of the result.
+        a, b: marginals of the rows (n,) and the columns (m,).
     """
     # With the default inner_iterations=10, ott-jax would run no iteration at all for fewer than 10.
-    solver = sinkhorn.Sinkhorn(
-        min_iterations=iterations, max_iterations=iterations, inner_iterations=1, threshold=0.0
-    )
-    return solver(
-        linear_problem.LinearProblem(geometry.Geometry(cost_matrix=cost, epsilon=epsilon), a=a, b=b)
-    )
+    rounds = dict(min_iterations=iterations, max_iterations=iterations, inner_iterations=1)
+    given = geometry.Geometry(cost_matrix=cost, epsilon=epsilon)
+    return sinkhorn.Sinkhorn(**rounds, threshold=0.0)(linear_problem.LinearProblem(given, a=a, b=b))
 
 
 def column_potentials(
@@ -47,12 +39,8 @@ def column_potentials(
     every column's maximum (`published_potentials`). Here, in the log domain, every row sums to one.
 
     Args:
-        scores: (rows, K) float32 prototype logits of every row of the global batch.
-        temperature: Sinkhorn temperature (published: 0.06).
-        iterations: rounds of [columns, rows] (published: 3).
-
-    Returns:
-        (K,) float32, in units of scores / temperature, defined up to a constant.
+        scores: prototype logits of every row of the global batch.
+        temperature: published 0.06. iterations: rounds of [columns, rows], published 3.
     """
     scores = jax.lax.stop_gradient(scores.astype(jnp.float32))
     rows, columns = scores.shape
@@ -64,17 +52,11 @@ def column_potentials(
 def published_potentials(
     scores: Float[Array, "rows K"], temperature: float, iterations: int, epsilon: float
 ) -> Float[Array, "rounds K"]:
-    """Column potentials of the published loop, which adds epsilon to each sum it divides by; no gradient.
+    """Column potentials of every round of the published loop, which adds epsilon (1e-8) to each sum that it
+    divides by; no gradient.
 
-    The assignments of that loop are row_mass * softmax(scores / temperature + g[-1]).
-
-    Args:
-        scores: (rows, K) float32 prototype logits of every row of the global batch.
-        temperature: Sinkhorn temperature. iterations: rounds of [columns, rows].
-        epsilon: published 1e-8; columns are first scaled so that their largest entry is exp(50).
-
-    Returns:
-        (iterations, K) float32, the potentials of every round.
+    The assignments of that loop are row_mass * softmax(scores / temperature + g[-1]). It first scales columns
+    so that their largest entry is exp(50). Arguments as in `column_potentials`.
     """
     logits = jax.lax.stop_gradient(scores.astype(jnp.float32)) / temperature
     f, g = jnp.zeros(logits.shape[0], jnp.float32), 50 - jnp.max(logits, axis=0)
@@ -89,9 +71,7 @@ def published_potentials(
 def row_mass(log_sums: Float[Array, "rounds rows"], epsilon: float) -> Float[Array, " rows"]:
     """Row sums of the published assignments, s / (s + epsilon) with s the sum before the last division.
 
-    Args:
-        log_sums: (rounds, rows), logsumexp(scores / temperature + g) for the potentials g of each round.
-        epsilon: as in `published_potentials`.
+    `log_sums`: logsumexp(scores / temperature + g) for the potentials g of each round.
     """
     f, mass = jnp.zeros_like(log_sums[0]), jnp.ones_like(log_sums[0])
     for log_sum in log_sums:
@@ -104,30 +84,13 @@ def row_mass(log_sums: Float[Array, "rounds rows"], epsilon: float) -> Float[Arr
 def assignments(
     scores: Float[Array, "*rows K"], potentials: Float[Array, " K"], temperature: float
 ) -> Float[Array, "*rows K"]:
-    """Rows of the Sinkhorn-Knopp assignment as a full matrix: softmax(scores / temperature + g).
-
-    Args:
-        scores: (..., K) float32 prototype logits.
-        potentials: (K,) g, from `column_potentials`.
-        temperature: with which the potentials were computed.
-
-    Returns:
-        (..., K) float32 whose rows sum to one.
-    """
+    """Rows of the Sinkhorn-Knopp assignment as a full matrix: softmax(scores / temperature + g)."""
     return jax.nn.softmax(scores.astype(jnp.float32) / temperature + potentials, axis=-1)
 
 
 def column_error(
     scores: Float[Array, "rows K"], potentials: Float[Array, " K"], temperature: float
 ) -> Float[Array, ""]:
-    """How far the assignments are from using every prototype equally after the last round.
-
-    Args:
-        scores: (rows, K) prototype logits of the batch from which the potentials were computed.
-        potentials: (K,). temperature: with which they were computed.
-
-    Returns:
-        Total variation distance between the column sums / rows and 1 / K, from 0 (balanced) to 1.
-    """
+    """How far the assignments are from equal use of the prototypes: total variation distance, from 0 to 1."""
     mass = jnp.mean(assignments(scores, potentials, temperature), axis=0)
     return 0.5 * jnp.sum(jnp.abs(mass - 1 / mass.size))

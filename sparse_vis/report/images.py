@@ -1,11 +1,13 @@
-"""Find, read and encode the images of a report."""
+"""Find, read and encode the images of a report, and tell whether the model was trained on them."""
 
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import functools
 import os
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,41 +17,56 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from sparse_vis import api
+from sparse_vis.build import build_source
 from sparse_vis.data.decode import decode
+from sparse_vis.data.packed import PackedSource
 from sparse_vis.data.records import load_ahead, usable
-from sparse_vis.data.sources import Source, announce, open_folder
+from sparse_vis.data.scenes import SceneSource
+from sparse_vis.data.sources import FolderSource, Source, announce, open_folder
+from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.models.stellar import Stellar
+from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.skipped import Skips
 
 BATCH = 16
+UNKNOWN = "Images of which it is not known whether the model was trained on them"
+Rows = Sequence[int] | np.ndarray
 
 
-@dataclass(frozen=True)
-class Found:
-    """Images available to a report.
+class Read(NamedTuple):
+    """The images of a report."""
 
-    Attributes:
-        source: random-access records. indices: of those that may be used. origin: description in words.
-    """
-
-    source: Source
-    indices: Int[np.ndarray, " N"]
-    origin: str
+    rows: Int[np.ndarray, " N"]  # in the source
+    pixels: UInt8[np.ndarray, "N H W 3"]
+    names: list[str]  # escaped
+    skips: Skips
 
 
-def find_images(config: ConfigDict, folder: str | None, *, data_known: bool, max_pixels: int) -> Found:
-    """The images of a folder, or else the test images of the run's data source, as for evaluations.
+class Encoded(NamedTuple):
+    """The factors of images, and the embeddings of S and CLS in the prototype heads."""
+
+    S: Float[np.ndarray, "N r d"]
+    L: Float[np.ndarray, "N n r"]
+    cls: Float[np.ndarray, "N 1 D"]
+    embedding: Float[np.ndarray, "N r D"]
+    winner: Int[np.ndarray, "N r"]  # each token's most likely prototype
+    normaliser: Float[np.ndarray, "N r"]  # log-sum-exp of its prototype logits
+
+
+def find_images(
+    config: ConfigDict, folder: str | None, *, data_known: bool, max_pixels: int
+) -> tuple[Source, Int[np.ndarray, " N"], str]:
+    """The images of a folder (--images), or else the test images of the run's data, as for evaluations.
+
+    Returns a source, the rows of it that may be used, and a description in words; a UserError that there are
+    none names --images.
 
     Args:
-        config: of the model. folder: value of --images. data_known: whether config.data is that of training.
-        max_pixels: of an image in the folder; for the run's data, config.data.max_pixels applies.
-
-    Raises:
-        UserError: there are none; names the flag with which to give others.
+        data_known: whether config.data is that of training. max_pixels: of an image in the folder.
     """
     if folder is not None:
         try:
@@ -57,43 +74,23 @@ def find_images(config: ConfigDict, folder: str | None, *, data_known: bool, max
             announce(source)
         except UserError as error:
             raise UserError(str(error).replace("--input", "--images")) from None
-        return Found(source, np.arange(len(source)), f"folder {folder}")
+        return source, np.arange(len(source)), f"folder {folder}"
     if not data_known:
         raise UserError("a released file does not say where its images are; give --images=FOLDER.")
     try:
         part = open_data(config).parts["test"]
     except UserError as error:
-        raise UserError(
-            f"{str(error).rstrip('.')}; or give the report other images: --images=FOLDER."
-        ) from None
+        raise UserError(f"{str(error).rstrip('.')}; or give other images: --images=FOLDER.") from None
     place = f" at {config.data.path}" if config.data.path else ""
     share = f", {config.eval.holdout:.0%} held out" if config.eval.holdout else ""
     origin = f"{config.data.source}{place}, split {config.eval.test_split!r}{share}"
-    return Found(part.source, part.indices, origin)
-
-
-class Read(NamedTuple):
-    """The N images of a report.
-
-    Attributes:
-        rows: indices in the source. pixels: uint8. names: escaped. skips: (name, reason) of skipped images.
-    """
-
-    rows: Int[np.ndarray, " N"]
-    pixels: UInt8[np.ndarray, "N H W 3"]
-    names: list[str]
-    skips: Skips
+    return part.source, part.indices, origin
 
 
 def read_images(source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, int], on_error: str) -> Read:
     """Read images: the largest centre crop with the aspect ratio of `size`, resized (bicubic).
 
-    Args:
-        source: random-access records. rows: indices. size: (height, width) in pixels.
-        on_error: "stop" or "skip" at an unusable image.
-
-    Raises:
-        UserError: names the unusable image, or all are unusable.
+    A UserError names the unusable image if on_error is "stop", or says that all are unusable.
     """
 
     def read(row: int) -> tuple[int, np.ndarray, str]:
@@ -110,54 +107,84 @@ def read_images(source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, in
     return Read(np.array(numbers), np.stack(images), list(names), skips)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """N encoded images.
-
-    Attributes:
-        S: (N, r, d). L: (N, n, r). cls: (N, 1, D), embeddings of the CLS head.
-        winner: (N, r), every token's most likely prototype.
-        embedding: (N, r, D), of the token head. normaliser: (N, r), log-sum-exp of the prototype logits.
-    """
-
-    S: Float[np.ndarray, "N r d"]
-    L: Float[np.ndarray, "N n r"]
-    cls: Float[np.ndarray, "N 1 D"]
-    winner: Int[np.ndarray, "N r"]
-    embedding: Float[np.ndarray, "N r D"]
-    normaliser: Float[np.ndarray, "N r"]
+def encode_all(
+    model: Stellar, params: dict, images: UInt8[np.ndarray, "N H W 3"], temperature: float
+) -> Encoded:
+    """Encode images batch by batch and print progress; `temperature` is of the softmax over prototypes."""
+    encode = functools.partial(_encode, model, params, temperature)
+    return run_in_batches(encode, BATCH, images, progress=Progress("encoding", len(images)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(model: Stellar, params: dict, images: jax.Array, temperature: jax.Array) -> dict[str, jax.Array]:
-    features = api.encode(model, params, images)
+def _encode(model: Stellar, params: dict, temperature: jax.Array, images: jax.Array) -> Encoded:
+    out = api.encode(model, params, images)
 
     def heads(m, S, cls):
         return m.sparse_head(S), m.cls_head(cls)
 
-    embedding, cls = model.apply({"params": params}, features.sparse, features.cls, method=heads)
+    embedding, cls = model.apply({"params": params}, out.sparse, out.cls, method=heads)
     logits = embedding @ params["sparse_head"]["prototypes"] / temperature
-    return {
-        "S": features.sparse, "L": features.spatial, "cls": cls, "winner": logits.argmax(axis=-1),
-        "embedding": embedding, "normaliser": jax.nn.logsumexp(logits, axis=-1),
-    }  # fmt: skip
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    return Encoded(out.sparse, out.spatial, cls, embedding, logits.argmax(axis=-1), normaliser)
 
 
-def encode_all(
-    model: Stellar, params: dict, images: UInt8[np.ndarray, "N H W 3"], temperature: float
-) -> Encoded:
-    """Encode images batch by batch and print progress.
+def name_images(config: ConfigDict | None, source: Source, rows: Rows) -> str:
+    """In words, with the reason: whether images are training images, held out, some of both, or not known.
 
-    Args:
-        model, params: from sparse_vis.load. images: (N, H, W, 3) uint8.
-        temperature: of the student's softmax over prototypes.
+    `config` is that of the training; None if it is not known.
     """
-    parts, progress = [], Progress("encoding", len(images))
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        # A smaller last batch is padded, so that the encoder compiles once.
-        padded = np.pad(batch, [(0, BATCH - len(batch)), (0, 0), (0, 0), (0, 0)], mode="edge")
-        found = jax.device_get(_encode(model, params, padded, temperature))
-        parts.append({name: array[: len(batch)] for name, array in found.items()})
-        progress.add(len(batch))
-    return Encoded(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    if config is None:
+        return f"{UNKNOWN} (a released file does not say on which it was)"
+    try:
+        trained, why = _trained_on(config, source, rows)
+    except UserError as error:
+        trained, why = None, str(error).rstrip(".")
+    if trained is None:
+        return f"{UNKNOWN} ({why})"
+    if trained:
+        return "Training images" if trained == len(rows) else f"{trained} of {len(rows)} are training images"
+    started = f"; what the weights of {config.init} had seen is not known" if config.init else ""
+    return f"Held-out images ({why}{started})"
+
+
+def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | None, str]:
+    """Number of the rows that are training images, None if it is not known; and the reason."""
+    d = config.data
+    if d.source == "scenes":
+        if isinstance(source, SceneSource):
+            return len(rows) * (source.split == d.split), f"training had the split {d.split!r}"
+        return 0, "the model was trained on scenes, which are drawn"
+    training = build_source(config, d.split)
+    match source, training:
+        case FolderSource(), FolderSource():
+            why = f"none has the name and content of one in {training.path}"
+            return _shared_files(source, rows, training), why
+        case FolderSource(), PackedSource() if source.images_sha256 != training.images_sha256:
+            return None, f"single images are not looked up in the packed folder {training.path}"
+        case FolderSource(), PackedSource():
+            return len(rows), ""
+        case PackedSource(), PackedSource():
+            same = os.path.samefile(source.path, training.path)
+            same = same or source.images_sha256 == training.images_sha256
+            return len(rows) * same, f"training had another packed folder, {training.path}"
+        case TfdsSource(), TfdsSource() if source.split == training.split:
+            return len(rows), ""
+        case TfdsSource(), TfdsSource() if set("+[(") & {*source.split, *training.split}:
+            return None, f"the splits {source.split!r} and {training.split!r} may overlap"
+        case TfdsSource(), TfdsSource():
+            return 0, f"training had the split {training.split!r}"
+    return None, f"training had {d.source}"
+
+
+def _shared_files(source: FolderSource, rows: Rows, training: FolderSource) -> int:
+    """Number of images that are training images: the same file, or a copy with the same name."""
+    alike = defaultdict(set)
+    for name in training.names:
+        alike[os.path.basename(name)].add(os.path.join(training.path, name))
+    count = 0
+    for row in rows:
+        path = os.path.join(source.path, source.names[int(row)])
+        own = os.path.basename(path), os.path.basename(os.path.realpath(path))  # it may be a link
+        others = set().union(*(alike.get(name, ()) for name in own))
+        count += any(filecmp.cmp(path, other, shallow=False) for other in others)
+    return count

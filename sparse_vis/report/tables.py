@@ -1,16 +1,22 @@
-"""Configuration, evaluations and health as tables of text."""
+"""What the page shows of a run: configuration, evaluations and health as tables, curves as inline SVG."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import re
+from typing import NamedTuple
 
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from sparse_vis.evals.results import table
 from sparse_vis.report.images import Encoded
 from sparse_vis.train.health import complaints, localization_measures, spread, token_measures
+from sparse_vis.viz.figures import curve
 
+Metrics = dict[str, tuple[np.ndarray, np.ndarray]]  # as from `viz.figures.read_metrics`
 MEANINGS = {
     "S_rank": "effective rank of all tokens, 1 to their width",
     "S_rank_in_image": "the same among the tokens of one image, 1 to their number − 1",
@@ -25,15 +31,20 @@ MEANINGS = {
     "sinkhorn_error": "distance of the targets' use of the prototypes from equal use, 0 to 1",
     "match_changed": "share of tokens of masked views with another partner than at the measurement before",
 }
+# Placeholder colours, which are replaced by those of the page, for light and dark mode.
+TEXT, LINE = "#010203", "#040506"
+STYLE = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8, "axes.spines.top": False,
+    "axes.spines.right": False, **dict.fromkeys(
+        ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), TEXT
+    ),
+}  # fmt: skip
+LAST = ("gradient_norm", "learning_rate", "images_per_second", "input_wait_seconds")
+OMITTED = ("epoch",)  # a straight line
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of text.
-
-    Attributes:
-        title: of the table. head: of the columns. rows: cells. notes: sentences below it.
-    """
+class Table(NamedTuple):
+    """A table of text, with sentences below it."""
 
     title: str
     head: list[str]
@@ -42,46 +53,29 @@ class Table:
 
 
 def evaluation_tables(encoders: dict[str, dict]) -> list[Table]:
-    """One table per task over all encoders of evaluation.json, with absent metrics and origins of weights.
-
-    Args:
-        encoders: encoder → task → entry, as `evals.results.Results` holds them.
-    """
-    tasks = dict.fromkeys(task for entries in encoders.values() for task in entries)
-    return [_evaluation(task, {n: e[task] for n, e in encoders.items() if task in e}) for task in tasks]
-
-
-def _evaluation(task: str, found: dict[str, dict]) -> Table:
-    lines, notes = table(found)
-    origins = [
-        f"{name}: weights of {place}" for name, entry in found.items() if (place := entry["ran"].get("from"))
-    ]
-    return Table(task, lines[0] if lines else [], lines[1:], notes + origins)
+    """One table per task over all encoders of evaluation.json, with absent metrics and origins of weights."""
+    made = []
+    for task in dict.fromkeys(task for entries in encoders.values() for task in entries):
+        found = {name: entries[task] for name, entries in encoders.items() if task in entries}
+        lines, notes = table(found)
+        places = {name: entry["ran"].get("from") for name, entry in found.items()}
+        notes += [f"{name}: weights of {place}" for name, place in places.items() if place]
+        made.append(Table(task, lines[0] if lines else [], lines[1:], notes))
+    return made
 
 
 def health_measures(found: Encoded) -> dict[str, float]:
-    """The health measures that need no training step, on the report's images.
-
-    Args:
-        found: encoded images.
-    """
-    S, L = jnp.asarray(found.S, jnp.float32), jnp.asarray(found.L)
-    measures = token_measures(S) | localization_measures(L)
-    measures |= {
+    """The health measures that need no training step, on the report's images."""
+    measures = {
+        **token_measures(jnp.asarray(found.S, jnp.float32)), **localization_measures(jnp.asarray(found.L)),
         "S_spread": jnp.mean(spread(jnp.asarray(found.embedding))),
         "cls_spread": jnp.mean(spread(jnp.asarray(found.cls))),
-    }
+    }  # fmt: skip
     return {name: float(x) for name, x in measures.items() if np.isfinite(x)}
 
 
-def health_table(
-    now: dict[str, float], metrics: dict[str, tuple[np.ndarray, np.ndarray]], tokens: int
-) -> Table:
-    """Health measures on the report's images and the last ones of training, with warnings of collapse.
-
-    Args:
-        now: from `health_measures`. metrics: of the run; empty if there are none. tokens: r.
-    """
+def health_table(now: dict[str, float], metrics: Metrics, tokens: int) -> Table:
+    """Health measures on the report's images (now) and at the end of training, with warnings of collapse."""
     last = {n.removeprefix("health/"): pair for n, pair in metrics.items() if n.startswith("health/")}
     trained = {name: float(values[-1]) for name, (_, values) in last.items()}
     step = max((int(steps[-1]) for steps, _ in last.values()), default=0)
@@ -90,12 +84,9 @@ def health_table(
         for where, measures in (("on these images", now), ("in training", trained))
         for name, meaning in complaints(measures, tokens).items()
     ]
+    columns = (now, trained) if last else (now,)
     rows = [
-        [
-            name,
-            *(f"{m[name]:.3g}" if name in m else "–" for m in ((now, trained) if last else (now,))),
-            meaning,
-        ]
+        [name, *(f"{column[name]:.3g}" if name in column else "–" for column in columns), meaning]
         for name, meaning in MEANINGS.items()
         if name in now or name in trained
     ]
@@ -112,3 +103,29 @@ def flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
         else:
             found.append((f"{prefix}{key}", f"{value}" if value != "" else "–"))
     return found
+
+
+def charts(metrics: Metrics) -> list[str]:
+    """All curves of a run that are not always zero: the total, its terms, optimizer and speed, health."""
+    names = [name for name in metrics if name not in OMITTED and np.any(metrics[name][1])]
+    groups = (("total",), [n for n in names if n not in ("total", *LAST) and "/" not in n], LAST)
+    order = (*(n for group in groups for n in group), *(n for n in names if n.startswith("health/")))
+    return [_chart(name, *metrics[name]) for name in order if name in names]
+
+
+def _chart(name: str, steps: np.ndarray, values: np.ndarray) -> str:
+    """One curve as an SVG element, 280 by 150 points, with first and last value for screen readers."""
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+        figure = Figure(figsize=(280 / 72, 150 / 72), layout="constrained")
+        axis = figure.subplots()
+        curve(axis, steps, values, color=LINE, linewidth=1.8, marker="o" if len(steps) < 3 else None)
+        axis.set_title(name, fontsize=9, loc="left")
+        axis.grid(True, color=TEXT, alpha=0.12, linewidth=0.6)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(TEXT, "currentColor").replace(LINE, "var(--accent)")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # these ids repeat in every chart, and are not referenced
+    said = f"{name}: {values[0]:.4g} at step {steps[0]}, {values[-1]:.4g} at step {steps[-1]}"
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{said}" ', 1)

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
+from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.skipped import ON_ERROR
 
 
 def unknown_flag(flag: str, known: Iterable[str], program: str) -> str:
@@ -21,11 +23,38 @@ def unknown_flag(flag: str, known: Iterable[str], program: str) -> str:
     return f"{flag} is no flag of {program}; {remedy}"
 
 
+def positive(text: str) -> int:
+    """argparse `type` of a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
+# Flags that several tools have, as `add_argument` takes them; a tool may change details.
+FLAGS = {
+    "--checkpoint": dict(required=True, type=paths.place, help=paths.PLACES),
+    "--name": dict(help="model of a release folder that holds several"),
+    "--tokenizer": dict(
+        type=paths.path, metavar="FILE",
+        help="weights of the VQ tokenizer, where the checkpoint does not name them",
+    ),
+    "--input": dict(required=True, type=paths.folder, metavar="FOLDER", help="folder of images"),
+    "--output": dict(required=True, type=paths.path, metavar="FOLDER"),
+    "--shard-size": dict(type=positive, default=4096, help="images per shard (%(default)s)"),
+    "--threads": dict(type=positive, default=os.cpu_count(), help="that decode images (%(default)s)"),
+    "--on-error": dict(choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)"),
+    "--max-pixels": dict(type=positive, default=2**27, help="of an image that is used (%(default)s)"),
+}  # fmt: skip
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviated flags, whose errors are UserErrors."""
+    """argparse without abbreviated flags, whose errors are UserErrors, and which knows FLAGS."""
 
     def __init__(self, **settings):
-        super().__init__(allow_abbrev=False, **settings)
+        super().__init__(**{"prog": sys.argv[0], "allow_abbrev": False, **settings})
+
+    def add_argument(self, flag: str, *others: str, **settings) -> argparse.Action:
+        return super().add_argument(flag, *others, **{**FLAGS.get(flag, {}), **settings})
 
     def parse_args(self, args=None, namespace=None):
         """As argparse, but an unknown flag is reported before a missing required one."""
@@ -46,10 +75,3 @@ def check_folder(path: pathlib.Path) -> None:
     reason = f"no permission in {there}" if there.is_dir() else f"{there} is a file"
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"--output={path} cannot be written ({reason}); give another --output.")
-
-
-def positive(text: str) -> int:
-    """argparse `type` of a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
-    return int(text)

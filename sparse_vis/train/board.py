@@ -7,53 +7,42 @@ import pathlib
 import socket
 import textwrap
 import time
-import types
 from collections.abc import Mapping
 
-from sparse_vis.runtime.files import write_whole
 
-
-def _interface() -> types.ModuleType:
-    """Load clu.metric_writers.interface alone, because its package imports TensorFlow."""
+def _interface() -> type:
+    """clu's MetricWriter, its module loaded alone, because its package imports TensorFlow."""
     [package] = importlib.util.find_spec("clu").submodule_search_locations
     path = pathlib.Path(package, "metric_writers", "interface.py")
     spec = importlib.util.spec_from_file_location("clu.metric_writers.interface", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return module.MetricWriter
 
 
-class ScalarWriter(_interface().MetricWriter):
-    """A clu MetricWriter for scalars, which writes one event file.
-
-    Args:
-        folder: for the event file.
-    """
+class ScalarWriter(_interface()):
+    """A clu MetricWriter for scalars, which writes one event file in a folder."""
 
     def __init__(self, folder: pathlib.Path):
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         self.records = RecordWriter((folder / name).open("wb"))
         self.event, self.summary = event_pb2.Event, summary_pb2.Summary
-        self._write(file_version="brain.Event:2")
+        self._write(time.time(), file_version="brain.Event:2")
 
-    def _write(self, **content) -> None:
-        self.records.write(self.event(wall_time=time.time(), **content).SerializeToString())
+    def _write(self, when: float, **content) -> None:
+        self.records.write(self.event(wall_time=when, **content).SerializeToString())
 
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write one event with all scalars of a step."""
+    def write_scalars(self, step: int, scalars: Mapping[str, float], when: float | None = None) -> None:
         values = [self.summary.Value(tag=name, simple_value=float(x)) for name, x in scalars.items()]
-        self._write(step=step, summary=self.summary(value=values))
+        self._write(when or time.time(), step=step, summary=self.summary(value=values))
 
     def flush(self) -> None:
-        """Pass everything written so far to the operating system."""
         self.records.flush()
 
     def close(self) -> None:
-        """Flush and close the file."""
         self.records.close()
 
     def _no_scalars(self, *_, **__) -> None:
@@ -64,23 +53,26 @@ class ScalarWriter(_interface().MetricWriter):
 
 
 class TensorBoard:
-    """Writes the rows of metrics.jsonl as TensorBoard files too; on an error, prints one note and stops.
+    """Writes the rows of metrics.jsonl as a TensorBoard file too; on an error, prints one note and stops.
 
     Args:
-        folder: for the event files. rows: rows of metrics.jsonl before the step from which the run continues.
+        folder: for the file. rows: of metrics.jsonl before the step from which the run continues. They are
+            written again: the file of a killed run may lack some, be damaged, or hold later steps.
     """
 
     def __init__(self, folder: pathlib.Path, rows: list[dict]):
         self.writer = None
         try:
-            last = rows[-1]["step"] if rows else 0
-            there = max((keep_events(path, last) for path in folder.glob("*.tfevents.*")), default=0)
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob("*.tfevents.*"):
+                path.unlink()
             self.writer = ScalarWriter(folder)
+            for row in rows:
+                numbers = {name: x for name, x in row.items() if name not in ("step", "time")}
+                self.writer.write_scalars(row["step"], numbers, row.get("time"))
+            self.writer.flush()
         except Exception as error:
             self._give_up(error)
-        for row in rows:  # a killed run may have left a few rows unwritten
-            if self.writer and row["step"] > there:
-                self.write(row["step"], {name: x for name, x in row.items() if name not in ("step", "time")})
 
     def _give_up(self, error: Exception) -> None:
         """Stop writing: a full disk or a missing package must not end the run."""
@@ -98,36 +90,5 @@ class TensorBoard:
                 self._give_up(error)
 
     def close(self) -> None:
-        """Close the file."""
         if self.writer:
             self.writer.close()
-
-
-def keep_events(path: pathlib.Path, step: int) -> int:
-    """Drop the events of a TensorBoard file after a step, and all from the first damaged event on.
-
-    Args:
-        path: event file. step: last step to keep.
-
-    Returns:
-        The last step kept; 0 if there is none.
-    """
-    from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    data, kept, last, start = path.read_bytes(), [], 0, 0
-    while start + 12 <= len(data):  # a record: length (8 bytes), its checksum (4), event, its checksum (4)
-        end = start + 16 + int.from_bytes(data[start : start + 8], "little")
-        if end > len(data):
-            break
-        try:
-            event = Event.FromString(data[start + 12 : end - 4])
-        except DecodeError:
-            break
-        if event.step <= step:
-            kept.append(data[start:end])
-            last = max(last, event.step)
-        start = end
-    if sum(map(len, kept)) < len(data):
-        write_whole(path, b"".join(kept))
-    return last

@@ -5,8 +5,10 @@ Orbax writes a step under a temporary name first, so that an interrupted save is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,11 +24,7 @@ from sparse_vis.train.step import TrainState
 
 
 def prepare(workdir: pathlib.Path) -> None:
-    """Create a workdir.
-
-    Raises:
-        UserError: it cannot be created or written to, or its path contains a [.
-    """
+    """Create a workdir; UserError if it cannot be created or written to, or its path contains a [."""
     if "[" in str(workdir.resolve()):
         raise UserError(
             f"workdir {workdir.resolve()} has a [ in its name, below which Orbax loses what it saves; "
@@ -34,20 +32,16 @@ def prepare(workdir: pathlib.Path) -> None:
         )
     try:
         (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
-        writable = os.access(workdir, os.W_OK) and os.access(workdir / FOLDER, os.W_OK)
-        reason = "permission denied"
+        if not (os.access(workdir, os.W_OK) and os.access(workdir / FOLDER, os.W_OK)):
+            raise PermissionError(0, "permission denied")
     except OSError as error:
-        writable, reason = False, error.strerror
-    if not writable:
-        raise UserError(f"cannot write to workdir {workdir} ({reason}); give another --workdir.")
+        raise UserError(
+            f"cannot write to workdir {workdir} ({error.strerror}); give another --workdir."
+        ) from None
 
 
 def open_manager(workdir: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-    """Checkpoint manager of a run; keeps the newest `keep` checkpoints.
-
-    Args:
-        workdir: of the run. keep: at least 1.
-    """
+    """Checkpoint manager of a run; keeps the newest `keep` checkpoints."""
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.LatestN(keep),
         enable_async_checkpointing=True,
@@ -57,15 +51,10 @@ def open_manager(workdir: pathlib.Path, keep: int) -> ocp.CheckpointManager:
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, data: dict, config: ConfigDict) -> None:
-    """Start saving a state in the background.
+    """Start saving a state in the background; UserError if this save, or the previous one, fails.
 
-    Args:
-        manager: from `open_manager`. state: TrainState. config: of the run.
-        data: JSON-compatible dict of `next_index`, the position of the next image in the global stream, and
-            all else that a continued run needs.
-
-    Raises:
-        UserError: this save, or the previous one, cannot be written.
+    `data` is JSON-compatible: `next_index`, the position of the next image in the global stream, and all else
+    that a continued run needs.
     """
     settings, rest = plain(config), state.replace(params=None)
     sums = {"params": checksums.checksums(state.params), "rest": checksums.checksums(rest)}
@@ -76,51 +65,38 @@ def save(manager: ocp.CheckpointManager, state: TrainState, data: dict, config: 
         data=A.JsonSave({**data, "checksums": sums}),
         config=A.JsonSave(settings),
     )
-    try:
+    with _writing(manager):
         manager.save(int(state.step), args=A.Composite(**items), force=True)
-    except Exception as error:
-        raise _unwritable(manager, error) from error
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
-    """Wait until all checkpoints are on disk.
-
-    Raises:
-        UserError: a checkpoint could not be written.
-    """
-    try:
+    """Wait until all checkpoints are on disk; UserError if one could not be written."""
+    with _writing(manager):
         manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
-        raise _unwritable(manager, error) from error
-
-
-def _unwritable(manager: ocp.CheckpointManager, error: Exception) -> UserError:
-    folder = pathlib.Path(manager.directory)
-    return UserError(
-        f"a checkpoint cannot be written to {folder} ({reason_of(error)}; {saved_steps(folder.parent)}); "
-        "mend that and give the same command again."
-    )
-
-
-def _abstract(tree, sharding):
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, sharding)
+        folder = pathlib.Path(manager.directory)
+        raise UserError(
+            f"a checkpoint cannot be written to {folder} ({reason_of(error)}; {saved_steps(folder.parent)}); "
+            "mend that and give the same command again."
+        ) from error
 
 
 def restore(
     manager: ocp.CheckpointManager, abstract: TrainState, sharding: TrainState
 ) -> tuple[TrainState, dict]:
-    """The newest checkpoint's state and the `data` saved with it.
+    """The newest checkpoint's state, of these shapes and with this sharding, and the `data` saved with it.
 
-    Args:
-        manager: from `open_manager`. abstract: TrainState of ShapeDtypeStructs. sharding: TrainState of the
-            NamedShardings to restore to.
-
-    Raises:
-        UserError: the newest checkpoint cannot be read, or its checksums do not match.
+    UserError if it cannot be read, or its checksums do not match.
     """
     folder = pathlib.Path(manager.directory) / str(manager.latest_step())
     data, saved = read_data(folder)
-    target = _abstract(abstract, sharding)
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, sharding)
     items = dict(params=A.StandardRestore(target.params), rest=A.StandardRestore(target.replace(params=None)))
     quiet_orbax()
     try:

@@ -35,10 +35,8 @@ def joined(others: str, step: int) -> Iterator[None]:
     Args:
         others: "auto" if JAX can find the processes itself (Slurm, TPU pods, Kubernetes, Open MPI), else
             HOST:PORT,PROCESSES,PROCESS: address of process 0, number of processes, index of this process.
+            Anything else, or no other processes, is a UserError.
         step: from which the run continues.
-
-    Raises:
-        UserError: `others` has neither form, or no other processes are found.
     """
     _initialize(others)
     # On a SIGTERM before the first call of this function, JAX makes the processes agree to stop at step 1,
@@ -63,13 +61,9 @@ def joined(others: str, step: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path, doing: str, flag: str = "--output") -> Iterator[None]:
-    """`runtime.lock.hold` for a run of several processes: process 0 takes the lock, the others wait for that.
+    """`runtime.lock.hold` for a run of several processes: process 0 takes the lock, the others wait for it.
 
-    Args:
-        folder, doing, flag: as in `runtime.lock.hold`.
-
-    Raises:
-        UserError: in process 0, if another run holds the folder; the other processes then end too.
+    If another run holds the folder, process 0 raises a UserError, and the others end too.
     """
     with lock.hold(folder, doing, flag) if jax.process_index() == 0 else contextlib.nullcontext():
         # A barrier between processes, because one between devices needs a working collective.

@@ -45,25 +45,14 @@ def spread(x: Float[Array, "B r D"]) -> Float[Array, " r"]:
 
 
 def token_measures(S: Float[Array, "B r d"]) -> dict[str, Float[Array, ""]]:
-    """Effective rank of all tokens of the batch, and mean effective rank of one image's tokens.
-
-    Args:
-        S: (B, r, d) float32.
-    """
-    return {
-        "S_rank": effective_rank(S.reshape(-1, S.shape[-1])),
-        "S_rank_in_image": jnp.mean(effective_rank(S)),
-    }
+    """Effective rank of all tokens of the batch, and mean effective rank of one image's tokens."""
+    whole, each = effective_rank(S.reshape(-1, S.shape[-1])), effective_rank(S)
+    return {"S_rank": whole, "S_rank_in_image": jnp.mean(each)}
 
 
 def localization_measures(L: Float[Array, "B n r"]) -> dict[str, Float[Array, ""]]:
-    """Extreme singular values of L / sqrt(n), entropy of L's rows, and coverage.
-
-    The entropy is divided by log r. Coverage is the share of tokens with the largest weight in some patch.
-
-    Args:
-        L: (B, n, r) float32 with rows that sum to one.
-    """
+    """Extreme singular values of L / sqrt(n), entropy of L's rows / log r, and coverage: the share of tokens
+    with the largest weight in some patch."""
     n, r = L.shape[1:]
     squares = jnp.linalg.eigvalsh(jnp.swapaxes(L, 1, 2) @ L / n)
     singular = jnp.mean(jnp.sqrt(jnp.maximum(squares, 0)), axis=0)
@@ -77,11 +66,8 @@ def localization_measures(L: Float[Array, "B n r"]) -> dict[str, Float[Array, ""
 
 
 def prototype_measures(scores: Float[Array, "rows K"]) -> dict[str, Float[Array, ""]]:
-    """Share of prototypes that are some row's maximum, and entropy of that choice, relative to the maximum.
-
-    Args:
-        scores: one row of logits per token. At most min(rows, K) prototypes can be chosen.
-    """
+    """Share of prototypes that are some row's maximum, and entropy of that choice, relative to the greatest
+    possible: at most min(rows, K) prototypes can be chosen."""
     rows, count = scores.shape
     wins = jnp.zeros(count, jnp.float32).at[jnp.argmax(scores, axis=-1)].add(1)
     most = min(rows, count)
@@ -94,17 +80,12 @@ def prototype_measures(scores: Float[Array, "rows K"]) -> dict[str, Float[Array,
 def measure(
     recipe: Recipe, params: dict, teacher: dict | None, batch: Batch, previous: Array, seed: int | Array = 0
 ) -> tuple[dict[str, Array], Array]:
-    """Health measures on one batch; views are drawn as in step 0, so that different steps are comparable.
+    """Health measures by name, and the matches of masked views (B, Vg, r), which are `previous` next time.
 
-    Args:
-        batch: the same each time.
-        previous: (B, Vg, r) int32 matches of the last measurement; -1 at the first.
-
-    Returns:
-        (measures, matches): float32 scalars by name, and the matches for the next call. `S_spread` and
-        `cls_spread` measure the heads' embeddings. `match_changed` is the share of masked views' tokens whose
-        match differs from `previous`. `sinkhorn_error` is the total variation distance between the use of
-        prototypes in the targets and equal use.
+    Batch and views (of step 0) are the same each time, so that steps are comparable. `S_spread` and
+    `cls_spread` are of the heads' embeddings. `match_changed` is the share of tokens whose match differs from
+    `previous`. `sinkhorn_error` is the total variation distance between the use of prototypes in the targets
+    and equal use.
     """
     views, spec = make_views(step_key(seed, 0), batch, recipe.views), recipe.loss
     outputs = recipe.model.apply({"params": params}, views)
@@ -124,11 +105,7 @@ def measure(
 
 
 def complaints(measures: Mapping[str, float | int], tokens: int) -> dict[str, str]:
-    """Measures that indicate collapse: name -> what it means.
-
-    Args:
-        measures: from `measure`, as floats. tokens: r.
-    """
+    """Measures that indicate collapse, of a model with so many tokens: name -> what it means."""
     limits = {
         "prototype_entropy": (0.05, "nearly all tokens choose the same prototype"),
         "cls_spread": (1e-5, "CLS is the same for every image"),
@@ -146,12 +123,9 @@ class HealthCheck:
     """Measures health on the same images each time, and warns when a run has collapsed.
 
     Args:
-        recipe: of the run. mesh: of its state. batch: global Batch on the mesh.
-        every: steps between measurements. step: of the last row of metrics.
+        batch: global, on the mesh. seed: of the run. every: steps between measurements.
+        step: of the last row of metrics; the first row from `due` on includes a measurement.
         matches: nested lists, from the last measurement of a continued run; None, or a wrong shape: none.
-
-    Attributes:
-        due: the next multiple of `every`; the first row of metrics from there on includes a measurement.
     """
 
     def __init__(

@@ -23,16 +23,8 @@ def initial_params(config: ConfigDict) -> dict:
     """Parameters of step 0: random, but for the weights that `config.init` names.
 
     An MAE backbone gives the encoder except its queries. A model (ours or released) gives everything, or
-    everything but the heads with config.init_heads="fresh". Position tables of another size are resized.
-
-    Args:
-        config: complete configuration.
-
-    Returns:
-        float32 parameter tree.
-
-    Raises:
-        UserError: nothing can be loaded, or it has another architecture.
+    everything but the heads with config.init_heads="fresh". Position tables of another size are resized; any
+    other difference in architecture is a UserError.
     """
     given = _read(config) if config.init else {}
     fresh = init_params(build_model(config), jax.random.key(config.seed))
@@ -41,7 +33,6 @@ def initial_params(config: ConfigDict) -> dict:
 
 
 def _read(config: ConfigDict) -> dict:
-    """The part of the parameter tree that config.init gives."""
     # init_name selects a model of a release; MAE backbones have no such names.
     file = None if config.init_name else mae.find_file(config.init)
     backbone = mae.read_backbone(file, config) if file is not None else None

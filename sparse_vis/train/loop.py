@@ -25,11 +25,10 @@ from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_json
 from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
-from sparse_vis.runtime.skipped import Skipped
 from sparse_vis.train import checkpoint
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
-from sparse_vis.train.progress import Averages, Progress, short
+from sparse_vis.train.progress import Averages, Progress, Skipped, short
 from sparse_vis.train.recipe import Recipe, build_recipe
 from sparse_vis.train.step import TrainState, compile_step, initial_state, steps_applied
 from sparse_vis.train.stop import StopSignal
@@ -80,11 +79,7 @@ def start_state(
 
 
 def note_jump(before: optax.Schedule, now: optax.Schedule, count: int) -> None:
-    """Print a note if a changed number of steps or other settings make the learning rate jump.
-
-    Args:
-        before, now: schedules of the saved and the present settings. count: steps applied.
-    """
+    """Print a note if the learning rate jumps after `count` steps, as settings changed since the save."""
     last, following = float(before(max(count - 1, 0))), float(now(count))
     if not math.isclose(float(before(count)), following, rel_tol=1e-3):
         print(
@@ -95,11 +90,7 @@ def note_jump(before: optax.Schedule, now: optax.Schedule, count: int) -> None:
 
 
 def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Write a run's configuration as config.json.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a run's configuration as config.json; UserError if it cannot be written."""
     path = workdir / "config.json"
     try:
         write_json(path, settings.plain(config))
@@ -113,7 +104,7 @@ class Run:
     """One training run in a workdir; `Run(config, workdir).train()`.
 
     Args:
-        config: complete configuration. workdir: folder for checkpoints, metrics and config.json.
+        workdir: folder for checkpoints, metrics and config.json.
         initial: returns the initial parameters; called at a fresh start only. None: random ones.
         tokenizer: module and frozen parameters that compute the codes of the VQ target.
         build: (config, tokenizer module) -> Recipe; benchmarks/evidence/baselines.py has another.
@@ -179,11 +170,7 @@ class Run:
         return global_batch(self.mesh, local)
 
     def check_finite(self, window: list[dict[str, float]]) -> None:
-        """Warn of steps that were not applied, and stop at config.train.max_bad_steps of them in a row.
-
-        Raises:
-            UserError: too many bad steps in a row; says since when, which terms, and a remedy.
-        """
+        """Warn of steps that were not applied; UserError at config.train.max_bad_steps of them in a row."""
         limit, bad = self.config.train.max_bad_steps, []
         for step, metrics in enumerate(window, self.step - len(window) + 1):
             terms = bad_terms(metrics)
@@ -202,31 +189,25 @@ class Run:
             print(f"warning: {len(bad)} steps not applied, first step {step}: {terms} not finite", flush=True)
 
     def remedy(self, first: int, terms: str) -> str:
-        """Advice for numbers that are not finite.
-
-        Args:
-            first: first bad step. terms: names of what is not finite.
-        """
+        """Advice where these terms are not finite from this step on."""
         if first > self.began + 1:
             return "lower config.optimizer.peak_lr or raise its warmup"
         names = [f"model.{TEMPERATURES[0]}", *(f"loss.{name}" for name in TEMPERATURES[1:])]
         names += [f"loss.{term}" for term in terms.split(", ") if term in self.config.loss]
         values = ", ".join(f"config.{name}={settings.at(self.config, name)}" for name in names)
+        since, changed = "from the very first step", "the weights of config.init"
         if self.began:
-            return (
-                "it is so since this start, which the learning rate does not explain; look at what changed "
-                f"since the checkpoint (notes above), at its parameters, at the images, and at {values}"
+            since, changed = (
+                "since this start",
+                "what changed since the checkpoint (notes above), its parameters",
             )
         return (
-            "it is so from the very first step, which the learning rate does not explain; look at "
-            f"{values}, the images, and the weights of config.init"
+            f"it is so {since}, which the learning rate does not explain; look at {changed}, the images, and "
+            f"{values}"
         )
 
     def train(self, stop: StopSignal | None = None) -> dict[str, float]:
-        """Train to config.train.steps, or until SIGTERM or Ctrl-C, and save; returns the last row of metrics.
-
-        Args:
-            stop: checked after every step; None: no signal stops the run early.
+        """Train to the last step, or until `stop` has a signal, and save; returns the last row of metrics.
 
         Raises:
             UserError: bad numbers, unreadable data, or a checkpoint that cannot be written.

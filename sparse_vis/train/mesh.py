@@ -33,11 +33,7 @@ def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
     """Mesh over all devices of all processes, or over given ones.
 
     Args:
-        shape: devices along (data, fsdp); one of them may be -1, meaning all that remain.
-        devices: default all; benchmarks/dryrun/dryrun.py passes those of a simulated machine.
-
-    Raises:
-        UserError: the shape does not cover the devices.
+        shape: devices along (data, fsdp), which must cover them (UserError); -1: all that remain.
     """
     devices = jax.devices() if devices is None else devices
     sizes = list(shape)
@@ -54,13 +50,8 @@ def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
 
 
 def state_sharding(mesh: Mesh, state):
-    """NamedSharding of every leaf of a train state, a parameter tree or its gradients.
-
-    A leaf whose axis is not divisible by the mesh is replicated.
-
-    Args:
-        mesh: from `make_mesh`. state: pytree of arrays or ShapeDtypeStructs.
-    """
+    """NamedSharding of every leaf of a train state or parameter tree; an axis that the mesh does not divide
+    is replicated."""
 
     def one(path, leaf):
         name = path_name(path)
@@ -74,10 +65,6 @@ def state_sharding(mesh: Mesh, state):
 
 
 def global_batch(mesh: Mesh, local):
-    """One global array per leaf from each process's part of the batch.
-
-    Args:
-        mesh: from `make_mesh`. local: pytree of numpy arrays with this process's rows.
-    """
+    """One global array per leaf from the rows of each process."""
     sharding = NamedSharding(mesh, BATCH)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), local)

@@ -1,14 +1,21 @@
-"""Progress of a training run: one printed line per interval, metrics.jsonl and TensorBoard files."""
+"""Progress of a training run: printed lines, metrics.jsonl, TensorBoard files, skipped images."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from sparse_vis.interop.step_folder import saved_steps
+from sparse_vis.runtime import skipped as skipped_file
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.progress import time_left
@@ -20,15 +27,9 @@ INPUT_SHARE = 0.1  # a note is printed if waiting for images takes a larger shar
 
 
 def keep_until(path: pathlib.Path, step: int) -> list[dict]:
-    """Drop the rows of a metrics file after a step, and damaged or incomplete lines.
+    """Drop the rows of a metrics file after a step, and damaged or incomplete lines; returns the rows kept.
 
     A killed run continues from its last checkpoint and reports the steps since then again.
-
-    Args:
-        path: metrics file, which need not exist. step: last step to keep.
-
-    Returns:
-        The rows kept.
     """
     if not path.exists():
         return []
@@ -49,18 +50,15 @@ def keep_until(path: pathlib.Path, step: int) -> list[dict]:
 
 
 def short(x: float) -> str:
-    """A non-negative number with three significant digits; from 100 on, rounded to a whole number."""
+    """A number with three significant digits; from 100 on, rounded to a whole number."""
     return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
 
 
 class Averages:
-    """Means of the finite metrics since the last row, kept as sums that a checkpoint can store.
-
-    Args:
-        sums: name -> [sum, number of finite values]. steps: number of steps in the sums.
-    """
+    """Means of the finite metrics since the last row, kept as sums that a checkpoint can store."""
 
     def __init__(self, sums: dict[str, list[float]] | None = None, steps: int = 0):
+        # Name -> [sum, number of finite values]; number of steps in the sums.
         self.sums, self.steps = sums or {}, steps
 
     def add(self, window: list[dict[str, float]]) -> None:
@@ -75,19 +73,13 @@ class Averages:
             self.sums["bad_steps"] = [metrics["bad_steps"], 1]
 
     def means(self) -> dict[str, float]:
-        """The mean of every name."""
         return {name: total / count for name, (total, count) in self.sums.items()}
 
 
 class Progress:
-    """Prints and writes metrics in the main process; other processes only compute them.
+    """Prints and writes metrics in the main process (`active`); other processes only compute them.
 
-    Args:
-        workdir, steps: of the run. batch: global batch size. first: step at which this process starts.
-        active: whether this is the main process.
-
-    Raises:
-        UserError: the metrics cannot be written.
+    `first` is the step at which this process starts. A UserError says if the metrics cannot be written.
     """
 
     def __init__(self, workdir: pathlib.Path, steps: int, batch: int, first: int, active: bool):
@@ -95,36 +87,17 @@ class Progress:
         self.last_step, self.said_waiting = first, False
         self.start_clock()
         if active:
-            try:
+            with self._writing():
                 rows = keep_until(self.path, first)
                 self.log = self.path.open("ab", buffering=0)
-            except OSError as error:
-                raise self._unwritable(error) from error
             self.board = TensorBoard(workdir / "tensorboard", rows)
-
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(
-            f"metrics cannot be written to {self.path} ({error.strerror}; "
-            f"{saved_steps(self.path.parent)}); mend that and give the same command again."
-        )
 
     def start_clock(self) -> None:
         """Start timing the next interval."""
         self.last_time = time.perf_counter()
 
     def report(self, step: int, means: dict[str, float], extra: dict[str, float]) -> dict[str, float]:
-        """Print and write a row of metrics.
-
-        Args:
-            step: steps done. means: of the steps since the last row.
-            extra: further numbers of this interval.
-
-        Returns:
-            The row's numbers, with `images_per_second`; all finite.
-
-        Raises:
-            UserError: they cannot be written.
-        """
+        """Print, write and return a row: means since the last one, `images_per_second`, and extra numbers."""
         seconds = max(time.perf_counter() - self.last_time, 1e-9)
         rate = (step - self.last_step) * self.batch / seconds
         self.last_step = step
@@ -139,21 +112,27 @@ class Progress:
         return means
 
     def _write(self, line: bytes) -> None:
-        try:
+        with self._writing():
             os.stat(self.path)  # fails if the file was deleted, to which writing would succeed
             while line:
                 line = line[self.log.write(line) :]
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def sync(self) -> None:
         """Wait until all rows are on disk; called before a checkpoint is saved, which relies on them."""
         if self.active:
-            try:
+            with self._writing():
                 os.stat(self.path)
                 os.fsync(self.log.fileno())
-            except OSError as error:
-                raise self._unwritable(error) from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"metrics cannot be written to {self.path} ({error.strerror}; "
+                f"{saved_steps(self.path.parent)}); mend that and give the same command again."
+            ) from error
 
     def mention_input(self, share: float) -> None:
         """Print once that input is the bottleneck, if waiting took more than INPUT_SHARE of an interval."""
@@ -169,9 +148,6 @@ class Progress:
         """The line to print for a row: the main numbers; metrics.jsonl has all.
 
         Beyond WIDTH columns it leaves out the percentage, then the epoch, then the tokens' rank.
-
-        Args:
-            step: steps done. row: numbers by name.
         """
         rate = row["images_per_second"]
         left = time_left((self.steps - step) * self.batch / rate)
@@ -193,7 +169,43 @@ class Progress:
         return line
 
     def close(self) -> None:
-        """Close the files."""
         if self.active:
             self.log.close()
             self.board.close()
+
+
+class Skipped:
+    """Counts skipped images over all processes and restarts; lists each once in the workdir's skipped.txt.
+
+    `count` starts from the checkpoint, and is that of all processes up to the last report.
+    """
+
+    def __init__(self, workdir: pathlib.Path, count: int):
+        self.workdir, self.count = workdir, count
+        self.new_count, self.new_lines = 0, {}  # of this process since the last report; dict as ordered set
+
+    def add(self, skipped: list[list[tuple[str, str]]]) -> None:
+        """Add the skipped images that `train_batches` yields with a batch."""
+        self.new_count += len(skipped)
+        self.new_lines |= dict.fromkeys(skipped_file.lines(skip for row in skipped for skip in row))
+
+    def report(self) -> int:
+        """Append the new skips of all processes to skipped.txt; returns the total count. Every process must
+        call it at the same step."""
+        news = gather(json.dumps([self.new_count, list(self.new_lines)]))
+        self.new_count, self.new_lines = 0, {}
+        counts, lines = zip(*map(json.loads, news), strict=True)
+        self.count += sum(counts)
+        if jax.process_index() == 0:
+            skipped_file.append(self.workdir, dict.fromkeys(line for some in lines for line in some))
+        return self.count
+
+
+def gather(text: str) -> list[str]:
+    """The ASCII texts of all processes; every process must call it at the same step."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode("ascii"), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(data)))
+    rows = multihost_utils.process_allgather(np.pad(data, (0, sizes.max() - len(data))))
+    return [row[:size].tobytes().decode("ascii") for row, size in zip(rows, sizes, strict=True)]

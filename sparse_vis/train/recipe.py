@@ -20,23 +20,16 @@ from sparse_vis.views.make import ViewSpec
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything static about a run's step.
-
-    Attributes:
-        model, loss, views: what is computed. optimizer: optax optimizer. schedule: its learning rate.
-        microbatches: parts of the global batch.
-        momentum: step -> momentum of the EMA teacher; None: no teacher.
-        objective: (outputs, targets, loss) -> (total, terms).
-    """
+    """Everything static about a run's step."""
 
     model: Stellar
     loss: LossSpec
     views: ViewSpec
     optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    microbatches: int
-    momentum: optax.Schedule | None
-    objective: Callable = objective
+    schedule: optax.Schedule  # its learning rate
+    microbatches: int  # parts of the global batch
+    momentum: optax.Schedule | None  # of the EMA teacher, by step; None: no teacher
+    objective: Callable = objective  # (outputs, targets, loss) -> (total, terms)
 
 
 def build_recipe(config: ConfigDict, tokenizer: VQGAN | None = None) -> Recipe:

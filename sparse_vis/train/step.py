@@ -23,20 +23,13 @@ from sparse_vis.views.make import make_views
 
 @struct.dataclass
 class TrainState:
-    """All that a run carries from step to step.
+    """All that a run carries from step to step."""
 
-    Attributes:
-        step: int32, steps taken, skipped ones included.
-        params: float32 parameter tree. opt_state: state of the optax optimizer. teacher: EMA parameters of
-            encoder and heads, or None.
-        bad_steps: int32, number of non-finite steps, which were not applied.
-    """
-
-    step: jax.Array
-    params: dict
+    step: jax.Array  # int32, steps taken, skipped ones included
+    params: dict  # float32
     opt_state: optax.OptState
-    teacher: dict | None
-    bad_steps: jax.Array
+    teacher: dict | None  # EMA parameters of encoder and heads
+    bad_steps: jax.Array  # int32, number of non-finite steps, which were not applied
 
 
 def train_step(

@@ -12,21 +12,17 @@ class StopSignal:
 
     A first Ctrl-C is handled like a SIGTERM, but the process then ends as by an interrupt, so that a shell
     script's loop over runs ends too. A second Ctrl-C ends the process at once.
-
-    Attributes:
-        number: the signal received; None before.
-        keep: whether there are steps to save; if not, a signal prints `message` and ends the process.
-        message: printed after the signal's name; says what is left undone.
     """
 
     def __init__(self):
-        self.number = None
-        self.keep = False
+        self.number = None  # of the signal received
+        self.keep = (
+            False  # whether there are steps to save; if not, a signal prints this and ends the process:
+        )
         self.message = "before the first step: nothing had to be saved; the same command continues."
 
     @property
     def received(self) -> bool:
-        """Whether a signal was received."""
         return self.number is not None
 
     @property

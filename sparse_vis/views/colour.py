@@ -16,7 +16,6 @@ from sparse_vis.ops.resize import VIEW_PRECISION, apply_matrices
 from sparse_vis.runtime.errors import UserError
 
 Image = Float[Array, "*batch H W 3"]
-Factor = float | Float[Array, "*#batch"]  # one number for all images, or one per image
 Plane = Float[Array, "*batch H W"]
 Planes = tuple[Plane, Plane, Plane]
 
@@ -27,13 +26,7 @@ BLUR_RADIUS = 4  # 9 taps
 
 @struct.dataclass
 class Colour:
-    """The colour change of one view.
-
-    Attributes:
-        jitter, grey, blur: () bool, whether each of them is applied.
-        order, strength: (4,) int32 and (4,) float32, arguments of `colour_jitter`.
-        sigma: () float32, standard deviation of the blur in pixels.
-    """
+    """The colour change of one view: whether jitter, greyscale and blur are applied, and their arguments."""
 
     jitter: jax.Array
     grey: jax.Array
@@ -49,10 +42,6 @@ def _planes(image: Image) -> Planes:
 
 def _image(planes: Planes) -> Image:
     return jnp.stack(planes, axis=-1)
-
-
-def _per_pixel(factor: float | Array) -> Array:
-    return jnp.asarray(factor, jnp.float32)[..., None, None]
 
 
 def _where(condition: Bool[Array, ""], chosen: Planes, other: Planes) -> Planes:
@@ -72,6 +61,7 @@ def _blend(planes: Planes, base: float | Array, factor: Array) -> Planes:
 
 
 def _turn_hue(planes: Planes, shift: Array) -> Planes:
+    """Rotate the hue (HSV) by a share of the circle. Source: Smith, "Color gamut transform pairs", 1978."""
     red, green, blue = planes
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
@@ -87,59 +77,6 @@ def _turn_hue(planes: Planes, shift: Array) -> Planes:
     return channel(5), channel(3), channel(1)
 
 
-def brightness(image: Image, factor: Factor) -> Image:
-    """Multiplies by the factor.
-
-    Args:
-        image: (..., H, W, 3) float32 in [0, 1].
-        factor: () or (...) float32, 1 changes nothing.
-    """
-    return _image(_blend(_planes(image), 0.0, _per_pixel(factor)))
-
-
-def contrast(image: Image, factor: Factor) -> Image:
-    """Blends with the mean grey of the image.
-
-    Args:
-        image: (..., H, W, 3) float32 in [0, 1].
-        factor: () or (...) float32, 1 changes nothing, 0 gives the mean grey.
-    """
-    planes = _planes(image)
-    return _image(_blend(planes, _mean_grey(planes), _per_pixel(factor)))
-
-
-def saturation(image: Image, factor: Factor) -> Image:
-    """Blends every pixel with its own grey.
-
-    Args:
-        image: (..., H, W, 3) float32 in [0, 1].
-        factor: () or (...) float32, 1 changes nothing, 0 gives greyscale.
-    """
-    planes = _planes(image)
-    return _image(_blend(planes, _grey(planes), _per_pixel(factor)))
-
-
-def hue(image: Image, shift: Factor) -> Image:
-    """Rotates the hue (HSV); value and saturation stay.
-
-    Args:
-        image: (..., H, W, 3) float32 in [0, 1].
-        shift: () or (...) float32, 1 is the full circle.
-
-    Source: Smith, "Color gamut transform pairs", 1978.
-    """
-    return _image(_turn_hue(_planes(image), _per_pixel(shift)))
-
-
-def greyscale(image: Image) -> Image:
-    """Replaces every pixel by its grey, .2989 R + .587 G + .114 B.
-
-    Args:
-        image: (..., H, W, 3) float32 in [0, 1].
-    """
-    return _image((jnp.clip(_grey(_planes(image)), 0, 1),) * 3)
-
-
 def _blur_matrix(size: int, sigma: Float[Array, "*batch"]) -> Float[Array, "*batch size size"]:
     """Matrix with Gaussian taps on its diagonals; taps beyond the border are reflected inside."""
     distance = jnp.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=jnp.int32)
@@ -152,16 +89,8 @@ def _blur_matrix(size: int, sigma: Float[Array, "*batch"]) -> Float[Array, "*bat
     return sum(taps[..., k, :, :] * (source[k][:, None] == pixels) for k in range(len(distance)))
 
 
-def gaussian_blur(image: Image, sigma: Factor) -> Image:
-    """Gaussian blur, 9 x 9 taps, the border reflected without repeating the edge.
-
-    Args:
-        image: (..., H, W, 3) float32 in [0, 1], H and W at least 5.
-        sigma: () or (...) float32, standard deviation in pixels, above 0.
-
-    Raises:
-        UserError: a side below 5 pixels, too small for the reflection.
-    """
+def gaussian_blur(image: Image, sigma: float | Float[Array, "*#batch"]) -> Image:
+    """Gaussian blur, 9 x 9 taps, the border reflected without repeating the edge; sigma > 0 in pixels."""
     height, width = image.shape[-3:-1]
     if min(height, width) <= BLUR_RADIUS:
         raise UserError(
@@ -191,23 +120,18 @@ def _jitter(planes: Planes, order: Int[Array, " 4"], strength: Float[Array, " 4"
 def colour_jitter(
     image: Float[Array, "H W 3"], order: Int[Array, " 4"], strength: Float[Array, " 4"]
 ) -> Float[Array, "H W 3"]:
-    """Brightness, contrast, saturation and hue in a given order, for one image (vmap it for more).
+    """Brightness, contrast, saturation and hue of one image, each clipped to [0, 1].
 
     Args:
-        image: (H, W, 3) float32 in [0, 1].
-        order: (4,) int32, a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE: the first turn first.
-        strength: (4,) float32, three factors and the hue shift, indexed by operation, not by turn.
+        order: a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE: the first turn first.
+        strength: indexed by operation: three factors (1 changes nothing; 0 gives black, the mean grey of the
+            image, the grey of each pixel) and the shift of the hue (1 is the full circle).
     """
     return _image(_jitter(_planes(image), order, strength))
 
 
 def recolour(image: Float[Array, "H W 3"], colour: Colour) -> Float[Array, "H W 3"]:
-    """Jitter, then greyscale, then blur of one image, each only if `colour` enables it.
-
-    Args:
-        image: (H, W, 3) float32 in [0, 1].
-        colour: the drawn colour change.
-    """
+    """Jitter, then greyscale, then blur of one image, each only if `colour` enables it."""
     planes = _planes(image)
     planes = _where(colour.jitter, _jitter(planes, colour.order, colour.strength), planes)
     grey = jnp.clip(_grey(planes), 0, 1)

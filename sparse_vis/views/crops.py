@@ -24,16 +24,11 @@ def sample_box(
     scale: tuple[float, float] | Float[Array, " 2"],
     aspect: tuple[float, float],
 ) -> Box:
-    """Random box of a random resized crop: the first of ten draws that fits, else the largest centred box.
+    """Box (top, left, height, width): the first of ten draws that fits, else the largest centred box.
 
     Args:
-        key: random key.
-        height, width: () int32, pixels of the image.
-        scale: range of box area / image area, uniform; may be traced.
+        height, width: pixels of the image. scale: range of box area / image area, uniform; may be traced.
         aspect: range of width / height, log-uniform.
-
-    Returns:
-        top, left, height and width of the box, () int32 each.
     """
     # One random draw per box: on CPU each further one costs half a second of compilation.
     return box_of(jax.random.uniform(key, (UNIFORMS,), jnp.float32), height, width, scale, aspect)
@@ -67,15 +62,9 @@ def box_of(
 
 
 def crop(canvas: Shaped[Array, "Hc Wc 3"], box: Box, size: int) -> Float[Array, "size size 3"]:
-    """Cut the box out and resize it (bicubic a = -0.75, align_corners=True); not clipped.
+    """The box of a uint8 or float canvas, resized (bicubic a = -0.75, align_corners=True).
 
-    Args:
-        canvas: (Hc, Wc, 3) uint8, or float32 in [0, 1].
-        box: top, left, height and width, () int32 each, inside the image.
-        size: pixels a side of the result.
-
-    Returns:
-        (size, size, 3) float32, slightly beyond [0, 1]: bicubic interpolation overshoots.
+    Not clipped, and slightly beyond [0, 1]: bicubic interpolation overshoots.
     """
     if canvas.dtype == jnp.uint8:
         canvas = canvas.astype(jnp.float32) / 255
@@ -88,6 +77,6 @@ def crop(canvas: Shaped[Array, "Hc Wc 3"], box: Box, size: int) -> Float[Array, 
 def crop_and_flip(
     canvas: Shaped[Array, "Hc Wc 3"], box: Box, flip: Bool[Array, ""], size: int
 ) -> Float[Array, "size size 3"]:
-    """The crop, clipped to [0, 1] and mirrored horizontally where `flip` is true; Args as in `crop`."""
+    """The crop, clipped to [0, 1] and mirrored horizontally where `flip` is true."""
     image = jnp.clip(crop(canvas, box, size), 0, 1)
     return jnp.where(flip, image[:, ::-1], image)

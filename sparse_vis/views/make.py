@@ -35,24 +35,9 @@ class Purpose(enum.IntEnum):
 class ViewSpec:
     """How the views are drawn; the defaults are the published recipe at patch 16 (docs/method.md section 6).
 
-    Attributes:
-        size, local_size: pixels a side of global and local views.
-        global_count, local_count: views per image; the first global view is the image itself.
-        global_scale, local_scale: range of crop area / image area, uniform.
-        aspect: range of the crop's width / height, log-uniform.
-        flip_probability: of a horizontal flip.
-        colour_per: "view", or "batch" as published: one draw for all masked views, one for all local ones.
-        jitter_probability: of the colour jitter as a whole.
-        brightness, contrast, saturation, hue: reach of the jitter. The first three factors are uniform in
-            1 ± reach, the hue shift in ± reach (1 is the full circle).
-        grey_probability, blur_probability: of greyscale and Gaussian blur.
-        blur_sigma: range of the blur's standard deviation in pixels, uniform.
-        masking_ratio: share of the patches that masked views drop.
-        mask_kind, focus_probability: arguments of `masking.visible_patches`.
-        patch_size: side of a patch in pixels.
-
-    Raises:
-        UserError: a value out of its range.
+    Sizes are in pixels a side. `scale` is a range of crop area / image area, `aspect` of width / height. The
+    jitter's first three factors are uniform in 1 ± reach, the hue's shift in ± reach (1 is the full circle).
+    colour_per="batch", as published, is one draw for all masked views and one for all local ones.
     """
 
     size: int = 224
@@ -94,12 +79,7 @@ class ViewSpec:
 
 
 def sample_colour(key: PRNGKeyArray, spec: ViewSpec) -> augment.Colour:
-    """Random colour change of one view.
-
-    Args:
-        key: random key.
-        spec: ranges and probabilities.
-    """
+    """Random colour change of one view."""
     uniform = jax.random.uniform(key, (12,), jnp.float32)
     # Indexed as augment.BRIGHTNESS ... HUE: three factors around 1 and a shift around 0.
     reach = jnp.array([spec.brightness, spec.contrast, spec.saturation, spec.hue], jnp.float32)
@@ -121,13 +101,12 @@ def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Vi
     ranges = (jnp.array(scale, jnp.float32) for scale in (spec.global_scale, spec.local_scale))
     scales = jnp.where(views[:, None] < spec.global_count, *ranges)
 
-    def box(key, scale):
-        return sample_box(key, height, width, scale, spec.aspect)
-
     def visible(key):
         return visible_patches(key, spec.grid, spec.masking_ratio, spec.mask_kind, spec.focus_probability)
 
-    boxes = jax.vmap(box)(keys[Purpose.BOX], scales)
+    boxes = jax.vmap(lambda key, scale: sample_box(key, height, width, scale, spec.aspect))(
+        keys[Purpose.BOX], scales
+    )
     flips = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32) < spec.flip_probability)(
         keys[Purpose.FLIP]
     )
@@ -148,17 +127,7 @@ def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Vi
 
 
 def make_views(key: PRNGKeyArray, batch: Batch, spec: ViewSpec) -> Views:
-    """All views of a batch; call it inside jit, with `spec` static.
-
-    Args:
-        key: random key of this step (seed and step already folded in).
-        batch: B images on uint8 canvases.
-        spec: how the views are drawn.
-
-    Returns:
-        Views; `local` has no views along its second axis where spec.local_count is 0.
-    """
-
+    """All views of a batch, drawn with the key of this step; call it inside jit, with `spec` static."""
     # Folded once more than any image's key, so that the random streams differ.
     batch_key = functools.reduce(jax.random.fold_in, (0, Purpose.COLOUR, 0), key)
 

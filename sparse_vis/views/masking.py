@@ -19,15 +19,7 @@ FOCUS_WIDTH = (0.1, 0.5)  # range of the Gaussian's standard deviation, in sides
 
 
 def visible_count(patches: int, ratio: float) -> int:
-    """Number of patches kept, ⌊(1 - ratio) n⌋ in Python's floating point as published, at least one.
-
-    Args:
-        patches: n, patches of the view.
-        ratio: share of the patches that is dropped, in [0, 1).
-
-    Raises:
-        UserError: no patches, or a ratio outside [0, 1).
-    """
+    """Number of patches kept, ⌊(1 - ratio) n⌋ in Python's floating point as published, at least one."""
     if patches < 1:
         raise UserError(
             f"a view of {patches} patches cannot be masked: use a view at least as large as a patch"
@@ -70,15 +62,9 @@ def visible_patches(
     """Indices of the patches a masked view keeps, ascending, row-major.
 
     Args:
-        key: random key of this view.
-        grid: (gh, gw), patches per column and per row of the view, static.
-        ratio: share of the patches that is dropped, in [0, 1), static.
+        key: of this view. grid: (gh, gw), patches per column and per row. ratio: share of dropped patches.
         kind: "uniform"; "gaussian", which favours patches near a random centre with `focus_probability` and
             is uniform otherwise; "block", which keeps a random square and fills up uniformly.
-        focus_probability: with which "gaussian" has a centre; published 1/2.
-
-    Raises:
-        UserError: a kind that is not in KINDS, an empty grid, or a ratio outside [0, 1).
     """
     patches = grid[0] * grid[1]
     keep = visible_count(patches, ratio)

@@ -17,25 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.viz.pictures import (
-    lay_over,
-    map_overlay,
-    pca_colours,
-    prototype_votes,
-    segment_overlay,
-    segments,
-    strongest,
-    token_colours,
-    token_overlay,
-)
+from sparse_vis.viz import pictures
 
 
 def panels(
-    rows: Sequence[Sequence[np.ndarray]],
-    titles: Sequence[str],
-    *,
-    labels: Sequence[str] = (),
-    side: float = 0.95,
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], labels: Sequence[str] = (), *, side=0.95
 ) -> Figure:
     """A sheet of pictures without axes.
 
@@ -45,8 +31,8 @@ def panels(
     """
     figure = Figure(figsize=(side * len(titles), 1.1 * side * len(rows) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
-    for line, pictures in zip(axes, rows, strict=True):
-        for axis, picture in zip(line, pictures, strict=True):
+    for line, row in zip(axes, rows, strict=True):
+        for axis, picture in zip(line, row, strict=True):
             axis.imshow(picture, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], titles, strict=True):
@@ -64,20 +50,12 @@ def token_sheet(
     masks: UInt8[np.ndarray, "N H W"],
 ) -> Figure:
     """One row per image: image, reconstruction, true masks (0: background), argmax L, each token's map."""
-    tokens = L.shape[-1]
-    colours = token_colours(tokens)
-    instances = np.array([(1, 1, 1), *matplotlib.colormaps["Set1"].colors])
-    rows = [
-        [
-            image,
-            reconstruction,
-            instances[mask % len(instances)],
-            colours[segments(maps, grid)],
-            *maps.T.reshape(tokens, *grid),
-        ]
-        for image, reconstruction, maps, mask in zip(images, reconstructions, L, masks, strict=True)
-    ]
-    titles = ["image", "reconstruction", "true masks", "argmax L", *(f"token {i}" for i in range(tokens))]
+    r, maps = L.shape[-1], L.swapaxes(1, 2).reshape(len(L), -1, *grid)
+    parts = pictures.token_colours(r)[pictures.segments(L, grid)]
+    instances = np.array([(1, 1, 1), *matplotlib.colormaps["Set1"].colors])[masks % 10]
+    columns = zip(images, reconstructions, instances, parts, maps, strict=True)
+    rows = [[*row, *tokens] for *row, tokens in columns]
+    titles = ["image", "reconstruction", "true masks", "argmax L", *(f"token {i}" for i in range(r))]
     return panels(rows, titles)
 
 
@@ -88,13 +66,17 @@ def localization_maps(
 
     Every map is shown relative to its largest entry.
     """
-    tokens = range(L.shape[-1])
-    rows = [
-        [image, lay_over(image, segment_overlay(maps, grid), smooth=False)]
-        + [lay_over(image, token_overlay(maps, token, grid)) for token in tokens]
-        for image, maps in zip(images, L, strict=True)
-    ]
-    return panels(rows, ["image", "argmax L", *(f"token {i}" for i in tokens)])
+    rows = []
+    for image, maps in zip(images, L, strict=True):
+        hard = pictures.lay_over(image, pictures.segment_overlay(maps, grid), smooth=False)
+        rows.append([image, hard, *_token_maps(image, maps, grid)])
+    return panels(rows, ["image", "argmax L", *(f"token {i}" for i in range(L.shape[-1]))])
+
+
+def _token_maps(image: np.ndarray, L: np.ndarray, grid: tuple[int, int]) -> list[np.ndarray]:
+    """The image with the map of each token."""
+    overlays = (pictures.token_overlay(L, token, grid) for token in range(L.shape[-1]))
+    return [pictures.lay_over(image, overlay) for overlay in overlays]
 
 
 def reconstructions(images: UInt8[np.ndarray, "N H W 3"], decoded: Float[np.ndarray, "N h w 3"]) -> Figure:
@@ -112,11 +94,8 @@ def matched_tokens(
 
     `match` is the second's token for each of the first (`ops.matching.exact_match`, `entropic_match`).
     """
-    tokens = range(L.shape[-1])
-    rows = [
-        [image, *(lay_over(image, token_overlay(maps[:, chosen], token, grid)) for token in tokens)]
-        for image, maps, chosen in zip(pair, L, (np.array(tokens), match), strict=True)
-    ]
+    ordered = L[0], L[1][:, match]
+    rows = [[image, *_token_maps(image, maps, grid)] for image, maps in zip(pair, ordered, strict=True)]
     return panels(rows, ["image", *(f"{i} → {j}" for i, j in enumerate(match))])
 
 
@@ -127,9 +106,9 @@ def features_pca(
     grid: tuple[int, int],
 ) -> Figure:
     """Images, and below them the first three principal components of U and of Z = L S."""
-    rows = [list(images), list(pca_colours(U, grid)), list(pca_colours(Z, grid))]
+    rows = [list(images), list(pictures.pca_colours(U, grid)), list(pictures.pca_colours(Z, grid))]
     titles = [f"image {i}" for i in range(len(images))]
-    return panels(rows, titles, labels=("image", "U", "Z = L S"), side=1.2)
+    return panels(rows, titles, ("image", "U", "Z = L S"), side=1.2)
 
 
 def prototype_page(
@@ -147,10 +126,10 @@ def prototype_page(
     """
     rows = []
     for k in range(len(names)):
-        votes = prototype_votes(L, p[:, k])
-        best = strongest(votes, count)
-        rows.append([lay_over(images[i], map_overlay(votes[i].reshape(grid))) for i in best])
-    return panels(rows, [f"{i + 1}." for i in range(count)], labels=names)
+        votes = pictures.prototype_votes(L, p[:, k])
+        shades = {i: pictures.map_overlay(votes[i].reshape(grid)) for i in pictures.strongest(votes, count)}
+        rows.append([pictures.lay_over(images[i], shade) for i, shade in shades.items()])
+    return panels(rows, [f"{i + 1}." for i in range(count)], names)
 
 
 def read_metrics(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from sparse_vis.ops.moments import Moments
 
-TINT, SHADE = 0.4, 0.78  # opacity of a token's colour where its map is 1; opacity of black where it is 0
+# Opacity of a token's colour where its map is 1, of black where it is 0, and of a hard segmentation.
+TINT, SHADE, SEGMENT = 0.4, 0.78, 0.6
 
 
 def token_colours(count: int) -> Float[np.ndarray, "count 3"]:
@@ -25,12 +26,10 @@ def segments(L: Float[np.ndarray, "*N n r"], grid: tuple[int, int]) -> Int[np.nd
     return L.argmax(axis=-1).reshape(*L.shape[:-2], *grid)
 
 
-def segment_overlay(
-    L: Float[np.ndarray, "n r"], grid: tuple[int, int], opacity: float = 0.6
-) -> UInt8[np.ndarray, "rows columns 4"]:
+def segment_overlay(L: Float[np.ndarray, "n r"], grid: tuple[int, int]) -> UInt8[np.ndarray, "rows cols 4"]:
     """The hard segmentation in the tokens' colours, as an overlay of the image."""
     colours = token_colours(L.shape[-1])[segments(L, grid)]
-    alpha = np.full((*grid, 1), opacity)
+    alpha = np.full((*grid, 1), SEGMENT)
     return np.uint8(np.round(255 * np.concatenate([colours, alpha], axis=-1)))
 
 
@@ -78,7 +77,7 @@ def pca_colours(
     moments = Moments.empty(x.shape[-1]).update(x)
     axes = moments.components(3)
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(3)])
-    scores = (x.astype(np.float64) - moments.mean) @ axes
+    scores = (np.asarray(x, np.float64) - moments.mean) @ axes
     low, high = np.percentile(scores, [1, 99], axis=(0, 1))
     colours = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
     return colours.astype(np.float32).reshape(len(x), *grid, 3)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks.evidence import evidence, evidence_tables
+from benchmarks.evidence import evidence
 from benchmarks.evidence.experiments import GROUPS, Column, Group, Row
 from sparse_vis.runtime.errors import UserError
 from tests.main_process import ROOT, TINY
@@ -26,7 +26,7 @@ GROUP = Group(
     COLUMNS,
     {
         "plain": Row(str(TINY), TINY_SETTINGS, shown=("pixels",)),
-        "compared": Row(str(TINY), TINY_SETTINGS, beside=("plain",)),
+        "masked": Row(str(TINY), {**TINY_SETTINGS, "eval.beside": ()}, baseline="masked"),
         "other": Row("missing.py"),
     },
 )
@@ -34,8 +34,7 @@ GROUP = Group(
 
 @pytest.fixture
 def groups(monkeypatch):
-    for module in (evidence, evidence_tables):
-        monkeypatch.setattr(module, "GROUPS", {"tiny": GROUP})
+    monkeypatch.setattr(evidence, "GROUPS", {"tiny": GROUP})
 
 
 def start(monkeypatch, folder, *arguments):
@@ -51,11 +50,9 @@ def test_a_run_is_trained_evaluated_kept_and_not_run_again(groups, monkeypatch, 
     assert set(result["metrics"]) == {"trained", "pixels"}
     assert 0 <= result["metrics"]["trained"]["knn"]["mean_S"]["k10"] <= 1
     assert 0 < result["health"]["prototype_usage"] <= 1
-    start(monkeypatch, tmp_path, "--rows=compared", "--seeds=3")
-    compared = json.loads((tmp_path / "results/tiny/compared-seed3.json").read_text())["metrics"]
-    assert (
-        set(compared) == {"trained", "pixels", "plain"} and compared["plain"] == result["metrics"]["trained"]
-    )
+    start(monkeypatch, tmp_path, "--rows=masked", "--seeds=3")
+    baseline = json.loads((tmp_path / "results/tiny/masked-seed3.json").read_text())["metrics"]
+    assert set(baseline) == {"trained"} and set(baseline["trained"]["knn"]) == {"cls", "mean_U"}
     capsys.readouterr()
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
     start(monkeypatch, tmp_path, "--rows=plain", "--seeds=3")
@@ -64,7 +61,7 @@ def test_a_run_is_trained_evaluated_kept_and_not_run_again(groups, monkeypatch, 
 
 @pytest.mark.fast
 def test_a_failed_run_and_an_unknown_row_are_named(groups, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="--rows=plan is no row of tiny; it has plain, compared, other"):
+    with pytest.raises(UserError, match="--rows=plan is no row of tiny; it has plain, masked, other"):
         start(monkeypatch, tmp_path, "--rows=plan")
     with pytest.raises(UserError, match="'a' is no seed; give numbers"):
         start(monkeypatch, tmp_path, "--seeds=0,a")
@@ -89,7 +86,7 @@ def test_tables_hold_mean_and_deviation_over_seeds(groups, tmp_path):
         (tmp_path / "tiny" / f"plain-seed{run['seed']}.json").write_text(json.dumps(run))
     page = tmp_path / "results.md"
     page.write_text("before\n<!-- tiny -->\nold\n<!-- end -->\nafter\n")
-    evidence_tables.write_tables(tmp_path, page)
+    evidence.write_tables(tmp_path, page)
     text = page.read_text()
     assert "| plain | 0.300 ± 0.265 | 0.5 ± 0.0 | 1 |" in text
     assert "| plain: pixels | 0.500 ± 0.000 | – |  |" in text
@@ -98,7 +95,7 @@ def test_tables_hold_mean_and_deviation_over_seeds(groups, tmp_path):
     )
     page.write_text("no marks")
     with pytest.raises(UserError, match="has no marks <!-- tiny -->"):
-        evidence_tables.write_tables(tmp_path, page)
+        evidence.write_tables(tmp_path, page)
 
 
 @pytest.mark.fast

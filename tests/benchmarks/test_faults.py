@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from benchmarks.faults import pictures
-from benchmarks.faults.kills import differences
-from benchmarks.faults.process import ROOT
-from benchmarks.faults.tally import Tally
+from benchmarks.faults import foreign
+from benchmarks.faults.kills import ROOT, differences
+from benchmarks.faults.tally import Part, Tally
 from sparse_vis.runtime.errors import UserError
 
 
@@ -46,9 +46,9 @@ def test_two_runs_differ_in_an_array_or_a_row():
 
 @pytest.mark.fast
 def test_a_decoder_that_is_not_pillows_would_be_noticed(monkeypatch, tmp_path):
-    monkeypatch.setattr(pictures, "decode", lambda record: np.zeros((31, 17, 3), np.uint8))
+    monkeypatch.setattr(foreign, "decode", lambda record: np.zeros((31, 17, 3), np.uint8))
     tally = Tally()
-    pictures.campaign(tmp_path, tally, scale=0.1, seed=0)
+    foreign.pictures(Part(tmp_path, tally, random.Random(0), scale=0.1))
     assert tally.total().tried == 30 and tally.total().wrong
 
 

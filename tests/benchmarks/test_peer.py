@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.peer.peer_losses import Step
-from benchmarks.peer.peer_model import Peer, torch_views, transplant
+from benchmarks.peer.peer_model import Peer, Step, torch_views, transplant
 from benchmarks.speed.synthetic import random_batch, random_state, recipe_of
 from sparse_vis.train.step import train_step
 from sparse_vis.views.make import make_views
@@ -59,8 +58,7 @@ def test_features_are_the_same(case):
 def test_losses_gradients_and_updates_are_the_same(case):
     """Totals and gradient norms of three steps: the second and third see what AdamW did before."""
     config, recipe, state, views, peer = case
-    o = config.optimizer
-    step = Step(peer, recipe.loss, rate=o.peak_lr, weight_decay=o.weight_decay, clip=o.clip, compile=False)
+    step = Step(peer, recipe.loss, config.optimizer, compile=False)
     ours = jax.jit(lambda s, v: train_step(recipe, s, v, view=lambda v: v))
     totals = []
     for _ in range(3):

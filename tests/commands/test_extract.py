@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import pathlib
@@ -15,7 +16,8 @@ from PIL import Image
 
 import sparse_vis
 from sparse_vis.commands import extract as command
-from sparse_vis.commands import pack
+from sparse_vis.commands import pack, shards
+from sparse_vis.data.decode import MAX_PIXELS
 from sparse_vis.data.records import load_image
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.runtime.errors import UserError, command_line
@@ -24,7 +26,7 @@ from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = dict(
     name=None, split=None, data_dir=None, outputs=("cls", "sparse", "spatial"), dtype="float32", resize=None,
-    batch=4, shard_size=3, threads=2, on_error="stop",
+    batch=4, shard_size=3, threads=2, on_error="stop", max_pixels=MAX_PIXELS,
 )  # fmt: skip
 
 
@@ -50,7 +52,8 @@ def folder(tmp_path):
 
 
 def run(workdir, folder, output, **changes):
-    command.extract(checkpoint=str(workdir), images=str(folder), output=output, **(SETTINGS | changes))
+    given = {"checkpoint": str(workdir), "images": str(folder), "output": output, **SETTINGS, **changes}
+    command.extract(argparse.Namespace(**given))
 
 
 def read(output):
@@ -140,6 +143,24 @@ def test_bad_images_stop_with_their_name_or_are_skipped_and_listed(workdir, fold
     (tmp_path / "out" / "skipped.txt").unlink()
     run(workdir, folder, tmp_path / "out", shard_size=2, on_error="skip")
     assert (tmp_path / "out" / "skipped.txt").read_text().splitlines() == lines
+
+
+def test_an_extraction_of_no_usable_image_fails_and_continues_when_they_are_repaired(
+    workdir, folder, tmp_path, monkeypatch
+):
+    good = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    for path in good:
+        path.write_text("no image")
+    flags = f"--checkpoint={workdir} --input={folder} --output={tmp_path / 'out'} --on-error=skip --batch=4"
+    monkeypatch.setattr(sys, "argv", ["extract", *flags.split()])
+    for _ in range(2):  # also when all shards are there
+        with pytest.raises(SystemExit, match=r"^error: none of 8 images can be used; cannot decode '0\.png'"):
+            command_line(command.main)
+    assert len((tmp_path / "out" / "skipped.txt").read_text().splitlines()) == 8
+    for path, data in good.items():
+        path.write_bytes(data)
+    command_line(command.main)
+    assert len(read(tmp_path / "out")[0]) == 8
 
 
 @pytest.mark.fast
@@ -240,10 +261,10 @@ def test_folders_that_cannot_be_used(workdir, tmp_path):
 
 @pytest.mark.fast
 def test_features_that_are_not_finite_are_refused(tmp_path):
-    schema = command.make_schema({"cls": [1, 2]}, "float16")
+    schema = shards.make_schema({"cls": [1, 2]}, "float16")
     rows = {"name": ["a.png"], "height": [9], "width": [9], "cls": np.array([[[1, np.inf]]], np.float16)}
     with pytest.raises(UserError, match=r"'cls'.*'a.png'.*--dtype=float32"):
-        command.write_shard(
+        shards.write_shard(
             tmp_path / "shard.parquet", schema, iter([rows]), [], {"settings": "", "images": "", "times": ""}
         )
     assert not list(tmp_path.iterdir())

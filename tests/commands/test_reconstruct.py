@@ -162,8 +162,7 @@ def test_images_that_share_a_stem_do_not_overwrite_each_other(tmp_path):
     for name in ("a.png", "a.jpg", "b.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     source = tool.open_folder(str(tmp_path))
-    targets = dict(zip(source.names, tool.targets_of(source, Path("out")), strict=True))
-    assert targets == {
+    assert tool.targets_of(source, Path("out")) == {
         "a.jpg": Path("out/a.jpg.png"),
         "a.png": Path("out/a.png.png"),
         "b.png": Path("out/b.png"),

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sparse_vis.commands import shard_folder, shards
+from sparse_vis.commands import shards
 from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -37,13 +37,13 @@ def batches(numbers):
 def finished(tmp_path):
     """Eight images in three shards, of which one is skipped: paths and numbers of images."""
     output = tmp_path / "features"
-    shard_folder.open_output(output, SETTINGS, first=True)
-    planned = shard_folder.plan(output, 8, 3)
+    shards.open_output(output, SETTINGS, first=True)
+    planned = shards.plan(output, 8, 3)
     for path, numbers in planned.items():
         shards.write_shard(
             path, SCHEMA, batches([n for n in numbers if n != 6]), BAD if 6 in numbers else [], ABOUT
         )
-    assert shard_folder.finish(output, SETTINGS, planned) == (7, 1)
+    assert shards.finish(output, SETTINGS, planned) == (7, 1)
     return planned
 
 
@@ -63,7 +63,7 @@ def test_a_finished_folder_says_what_it_holds_and_with_which_checksums(finished)
     checksum = manifest.pop("checksum")
     assert checksum == hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     assert (output / "skipped.txt").read_text() == "6.png\tcannot decode '6.png'\n"
-    shard_folder.open_output(output, SETTINGS | {"checkpoint": "moved"}, first=True)
+    shards.open_output(output, SETTINGS | {"checkpoint": "moved"}, first=True)
 
 
 def test_a_flipped_bit_of_a_shard_is_refused(finished):
@@ -84,7 +84,7 @@ def test_a_flipped_bit_of_an_entry_or_manifest_is_refused_or_changes_nothing(fin
     harmless = []
     for file, read in (
         (entry, lambda: shards.read_shard(path, len(images), PRINT, content=False) == expected),
-        (manifest, lambda: shard_folder.open_output(path.parent, SETTINGS, first=True) is None),
+        (manifest, lambda: shards.open_output(path.parent, SETTINGS, first=True) is None),
     ):
         whole = file.read_bytes()
         for bit in range(0, 8 * len(whole), 53):  # every bit takes a minute, and was tried once
@@ -92,7 +92,7 @@ def test_a_flipped_bit_of_an_entry_or_manifest_is_refused_or_changes_nothing(fin
             try:
                 assert read()
             except UserError as error:
-                assert file.name in str(error) or "another extraction" in str(error)
+                assert file.name in str(error) or "other images or settings" in str(error)
                 assert "\n" not in str(error)
             else:
                 harmless.append(chr(whole[bit // 8]))
@@ -109,7 +109,7 @@ def test_short_shards_are_refused(finished):
             shards.read_shard(path, len(images), PRINT, content=content)
     shards.write_shard(path, SCHEMA, batches([0]), [], ABOUT)
     with pytest.raises(UserError, match=r"damaged \(1 rows and 0 skipped images of 3\)"):
-        shard_folder.finish(path.parent, SETTINGS, finished)
+        shards.finish(path.parent, SETTINGS, finished)
 
 
 def test_a_reader_of_parquet_alone_notices_a_flipped_value(finished):
@@ -140,10 +140,10 @@ def test_lost_and_older_files_are_refused_with_the_remedy(finished):
         with pytest.raises(
             UserError, match=r"manifest.json is damaged, .*; delete it to have it written again, or give"
         ):
-            shard_folder.open_output(path.parent, SETTINGS, first=True)
+            shards.open_output(path.parent, SETTINGS, first=True)
     manifest.write_text(json.dumps(SETTINGS))
     with pytest.raises(UserError, match="of an earlier version, which kept no checksums"):
-        shard_folder.open_output(path.parent, SETTINGS, first=True)
+        shards.open_output(path.parent, SETTINGS, first=True)
 
 
 def test_a_lost_manifest_is_written_again_and_shards_of_other_settings_are_refused(finished):
@@ -151,11 +151,11 @@ def test_a_lost_manifest_is_written_again_and_shards_of_other_settings_are_refus
     manifest = path.parent / "manifest.json"
     before = manifest.read_text()
     manifest.unlink()
-    shard_folder.open_output(path.parent, SETTINGS, first=True)
-    assert shard_folder.finish(path.parent, SETTINGS, finished) == (7, 1) and manifest.read_text() == before
+    shards.open_output(path.parent, SETTINGS, first=True)
+    assert shards.finish(path.parent, SETTINGS, finished) == (7, 1) and manifest.read_text() == before
     manifest.unlink()
     with pytest.raises(UserError, match="holds something else"):  # shards of another size would stay beside
-        shard_folder.open_output(path.parent, SETTINGS | {"shard_size": 4}, first=True)
+        shards.open_output(path.parent, SETTINGS | {"shard_size": 4}, first=True)
     other = shards.fingerprint(SETTINGS | {"step": 4})
     with pytest.raises(UserError, match=rf"{path.name} is of an extraction with other settings; give"):
         shards.read_shard(path, len(images), other, content=True)
@@ -166,19 +166,19 @@ def test_what_a_killed_process_leaves_is_not_something_else(tmp_path):
     output.mkdir()
     (output / "manifest.json.partial").write_text('{"checkp')
     (output / "features-00000-of-00001.parquet.partial").write_text("PAR1")
-    shard_folder.open_output(output, SETTINGS, first=True)
-    planned = shard_folder.plan(output, 3, 3)
+    shards.open_output(output, SETTINGS, first=True)
+    planned = shards.plan(output, 3, 3)
     shards.write_shard(*planned, SCHEMA, batches(range(3)), [], ABOUT)
-    assert shard_folder.finish(output, SETTINGS, planned) == (3, 0) and not list(output.glob("*.partial"))
+    assert shards.finish(output, SETTINGS, planned) == (3, 0) and not list(output.glob("*.partial"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("x")
     with pytest.raises(UserError, match="other holds something else"):
-        shard_folder.open_output(tmp_path / "other", SETTINGS, first=True)
+        shards.open_output(tmp_path / "other", SETTINGS, first=True)
 
 
 def test_a_full_disk_leaves_no_part_of_a_shard(tmp_path, monkeypatch):
     """The disk is full when the kernel is told to write what it holds back."""
-    planned = shard_folder.plan(tmp_path, 3, 3)
+    planned = shards.plan(tmp_path, 3, 3)
     (path,) = planned
 
     def full(descriptor):

@@ -62,7 +62,7 @@ RIGHT_AND_WRONG = [
     (
         names(
             "loss", "reconstruction", "token_clustering", "cls_clustering", "set_alignment", "cls_masked",
-            "cls_local", "koleo_image", "koleo_masked", "inpainting",
+            "cls_local", "koleo_image", "koleo_masked",
         ),
         [0.0, 1e6], [-1e-6, -10.0, 1.00001e6],
     ),
@@ -124,7 +124,6 @@ RIGHT_AND_WRONG = [
     # Words.
     (["init_heads"], ["keep", "fresh"], ["foo", ""]),
     (["model.target", "eval.reconstruction_probe.target"], ["pixel", "vq"], ["codes", "VQ"]),
-    (["model.bottleneck"], ["factors", "dense"], ["sparse"]),
     (["model.tokenizer.dtype", "efficiency.dtype", "eval.dtype"], ["float32", "bfloat16", "float16"],
      ["float64", "half"]),
     (["loss.balance_over"], ["batch", "microbatch"], ["view"]),

@@ -158,6 +158,15 @@ def test_what_an_earlier_version_called_otherwise_is_understood(tmp_path, sectio
     assert settings.read(tmp_path)[section][name] == now
 
 
+def test_a_setting_that_went_is_understood_where_it_changed_nothing(tmp_path):
+    path, former = tmp_path / "config.json", {"loss": {"inpainting": 0.0}, "model": {"bottleneck": "factors"}}
+    path.write_text(json.dumps(former))
+    assert settings.read(tmp_path) == default_config()
+    path.write_text(json.dumps({"model": {"bottleneck": "dense"}}))
+    with pytest.raises(UserError, match=r"the setting model\.bottleneck, which this version does not know"):
+        settings.read(tmp_path)
+
+
 def test_a_resume_of_an_earlier_version_tells_no_changes_that_are_none():
     config = default_config()
     config.data.on_error = "skip"

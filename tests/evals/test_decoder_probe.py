@@ -10,7 +10,7 @@ import torch
 
 from sparse_vis.build import build_model
 from sparse_vis.evals.features import as_unit, patches_of
-from sparse_vis.evals.maps.published_images import published_optimizer
+from sparse_vis.evals.maps.published_images import adamw
 from sparse_vis.evals.pixels import decoder_probe as dp
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.interop.load import read_model
@@ -59,7 +59,7 @@ def test_the_update_is_clipped_adamw_and_leaves_the_position_code():
     probe = dp.DecoderProbe((4, 4), 16, protocol, None, seed=3)
     probe.learn(Z, images)  # makes the decoder
     params = first = probe.decoder.init(jax.random.key(3), Z, (4, 4))["params"]
-    state = published_optimizer(protocol).init(params)
+    state = adamw(protocol).init(params)
     ours = torch.nn.Parameter(torch.tensor(np.array(params["pixel_kernel"])))
     theirs = torch.optim.AdamW([ours], lr=0.01, weight_decay=0.1)
     loss = jax.grad(lambda p: jnp.mean((probe.decoder.apply({"params": p}, Z, (4, 4)) - true) ** 2))

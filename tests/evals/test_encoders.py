@@ -3,14 +3,13 @@
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.encoders import beside_encoder, own_encoder, stellar_encoder
+from sparse_vis.evals.encoders import beside_encoder, own_encoder
 from sparse_vis.evals.features import encode
 from sparse_vis.interop.load import read_model
 from sparse_vis.runtime.errors import UserError
@@ -71,14 +70,3 @@ def test_patches_that_do_not_fill_the_images_are_refused():
     config.model.image_size = 56
     with pytest.raises(UserError, match=r"patches of 16 px, which do not fill images of .*image_size=56"):
         beside_encoder(str(GOLDEN / "vq_p16.safetensors"), config, None, train(56))
-
-
-def test_a_dense_bottleneck_is_measured_by_what_it_decodes(tmp_path):
-    _, (model, params) = own_encoder(released("pixel_p16"), tmp_path)
-    images = load_file(GOLDEN / "pixel_p16.expected.safetensors")["in.image"]
-    encoder = stellar_encoder("dense", model.clone(bottleneck="dense"), params, {})
-    assert encoder.gives == ("cls", "dense", "reconstruction") and encoder.decode is None
-    found = encode(encoder, images, ("dense", "reconstruction"), len(images))
-    grid = model.grid(*images.shape[1:3])
-    expected = model.apply({"params": params}, jnp.asarray(found["dense"]), grid, method="decode")
-    np.testing.assert_allclose(found["reconstruction"], np.clip(expected, 0, 1), atol=1e-5)

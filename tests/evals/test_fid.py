@@ -8,8 +8,8 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from scipy.stats import ortho_group
 
-from sparse_vis.evals.pixels.fid import frechet_distance, protocol_crop, to_uint8
-from sparse_vis.evals.pixels.networks import Networks, at_256
+from sparse_vis.evals.pixels.fid import at_256, frechet_distance, to_uint8
+from sparse_vis.evals.pixels.networks import Networks
 from sparse_vis.ops.moments import Moments
 from sparse_vis.runtime.errors import UserError
 
@@ -82,8 +82,9 @@ def test_a_set_of_equal_images():
 def test_protocol_crop_is_pillows():
     image = np.random.default_rng(8).integers(0, 256, (300, 451, 3), dtype=np.uint8)
     resized = Image.fromarray(image).resize((385, 256), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(protocol_crop(image), np.asarray(resized.crop((64, 0, 320, 256))))
-    np.testing.assert_array_equal(protocol_crop(image[:256, :256]), image[:256, :256])
+    found = at_256([image, image[:256, :256]])
+    np.testing.assert_array_equal(found[0], np.asarray(resized.crop((64, 0, 320, 256))))
+    np.testing.assert_array_equal(found[1], image[:256, :256])
     np.testing.assert_array_equal(to_uint8(np.float32([-0.1, 0, 0.5019, 0.99, 1.2])), [0, 0, 128, 252, 255])
 
 
@@ -99,7 +100,7 @@ def test_moments_of_images(monkeypatch):
     networks = Networks("", "", "", 2)
     monkeypatch.setattr(networks, "_inception", features)
     found = Moments.empty(3).update(networks.inception(at_256(images)))
-    expected = np.stack([protocol_crop(image).mean(axis=(0, 1)) for image in images])
+    expected = np.stack([at_256([image])[0].mean(axis=(0, 1)) for image in images])
     assert shapes == [(2, 256, 256, 3)] * 2 and found.count == 3
     np.testing.assert_allclose(found.mean, expected.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.scatter / 2, np.cov(expected, rowvar=False), rtol=1e-9)

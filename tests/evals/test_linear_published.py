@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparse_vis.evals.classes import linear_published as lp
-from sparse_vis.evals.maps.published_images import published_optimizer
+from sparse_vis.evals.maps.published_images import adamw
 from sparse_vis.runtime.errors import UserError
 
 
@@ -81,7 +81,7 @@ def test_updates_equal_torch(clip):
         linear.weight.copy_(torch.tensor(np.asarray(params["Dense_0"]["kernel"]).T))
         linear.bias.copy_(torch.tensor(np.asarray(params["Dense_0"]["bias"])))
     theirs = torch.optim.AdamW([*norm.parameters(), *linear.parameters()], lr=1e-3, weight_decay=1e-4)
-    state = published_optimizer(protocol).init(params)
+    state = adamw(protocol).init(params)
     for x, y in zip(tokens, labels, strict=True):
         params, state, loss = lp._update(params, state, x, y, head, protocol)
         expected = torch.nn.functional.cross_entropy(

@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from sparse_vis.evals.maps import segmentation as seg
 from sparse_vis.evals.maps.label_maps import IGNORE
-from sparse_vis.evals.maps.published_images import published_optimizer
+from sparse_vis.evals.maps.published_images import adamw
 from sparse_vis.runtime.errors import UserError
 
 
@@ -79,7 +79,7 @@ def test_the_published_head_is_torchs():
             scale = {"BatchNorm_0": {"scale": jnp.ones(width), "bias": jnp.zeros(width)}}
             params = probe.variables["params"] | scale
             probe.variables = {"params": params, "batch_stats": fresh}
-            probe._state = published_optimizer(probe.protocol).init(params)
+            probe._state = adamw(probe.protocol).init(params)
         loss = probe.learn(seg.HeadInput(x), labels)
         image = torch.tensor(x).permute(0, 2, 1).reshape(3, width, *grid)
         y = torch.tensor(labels[:, None].astype(np.float32))

@@ -94,6 +94,14 @@ def test_every_float_type_becomes_float32(dtype):
     np.testing.assert_array_equal(found, values.astype(np.float32))
 
 
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+def test_an_element_type_that_numpy_lacks_is_named_with_its_tensor(tmp_path, dtype):
+    header = json.dumps({"a.weight": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\x38\x38")
+    with pytest.raises(UserError, match=rf"a\.weight is a tensor of {dtype} that NumPy .*as float32\.$"):
+        read_tensors(tmp_path / "x.safetensors")
+
+
 def test_what_nothing_reads_may_hold_anything():
     found = {"a": np.ones(2, np.float32), "pooler.weight": np.array([np.nan, 1])}
     assert check_tensors(found, {"a": (2,)}, (r"pooler\..*",), "x").keys() == {"a"}

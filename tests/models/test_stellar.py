@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks.speed.flops import products
-from sparse_vis.models.block import Block, Compute, Sizes
+from sparse_vis.models.block import Block, Compute, Sizes, Trunk
 from sparse_vis.models.encoder import Encoder, patchify
 from sparse_vis.models.factorize import Factorizer, l2_normalize
 from sparse_vis.models.stellar import init_params
-from sparse_vis.models.vit import Trunk
 from sparse_vis.types import Tokens
 from tests.golden_data import load_recorded, models_with
 

@@ -18,12 +18,11 @@ from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
-from sparse_vis.report import command as tool
-from sparse_vis.report.contents import left_out
-from sparse_vis.report.edits import decode, edited, make_pairs, moved_map, partners, with_map
-from sparse_vis.report.images import encode_all, read_images
-from sparse_vis.report.prototypes import make_pages
-from sparse_vis.report.seen import UNKNOWN, name_images
+from sparse_vis.ops.token_maps import move_token, with_map
+from sparse_vis.report import report as tool
+from sparse_vis.report.gallery import decode, edited, make_pages, make_pairs, partners, sideways
+from sparse_vis.report.images import UNKNOWN, encode_all, name_images, read_images
+from sparse_vis.report.report import left_out
 from sparse_vis.report.tables import evaluation_tables, health_table
 from sparse_vis.runtime.errors import UserError, command_line
 from tests.tiny_checkpoint import SIZE, TOKENS, tiny_config, write_checkpoints
@@ -81,15 +80,17 @@ def test_removing_a_token_is_a_softmax_over_the_others():
 @pytest.mark.fast
 def test_a_moved_map_goes_where_there_is_room_and_rows_still_sum_to_one():
     L = np.float32([[0.9, 0.1], [0.2, 0.8], [0.2, 0.8], [0.2, 0.8]] * 2)
-    column, step = moved_map(L, 0, (2, 4))
+    step = sideways(L, 0, (2, 4))
     assert step == 1
+    column = move_token(L, 0, (0, step), (2, 4))[:, 0]
     np.testing.assert_array_equal(column.reshape(2, 4), np.float32([[0, 0.9, 0.2, 0.2]] * 2))
     mirrored = L.reshape(2, 4, 2)[:, ::-1].reshape(8, 2)
-    column, step = moved_map(mirrored, 0, (2, 4))
+    step = sideways(mirrored, 0, (2, 4))
     assert step == -1
+    column = move_token(mirrored, 0, (0, step), (2, 4))[:, 0]
     np.testing.assert_array_equal(column.reshape(2, 4), np.float32([[0.2, 0.2, 0.9, 0]] * 2))
     L = softmax(rng.normal(size=(8, 3)), axis=1).astype(np.float32)
-    moved = with_map(L, 2, moved_map(L, 2, (2, 4))[0])
+    moved = move_token(L, 2, (0, sideways(L, 2, (2, 4))), (2, 4))
     np.testing.assert_allclose(moved.sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(moved[:, 0] / moved[:, 1], L[:, 0] / L[:, 1], rtol=1e-4)
 
@@ -261,9 +262,9 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
     other.mkdir()
     for number, name in enumerate(("a.png", "new.png")):  # a name that is in training, with other content
         Image.fromarray(rng.integers(0, 256, (9, 9 + number, 3), dtype=np.uint8)).save(other / name)
-    assert known(other).startswith("Held-out images (none is among those in") and "weights" not in known(
-        other
-    )
+    held_out = known(other)
+    assert held_out.startswith("Held-out images (none has the name and content of one in")
+    assert "weights" not in held_out
     shutil.copy(photos / "b.jpg", other / "b.jpg")
     assert known(other) == "1 of 3 are training images"
     (other / "b.jpg").unlink()
@@ -286,7 +287,7 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
         ({"output": "{tmp}"}, "is a folder; give the name of an HTML file"),
         ({"output": "{tmp}/no/report.html"}, "no/report.html does not exist; make it or give another"),
         ({"output": "{tmp}/mine.html"}, "mine.html exists and is no report; give another name"),
-        ({"gallery": 0}, "--gallery=0 is no number of images; give at least 1"),
+        ({"gallery": 0}, "argument --gallery: '0' is no number of at least 1; "),
         ({"images": "nowhere"}, "folder 'nowhere' does not exist; give --images"),
         ({"size": "4x99"}, "--size=4x99 is no size; give HEIGHTxWIDTH in pixels, each at least a patch (8)"),
         ({"size": "48x8193"}, "--size=48x8193 is no size; give HEIGHTxWIDTH in pixels, each at least"),

@@ -12,7 +12,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from sparse_vis.report import command as tool
+from sparse_vis.report import report as tool
 from tests.report.test_report import write_run
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS
 

@@ -124,7 +124,7 @@ def test_a_file_system_without_locks_is_mentioned_and_used(tmp_path, monkeypatch
         ("commands.pack", ["--input=absent"]),
         ("commands.export", ["--checkpoint=absent"]),
         ("commands.reconstruct", ["--checkpoint=absent", "--input=docs/images"]),
-        ("report.command", ["--checkpoint=absent"]),
+        ("report.report", ["--checkpoint=absent"]),
     ],
 )
 def test_a_tool_refuses_an_output_in_use_before_it_reads_a_model(tool, flags, tmp_path, monkeypatch):

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sparse_vis.commands.shard_folder import finish
-from sparse_vis.commands.shards import fingerprint, make_schema, write_shard
+from sparse_vis.commands.shards import fingerprint, finish, make_schema, write_shard
 from sparse_vis.data.decode import decode
 from sparse_vis.data.sources import FolderSource, announce
 from sparse_vis.report.images import read_images
@@ -81,7 +80,9 @@ def test_a_folder_s_names_reach_the_report_and_the_names_of_pictures(tmp_path):
     source = FolderSource(str(tmp_path))
     names = read_images(source, np.array([0]), (8, 8), "stop").names
     assert names == [r"Mu\xf1oz\x0a.png"]
-    [target] = importlib.import_module("sparse_vis.commands.reconstruct").targets_of(source, tmp_path)
+    [target] = (
+        importlib.import_module("sparse_vis.commands.reconstruct").targets_of(source, tmp_path).values()
+    )
     assert os.fsencode(target.name) == raw
 
 

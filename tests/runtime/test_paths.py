@@ -20,12 +20,12 @@ from sparse_vis.train.checkpoint import prepare
 REQUIRED = {
     "commands.extract": ("--checkpoint", "--input", "--output"),
     "commands.reconstruct": ("--checkpoint", "--input", "--output"),
-    "commands.export": ("--checkpoint", "--output"), "report.command": ("--checkpoint", "--output"),
+    "commands.export": ("--checkpoint", "--output"), "report.report": ("--checkpoint", "--output"),
     "commands.pack": ("--input", "--output"), "data.scenes": ("--output",),
 }  # fmt: skip
 FLAGS = [(tool, flag) for tool, all_ in REQUIRED.items() for flag in all_] + [
     ("commands.extract", "--data-dir"), ("commands.reconstruct", "--tokenizer"),
-    ("report.command", "--tokenizer"), ("report.command", "--images"),
+    ("report.report", "--tokenizer"), ("report.report", "--images"),
 ]  # fmt: skip
 WRONG = [
     ("", "is empty; give a path"),
@@ -59,12 +59,12 @@ def test_a_tool_s_paths_begin_at_home(tmp_path, monkeypatch):
 
 @pytest.mark.fast
 def test_a_hub_address_is_for_models_only():
-    from sparse_vis.commands.extract import _parser
+    from sparse_vis.commands.extract import parser
 
     given = ["--checkpoint=hf://microsoft/STELLAR/stellar-b16", "--output=o"]
-    assert _parser().parse_args([*given, "--input=x"]).checkpoint == given[0].partition("=")[2]
+    assert parser().parse_args([*given, "--input=x"]).checkpoint == given[0].partition("=")[2]
     with pytest.raises(UserError, match="argument --input: 'hf://a/b' is an address"):
-        _parser().parse_args([*given, "--input=hf://a/b"])
+        parser().parse_args([*given, "--input=hf://a/b"])
 
 
 @pytest.mark.fast

@@ -21,7 +21,7 @@ from sparse_vis.train.stop import StopSignal
 def tools():
     import sparse_vis.commands.extract as extract
     from sparse_vis.commands import export
-    from sparse_vis.report import command as report
+    from sparse_vis.report import report
 
     return {
         "extract": (extract, "docs/extraction.md"), "report": (report, "docs/visualization.md"),

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.skipped import Skipped
 from sparse_vis.train import checkpoint, loop, progress
 from sparse_vis.train.loop import Run, note_jump
 from sparse_vis.train.mesh import make_mesh
 from sparse_vis.train.optimizer import learning_rate
-from sparse_vis.train.progress import Averages, Progress
+from sparse_vis.train.progress import Averages, Progress, Skipped
 from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import TrainState
 from sparse_vis.types import Batch

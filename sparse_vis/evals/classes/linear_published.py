@@ -88,7 +88,7 @@ def published_linear(
     Raises:
         UserError: no training or no test batches, or labels out of range.
     """
-    head, optimizer = Head(classes, protocol.dtype), published.published_optimizer(protocol)
+    head, optimizer = Head(classes, protocol.dtype), published.adamw(protocol)
     params, state, losses = None, None, []
     for epoch in range(protocol.epochs):
         batches = []
@@ -139,7 +139,7 @@ def _update(params: dict, state, tokens: Array, labels: Array, head: Head, proto
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     value, gradient = jax.value_and_grad(loss)(params)
-    change, state = published.published_optimizer(protocol).update(gradient, state, params)
+    change, state = published.adamw(protocol).update(gradient, state, params)
     return optax.apply_updates(params, change), state, value
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sparse_vis.evals.columns import at_size
-from sparse_vis.evals.dataset import Part, no_classes
+from sparse_vis.evals.dataset import no_classes
 from sparse_vis.evals.features import AnyArray, square_grid
 from sparse_vis.evals.maps.localization import bilinear_weights
 from sparse_vis.evals.task import Bench, Result, Task
@@ -34,13 +34,8 @@ SCALE, ASPECT = (0.36, 1.0), (3 / 4, 4 / 3)  # of the views, as of the global vi
 SHIFT = 4  # maps are moved right by 1/SHIFT of the grid
 
 
-@dataclass(frozen=True)
-class Crop:
-    """A view of a square image: a box cut out and resized (align_corners=True), then flipped or not.
-
-    Attributes:
-        top, left, height, width: of the box in pixels. flip: horizontally, after resizing.
-    """
+class Crop(NamedTuple):
+    """A view: a box of pixels, resized to a square (align_corners=True), then flipped horizontally or not."""
 
     top: int
     left: int
@@ -60,19 +55,15 @@ def cosine(a: Float[AnyArray, "N r d"], b: Float[AnyArray, "N r d"]) -> float:
     return float(np.mean(np.sum(a * b, axis=-1) / np.maximum(norms, 1e-12)))
 
 
-def matched_cosine(S: Float[AnyArray, "N r d"], other: Float[AnyArray, "N r d"]) -> float:
-    """Mean cosine between tokens and their partners."""
-    return cosine(S, np.take_along_axis(np.asarray(other), matches(S, other)[..., None], axis=1))
-
-
 def invariance(S: Float[AnyArray, "N r d"], of_views: Float[AnyArray, "N r d"]) -> dict[str, float]:
     """How similar S of an image is to S of its view, and to S of another image's view (N ≥ 2).
 
     Returns:
         `S_same_image` and `S_other_image`, mean cosines of matched tokens.
     """
-    others = np.roll(np.asarray(of_views), 1, axis=0)
-    return {"S_same_image": matched_cosine(S, of_views), "S_other_image": matched_cosine(S, others)}
+    known = {"S_same_image": np.asarray(of_views), "S_other_image": np.roll(of_views, 1, axis=0)}
+    partners = {name: np.take_along_axis(x, matches(S, x)[..., None], axis=1) for name, x in known.items()}
+    return {name: cosine(S, x) for name, x in partners.items()}
 
 
 def seen_through(
@@ -106,8 +97,7 @@ def equivariance(
 ) -> dict[str, float]:
     """Whether L of a view equals L of the image seen through the view's crop.
 
-    Args:
-        match: for each token of an image, the view's token. side, patch, view_side: as in `seen_through`.
+    `match` has for each token of an image the view's token; the sides are those of `seen_through`.
 
     Returns:
         `L_moved`, the mean over patches of sum_k min(expected, found), from 0 to 1; `L_unmoved`, the same if
@@ -146,10 +136,7 @@ def position_leak(
     """How well ridge regression predicts a token's centroid from its S: R^2 on test, 0 for the mean position.
 
     Each query has a usual position, which says nothing about the image: its mean centroid over the training
-    images is subtracted first.
-
-    Args:
-        train, test: (S, L) of images. grid: patches down and across.
+    images is subtracted first. train and test are (S, L) of images.
     """
     usual = centroids(train[1], grid).mean(axis=0)
 
@@ -181,9 +168,6 @@ def edit_fidelity(
 ) -> dict[str, float]:
     """Whether encoding the reconstruction of edited tokens gives the edited tokens again.
 
-    Args:
-        encode: images -> (S, L). decode: (S, L) -> images.
-
     Returns:
         `S_edited` and `S_before`: mean cosine of the tokens found with the edited and with the original ones.
         `L_edited` and `L_before`: mean overlap sum_k min(…) of rows of L. An edit without effect gives
@@ -209,19 +193,15 @@ def random_view(key, image, size: int):
     return crop_and_flip(image, box, flip, size), box, flip
 
 
-def factors(bench: Bench, part: Part, count: int, *more: str) -> dict[str, np.ndarray]:
+def factors(bench: Bench, name: str, count: int, *more: str) -> dict[str, np.ndarray]:
     """S, L, further features, images and labels of at most `count` images of a part, evenly spread."""
-    part = part.at_most(count)
-    kept: dict[str, list[np.ndarray]] = {}
-    progress = bench.progress("features", len(part))
+    part = bench.data.parts[name].at_most(count)
+    found, progress = [], bench.progress("features", len(part))
     for records in part.batches(bench.batch):
-        found = bench.encode(records.image, "sparse", "spatial", *more) | {"image": records.image}
-        if records.label is not None:
-            found["label"] = records.label
-        for name, array in found.items():
-            kept.setdefault(name, []).append(array)
+        kept = {"image": records.image} | ({} if records.label is None else {"label": records.label})
+        found.append(kept | bench.encode(records.image, "sparse", "spatial", *more))
         progress.add(len(records.image))
-    return {name: np.concatenate(arrays) for name, arrays in kept.items()}
+    return jax.tree.map(lambda *batches: np.concatenate(batches), *found)
 
 
 def encode_factors(bench: Bench, images: AnyArray) -> tuple[np.ndarray, np.ndarray]:
@@ -273,17 +253,15 @@ def _edits(bench: Bench, test: dict[str, np.ndarray]) -> dict[str, dict[str, flo
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
-    parts, counts, absent = bench.data.parts, (TRAIN_IMAGES, TEST_IMAGES), {}
-    train, test = (factors(bench, parts[name], n) for name, n in zip(("train", "test"), counts, strict=True))
+    counts, absent = (TRAIN_IMAGES, TEST_IMAGES), {}
+    train, test = map(functools.partial(factors, bench), ("train", "test"), counts)
     grid = square_grid(test["spatial"].shape[1])
     metrics = _views(bench, test)
     leak = position_leak((train["sparse"], train["spatial"]), (test["sparse"], test["spatial"]), grid)
     metrics["position in S (R2)"] = _compared(leak, 0.0)
     why = "its images have no class each"
     if bench.data.single:
-        labelled = [
-            factors(bench, parts[name], n) for name, n in zip(bench.data.labelled, counts, strict=True)
-        ]
+        labelled = map(functools.partial(factors, bench), bench.data.labelled, counts)
         (x, y), (test_x, test_y) = ((found["spatial"], found["label"]) for found in labelled)
         why = no_classes(y, test_y, 2)
     if why:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -21,13 +21,8 @@ FITTED = 200  # most training images on which the principal components of U are 
 RIDGE = 1e-3  # of the linear decoder, relative to the mean variance of a feature
 
 
-@dataclass(frozen=True)
-class Coded:
-    """Arrays after a lossy coding.
-
-    Attributes:
-        values: float32, decoded, in the original shape. bytes: per image, without a header.
-    """
+class Coded(NamedTuple):
+    """Arrays after a lossy coding: decoded to float32, and the bytes per image, without a header."""
 
     values: np.ndarray
     bytes: int
@@ -71,16 +66,11 @@ def codings(S: Float[AnyArray, "N r d"], L: Float[AnyArray, "N n r"]) -> dict[st
     return out | {f"int8, top {k}": (S8, top_k(L, k)) for k in (4, 2, 1) if k < L.shape[-1]}
 
 
-@dataclass(frozen=True)
-class DenseCode:
-    """Principal components of dense features, as many as fit a budget of bytes.
+class DenseCode(NamedTuple):
+    """The mean and the orthonormal principal components of dense features."""
 
-    Attributes:
-        mean: (d,). components: (k, d), orthonormal rows.
-    """
-
-    mean: np.ndarray
-    components: np.ndarray
+    mean: Float[np.ndarray, " d"]
+    components: Float[np.ndarray, "k d"]
 
     def coded(self, U: Float[AnyArray, "N n d"]) -> Coded:
         """U projected to the components, which are stored as in `as_int8`."""
@@ -127,8 +117,8 @@ def linear_psnr(
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
-    counts, parts = (TRAIN_IMAGES, TEST_IMAGES), (bench.data.parts[name] for name in bench.data.labelled)
-    train, test = (factors(bench, part, n, "dense") for part, n in zip(parts, counts, strict=True))
+    counts = zip(bench.data.labelled, (TRAIN_IMAGES, TEST_IMAGES), strict=True)
+    train, test = (factors(bench, name, count, "dense") for name, count in counts)
     images, size = (train["image"], test["image"]), test["image"].shape[1]
     probe, why = SweepProtocol(seed=bench.seed), "its images have no class each"
     if "label" in train and "label" in test:

@@ -21,13 +21,10 @@ IGNORE = 255  # label of pixels that do not count
 
 
 def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
-    """The class of every pixel of a record's image, or IGNORE.
+    """The class of every pixel of a record's image, or IGNORE; for scenes 0 is background, 1 + digit a digit.
 
-    Read from the folder `part.masks`, from the file with the image's name and .png. For scenes 0 is
-    background and 1 + digit the pixels of a digit.
-
-    Raises:
-        UserError: the file is missing, is no 8-bit map of the image's size, or has a class out of range.
+    Read from the folder `part.masks`, from the file with the image's name and .png. Raises a UserError if it
+    is missing, no 8-bit map of the image's size, or has a class out of range.
     """
     if part.masks is None:
         return np.append(0, record["labels"] + 1).astype(np.uint8)[record["mask"]]

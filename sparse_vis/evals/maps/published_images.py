@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import optax
@@ -23,15 +23,13 @@ ABOUT = {
     "crop_aspect": ASPECT, "flip": FLIP, "test": "short side 256/224 of the size, centre",
 }  # fmt: skip
 OPTIMIZER = {"schedule": "constant", "betas": (0.9, 0.999), "eps": 1e-8}
-T = TypeVar("T")
 Maker = Callable[[int, int, int], Cut]  # (height, width, index in the part) of an image -> Cut
 
 
 def random_cuts(size: int, scale: tuple[float, float], *key: int) -> Maker:
-    """Random resized crops, mirrored with probability ½, seeded by (key, index of the image).
+    """Random crops of an area in `scale`, resized to `size` pixels, mirrored with probability ½.
 
-    Args:
-        size: side in pixels. scale: range of crop area / image area. key: seed, epoch …
+    Seeded by (key, index of the image), where key is seed, epoch …
     """
 
     def make(height: int, width: int, number: int) -> Cut:
@@ -52,14 +50,14 @@ def squares(
     make: Maker,
     rows: Int[np.ndarray, " N"],
     batch_size: int,
-    keep: Callable[[dict[str, Any], Cut], T],
-) -> Iterator[tuple[Float32[np.ndarray, "B size size 3"], list[T]]]:
+    keep: Callable[[dict[str, Any], Cut], Any],
+) -> Iterator[tuple[Float32[np.ndarray, "B size size 3"], list[Any]]]:
     """Yield batches of square crops in [0, 1] of these rows of the part, with the results of `keep`.
 
     `keep` is called with each record (its image decoded) and its Cut.
     """
 
-    def load(rows: np.ndarray) -> tuple[np.ndarray, list[T]]:
+    def load(rows: np.ndarray) -> tuple[np.ndarray, list[Any]]:
         images, kept = [], []
         for row in rows:
             record = part.record(part.indices[row])
@@ -81,7 +79,7 @@ def epoch_order(part: Part, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
     return np.random.default_rng((seed, epoch)).permutation(len(part))
 
 
-def published_optimizer(protocol: Any) -> optax.GradientTransformation:
+def adamw(protocol: Any) -> optax.GradientTransformation:
     """Clipped AdamW with constant rate, from a protocol's learning_rate, weight_decay and clip."""
     rate = optax.constant_schedule(protocol.learning_rate)
     return make_optimizer(rate, weight_decay=protocol.weight_decay, b1=0.9, b2=0.999, clip=protocol.clip)

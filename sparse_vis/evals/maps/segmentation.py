@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,26 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Integer, UInt8
+from jaxtyping import Array, Float, Int, Integer
 from ml_collections import ConfigDict
 
 from sparse_vis.data.cut import labels_at
 from sparse_vis.evals.features import AnyArray, Regrouped, square_grid
+from sparse_vis.evals.maps import published_images as published
 from sparse_vis.evals.maps.label_maps import IGNORE, centre_square, label_map
-from sparse_vis.evals.maps.published_images import (
-    ABOUT,
-    OPTIMIZER,
-    centre_cuts,
-    departures,
-    epoch_order,
-    published_optimizer,
-    random_cuts,
-    squares,
-)
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.models.linear import uniform_linear
 from sparse_vis.runtime.errors import UserError
 
+KEYS = ("dense", "sparse", "spatial")
 MOMENTUM = 0.9  # of BatchNorm's running statistics; 0.1 in PyTorch's convention
 
 
@@ -72,15 +64,10 @@ def batch_scores(
 
 
 class HeadInput(NamedTuple):
-    """Input of a head.
+    """Input of a head: one token per patch (U or Z), or the tokens of S with their maps L."""
 
-    Attributes:
-        x: (B, t, f) float: one token per patch (U or Z), or the r tokens of S.
-        L: (B, n, t) float, weights of the tokens at each patch; None if there is one token per patch.
-    """
-
-    x: AnyArray
-    L: AnyArray | None = None
+    x: Float[AnyArray, "B t f"]
+    L: Float[AnyArray, "B n t"] | None = None
 
     @property
     def patches(self) -> int:
@@ -90,7 +77,9 @@ class HeadInput(NamedTuple):
 
 def variants(features: Mapping[str, AnyArray]) -> dict[str, HeadInput]:
     """The possible inputs from an encoder's features: "U", "Z" = L S, and "SL", the factors S and L."""
-    found = {"U": HeadInput(features["dense"])} if "dense" in features else {}
+    found = {}
+    if "dense" in features and features["dense"].shape[1] > 1:  # not raw pixels: a token for the whole image
+        found["U"] = HeadInput(features["dense"])
     if "sparse" in features and "spatial" in features:
         S, L = features["sparse"], features["spatial"]
         found |= {"Z": HeadInput(L @ S), "SL": HeadInput(S, L)}
@@ -182,12 +171,8 @@ def segmentation_loss(
 class Probe:
     """Trains a head on batches of frozen features, and scores it; each new shape of a batch is compiled once.
 
-    Args:
-        grid: (gh, gw) patches. classes: number of classes. protocol: its epochs are run by the caller.
-        seed: of the initial weights.
-
-    Attributes:
-        matrix: (classes, classes) int64, confusion matrix of all batches passed to `judge`.
+    The caller runs the protocol's epochs. `grid` is (gh, gw) patches; `matrix` is the confusion matrix of all
+    batches passed to `judge`.
     """
 
     def __init__(
@@ -209,7 +194,7 @@ class Probe:
             labels = labels_at(np.asarray(labels), self.grid)
         if self.variables is None:
             self.variables = self.head.init(jax.random.key(self.seed), jnp.asarray(tokens.x), True)
-            self._state = published_optimizer(self.protocol).init(self.variables["params"])
+            self._state = published.adamw(self.protocol).init(self.variables["params"])
         static = self.head, self.grid, self.protocol
         self.variables, self._state, loss = _update(self.variables, self._state, tokens, labels, *static)
         return float(loss)  # reading it keeps one step in flight; many can hang JAX on few cores
@@ -262,7 +247,7 @@ def _update(variables: dict, state: Any, tokens: HeadInput, labels: Array, head,
 
         pair = variables["batch_stats"], changed["batch_stats"]
         changed = {"batch_stats": jax.tree.map(unbiased, *pair, is_leaf=lambda node: "var" in node)}
-    change, state = published_optimizer(protocol).update(gradient, state, variables["params"])
+    change, state = published.adamw(protocol).update(gradient, state, variables["params"])
     return {**changed, "params": optax.apply_updates(variables["params"], change)}, state, value
 
 
@@ -289,21 +274,16 @@ class Heads:
                     self.probes[variant, name] = Probe(grid, self.classes, self.protocols[name], self.seed)
                 yield (variant, name), self.probes[variant, name], tokens
 
-    def learn(self, features: dict[str, np.ndarray], labels: UInt8[np.ndarray, "B H W"]) -> None:
-        """Add crops; each head makes a step whenever its batch is full."""
-        for name, waiting in self._waiting.items():
-            self._step(name, waiting.add({**features, "labels": labels}))
+    def learn(self, crops: dict[str, np.ndarray] | None = None) -> None:
+        """Add crops (features and "labels"); each head makes a step whenever its batch is full.
 
-    def finish_epoch(self) -> None:
-        """Make a last step with the remaining crops, which do not fill a batch."""
+        Without crops, the heads make a last step with those that do not fill a batch.
+        """
         for name, waiting in self._waiting.items():
-            self._step(name, waiting.rest())
-
-    def _step(self, name: str, groups: Iterator[dict[str, np.ndarray]]) -> None:
-        for group in groups:
-            labels = group.pop("labels")
-            for _, probe, tokens in self.each(group, (name,)):
-                probe.learn(tokens, labels)
+            for group in waiting.add(crops) if crops else waiting.rest():
+                labels = group.pop("labels")
+                for _, probe, tokens in self.each(group, (name,)):
+                    probe.learn(tokens, labels)
 
 
 def _protocols(e: ConfigDict) -> dict[str, HeadProtocol]:
@@ -313,14 +293,6 @@ def _protocols(e: ConfigDict) -> dict[str, HeadProtocol]:
         "published": dataclasses.replace(PUBLISHED, batch=s.batch, **both),
         "linear": dataclasses.replace(LINEAR, **both),
     }
-
-
-def _encoded(bench: Bench, images: Float[np.ndarray, "N size size 3"]) -> dict[str, np.ndarray]:
-    """The encoder's features for the heads, of at most one batch of images."""
-    features = bench.encode(images, "dense", "sparse", "spatial")
-    if "dense" in features and features["dense"].shape[1] == 1:
-        del features["dense"]  # raw pixels: a single token for the whole image
-    return features
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
@@ -337,18 +309,20 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
         return cut.labels(labels), centre_square(labels, size=test.size, short_side=test.short_side)
 
     for epoch in range(chosen.epochs):
-        cuts = random_cuts(train.size, chosen.scale, bench.seed, epoch)
-        for images, labels in squares(train, cuts, epoch_order(train, bench.seed, epoch), bench.batch, crop):
-            features = _encoded(bench, images)
+        cuts = published.random_cuts(train.size, chosen.scale, bench.seed, epoch)
+        order = published.epoch_order(train, bench.seed, epoch)
+        for images, labels in published.squares(train, cuts, order, bench.batch, crop):
+            features = bench.encode(images, *KEYS)
             if not variants(features):
                 return Result({}, {"segmentation": "it has one token for the whole image"})
-            heads.learn(features, np.stack(labels))
+            heads.learn({**features, "labels": np.stack(labels)})
             progress.add(len(images))
-        heads.finish_epoch()
+        heads.learn()
     seen: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
-    for images, labels in squares(test, centre_cuts(test), np.arange(len(test)), bench.batch, whole):
+    cuts = published.centre_cuts(test)
+    for images, labels in published.squares(test, cuts, np.arange(len(test)), bench.batch, whole):
         cut = np.stack([at_size for at_size, _ in labels])
-        for pair, probe, tokens in heads.each(_encoded(bench, images), heads.protocols):
+        for pair, probe, tokens in heads.each(bench.encode(images, *KEYS), heads.protocols):
             _judge(probe, tokens, [own for _, own in labels])
             if probe.protocol.at == "logits":
                 found = probe.predict(tokens, probe.grid), labels_at(cut, probe.grid)
@@ -370,11 +344,11 @@ def _result(heads: Heads, seen: dict[tuple[str, str], list[tuple[np.ndarray, np.
     metrics, details = {}, {}
     for pair, probe in heads.probes.items():
         mean, iou = mean_iou(probe.matrix)
-        published = {}
+        scores = {}
         if pair in seen:
             predicted, labels = map(np.concatenate, zip(*seen[pair], strict=True))
-            published = batch_scores(predicted, labels, heads.classes, probe.protocol.batch)
-        metrics[", ".join(pair)] = {**published, "miou": mean}
+            scores = batch_scores(predicted, labels, heads.classes, probe.protocol.batch)
+        metrics[", ".join(pair)] = {**scores, "miou": mean}
         details[", ".join(pair)] = {"iou": iou.tolist()}
     return Result(metrics, details=details)
 
@@ -384,11 +358,11 @@ def _settings(config: ConfigDict) -> dict:
     return {
         "masks": e.masks, "mask_classes": e.mask_classes, "mask_shift": e.mask_shift,
         "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
-        "dice_smooth": 1, "batch_norm_eps": 1e-5, "batch_norm_momentum": 0.1, **OPTIMIZER, "ignore": IGNORE,
-        "images": {**ABOUT, "labels": "nearest-exact in cuts, nearest to the logits"},
+        "dice_smooth": 1, "batch_norm_eps": 1e-5, "batch_norm_momentum": 0.1, "ignore": IGNORE,
+        "images": {**published.ABOUT, "labels": "nearest-exact in cuts, nearest to the logits"},
         "macro_jaccard": "at the logits, of each batch, mean over batches",
         "miou": "at the label maps' resolution, one confusion matrix of all images",
-        "departures": departures(heads["published"]),
+        "departures": published.departures(heads["published"]), **published.OPTIMIZER,
     }  # fmt: skip
 
 

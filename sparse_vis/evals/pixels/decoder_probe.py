@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +17,9 @@ from ml_collections import ConfigDict
 from sparse_vis.evals.columns import compared, quality
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import AnyArray, as_unit, encode, square_grid
-from sparse_vis.evals.maps.published_images import (
-    ABOUT,
-    OPTIMIZER,
-    Maker,
-    centre_cuts,
-    departures,
-    epoch_order,
-    published_optimizer,
-    random_cuts,
-    squares,
-)
-from sparse_vis.evals.pixels.fid import Moments, to_uint8
-from sparse_vis.evals.pixels.networks import at_256, identity
+from sparse_vis.evals.maps import published_images as published
+from sparse_vis.evals.pixels.fid import Moments, at_256, to_uint8
+from sparse_vis.evals.pixels.networks import identity
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.losses.reconstruction import code_cross_entropy, pixel_mse
@@ -41,7 +30,7 @@ from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 
-read_tokenizer = functools.cache(load_tokenizer)
+read_tokenizer = cache(load_tokenizer)
 TEST_KEY = 2**32  # used instead of the epoch in the seed of test crops; no epoch reaches it
 
 
@@ -75,26 +64,16 @@ class DecoderProtocol:
 
 
 class DecoderProbe:
-    """Trains a decoder on batches of frozen features.
+    """Trains a decoder on batches of frozen features of images of `size` pixels and (rows, columns) patches.
 
-    Args:
-        grid: (rows, columns) of the patches. size: side of the images in pixels. protocol: of the training.
-        tokenizer: module and parameters that compute the codes of the VQ target; None for the pixel target.
-        seed: of the initial weights.
+    `tokenizer` (module, parameters) computes the codes of the VQ target; None for the pixel target.
     """
 
     def __init__(
-        self,
-        grid: tuple[int, int],
-        size: int,
-        protocol: DecoderProtocol,
-        tokenizer: tuple[VQGAN, dict] | None,
-        seed: int,
+        self, grid: tuple[int, int], size: int, protocol: DecoderProtocol, tokenizer: tuple | None, seed: int
     ):
         if size % grid[0]:
-            raise UserError(
-                f"images of {size} px are no multiple of {grid[0]} patches; change the image size."
-            )
+            raise UserError(f"images of {size} px are no multiple of {grid[0]} patches; change their size.")
         self.grid, self.patch, self.protocol, self.seed = grid, size // grid[0], protocol, seed
         self.tokenizer, self.tokenizer_params = tokenizer or (None, None)
         self.params, self._state, self.decoder = None, None, None
@@ -107,7 +86,7 @@ class DecoderProbe:
             sizes = Sizes(p.width, p.layers, p.heads, p.mlp_dim)
             self.decoder = Decoder(Z.shape[-1], sizes, self.patch, codes, Compute(p.dtype))
             self.params = self.decoder.init(jax.random.key(self.seed), Z, self.grid)["params"]
-            self._state = published_optimizer(p).init(self.params)
+            self._state = published.adamw(p).init(self.params)
         target = _target(self.tokenizer_params, as_unit(images), self.tokenizer, self.grid)
         static = self.decoder, self.grid, p
         self.params, self._state, loss = _update(self.params, self._state, Z, target, *static)
@@ -154,7 +133,7 @@ def _update(params: dict, state, Z: Array, target: Array, decoder: Decoder, grid
         return code_cross_entropy(out, target) if decoder.codes else pixel_mse(out, target)
 
     value, gradient = jax.value_and_grad(loss)(params)
-    change, state = published_optimizer(protocol).update(gradient, state, params)
+    change, state = published.adamw(protocol).update(gradient, state, params)
     moved = optax.apply_updates(params, change)
     return {**moved, "fourier": params["fourier"]}, state, value
 
@@ -168,10 +147,6 @@ def _reconstruct(params: tuple, Z: Array, decoder: Decoder, tokenizer: VQGAN | N
     return tokenizer.apply({"params": params[1]}, codes, method="decode")
 
 
-def _protocol(e: ConfigDict) -> DecoderProtocol:
-    return DecoderProtocol(**e.reconstruction_probe, dtype=e.dtype)
-
-
 def _probed(bench: Bench, images: Num[np.ndarray, "N H W 3"], batch: int) -> Float[np.ndarray, "N n d"]:
     """Input features of the decoder: Z = L S if the encoder factorizes, else U; `batch` images per call."""
     found = encode(bench.encoder, images, ("sparse", "spatial", "dense"), batch)
@@ -179,32 +154,30 @@ def _probed(bench: Bench, images: Num[np.ndarray, "N H W 3"], batch: int) -> Flo
 
 
 def _pairs(
-    bench: Bench, part: Part, make: Maker, rows: np.ndarray, size: int, progress: Progress
+    bench: Bench, part: Part, make: published.Maker, rows: np.ndarray, size: int, progress: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Features and images, in the given order, `size` at a time."""
-    for images, _ in squares(part, make, rows, size, lambda record, cut: None):
+    for images, _ in published.squares(part, make, rows, size, lambda record, cut: None):
         yield _probed(bench, images, min(bench.batch, size)), images
         progress.add(len(images))
 
 
-def _judge(bench: Bench, probe: DecoderProbe, make: Maker, name: str) -> tuple[dict, dict]:
+def _judge(bench: Bench, probe: DecoderProbe, make: published.Maker, name: str) -> tuple[dict, dict]:
     """Metrics over all test images, read once; and absent metric → reason."""
-    test, networks = bench.data.parts["test"], bench.networks
-    kept: dict[str, list[np.ndarray]] = {}
-    true = None
+    test, networks, kept, true = bench.data.parts["test"], bench.networks, [], None
     progress = bench.progress(f"reconstruction_probe, {name}", len(test))
     for Z, images in _pairs(bench, test, make, np.arange(len(test)), bench.batch, progress):
-        columns = compared(probe.reconstruct(Z), images, networks)
-        for column in columns:
-            kept.setdefault(column, []).append(columns[column])
-        if "inception" in columns:
+        kept.append(compared(probe.reconstruct(Z), images, networks))
+        if "inception" in kept[-1]:
             found = networks.inception(at_256(to_uint8(images)))
             true = (true or Moments.empty(found.shape[1])).update(found)
-    return quality({column: np.concatenate(parts) for column, parts in kept.items()}, networks, lambda: true)
+    columns = jax.tree.map(lambda *parts: np.concatenate(parts), *kept)
+    return quality(columns, networks, lambda: true)
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
-    chosen, t, test = _protocol(config.eval), config.model.tokenizer, bench.data.parts["test"]
+    chosen = DecoderProtocol(**config.eval.reconstruction_probe, dtype=config.eval.dtype)
+    t, test = config.model.tokenizer, bench.data.parts["test"]
     train = bench.data.parts["train"].without(chosen.validation, bench.seed)
     patches = _probed(bench, next(test.first(1).batches(1)).image, bench.batch).shape[1]
     if patches == 1:
@@ -214,24 +187,25 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     progress = bench.progress("reconstruction_probe", chosen.epochs * len(train))
 
     def epoch(number: int) -> Iterator:
-        cuts = random_cuts(train.size, chosen.scale, bench.seed, number)
-        order = epoch_order(train, bench.seed, number)
+        cuts = published.random_cuts(train.size, chosen.scale, bench.seed, number)
+        order = published.epoch_order(train, bench.seed, number)
         return _pairs(bench, train, cuts, order, chosen.batch_size, progress)
 
     losses, metrics, absent = fit(probe, epoch), {}, {}
     feature = "Z" if {"sparse", "spatial"} <= set(bench.encoder.gives) else "U"
-    random = random_cuts(test.size, chosen.scale, bench.seed, TEST_KEY)
-    for name, make in (("random crops", random), ("centre", centre_cuts(test))):
+    random = published.random_cuts(test.size, chosen.scale, bench.seed, TEST_KEY)
+    for name, make in (("random crops", random), ("centre", published.centre_cuts(test))):
         metrics[f"{feature}, {name}"], absent = _judge(bench, probe, make, name)
     return Result(metrics, absent, {"losses": losses})
 
 
 def _settings(config: ConfigDict) -> dict:
-    chosen, t = _protocol(config.eval), config.model.tokenizer
+    chosen = DecoderProtocol(**config.eval.reconstruction_probe, dtype=config.eval.dtype)
+    t = config.model.tokenizer
     tokenizer = {"tokenizer": identity(t.path), "tokenizer_dtype": t.dtype} if chosen.target == "vq" else {}
-    images = {**ABOUT, "test": {"random crops": "as in training (released)", "centre": ABOUT["test"]}}
-    about = {"images": images, "departures": departures(chosen)}
-    return dataclasses.asdict(chosen) | OPTIMIZER | about | tokenizer
+    tests = {"random crops": "as in training (released)", "centre": published.ABOUT["test"]}
+    about = {"images": published.ABOUT | {"test": tests}, "departures": published.departures(chosen)}
+    return dataclasses.asdict(chosen) | published.OPTIMIZER | about | tokenizer
 
 
 RECONSTRUCTION_PROBE = Task(_measure, (), ("dense",), lambda data: {}, _settings, networks=True)

@@ -6,6 +6,8 @@ sparse_vis.evals.pixels.inception.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float, UInt8
@@ -52,13 +54,14 @@ def _factor(moments: Moments) -> Float[np.ndarray, "f rank"]:
     return found
 
 
-def protocol_crop(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "256 256 3"]:
-    """Resize the short side to 256 pixels (Pillow's bicubic, antialiased, 8-bit), then crop 256 x 256.
+def at_256(images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "N 256 256 3"]:
+    """Resize each short side to 256 pixels (Pillow's bicubic, antialiased, 8-bit), then crop 256 x 256.
 
     Applied to both sets of images of rFID and LPIPS; 256 x 256 images stay as they are. The long side and the
     offset of the crop are rounded differently from torchvision: up to one pixel of difference.
     """
-    return to_square(image, SIDE, short_side=SIDE, resample=Image.Resampling.BICUBIC)
+    how = dict(short_side=SIDE, resample=Image.Resampling.BICUBIC)
+    return np.stack([to_square(image, SIDE, **how) for image in images])
 
 
 def to_uint8(images: Float[AnyArray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:

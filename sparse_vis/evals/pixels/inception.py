@@ -10,6 +10,7 @@ Source: Szegedy et al., "Rethinking the Inception architecture" (arXiv 1512.0056
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,16 @@ from sparse_vis.evals.maps.localization import bilinear_weights
 SIDE = 299
 # The distance depends on small differences of features, which TF32 or bf16 products would change.
 PRECISION = jax.lax.Precision.HIGHEST
+ROW, COLUMN = (1, 7), (7, 1)
+SPLIT = (("a", (1, 3)), ("b", (3, 1)))  # kernels side by side, at the end of a branch
+
+reduced = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
+maximum = partial(nn.max_pool, window_shape=(3, 3), padding="SAME")
+
+
+def average(x: jax.Array) -> jax.Array:
+    """3 x 3, without the padding, in x's dtype even where JAX has 64 bits."""
+    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False).astype(x.dtype)
 
 
 def tf1_bilinear_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "out in"]:
@@ -39,111 +50,65 @@ class Inception(nn.Module):
         pixels = images.astype(jnp.float32)
         pixels = jnp.einsum("ih,bhwc,jw->bijc", down, pixels, across, precision=PRECISION)
         x = (pixels - 128) / 128
-        x = _conv(x, "Conv2d_1a_3x3", 32, 3, stride=2)
+        x = _conv(x, "Conv2d_1a_3x3", 32, 3, 2)
         x = _conv(x, "Conv2d_2a_3x3", 32, 3, padding="VALID")
-        x = _reduce(_conv(x, "Conv2d_2b_3x3", 64, 3))
+        x = reduced(_conv(x, "Conv2d_2b_3x3", 64, 3))
         x = _conv(x, "Conv2d_3b_1x1", 80, 1)
-        x = _reduce(_conv(x, "Conv2d_4a_3x3", 192, 3, padding="VALID"))
-        for letter, pooled in zip("bcd", (32, 64, 64), strict=True):
-            x = BlockA(pooled, name=f"Mixed_5{letter}")(x)
-        x = BlockB(name="Mixed_6a")(x)
-        for letter, width in zip("bcde", (128, 160, 160, 192), strict=True):
-            x = BlockC(width, name=f"Mixed_6{letter}")(x)
-        x = BlockD(name="Mixed_7a")(x)
-        x = BlockE(_average, name="Mixed_7b")(x)
-        x = BlockE(_maximum, name="Mixed_7c")(x)
+        x = reduced(_conv(x, "Conv2d_4a_3x3", 192, 3, padding="VALID"))
+        for letter, pooled in zip("bcd", (32, 64, 64), strict=True):  # 35 x 35
+            chains = (("branch1x1", (64, 1)), ("branch5x5", (48, 1), (64, 5)),
+                      ("branch3x3dbl", (64, 1), (96, 3), (96, 3)))  # fmt: skip
+            x = Mixed(chains, average, pooled, name=f"Mixed_5{letter}")(x)
+        chains = (("branch3x3", (384, 3, 2)), ("branch3x3dbl", (64, 1), (96, 3), (96, 3, 2)))
+        x = Mixed(chains, reduced, name="Mixed_6a")(x)
+        for letter, c in zip("bcde", (128, 160, 160, 192), strict=True):  # 17 x 17
+            chains = (("branch1x1", (192, 1)), ("branch7x7", (c, 1), (c, ROW), (192, COLUMN)),
+                      ("branch7x7dbl", (c, 1), (c, COLUMN), (c, ROW), (c, COLUMN), (192, ROW)))  # fmt: skip
+            x = Mixed(chains, average, 192, name=f"Mixed_6{letter}")(x)
+        chains = (("branch3x3", (192, 1), (320, 3, 2)),
+                  ("branch7x7x3", (192, 1), (192, ROW), (192, COLUMN), (192, 3, 2)))  # fmt: skip
+        x = Mixed(chains, reduced, name="Mixed_7a")(x)
+        chains = (("branch1x1", (320, 1)), ("branch3x3", (384, 1), (384, SPLIT)),
+                  ("branch3x3dbl", (448, 1), (384, 3), (384, SPLIT)))  # fmt: skip
+        x = Mixed(chains, average, 192, name="Mixed_7b")(x)  # 8 x 8
+        x = Mixed(chains, maximum, 192, name="Mixed_7c")(x)
         return x.mean(axis=(1, 2))
 
 
-def _conv(x, name, features, kernel, *, stride=1, padding=None):
+class Mixed(nn.Module):
+    """Branches side by side: chains of convolutions, and pooling.
+
+    Attributes:
+        chains: (name, step 1, step 2, …); a step is (features, kernel) or (features, kernel, stride).
+        pool: the pooling. pooled: channels of a convolution after it; 0 for none.
+    """
+
+    chains: tuple[tuple, ...]
+    pool: Callable[[jax.Array], jax.Array]
+    pooled: int = 0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h2 w2 out"]:
+        branches = [branch for name, *steps in self.chains for branch in _chain(x, name, steps)]
+        pooled = self.pool(x)
+        return jnp.concatenate(
+            [*branches, _conv(pooled, "branch_pool", self.pooled, 1) if self.pooled else pooled], axis=-1
+        )
+
+
+def _chain(x: jax.Array, name: str, steps: list[tuple]) -> list[jax.Array]:
+    """Successive convolutions called name_1, name_2, …, or name if there is one."""
+    for i, (features, kernel, *stride) in enumerate(steps, start=1):
+        unit = name if len(steps) == 1 else f"{name}_{i}"
+        if kernel == SPLIT:
+            return [_conv(x, f"{unit}{side}", features, shape) for side, shape in SPLIT]
+        x = _conv(x, unit, features, kernel, *stride)
+    return [x]
+
+
+def _conv(x, name, features, kernel, stride=1, *, padding=None):
     """Convolution and ReLU; by default padded to keep the size if the stride is 1, else not padded."""
     size = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = padding or ("SAME" if stride == 1 else "VALID")
     conv = nn.Conv(features, size, strides=stride, padding=padding, precision=PRECISION, name=name)
     return nn.relu(conv(x))
-
-
-def _chain(x, name, *steps):
-    """Successive convolutions name_1, name_2, …; steps are pairs (features, kernel)."""
-    for i, (features, kernel) in enumerate(steps, start=1):
-        x = _conv(x, f"{name}_{i}", features, kernel)
-    return x
-
-
-def _reduce(x):
-    return nn.max_pool(x, (3, 3), strides=(2, 2))
-
-
-def _average(x):
-    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False).astype(x.dtype)
-
-
-def _maximum(x):
-    return nn.max_pool(x, (3, 3), padding="SAME")
-
-
-class BlockA(nn.Module):
-    """Branches 1x1, 5x5, two 3x3, and pooling, at 35 x 35; pooled: channels of the last branch."""
-
-    pooled: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w out"]:
-        one = _conv(x, "branch1x1", 64, 1)
-        five = _chain(x, "branch5x5", (48, 1), (64, 5))
-        double = _chain(x, "branch3x3dbl", (64, 1), (96, 3), (96, 3))
-        return jnp.concatenate([one, five, double, _conv(_average(x), "branch_pool", self.pooled, 1)], -1)
-
-
-class BlockB(nn.Module):
-    """35 x 35 to 17 x 17."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h2 w2 out"]:
-        three = _conv(x, "branch3x3", 384, 3, stride=2)
-        double = _chain(x, "branch3x3dbl", (64, 1), (96, 3))
-        double = _conv(double, "branch3x3dbl_3", 96, 3, stride=2)
-        return jnp.concatenate([three, double, _reduce(x)], -1)
-
-
-class BlockC(nn.Module):
-    """Branches 1x1, one and two factored 7x7, and pooling, at 17 x 17; width: inner channels."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w out"]:
-        c, row, column = self.width, (1, 7), (7, 1)
-        one = _conv(x, "branch1x1", 192, 1)
-        seven = _chain(x, "branch7x7", (c, 1), (c, row), (192, column))
-        double = _chain(x, "branch7x7dbl", (c, 1), (c, column), (c, row), (c, column), (192, row))
-        return jnp.concatenate([one, seven, double, _conv(_average(x), "branch_pool", 192, 1)], -1)
-
-
-class BlockD(nn.Module):
-    """17 x 17 to 8 x 8."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h2 w2 out"]:
-        three = _conv(_chain(x, "branch3x3", (192, 1)), "branch3x3_2", 320, 3, stride=2)
-        seven = _chain(x, "branch7x7x3", (192, 1), (192, (1, 7)), (192, (7, 1)))
-        seven = _conv(seven, "branch7x7x3_4", 192, 3, stride=2)
-        return jnp.concatenate([three, seven, _reduce(x)], -1)
-
-
-class BlockE(nn.Module):
-    """Branches 1x1, split 3x3, and pooling, at 8 x 8; pool: pooling of the last branch."""
-
-    pool: Callable[[jax.Array], jax.Array]
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w 2048"]:
-        one = _conv(x, "branch1x1", 320, 1)
-        three = _chain(x, "branch3x3", (384, 1))
-        double = _chain(x, "branch3x3dbl", (448, 1), (384, 3))
-        split = [
-            _conv(inner, f"{name}{side}", 384, kernel)
-            for inner, name in ((three, "branch3x3_2"), (double, "branch3x3dbl_3"))
-            for side, kernel in (("a", (1, 3)), ("b", (3, 1)))
-        ]
-        return jnp.concatenate([one, *split, _conv(self.pool(x), "branch_pool", 192, 1)], -1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,7 @@ from flax import traverse_util
 from jaxtyping import Float, UInt8
 
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.features import AnyArray
-from sparse_vis.evals.pixels.fid import Moments, protocol_crop
+from sparse_vis.evals.pixels.fid import Moments, at_256
 from sparse_vis.evals.pixels.inception import Inception
 from sparse_vis.evals.pixels.lpips import SMALLEST, Lpips
 from sparse_vis.interop.tensors import check_tensors, read_tensors
@@ -40,7 +39,6 @@ HEADS = (
     "the heads of LPIPS v0.1 for AlexNet, alex.pth from "
     "https://github.com/richzhang/PerceptualSimilarity/tree/master/lpips/weights/v0.1"
 )
-BATCH_NORM_EPSILON = 1e-3
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 # The classifier is not used, but its 1008 classes distinguish this file from today's torchvision Inception
 # (1000), whose other tensors have the same names and shapes and would give plausible but wrong distances.
@@ -51,17 +49,11 @@ _ALEXNET_INDEX = (0, 3, 6, 8, 10)
 class Networks:
     """Inception features and LPIPS distances of images; a network without its file gives None.
 
-    The files are read and checked at once; weights go to the device when a network is first called.
-
-    Args:
-        inception: file of the 2015 Inception-v3. alexnet, heads: files of LPIPS. All may be "".
-        batch_size: images per call of a network, limited to LARGEST_BATCH.
+    The files, which may be "", are read and checked at once (UserError); weights go to the device when a
+    network is first called, with at most LARGEST_BATCH images.
 
     Attributes:
         absent: metric -> why it cannot be measured. about: names and checksums of the existing files.
-
-    Raises:
-        UserError: an existing file is not of that network.
     """
 
     def __init__(self, inception: str, alexnet: str, heads: str, batch_size: int):
@@ -79,13 +71,13 @@ class Networks:
         self._moments: dict[Part, Moments] = {}
 
     def inception(self, images: UInt8[np.ndarray, "N 256 256 3"]) -> Float[np.ndarray, "N f"] | None:
-        """Pooled features of images that passed through `protocol_crop`."""
+        """Pooled features of images that passed through `at_256`."""
         return None if self._inception is None else run_in_batches(self._inception, self.batch_size, images)
 
     def lpips(
         self, x: UInt8[np.ndarray, "N 256 256 3"], y: UInt8[np.ndarray, "N 256 256 3"]
     ) -> Float[np.ndarray, " N"] | None:
-        """Distance of each pair of images that passed through `protocol_crop`."""
+        """Distance of each pair of images that passed through `at_256`."""
         if self._lpips is None:
             return None
         return run_in_batches(self._lpips, self.batch_size, *(np.float32(images) / 255 for images in (x, y)))
@@ -98,11 +90,6 @@ class Networks:
                 found = found.update(self.inception(at_256(records.image)))
             self._moments[part] = found
         return self._moments[part]
-
-
-def at_256(images: Sequence[UInt8[np.ndarray, "_ _ 3"]] | AnyArray) -> UInt8[np.ndarray, "N 256 256 3"]:
-    """`protocol_crop` of each image: the input of rFID and LPIPS."""
-    return np.stack([protocol_crop(image) for image in images])
 
 
 def identity(path: str) -> dict[str, str]:
@@ -125,11 +112,8 @@ def _jitted(module: nn.Module, params: dict) -> Callable:
 def load_inception(path: str | pathlib.Path) -> tuple[Inception, dict]:
     """Read the 2015 Inception-v3, by which FID is defined, from .pth or the same tensors as safetensors.
 
-    Returns:
-        The module and its parameters, float32 on the host: `module.apply({"params": params}, images)`.
-
-    Raises:
-        UserError: the file is missing, unreadable, or of another network.
+    Returns the module and its parameters, float32 on the host; raises a UserError if the file is missing,
+    unreadable, or of another network.
     """
     module = Inception()
     shapes = _shapes(module, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8))
@@ -145,7 +129,7 @@ def load_inception(path: str | pathlib.Path) -> tuple[Inception, dict]:
         name = unit.replace("/", ".")
         tensors = (f"{name}.conv.weight", *(f"{name}.bn.{part}" for part in _BATCH_NORM))
         kernel, gain, shift, mean, variance = (found[tensor].astype(np.float64) for tensor in tensors)
-        gain = gain / np.sqrt(variance + BATCH_NORM_EPSILON)
+        gain = gain / np.sqrt(variance + 1e-3)
         params[f"{unit}/kernel"] = (kernel.transpose(2, 3, 1, 0) * gain).astype(np.float32)
         params[f"{unit}/bias"] = (shift - mean * gain).astype(np.float32)
     return module, traverse_util.unflatten_dict(params, sep="/")

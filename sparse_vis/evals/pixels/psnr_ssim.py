@@ -1,7 +1,4 @@
-"""PSNR and SSIM of reconstructions, per image; average them over a data set.
-
-x and y are images in [0, 1]; a UserError is raised at values outside.
-"""
+"""PSNR and SSIM of reconstructions in [0, 1] (else a UserError), per image; average them over a data set."""
 
 from __future__ import annotations
 

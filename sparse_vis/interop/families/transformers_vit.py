@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from sparse_vis.interop.naming import Family
+from sparse_vis.interop.released import renamed
 
 MAE = Family(
     "ViTMAEForPreTraining of transformers (vit.embeddings.cls_token, …)",
     r"vit\..*",
-    rename=lambda name: name,
+    names=renamed({"encoder.": "vit."}),
     unused=(r"decoder\..*", r"vit\.pooler\..*"),
 )
 ALONE = Family(
     "ViTModel or ViTMAEModel (embeddings.cls_token, …)",
     r"embeddings\..*|encoder\.layer\.\d+\..*",
-    rename=lambda name: name.removeprefix("vit."),
+    names=renamed({"encoder.": ""}),
     unused=(r"pooler\..*",),
 )

@@ -1,0 +1,84 @@
+"""The --output folder of a tool: its lock, one sentence for a full disk, and how shards are continued."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import Any
+
+from sparse_vis.config.settings import differences
+from sparse_vis.runtime import lock
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.files import CHECKSUM, holds_files, write_json
+from sparse_vis.runtime.tools import check_folder
+
+
+@contextlib.contextmanager
+def in_one_sentence(output: Path, kept: str = "") -> Iterator[None]:
+    """Context in which a full disk, say, or Ctrl-C ends the tool that writes `output` with one sentence.
+
+    Args:
+        kept: what the same command continues from, e.g. "complete shards".
+    """
+    kept = f" ({kept} are kept)" if kept else ""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{output} cannot be written ({error}); give another --output folder, or make room and repeat "
+            f"the command{kept}."
+        ) from None
+    except KeyboardInterrupt:
+        if not kept:
+            raise
+        sys.exit(f"interrupted: the same command continues{kept}")
+
+
+@contextlib.contextmanager
+def writing(output: Path, doing: str, kept: str = "") -> Iterator[None]:
+    """`in_one_sentence`, and nobody else writes to the --output folder; `doing` as in `lock.hold`."""
+    check_folder(output)
+    with lock.hold(output, doing), in_one_sentence(output, kept):
+        yield
+
+
+def begin_or_continue(
+    path: Path,
+    new: dict[str, Any],
+    read: Callable[[Path], dict],
+    free: Container[str],
+    ours: Container[str] = (),
+) -> dict[str, Any]:
+    """The description of a folder of shards: an earlier call's for the same images and settings, or `new`.
+
+    Args:
+        path: of the description, a JSON file in the folder; written if it is not there. new: of this call.
+        read: the checked content of the file. free: fields that may differ.
+        ours: names of files that may be there without a description.
+
+    Raises:
+        UserError: the folder holds something else, shards of other images or settings, or of an earlier
+            version.
+    """
+    folder = path.parent
+    if not path.exists():
+        if holds_files(folder, ours):
+            raise UserError(f"folder {folder} holds something else; give --output a new or empty folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, new)
+        return new
+    found = read(path)
+    if CHECKSUM not in found:
+        raise UserError(
+            f"{path} is of an earlier version, which kept no checksums: the shards beside it can be read, "
+            "but not continued; give --output another folder."
+        )
+    saved, now = ({k: v for k, v in x.items() if k not in free and k != CHECKSUM} for x in (found, new))
+    if changed := differences(saved, now):
+        raise UserError(
+            f"folder {folder} holds shards of other images or settings ({'; '.join(changed)}); repeat its "
+            "settings, or give --output another folder."
+        )
+    return found

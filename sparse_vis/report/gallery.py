@@ -1,0 +1,208 @@
+"""The gallery (images, and for each token its map and its edits, Z' = L' S'), and regions of prototypes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from sparse_vis import api
+from sparse_vis.evals.pixels.psnr_ssim import psnr
+from sparse_vis.models.stellar import Stellar
+from sparse_vis.ops.matching import exact_match
+from sparse_vis.ops.token_maps import move_token, with_map
+from sparse_vis.report.images import Encoded
+from sparse_vis.runtime.progress import Progress
+from sparse_vis.types import Features
+from sparse_vis.viz import pictures
+
+LARGE, SMALL = 256, 144  # longest side in pixels: of gallery pictures, of edits
+SHARP = 96  # up to this size PNG: small pictures are shown enlarged, with visible artefacts if lossy
+
+
+class Pair(NamedTuple):
+    """An image's factors, and for each token its match in another image: S and index there; its letter."""
+
+    S: Float[np.ndarray, "r d"]
+    L: Float[np.ndarray, "n r"]
+    partner: Float[np.ndarray, "r d"]
+    match: Int[np.ndarray, " r"]
+    other: str | None
+
+
+def make_cards(
+    model: Stellar, params: dict, images: UInt8[np.ndarray, "N H W 3"], names: list[str], found: Encoded,
+    *, decodes: bool, edits: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The images of a gallery as page.html shows them; pictures are data URIs. Prints progress.
+
+    `found` holds the images of the gallery first; `decodes` and `edits` say whether these are possible.
+    """
+    progress = Progress("editing" if edits else "drawing", len(images))
+    cards, grid = [], model.grid(*images.shape[1:3])
+    height, width = grid[0] * model.patch, grid[1] * model.patch
+    for i, pair in enumerate(make_pairs(found.S[: len(images)], found.L[: len(images)])):
+        L, pixels, quality, views = pair.L, None, None, [{}] * len(pair.S)
+        if decodes:
+            pixels, quality, views = decoded(model, params, images[i], pair, edits=edits)
+        colours, shares = np.rint(255 * pictures.token_colours(len(views))).astype(int), L.mean(axis=0)
+        tokens = [
+            {
+                "number": k, "colour": "#{:02x}{:02x}{:02x}".format(*colours[k]),
+                "overlay": data_uri(pictures.token_overlay(L, k, grid)),
+                "share": float(shares[k]), "peak": float(L[:, k].max()),  # of L, over the patches
+                "edits": {edit: (data_uri(picture, SMALL), said) for edit, (picture, said) in view.items()},
+            }
+            for k, view in enumerate(views)
+        ]  # fmt: skip
+        cards.append({
+            "letter": letter(i), "name": names[i], "aspect": width / height,
+            "image": data_uri(images[i, :height, :width]),
+            "reconstruction": None if pixels is None else data_uri(pixels), "psnr": quality,
+            "segmentation": data_uri(pictures.segment_overlay(L, grid)),
+            "winners": pictures.segments(L, grid).tolist(),  # the token of every patch
+            "tokens": tokens, "largest": int(shares.argmax()), "partner": pair.other,
+        })  # fmt: skip
+        progress.add(1)
+    return cards
+
+
+def data_uri(picture: np.ndarray, longest: int = LARGE) -> str:
+    """A picture, uint8 or in [0, 1], as a data URI with sides of at most `longest` pixels.
+
+    PNG if small or with transparency, else WebP.
+    """
+    if picture.dtype != np.uint8:
+        picture = np.uint8(np.round(255 * picture))
+    image, file = Image.fromarray(picture), io.BytesIO()
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    form = "PNG" if max(image.size) <= SHARP or picture.shape[-1] == 4 else "WEBP"
+    image.save(file, form, **({"optimize": True} if form == "PNG" else {"quality": 82}))
+    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def letter(i: int) -> str:
+    """A, B, …, Z, A1, B1, …"""
+    return chr(ord("A") + i % 26) + (str(i // 26) if i >= 26 else "")
+
+
+def partners(count: int) -> list[int | None]:
+    """For each image, the index of the image with which it swaps tokens; None if there is only one.
+
+    Neighbours form pairs; the last of an odd number takes the one before.
+    """
+    return [None if count == 1 else i ^ 1 if i ^ 1 < count else i - 1 for i in range(count)]
+
+
+def make_pairs(S: Float[np.ndarray, "N r d"], L: Float[np.ndarray, "N n r"]) -> list[Pair]:
+    """A Pair for every image, tokens matched one to one with those of its partner."""
+    others = partners(len(S))
+    theirs = S[[i if other is None else other for i, other in enumerate(others)]]
+    matches = np.asarray(exact_match(jnp.asarray(S), jnp.asarray(theirs)))
+    return [
+        Pair(S[i], L[i], theirs[i][matches[i]], matches[i], None if other is None else letter(other))
+        for i, other in enumerate(others)
+    ]
+
+
+def sideways(L: Float[np.ndarray, "n r"], token: int, grid: tuple[int, int]) -> int:
+    """Columns by which a token's map is moved: a quarter of the image, away from the nearer edge."""
+    picture = L[:, token].reshape(grid)
+    centre = (picture.sum(axis=0) * (np.arange(grid[1]) + 0.5)).sum() / picture.sum()
+    return max(1, grid[1] // 4) * (1 if centre <= grid[1] / 2 else -1)
+
+
+def edited(
+    S: Float[np.ndarray, "r d"],
+    L: Float[np.ndarray, "n r"],
+    partner: Float[np.ndarray, "r d"],
+    grid: tuple[int, int],
+) -> dict[str, Float[np.ndarray, "r n d"]]:
+    """Z' of every edit of every token of an image.
+
+    Returns:
+        edit → (r, n, d): "removed", "moved" (sideways) and "swapped" (S of the partner, the same L).
+    """
+    tokens, nowhere = range(len(S)), np.zeros(len(L), L.dtype)
+    return {
+        "removed": np.stack([with_map(L, i, nowhere) @ S for i in tokens]),
+        "moved": np.stack([move_token(L, i, (0, sideways(L, i, grid)), grid) @ S for i in tokens]),
+        "swapped": np.stack([L @ np.where(np.arange(len(S))[:, None] == i, partner[i], S) for i in tokens]),
+    }
+
+
+def decode(
+    model: Stellar, params: dict, Z: Float[np.ndarray, "N n d"], size: tuple[int, int]
+) -> Float[np.ndarray, "N h w 3"]:
+    """Pixels, clipped to [0, 1], from features of images of `size` (height, width)."""
+    features = Features(cls=None, sparse=None, dense=None, spatial=None, lowrank=jnp.asarray(Z), size=size)
+    return np.asarray(api.reconstruct(model, params, features))
+
+
+def decoded(
+    model: Stellar, params: dict, image: UInt8[np.ndarray, "H W 3"], pair: Pair, *, edits: bool
+) -> tuple[np.ndarray, float | None, list[dict[str, tuple[np.ndarray, str]]]]:
+    """Decode an image's tokens, and all edits of them.
+
+    Returns:
+        (reconstruction, its PSNR in dB, for each token: edit → (pixels, what was done)); the PSNR is None if
+        sizes differ (VQ: 256 px for 224 px).
+    """
+    grid, tokens = model.grid(*image.shape[:2]), range(len(pair.S))
+    found = edited(pair.S, pair.L, pair.partner, grid) if edits else {}
+    if pair.other is None:
+        found.pop("swapped", None)
+    Z = np.concatenate([(pair.L @ pair.S)[None], *found.values()])
+    pixels = decode(model, params, Z, image.shape[:2])
+    seen, quality = image[: pixels.shape[1], : pixels.shape[2]].astype(np.float32) / 255, [None] * len(Z)
+    if seen.shape == pixels.shape[1:]:
+        quality = psnr(pixels, np.broadcast_to(seen, pixels.shape)).tolist()
+    views: list[dict] = [{} for _ in tokens]
+    for k, (edit, i) in enumerate(((edit, i) for edit in found for i in tokens), start=1):
+        step, said = sideways(pair.L, i, grid), "removed"
+        if edit == "moved":
+            said = f"map moved {abs(step)} patches {'right' if step > 0 else 'left'}"
+        elif edit == "swapped":
+            said = f"replaced by token {pair.match[i]} of {pair.other}"
+        views[i][edit] = pixels[k], said + ("" if quality[k] is None else f", PSNR {quality[k]:.1f}\u00a0dB")
+    return pixels[0], quality[0], views
+
+
+class Page(NamedTuple):
+    """A prototype and the images that vote most for it."""
+
+    number: int
+    wins: int  # tokens whose most likely prototype it is
+    images: list[int]  # indices, highest vote first
+    maps: Float[np.ndarray, "m n"]  # votes of their patches, 0 to 1
+
+    def regions(
+        self, images: UInt8[np.ndarray, "N H W 3"], names: list[str], grid: tuple[int, int], patch: int
+    ) -> list[tuple[str, str]]:
+        """(data URI, label) of each image, darkened where the vote is low; from those of all voters."""
+        whole = images[:, : grid[0] * patch, : grid[1] * patch]
+        return [
+            (data_uri(pictures.lay_over(whole[i], pictures.map_overlay(votes.reshape(grid))), SMALL),
+             f"{names[i]}, vote {votes.max():.2g}")
+            for i, votes in zip(self.images, self.maps, strict=True)
+        ]  # fmt: skip
+
+
+def make_pages(
+    found: Encoded, prototypes: Float[np.ndarray, "D K"], temperature: float, *, pages: int, regions: int
+) -> list[Page]:
+    """At most `pages` prototypes that most tokens like best, with at most `regions` images for each."""
+    used, wins = np.unique(found.winner, return_counts=True)
+    order, made = np.argsort(-wins, kind="stable")[:pages], []
+    logits = np.einsum("ird,dp->ipr", found.embedding, prototypes[:, used[order]]) / temperature
+    p = np.exp(logits - found.normaliser[:, None])  # the student's, from the softmax over all K
+    for k, which in enumerate(order):
+        votes = pictures.prototype_votes(found.L, p[:, k])
+        best = pictures.strongest(votes, regions)
+        made.append(Page(int(used[which]), int(wins[which]), best.tolist(), votes[best]))
+    return made

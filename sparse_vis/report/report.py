@@ -1,0 +1,188 @@
+"""A model on one HTML page: `python -m sparse_vis report --help`.
+
+Configuration, curves, evaluations, images with maps and edits of their tokens, prototypes, health. Everything
+is inline, so that the single file works offline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jinja2
+
+from sparse_vis import api
+from sparse_vis.config.ranges import SIDE
+from sparse_vis.config.settings import plain
+from sparse_vis.evals.dataset import spread
+from sparse_vis.evals.results import Results
+from sparse_vis.interop.load import Loaded, is_shipped, read_model
+from sparse_vis.models.stellar import Stellar
+from sparse_vis.report.gallery import make_cards, make_pages
+from sparse_vis.report.images import encode_all, find_images, name_images, read_images
+from sparse_vis.report.tables import charts, evaluation_tables, flat, health_measures, health_table
+from sparse_vis.runtime import lock, paths, skipped
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.names import escaped
+from sparse_vis.runtime.skipped import Skips
+from sparse_vis.runtime.tools import Parser, positive
+from sparse_vis.train.progress import JSONL
+from sparse_vis.viz.figures import read_metrics
+
+PAGES, REGIONS = 12, 8  # prototypes shown, and images for each
+GENERATOR = "sparse_vis.report"  # identifies an earlier report, which may be overwritten
+
+
+def main() -> None:
+    """Command line; see --help."""
+    parser = Parser(description="A model on one self-contained HTML page (docs/visualization.md).")
+    add = parser.add_argument
+    add("--checkpoint")
+    add("--name")
+    add("--output", metavar="FILE", help="HTML; replaces an earlier report")
+    of_run = "folder of images, instead of the test split of the run's data"
+    add("--images", type=paths.folder, metavar="FOLDER", help=of_run)
+    add("--on-error")
+    add("--max-pixels", help="of an image there (%(default)s)")
+    add("--size", metavar="HxW", help="of the images in pixels; the model's square unless given")
+    add("--gallery", type=positive, default=12, help="images shown with maps and edits (%(default)s)")
+    voters = "images that vote for prototypes and of which health is measured (%(default)s)"
+    add("--voters", type=positive, default=256, help=voters)
+    add("--tokenizer")
+    run(parser.parse_args())
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the report; raises a UserError for any error that the user can correct."""
+    output = arguments.output
+    check_output(output)
+    with lock.hold(output.parent, "report", name=f".{output.name}{lock.LOCK}"):
+        page = render(make_contents(arguments))
+        try:
+            write_whole(output, page)
+        except OSError as error:
+            raise UserError(f"{output} cannot be written ({error}); give another --output.") from error
+    print(f"wrote {output}, {len(page.encode()) / 1e6:.1f} MB, which opens in any browser")
+
+
+def check_output(path: pathlib.Path) -> None:
+    """Raise a UserError unless the path is that of an earlier report, or of no file in an existing folder."""
+    if path.is_dir():
+        raise UserError(
+            f"--output={path} is a folder; give the name of an HTML file, e.g. {path / 'report.html'}."
+        )
+    if not path.parent.is_dir():
+        raise UserError(f"the folder of --output={path} does not exist; make it or give another.")
+    if path.exists():
+        with path.open("rb") as file:
+            head = file.read(400)
+        if f'name="generator" content="{GENERATOR}"'.encode() not in head:
+            raise UserError(f"--output={path} exists and is no report; give another name.")
+
+
+def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What page.html shows, by name: a string instead of a part says why it is absent."""
+    found = read_model(arguments.checkpoint, arguments.name)
+    config = found.config
+    data_known = found.step is not None or is_shipped(arguments.checkpoint)
+    source, rows, origin = find_images(
+        config, arguments.images, data_known=data_known, max_pixels=arguments.max_pixels
+    )
+    model, params = api.assemble(found, arguments.checkpoint, tokenizer=arguments.tokenizer)
+    size = parse_size(arguments.size, model)
+    metrics, curves, evaluations = run_files(found)
+    rows = spread(rows, max(arguments.voters, arguments.gallery))
+    rows, images, names, skips = read_images(source, rows, size, arguments.on_error)
+    known = name_images(config if data_known else None, source, rows)
+    temperature = config.loss.student_temperature
+    encoded = encode_all(model, params, images, temperature)
+    reconstruction, edits = absences(model, arguments.checkpoint)
+    shown, possible = slice(arguments.gallery), dict(decodes=not reconstruction, edits=not edits)
+    cards = make_cards(model, params, images[shown], names[shown], encoded, **possible)
+    prototypes = jax.device_get(params["sparse_head"]["prototypes"])
+    pages = make_pages(encoded, prototypes, temperature, pages=PAGES, regions=REGIONS)
+    grid, settings = model.grid(*size), plain(config)
+    return {
+        "title": config.name, "facts": facts(found, model, params),
+        "origin": f"{known}: {origin}{left_out(skips)}", "voters": len(images),
+        "cards": cards, "reconstruction": reconstruction, "edits": edits,
+        "prototypes": [(page, page.regions(images, names, grid, model.patch)) for page in pages],
+        "evaluations": evaluations, "curves": curves,
+        "health": health_table(health_measures(encoded), metrics, model.encoder.queries),
+        "settings": flat(settings if found.step else {"model": settings["model"]}),
+    }  # fmt: skip
+
+
+def parse_size(text: str | None, model: Stellar) -> tuple[int, int]:
+    """(height, width) in pixels from --size; without it, the model's square."""
+    if text is None:
+        return (model.encoder.image_size,) * 2
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    size = tuple(map(int, match.groups())) if match else (0, 0)
+    if min(size) < model.patch or max(size) > SIDE:
+        raise UserError(
+            f"--size={text} is no size; give HEIGHTxWIDTH in pixels, each at least a patch ({model.patch}) "
+            f"and at most {SIDE}."
+        )
+    return size
+
+
+def run_files(found: Loaded) -> tuple[dict, list | str, list | str]:
+    """Metrics of the run from which a model was read, their charts, and tables of its evaluations."""
+    if found.step is None:
+        why = "Absent: a released file comes without {}."
+        return {}, why.format(JSONL), why.format("evaluation.json")
+    workdir = found.step.parents[1]
+    path, results = workdir / JSONL, Results(workdir)
+    metrics = read_metrics(path) if path.exists() else {}
+    no_curves = f"Absent: there is no {path}, which main.py writes in training."
+    no_tables = f"Absent: there is no {results.path}; main.py --mode=evaluate writes it."
+    curves = charts(metrics) if metrics else no_curves
+    return metrics, curves, evaluation_tables(results.encoders) or no_tables
+
+
+def facts(found: Loaded, model: Stellar, params: dict) -> list[tuple[str, str]]:
+    """Main sizes of the model, as (name, value)."""
+    m, count = found.config.model, sum(x.size for x in jax.tree.leaves(params))
+    return [
+        ("tokens r", f"{m.tokens}"),
+        ("encoder", f"{m.layers} layers, width {m.width}"),
+        ("image, patch", f"{m.image_size} px, {m.patch} px"),
+        ("parameters", f"{count / 1e6:.3g} million"),
+        ("decoder target", "VQ codes" if model.decoder.codes else "pixels"),
+        *([("step", f"{int(found.step.name):,}")] if found.step else []),
+    ]
+
+
+def absences(model: Stellar, checkpoint: str) -> tuple[str, str]:
+    """Why there are no reconstructions, and why no edits; "" if there are."""
+    if model.decoder.codes and model.tokenizer is None:
+        why = (
+            f"Absent: {checkpoint} reconstructs through a VQ tokenizer, whose weights are not at hand; "
+            "--tokenizer=FILE gives them."
+        )
+        return f"Reconstructions and edits: {why}", why
+    if model.encoder.queries < 2:
+        return "", "Absent: with a single token there is nothing to edit."
+    return "", ""
+
+
+def left_out(skips: Skips) -> str:
+    """Print the skipped images; returns them in words for the page."""
+    for line in skipped.lines(skips):
+        print(f"skipped: {line.rstrip()}", flush=True)
+    names = ", ".join(escaped(name) for name, _ in skips)
+    return f"; {len(skips)} left out, which cannot be used: {names}" if skips else ""
+
+
+def render(contents: dict[str, Any]) -> str:
+    """The page as HTML text."""
+    loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("page.html").render(**contents, generator=GENERATOR)
