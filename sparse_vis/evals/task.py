@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -58,8 +59,7 @@ class Bench:
         if not reducers:
             return {}
         wanted = sorted({key for r in reducers for key in r.keys})
-        kept: dict[str, list[np.ndarray]] = {}
-        images = self.data.parts[part]
+        kept, images = [], self.data.parts[part]
         progress = self.progress(f"{part} images", len(images))
         for records in images.batches(self.batch):
             features = self.encode(records.image, *wanted)
@@ -67,11 +67,9 @@ class Bench:
             found = {"label": records.label, "sets": sets}
             for reducer in reducers:
                 found |= reducer.reduce(features, records, self.networks)
-            for name, array in found.items():
-                if array is not None:
-                    kept.setdefault(name, []).append(array)
+            kept.append({name: array for name, array in found.items() if array is not None})
             progress.add(len(records.image))
-        return {name: np.concatenate(arrays) for name, arrays in kept.items()}
+        return jax.tree.map(lambda *batches: np.concatenate(batches), *kept)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ READS = ("sparse", "dense", "cls")  # the first of these that an encoder gives i
 
 
 @dataclass(frozen=True)
-class Protocol:
+class LinearProtocol:
     """Hyperparameters; the defaults are the released ones.
 
     Attributes:
@@ -74,7 +74,7 @@ def published_linear(
     test: Iterable[tuple[AnyArray, AnyArray]],
     *,
     classes: int,
-    protocol: Protocol = Protocol(),
+    protocol: LinearProtocol = LinearProtocol(),
     seed: int = 0,
 ) -> PublishedResult:
     """Train the published probe and test it once, after the last epoch.
@@ -133,7 +133,7 @@ def _test(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[flo
 
 
 @partial(jax.jit, static_argnames=("head", "protocol"))
-def _update(params: dict, state, tokens: Array, labels: Array, head: Head, protocol: Protocol):
+def _update(params: dict, state, tokens: Array, labels: Array, head: Head, protocol: LinearProtocol):
     def loss(params):
         logits = head.apply({"params": params}, tokens)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -143,9 +143,9 @@ def _update(params: dict, state, tokens: Array, labels: Array, head: Head, proto
     return optax.apply_updates(params, change), state, value
 
 
-def _protocol(config: ConfigDict) -> Protocol:
+def _protocol(config: ConfigDict) -> LinearProtocol:
     e = config.eval
-    return Protocol(**e.linear_published, size=config.model.image_size, dtype=e.dtype)
+    return LinearProtocol(**e.linear_published, size=config.model.image_size, dtype=e.dtype)
 
 
 def _labelled(
