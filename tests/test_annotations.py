@@ -17,8 +17,7 @@ import pytest
 import sparse_vis
 from sparse_vis import types
 from sparse_vis.data.decode import to_canvas
-from sparse_vis.evals.classes.linear import mean_average_precision
-from sparse_vis.evals.classes.logistic import logits
+from sparse_vis.evals.classes.linear import logits, mean_average_precision
 from sparse_vis.models.stellar import fold
 from sparse_vis.train.health import spread
 from sparse_vis.train.optimizer import update_teacher

@@ -10,7 +10,7 @@ import pytest
 from sparse_vis import api
 from sparse_vis.build import build_model
 from sparse_vis.evals.classes import knn
-from sparse_vis.evals.classes.logistic import SweepProtocol, fit_all
+from sparse_vis.evals.classes.linear import SweepProtocol, fit_all
 from sparse_vis.evals.factors.factorization import random_view
 from sparse_vis.evals.features import Split
 from sparse_vis.evals.maps.segmentation import segmentation_loss

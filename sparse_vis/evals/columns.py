@@ -10,16 +10,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from sparse_vis.data.records import Records
-from sparse_vis.evals.features import AnyArray, as_unit, pool, square_grid
+from sparse_vis.evals.features import POOLED, AnyArray, as_unit, pool, square_grid
 from sparse_vis.evals.maps.localization import best_overlap, foreground_ari, mean_known, token_segments
 from sparse_vis.evals.pixels.fid import Moments, at_256, frechet_distance, to_uint8
 from sparse_vis.evals.pixels.networks import Networks
 from sparse_vis.evals.pixels.psnr_ssim import psnr, ssim
 from sparse_vis.evals.task import Bench, Reducer, Result, Task
-
-
-def _pooled(key: str) -> Reducer:
-    return Reducer((key,), lambda features, records, networks: pool({key: features[key]}))
 
 
 def _localized(features: dict, records: Records, networks: Networks) -> dict[str, np.ndarray]:
@@ -32,7 +28,7 @@ def _localized(features: dict, records: Records, networks: Networks) -> dict[str
 
 
 # Means of tokens; one Reducer per key, so that an encoder without S still has CLS and U.
-TOKEN_MEANS = tuple(_pooled(key) for key in ("sparse", "cls", "dense"))
+TOKEN_MEANS = tuple(Reducer((key,), lambda f, *_, key=key: pool({key: f[key]})) for key in POOLED)
 CONCATENATED = Reducer(("sparse",), lambda f, *_: {"concat_S": f["sparse"].reshape(len(f["sparse"]), -1)})
 LOCALIZED = Reducer(("spatial",), _localized)
 RECONSTRUCTED = Reducer(
@@ -70,8 +66,7 @@ def quality(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """PSNR, SSIM, LPIPS and rFID of a set from the columns of `compared`; and absent metric → reason.
 
-    Args:
-        columns: of all images. true: returns Inception moments of the original images.
+    `true` gives the Inception moments of the original images.
     """
     metrics = {name: float(np.mean(columns[name])) for name in ("psnr", "ssim", "lpips") if name in columns}
     if "inception" in columns:

@@ -68,14 +68,10 @@ def evaluate(
     """Run the unfinished tasks, write evaluation.json after each, then print the tables.
 
     Args:
-        workdir: of the run, for results. plan: from `make_plan`.
         own: the run's encoder and weights; None: `own_encoder` reads them.
 
     Returns:
         The figures of config.eval.expected that were not met.
-
-    Raises:
-        UserError: any error that the user can correct.
     """
     own, weights = own or own_encoder(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)

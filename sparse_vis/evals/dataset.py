@@ -27,35 +27,25 @@ SHORT_SIDE = 256 / 224  # short side before the centre crop, relative to the ima
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some records of a source; equal only to itself.
-
-    Attributes:
-        source: random-access records. indices: (N,) of the records, in order.
-        size: side of the square images in pixels. short_side: before the centre crop.
-        threads: batches read at a time. resize: for `batches`, as in `read_records`.
-        masks: folder of label maps; None if the source has its own, or there are none.
-        map_classes: number of classes in label maps; 0 if there are none. map_shift: -1 if class 0 in the
-            files means "unknown", and classes count from 1; else 0.
-        on_error: "stop" or "skip" at an unusable image (`evals/needs.py`).
-    """
+    """Some records of a source; equal only to itself."""
 
     source: Source
-    indices: Int[np.ndarray, " N"]
-    size: int
-    short_side: int
-    threads: int
-    masks: pathlib.Path | None = None
-    map_classes: int = 0
-    map_shift: int = 0
-    resize: str = "antialiased"
-    on_error: str = "stop"
+    indices: Int[np.ndarray, " N"]  # of the records, in order
+    size: int  # side of the square images in pixels
+    short_side: int  # in pixels before the centre crop
+    threads: int  # batches read at a time
+    masks: pathlib.Path | None = None  # folder of label maps, if the source has none of its own
+    map_classes: int = 0  # number of classes in label maps; 0 if there are none
+    map_shift: int = 0  # -1 if class 0 in the files of label maps means "unknown", and classes count from 1
+    resize: str = "antialiased"  # of `batches`, as in `read_records`
+    on_error: str = "stop"  # or "skip", at an unusable image
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def every(self, step: int) -> Part:
-        """Every step-th record of the part."""
-        return dataclasses.replace(self, indices=self.indices[::step])
+    def at_most(self, count: int) -> Part:
+        """At most `count` records of the part, every n-th."""
+        return dataclasses.replace(self, indices=self.indices[:: -(-len(self) // count)])
 
     def first(self, count: int) -> Part:
         """The first `count` records of the part."""
@@ -107,19 +97,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run of evaluations.
+    """The data of a run of evaluations."""
 
-    Attributes:
-        parts: "train" and "test"; on scenes with several digits also "one_train" and "one_test", with one.
-        labelled: names of the train and test part whose single labels are used.
-        classes: number of classes; 0 without labels.
-        about: identity of the images, as plain values for the record of results.
-    """
-
-    parts: dict[str, Part]
-    labelled: tuple[str, str]
-    classes: int
-    about: dict
+    parts: dict[str, Part]  # "train", "test"; if scenes have several digits, "one_train" and "one_test" too
+    labelled: tuple[str, str]  # names of the train and test part whose single labels are used
+    classes: int  # 0 without labels
+    about: dict  # identity of the images, as plain values for the record of results
 
     @property
     def single(self) -> bool:
@@ -145,7 +128,14 @@ def open_data(config: ConfigDict) -> Data:
 
     def part(test: bool, **changed) -> Part:
         split, count = (e.test_split, e.test_records) if test else (e.train_split, e.train_records)
-        source = _open(config, split, **changed)
+        try:
+            source = build_source(config, split, **changed)
+        except UserError as error:
+            raise UserError(
+                f"{str(error).rstrip('.')}; evaluations read config.eval.train_split={e.train_split!r} and "
+                f"test_split={e.test_split!r}: for one folder give both its name and hold out a share of it, "
+                "e.g. --config.eval.holdout=0.2."
+            ) from None
         indices = spread(_held_out(len(source), e.holdout, test), count)
         masks = pathlib.Path(e.masks, split if d.source in ("folder", "packed") else "") if e.masks else None
         maps = e.mask_classes if masks else len(source.classes) + 1 if scenes else 0
@@ -176,17 +166,6 @@ def about_part(part: Part) -> dict:
     """Identity of a part's images, for the record of results."""
     images = images_sha256(part.source, part.indices, times=True)
     return {"records": len(part), "of": repr(part.source), "images_sha256": images}
-
-
-def _open(config: ConfigDict, split: str, **changed) -> Source:
-    try:
-        return build_source(config, split, **changed)
-    except UserError as error:
-        raise UserError(
-            f"{str(error).rstrip('.')}; evaluations read config.eval.train_split={config.eval.train_split!r} "
-            f"and test_split={config.eval.test_split!r}: for one folder give both its name and hold out a "
-            "share of it, e.g. --config.eval.holdout=0.2."
-        ) from None
 
 
 def _held_out(count: int, share: float, test: bool) -> Int[np.ndarray, " N"]:

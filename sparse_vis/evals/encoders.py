@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from sparse_vis import api
 from sparse_vis.config import settings
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.features import Encoder, as_unit, patches_of
+from sparse_vis.evals.features import RANKS, Encoder, as_unit, patches_of
 from sparse_vis.interop import hub, mae, step_folder
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.block import Compute, Sizes
@@ -63,10 +63,9 @@ def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tup
 
 
 def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | None, train: Part) -> Encoder:
-    """An encoder of config.eval.beside.
+    """An encoder of config.eval.beside: one of BASELINES, or a path that `sparse_vis.load` accepts.
 
     Args:
-        name: one of BASELINES, or a path that `sparse_vis.load` accepts. config: complete configuration.
         own: the run's own model and parameters, for "untrained". train: images on which "pca" is fitted.
 
     Raises:
@@ -94,11 +93,7 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
 
 
 def check_beside(name: str, config: ConfigDict) -> None:
-    """Refuse an invalid name in config.eval.beside; for workdirs, without reading the weights.
-
-    Raises:
-        UserError: neither a baseline nor a model; a workdir without checkpoint; patches that do not fit.
-    """
+    """Raise a UserError for an invalid name in config.eval.beside; of workdirs no weights are read."""
     path = pathlib.Path(name)
     if name in BASELINES or name.startswith(hub.PREFIX) or is_shipped(name):
         return
@@ -131,9 +126,8 @@ def _check_patch(name: str, patch: int, config: ConfigDict) -> None:
 
 def checksums(model: nn.Module, params: dict) -> dict[str, int]:
     """CRC-32 of all parameters, and of the module's fields, such as its temperature."""
-    crc = 0
-    for leaf in jax.tree.leaves(params):
-        crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
+    leaves = map(np.ascontiguousarray, jax.tree.leaves(params))
+    crc = functools.reduce(lambda crc, leaf: zlib.crc32(leaf, crc), leaves, 0)
     return {"crc32": crc, "model_crc32": zlib.crc32(repr(model).encode())}
 
 
@@ -150,35 +144,27 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
 
     def features(images, wanted):
         out = api.encode(model, params, images)
-        more = {
-            "prototype": lambda: nearest(params, out.sparse),
-            "reconstruction": lambda: api.reconstruct(model, params, out),
-        }
-        return {key: more[key]() if key in more else getattr(out, key) for key in wanted}
+        found = {key: getattr(out, key) for key in wanted if hasattr(out, key)}
+        if "prototype" in wanted:
+            found["prototype"] = nearest(params, out.sparse)
+        if "reconstruction" in wanted:
+            found["reconstruction"] = api.reconstruct(model, params, out)
+        return found
 
     def decode(S, L):
         side = math.isqrt(L.shape[1]) * model.patch
         out = Features(cls=None, sparse=S, dense=None, spatial=L, lowrank=L @ S, size=(side, side))
         return api.reconstruct(model, params, out)
 
-    gives = ("cls", "sparse", "dense", "spatial", "prototype", "reconstruction")
-    return Encoder(
-        name,
-        tuple(key for key in gives if key not in absent),
-        features,
-        None if absent else decode,
-        prototypes=params["sparse_head"]["prototypes"].shape[1],
-        about={**about, **checksums(model, params), "patch": model.patch, "tokens": model.encoder.queries},
-        absent=absent,
-    )
+    gives = tuple(key for key in RANKS if key not in absent)
+    prototypes = params["sparse_head"]["prototypes"].shape[1]
+    sizes = {"patch": model.patch, "tokens": model.encoder.queries}
+    about = {**about, **checksums(model, params), **sizes}
+    return Encoder(name, gives, features, None if absent else decode, prototypes, about, absent)
 
 
 def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict) -> Encoder:
-    """A plain ViT without queries, such as an MAE backbone: CLS and U.
-
-    Args:
-        config: with the backbone's sizes in config.model. backbone: parameters from `read_backbone`.
-    """
+    """CLS and U of a plain ViT of config.model's sizes without queries, such as an MAE's `read_backbone`."""
     m = config.model
     sizes, compute = Sizes(m.width, m.layers, m.heads, m.mlp_dim), Compute(config.eval.dtype)
     vit = Vit(m.image_size, m.patch, sizes, queries=0, compute=compute)
@@ -213,13 +199,11 @@ def mean_colour() -> Encoder:
 
 
 def patch_pca(train: Part, patch: int, width: int) -> Encoder:
-    """The baseline "pca": dense features are each patch's pixels in principal components of training patches.
+    """The baseline "pca": each patch's pixels in the first `width` principal components of training patches.
 
-    Args:
-        train: fitted on at most PCA_IMAGES of its images, evenly spread, at first use.
-        patch: side in pixels. width: number of components; at most 3·patch² are used.
+    They are fitted on at most PCA_IMAGES images, evenly spread, at first use.
     """
-    width, chosen = min(width, 3 * patch * patch), train.every(-(-len(train) // PCA_IMAGES))
+    width, chosen = min(width, 3 * patch * patch), train.at_most(PCA_IMAGES)
 
     @functools.cache
     def components() -> tuple[np.ndarray, np.ndarray]:

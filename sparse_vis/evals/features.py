@@ -27,14 +27,14 @@ POOLED = {"sparse": "mean_S", "cls": "cls", "dense": "mean_U"}
 class Encoder:
     """A named function from images to features; metrics of features that it does not give are absent.
 
+    Features are sparse (B, r, d), S; cls (B, 1, d); dense (B, n, d), U; spatial (B, n, r), L; reconstruction
+    (B, h, w, 3), pixels clipped to [0, 1]; prototype (B, r), each token's most likely prototype.
+
     Attributes:
-        name: row of the result tables.
-        gives: keys of the features that it gives, out of
-            sparse (B, r, d), S; cls (B, 1, d); dense (B, n, d), U; spatial (B, n, r), L; reconstruction
-            (B, h, w, 3), pixels clipped to [0, 1]; prototype (B, r), each token's most likely prototype.
-        features: (images, keys) → dict with at least these keys; images are (B, H, W, 3), uint8 or float in
-            [0, 1], and all keys are in `gives`. Called with one batch shape only, so it may be jitted.
-        decode: S (B, r, d) and L (B, n, r) to pixels (B, h, w, 3) clipped to [0, 1]; None without a decoder.
+        name: row of the result tables. gives: keys of the features that it gives.
+        features: (images, keys) → dict with at least these keys, all of them in `gives`; images are
+            (B, H, W, 3), uint8 or float in [0, 1]. Called with one batch shape only, so it may be jitted.
+        decode: S and L to a reconstruction; None without a decoder.
         prototypes: number of prototypes; 0 if it has none.
         about: what determines its numbers (weights' checksum, seed …), plain values for the record.
         absent: key → why it is not given, if the user can change that.
@@ -59,15 +59,12 @@ class Split:
 
 def encode(
     encoder: Encoder,
-    images: Num[AnyArray, "N H W 3"],
+    images: AnyArray,
     wanted: tuple[str, ...],
     batch_size: int,
     progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
     """Those of the wanted features that the encoder gives, float32, of any number of images.
-
-    Args:
-        images: uint8 or float in [0, 1]. wanted: keys of RANKS. batch_size: images per call of the encoder.
 
     Raises:
         UserError: the encoder breaks its contract.
@@ -165,7 +162,7 @@ def check_labels(what: str, labels: Integer[AnyArray, " labels"], classes: int) 
 def check_labelled(
     what: str, features: Float[AnyArray, "rows f"], labels: Integer[AnyArray, " labels"], classes: int
 ) -> None:
-    """Raise a UserError unless there are rows, as many finite features as labels, and labels in range."""
+    """Raise a UserError unless a set has rows, as many finite ones as labels, and labels in range."""
     if len(features) == 0 or len(features) != len(labels):
         raise UserError(
             f"The {what} set has {len(features)} features and {len(labels)} labels; give as many of each."

@@ -59,11 +59,7 @@ class Results:
         return self.encoders[encoder][task]["metrics"]
 
     def tables(self, encoders: Iterable[str], tasks: Iterable[str], known: Iterable[str] = ()) -> str:
-        """The results of these encoders as Markdown: one table per task, absent metrics listed below it.
-
-        Args:
-            known: reasons for absence that are printed elsewhere.
-        """
+        """One Markdown table per task, and below it the metrics absent for reasons not yet known."""
         text, encoders, known = [], list(encoders), set(known)
         for task in tasks:
             found = {name: dict(self.encoders[name][task]) for name in encoders}
@@ -81,7 +77,7 @@ class Results:
             expected: rows of task, what was measured, metric, published figure and tolerance.
 
         Returns:
-            A Markdown table of measured, published, tolerance and verdict, and the figures that were not met.
+            A Markdown table, and the figures that were not met.
         """
         lines, missed = [["figure", "measured", "published", "tolerance", "verdict"]], []
         for task, of, metric, published, tolerance in expected:
@@ -95,17 +91,12 @@ class Results:
 
 
 def table(found: dict[str, dict]) -> tuple[list[list[str]], list[str]]:
-    """Results of one task (encoder → entry of evaluation.json) as rows of cells, the header first, and
-    sentences on absent metrics.
-    """
+    """Entries of one task by encoder as rows of cells, the header first, and sentences on absent metrics."""
     rows = [(name, of, metrics) for name, entry in found.items() for of, metrics in entry["metrics"].items()]
     columns = list(dict.fromkeys(column for *_, metrics in rows for column in metrics))
     named = any(of for _, of, _ in rows)
-    lines = [["encoder", *(["of"] if named else []), *columns]] if rows else []
-    lines += [
-        [name, *([of] if named else []), *(cell(metrics.get(c)) for c in columns)]
-        for name, of, metrics in rows
-    ]
+    lines = [["encoder", *["of"] * named, *columns]] if rows else []
+    lines += [[name, *[of] * named, *(cell(metrics.get(c)) for c in columns)] for name, of, metrics in rows]
     absent: dict[str, list[str]] = {}
     for name, entry in found.items():
         for metric, why in entry["absent"].items():
@@ -144,10 +135,8 @@ def _read(path: pathlib.Path) -> dict[str, dict]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be used ({error}); restore it from a copy, or delete it to have all measured "
-            "again."
-        ) from None
+        remedy = "restore it from a copy, or delete it to have all measured again"
+        raise UserError(f"{path} cannot be used ({error}); {remedy}.") from None
     if found.get("format") == FORMAT:
         return found["encoders"]
     print(f"note: {path} is not of this version's form and is written anew.", flush=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,32 +20,22 @@ Metrics = dict[str, dict[str, float | int]]
 
 
 class Reducer(NamedTuple):
-    """Computes the columns that are kept of a batch.
+    """Computes the columns that are kept of a batch: arrays with one row per image."""
 
-    Attributes:
-        keys: features of the encoder that it reads; skipped if the encoder does not give all of them.
-        reduce: (features, records, networks) → columns: arrays with one row per image.
-    """
-
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # features that it reads; it is skipped if the encoder does not give all of them
     reduce: Callable[[dict[str, np.ndarray], Records, Networks], dict[str, np.ndarray]]
 
 
 @dataclass
 class Bench:
-    """One encoder on one data set; all tasks share one pass over the images of each part.
-
-    Attributes:
-        batch: images per call of the encoder. seed: of all random draws.
-        reducers: part → Reducers of all tasks.
-    """
+    """One encoder on one data set; all tasks share one pass over the images of each part."""
 
     encoder: Encoder
     data: Data
     networks: Networks
-    batch: int
-    seed: int
-    reducers: dict[str, set[Reducer]]
+    batch: int  # images per call of the encoder
+    seed: int  # of all random draws
+    reducers: dict[str, set[Reducer]]  # by part, of all tasks
     _columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def encode(
@@ -68,8 +59,7 @@ class Bench:
         if not reducers:
             return {}
         wanted = sorted({key for r in reducers for key in r.keys})
-        kept: dict[str, list[np.ndarray]] = {}
-        images = self.data.parts[part]
+        kept, images = [], self.data.parts[part]
         progress = self.progress(f"{part} images", len(images))
         for records in images.batches(self.batch):
             features = self.encode(records.image, *wanted)
@@ -77,26 +67,18 @@ class Bench:
             found = {"label": records.label, "sets": sets}
             for reducer in reducers:
                 found |= reducer.reduce(features, records, self.networks)
-            for name, array in found.items():
-                if array is not None:
-                    kept.setdefault(name, []).append(array)
+            kept.append({name: array for name, array in found.items() if array is not None})
             progress.add(len(records.image))
-        return {name: np.concatenate(arrays) for name, arrays in kept.items()}
+        return jax.tree.map(lambda *batches: np.concatenate(batches), *kept)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a task measured of an encoder.
+    """What a task measured of an encoder."""
 
-    Attributes:
-        metrics: what was measured (a feature or head; "" if there is only one) → metric → number.
-        absent: metric, or the task's name for all of them → why there is no number.
-        details: other plain values for the record of results.
-    """
-
-    metrics: Metrics
-    absent: dict[str, str] = field(default_factory=dict)
-    details: dict = field(default_factory=dict)
+    metrics: Metrics  # what was measured (a feature or head; "" if there is only one) → metric → number
+    absent: dict[str, str] = field(default_factory=dict)  # metric, or the task's name for all → reason
+    details: dict = field(default_factory=dict)  # other plain values for the record of results
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,6 @@ class Task:
     """One evaluation.
 
     Attributes:
-        measure: bench and complete configuration → Result.
         needs: what records must have: "label", "class" (a label or a set), "mask" (instances), "map".
         reads: features of the encoder, of which the task needs at least one.
         reducers: data → part → Reducers that the shared pass over its images applies.

@@ -22,7 +22,7 @@ from sparse_vis.data.records import read_records
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals import command, scenes, tasks
 from sparse_vis.evals.classes import linear
-from sparse_vis.evals.classes.logistic import SweepProtocol
+from sparse_vis.evals.classes.linear import SweepProtocol
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.evals.encoders import beside_encoder, check_beside, checksums, own_encoder
 from sparse_vis.evals.maps.label_maps import check_every_map

@@ -5,8 +5,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from sparse_vis.evals.classes import linear, logistic
-from sparse_vis.evals.classes.logistic import SweepProtocol
+from sparse_vis.evals.classes import linear
+from sparse_vis.evals.classes.linear import SweepProtocol
 from sparse_vis.runtime.errors import UserError
 
 
@@ -43,7 +43,7 @@ def test_accuracy_is_that_of_logistic_regression():
     assert result.accuracy < result.top5 < 1
     validation = result.validation["x"]
     assert len(validation) == 13
-    assert validation[logistic.LEARNING_RATES.index(result.learning_rate)] == max(validation)
+    assert validation[linear.LEARNING_RATES.index(result.learning_rate)] == max(validation)
 
 
 def test_random_labels_give_chance():
@@ -95,7 +95,7 @@ def test_seed_decides_everything_and_test_labels_nothing():
 def test_blocks_change_nothing(monkeypatch):
     train_x, train_y, test_x, test_y = problem(5)
     whole = probe(train_x, train_y, test_x, test_y, classes=7, steps=60)
-    monkeypatch.setattr(logistic, "BLOCK", 300)
+    monkeypatch.setattr(linear, "BLOCK", 300)
     parts = probe(train_x, train_y, test_x, test_y, classes=7, steps=60)
     assert abs(whole.accuracy - parts.accuracy) <= 0.001  # rounding may tip a single row
     np.testing.assert_allclose(whole.validation["x"], parts.validation["x"], atol=0.011)
@@ -119,13 +119,13 @@ def test_filling_up_moves_no_weight():
     """The padded columns of the narrow feature stay zero; its others are those of an unpadded fit."""
     train_x, train_y, *_ = problem(9, count=400)
     x = {"wide": train_x, "narrow": train_x[:, :5]}
-    held_out, fitted = logistic._split(len(train_y), 0.1, np.random.default_rng(0))
-    batches = logistic._batches(fitted, 30, 64, np.random.default_rng(1))
-    rates = np.float32([0.01, 0.1])
+    protocol = SweepProtocol(learning_rates=(0.01, 0.1), steps=30, batch_size=64)
+    _, held_out = linear.fit_all(x, train_y, 7, protocol)
+    fitted = np.setdiff1d(np.arange(len(train_y)), held_out)
 
     def fit(*names):
-        xs, moments = tuple(x[n] for n in names), [logistic._moments(x[n], fitted) for n in names]
-        return logistic._fit(xs, train_y, batches, moments, rates, 1e-4, 7)
+        xs, moments = [x[n] for n in names], [linear._moments(x[n], fitted) for n in names]
+        return linear._fit(xs, train_y, fitted, moments, 7, protocol, np.random.default_rng(1))
 
     (weight, bias), (alone, alone_bias) = fit("wide", "narrow"), fit("narrow")
     assert weight.shape == (2, 2, 20, 7) and len(held_out) == 20

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sparse_vis.evals.classes import linear_published as lp
+from sparse_vis.evals.maps.published_images import adamw
 from sparse_vis.runtime.errors import UserError
 
 
@@ -41,7 +42,7 @@ def test_probe_learns_and_is_reproducible():
 
     def probe(test_images, test_labels):
         halves = [(test_images[:50], test_labels[:50]), (test_images[50:], test_labels[50:])]
-        protocol = lp.Protocol(learning_rate=0.03, batch_size=48, epochs=20)
+        protocol = lp.LinearProtocol(learning_rate=0.03, batch_size=48, epochs=20)
         return lp.published_linear(encode, train, halves, classes=6, protocol=protocol)
 
     result = probe(test, test_labels)
@@ -73,14 +74,14 @@ def test_updates_equal_torch(clip):
     rng = np.random.default_rng(2)
     tokens = jnp.asarray(rng.normal(size=(3, 7, 2, 5)), jnp.float32)
     labels = rng.integers(0, 4, (3, 7))
-    head, protocol = lp.Head(4), lp.Protocol(dtype="float32", clip=clip)
+    head, protocol = lp.Head(4), lp.LinearProtocol(dtype="float32", clip=clip)
     params = head.init(jax.random.key(0), tokens[0])["params"]
     norm, linear = torch.nn.LayerNorm(5), torch.nn.Linear(5, 4)
     with torch.no_grad():
         linear.weight.copy_(torch.tensor(np.asarray(params["Dense_0"]["kernel"]).T))
         linear.bias.copy_(torch.tensor(np.asarray(params["Dense_0"]["bias"])))
     theirs = torch.optim.AdamW([*norm.parameters(), *linear.parameters()], lr=1e-3, weight_decay=1e-4)
-    state = lp.adamw(protocol).init(params)
+    state = adamw(protocol).init(params)
     for x, y in zip(tokens, labels, strict=True):
         params, state, loss = lp._update(params, state, x, y, head, protocol)
         expected = torch.nn.functional.cross_entropy(
@@ -111,7 +112,7 @@ def test_mixed_computation_rounds_the_linear_map_alone():
 
 def test_bad_input_is_named():
     images, labels = coloured(4, 3)
-    protocol = lp.Protocol(epochs=1)
+    protocol = lp.LinearProtocol(epochs=1)
 
     def probe(train):
         return lp.published_linear(encode, lambda epoch: train, [], classes=6, protocol=protocol)

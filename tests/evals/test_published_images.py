@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparse_vis.config.defaults import default_config
-from sparse_vis.evals.classes.linear_published import Protocol
+from sparse_vis.evals.classes.linear_published import LinearProtocol
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.maps.published_images import (
     centre_cuts,
@@ -115,8 +115,8 @@ def test_a_share_is_held_out():
 
 
 def test_departures_are_named():
-    assert departures(Protocol()) == {}
-    assert departures(Protocol(dtype="float32", epochs=3)) == {
+    assert departures(LinearProtocol()) == {}
+    assert departures(LinearProtocol(dtype="float32", epochs=3)) == {
         "dtype": {"released": "bfloat16", "here": "float32"}, "epochs": {"released": 30, "here": 3},
     }  # fmt: skip
 

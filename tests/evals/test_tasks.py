@@ -10,7 +10,7 @@ from PIL import Image
 from sparse_vis.config.defaults import default_config
 from sparse_vis.data.decode import to_square
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.evals.classes.logistic import SweepProtocol
+from sparse_vis.evals.classes.linear import SweepProtocol
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.evals.factors import factorization, rate
 from sparse_vis.evals.features import Encoder, as_unit, patches_of

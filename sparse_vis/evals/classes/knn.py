@@ -34,19 +34,11 @@ def knn_accuracy(
 
 
 def knn_predict(
-    train: Split,
-    test_x: Float[AnyArray, "M f"],
-    *,
-    classes: int,
-    ks: Sequence[int] = KS,
-    temperature: float = TEMPERATURE,
+    train: Split, test_x: AnyArray, *, classes: int, ks: Sequence[int] = KS, temperature: float = TEMPERATURE
 ) -> dict[int, Int[np.ndarray, " M"]]:
-    """k → the class with the largest vote: the k most similar train rows vote with weight exp(cos/T).
+    """k → the class with the largest vote: the k train rows of largest cosine vote with weight exp(cos/T).
 
-    Ties between votes go to the lowest class, ties between similarities to the earlier row.
-
-    Args:
-        train: rows that vote; these and `test_x` are L2-normalised here. temperature: T.
+    Ties between votes go to the lowest class, ties between cosines to the earlier row.
 
     Raises:
         UserError: a k outside 1 … N, labels out of range, features that are not finite.
@@ -60,27 +52,21 @@ def knn_predict(
                 f"kNN with k={k} is impossible with {len(train.x)} training samples; choose every k "
                 f"between 1 and {len(train.x)}."
             )
-    order = tuple(sorted(set(ks)))
-    labels = jnp.asarray(train.y, jnp.int32)
-    votes = [
-        np.asarray(_vote(similarity, labels[index], order, classes, temperature))
-        for similarity, index in _nearest_blocks(train.x, test_x, order[-1])
-    ]
-    predicted = np.concatenate(votes, axis=1)[:, : len(test_x)]
+    order, labels = tuple(sorted(set(ks))), jnp.asarray(train.y, jnp.int32)
+    nearest = _nearest(train.x, test_x, order[-1])
+    # Reading each result at once keeps one block in flight; many in flight can hang JAX on few cores.
+    votes = [np.asarray(_vote(cosines, labels[i], order, classes, temperature)) for cosines, i in nearest]
+    predicted = np.concatenate(votes, axis=1)
     return {k: predicted[order.index(k)] for k in ks}
 
 
 def recall_at_k(
     query: Split, gallery: Split | None = None, *, ks: Sequence[int] = RECALL_KS
 ) -> dict[int, float]:
-    """k → share of the queries that have at least one image of their own class among the k nearest.
+    """k → share of the queries that have a row of their own class among the k gallery rows of largest cosine.
 
-    Queries whose class is not in the gallery are left out; nan if none is left. Ties between cosines go to
-    the earlier row.
-
-    Args:
-        query: rows to look up, L2-normalised here as those of the gallery.
-        gallery: rows to find; None: leave-one-out, every query against all others.
+    Without a gallery every query looks among all others (leave-one-out). Queries whose class is not in the
+    gallery are left out; nan if none is left. Ties between cosines go to the earlier row.
 
     Raises:
         UserError: a k outside 1 … number of rows to find, labels below 0, features that are not finite.
@@ -95,7 +81,13 @@ def recall_at_k(
         raise UserError(
             f"recall@k needs every k between 1 and {available}, the rows to find; not {tuple(ks)}."
         )
-    index = _nearest_others(query, found, max(ks), alone)
+    blocks = [np.asarray(index) for _, index in _nearest(found.x, query.x, max(ks) + alone)]
+    index = np.concatenate(blocks)
+    if alone:
+        # More than k rows may equal the query; then it is not among the k + 1, and the last one is dropped.
+        itself = index == np.arange(len(index))[:, None]
+        itself[~itself.any(axis=1), -1] = True
+        index = index[~itself].reshape(len(index), max(ks))
     labels, wanted = np.asarray(found.y), np.asarray(query.y)
     hits = np.maximum.accumulate(labels[index] == wanted[:, None], axis=1)
     present, counts = np.unique(labels, return_counts=True)
@@ -104,74 +96,43 @@ def recall_at_k(
     return {k: float(hits[answerable, k - 1].mean()) if answerable.any() else float("nan") for k in ks}
 
 
-def _nearest_others(query: Split, gallery: Split, k: int, alone: bool) -> Int[np.ndarray, "M k"]:
-    """Gallery rows of largest cosine, nearest first, without the query itself where `alone`."""
-    blocks = [np.asarray(index) for _, index in _nearest_blocks(gallery.x, query.x, k + alone)]
-    index = np.concatenate(blocks)[: len(query.x)]
-    if not alone:
-        return index
-    # More than k other rows may equal the query; then it is not among the k + 1, and the last one is dropped.
-    itself = index == np.arange(len(index))[:, None]
-    itself[~itself.any(axis=1), -1] = True
-    return index[~itself].reshape(len(index), k)
-
-
-def _nearest_blocks(
+def _nearest(
     gallery: Float[AnyArray, "N f"], queries: Float[AnyArray, "M f"], k: int
 ) -> Iterator[tuple[Float[Array, "B k"], Int[Array, "B k"]]]:
-    """Yield the k ≤ N largest cosines of every query, descending, and their gallery rows, block by block.
-
-    Memory beyond the features is bounded by one block of similarities. The last block is padded beyond row M.
-    """
-    blocks = _blocks(_normalise(gallery), GALLERY_BLOCK)
-    for block in _blocks(_normalise(queries), QUERY_BLOCK):
-        yield _nearest(blocks, jnp.asarray(block), len(gallery), k)
-
-
-def _normalise(x: Float[AnyArray, "N f"]) -> Float[np.ndarray, "N f"]:
-    x = np.asarray(x, np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-
-def _blocks(x: Float[np.ndarray, "N f"], size: int) -> Float[np.ndarray, "blocks size f"]:
-    """Split rows into equal blocks, the last one padded with zeros."""
-    size = min(size, len(x))
-    count = -(-len(x) // size)
-    return np.pad(x, ((0, count * size - len(x)), (0, 0))).reshape(count, size, -1)
+    """Yield the k ≤ N largest cosines of every query, descending, and their gallery rows, block by block."""
+    gallery, queries = (
+        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        for x in (np.asarray(gallery, np.float32), np.asarray(queries, np.float32))
+    )
+    for start in range(0, len(queries), QUERY_BLOCK):
+        block = jnp.asarray(queries[start : start + QUERY_BLOCK])
+        best = jnp.zeros((len(block), 0), jnp.float32), jnp.zeros((len(block), 0), jnp.int32)
+        for first in range(0, len(gallery), GALLERY_BLOCK):
+            best = _merge(best, block, gallery[first : first + GALLERY_BLOCK], np.int32(first), k)
+        yield best
 
 
-@partial(jax.jit, static_argnums=3)
-def _nearest(
-    train: Float[Array, "blocks T f"], test: Float[Array, "M f"], count: Int[Array, ""], k: int
-) -> tuple[Float[Array, "M k"], Int[Array, "M k"]]:
-    """The k largest cosines of every test row and their indices, merged over the blocks of train rows."""
-    block = train.shape[1]
-
-    def merge(best, i):
-        similarity = jnp.matmul(test, train[i].T, precision=jax.lax.Precision.HIGHEST)
-        similarity = jnp.where(i * block + jnp.arange(block) < count, similarity, -jnp.inf)
-        value, index = jax.lax.top_k(similarity, min(k, block))
-        values = jnp.concatenate([best[0], value], axis=1)
-        indices = jnp.concatenate([best[1], i * block + index], axis=1)
-        value, position = jax.lax.top_k(values, k)
-        return (value, jnp.take_along_axis(indices, position, axis=1)), None
-
-    start = jnp.full((len(test), k), -jnp.inf, jnp.float32), jnp.zeros((len(test), k), jnp.int32)
-    return jax.lax.scan(merge, start, jnp.arange(len(train), dtype=jnp.int32))[0]
+@partial(jax.jit, static_argnums=4)
+def _merge(
+    best: tuple[Array, Array], queries: Float[Array, "B f"], rows: Float[AnyArray, "T f"], first, k: int
+) -> tuple[Array, Array]:
+    """The k largest cosines and their indices, of those known and of the gallery rows from `first` on."""
+    cosines = jnp.matmul(queries, rows.T, precision=jax.lax.Precision.HIGHEST)
+    value, index = jax.lax.top_k(cosines, min(k, len(rows)))
+    values = jnp.concatenate([best[0], value], axis=1)
+    indices = jnp.concatenate([best[1], first + index], axis=1)
+    value, position = jax.lax.top_k(values, min(k, values.shape[1]))
+    return value, jnp.take_along_axis(indices, position, axis=1)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _vote(
-    similarity: Float[Array, "M k"],
-    labels: Int[Array, "M k"],
-    ks: tuple[int, ...],
-    classes: int,
-    temperature: Float[Array, ""],
+    cosines: Float[Array, "M k"], labels: Int[Array, "M k"], ks: tuple[int, ...], classes: int, temperature
 ) -> Int[Array, "ks M"]:
-    # Subtracting the largest similarity scales all votes of a row alike and keeps exp in range for any T.
-    weight = jnp.exp((similarity - similarity[:, :1]) / temperature)
-    rows = jnp.arange(len(similarity))[:, None]
-    votes = jnp.zeros((len(similarity), classes), jnp.float32)
+    # Subtracting the largest cosine scales all votes of a row alike and keeps exp in range for any T.
+    weight = jnp.exp((cosines - cosines[:, :1]) / temperature)
+    rows = jnp.arange(len(cosines))[:, None]
+    votes = jnp.zeros((len(cosines), classes), jnp.float32)
     winners = []
     for low, high in zip((0, *ks), ks, strict=False):
         votes = votes.at[rows, labels[:, low:high]].add(weight[:, low:high])

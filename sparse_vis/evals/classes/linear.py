@@ -3,31 +3,61 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Integer, Shaped
+import optax
+from jaxtyping import Array, Float, Int, Integer, Shaped
 from ml_collections import ConfigDict
 
-from sparse_vis.evals.classes.logistic import Features, SweepProtocol, fit_all, scores
 from sparse_vis.evals.columns import CONCATENATED, TOKEN_MEANS
 from sparse_vis.evals.dataset import Data, without_unlabelled
 from sparse_vis.evals.features import POOLED, AnyArray, check_labelled
 from sparse_vis.evals.task import Bench, Reducer, Result, Task
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.progress import Progress
+
+LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
+# Rows per block outside of training: bounds memory of float64 statistics and of the logits of all rates.
+BLOCK = 2048
+SHOWN_STEPS = 50  # steps between updates of the progress line
+ADAM = optax.scale_by_adam()
+Features = Mapping[str, Float[AnyArray, "_ _"]]  # name → (N, f), of any widths f
+
+
+@dataclass(frozen=True)
+class SweepProtocol:
+    """How probes are trained: AdamW, cosine decay to zero, zero initial weights, standardised features.
+
+    Attributes:
+        learning_rates: initial rates; every feature gets one classifier per rate.
+        validation_fraction: share of train that is held out for choosing.
+        batch_size: rows per step (all fitted rows if there are fewer).
+        seed: of the choice of held-out rows and of the order of the others.
+    """
+
+    learning_rates: tuple[float, ...] = LEARNING_RATES
+    validation_fraction: float = 0.1
+    steps: int = 500
+    batch_size: int = 256
+    weight_decay: float = 1e-4
+    seed: int = 0
+
+    @property
+    def least_rows(self) -> int:
+        """Smallest number of train rows that leaves rows to hold out and rows to fit."""
+        return next(n for n in itertools.count(2) if 0 < round(self.validation_fraction * n) < n)
 
 
 @dataclass(frozen=True)
 class LinearResult:
-    """A probe's test result.
-
-    Attributes:
-        accuracy: top-1 on test, in [0, 1].
-        top5: share of test rows whose class has one of the five largest logits (1 if classes ≤ 5).
-        feature, learning_rate: the chosen ones.
-        validation: feature → held-out accuracy of every learning rate, in their order.
-    """
+    """Top-1 and top-5 accuracy of a probe on test, and feature → held-out accuracies of all rates."""
 
     accuracy: float
     top5: float
@@ -38,7 +68,7 @@ class LinearResult:
 
 @dataclass(frozen=True)
 class MultilabelResult:
-    """mAP on test of the chosen feature and rate, and the held-out mAPs of every feature and rate."""
+    """mAP of a probe on test, and feature → held-out mAPs of all rates."""
 
     mean_average_precision: float
     feature: str
@@ -46,14 +76,10 @@ class MultilabelResult:
     validation: dict[str, tuple[float, ...]]
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Results of a sweep.
+class Sweep(NamedTuple):
+    """Test results of the feature and rate that are best on held-out rows; and of each feature alone.
 
-    Attributes:
-        chosen: test result of the feature and learning rate that are best on held-out rows.
-        alone: feature → test result with the learning rate that is best for this feature. Reporting the best
-            of these would be model selection on test.
+    To report the best of the latter would be model selection on test.
     """
 
     chosen: LinearResult
@@ -61,13 +87,10 @@ class Sweep:
 
 
 def candidates(columns: Mapping[str, AnyArray]) -> dict[str, Float[np.ndarray, "N _"]]:
-    """The features that a sweep compares, one vector per image, as far as the columns allow.
+    """The features that a sweep compares, as far as the columns of `columns.py` allow.
 
     "mean_S"; "concat_S", the tokens of S concatenated in the order of their queries; "cls"; "cls_mean_U", CLS
     and mean U concatenated. An encoder with neither S nor CLS (raw pixels, PCA) has "mean_U" instead.
-
-    Args:
-        columns: any of mean_S (N, d), concat_S (N, r·d), cls (N, d) and mean_U (N, d); others are ignored.
     """
     out = {name: np.asarray(columns[name]) for name in ("mean_S", "concat_S", "cls") if name in columns}
     if "mean_U" in columns:
@@ -108,9 +131,8 @@ def sweep(
     for name, probes in found.items():
         accuracy, _, loss = scores(probes, train[name], train_y, held_out)
         best = int(np.lexsort((loss, -accuracy))[0])
-        top1, top5, _ = scores(probes.only(best), test[name], test_y, np.arange(len(test_y)))[:, 0]
-        validation = {name: tuple(float(a) for a in accuracy)}
-        rate = protocol.learning_rates[best]
+        top1, top5, _ = scores(probes, test[name], test_y, np.arange(len(test_y)))[:, best]
+        rate, validation = protocol.learning_rates[best], {name: tuple(accuracy.tolist())}
         alone[name] = LinearResult(float(top1), float(top5), name, rate, validation)
         losses[name] = loss[best]
     validation = {name: result.validation[name] for name, result in alone.items()}
@@ -126,12 +148,9 @@ def multilabel_probe(
     *,
     protocol: SweepProtocol = SweepProtocol(),
 ) -> MultilabelResult:
-    """The sweep with sigmoid cross-entropy; the feature and rate with the best held-out mAP are tested.
+    """The sweep for sets of classes: sigmoid cross-entropy, and the best held-out mAP chooses.
 
-    Ties go to the lower rate and the earlier feature.
-
-    Args:
-        train, test: the same names. train_y, test_y: bool or 0/1, one row per image.
+    Ties go to the lower rate and the earlier feature. train_y and test_y are bool or 0/1.
 
     Raises:
         UserError: no rows left to hold out or to fit, or a part without any label.
@@ -145,20 +164,19 @@ def multilabel_probe(
             )
     found, held_out = fit_all(train, train_y, np.shape(train_y)[1], protocol)
 
-    def score(name: str, rate: int, x: AnyArray, y: AnyArray) -> float:
-        f = found[name]
-        logits = (x - f.shift) * f.scale @ np.asarray(f.weight[rate]) + np.asarray(f.bias[rate])
-        return mean_average_precision(logits, y)
-
-    rates, known = range(len(protocol.learning_rates)), np.asarray(train_y)[held_out]
-    validation = {
-        name: tuple(score(name, rate, np.asarray(x)[held_out], known) for rate in rates)
-        for name, x in train.items()
-    }
+    known = np.asarray(train_y)[held_out]
+    validation = {n: _all_maps(found[n], np.asarray(x)[held_out], known) for n, x in train.items()}
     best = max(validation, key=lambda name: max(validation[name]))
     rate = int(np.argmax(validation[best]))
-    found_map = score(best, rate, np.asarray(test[best]), test_y)
-    return MultilabelResult(found_map, best, protocol.learning_rates[rate], validation)
+    result = _all_maps(found[best], np.asarray(test[best]), test_y)[rate]
+    return MultilabelResult(result, best, protocol.learning_rates[rate], validation)
+
+
+def _all_maps(probes: Probes, x: Float[np.ndarray, "N f"], y: AnyArray) -> tuple[float, ...]:
+    """The mAP of every classifier."""
+    weights = zip(np.asarray(probes.weight), np.asarray(probes.bias), strict=True)
+    x = (x - probes.shift) * probes.scale
+    return tuple(mean_average_precision(x @ weight + bias, y) for weight, bias in weights)
 
 
 def mean_average_precision(
@@ -166,9 +184,7 @@ def mean_average_precision(
 ) -> float:
     """Mean over classes of the average precision, Σ_k (R_k − R_{k−1}) P_k over a class's distinct scores.
 
-    Args:
-        scores: larger is more likely; only their order within a class matters.
-        targets: bool or 0/1. Classes without any image are left out of the mean.
+    Larger scores are more likely, targets are bool or 0/1, classes without any image are left out.
 
     Raises:
         UserError: no class has a positive, or scores are not finite.
@@ -178,9 +194,8 @@ def mean_average_precision(
         raise UserError("mAP needs at least one image with a label; the targets hold none.")
     if not np.isfinite(scores).all():
         raise UserError("The scores hold NaN or infinity; look for a diverged probe.")
-    return float(
-        np.mean([_average_precision(s, t) for s, t in zip(scores.T, targets.T, strict=True) if t.any()])
-    )
+    pairs = zip(scores.T, targets.T, strict=True)
+    return float(np.mean([_average_precision(s, t) for s, t in pairs if t.any()]))
 
 
 def _average_precision(scores: Float[np.ndarray, " N"], targets: Shaped[np.ndarray, " N"]) -> float:
@@ -189,6 +204,150 @@ def _average_precision(scores: Float[np.ndarray, " N"], targets: Shaped[np.ndarr
     # Equal scores are retrieved together, so all get the precision at the end of their group.
     retrieved = np.searchsorted(falling, falling, side="right")
     return float(np.mean((np.cumsum(targets)[retrieved - 1] / retrieved)[targets]))
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The classifiers of one feature, one per learning rate, of (x − shift) · scale."""
+
+    weight: Float[Array, "rates f classes"]
+    bias: Float[Array, "rates classes"]
+    shift: Float[np.ndarray, " f"]
+    scale: Float[np.ndarray, " f"]
+
+
+def fit_all(
+    train: Features, y: AnyArray, classes: int, protocol: SweepProtocol
+) -> tuple[dict[str, Probes], Int[np.ndarray, " held_out"]]:
+    """Train one classifier per feature and learning rate, all together, on the rows that are not held out.
+
+    Args:
+        y: (N,) int for softmax cross-entropy, or (N, classes) bool for one sigmoid per class.
+
+    Returns:
+        Name → its classifiers; indices of the held-out rows, the same for all.
+
+    Raises:
+        UserError: no rows left to hold out or to fit.
+    """
+    rng, count = np.random.default_rng(protocol.seed), round(protocol.validation_fraction * len(y))
+    if not 0 < count < len(y):
+        raise UserError(
+            f"validation_fraction={protocol.validation_fraction} of {len(y)} training samples holds out "
+            f"{count}; give more samples or another fraction."
+        )
+    held_out, fitted = np.split(rng.permutation(len(y)).astype(np.int32), [count])
+    moments = [_moments(x, fitted) for x in train.values()]
+    weight, bias = _fit([*train.values()], y, fitted, moments, classes, protocol, rng)
+    widths = [x.shape[1] for x in train.values()]
+    found = {n: Probes(weight[i, :, : widths[i]], bias[i], *moments[i]) for i, n in enumerate(train)}
+    return found, held_out
+
+
+def scores(
+    probes: Probes, x: AnyArray, y: AnyArray, rows: Integer[np.ndarray, " n"]
+) -> Float[np.ndarray, "3 rates"]:
+    """Top-1 and top-5 accuracy and mean cross-entropy of every classifier on the given rows."""
+    x, y, weights = np.asarray(x), np.asarray(y), {"weight": probes.weight, "bias": probes.bias}
+    blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+    sums = (_sums(weights, (x[b] - probes.shift) * probes.scale, y[b]) for b in blocks)
+    return sum(np.asarray(part, np.float64) for part in sums) / len(rows)
+
+
+def _moments(
+    x: Float[AnyArray, "N f"], rows: Int[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
+    """Mean and 1 / standard deviation over the given rows; 0 for constant features, which drops them."""
+    x = np.asarray(x)
+    blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+    mean = sum(x[b].sum(axis=0, dtype=np.float64) for b in blocks) / len(rows)
+    deviation = np.sqrt(sum(np.square(x[b] - mean).sum(axis=0) for b in blocks) / len(rows))
+    varies = deviation > 1e-6 * deviation.max()
+    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def _fit(
+    xs: list[AnyArray],
+    y: AnyArray,
+    rows: Int[np.ndarray, " n"],
+    moments: list[tuple[np.ndarray, np.ndarray]],
+    classes: int,
+    protocol: SweepProtocol,
+    rng: np.random.Generator,
+) -> tuple[Float[Array, "features rates width classes"], Float[Array, "features rates classes"]]:
+    """Weights and biases of every feature and rate, the features padded to the widest one."""
+    steps, size = protocol.steps, min(protocol.batch_size, len(rows))
+    order = np.concatenate([rng.permutation(rows) for _ in range(-(-steps * size // len(rows)))])
+    batches = order[: steps * size].reshape(steps, size)
+    decay = np.float32(0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps)))
+    rates = np.outer(decay, protocol.learning_rates).astype(np.float32)
+    probes, width = (len(xs), len(protocol.learning_rates)), max(x.shape[1] for x in xs)
+    zeros = {
+        "weight": jnp.zeros((*probes, width, classes), jnp.float32),
+        "bias": jnp.zeros((*probes, classes), jnp.float32),
+    }
+    state = zeros, ADAM.init(zeros)
+    data = tuple(jnp.asarray(x, jnp.float32) for x in xs), jnp.asarray(y, jnp.int32), moments
+    progress = Progress("linear probes", batches.size)
+    for start in range(0, steps, SHOWN_STEPS):
+        some = slice(start, start + SHOWN_STEPS)
+        state = _advance(state, data, batches[some], rates[some], protocol.weight_decay)
+        jax.block_until_ready(state)
+        progress.add(batches[some].size)
+    return state[0]["weight"], state[0]["bias"]
+
+
+def logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B classes"]:
+    """One classifier's logits of standardised rows: weight (f, classes), bias (classes,)."""
+    return jnp.matmul(x, probe["weight"], precision=jax.lax.Precision.HIGHEST) + probe["bias"]
+
+
+@partial(jax.jit, donate_argnums=0)
+def _advance(
+    state: tuple,
+    data: tuple,
+    batches: Int[AnyArray, "steps batch"],
+    rates: Float[AnyArray, "steps rates"],
+    weight_decay: AnyArray,
+) -> tuple:
+    """The state after further steps of AdamW.
+
+    Weights of the padding get no gradient and stay at zero, so all other weights are as without padding.
+    """
+    (xs, y, moments), width = data, state[0]["weight"].shape[2]
+
+    def loss(probe, x, y):
+        out = logits(probe, x)
+        if y.ndim == 2:
+            return optax.sigmoid_binary_cross_entropy(out, y).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(out, y).mean()
+
+    gradients = jax.vmap(jax.vmap(jax.grad(loss), (0, None, None)), (0, 0, None))
+
+    def step(state, now):
+        (probes, memory), (rows, rate) = state, now
+        standard = [(x[rows] - shift) * scale for x, (shift, scale) in zip(xs, moments, strict=True)]
+        padded = jnp.stack([jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in standard])
+        change, memory = ADAM.update(gradients(probes, padded, y[rows]), memory)
+        rate = {"weight": rate[:, None, None], "bias": rate[:, None]}
+        probes = jax.tree.map(lambda p, c, r: p - r * (c + weight_decay * p), probes, change, rate)
+        return (probes, memory), None
+
+    return jax.lax.scan(step, state, (batches, rates))[0]
+
+
+@jax.jit
+def _sums(
+    probes: dict[str, Array], x: Float[AnyArray, "B f"], y: Integer[AnyArray, " B"]
+) -> Float[Array, "3 rates"]:
+    found = jax.vmap(logits, in_axes=(0, None))(probes, x)
+    true = jnp.take_along_axis(found, y[None, :, None], axis=2)
+    # Ties go to the lower class, as in argmax and top_k.
+    before = (found > true) | ((found == true) & (jnp.arange(found.shape[2]) < y[:, None]))
+    rank = before.sum(axis=2)
+    loss = jax.nn.logsumexp(found, axis=2) - true[..., 0]
+    return jnp.stack([(rank < 1).sum(axis=1), (rank < 5).sum(axis=1), loss.sum(axis=1)])
 
 
 def _reducers(data: Data) -> dict[str, tuple[Reducer, ...]]:

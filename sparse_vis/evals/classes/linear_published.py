@@ -15,18 +15,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import POOLED, AnyArray, Regrouped, as_unit, check_labels
-from sparse_vis.evals.maps.published_images import (
-    ABOUT,
-    OPTIMIZER,
-    adamw,
-    centre_cuts,
-    departures,
-    epoch_order,
-    label,
-    random_cuts,
-    squares,
-)
+from sparse_vis.evals.maps import published_images as published
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.models.linear import uniform_linear
 from sparse_vis.runtime.errors import UserError
@@ -36,13 +27,11 @@ READS = ("sparse", "dense", "cls")  # the first of these that an encoder gives i
 
 
 @dataclass(frozen=True)
-class Protocol:
+class LinearProtocol:
     """Hyperparameters; the defaults are the released ones.
 
     Attributes:
-        learning_rate, weight_decay: of AdamW, constant. clip: maximum global gradient norm.
-        batch_size: images per step. epochs: passes over train.
-        validation: share of train that is held out (and not used here).
+        clip: maximum global gradient norm. validation: share of train that is held out (and not used here).
         size: side of the crops in pixels. scale: range of crop area / image area.
         dtype: of the linear map, as of the encoder; LayerNorm and loss are always float32.
     """
@@ -85,7 +74,7 @@ def published_linear(
     test: Iterable[tuple[AnyArray, AnyArray]],
     *,
     classes: int,
-    protocol: Protocol = Protocol(),
+    protocol: LinearProtocol = LinearProtocol(),
     seed: int = 0,
 ) -> PublishedResult:
     """Train the published probe and test it once, after the last epoch.
@@ -99,7 +88,7 @@ def published_linear(
     Raises:
         UserError: no training or no test batches, or labels out of range.
     """
-    head, optimizer = Head(classes, protocol.dtype), adamw(protocol)
+    head, optimizer = Head(classes, protocol.dtype), published.adamw(protocol)
     params, state, losses = None, None, []
     for epoch in range(protocol.epochs):
         batches = []
@@ -119,14 +108,14 @@ def published_linear(
 def _steps(encode: Encode, parts: Iterable, batch_size: int) -> Iterator[tuple[Array, Array]]:
     """Encode parts of any size, and regroup tokens and labels to batches of the optimizer."""
     groups = Regrouped(batch_size)
+
+    def on_device(group: dict[str, np.ndarray]) -> tuple[Array, Array]:
+        return jnp.array(group["tokens"]), jnp.array(group["labels"])  # copies: the group's memory is reused
+
     for images, labels in parts:
         tokens = np.asarray(encode(as_unit(images)))
-        yield from map(_on_device, groups.add({"tokens": tokens, "labels": np.asarray(labels)}))
-    yield from map(_on_device, groups.rest())
-
-
-def _on_device(group: dict[str, np.ndarray]) -> tuple[Array, Array]:
-    return jnp.array(group["tokens"]), jnp.array(group["labels"])  # copies: the group's memory is reused
+        yield from map(on_device, groups.add({"tokens": tokens, "labels": np.asarray(labels)}))
+    yield from map(on_device, groups.rest())
 
 
 def _test(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[float, float]:
@@ -144,25 +133,26 @@ def _test(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[flo
 
 
 @partial(jax.jit, static_argnames=("head", "protocol"))
-def _update(params: dict, state, tokens: Array, labels: Array, head: Head, protocol: Protocol):
+def _update(params: dict, state, tokens: Array, labels: Array, head: Head, protocol: LinearProtocol):
     def loss(params):
         logits = head.apply({"params": params}, tokens)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     value, gradient = jax.value_and_grad(loss)(params)
-    change, state = adamw(protocol).update(gradient, state, params)
+    change, state = published.adamw(protocol).update(gradient, state, params)
     return optax.apply_updates(params, change), state, value
 
 
-def _protocol(config: ConfigDict) -> Protocol:
-    """The released hyperparameters, as changed by config.eval and the image size."""
+def _protocol(config: ConfigDict) -> LinearProtocol:
     e = config.eval
-    return Protocol(**e.linear_published, size=config.model.image_size, dtype=e.dtype)
+    return LinearProtocol(**e.linear_published, size=config.model.image_size, dtype=e.dtype)
 
 
-def _labelled(parts: Iterable[tuple[np.ndarray, list[int]]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Only the images that have a class, and their classes."""
-    for images, labels in parts:
+def _labelled(
+    part: Part, cuts: published.Maker, rows: np.ndarray, batch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Crops of the images that have a class, in the order of `rows`, and their classes."""
+    for images, labels in published.squares(part, cuts, rows, batch, published.label):
         classes = np.asarray(labels, np.int32)
         if (classes >= 0).any():
             yield images[classes >= 0], classes[classes >= 0]
@@ -180,12 +170,12 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
         return bench.encode(images, key)[key].mean(axis=1, keepdims=True)
 
     def epoch(number: int):
-        cuts = random_cuts(chosen.size, chosen.scale, seed, number)
-        for part in _labelled(squares(train, cuts, epoch_order(train, seed, number), bench.batch, label)):
+        cuts = published.random_cuts(chosen.size, chosen.scale, seed, number)
+        for part in _labelled(train, cuts, published.epoch_order(train, seed, number), bench.batch):
             yield part
             progress.add(len(part[1]))
 
-    tests = _labelled(squares(test, centre_cuts(test), np.arange(len(test)), bench.batch, label))
+    tests = _labelled(test, published.centre_cuts(test), np.arange(len(test)), bench.batch)
     found = published_linear(encode, epoch, tests, classes=bench.data.classes, protocol=chosen, seed=seed)
     metrics = {POOLED[key]: {"accuracy": found.accuracy, "top5": found.top5}}
     return Result(metrics, details={"losses": found.losses})
@@ -193,8 +183,8 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
 def _settings(config: ConfigDict) -> dict:
     chosen = _protocol(config)
-    about = {"layer_norm_eps": 1e-5, "images": ABOUT, "departures": departures(chosen)}
-    return {**dataclasses.asdict(chosen), **OPTIMIZER, **about}
+    about = {"layer_norm_eps": 1e-5, "images": published.ABOUT, "departures": published.departures(chosen)}
+    return {**dataclasses.asdict(chosen), **published.OPTIMIZER, **about}
 
 
 LINEAR_PUBLISHED = Task(_measure, ("label",), READS, lambda data: {}, _settings, least=(2, 1))

@@ -195,8 +195,7 @@ def random_view(key, image, size: int):
 
 def factors(bench: Bench, name: str, count: int, *more: str) -> dict[str, np.ndarray]:
     """S, L, further features, images and labels of at most `count` images of a part, evenly spread."""
-    part = bench.data.parts[name]
-    part = part.every(-(-len(part) // count))
+    part = bench.data.parts[name].at_most(count)
     found, progress = [], bench.progress("features", len(part))
     for records in part.batches(bench.batch):
         kept = {"image": records.image} | ({} if records.label is None else {"label": records.label})

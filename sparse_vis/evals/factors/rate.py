@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from sparse_vis.evals.classes.linear import sweep
-from sparse_vis.evals.classes.logistic import SweepProtocol
+from sparse_vis.evals.classes.linear import SweepProtocol, sweep
 from sparse_vis.evals.dataset import no_classes
 from sparse_vis.evals.factors.factorization import decode_factors, factors
 from sparse_vis.evals.features import AnyArray, as_unit, patches_of, square_grid
