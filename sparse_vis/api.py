@@ -70,7 +70,8 @@ def assemble(
     """
     config = copy.deepcopy(found.config)
     config.efficiency.update(dtype=dtype, remat="none", attention="xla")
-    model, params = build_model(config), jax.tree.map(jnp.asarray, found.params)
+    # Not jnp.asarray, which compiles a program for every shape.
+    model, params = build_model(config), jax.device_put(found.params)
     if tokenizer is not None and config.model.target != "vq":
         raise UserError(f"{path} reconstructs pixels and has no use for tokenizer={tokenizer}; leave it out.")
     weights = tokenizer or found.tokenizer
@@ -107,7 +108,7 @@ def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:
             raise UserError(f"{what}; give NumPy arrays.") from error
     if what := wrong_images.value_fault(images):
         raise UserError(what)
-    images = jnp.asarray(images)
+    images = jax.device_put(images)
     return images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
 
 

@@ -168,7 +168,7 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
     m = config.model
     sizes, compute = Sizes(m.width, m.layers, m.heads, m.mlp_dim), Compute(config.eval.dtype)
     vit = Vit(m.image_size, m.patch, sizes, queries=0, compute=compute)
-    params = jax.tree.map(jnp.asarray, {**backbone, "queries": np.zeros((0, m.width), np.float32)})
+    params = jax.device_put({**backbone, "queries": np.zeros((0, m.width), np.float32)})
 
     @jax.jit
     def tokens(params, images):

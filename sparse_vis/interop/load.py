@@ -53,7 +53,7 @@ def abstract_params(config: ConfigDict) -> dict:
 
 @functools.cache
 def _abstract_params(model: Stellar) -> dict:
-    return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def released_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:

@@ -29,7 +29,7 @@ def initial_params(config: ConfigDict) -> dict:
     given = _read(config) if config.init else {}
     fresh = init_params(build_model(config), jax.random.key(config.seed))
     merged = {name: {**part, **given[name]} if name in given else part for name, part in fresh.items()}
-    return jax.tree.map(jnp.asarray, merged)
+    return jax.device_put(merged)  # jnp.asarray would compile a program for every shape
 
 
 def _read(config: ConfigDict) -> dict:

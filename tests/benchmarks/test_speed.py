@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.speed import attention, encode, measure, parts
+from benchmarks.speed import attention, encode, first_features, measure, parts
 from benchmarks.speed.flops import encode_flops, products, step_flops, tokenizer
 from benchmarks.speed.synthetic import random_tokenizer, recipe_of
 from sparse_vis.models.stellar import init_params
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Views
 from tests.main_process import ROOT, TINY, environment
 from tests.step_loss import loss_fn
@@ -201,6 +202,21 @@ def test_attention_by_every_kernel_of_this_machine(tmp_path, monkeypatch, capsys
     np.testing.assert_allclose(*results, atol=1e-6)
     assert list(attention.kernels(213, on_gpu=True)) == ["xla", "jax.nn", "cudnn"]
     assert list(attention.kernels(56, on_gpu=True)) == ["xla", "jax.nn", "cudnn", "pallas"]
+
+
+@pytest.mark.fast
+def test_first_features_are_medians_of_alternating_runs_without_the_first(monkeypatch, capsys):
+    times, programs = iter([90, 80, 1, 4, 7, 8, 2, 6]), []
+    monkeypatch.setattr(
+        first_features, "seconds", lambda program, *_: programs.append(program) or next(times)
+    )
+    monkeypatch.setattr(sys, "argv", ["first_features.py", "--repeats=3"])
+    first_features.main()
+    assert capsys.readouterr().out == "first features: sparse_vis 2.00 s, PyTorch 6.00 s, ratio 0.33\n"
+    assert programs == [first_features.OURS, first_features.TORCH] * 4
+    monkeypatch.setattr(sys, "argv", ["first_features.py", "--repeats=0"])
+    with pytest.raises(UserError, match=r"'0' is no number of at least 1.*first_features --help"):
+        first_features.main()
 
 
 def test_parts_of_the_smallest_model(capsys):

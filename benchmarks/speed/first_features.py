@@ -1,0 +1,60 @@
+"""Time from the start of a process to the first features of a small model, beside the same in PyTorch.
+
+    python -m benchmarks.speed.first_features
+
+Each run is a new process: import, read weights from a safetensors file, encode one image. Runs alternate; the
+first of each is not counted, as it fills the cache of compiled programs and that of the file system.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.tools import Parser, positive
+
+OURS = """
+import numpy as np, sparse_vis
+model, params = sparse_vis.load("scenes-tiny")
+print(np.asarray(sparse_vis.encode(model, params, np.zeros((1, 48, 48, 3), np.uint8)).sparse).shape)
+"""
+TORCH = """
+import pathlib, sys, torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+layer = nn.TransformerEncoderLayer(64, 2, 256, 0.0, "gelu", batch_first=True, norm_first=True)
+parts = dict(embed=nn.Conv2d(3, 64, 6, 6), blocks=nn.TransformerEncoder(layer, 4, nn.LayerNorm(64)))
+model, path = nn.ModuleDict(parts).eval(), pathlib.Path(sys.argv[1])
+if not path.exists():
+    save_file(model.state_dict(), path)
+model.load_state_dict(load_file(path))
+with torch.inference_mode():
+    patches = model["embed"](torch.zeros(1, 3, 48, 48)).flatten(2).transpose(1, 2)
+    tokens = nn.functional.pad(patches, (0, 0, 9, 0))  # CLS and 8 queries
+    print(model["blocks"](tokens)[:, 1:9].numpy().shape)
+"""
+
+
+def seconds(program: str, *arguments: str) -> float:
+    """Wall time of a new Python process that runs the program."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    if done.returncode or done.stdout != "(1, 8, 64)\n":
+        raise UserError(f"a run failed ({(done.stderr or done.stdout).strip().splitlines()[-1]}); mend that.")
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = Parser(prog=f"python -m {__spec__.name}", description=__doc__)
+    parser.add_argument("--repeats", type=positive, default=7, metavar="N", help="timed runs (%(default)s)")
+    repeats = parser.parse_args().repeats
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = [(seconds(OURS), seconds(TORCH, f"{folder}/vit.safetensors")) for _ in range(1 + repeats)][1:]
+    ours, torch = map(statistics.median, zip(*pairs, strict=True))
+    print(f"first features: sparse_vis {ours:.2f} s, PyTorch {torch:.2f} s, ratio {ours / torch:.2f}")
+
+
+if __name__ == "__main__":
+    command_line(main)
