@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import signal
@@ -46,14 +47,15 @@ def quiet_orbax() -> None:
     """
     from absl import logging as absl_logging
 
-    sys.unraisablehook = _report_unless_abandoned
+    if getattr(sys.unraisablehook, "func", None) is not _report_unless_abandoned:
+        sys.unraisablehook = functools.partial(_report_unless_abandoned, sys.unraisablehook)
     absl_logging.get_absl_logger().addFilter(_is_news)
     logging.getLogger("asyncio").addFilter(_is_retrieved)
 
 
-def _report_unless_abandoned(unraisable) -> None:
+def _report_unless_abandoned(before: Callable, unraisable) -> None:
     if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+        before(unraisable)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
