@@ -36,9 +36,7 @@ def get_config():
     config.train.update(batch=64, steps=3000, log_every=200, save_every=500, health_every=250)
     config.efficiency.dtype = "float32"
     config.eval.update(
-        tasks=("knn", "linear", "reconstruction", "localization"),
-        beside=("untrained", "pixels", "pca"),
-        train_records=3000,
-        test_records=2000,
-    )
+        tasks=("knn", "linear", "reconstruction", "localization"), beside=("untrained", "pixels", "pca"),
+        train_records=3000, test_records=2000,
+    )  # fmt: skip
     return config

@@ -17,9 +17,6 @@ The published configuration keeps 10 % of the training images for validation. To
 
 from sparse_vis.config.defaults import default_config
 
-EPOCHS = 150
-STEPS_PER_EPOCH = 563  # 1,153,050 of ImageNet's 1,281,167 training images, in whole batches of 2048
-
 
 def get_config():
     config = default_config()
@@ -29,5 +26,6 @@ def get_config():
     config.loss.reconstruction = 0.05
     config.data.update(source="tfds:imagenet2012", split="train[:90%]", workers=8)
     config.optimizer.peak_lr = 1.5e-4
-    config.train.update(batch=2048, steps=EPOCHS * STEPS_PER_EPOCH)
+    # 150 epochs of 1,153,050 of ImageNet's 1,281,167 training images, in whole batches.
+    config.train.update(batch=2048, steps=150 * 563)
     return config

@@ -13,12 +13,10 @@ new optimizer.
 
 from sparse_vis.config.experiments import experiment
 
-EPOCHS, EPOCHS_OF_B16 = 75, 150
-
 
 def get_config():
     config = experiment("imagenet_b16")
     config.name = "imagenet_b16_scratch2"
     config.init = "runs/imagenet_b16_scratch1"
-    config.train.steps = config.train.steps * EPOCHS // EPOCHS_OF_B16
+    config.train.steps = config.train.steps * 75 // 150  # epochs, instead of B/16's
     return config

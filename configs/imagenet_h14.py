@@ -17,8 +17,6 @@ The published configuration keeps 10 % of the training images for validation. To
 
 from sparse_vis.config.experiments import experiment
 
-EPOCHS, EPOCHS_OF_B16 = 50, 150
-
 
 def get_config():
     config = experiment("imagenet_b16")
@@ -26,6 +24,6 @@ def get_config():
     config.init = "hf://facebook/vit-mae-huge"
     config.model.update(patch=14, width=1280, layers=32, heads=16, mlp_dim=5120)
     config.optimizer.peak_lr = 5e-5
-    config.train.steps = config.train.steps * EPOCHS // EPOCHS_OF_B16
+    config.train.steps = config.train.steps * 50 // 150  # epochs, instead of B/16's
     config.efficiency.update(remat="blocks", mesh=(1, -1))
     return config

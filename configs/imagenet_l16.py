@@ -15,8 +15,6 @@ The published configuration keeps 10 % of the training images for validation. To
 
 from sparse_vis.config.experiments import experiment
 
-EPOCHS, EPOCHS_OF_B16 = 100, 150
-
 
 def get_config():
     config = experiment("imagenet_b16")
@@ -24,6 +22,6 @@ def get_config():
     config.init = "hf://facebook/vit-mae-large"
     config.model.update(width=1024, layers=24, heads=16, mlp_dim=4096)
     config.optimizer.peak_lr = 5e-5
-    config.train.steps = config.train.steps * EPOCHS // EPOCHS_OF_B16
+    config.train.steps = config.train.steps * 100 // 150  # epochs, instead of B/16's
     config.efficiency.remat = "blocks"
     return config

@@ -32,15 +32,9 @@ def get_config():
     config.init = "hf://microsoft/STELLAR/stellar-b16"
     config.model.target = "vq"
     config.data.update(source="tfds:imagenet2012", threads=8)
-    config.eval.update(
-        tasks=tuple(dict.fromkeys(task for task, *_ in PUBLISHED)),
-        expected=PUBLISHED,
-        test_split="validation",
-        train_records=0,
-        test_records=0,
-        batch=256,
-        resize="published",  # kNN's images too
-        dtype="bfloat16",
-    )
+    tasks = tuple(dict.fromkeys(task for task, *_ in PUBLISHED))
+    config.eval.update(tasks=tasks, expected=PUBLISHED, test_split="validation", train_records=0)
+    # Published resizing for kNN's images too.
+    config.eval.update(test_records=0, batch=256, resize="published", dtype="bfloat16")
     config.eval.reconstruction_probe.target = "vq"
     return config

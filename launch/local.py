@@ -39,17 +39,13 @@ def gpus(needed: int) -> list[str]:
     """Names of the usable GPUs, as in CUDA_VISIBLE_DEVICES; empty if there are none.
 
     Exits if there are some, but fewer than needed: a process without one would silently compute on the CPU.
-
-    Args:
-        needed: number of GPUs, processes times devices.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is None:
         found = [path.name for path in DEVICE_FILES.glob("nvidia*") if path.name[6:].isdigit()]
         # Without such files there is no GPU, or the driver exposes it in another way (WSL).
-        names = sorted((name.removeprefix("nvidia") for name in found), key=int) or list(
-            map(str, range(needed))
-        )
+        found = sorted((name.removeprefix("nvidia") for name in found), key=int)
+        names = found or list(map(str, range(needed)))
     else:
         names = re.findall(r"[^,\s]+", given)
         names = names[: names.index("-1")] if "-1" in names else names
@@ -65,13 +61,12 @@ def gpus(needed: int) -> list[str]:
 
 def environment(devices: int, process: int, gpus: list[str]) -> dict[str, str]:
     """Environment variables of one process: its share of the GPUs, else its virtual CPU devices."""
-    flags = [
-        f for f in os.environ.get("XLA_FLAGS", "").split() if "force_host_platform_device_count" not in f
-    ]
+    count = "--xla_force_host_platform_device_count"
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if count not in flag]
     mine = ",".join(gpus[process * devices : (process + 1) * devices])
     return {
         **os.environ,
-        "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"]),
+        "XLA_FLAGS": " ".join([*flags, f"{count}={devices}"]),
         **({"CUDA_VISIBLE_DEVICES": mine} if gpus else {}),
         "PYTHONUNBUFFERED": "1",
     }
@@ -184,8 +179,7 @@ def main() -> None:
     processes = Processes([sys.executable, *program, *given.arguments], given.processes, given.devices)
     signal.signal(signal.SIGTERM, processes.stop)
     signal.signal(signal.SIGINT, processes.stop)
-    sentence = processes.outcome()
-    if sentence:
+    if sentence := processes.outcome():
         sys.exit(f"error: {sentence}")
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from sparse_vis import api
 from sparse_vis.build import build_model
 from sparse_vis.commands import outputs
+from sparse_vis.data.records import SHORT_SIDE
 from sparse_vis.interop import manifest
 from sparse_vis.interop.formats import write_safetensors
 from sparse_vis.interop.load import Loaded, read_model
@@ -171,7 +172,7 @@ def describe(model: Stellar, widths: dict[str, list[int]]) -> dict:
             "name": "images", "dtype": "uint8", "shape": ["batch", size, size, 3],
             "layout": "NHWC, RGB, 0 to 255",
         },
-        "preprocessing": f"turn upright, resize the short side to {round(256 / 224 * size)} px (bicubic, "
+        "preprocessing": f"turn upright, resize the short side to {round(SHORT_SIDE * size)} px (bicubic, "
         f"antialiased), cut out the centre of {size}x{size} px; scaling and normalisation happen inside",
         "outputs": {
             name: {"dtype": "float32", "shape": ["batch", *shape], "what": MEANING[name]}

@@ -19,7 +19,7 @@ from sparse_vis.api import assemble, encode
 from sparse_vis.commands import outputs, shards
 from sparse_vis.config.ranges import SIDE
 from sparse_vis.data.folder import stamp
-from sparse_vis.data.records import Loaded, images_ahead, load_image
+from sparse_vis.data.records import SHORT_SIDE, Loaded, images_ahead, load_image
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar
@@ -36,12 +36,9 @@ Encoder = Callable[[list[Loaded]], shards.Columns]
 
 
 def extract(given: argparse.Namespace) -> None:
-    """Write features of all images of a source, or continue an interrupted call.
+    """Write features of all images of a source, or continue an interrupted call; `given`: the tool's flags.
 
     Each of n processes writes every n-th shard, with its own devices; process 0 completes the folder.
-
-    Args:
-        given: the flags of `parser`.
 
     Raises:
         UserError: no images, no checkpoint, another extraction's output, an image that cannot be used, or
@@ -55,7 +52,7 @@ def extract(given: argparse.Namespace) -> None:
     checkpoint = str(found.step or given.checkpoint)  # the step folder, as training may continue meanwhile
     model, params = assemble(found, checkpoint)
     size = model.encoder.image_size
-    resize = given.resize or round(256 / 224 * size)
+    resize = given.resize or round(SHORT_SIDE * size)
     if resize < size:
         raise UserError(f"--resize={resize} is below the model's image size; raise it to {size} or more.")
     names = tuple(name for name in OUTPUTS if name in given.outputs)
@@ -68,8 +65,7 @@ def extract(given: argparse.Namespace) -> None:
     shards.open_output(given.output, manifest, first=process == 0)
     planned = shards.plan(given.output, len(source), given.shard_size)
     # Every process checks all shards, so that none waits for another.
-    there = {path: rows for path, rows in planned.items() if path.exists()}
-    shards.drop_changed({path: stamp(source, rows) for path, rows in there.items()})
+    shards.drop_changed({path: stamp(source, rows) for path, rows in planned.items() if path.exists()})
     # By shard number, so that processes need not agree on which shards are left to write.
     mine = {path: rows for k, (path, rows) in enumerate(planned.items()) if k % processes == process}
     encoder = make_encoder(model, params, given.batch, names, given.dtype)
@@ -127,11 +123,7 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
 def write_missing(
     given: argparse.Namespace, source: Source, planned: dict[Path, range], manifest: dict, encoder: Encoder
 ) -> None:
-    """Write the missing ones of these shards; check the existing ones first.
-
-    Raises:
-        UserError: an image cannot be used, or an existing shard cannot be read.
-    """
+    """Write the missing ones of these shards; check the existing ones first."""
     settings = shards.fingerprint(manifest)
     schema = shards.make_schema(manifest["outputs"], given.dtype)
     todo = {path: rows for path, rows in planned.items() if not path.exists()}
@@ -188,10 +180,8 @@ def parser() -> Parser:
     short = "short side in pixels before the centre crop (256/224 of the model's image size unless given)"
     add("--resize", type=positive, help=short)
     add("--batch", type=positive, default=64, help="images per call of the encoder (%(default)s)")
-    add("--shard-size")
-    add("--threads")
-    add("--on-error")
-    add("--max-pixels")
+    for flag in ("--shard-size", "--threads", "--on-error", "--max-pixels"):
+        add(flag)
     several = "be one process of several: auto, or HOST:PORT,PROCESSES,PROCESS (docs/pods.md)"
     add("--distributed", help=several)
     return parser

@@ -78,11 +78,7 @@ def pack(
 
 
 def read_record(source: FolderSource, index: int) -> bytes:
-    """The packed bytes of a record.
-
-    Raises:
-        UserError: the file cannot be read or decoded.
-    """
+    """The packed bytes of a record; a UserError if the file cannot be read or decoded."""
     record = source[index]
     decode(record)
     del record["max_pixels"]  # readers set their own limit
@@ -115,18 +111,18 @@ def unwritten(output: Path, metadata: dict[str, Any], source: FolderSource) -> d
     progress = Progress("checking finished shards", sum(len(todo[name]) for name in there))
     other_times = []
     for name in there:
-        shard, now, images = metadata["shards"][name], stamp(source, todo[name]), len(todo[name])
-        why = None
+        shard, now, why = metadata["shards"][name], stamp(source, todo[name]), None
         if shard["images"] != now["images"]:
             why = "is of images that have changed"
         elif file_sha256(output / name) != shard["sha256"]:
             why = "is damaged"
+        progress.add(len(todo[name]))
         if why:
             print(f"note: shard {name!r} of {str(output)!r} {why} and is written again.", flush=True)
-        else:
-            other_times += [name] * (shard["times"] != now["times"])
-            del todo[name]
-        progress.add(images)
+            continue
+        del todo[name]
+        if shard["times"] != now["times"]:
+            other_times.append(name)
     note_times(other_times)
     return todo
 

@@ -30,7 +30,7 @@ from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_whole
 from sparse_vis.runtime.progress import Progress
-from sparse_vis.runtime.tools import Parser, check_folder
+from sparse_vis.runtime.tools import Parser
 
 BATCH = 16
 
@@ -120,15 +120,10 @@ def reconstruct_folder(
 
 
 def run(given: argparse.Namespace) -> None:
-    """Reconstruct the folder; `given` are the flags of `main`.
-
-    Raises:
-        UserError: any error that the user can correct.
-    """
+    """Reconstruct the folder; `given` are the flags of `main`."""
     source, output = open_folder(given.input, given.max_pixels), given.output.resolve()
     if pathlib.Path(given.input).resolve() in (output, *output.parents):
         raise UserError(f"--output={given.output} lies in the --input folder; give another, lest images mix.")
-    check_folder(given.output)
     announce(source)
     with outputs.writing(given.output, "reconstruction"):
         model, params = api.load(

@@ -70,10 +70,8 @@ def _evaluate(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, alone
         try:
             return command.evaluate(config, workdir, command.make_plan(config))
         except OSError as error:
-            raise UserError(
-                f"the evaluation in {workdir} stopped ({error}); finished tasks are kept: mend that, or make "
-                "room, and give the same command again."
-            ) from error
+            what = f"the evaluation in {workdir} stopped ({error}); finished tasks are kept"
+            raise UserError(f"{what}: mend that, or make room, and give the same command again.") from error
 
 
 def closing(workdir: pathlib.Path) -> str:
@@ -105,21 +103,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
 
 
 def read_tokenizer(config: ConfigDict) -> tuple[VQGAN, dict] | None:
-    """Module and parameters of the VQ target's tokenizer; None for the pixel target.
-
-    Raises:
-        UserError: no file is named, or it cannot be read.
-    """
+    """Module and parameters of the VQ target's tokenizer; None for the pixel target."""
     if config.model.target != "vq":
         return None
-    if not config.model.tokenizer.path:
-        raise UserError(
-            "config.model.target=vq needs --config.model.tokenizer.path=FILE with MaskGIT-VQGAN weights."
-        )
-    module, params = load_tokenizer(config.model.tokenizer.path, config.model.tokenizer.dtype)
-    if module.num_embeddings != config.model.tokenizer.codes:
-        raise UserError(
-            f"{config.model.tokenizer.path} has {module.num_embeddings} codes; "
-            f"set config.model.tokenizer.codes={module.num_embeddings}."
-        )
+    named = config.model.tokenizer
+    if not named.path:
+        what = "--config.model.tokenizer.path=FILE with MaskGIT-VQGAN weights"
+        raise UserError(f"config.model.target=vq needs {what}.")
+    module, params = load_tokenizer(named.path, named.dtype)
+    if (codes := module.num_embeddings) != named.codes:
+        raise UserError(f"{named.path} has {codes} codes; set config.model.tokenizer.codes={codes}.")
     return module, params

@@ -63,7 +63,6 @@ def open_output(output: Path, manifest: dict[str, Any], first: bool) -> None:
     """Create the output folder with its manifest, or check that it belongs to the same extraction.
 
     Args:
-        manifest: settings of this extraction; its "checkpoint" is for information and may differ.
         first: whether this process creates the folder; others wait for it.
 
     Raises:
@@ -81,10 +80,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         return files.read_json(path)
     except ValueError as error:
-        raise UserError(
-            f"{path} is damaged, or no manifest of an extraction ({error}); delete it to have it written "
-            "again, or give --output another folder."
-        ) from None
+        what = f"{path} is damaged, or no manifest of an extraction ({error})"
+        raise UserError(f"{what}; delete it to have it written again, or give another --output.") from None
 
 
 def wait_for(paths: list[Path], what: str) -> None:
@@ -167,8 +164,7 @@ def write_shard(
     """Write a shard and its entry; the shard is renamed to `path` last.
 
     Args:
-        skipped: images left out; read when `batches` has ended.
-        about: `settings`, `images` and `times` of its entry.
+        skipped: read when `batches` has ended. about: `settings`, `images` and `times` of the entry.
 
     Raises:
         UserError: an output is not finite.
@@ -187,11 +183,10 @@ def write_shard(
 
 
 def read_shard(path: Path, images: int, settings: str, *, content: bool) -> Shard:
-    """The entry of a finished shard, after checking the shard against it.
+    """The entry of a finished shard, after checking the shard against it: its content, or only its length.
 
     Args:
         images: number planned for it. settings: `fingerprint` of the extraction.
-        content: whether to check the whole content, not only the length.
 
     Raises:
         UserError: the shard or its entry is damaged, or has other settings.
@@ -208,10 +203,8 @@ def read_shard(path: Path, images: int, settings: str, *, content: bool) -> Shar
         what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be used ({error})"
         raise UserError(f"{entry} {what}; delete {path.name} to have both written again.") from None
     if shard.settings != settings:
-        raise UserError(
-            f"shard {path} is of an extraction with other settings; give --output another folder, or delete "
-            "it to have it written again."
-        )
+        other = "give --output another folder, or delete it to have it written again"
+        raise UserError(f"shard {path} is of an extraction with other settings; {other}.")
     if path.stat().st_size != shard.bytes:
         problem = f"{path.stat().st_size} bytes of {shard.bytes}"
     elif found_images != images:
