@@ -28,7 +28,7 @@ class Recipe:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule  # its learning rate
     microbatches: int  # parts of the global batch
-    momentum: optax.Schedule | None  # of the EMA teacher, by step; None: no teacher
+    momentum: Callable | None  # step -> momentum of the EMA teacher; None: no teacher
     objective: Callable = objective  # (outputs, targets, loss) -> (total, terms)
 
 
