@@ -29,7 +29,7 @@ class Recipe:
     schedule: optax.Schedule  # its learning rate
     microbatches: int  # parts of the global batch
     momentum: Callable | None  # step -> momentum of the EMA teacher; None: no teacher
-    objective: Callable = objective  # (outputs, targets, loss) -> (total, terms)
+    objective: Callable  # (outputs, targets, loss) -> (total, terms)
 
 
 def build_recipe(config: ConfigDict, tokenizer: VQGAN | None = None) -> Recipe:
@@ -45,5 +45,6 @@ def build_recipe(config: ConfigDict, tokenizer: VQGAN | None = None) -> Recipe:
         optimizer=make_optimizer(schedule, **o),
         schedule=schedule,
         microbatches=config.efficiency.microbatches,
+        objective=objective,
         momentum=functools.partial(momentum_at, **how) if t.enabled else None,
     )
