@@ -28,8 +28,8 @@ class Recipe:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule  # its learning rate
     microbatches: int  # parts of the global batch
-    momentum: optax.Schedule | None  # of the EMA teacher, by step; None: no teacher
-    objective: Callable = objective  # (outputs, targets, loss) -> (total, terms)
+    momentum: Callable | None  # step -> momentum of the EMA teacher; None: no teacher
+    objective: Callable  # (outputs, targets, loss) -> (total, terms)
 
 
 def build_recipe(config: ConfigDict, tokenizer: VQGAN | None = None) -> Recipe:
@@ -45,5 +45,6 @@ def build_recipe(config: ConfigDict, tokenizer: VQGAN | None = None) -> Recipe:
         optimizer=make_optimizer(schedule, **o),
         schedule=schedule,
         microbatches=config.efficiency.microbatches,
+        objective=objective,
         momentum=functools.partial(momentum_at, **how) if t.enabled else None,
     )

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -65,7 +66,7 @@ def start(config, workdir, saved, monkeypatch, kill=None):
     run.step, run.began, run.position = step, step, data["next_index"]
     run.averages, run.matches = Averages(**data.get("averages", {})), data.get("matches")
     run.skipped, run.bad_row = Skipped(workdir, data.get("skipped", 0)), []
-    run.tokenizer = run.seed = None
+    run.tokenizer, run.seed = None, jax.numpy.uint32(0)
     run.source = range(10)
     run.manager = None
     images = Batch(*[np.zeros((4, 1, 1, 3), np.uint8), *3 * [np.zeros(4, np.int32)]])
