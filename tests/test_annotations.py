@@ -66,7 +66,8 @@ def annotated(module):
         yield name, value
         for key, member in vars(value).items() if inspect.isclass(value) else ():
             member = getattr(member, "fget", None) or getattr(member, "__func__", member)
-            yield f"{name}.{key}", member
+            if getattr(member, "__module__", None) == module.__name__:  # not a field's default
+                yield f"{name}.{key}", member
 
 
 def arrays(annotation) -> list:
