@@ -266,10 +266,12 @@ def test_features_of_another_model(loaded):
     features = sparse_vis.encode(model, params, RGB)
     narrow = features.replace(lowrank=features.lowrank[..., :5])
     with pytest.raises(
-        UserError, match=rf"lowrank is \(2, 16, 5\), not \(B, 16, {WIDTH}\) as this model has"
+        UserError, match=rf"lowrank has shape \(2, 16, 5\), .* model expects \(B, 16, {WIDTH}\)"
     ):
         sparse_vis.reconstruct(model, params, narrow)
-    with pytest.raises(UserError, match=r"lowrank is \(2, 16, \d+\), not \(B, 4, \d+\) .* for 16x16 px"):
+    with pytest.raises(
+        UserError, match=r"lowrank has shape \(2, 16, \d+\), but for 16x16 px .* \(B, 4, \d+\)"
+    ):
         sparse_vis.reconstruct(model, params, features.replace(size=(16, 16)))
 
 

@@ -37,7 +37,7 @@ def sentence(*arguments):
         (["--config=sparse_vis/build.py"], "build.py defines no get_config", "configs/quickstart.py"),
         (["--config=quickstrat"], "file quickstrat: No such file", "did you mean quickstart?"),
         (["--config.train.steps=3"], "--config.train.steps", "--config=NAME"),
-        ([QUICKSTART, "--workdri=x"], "--workdri is no flag of python main.py", "did you mean --workdir?"),
+        ([QUICKSTART, "--workdri=x"], "--workdri is not a flag of python main.py", "did you mean --workdir?"),
         ([QUICKSTART, "more"], "'more'", "--name=value"),
         (["--workdir=/nowhere"], "/nowhere holds no config.json", "--config=configs/NAME.py"),
         ([], "give --config=configs/NAME.py", "--workdir"),

@@ -82,7 +82,10 @@ class Part:
                 if self.on_error == "stop":
                     raise
                 reason = reason or str(error)
-        raise UserError(f"none of {len(self)} images of {self.source!r} can be used; {reason.rstrip('.')}.")
+        raise UserError(
+            f"none of the {len(self)} images of {self.source!r} can be used; the first one: "
+            f"{reason.rstrip('.')}."
+        )
 
     @contextlib.contextmanager
     def _offering_to_skip(self) -> Iterator[None]:

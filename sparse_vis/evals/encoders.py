@@ -141,7 +141,9 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
     """A STELLAR model, as from `sparse_vis.load`; `about` tells where its weights are from."""
     absent = {}
     if model.decoder.codes and model.tokenizer is None:
-        absent["reconstruction"] = "its VQ tokenizer is not at hand; give --config.model.tokenizer.path=FILE"
+        absent["reconstruction"] = (
+            "the weights of its VQ tokenizer were not found; give --config.model.tokenizer.path=FILE"
+        )
 
     @jax.jit
     def nearest(params, tokens):

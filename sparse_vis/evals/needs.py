@@ -106,7 +106,7 @@ def without_unusable(data: Data, workdir: pathlib.Path) -> Data:
         left = part.indices[~np.isin(part.indices, [row for row, _, _ in found["unusable"]])]
         if not len(left):
             why = found["unusable"][0][2].rstrip(".")
-            raise UserError(f"none of {len(part)} {name} images can be used; {why}.")
+            raise UserError(f"none of the {len(part)} {name} images can be used; the first one: {why}.")
         parts[name] = dataclasses.replace(part, indices=left)
         skips += [(image, why) for _, image, why in found["unusable"]]
     if now != before:
@@ -114,8 +114,11 @@ def without_unusable(data: Data, workdir: pathlib.Path) -> Data:
     if not skips:
         return data
     skipped.append(workdir, skipped.lines(skips))
-    again = f"delete {path} to have all looked at again"
-    print(f"{len(skips)} images skipped; {workdir / skipped.FILE} says which and why; {again}", flush=True)
+    again = f"delete {path} to check all images again"
+    print(
+        f"{len(skips)} images skipped; {workdir / skipped.FILE} lists them with the reasons; {again}",
+        flush=True,
+    )
     about = data.about | {"parts": {name: about_part(part) for name, part in parts.items()}}
     return dataclasses.replace(data, parts=parts, about=about)
 

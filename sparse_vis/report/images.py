@@ -102,7 +102,9 @@ def read_images(source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, in
     with contextlib.closing(load_ahead(read, rows.tolist(), os.cpu_count() or 1, ahead=BATCH)) as futures:
         found = list(usable(source, futures, on_error, skips))
     if not found:
-        raise UserError(f"none of {len(rows)} images can be used; {skips[0][1].rstrip('.')}.")
+        raise UserError(
+            f"none of the {len(rows)} images can be used; the first one: {skips[0][1].rstrip('.')}."
+        )
     numbers, images, names = zip(*found, strict=True)
     return Read(np.array(numbers), np.stack(images), list(names), skips)
 

@@ -47,7 +47,7 @@ def main() -> None:
     of_run = "folder of images, instead of the test split of the run's data"
     add("--images", type=paths.folder, metavar="FOLDER", help=of_run)
     add("--on-error")
-    add("--max-pixels", help="of an image there (%(default)s)")
+    add("--max-pixels", help="images with more pixels are refused (%(default)s)")
     add("--size", metavar="HxW", help="of the images in pixels; the model's square unless given")
     add("--gallery", type=positive, default=12, help="images shown with maps and edits (%(default)s)")
     voters = "images that vote for prototypes and of which health is measured (%(default)s)"
@@ -162,8 +162,8 @@ def absences(model: Stellar, checkpoint: str) -> tuple[str, str]:
     """Why there are no reconstructions, and why no edits; "" if there are."""
     if model.decoder.codes and model.tokenizer is None:
         why = (
-            f"Absent: {checkpoint} reconstructs through a VQ tokenizer, whose weights are not at hand; "
-            "--tokenizer=FILE gives them."
+            f"Absent: {checkpoint} reconstructs through a VQ tokenizer, whose weights were not found; give "
+            "--tokenizer=FILE."
         )
         return f"Reconstructions and edits: {why}", why
     if model.encoder.queries < 2:

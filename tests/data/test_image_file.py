@@ -131,13 +131,13 @@ def test_a_header_that_claims_too_much_is_refused_before_it_is_decoded(kind, sid
 def test_the_limit_is_the_sources_and_may_be_above_pillows(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     record = {"image": FILES["png"], "name": "x"}
-    with pytest.raises(UserError, match="5,917 pixels, above the limit of 5,916"):
+    with pytest.raises(UserError, match="5,917 pixels, more than the limit of 5,916"):
         decode(record | {"max_pixels": 61 * 97 - 1})
     np.testing.assert_array_equal(decode(record | {"max_pixels": 61 * 97}), np.asarray(PHOTO))
 
 
 def test_a_jpeg_too_short_for_its_pixels_is_cut_short():
-    with pytest.raises(UserError, match=r"'x' .*cut short: \d+ bytes hold no 9000x9000 pixels"):
+    with pytest.raises(UserError, match=r"'x' .*truncated: \d+ bytes are too few for 9000x9000 pixels"):
         decode({"image": claims("jpeg", 9000), "name": "x"})
     flat = Image.new("L", (800, 800))  # the least that a JPEG can spend
     for options in ({}, {"optimize": True}, {"progressive": True}):
@@ -197,7 +197,7 @@ def test_an_array_of_another_form_is_named(image):
 
 def test_what_a_record_lacks_is_named():
     for record, name in (({"image": NOISE}, "name"), ({"name": "x"}, "image")):
-        with pytest.raises(UserError, match=f"a record of the source has no {name}; give it one"):
+        with pytest.raises(UserError, match=f"a record of the source lacks {name}; add"):
             decode(record)
 
 

@@ -391,7 +391,9 @@ def test_images_that_cannot_be_used_are_refused_or_left_out(pictures, monkeypatc
     assert [len(part) for part in without_unusable(data, folder).parts.values()] == [5, 7]
     for path in (folder / "images" / "test").rglob("*.png"):
         path.write_text("no image")
-    with pytest.raises(UserError, match=r"^none of 7 test images can be used; cannot decode '0\.png'"):
+    with pytest.raises(
+        UserError, match=r"^none of the 7 test images can be used; the first one: cannot decode '0\.png'"
+    ):
         without_unusable(data, folder)
 
 

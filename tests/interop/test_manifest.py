@@ -105,7 +105,7 @@ def test_a_changed_number_of_our_own_manifest_is_noticed_and_missing_weights_are
     (tmp_path / "config.json").write_text(
         text.replace('"num_attention_heads": 4', '"num_attention_heads": 2')
     )
-    with pytest.raises(UserError, match=r'config\.json is damaged, .*take out its line "checksum" if'):
+    with pytest.raises(UserError, match=r'config\.json is damaged, .*delete its line "checksum" if'):
         read_model(tmp_path)
 
 
@@ -123,13 +123,13 @@ OUTSIDE = [
 NO_COUNT = {
     "is too small; it must be at least": ["0", "-1"],
     "is too large; it must be at most": ["1000000000"],  # a loop over so many layers would never end
-    "is no whole number": ['"16"', "16.5", "true", "[16]", "NaN", "1e400", "{}"],
+    "is not a whole number": ['"16"', "16.5", "true", "[16]", "NaN", "1e400", "{}"],
 }
 MALFORMED = {
     **dict.fromkeys(COUNTS, NO_COUNT),
     "spatial_temp": {
         "is too small": ["0", "-1"],
-        "is no number": ["NaN", "Infinity", '"0.06"', "[0.06]", "true", "{}"],
+        "is not a finite float32 number": ["NaN", "Infinity", '"0.06"', "[0.06]", "true", "{}"],
     },
     "do_cls": {"is neither True nor False": ['"no"', "0", "1", "[]", "NaN"]},
     "recon_type": {"use 'pixel' or 'vq'": ['"latent"', "1", "[]", "true", '["vq"]']},
@@ -139,9 +139,9 @@ MALFORMED = {
     "vq_model.weights": {"none in the release's own folder": [*OUTSIDE, "null", "3", '["a"]']},
 }
 CANNOT_BE = {
-    "num_attention_heads": {"width=48 is no multiple of its heads": ["5"]},
-    "decoder_attention_heads": {"decoder.width=64 is no multiple of its heads": ["5"]},
-    "patch_size": {"image_size=64 is no multiple": ["15"]},
+    "num_attention_heads": {"width=48 is not a multiple of its heads": ["5"]},
+    "decoder_attention_heads": {"decoder.width=64 is not a multiple of its heads": ["5"]},
+    "patch_size": {"image_size=64 is not a multiple": ["15"]},
 }
 
 

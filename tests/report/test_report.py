@@ -206,9 +206,7 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
     code, _ = run(monkeypatch, capsys, **flags, images=photos)
     assert code is None
     page = (tmp_path / "report.html").read_text()
-    assert (
-        "reconstructs through a VQ tokenizer, whose weights are not at hand; --tokenizer=FILE gives" in page
-    )
+    assert "reconstructs through a VQ tokenizer, whose weights were not found; --tokenizer=FILE gives" in page
     assert "a released file comes without evaluation.json" in page
     assert f"{UNKNOWN} (a released file does not say" in page and "eld-out" not in page
     winners = [json.loads(found) for found in re.findall(r"data-winners=\"(\[\[.*?\]\])\"", page)]
@@ -221,7 +219,7 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
     assert code is None and "skipped: aa.png\tcannot decode" in printed
     page = (tmp_path / "report.html").read_text()
     assert "1 left out, which cannot be used: aa.png" in page
-    assert 'class="edit swapped' in page and "whose weights are not at hand" not in page
+    assert 'class="edit swapped' in page and "whose weights were not found" not in page
 
 
 @pytest.mark.fast
@@ -236,7 +234,9 @@ def test_images_that_cannot_be_used_are_refused_or_left_out_and_listed(photos, t
     alone = read_images(FolderSource(str(photos)), np.arange(3), (8, 8), "stop")
     np.testing.assert_array_equal(found.pixels, alone.pixels)
     assert left_out(found.skips) == "; 1 left out, which cannot be used: aa.png" and left_out([]) == ""
-    with pytest.raises(UserError, match=r"^none of 1 images can be used; cannot decode 'aa\.png'"):
+    with pytest.raises(
+        UserError, match=r"^none of the 1 images can be used; the first one: cannot decode 'aa\.png'"
+    ):
         read_images(source, np.array([1]), (8, 8), "skip")
 
 
@@ -287,7 +287,7 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
         ({"output": "{tmp}"}, "is a folder; give the name of an HTML file"),
         ({"output": "{tmp}/no/report.html"}, "no/report.html does not exist; make it or give another"),
         ({"output": "{tmp}/mine.html"}, "mine.html exists and is no report; give another name"),
-        ({"gallery": 0}, "argument --gallery: '0' is no number of at least 1; "),
+        ({"gallery": 0}, "argument --gallery: '0' is not a whole number of at least 1; "),
         ({"images": "nowhere"}, "folder 'nowhere' does not exist; give --images"),
         ({"size": "4x99"}, "--size=4x99 is no size; give HEIGHTxWIDTH in pixels, each at least a patch (8)"),
         ({"size": "48x8193"}, "--size=48x8193 is no size; give HEIGHTxWIDTH in pixels, each at least"),
