@@ -169,8 +169,8 @@ def open_data(config: ConfigDict) -> Data:
     if source.classes != other.classes:
         apart = sorted({*source.classes} ^ {*other.classes})
         raise UserError(
-            f"{source!r} and {other!r} have other classes ({', '.join(map(escaped, apart[:4]))} …); labels "
-            "are numbered by them, so give train and test the same subfolders."
+            f"{source!r} and {other!r} have different classes ({', '.join(map(escaped, apart[:4]))} …), so "
+            "their labels do not agree; give train and test the same subfolders."
         )
     return Data(parts, labelled, len(source.classes), about)
 
@@ -186,9 +186,10 @@ def _open(config: ConfigDict, split: str, **changed) -> Source:
         return build_source(config, split, **changed)
     except UserError as error:
         raise UserError(
-            f"{str(error).rstrip('.')}; evaluations read config.eval.train_split={config.eval.train_split!r} "
-            f"and test_split={config.eval.test_split!r}: for one folder give both its name and hold out a "
-            "share of it, e.g. --config.eval.holdout=0.2."
+            f"{str(error).rstrip('.')}; evaluations read "
+            f"config.eval.train_split={config.eval.train_split!r} and "
+            f"test_split={config.eval.test_split!r}: if there is only one folder, set both to its name and "
+            "add --config.eval.holdout=0.2."
         ) from None
 
 
@@ -220,8 +221,8 @@ def without_unlabelled(
     known = np.flatnonzero(columns["label"] >= 0)
     if not len(known):
         raise UserError(
-            f"none of the {len(columns['label'])} images of a part has a class; raise "
-            "config.eval.train_records and test_records, or leave out the tasks that need labels."
+            f"none of {len(columns['label'])} images has a class; raise config.eval.train_records and "
+            "test_records, or leave out the tasks that need labels."
         )
     return {name: columns[name][known] for name in names}, columns["label"][known].astype(np.int32)
 

@@ -81,7 +81,7 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
     if name == "untrained":
         if own is None:
             raise UserError(
-                "config.eval.beside='untrained' has no meaning beside an MAE backbone; leave it out."
+                "config.eval.beside='untrained' cannot be used with an MAE backbone; leave it out."
             )
         model, trained = own
         frozen = {key: trained[key] for key in ("tokenizer",) if key in trained}

@@ -24,10 +24,10 @@ from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.progress import Progress
 
 LACKING = {
-    "label": "one class per image: a folder with a subfolder per class has them, scenes have them",
-    "class": "class labels: a folder with a subfolder per class has them, scenes have them",
-    "mask": "true instance masks: only scenes have them",
-    "map": "label maps: scenes have them, --config.eval.masks=FOLDER gives them to others",
+    "label": "one class per image (from a folder with one subfolder per class, or from scenes)",
+    "class": "class labels (from a folder with one subfolder per class, or from scenes)",
+    "mask": "true instance masks (only scenes have them)",
+    "map": "label maps (scenes have them; for other images give --config.eval.masks=FOLDER)",
 }
 FOUND = "unusable.json"  # in the workdir: which images could not be decoded, so that this is found out once
 
@@ -64,7 +64,7 @@ def _check_count(name: str, task: Task, part_name: str, part: Part, labelled: bo
         remedy = f"raise config.eval.{kind}_records or "
         raise _refusal(name, what, f"there are {count}, of {part.source!r}", remedy)
     if labels is not None and least > 1 and len(found := np.unique(labels[labels >= 0])) < 2:
-        only = f"all that it has, of {part.source!r}, are {quoted(part.source.classes[found[0]])}"
+        only = f"all labelled images of {part.source!r} are of class {quoted(part.source.classes[found[0]])}"
         raise _refusal(name, f"{kind} images of two classes", only)
 
 

@@ -203,7 +203,7 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, photos):
         (dict(checkpoint=GOLDEN), "holds several models; give one of the names"),
         (dict(compare_bf16=True), "reconstructs pixels without a tokenizer; leave out --compare-bf16"),
         (dict(tokenizer=VQGAN), r"does not use a tokenizer; leave out tokenizer="),
-        (dict(checkpoint=VQ, tokenizer=PIXEL), r"pixel_p16\.safetensors is no MaskGIT-VQGAN"),
+        (dict(checkpoint=VQ, tokenizer=PIXEL), r"pixel_p16\.safetensors is not a MaskGIT-VQGAN"),
         (dict(output=photos), "is inside the --input folder, .*; give another"),
         (dict(output=photos / "sub" / "out"), "is inside the --input folder, .*; give another"),
         (dict(output=tmp_path / "file", checkpoint="x"), "file is a file.; give another --output"),

@@ -208,4 +208,4 @@ def test_a_folder_of_which_all_was_skipped_is_refused(tmp_path):
         skipped = [["a", "b"]] * shard["records"]
         shard.update(write_shard(tmp_path / name, []) | {"skipped": skipped})
     (tmp_path / "packed.json").write_text(json.dumps(seal(metadata | {"records": 0})))
-    assert "holds no image" in refusal(tmp_path)
+    assert "contains no images" in refusal(tmp_path)

@@ -43,5 +43,5 @@ def test_probe_is_as_good_as_one_logistic_regression_per_class():
     assert 0.5 < expected < 0.95
     assert result.feature == "x" and abs(result.mean_average_precision - expected) < 0.02
     assert len(result.validation["x"]) == 13 and max(result.validation["noise"]) < expected - 0.1
-    with pytest.raises(UserError, match="one row of 0/1 per image"):
+    with pytest.raises(UserError, match="one row per image and one column per class"):
         multilabel_probe(train, y[:700], test, y)

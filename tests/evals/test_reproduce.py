@@ -104,7 +104,7 @@ def test_every_step_runs_and_the_exit_status_says_whether_the_figures_are_met(tm
     assert set(entry["settings"]["networks"]) >= {"inception", "lpips.alexnet", "lpips.heads"}
     second = call(**{"eval.expected": expected})
     assert second.returncode == 0, second.stdout + second.stderr
-    assert second.stdout.count("is finished") == 3 and "evaluating" not in second.stdout
+    assert second.stdout.count("was measured before") == 3 and "evaluating" not in second.stdout
     assert second.stdout.count(" met |") == 4
 
 

@@ -67,7 +67,7 @@ SIZES = {"embed_dim": 768, "patch_size": 16}
 BAD_ENTRIES = {
     "lacks 'embed_dim'; add it": {"patch_size": 16},
     "lacks 'patch_size'; add it": {"embed_dim": 768},
-    "embed_dim 800, which is no released size; add num_hidden_layers and": {**SIZES, "embed_dim": 800},
+    "embed_dim 800, which is not a released size; add num_hidden_layers and": {**SIZES, "embed_dim": 800},
 }
 
 
@@ -133,10 +133,10 @@ MALFORMED = {
     },
     "do_cls": {"is neither True nor False": ['"no"', "0", "1", "[]", "NaN"]},
     "recon_type": {"use 'pixel' or 'vq'": ['"latent"', "1", "[]", "true", '["vq"]']},
-    "predictor_layers": {"supported are 2": ["3", '"2"', "[2]", "NaN"]},
+    "predictor_layers": {"only 2 is supported": ["3", '"2"', "[2]", "NaN"]},
     "vq_model": {"num_embeddings": ["3", '"x"', "[]", "true", "{}", '{"z_channels": 3}']},
-    "weights": {"none in the release's own folder": OUTSIDE},
-    "vq_model.weights": {"none in the release's own folder": [*OUTSIDE, "null", "3", '["a"]']},
+    "weights": {"outside the release's folder": OUTSIDE},
+    "vq_model.weights": {"outside the release's folder": [*OUTSIDE, "null", "3", '["a"]']},
 }
 CANNOT_BE = {
     "num_attention_heads": {"width=48 is not a multiple of its heads": ["5"]},
@@ -165,7 +165,7 @@ def test_a_model_that_cannot_be_in_the_file_is_refused_before_its_tensors_are_li
     large = {"embed_dim": 2**18, "num_hidden_layers": 1000, "image_size": 8192, "patch_size": 1}
     entry = {**ENTRIES["pixel_p16"], **large, "weights": "x.safetensors"}
     (tmp_path / "config.json").write_text(json.dumps({"models": {"x": entry}}))
-    with pytest.raises(UserError, match=r"x\.safetensors has 1391436 bytes and cannot hold the \d{14,}"):
+    with pytest.raises(UserError, match=r"x\.safetensors \(1391436 bytes\) is too small for the \d{14,}"):
         read_model(tmp_path)
 
 

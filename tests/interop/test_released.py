@@ -148,7 +148,7 @@ WRONG = {
     "weights are gone": (unlink("x.safetensors"), "", None, r"x\.safetensors is not a file; give"),
     "wrong name": (keep, "", "stellar-b61", r"has no model 'stellar-b61'; give one of the names x\."),
     "wrong name of a file": (keep, "x.safetensors", "y", r"has no model 'y'; give one of the names x\."),
-    "another kind of file": (keep, "config.json", None, r"config\.json is no released \.safetensors file"),
+    "another kind of file": (keep, "config.json", None, r"config\.json is not a released \.safetensors file"),
     "no file": (
         keep,
         "z.safetensors",

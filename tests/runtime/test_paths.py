@@ -165,6 +165,6 @@ def test_folders_that_a_library_cannot_write_to_are_refused(tmp_path):
         lock.hold(tmp_path / "Mu\udcf1oz", "packing"),
     ):
         pass
-    with pytest.raises(UserError, match=r"seeds\[0\]/run has a \[ in its name, below which Orbax loses"):
+    with pytest.raises(UserError, match=r"seeds\[0\]/run has a \[ in its path, and Orbax cannot save"):
         prepare(tmp_path / "seeds[0]" / "run")
     assert list(tmp_path.iterdir()) == []

@@ -110,8 +110,8 @@ def _split(count: int, fraction: float, rng: np.random.Generator) -> tuple[np.nd
     held_out = round(fraction * count)
     if not 0 < held_out < count:
         raise UserError(
-            f"validation_fraction={fraction} of {count} training samples holds out {held_out}; give more "
-            "samples or another fraction."
+            f"validation_fraction={fraction} of {count} training samples leaves {held_out} for validation; "
+            "give more samples or another fraction."
         )
     order = rng.permutation(count).astype(np.int32)
     return order[:held_out], order[held_out:]
