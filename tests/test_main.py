@@ -53,7 +53,7 @@ def test_a_wrong_command_line_is_named_with_its_remedy(arguments, culprit, remed
     [
         ("    config.train.stepz = 3\n", 'line 4: AttributeError: Did you mean "steps" instead of "stepz"?'),
         ("    config.train.steps = int('x')\n", "line 4: ValueError: invalid literal for int()"),
-        ("    config = [3]\n", "returns no ConfigDict"),
+        ("    config = [3]\n", "does not return a ConfigDict"),
     ],
 )
 def test_a_failing_config_file_is_named_with_its_line(tmp_path, body, culprit):

@@ -91,7 +91,7 @@ def test_what_only_several_settings_show():
 def test_a_configuration_of_ones_own_must_have_all_settings_and_no_others():
     config = default_config().unlock()
     del config["views"]["hue"]
-    with pytest.raises(UserError, match=r"lacks the setting views\.hue; .* return default_config\(\)"):
+    with pytest.raises(UserError, match=r"lacks the setting views\.hue; .* start from default_config\(\)"):
         settings.check(config)
     config = default_config().unlock()
     config.model.width2 = 3
@@ -163,7 +163,7 @@ def test_a_setting_that_went_is_understood_where_it_changed_nothing(tmp_path):
     path.write_text(json.dumps(former))
     assert settings.read(tmp_path) == default_config()
     path.write_text(json.dumps({"model": {"bottleneck": "dense"}}))
-    with pytest.raises(UserError, match=r"the setting model\.bottleneck, which this version does not know"):
+    with pytest.raises(UserError, match=r"the setting 'model\.bottleneck', which this version does not know"):
         settings.read(tmp_path)
 
 
