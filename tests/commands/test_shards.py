@@ -152,7 +152,7 @@ def test_a_lost_manifest_is_written_again_and_shards_of_other_settings_are_refus
     shards.open_output(path.parent, SETTINGS, first=True)
     assert shards.finish(path.parent, SETTINGS, finished) == (7, 1) and manifest.read_text() == before
     manifest.unlink()
-    with pytest.raises(UserError, match="holds something else"):  # shards of another size would stay beside
+    with pytest.raises(UserError, match="contains other files"):  # shards of another size would stay beside
         shards.open_output(path.parent, SETTINGS | {"shard_size": 4}, first=True)
     other = shards.fingerprint(SETTINGS | {"step": 4})
     with pytest.raises(UserError, match=rf"{path.name} was written with other settings; give"):
@@ -170,7 +170,7 @@ def test_what_a_killed_process_leaves_is_not_something_else(tmp_path):
     assert shards.finish(output, SETTINGS, planned) == (3, 0) and not list(output.glob("*.partial"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="other holds something else"):
+    with pytest.raises(UserError, match="other contains other files"):
         shards.open_output(tmp_path / "other", SETTINGS, first=True)
 
 

@@ -244,7 +244,7 @@ def test_other_folders_are_refused(images, packed, tmp_path, monkeypatch):
         UserError, match=r"other images .*\(images: 7 -> 8; images_sha256: \w{64} -> \w{64}\)"
     ):
         run(images, packed)
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="contains other files"):
         run(images, images)
     with pytest.raises(UserError, match="is a file"):
         run(images, images / "top.png")

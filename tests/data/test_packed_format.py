@@ -154,12 +154,12 @@ def test_flipped_bits_of_any_file_are_refused_or_harmless(folder):
 @pytest.mark.parametrize(
     ("record", "what"),
     (
-        (b"", "no msgpack"),
-        (b"\xc1", "no msgpack"),
-        (msgpack.packb(RECORDS[4])[:20], "no msgpack"),
-        (msgpack.packb(RECORDS[4]) + b"x", "no msgpack"),
-        (msgpack.packb({1: 2}), "no msgpack"),
-        (b"\x91" * 5000, "no msgpack"),
+        (b"", "not msgpack"),
+        (b"\xc1", "not msgpack"),
+        (msgpack.packb(RECORDS[4])[:20], "not msgpack"),
+        (msgpack.packb(RECORDS[4]) + b"x", "not msgpack"),
+        (msgpack.packb({1: 2}), "not msgpack"),
+        (b"\x91" * 5000, "not msgpack"),
         (7, "a record is not an object"),
         (None, "a record is not an object"),
         ([b"x", "a/4.png", 0], "a record is not an object"),

@@ -228,7 +228,7 @@ def test_read_records_of_scenes_are_the_records():
         assert read.label[row] == found[index]["label"] and read.name[row] == found[index]["name"]
     with pytest.raises(UserError, match="40"):
         read_records(found, range(41), size=32, short_side=32)
-    with pytest.raises(UserError, match="short side 16"):
+    with pytest.raises(UserError, match="short side \(16 px\)"):
         read_records(found, range(4), size=32, short_side=16)
 
 

@@ -505,7 +505,7 @@ def test_bad_input_is_named_before_anything_is_read(tmp_path):
     refused("holds no checkpoint and config.init names no weights", tasks=("knn",))
     refused(r"holdout=0 with train_split='test' and test_split='test'", train_split="test")
     refused("eval.holdout=1.5", train_split="test", holdout=1.5)
-    refused("give different names", tasks=("knn", "knn"))
+    refused("give each name once", tasks=("knn", "knn"))
     for name, kind, least in (("linear", "train", 6), ("scenes", "train", 6), ("retrieval", "test", 2)):
         few = {"tasks": (name,), f"{kind}_records": least - 1}
         refused(rf"'{name}' needs at least {least} {kind} images.*raise config\.eval\.{kind}_records", **few)

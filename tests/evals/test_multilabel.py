@@ -26,7 +26,7 @@ def test_mean_average_precision_equals_sklearn(ties):
 
 
 def test_mean_average_precision_needs_a_positive():
-    with pytest.raises(UserError, match="hold none"):
+    with pytest.raises(UserError, match="contain none"):
         mean_average_precision(np.zeros((4, 2)), np.zeros((4, 2), bool))
 
 

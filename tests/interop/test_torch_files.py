@@ -140,7 +140,7 @@ def test_a_file_without_a_state_dict(tmp_path, state, sentence):
 
 def test_a_program_of_torchscript(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "x.pt"))
-    with pytest.raises(UserError, match=r"x\.pt is a TorchScript program, .*state_dict\(\) alone"):
+    with pytest.raises(UserError, match=r"x\.pt is a TorchScript program, .*only the model's state_dict\(\)"):
         read_tensors(tmp_path / "x.pt")
 
 

@@ -206,7 +206,7 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
     code, _ = run(monkeypatch, capsys, **flags, images=photos)
     assert code is None
     page = (tmp_path / "report.html").read_text()
-    assert "reconstructs through a VQ tokenizer, whose weights were not found; --tokenizer=FILE gives" in page
+    assert "reconstructs through a VQ tokenizer, whose weights were not found; give --tokenizer=FILE" in page
     assert "a released file comes without evaluation.json" in page
     assert f"{UNKNOWN} (a released file does not say" in page and "eld-out" not in page
     winners = [json.loads(found) for found in re.findall(r"data-winners=\"(\[\[.*?\]\])\"", page)]
@@ -273,7 +273,7 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
     config.data.path = str(tmp_path / "gone")
     assert known(other).startswith(UNKNOWN) and "gone/train" in known(other)
     config.data.source = "scenes"
-    assert known(other).startswith("Held-out images (the model was trained on scenes")
+    assert known(other).startswith("Held-out images (the model was trained on generated scenes")
     scenes = SceneSource(SceneSpec(), split="train", seed=0)
     assert name_images(config, scenes, range(3)) == "Training images"
     assert name_images(None, scenes, range(3)).startswith(UNKNOWN)
