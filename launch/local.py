@@ -150,8 +150,8 @@ class Processes:
         status = self.all[dead].returncode
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return (
-            f"process {dead} of {len(self.all)} {how}, so the others were ended too; mend what is wrong and "
-            "give the same command again: it continues from what was saved, if anything was."
+            f"process {dead} of {len(self.all)} {how}, so the others were ended too; fix the cause and "
+            "repeat the command: it continues from what was saved, if anything was."
         )
 
 

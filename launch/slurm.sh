@@ -19,7 +19,7 @@ trap : TERM # srun forwards SIGTERM to the processes; this script waits for them
 srun --kill-on-bad-exit=1 python ${PROGRAM:-main.py} --distributed=auto "$@"
 status=$?
 if [ $status -ne 0 ]; then
-    echo "error: a process of the run ended with status $status, so Slurm ended the others too; mend what is wrong" \
-        "and give the same sbatch command again: it continues from what was saved, if anything was." >&2
+    echo "error: a process of the run ended with status $status, so Slurm ended the others too; fix the cause" \
+        "and repeat the sbatch command: it continues from what was saved, if anything was." >&2
 fi
 exit $status

@@ -14,7 +14,7 @@ gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
     --command="cd $(printf %q "$FOLDER") && python ${PROGRAM:-main.py} --distributed=auto$(printf ' %q' "$@")"
 status=$?
 if [ $status -ne 0 ]; then
-    echo "error: a process of the run ended with status $status, so the others end too; mend what is wrong" \
-        "and give the same command again: it continues from what was saved, if anything was." >&2
+    echo "error: a process of the run ended with status $status, so the others end too; fix the cause" \
+        "and repeat the command: it continues from what was saved, if anything was." >&2
 fi
 exit $status

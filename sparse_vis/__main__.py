@@ -10,13 +10,13 @@ from sparse_vis.runtime import host
 
 # Name -> module with the tool's main(), what it does.
 TOOLS = {
-    "train": ("commands.train", "train a configuration, or continue, then evaluate it"),
-    "evaluate": ("commands.train", "only the evaluations of a configuration or run"),
-    "extract": ("commands.extract", "features of a folder of images as Parquet shards"),
-    "reconstruct": ("commands.reconstruct", "every image of a folder from S and L alone"),
-    "report": ("report.report", "a model on one HTML page"),
-    "export": ("commands.export", "a model for PyTorch, jax.export or ONNX"),
-    "pack": ("commands.pack", "a folder of images as a few large files"),
+    "train": ("commands.train", "train a model, or continue a training, then evaluate it"),
+    "evaluate": ("commands.train", "evaluate a model without training"),
+    "extract": ("commands.extract", "write features of a folder of images as Parquet files"),
+    "reconstruct": ("commands.reconstruct", "reconstruct every image of a folder from S and L"),
+    "report": ("report.report", "show a model on one HTML page"),
+    "export": ("commands.export", "convert a model for PyTorch, jax.export or ONNX"),
+    "pack": ("commands.pack", "pack a folder of images into a few large files"),
 }
 
 
@@ -31,7 +31,7 @@ def main() -> None:
         print("\n".join(f"  {tool:12}{what}" for tool, (_, what) in TOOLS.items()))
         return
     if name not in TOOLS:
-        sys.exit(f"error: {name!r} is no tool of {program}; the tools are {', '.join(TOOLS)}.")
+        sys.exit(f"error: {name!r} is not a tool of {program}; the tools are {', '.join(TOOLS)}.")
     from sparse_vis.runtime.errors import command_line
 
     sys.argv = [f"{program} {name}", *arguments]

@@ -51,7 +51,9 @@ def load(
     """
     for argument, value in (("dtype", dtype), ("tokenizer_dtype", tokenizer_dtype)):
         if value not in DTYPES:
-            raise UserError(f"{argument}={value!r} cannot be computed in; give one of {', '.join(DTYPES)}.")
+            raise UserError(
+                f"{argument}={value!r} is not a supported dtype; give one of {', '.join(DTYPES)}."
+            )
     if tokenizer is not None:
         tokenizer = paths.local(tokenizer, "tokenizer")
     host.keep_programs()
@@ -73,14 +75,16 @@ def assemble(
     # Not jnp.asarray, which compiles a program for every shape.
     model, params = build_model(config), jax.device_put(found.params)
     if tokenizer is not None and config.model.target != "vq":
-        raise UserError(f"{path} reconstructs pixels and has no use for tokenizer={tokenizer}; leave it out.")
+        raise UserError(
+            f"{path} reconstructs pixels and does not use a tokenizer; leave out tokenizer={tokenizer}."
+        )
     weights = tokenizer or found.tokenizer
     if weights is None or (tokenizer is None and not weights.is_file()):
         return model, params
     vqgan, vqgan_params = load_tokenizer(weights, tokenizer_dtype)
     if vqgan.num_embeddings != config.model.tokenizer.codes:
         raise UserError(
-            f"the tokenizer {weights} has {vqgan.num_embeddings} codes, the model of {path} predicts "
+            f"the tokenizer {weights} has {vqgan.num_embeddings} codes, but the model in {path} predicts "
             f"{config.model.tokenizer.codes}; give the tokenizer that the model was trained with."
         )
     return model.clone(tokenizer=vqgan), {**params, "tokenizer": vqgan_params}
@@ -175,8 +179,8 @@ def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array
     _check_model("reconstruct(model, params, features)", model, params)
     if model.decoder.codes and model.tokenizer is None:
         raise UserError(
-            "this model reconstructs through a VQ tokenizer, whose weights are not at hand; "
-            "give them as sparse_vis.load(path, tokenizer=FILE)."
+            "this model reconstructs through a VQ tokenizer, whose weights were not found; give them as "
+            "sparse_vis.load(path, tokenizer=FILE)."
         )
     if not isinstance(features, Features):
         kind = type(features).__name__
@@ -185,7 +189,7 @@ def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array
     shape, wanted = features.lowrank.shape, (grid[0] * grid[1], model.encoder.sizes.width)
     if len(shape) != 3 or shape[1:] != wanted:
         raise UserError(
-            f"features.lowrank is {shape}, not (B, {wanted[0]}, {wanted[1]}) as this model has it for "
-            f"{features.size[0]}x{features.size[1]} px; give what encode returns with the same model."
+            f"features.lowrank has shape {shape}, but for {features.size[0]}x{features.size[1]} px this "
+            f"model expects (B, {wanted[0]}, {wanted[1]}); give what encode returns with the same model."
         )
     return _reconstruct(model, params, features.lowrank, grid)

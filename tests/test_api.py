@@ -266,10 +266,12 @@ def test_features_of_another_model(loaded):
     features = sparse_vis.encode(model, params, RGB)
     narrow = features.replace(lowrank=features.lowrank[..., :5])
     with pytest.raises(
-        UserError, match=rf"lowrank is \(2, 16, 5\), not \(B, 16, {WIDTH}\) as this model has"
+        UserError, match=rf"lowrank has shape \(2, 16, 5\), .* model expects \(B, 16, {WIDTH}\)"
     ):
         sparse_vis.reconstruct(model, params, narrow)
-    with pytest.raises(UserError, match=r"lowrank is \(2, 16, \d+\), not \(B, 4, \d+\) .* for 16x16 px"):
+    with pytest.raises(
+        UserError, match=r"lowrank has shape \(2, 16, \d+\), but for 16x16 px .* \(B, 4, \d+\)"
+    ):
         sparse_vis.reconstruct(model, params, features.replace(size=(16, 16)))
 
 
@@ -307,7 +309,7 @@ def test_load_of_what_is_no_checkpoint(tmp_path):
             sparse_vis.load(near)
     with pytest.raises(UserError, match=r"^scenes-tiny has no model 'foo'; leave the name out\.$"):
         sparse_vis.load("scenes-tiny", "foo")
-    with pytest.raises(UserError, match=r"^None is no checkpoint; give a workdir"):
+    with pytest.raises(UserError, match=r"^None is not a checkpoint; give a workdir"):
         sparse_vis.load(None)
     for argument in ("dtype", "tokenizer_dtype"):
         with pytest.raises(
@@ -329,8 +331,8 @@ def test_load_of_folders_without_a_checkpoint_says_what_to_give(tmp_path):
         (runs / "a" / "checkpoints" / "7" / part / "d").mkdir(parents=True)
     step = runs / "a" / "checkpoints" / "7"
     for place, remedy in (
-        (images, " but images, which are no model; give the workdir of a run, or another model"),
-        (images / "2020", " but images, which are no model; give the workdir of a run, or another model"),
+        (images, " but images, which are not a model; give the workdir of a run, or another model"),
+        (images / "2020", " but images, which are not a model; give the workdir of a run, or another model"),
         (step / "params", f"; it is a part of one: give {step}"),
         (step / "rest" / "d", f"; it is a part of one: give {step}"),
         (runs, "; give one of the workdirs below it: a"),

@@ -59,7 +59,9 @@ def test_every_tool_is_listed_and_shows_its_flags(installed, tmp_path):
     assert tools == ["train", "evaluate", "extract", "reconstruct", "report", "export", "pack"]
     done = run(installed, tmp_path, "export", "--outptu=x")
     assert done.returncode == 1
-    assert done.stderr == "error: --outptu is no flag of sparse-vis export; did you mean --output?\n"
+    assert done.stderr == "error: --outptu is not a flag of sparse-vis export; did you mean --output?\n"
     done = run(installed, tmp_path, "exprot")
-    assert done.returncode == 1 and "'exprot' is no tool of sparse-vis; the tools are train," in done.stderr
+    assert (
+        done.returncode == 1 and "'exprot' is not a tool of sparse-vis; the tools are train," in done.stderr
+    )
     assert not list(pathlib.Path(tmp_path).iterdir())

@@ -37,7 +37,7 @@ def sentence(*arguments):
         (["--config=sparse_vis/build.py"], "build.py defines no get_config", "configs/quickstart.py"),
         (["--config=quickstrat"], "file quickstrat: No such file", "did you mean quickstart?"),
         (["--config.train.steps=3"], "--config.train.steps", "--config=NAME"),
-        ([QUICKSTART, "--workdri=x"], "--workdri is no flag of python main.py", "did you mean --workdir?"),
+        ([QUICKSTART, "--workdri=x"], "--workdri is not a flag of python main.py", "did you mean --workdir?"),
         ([QUICKSTART, "more"], "'more'", "--name=value"),
         (["--workdir=/nowhere"], "/nowhere holds no config.json", "--config=configs/NAME.py"),
         ([], "give --config=configs/NAME.py", "--workdir"),
@@ -53,7 +53,7 @@ def test_a_wrong_command_line_is_named_with_its_remedy(arguments, culprit, remed
     [
         ("    config.train.stepz = 3\n", 'line 4: AttributeError: Did you mean "steps" instead of "stepz"?'),
         ("    config.train.steps = int('x')\n", "line 4: ValueError: invalid literal for int()"),
-        ("    config = [3]\n", "returns no ConfigDict"),
+        ("    config = [3]\n", "does not return a ConfigDict"),
     ],
 )
 def test_a_failing_config_file_is_named_with_its_line(tmp_path, body, culprit):

@@ -114,8 +114,8 @@ def export_program(source: str, output: Path, kind: str, name: str | None = None
     weight = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if weight > MAX_BYTES:
         raise UserError(
-            f"{source} has an encoder of {weight / 2**30:.1f} GiB, and files of --format={kind} end at "
-            "2 GiB; use --format=released."
+            f"the encoder of {source} has {weight / 2**30:.1f} GiB, but --format={kind} files can hold at "
+            "most 2 GiB; use --format=released."
         )
     image = jax.ShapeDtypeStruct((1, *2 * (model.encoder.image_size,), 3), np.uint8)
     shapes = jax.eval_shape(encoder_of(model, params), image)
@@ -188,9 +188,12 @@ def main() -> None:
     parser = Parser(description="Write a model for other programs (docs/compatibility.md).")
     parser.add_argument("--checkpoint")
     parser.add_argument("--name")
-    what = "weights for PyTorch and us, or the encoder for jax.export or onnxruntime (%(default)s)"
+    what = (
+        "released: weights that PyTorch and sparse_vis read; stablehlo, onnx: the encoder as a program "
+        "(%(default)s)"
+    )
     parser.add_argument("--format", choices=["released", *FORMATS], default="released", help=what)
-    parser.add_argument("--output", help="to write")
+    parser.add_argument("--output", help="folder for the exported model")
     given = parser.parse_args()
     with outputs.writing(given.output, "export"):
         if given.format == "released":

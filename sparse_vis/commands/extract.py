@@ -54,7 +54,7 @@ def extract(given: argparse.Namespace) -> None:
     size = model.encoder.image_size
     resize = given.resize or round(SHORT_SIDE * size)
     if resize < size:
-        raise UserError(f"--resize={resize} is below the model's image size; raise it to {size} or more.")
+        raise UserError(f"--resize={resize} is smaller than the model's image size; use {size} or more.")
     names = tuple(name for name in OUTPUTS if name in given.outputs)
     manifest = about_model(checkpoint, model, params, names)
     manifest |= {"images": len(source), "images_sha256": source.images_sha256}
@@ -169,20 +169,20 @@ def parser() -> Parser:
     add("--checkpoint")
     add("--name")
     add("--input", dest="images", help="folder of images, packed folder (`pack`), or tfds:<name>")
-    add("--split", help="of a TFDS data set, e.g. train[:90%%]")
+    add("--split", help="split of the TFDS data set, e.g. train[:90%%]")
     folder = dict(type=paths.folder, metavar="FOLDER")
-    add("--data-dir", "--data_dir", help="in which the TFDS data set was prepared", **folder)
-    add("--output", help="folder of the shards: new, or to be continued")
-    named = f"comma-separated, of {','.join(OUTPUTS)} (%(default)s)"
+    add("--data-dir", "--data_dir", help="folder in which the TFDS data set was prepared", **folder)
+    add("--output", help="folder for the shards: a new one, or an unfinished one to continue")
+    named = f"what to write, comma-separated: {','.join(OUTPUTS)} (%(default)s)"
     add("--outputs", type=_outputs, default="cls,sparse,spatial", help=named)
-    computed = "of the files; computed in float32 (%(default)s)"
+    computed = "dtype of the written features; computation is in float32 (%(default)s)"
     add("--dtype", choices=tuple(shards.DTYPES), default="float32", help=computed)
     short = "short side in pixels before the centre crop (256/224 of the model's image size unless given)"
     add("--resize", type=positive, help=short)
     add("--batch", type=positive, default=64, help="images per call of the encoder (%(default)s)")
     for flag in ("--shard-size", "--threads", "--on-error", "--max-pixels"):
         add(flag)
-    several = "be one process of several: auto, or HOST:PORT,PROCESSES,PROCESS (docs/pods.md)"
+    several = "run as one of several processes: auto, or HOST:PORT,PROCESSES,PROCESS (docs/pods.md)"
     add("--distributed", help=several)
     return parser
 

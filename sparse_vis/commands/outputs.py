@@ -27,13 +27,13 @@ def in_one_sentence(output: Path, kept: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{output} cannot be written ({error}); give another --output folder, or make room and repeat "
-            f"the command{kept}."
+            f"{output} cannot be written ({error}); give another --output folder, or free disk space and "
+            f"repeat the command{kept}."
         ) from None
     except KeyboardInterrupt:
         if not kept:
             raise
-        sys.exit(f"interrupted: the same command continues{kept}")
+        sys.exit(f"interrupted: repeat the command to continue{kept}")
 
 
 @contextlib.contextmanager
@@ -65,20 +65,20 @@ def begin_or_continue(
     folder = path.parent
     if not path.exists():
         if holds_files(folder, ours):
-            raise UserError(f"folder {folder} holds something else; give --output a new or empty folder.")
+            raise UserError(f"folder {folder} contains other files; give --output a new or empty folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, new)
         return new
     found = read(path)
     if CHECKSUM not in found:
         raise UserError(
-            f"{path} is of an earlier version, which kept no checksums: the shards beside it can be read, "
-            "but not continued; give --output another folder."
+            f"{path} was written by an earlier version, without checksums: the shards beside it can be "
+            "read but not continued; give --output another folder."
         )
     saved, now = ({k: v for k, v in x.items() if k not in free and k != CHECKSUM} for x in (found, new))
     if changed := differences(saved, now):
         raise UserError(
-            f"folder {folder} holds shards of other images or settings ({'; '.join(changed)}); repeat its "
-            "settings, or give --output another folder."
+            f"folder {folder} contains shards of other images or settings ({'; '.join(changed)}); use the "
+            "same ones, or give --output another folder."
         )
     return found

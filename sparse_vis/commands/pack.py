@@ -99,7 +99,7 @@ def write_shard(path: Path, records: Iterator[bytes], progress: Progress) -> dic
         except RuntimeError as error:  # the only type that ArrayRecord raises
             raise OSError(str(error)) from None
         if count_records(partial) != count:
-            raise OSError("not all that was written is there")
+            raise OSError("the file is incomplete")
         return {"records": count, "bytes": partial.stat().st_size, "sha256": file_sha256(partial)}
 
 
@@ -113,7 +113,7 @@ def unwritten(output: Path, metadata: dict[str, Any], source: FolderSource) -> d
     for name in there:
         shard, now, why = metadata["shards"][name], stamp(source, todo[name]), None
         if shard["images"] != now["images"]:
-            why = "is of images that have changed"
+            why = "was made from images that have changed since"
         elif file_sha256(output / name) != shard["sha256"]:
             why = "is damaged"
         progress.add(len(todo[name]))
@@ -134,7 +134,7 @@ def main() -> None:
         "the first-level subfolders. The same command continues an interrupted packing."
     )
     parser.add_argument("--input", dest="folder")
-    parser.add_argument("--output", help="of the shards, new or begun")
+    parser.add_argument("--output", help="folder for the shards: a new one, or an unfinished one to continue")
     for flag in ("--shard-size", "--threads", "--on-error", "--max-pixels"):
         parser.add_argument(flag)
     given = parser.parse_args()

@@ -112,18 +112,21 @@ def reconstruct_folder(
     if on_error == "skip":
         progress.add(len(skips))
         write_whole(output / skipped.FILE, "".join(skipped.lines(skips)))
-        print(f"{len(skips)} images skipped; {output / skipped.FILE} says which and why")
+        print(f"{len(skips)} images skipped; {output / skipped.FILE} lists them with the reasons")
     if quality:
         print(f"mean PSNR {np.mean(quality):.2f} dB")
     if agreement is not None:
-        print(f"a bfloat16 tokenizer keeps {kept / done:.4f} of the codes")
+        print(f"with a bfloat16 tokenizer {kept / done:.4f} of the codes stay the same")
 
 
 def run(given: argparse.Namespace) -> None:
     """Reconstruct the folder; `given` are the flags of `main`."""
     source, output = open_folder(given.input, given.max_pixels), given.output.resolve()
     if pathlib.Path(given.input).resolve() in (output, *output.parents):
-        raise UserError(f"--output={given.output} lies in the --input folder; give another, lest images mix.")
+        raise UserError(
+            f"--output={given.output} is inside the --input folder, where its files would be taken for "
+            "images; give another."
+        )
     announce(source)
     with outputs.writing(given.output, "reconstruction"):
         model, params = api.load(
@@ -131,7 +134,7 @@ def run(given: argparse.Namespace) -> None:
         )
         if model.decoder.codes and model.tokenizer is None:
             raise UserError(
-                f"{given.checkpoint} reconstructs through a VQ tokenizer, whose weights are not at hand; "
+                f"{given.checkpoint} reconstructs through a VQ tokenizer, whose weights were not found; "
                 "give --tokenizer=FILE."
             )
         if given.compare_bf16 and model.tokenizer is None:
@@ -152,11 +155,15 @@ def main() -> None:
     add = parser.add_argument
     for flag in ("--checkpoint", "--name", "--input"):
         add(flag)
-    add("--output", help="for the PNGs")
+    add("--output", help="folder for the PNGs")
     add("--tokenizer")
-    convolutions = "of the tokenizer's convolutions (%(default)s)"
+    convolutions = "dtype of the tokenizer's convolutions (%(default)s)"
     add("--tokenizer-dtype", choices=["float32", "bfloat16"], default="float32", help=convolutions)
     add("--on-error")
     add("--max-pixels")
-    add("--compare-bf16", action="store_true", help="measure what share of codes a bfloat16 tokenizer keeps")
+    add(
+        "--compare-bf16",
+        action="store_true",
+        help="measure which share of the codes is the same with a bfloat16 tokenizer",
+    )
     run(parser.parse_args())

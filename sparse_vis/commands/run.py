@@ -54,14 +54,16 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
     missed = _evaluate(config, workdir, stop, alone) if config.eval.tasks else []
     print(closing(workdir), flush=True)
     if missed:
-        sys.exit(f"{len(missed)} of {len(config.eval.expected)} figures not met: {'; '.join(missed)}.")
+        sys.exit(
+            f"{len(missed)} of {len(config.eval.expected)} expected figures are not met: {'; '.join(missed)}."
+        )
 
 
 def _evaluate(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, alone: bool) -> list[str]:
     """Run the unfinished evaluations in this process; returns the figures of config.eval.expected not met."""
     from sparse_vis.evals import command
 
-    stop.message = "in the evaluation: finished tasks are saved; the same command does the others."
+    stop.message = "during the evaluation: finished tasks are saved; repeat the command to run the others."
     stop.keep = False
     if not alone:
         stop.listen()  # until here jax.distributed handled signals
@@ -71,7 +73,7 @@ def _evaluate(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, alone
             return command.evaluate(config, workdir, command.make_plan(config))
         except OSError as error:
             what = f"the evaluation in {workdir} stopped ({error}); finished tasks are kept"
-            raise UserError(f"{what}: mend that, or make room, and give the same command again.") from error
+            raise UserError(f"{what}: fix this, or free disk space, and repeat the command.") from error
 
 
 def closing(workdir: pathlib.Path) -> str:
@@ -99,7 +101,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
     training.train(stop)
     if stop.received:
         what = f"{stop.name}: saved step {training.step} in {workdir}"
-        print(f"{what}; the same command continues.", flush=True)
+        print(f"{what}; repeat the command to continue.", flush=True)
 
 
 def read_tokenizer(config: ConfigDict) -> tuple[VQGAN, dict] | None:

@@ -80,8 +80,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         return files.read_json(path)
     except ValueError as error:
-        what = f"{path} is damaged, or no manifest of an extraction ({error})"
-        raise UserError(f"{what}; delete it to have it written again, or give another --output.") from None
+        raise UserError(
+            f"{path} is damaged or is not the manifest of an extraction ({error}); delete it and repeat "
+            "the command, or give --output another folder."
+        ) from None
 
 
 def wait_for(paths: list[Path], what: str) -> None:
@@ -91,7 +93,7 @@ def wait_for(paths: list[Path], what: str) -> None:
         time.sleep(POLL_SECONDS)
         if time.perf_counter() - printed >= REPORT_SECONDS:
             printed = time.perf_counter()
-            print(f"waiting for {len(missing)} {what} of the other processes", flush=True)
+            print(f"waiting for the other processes: {len(missing)} {what} are missing", flush=True)
 
 
 def drop_changed(shards: dict[Path, dict[str, str]]) -> None:
@@ -150,8 +152,9 @@ def _table(rows: Columns, schema: pa.Schema) -> pa.Table:
         if isinstance(values, np.ndarray):
             if not np.isfinite(values).all():
                 raise UserError(
-                    f"Output {name!r} of a batch from {quoted(rows['name'][0])} on holds NaN or infinity: "
-                    "use --dtype=float32, or another checkpoint if this one has diverged"
+                    f"output {name!r} contains NaN or infinity in the batch that starts at "
+                    f"{quoted(rows['name'][0])}; use --dtype=float32, or another checkpoint if its "
+                    "training diverged."
                 )
             values = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values[0].size)
         columns.append(values)
@@ -201,16 +204,18 @@ def read_shard(path: Path, images: int, settings: str, *, content: bool) -> Shar
         found_images = shard.rows + len(shard.skipped)
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be used ({error})"
-        raise UserError(f"{entry} {what}; delete {path.name} to have both written again.") from None
+        raise UserError(f"{entry} {what}; delete {path.name} and repeat the command.") from None
     if shard.settings != settings:
-        other = "give --output another folder, or delete it to have it written again"
-        raise UserError(f"shard {path} is of an extraction with other settings; {other}.")
+        raise UserError(
+            f"shard {path} was written with other settings; give --output another folder, or delete the "
+            "shard and repeat the command."
+        )
     if path.stat().st_size != shard.bytes:
         problem = f"{path.stat().st_size} bytes of {shard.bytes}"
     elif found_images != images:
         problem = f"{shard.rows} rows and {len(shard.skipped)} skipped images of {images}"
     elif content and files.file_sha256(path) != shard.sha256:
-        problem = "its checksum is not the one it was written with"
+        problem = "its checksum does not match"
     else:
         return shard
-    raise UserError(f"shard {path} is damaged ({problem}); delete it to have it written again.")
+    raise UserError(f"shard {path} is damaged ({problem}); delete it and repeat the command.")

@@ -28,7 +28,9 @@ from sparse_vis.train.stop import StopSignal
 
 def define_flags() -> None:
     """Define the flags; once in a process, as absl keeps them all in one place."""
-    config_flags.DEFINE_config_file("config", None, "An experiment of configs/, or a file.")
+    config_flags.DEFINE_config_file(
+        "config", None, "Name of an experiment in configs/, or a configuration file."
+    )
     flags.DEFINE(arguments.PathParser(), "workdir", None, "Folder of the run (default: runs/NAME).")
     flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and evaluate, or only evaluate.")
     flags.DEFINE_string("distributed", None, "auto, or HOST:PORT,PROCESSES,PROCESS.")

@@ -45,7 +45,7 @@ def parse(arguments: list[str]) -> list[str]:
     if file is not None:
         _check_config_file(file)
     elif settings:
-        raise UserError(f"--config.{settings[0]} changes a configuration file: add --config=NAME before it.")
+        raise UserError(f"--config.{settings[0]} needs a configuration: add --config=NAME before it.")
     for name in settings:
         check_setting(name)
     program = f"python {arguments[0]}"
@@ -59,9 +59,9 @@ def parse(arguments: list[str]) -> list[str]:
         if file is not None and (not isinstance(error, flags.Error) or f"--config={file}" in message):
             raise UserError(f"configuration file {file} fails: {_where(error, file)}; correct it.") from None
         message = re.sub(r"\S{200,}", lambda word: f"{word[0][:60]}…", " ".join(message.split()).rstrip("."))
-        raise UserError(f"{message}; {program} --help shows the flags.") from None
+        raise UserError(f"{message}; {program} --help lists the flags.") from None
     if file is not None and not isinstance(flags.FLAGS["config"].value, ConfigDict):
-        raise UserError(f"get_config() of {file} returns no ConfigDict; end it with `return config`.")
+        raise UserError(f"get_config() of {file} does not return a ConfigDict; end it with `return config`.")
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value.")
     return rest
@@ -117,8 +117,8 @@ def check_setting(name: str) -> None:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
     nearest += [k for leaf in alike for k in known if last[k] == leaf and k not in nearest]
     meant = f"did you mean {' or '.join(f'config.{k}' for k in nearest[:4])}?"
-    hint = meant if nearest else "that file lists all."
-    raise UserError(f"--config.{name} is no setting of sparse_vis/config/defaults.py: {hint}")
+    hint = meant if nearest else "sparse_vis/config/defaults.py lists all."
+    raise UserError(f"--config.{name} is not a setting; {hint}")
 
 
 def _where(error: Exception, file: pathlib.Path) -> str:

@@ -43,14 +43,14 @@ def _said(config: ConfigDict, sentences: Iterator[str]) -> Iterator[str]:
 
 def _of_model(m: ConfigDict) -> Iterator[str]:
     if m.image_size % m.patch:
-        yield "{model.image_size} is no multiple of {model.patch}; choose one that is"
+        yield "{model.image_size} is not a multiple of {model.patch}; choose a multiple"
     yield from _of_transformer(m, "model")
     yield from _of_transformer(m.decoder, "model.decoder", decodes=True)
 
 
 def _of_transformer(part: ConfigDict, name: str, decodes: bool = False) -> Iterator[str]:
     if part.width % part.heads:
-        yield f"{{{name}.width}} is no multiple of its heads ({part.heads}); change one"
+        yield f"{{{name}.width}} is not a multiple of its heads ({part.heads}); change one"
     if decodes and part.width % 2:
         yield f"{{{name}.width}} is odd; its position code needs an even one"
 
@@ -62,17 +62,20 @@ def _of_training(config: ConfigDict, devices: int) -> Iterator[str]:
     if config.teacher.enabled and v.global_count < 2:
         yield "the teacher sees the second global view; set config.views.global_count to at least 2"
     if not v.local_count and config.loss.cls_local:
-        yield "config.loss.cls_local needs local views; set config.views.local_count above 0, or it to 0"
+        yield (
+            "config.loss.cls_local needs local views; set config.views.local_count above 0, or "
+            "config.loss.cls_local=0"
+        )
     parts = config.efficiency.microbatches
     if t.batch % (devices * parts):
         what = f"devices x config.efficiency.microbatches ({devices} x {parts})"
-        yield f"{{train.batch}} is no multiple of {what}; choose one that is"
+        yield f"{{train.batch}} is not a multiple of {what}; choose a multiple"
     if not any(config.loss[name] for name in TERMS):
-        yield "every weight of config.loss is 0, so that nothing would be trained; raise one"
+        yield "every weight of config.loss is 0, so nothing would be trained; raise one"
     if v.local_count and v.local_size < m.patch:
         yield "{views.local_size} is smaller than a patch ({model.patch}); enlarge it, or drop local views"
     if o.schedule == "cosine" and o.final_lr > o.peak_lr:
-        yield "{optimizer.final_lr} is above {optimizer.peak_lr}, so that the rate would rise; lower it"
+        yield "{optimizer.final_lr} is above {optimizer.peak_lr}, so the rate would rise; lower it"
     patches = (m.image_size // m.patch) ** 2
     if int((1 - v.masking_ratio) * patches) < 1:
         yield f"{{views.masking_ratio}} leaves none of {patches} patches visible; lower it"
@@ -89,13 +92,16 @@ def _of_computation(config: ConfigDict, backend: str) -> Iterator[str]:
         yield "{data.source} is unknown; use 'scenes', 'folder', 'packed' or 'tfds:<name>'"
     if config.data.canvas < config.model.patch:
         yield "{data.canvas} is smaller than a patch ({model.patch}); enlarge it"
-    wrong = [f"has {size}, which is no number of devices" for size in e.mesh if size == 0 or size < -1]
+    wrong = [f"has {size}, which is not a number of devices" for size in e.mesh if size == 0 or size < -1]
     if wrong or e.mesh[0] == e.mesh[1] == -1:
-        what = wrong[0] if wrong else "leaves both numbers open"
-        remedy = "give two numbers of devices whose product is all of them, or -1 for one of the two"
+        what = wrong[0] if wrong else "has -1 twice"
+        remedy = "give two numbers whose product is the number of devices, or -1 for one of them"
         yield f"{{efficiency.mesh}} {what}; {remedy}"
     if e.attention != "xla" and e.dtype == "float32":
-        yield "{efficiency.attention} has no float32; set config.efficiency.dtype=bfloat16, or attention=xla"
+        yield (
+            "{efficiency.attention} does not support float32; set config.efficiency.dtype=bfloat16 or "
+            "attention=xla"
+        )
     if e.attention != "xla" and backend not in ("gpu", ""):
         yield (
             f"{{efficiency.attention}} needs an NVIDIA GPU and JAX runs on {backend!r}; set "
@@ -103,8 +109,8 @@ def _of_computation(config: ConfigDict, backend: str) -> Iterator[str]:
         )
     if prototypes > e.prototype_chunk and prototypes % e.prototype_chunk:
         fitting = -(-prototypes // e.prototype_chunk) * e.prototype_chunk
-        what = "{model.prototypes.count} is no multiple of {efficiency.prototype_chunk}"
-        yield f"{what}; choose one, e.g. {fitting}, or a chunk that divides it"
+        what = "{model.prototypes.count} is not a multiple of {efficiency.prototype_chunk}"
+        yield f"{what}; use e.g. count={fitting}, or a chunk that divides the count"
 
 
 def _of_evaluation(config: ConfigDict) -> Iterator[str]:
@@ -112,8 +118,8 @@ def _of_evaluation(config: ConfigDict) -> Iterator[str]:
     yield from _of_transformer(e.reconstruction_probe, "eval.reconstruction_probe", decodes=True)
     if (e.train_split == e.test_split) != bool(e.holdout):
         yield (
-            "{eval.holdout} with {eval.train_split} and {eval.test_split}: hold a share out, e.g. 0.2, where "
-            "both are the same, and only there"
+            "{eval.holdout} does not fit {eval.train_split} and {eval.test_split}; it must be above 0, "
+            "e.g. 0.2, if the two are the same split, and 0 otherwise"
         )
     for row in e.expected:
         texts, figures = row[:3], row[3:]
@@ -125,14 +131,14 @@ def _of_evaluation(config: ConfigDict) -> Iterator[str]:
             )
     if bool(e.masks) != bool(e.mask_classes):
         yield (
-            "{eval.masks} and {eval.mask_classes} do not fit: give both, the folder and the number of "
-            "classes in its label maps, or neither"
+            "{eval.masks} and {eval.mask_classes} belong together; give both (the folder, and the number "
+            "of classes in its label maps) or neither"
         )
     for name in ("tasks", "beside"):
         if len(set(e[name])) < len(e[name]):
-            yield f"{{eval.{name}}} is wrong; give different names, e.g. ('knn', 'linear')"
+            yield f"{{eval.{name}}} repeats a name; give each name once, e.g. ('knn', 'linear')"
     if e.reconstruction_probe.target == "vq" and not config.model.tokenizer.path:
         yield (
-            "{eval.reconstruction_probe.target} needs the codes of a tokenizer; give "
+            "{eval.reconstruction_probe.target} needs a VQ tokenizer; give "
             "--config.model.tokenizer.path=FILE, or set the target to pixel"
         )

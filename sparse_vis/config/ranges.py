@@ -39,10 +39,10 @@ class Range:
     def kind(self, value: Any) -> str:
         if self.pair:
             right = isinstance(value, tuple | list) and len(value) == 2 and all(map(fits, value))
-            return "" if right else "is no pair of numbers; write it like (0.5, 1.0)"
+            return "" if right else "is not a pair of numbers; write it like (0.5, 1.0)"
         if self.whole:
-            return "" if is_whole(value) else "is no whole number; write one"
-        return "" if fits(value) else "is no number that float32 can hold; write one"
+            return "" if is_whole(value) else "is not a whole number; give one"
+        return "" if fits(value) else "is not a finite float32 number; give one"
 
     def fault(self, value: Any) -> str:
         if kind := self.kind(value):
@@ -131,14 +131,14 @@ def _sequence(right: Callable[[Any], bool], length: int | None = None) -> Callab
 
 SIDE = 8192  # pixels; a larger image is surely a mistake: with sides of 100,000 it would take 37 GB
 
-TEXT = Form(lambda x: isinstance(x, str), "is no text; write it in quotes")
+TEXT = Form(lambda x: isinstance(x, str), "is not a text; write it in quotes")
 FLAG = Form(lambda x: isinstance(x, bool), "is neither True nor False; write one of them")
-NAMES = Form(_sequence(TEXT.right), "is no list of names; write it like ('knn', 'linear')")
+NAMES = Form(_sequence(TEXT.right), "is not a list of names; write it like ('knn', 'linear')")
 ROWS = Form(
     _sequence(lambda row: isinstance(row, tuple | list)),
-    "is no list of rows; write ((task, what is measured, metric, figure, tolerance), ...)",
+    "is not a list of rows; write ((task, what is measured, metric, figure, tolerance), ...)",
 )
-MESH = Form(_sequence(is_whole, 2), "is no pair of whole numbers; write it like (-1, 1)")
+MESH = Form(_sequence(is_whole, 2), "is not a pair of whole numbers; write it like (-1, 1)")
 DTYPES = Choice("float32", "bfloat16", "float16")
 _SHARE, _WEIGHT, _TEMPERATURE = real("[0, 1]"), real("[0, 1e6]"), real("[1e-4, 1e4]")
 _RATE, _DECAY, _MEMORY = real("(0, 10]"), real("[0, 100]"), real("[0, 1)")

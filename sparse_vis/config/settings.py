@@ -44,7 +44,10 @@ def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
     found = leaves(config)
     for name in found.keys() ^ ALLOWED.keys():
         does = "lacks the" if name in ALLOWED else "has the unknown"
-        remedy = "let get_config() change and return default_config() of sparse_vis/config/defaults.py"
+        remedy = (
+            "in get_config(), start from default_config() of sparse_vis/config/defaults.py and change its "
+            "values"
+        )
         raise UserError(f"the configuration {does} setting {name}; {remedy}.")
     for name, value in found.items():
         if sentence := ALLOWED[name].fault(value):
@@ -68,7 +71,10 @@ def local_paths(config: ConfigDict) -> None:
         part[last] = found[0] if isinstance(value, str) else found
     below = pathlib.PurePath(config.name)
     if not config.name.strip() or below.is_absolute() or ".." in below.parts:
-        raise UserError(f"config.name={config.name!r} names no folder below runs/; give a name, e.g. mine.")
+        raise UserError(
+            f"config.name={config.name!r} cannot be the name of a folder below runs/; give a simple name, "
+            "e.g. mine."
+        )
 
 
 def at(config: ConfigDict, *names: str):
@@ -110,7 +116,7 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
     def fill(target: ConfigDict, values: dict, prefix: str) -> None:
         if not isinstance(values, dict):
             section = prefix.rstrip(".")
-            refuse(section, f"is no configuration: {section or 'its content'} is no group of settings")
+            refuse(section, f"is not a configuration: {section or 'its content'} must be a group of settings")
         for key, value in values.items():
             name = prefix + key
             if name in REMOVED and value == REMOVED[name]:
@@ -127,12 +133,12 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
                 value = FORMER.get(name, {}).get(value, value)
             allowed = ALLOWED[name]
             if sentence := allowed.fault(value) if name.startswith("model.") else allowed.kind(value):
-                refuse(name, f"is no configuration: {name}={shown(value)} {sentence}")
+                refuse(name, f"is not a configuration: {name}={shown(value)} {sentence}")
             target[key] = _tuples(value)
 
     fill(config, plain, "")
     for sentence in of_model(config):
-        refuse("it", f"is no configuration: {sentence}")
+        refuse("it", f"is not a configuration: {sentence}")
     return config
 
 
@@ -151,8 +157,8 @@ def read(workdir: pathlib.Path) -> ConfigDict:
         raise UserError(f"{path} cannot be read ({error.strerror}); give {GIVE}, or restore it.") from None
     except ValueError as error:
         raise UserError(
-            f"{path} is damaged, or was changed by hand ({error}); give {GIVE} to replace it, or take out "
-            f'its line "{CHECKSUM}" if the change was meant.'
+            f"{path} is damaged or was edited by hand ({error}); give {GIVE} to replace it, or delete its "
+            f'line "{CHECKSUM}" if the edit was intended.'
         ) from None
     plain.pop(CHECKSUM, None)  # files of earlier versions have none
     return from_plain(plain, path)

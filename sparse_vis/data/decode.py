@@ -26,7 +26,7 @@ JPEG_PIXELS_PER_BYTE = 512  # upper bound: a block of 64 pixels needs at least o
 DARK = 16  # 8-bit level: a 16-bit image with all values below 16 * 256 = 4096 uses a 16th of its range
 WIDE = re.compile(r"\b(I|L|LA|RGB|RGBA|RGBX|CMYK);16")  # Pillow's names for modes with 16 bits per channel
 LONGEST = 16  # `to_square` uses at most this many times the short side of the long side
-SEVERAL = "note: of image files with several frames or pages the first one is read"
+SEVERAL = "note: some image files have several frames or pages; only the first is read"
 
 # Pillow warns about metadata, which is not used, and about sizes, which are checked here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -53,7 +53,7 @@ def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 
             8 bits.
     """
     if missing := {"image", "name"} - record.keys():
-        raise UserError(f"a record of the source has no {' and no '.join(sorted(missing))}; give it one")
+        raise UserError(f"a record of the source lacks {' and '.join(sorted(missing))}; add what is missing")
     data, name = record["image"], quoted(record["name"])
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
@@ -81,7 +81,7 @@ def _read_pixels(data: bytes, at_least: int, max_pixels: int) -> np.ndarray:
         jpeg = image.format in ("JPEG", "MPO")  # MPO: several JPEGs in one file
         width, height = image.size
         if jpeg and len(data) * JPEG_PIXELS_PER_BYTE < width * height:
-            raise OSError(f"cut short: {len(data)} bytes hold no {width}x{height} pixels")
+            raise OSError(f"truncated: {len(data)} bytes are too few for {width}x{height} pixels")
         if image.format == "JPEG" and image.mode in ("RGB", "L") and image.getexif().get(ORIENTATION, 1) == 1:
             # In two thirds of Pillow's time. It also fails on errors that Pillow tolerates; then Pillow
             # decodes, below.
@@ -106,8 +106,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         pixels = int(re.search(r"\d+", str(error))[0])
     if pixels > max_pixels:
         raise UserError(
-            f"has {pixels:,} pixels, above the limit of {max_pixels:,}; reduce it, or raise "
-            "--config.data.max_pixels (of a tool: --max-pixels)"
+            f"has {pixels:,} pixels, more than the limit of {max_pixels:,}; shrink it, or raise "
+            "--config.data.max_pixels (in other commands: --max-pixels)"
         )
     return image
 
@@ -118,7 +118,8 @@ def _convert(image: Image.Image) -> np.ndarray:
     if image.mode in ("I", "F"):
         kind = "whole numbers" if image.mode == "I" else "floating-point numbers"
         raise UserError(
-            f"has 32-bit {kind}, and a file does not say which is white; convert it to 8 bits, or remove it"
+            f"has 32-bit {kind}, and the file does not say which value is white; convert it to 8 bits, "
+            "or remove it"
         )
     image, found = ImageOps.exif_transpose(image), ""
     if image.mode.startswith("I;16"):  # Pillow's own conversion saturates instead of scaling
@@ -129,8 +130,8 @@ def _convert(image: Image.Image) -> np.ndarray:
         found = f"stay below {DARK * 256}"
     if found:
         raise UserError(
-            f"has 16 bits, of 0 to 65535, but its values {found} only, so that it would be nearly black; "
-            "convert it to 8 bits by its own range, or remove it"
+            f"has 16 bits (0 to 65535), but its values {found}, so it would be nearly black; convert it to "
+            "8 bits with its own range, or remove it"
         )
     if image.has_transparency_data:  # transparent pixels of drawings are mostly black, as their lines are
         image = image.convert("RGBA")

@@ -82,7 +82,7 @@ def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[s
             about = os.stat(Path(path, folder))
             itself = about.st_dev, about.st_ino
             if itself in above:
-                others["link to a folder that it lies in"] += 1
+                others["link to one of its parent folders"] += 1
                 continue
             folders[itself].append((folder.rstrip("/"), above))
             with os.scandir(Path(path, folder)) as entries:
@@ -123,7 +123,7 @@ def left_out(others: collections.Counter) -> str:
     """Ignored files in words, after a semicolon; "" if there were none."""
     listed = ", ".join(f"{count} {escaped(kind)}" for kind, count in others.most_common(KINDS))
     listed += " …" if len(others) > KINDS else ""
-    return f"; left out: {listed}" if others else ""
+    return f"; skipped: {listed}" if others else ""
 
 
 def sha256_of(names: list[str]) -> str:
@@ -168,7 +168,7 @@ def note_times(names: list[str]) -> None:
     """Print that images of these shards have other modification times than when the shards were written."""
     if names:
         print(
-            f"note: images of {len(names)} finished shards ({names[0]} …) have other times than when these "
-            "were written, but the same names and sizes: if they were replaced, delete those shards.",
+            f"note: the images of {len(names)} finished shards ({names[0]} …) have new modification times, "
+            "but the same names and sizes; if you replaced them, delete these shards.",
             flush=True,
         )

@@ -95,7 +95,7 @@ class Stream:
                 pixels = decode(self.source[number], at_least=2 * self.canvas)
             except UserError as error:
                 if self.on_error == "stop":
-                    how = "--config.data.on_error=skip to let the next image stand in"
+                    how = "--config.data.on_error=skip to use the next image in its place"
                     raise or_skip(error, how) from None
                 skipped[name_of(self.source, number), str(error)] = None
                 continue

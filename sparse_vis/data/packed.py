@@ -58,11 +58,13 @@ class PackedSource:
         done = sum(shard["records"] + len(shard["skipped"]) for shard in shards.values())
         if done != metadata["images"]:
             raise UserError(
-                f"packed folder {path!r} is unfinished ({done} of {metadata['images']} images); "
-                f"repeat the `{COMMAND}` that began it."
+                f"packed folder {path!r} is unfinished ({done} of {metadata['images']} images); repeat the "
+                f"`{COMMAND}` command that started it."
             )
         if not metadata["records"]:
-            raise UserError(f"packed folder {path!r} holds no image, for all were skipped; pack others.")
+            raise UserError(
+                f"packed folder {path!r} contains no images, because all were skipped; pack other images."
+            )
         for name, shard in shards.items():
             self._check_shard(folder, name, shard)
         if metadata["version"] == WITHOUT_CHECKSUMS:
@@ -203,7 +205,7 @@ FIELDS: dict[str, Test] = {
     "classes": ("a list of different names", lambda x: _list_of(x, _is_text) and len(set(x)) == len(x)),
     "shard_size": _whole(1),
     "records": _whole(0),
-    "shards": ("a map", lambda x: isinstance(x, dict)),
+    "shards": ("an object", lambda x: isinstance(x, dict)),
 }
 SHARD_FIELDS: dict[str, Test] = {
     "records": _whole(0),
@@ -222,7 +224,7 @@ SINCE_CHECKSUMS = ("sha256", "images", "times")  # fields that the previous vers
 def _check_fields(found: Any, fields: dict[str, Test], where: str) -> None:
     """Raise ValueError unless `found` is a dict with exactly these fields, all valid."""
     if not isinstance(found, dict):
-        raise ValueError(f"{where} is no map")
+        raise ValueError(f"{where} is not an object")
     if odd := sorted(found.keys() ^ fields.keys()):
         raise ValueError(f"{where} {'lacks' if odd[0] in fields else 'has an unknown'} {odd[0]!r}")
     for name, (what, test) in fields.items():
@@ -242,11 +244,11 @@ def _check(metadata: dict[str, Any]) -> None:
         match = re.fullmatch(r"images-(\d+)-of-\d+\.array_record", name)
         number = int(match[1]) if match else planned
         if number >= planned or name != shard_name(number, planned):
-            raise ValueError(f"{where} is none of its {planned}")
+            raise ValueError(f"{where} is not one of its {planned}")
         if shard["records"] + len(shard["skipped"]) != len(images_of(metadata, number)):
-            raise ValueError(f"the records of {where} are not as many as its images")
+            raise ValueError(f"{where} does not have as many records as images")
     if metadata["records"] != sum(shard["records"] for shard in metadata["shards"].values()):
-        raise ValueError("'records' is not the sum of its shards'")
+        raise ValueError("'records' is not the sum over its shards")
 
 
 def _unpack(data: bytes, classes: int) -> dict[str, Any]:
@@ -261,6 +263,6 @@ def _unpack(data: bytes, classes: int) -> dict[str, Any]:
     try:
         record = msgpack.unpackb(data, unicode_errors=NAME_ERRORS)
     except ValueError as error:  # some have no message
-        raise ValueError(f"no msgpack: {error or type(error).__name__}") from None
+        raise ValueError(f"not msgpack: {error or type(error).__name__}") from None
     _check_fields(record, fields, "a record")
     return record

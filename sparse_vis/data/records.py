@@ -63,9 +63,14 @@ def read_records(
         UserError: no indices or one out of range, short_side below size, or a record cannot be decoded.
     """
     if not len(indices) or not 0 <= min(indices) <= max(indices) < len(source):
-        raise UserError(f"{len(indices)} records asked of {source!r} with {len(source)}; ask for fewer.")
+        raise UserError(
+            f"{source!r} has {len(source)} records, but {len(indices)} were requested; request fewer."
+        )
     if short_side < size:
-        raise UserError(f"short side {short_side} is below the image size {size}; raise it to that or more.")
+        raise UserError(
+            f"the short side ({short_side} px) is smaller than the image size ({size} px); use {size} or "
+            "more."
+        )
     records = [source[int(index)] for index in indices]
     has = {key for record in records for key in record}
     none = np.zeros(0, np.int32)
@@ -180,7 +185,7 @@ def images_ahead(
 
 def none_usable(count: int, skipped: Skips, what: str = "images") -> UserError:
     """The error when all of `count` images were skipped: it names the first."""
-    return UserError(f"none of {count} {what} can be used; {skipped[0][1].rstrip('.')}.")
+    return UserError(f"none of the {count} {what} can be used; the first one: {skipped[0][1].rstrip('.')}.")
 
 
 def or_skip(error: UserError, how: str) -> UserError:

@@ -53,22 +53,23 @@ def announce(source: Source) -> None:
         say_once(f"{images} in split {source.split} of {name}, {classes}")
         return
     shown = ", ".join(map(escaped, names[:SHOWN])) + (" …" if count > SHOWN else "")
-    below = f", its subfolders ({shown})" if count else ""
+    below = f", named by its subfolders ({shown})" if count else ""
     left = left_out(source.left_out) if isinstance(source, FolderSource) else ""
     say_once(f"{images} in {source.path}, {classes}{below}{left}")
     for same in source.same[:SHOWN] if isinstance(source, FolderSource) else ():
         say_once(
-            f"note: {' and '.join(map(quoted, same))} of {source.path} are one folder, by links; it is read "
-            f"under each name, so that its images count {len(same)} times"
+            f"note: {' and '.join(map(quoted, same))} in {source.path} are links to the same folder, so "
+            f"its images are used {len(same)} times, once under each name"
         )
     if len(SPLITS.intersection(map(str.lower, names))) > 1:
         first = next((name for name in names if name.lower().startswith("train")), names[0])
         say_once(
-            f"note: {shown} are read as classes but are called like splits; to read one of them give "
-            f"--config.data.split={first} (of a tool: --input={source.path}/{first})"
+            f"note: the subfolders {shown} are used as classes, but their names look like splits; to use "
+            f"only one of them, give --config.data.split={first} (in other commands: "
+            f"--input={source.path}/{first})"
         )
     elif count == 1:
-        say_once(f"note: {shown} is read as the only class, so that there is nothing to tell apart")
+        say_once(f"note: {shown} is the only class, so there is nothing to classify")
 
 
 @contextlib.contextmanager
@@ -104,8 +105,8 @@ def open_input(
         if tfds and value is None:
             raise UserError(f"--input={name} needs {flag} too, e.g. --split=train --data-dir=TFDS_DIR.")
         if not tfds and value is not None:
-            remedy = "leave it out, --input can be a subfolder"
-            raise UserError(f"{flag}={value} is for --input=tfds:<name>; {remedy}.")
+            remedy = "leave it out, or give the subfolder itself as --input"
+            raise UserError(f"{flag}={value} is only for --input=tfds:<name>; {remedy}.")
     if not tfds:
         packed = Path(name, METADATA).is_file()
         return PackedSource(name, max_pixels) if packed else open_folder(name, max_pixels)

@@ -62,7 +62,7 @@ class TfdsSource:
                 f"TFDS {what} has no split {split!r} ({reason}); correct --config.data.split."
             ) from None
         if not len(self._records):
-            raise UserError(f"split {split!r} of TFDS {what} is empty; choose a larger one.")
+            raise UserError(f"split {split!r} of TFDS {what} is empty; choose another split.")
         label, sets = (dict(builder.info.features).get(name) for name in ("label", "labels"))
         sets = getattr(sets, "feature", None)  # of a sequence
         # These determine the images and their order.

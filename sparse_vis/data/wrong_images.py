@@ -78,11 +78,11 @@ def value_fault(images: np.ndarray | jax.Array) -> str:
     if not np.isfinite(low + high):
         return "images hold NaN or infinite numbers; give uint8, or float in [0, 1]."
     if low > -0.5 and high < 1.5:
-        remedy = ", e.g. np.clip(images, 0, 1) of what a resize made"
+        remedy = ", e.g. np.clip(images, 0, 1) after a resize"
     elif low >= -OVERSHOOT:
         remedy = f", e.g. images / {255 if high <= 255 else 65535}"
     elif low >= -1 - OVERSHOOT and high <= 1 + OVERSHOOT:
         remedy = ", e.g. (images + 1) / 2 of images in [-1, 1], or np.clip(images, 0, 1)"
     else:
-        remedy = " without a normalisation, which happens inside (undo it: images * std + mean)"
+        remedy = ", not normalised: the model normalises them itself (undo it with images * std + mean)"
     return f"images reach from {low:.4g} to {high:.4g}; give uint8, or float in [0, 1]{remedy}."

@@ -48,7 +48,9 @@ def make_plan(config: ConfigDict) -> Plan:
     for name in e.tasks:
         if name not in TASKS:
             alike = difflib.get_close_matches(name, TASKS, n=2, cutoff=0.5) or TASKS
-            raise UserError(f"config.eval.tasks names {name!r}, which is no task; use {' or '.join(alike)}.")
+            raise UserError(
+                f"config.eval.tasks names {name!r}, which is not a task; use {' or '.join(alike)}."
+            )
     data = open_data(config)
     check_needs(data, {name: TASKS[name] for name in e.tasks})
     for name in e.beside:
@@ -58,7 +60,7 @@ def make_plan(config: ConfigDict) -> Plan:
     networks = Networks(e.inception, e.lpips.alexnet, e.lpips.heads, e.batch)
     if any(TASKS[name].networks for name in e.tasks) and jax.process_index() == 0:
         for metric, why in networks.absent.items():
-            say_once(f"note: {metric} will be absent: {why}")
+            say_once(f"note: {metric} will not be measured: {why}")
     return Plan(tuple(e.tasks), data, networks)
 
 
@@ -122,7 +124,7 @@ def _evaluate_one(
 ) -> None:
     for name in plan.tasks:
         if name not in left:
-            print(f"{encoder.name}: {name} is finished", flush=True)
+            print(f"{encoder.name}: {name} was measured before", flush=True)
     reducers: dict[str, set[Reducer]] = {part: set() for part in plan.data.parts}
     for name in left:
         for part, kept in TASKS[name].reducers(plan.data).items():
@@ -142,7 +144,7 @@ def _measure(name: str, bench: Bench, config: ConfigDict) -> Result:
     task, encoder = TASKS[name], bench.encoder
     if not set(task.reads) & set(encoder.gives):
         why = [encoder.absent[key] for key in task.reads if key in encoder.absent]
-        return Result({}, {name: why[0] if why else f"it gives no {' or '.join(task.reads)}"})
+        return Result({}, {name: why[0] if why else f"the encoder has no {' or '.join(task.reads)}"})
     return _without_trivial(task.measure(bench, config), bench.data.classes)
 
 
@@ -151,5 +153,5 @@ def _without_trivial(result: Result, classes: int) -> Result:
     if classes > TOP or not any("top5" in row for row in result.metrics.values()):
         return result
     metrics = {of: {k: v for k, v in row.items() if k != "top5"} for of, row in result.metrics.items()}
-    why = f"of {classes} classes the five likeliest are all"
+    why = f"with {classes} classes, the top five are all of them"
     return dataclasses.replace(result, metrics=metrics, absent=result.absent | {"top5": why})

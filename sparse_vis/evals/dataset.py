@@ -72,7 +72,10 @@ class Part:
                 if self.on_error == "stop":
                     raise
                 reason = reason or str(error)
-        raise UserError(f"none of {len(self)} images of {self.source!r} can be used; {reason.rstrip('.')}.")
+        raise UserError(
+            f"none of the {len(self)} images of {self.source!r} can be used; the first one: "
+            f"{reason.rstrip('.')}."
+        )
 
     @contextlib.contextmanager
     def _offering_to_skip(self) -> Iterator[None]:
@@ -156,8 +159,8 @@ def open_data(config: ConfigDict) -> Data:
     if source.classes != other.classes:
         apart = sorted({*source.classes} ^ {*other.classes})
         raise UserError(
-            f"{source!r} and {other!r} have other classes ({', '.join(map(escaped, apart[:4]))} …); labels "
-            "are numbered by them, so give train and test the same subfolders."
+            f"{source!r} and {other!r} have different classes ({', '.join(map(escaped, apart[:4]))} …), so "
+            "their labels do not agree; give train and test the same subfolders."
         )
     return Data(parts, labelled, len(source.classes), about)
 
@@ -196,8 +199,8 @@ def without_unlabelled(
     known = np.flatnonzero(columns["label"] >= 0)
     if not len(known):
         raise UserError(
-            f"none of the {len(columns['label'])} images of a part has a class; raise "
-            "config.eval.train_records and test_records, or leave out the tasks that need labels."
+            f"none of {len(columns['label'])} images has a class; raise config.eval.train_records and "
+            "test_records, or leave out the tasks that need labels."
         )
     return {name: columns[name][known] for name in names}, columns["label"][known].astype(np.int32)
 

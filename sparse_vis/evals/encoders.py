@@ -80,7 +80,7 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
     if name == "untrained":
         if own is None:
             raise UserError(
-                "config.eval.beside='untrained' has no meaning beside an MAE backbone; leave it out."
+                "config.eval.beside='untrained' cannot be used with an MAE backbone; leave it out."
             )
         model, trained = own
         frozen = {key: trained[key] for key in ("tokenizer",) if key in trained}
@@ -135,7 +135,9 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
     """A STELLAR model, as from `sparse_vis.load`; `about` tells where its weights are from."""
     absent = {}
     if model.decoder.codes and model.tokenizer is None:
-        absent["reconstruction"] = "its VQ tokenizer is not at hand; give --config.model.tokenizer.path=FILE"
+        absent["reconstruction"] = (
+            "the weights of its VQ tokenizer were not found; give --config.model.tokenizer.path=FILE"
+        )
 
     @jax.jit
     def nearest(params, tokens):

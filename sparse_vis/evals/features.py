@@ -75,7 +75,7 @@ def encode(
         out = encoder.features(batch, wanted)
         for key in wanted:
             if why := _breach(key, out, batch_size):
-                raise UserError(f"Encoder '{encoder.name}' {why}.")
+                raise UserError(f"encoder '{encoder.name}' {why}.")
         return {key: out[key] for key in wanted}
 
     found = run_in_batches(call, batch_size, images, progress=progress) if wanted else {}
@@ -85,9 +85,9 @@ def encode(
 def _breach(key: str, out: dict[str, AnyArray], batch_size: int) -> str:
     """What is wrong with an encoder's output, or ""."""
     if key not in RANKS:
-        return f"gives the unknown key '{key}'; known are {', '.join(RANKS)}"
+        return f"returns the unknown key '{key}'; the known keys are {', '.join(RANKS)}"
     if key not in out:
-        return f"did not return '{key}', which it says it gives; correct it"
+        return f"declares '{key}' but did not return it; correct the encoder"
     if out[key].ndim == RANKS[key] and len(out[key]) == batch_size:
         return ""
     shape = f"{RANKS[key]} dimensions and {batch_size} rows"
@@ -145,7 +145,9 @@ def square_grid(patches: int) -> tuple[int, int]:
     """(rows, columns) of the patches of a square image; a UserError if their number is no square."""
     side = math.isqrt(patches)
     if side * side != patches:
-        raise UserError(f"{patches} patches are no square grid; choose an image size and a patch that fit.")
+        raise UserError(
+            f"{patches} patches are not a square grid; choose an image size and a patch that fit."
+        )
     return side, side
 
 
@@ -154,8 +156,8 @@ def check_labels(what: str, labels: Integer[AnyArray, " labels"], classes: int) 
     low, high = int(np.min(labels)), int(np.max(labels))
     if low < 0 or high >= classes:
         raise UserError(
-            f"The {what} labels go from {low} to {high}; with classes={classes} they must lie between 0 and "
-            f"{classes - 1}."
+            f"the {what} labels go from {low} to {high}; with classes={classes} they must lie between 0 "
+            f"and {classes - 1}."
         )
 
 
@@ -165,11 +167,12 @@ def check_labelled(
     """Raise a UserError unless a set has rows, as many finite ones as labels, and labels in range."""
     if len(features) == 0 or len(features) != len(labels):
         raise UserError(
-            f"The {what} set has {len(features)} features and {len(labels)} labels; give as many of each."
+            f"the {what} set has {len(features)} features but {len(labels)} labels; give one label per "
+            "feature row."
         )
     check_labels(what, labels, classes)
     # A float64 sum is finite exactly if every float32 term is; unlike isfinite it needs no array of flags.
     with np.errstate(invalid="ignore"):
         total = np.sum(np.asarray(features), dtype=np.float64)
     if not np.isfinite(total):
-        raise UserError(f"The {what} features hold NaN or infinity; look for a diverged checkpoint.")
+        raise UserError(f"the {what} features contain NaN or infinity; the checkpoint has probably diverged.")

@@ -24,10 +24,10 @@ from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.progress import Progress
 
 LACKING = {
-    "label": "one class per image: a folder with a subfolder per class has them, scenes have them",
-    "class": "class labels: a folder with a subfolder per class has them, scenes have them",
-    "mask": "true instance masks: only scenes have them",
-    "map": "label maps: scenes have them, --config.eval.masks=FOLDER gives them to others",
+    "label": "one class per image (from a folder with one subfolder per class, or from scenes)",
+    "class": "class labels (from a folder with one subfolder per class, or from scenes)",
+    "mask": "true instance masks (only scenes have them)",
+    "map": "label maps (scenes have them; for other images give --config.eval.masks=FOLDER)",
 }
 FOUND = "unusable.json"  # in the workdir: which images could not be decoded, so that this is found out once
 
@@ -64,7 +64,7 @@ def _check_count(name: str, task: Task, part_name: str, part: Part, labelled: bo
         remedy = f"raise config.eval.{kind}_records or "
         raise _refusal(name, what, f"there are {count}, of {part.source!r}", remedy)
     if labels is not None and least > 1 and len(found := np.unique(labels[labels >= 0])) < 2:
-        only = f"all that it has, of {part.source!r}, are {quoted(part.source.classes[found[0]])}"
+        only = f"all labelled images of {part.source!r} are of class {quoted(part.source.classes[found[0]])}"
         raise _refusal(name, f"{kind} images of two classes", only)
 
 
@@ -106,7 +106,7 @@ def without_unusable(data: Data, workdir: pathlib.Path) -> Data:
         left = part.indices[~np.isin(part.indices, [row for row, _, _ in found["unusable"]])]
         if not len(left):
             why = found["unusable"][0][2].rstrip(".")
-            raise UserError(f"none of {len(part)} {name} images can be used; {why}.")
+            raise UserError(f"none of the {len(part)} {name} images can be used; the first one: {why}.")
         parts[name] = dataclasses.replace(part, indices=left)
         skips += [(image, why) for _, image, why in found["unusable"]]
     if now != before:
@@ -114,8 +114,11 @@ def without_unusable(data: Data, workdir: pathlib.Path) -> Data:
     if not skips:
         return data
     skipped.append(workdir, skipped.lines(skips))
-    again = f"delete {path} to have all looked at again"
-    print(f"{len(skips)} images skipped; {workdir / skipped.FILE} says which and why; {again}", flush=True)
+    again = f"delete {path} to check all images again"
+    print(
+        f"{len(skips)} images skipped; {workdir / skipped.FILE} lists them with the reasons; {again}",
+        flush=True,
+    )
     about = data.about | {"parts": {name: about_part(part) for name, part in parts.items()}}
     return dataclasses.replace(data, parts=parts, about=about)
 

@@ -135,9 +135,11 @@ def _read(path: pathlib.Path) -> dict[str, dict]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        remedy = "restore it from a copy, or delete it to have all measured again"
-        raise UserError(f"{path} cannot be used ({error}); {remedy}.") from None
+        raise UserError(
+            f"{path} cannot be used ({error}); restore it from a copy, or delete it, and everything is "
+            "measured again."
+        ) from None
     if found.get("format") == FORMAT:
         return found["encoders"]
-    print(f"note: {path} is not of this version's form and is written anew.", flush=True)
+    print(f"note: {path} was written by another version and is replaced.", flush=True)
     return {}

@@ -28,7 +28,7 @@ from sparse_vis.runtime.errors import UserError
 CHECKSUMS = "sparse_vis.crc32"  # key of the file's metadata: JSON of tensor name -> checksum
 # Keys under which trainers store the model's tensors in a checkpoint, the outer key first.
 KEYS = ("state_dict", "model", "model_state_dict", "module")
-SAVE = "save the model's state_dict() alone"
+SAVE = "save only the model's state_dict()"
 # Class named in torch's message, which is not shown: it advises weights_only=False, which runs foreign code.
 _FOREIGN = re.compile(r"GLOBAL (\S+)")
 # No code of a file is ever run; but a file that names these functions is an attack, not a model.
@@ -64,7 +64,7 @@ def damaged(path: Path, kind: str, cause: Exception | str) -> UserError:
 
 def _changed(path: Path, names: list[str], what: str) -> UserError:
     return UserError(
-        f"{path} is damaged: {names[0]} is not what its checksum says ({len(names)} {what} in all); "
+        f"{path} is damaged: the checksum of {names[0]} does not match ({len(names)} {what} in all); "
         "download or export it again."
     )
 
@@ -139,7 +139,7 @@ def shards(index: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(index, "index of shards", "no weight_map of names") from error
     if not names or not inside:
-        raise UserError(f"{index} names no files of its own folder; download it again.")
+        raise UserError(f"{index} names no files, or files outside its folder; download it again.")
     return names
 
 
@@ -151,9 +151,9 @@ def read_msgpack(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # on damaged bytes, the parser raises exceptions of any type
         raise damaged(path, "Flax msgpack", error) from error
     if tensors is None:
-        raise UserError(f"{path} is no Flax msgpack of named tensors; give a parameter file.")
+        raise UserError(f"{path} is not a Flax msgpack of named tensors; give a parameter file.")
     if not all(isinstance(value, np.ndarray) for value in tensors.values()):
-        raise UserError(f"{path} holds more than named tensors; save the parameters alone.")
+        raise UserError(f"{path} contains more than a dictionary of tensors; save the parameters only.")
     return tensors
 
 
@@ -186,11 +186,13 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
-        raise UserError(f"{path} holds a {type(state).__name__} instead of named tensors; {SAVE}.")
+        raise UserError(
+            f"{path} contains a {type(state).__name__} instead of a dictionary of tensors; {SAVE}."
+        )
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             kind = type(tensor).__name__
-            raise UserError(f"{path} holds more than named tensors: {name} is a {kind}; {SAVE}.")
+            raise UserError(f"{path} contains more than a dictionary of tensors: {name} is a {kind}; {SAVE}.")
     return {str(name): _array(torch, tensor, name, path) for name, tensor in state.items()}
 
 
@@ -219,7 +221,8 @@ def _load(torch, path: Path):
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     if attack := next(filter(_ATTACK.fullmatch, sorted(foreign)), None):
         raise UserError(
-            f"{path} asks to run {attack}, which no model does; nothing was run: delete that file."
+            f"{path} tries to run {attack} when it is loaded, which a model file never needs; nothing "
+            "was run: delete the file."
         )
     stand_ins = [(type(name.rpartition(".")[2], (_StandIn,), {}), name) for name in foreign]
     try:
@@ -233,8 +236,8 @@ def _load(torch, path: Path):
             raise UserError(f"{path} is a TorchScript program, not a file of tensors; {SAVE}.") from error
         if named := _FOREIGN.search(text):
             raise UserError(
-                f"{path} holds {named[1]}, which only running the file's code would read, and that is never "
-                f"done; {SAVE}."
+                f"{path} contains {named[1]}, which can only be read by running code from the file, and "
+                f"this is never done; {SAVE}."
             ) from error
         reason = unpickler[1] if (unpickler := re.search(r"WeightsUnpickler error: (.*)", text)) else text
         clear = reason.strip() and "weights_only" not in reason

@@ -67,8 +67,8 @@ def _check_size(config: ConfigDict, weights: pathlib.Path) -> None:
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(rest))
     if count > weights.stat().st_size:
         raise UserError(
-            f"{weights} has {weights.stat().st_size} bytes and cannot hold the {count} parameters of the "
-            "model that config.json describes; download both again."
+            f"{weights} ({weights.stat().st_size} bytes) is too small for the {count} parameters of the "
+            "model in config.json; download both again."
         )
 
 
@@ -113,14 +113,14 @@ def _entry(
 def _read_file(path: pathlib.Path, name: str | None) -> Loaded:
     """Read a safetensors or torch file with config.json beside it, or with one of the five known names."""
     if path.suffix not in (*SAFETENSORS, *TORCH):
-        raise UserError(f"{path} is no released .safetensors file; give the path of one, or of a folder.")
+        raise UserError(f"{path} is not a released .safetensors file; give the path of one, or of a folder.")
     beside = path.parent / "config.json"
     if not beside.is_file() and (name or path.stem) in manifest.KNOWN:
         return read_released(path, {}, name or path.stem)
     if not beside.is_file() and RELEASED not in (found := read_tensors(path)):
         raise UserError(
-            f"{path} holds no STELLAR model: {RELEASED} is missing, found: {listing(found) or 'nothing'}; "
-            "a backbone can be what a training starts from: --config.init=FILE."
+            f"{path} contains no STELLAR model: {RELEASED} is missing, found: "
+            f"{listing(found) or 'nothing'}; to start a training from a backbone, give --config.init=FILE."
         )
     return read_released(path, *_entry(beside, name, path, path.name))
 
@@ -137,7 +137,7 @@ def _read_folder(path: pathlib.Path, name: str | None) -> Loaded:
 def _read_hub(address: str, name: str | None, revision: str | None, local_files_only: bool) -> Loaded:
     parts = address.removeprefix(hub.PREFIX).split("/")
     if len(parts) not in (2, 3) or not all(parts):
-        raise UserError(f"{address} is no hub address; write hf://owner/repository/model.")
+        raise UserError(f"{address} is not a hub address; write hf://owner/repository/model.")
     repository, options = "/".join(parts[:2]), dict(revision=revision, local_files_only=local_files_only)
     fetch = functools.partial(hub.fetch, repository, **options)
     entry, name = _entry(fetch("config.json"), parts[2] if len(parts) == 3 else name, address)
@@ -153,8 +153,8 @@ def check_shipped(folder: pathlib.Path) -> None:
         digest, name = line.split()
         if file_sha256(folder / name) != digest:
             raise UserError(
-                f"{folder / name} is damaged: it has another checksum than SHA256SUMS beside it says; "
-                "install the package again."
+                f"{folder / name} is damaged (its checksum differs from SHA256SUMS); install the package "
+                "again."
             )
 
 
@@ -196,7 +196,7 @@ def read_model(
         UserError: nothing can be loaded; says what is wrong and what to do.
     """
     if not isinstance(path, str | os.PathLike):
-        raise UserError(f"{path!r} is no checkpoint; give a {paths.PLACES}.")
+        raise UserError(f"{path!r} is not a checkpoint; give a {paths.PLACES}.")
     path = paths.local(path, "checkpoint", hub=True)
     if path.startswith(hub.PREFIX):
         return _read_hub(path, name, revision, local_files_only)

@@ -79,8 +79,8 @@ def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
             return None
         known = ", ".join(f.title for f in FAMILIES)
         raise UserError(
-            f"{path} holds tensors of no known name ({listing(found) or 'none at all'}); give a file "
-            f"with those of {known}, or of a released STELLAR model ({RELEASED}, …)."
+            f"{path} contains no tensors with known names (found: {listing(found) or 'none at all'}); give a "
+            f"file with those of {known}, or of a released STELLAR model ({RELEASED}, …)."
         )
     m, beside = config.model, path.parent / "config.json"
     heads = _read(beside).get("num_attention_heads", m.heads)  # shapes of tensors do not show it

@@ -55,14 +55,14 @@ def read_manifest(path: pathlib.Path) -> dict:
         raise UserError(f"{path} is missing; place the release's config.json beside its weights.") from None
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} is damaged, or was changed by hand ({error}); download or export it again, or take out "
-            f'its line "{CHECKSUM}" if the change was meant.'
+            f"{path} is damaged or was edited by hand ({error}); download or export it again, or delete "
+            f'its line "{CHECKSUM}" if the edit was intended.'
         ) from None
     models, kind = content.get("models"), content.get("model_type")
     if kind and not models:
         raise UserError(
-            f"{path} is that of a {kind} of transformers, which is no STELLAR model; a ViT or ViTMAE can be "
-            "what a training starts from: --config.init=FOLDER."
+            f"{path} belongs to a {kind} of transformers, which is not a STELLAR model; to start a "
+            "training from a ViT or ViTMAE, give --config.init=FOLDER."
         )
     try:
         right = models and all(n.isprintable() and isinstance(e["weights"], str) for n, e in models.items())
@@ -70,8 +70,8 @@ def read_manifest(path: pathlib.Path) -> dict:
         right = False
     if not right:
         raise UserError(
-            f"{path} is no manifest of released models, {{'models': {{name: {{'weights': file, ...}}}}}}; "
-            "download it again."
+            f"{path} is not a manifest of released models, {{'models': {{name: {{'weights': file, "
+            "...}}}; download it again."
         )
     for name, entry in models.items():
         _check_inside(entry["weights"], name)
@@ -88,7 +88,7 @@ def _check_inside(file: object, name: str) -> None:
     """
     parts = pathlib.PurePosixPath(file).parts if isinstance(file, str) and file.isprintable() else ()
     if not parts or {"/", "//", ".."} & {*parts} or max(map(len, parts)) > 200:
-        _refuse(name, f"names the file {shown(file)}, which is none in the release's own folder")
+        _refuse(name, f"names the file {shown(file)}, which is outside the release's folder")
 
 
 def _refuse(name: str, what: str) -> NoReturn:
@@ -107,7 +107,10 @@ def complete(entry: dict, name: str) -> dict:
             _refuse(name, f"has no value for {key}")
     given = {key: value for key, value in entry.items() if value is not None}
     if given.get("decoder_hidden_size", 512) != 512 and "decoder_attention_heads" not in given:
-        _refuse(name, "has a decoder of another width than the released ones, but no decoder_attention_heads")
+        _refuse(
+            name,
+            "lacks decoder_attention_heads, which is needed because its decoder width is not a released one",
+        )
     full = {**_RELEASED, **KNOWN.get(name, {}), **given}
     for key in sorted({"embed_dim", "patch_size"} - full.keys()):
         raise UserError(f"the manifest entry of {name} lacks {key!r}; add it to config.json.")
@@ -116,8 +119,8 @@ def complete(entry: dict, name: str) -> dict:
     if "num_hidden_layers" not in full or "num_attention_heads" not in full:
         if width not in BACKBONES:
             raise UserError(
-                f"the manifest entry of {name} has embed_dim {width}, which is no released size; "
-                "add num_hidden_layers and num_attention_heads to config.json."
+                f"the manifest entry of {name} has embed_dim {width}, which is not a released size; add "
+                "num_hidden_layers and num_attention_heads to config.json."
             )
         layers, heads = BACKBONES[width]
         full = {"num_hidden_layers": layers, "num_attention_heads": heads, **full}
@@ -126,11 +129,11 @@ def complete(entry: dict, name: str) -> dict:
         _check(full, key, ALLOWED[f"model.{setting}"], name)
     _check(full, "do_cls", FLAG, name)
     if full["predictor_layers"] != 2:
-        _refuse(name, f"asks for predictor_layers={shown(full['predictor_layers'])}; supported are 2")
+        _refuse(name, f"asks for predictor_layers={shown(full['predictor_layers'])}; only 2 is supported")
     if full["vq_model"] is not None:
         vq = full["vq_model"]
         if not isinstance(vq, dict) or "num_embeddings" not in vq:
-            _refuse(name, f"has vq_model={shown(vq)}, which is no group of settings with num_embeddings")
+            _refuse(name, f"has vq_model={shown(vq)}, which is not a group of settings with num_embeddings")
         _check(vq, "num_embeddings", ALLOWED["model.tokenizer.codes"], name)
     return full
 
@@ -157,7 +160,7 @@ def to_config(entry: dict, name: str) -> ConfigDict:
     if config.model.target == "vq":
         config.loss.reconstruction = 0.05
     for sentence in of_model(config):
-        _refuse(name, f"makes a model that cannot be: {sentence}")
+        _refuse(name, f"describes an impossible model: {sentence}")
     config.efficiency.dtype = "float32"
     return config
 

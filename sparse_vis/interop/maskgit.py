@@ -107,7 +107,7 @@ def _sizes(found: Mapping[str, np.ndarray], layout: _Layout, path: str | Path) -
     if telling.keys() != ranks.keys():
         lacking = ", ".join(layout.name(o) for o in ranks if o not in telling) if telling else "its blocks"
         raise UserError(
-            f"{path} is no MaskGIT-VQGAN (it lacks {lacking}); give maskgit-vqgan-imagenet-f16-256.bin "
+            f"{path} is not a MaskGIT-VQGAN (it lacks {lacking}); give maskgit-vqgan-imagenet-f16-256.bin "
             "or tokenizer_imagenet256_checkpoint."
         )
     num_embeddings, z_channels = telling.pop("codebook")
@@ -115,7 +115,7 @@ def _sizes(found: Mapping[str, np.ndarray], layout: _Layout, path: str | Path) -
     empty = min(num_embeddings, z_channels, hidden, *widths) < 1
     if empty or hidden % GROUPS or any(w % hidden for w in widths):
         raise UserError(
-            f"{path} is no MaskGIT-VQGAN: {hidden} channels, then {widths}, {num_embeddings} codes of "
+            f"{path} is not a MaskGIT-VQGAN: {hidden} channels, then {widths}, {num_embeddings} codes of "
             f"{z_channels} (widths are multiples of the first, and that of {GROUPS}); download it again."
         )
     return dict(

@@ -57,8 +57,8 @@ def saved_steps(workdir: pathlib.Path) -> str:
 def damaged(folder: pathlib.Path, reason: str) -> UserError:
     """The error for a checkpoint that exists but cannot be read, or whose checksums differ."""
     return UserError(
-        f"checkpoint {folder} is incomplete or damaged ({reason}); "
-        "delete that folder to go on from an earlier step, or restore it from a copy."
+        f"checkpoint {folder} is incomplete or damaged ({reason}); delete that folder to continue from an "
+        "earlier step, or restore it from a copy."
     )
 
 
@@ -69,7 +69,7 @@ def _read_json(step: pathlib.Path, item: str) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(step, reason_of(error)) from error
     if not isinstance(content, dict):
-        raise damaged(step, f"{item}/metadata holds no JSON object")
+        raise damaged(step, f"{item}/metadata is not a JSON object")
     return content
 
 
@@ -80,7 +80,7 @@ def read_data(step: pathlib.Path) -> tuple[dict, dict | None]:
     if saved is None and set(data) == {"next_index"}:
         return data, None
     if not isinstance(saved, dict) or saved.get("data") != checksums.of_json(data):
-        raise damaged(step, "data is not what was saved: its checksum differs")
+        raise damaged(step, "the checksum of data differs")
     return data, saved
 
 
@@ -98,7 +98,7 @@ def compare(step: pathlib.Path, saved: dict | None, item: str, tree) -> None:
         return
     for name, found in checksums.checksums(tree).items():
         if not isinstance(saved.get(item), dict) or saved[item].get(name) != found:
-            raise damaged(step, f"{item}/{name} is not what was saved: its checksum differs")
+            raise damaged(step, f"the checksum of {item}/{name} differs")
 
 
 def _is_step(path: pathlib.Path) -> bool:
@@ -148,7 +148,7 @@ def _remedy(path: pathlib.Path) -> str:
         return f"; give one of the workdirs below it: {', '.join(runs[:4])}{' …' if len(runs) > 4 else ''}"
     files = itertools.chain(path.glob("*.*"), path.glob("*/*.*"))
     if any(file.suffix.lower() in EXTENSIONS for file in itertools.islice(files, 1000)):
-        return " but images, which are no model; give the workdir of a run, or another model"
+        return " but images, which are not a model; give the workdir of a run, or another model"
     return f"; train one with main.py --workdir={path}, or give another folder"
 
 
@@ -170,7 +170,7 @@ def read_config(step: pathlib.Path) -> dict:
     """The configuration saved in a step folder, as JSON content, or a UserError."""
     config, (_, saved) = _read_json(step, "config"), read_data(step)
     if saved is not None and saved.get("config") != checksums.of_json(config):
-        raise damaged(step, "config is not what was saved: its checksum differs")
+        raise damaged(step, "the checksum of config differs")
     return config
 
 

@@ -61,7 +61,10 @@ def _without_wrappers(found: dict[str, np.ndarray], path: Path) -> dict[str, np.
     for name, array in found.items():
         short = ".".join(parts[name][outer:])
         if short in plain:
-            raise UserError(f"{path} holds {short} twice, once wrapped; save one model's state_dict() alone.")
+            raise UserError(
+                f"{path} contains {short} twice (once with a wrapper's prefix, such as module.); save the "
+                "state_dict() of one model only."
+            )
         plain[short] = array
     return plain
 
@@ -103,8 +106,8 @@ def check_tensors(
     others = [f"{n} is {found[n].dtype}" for n in expected if found[n].dtype not in FLOATS]
     if others:
         raise UserError(
-            f"{path} holds {len(others)} tensors of other than floating-point numbers ({listing(others)}); "
-            "give the weights as they were before quantization."
+            f"{path} contains {len(others)} tensors that are not floating-point ({listing(others)}); give "
+            "the weights before quantization."
         )
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused below
         tensors = {name: np.asarray(found[name], np.float32) for name in expected}
@@ -112,8 +115,8 @@ def check_tensors(
     broken = [f"{name}: {count} of {tensors[name].size}" for name, count in wrong.items() if count]
     if broken:
         raise UserError(
-            f"{path} holds NaN or infinite values in {len(broken)} tensors ({listing(broken)}); "
-            "it is damaged, or its training had failed: download or export it again."
+            f"{path} contains NaN or infinite values in {len(broken)} tensors ({listing(broken)}); the "
+            "file is damaged or its training diverged: download or export it again."
         )
     return tensors
 

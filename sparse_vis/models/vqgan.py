@@ -123,7 +123,7 @@ class VQGAN(nn.Module):
         height, width = pixels.shape[1:3]
         if min(height, width) < self.stride:
             least = f"{self.stride}x{self.stride}"
-            raise UserError(f"The tokenizer got images of {height}x{width}; give at least {least} pixels.")
+            raise UserError(f"the tokenizer got images of {height}x{width}; give at least {least} pixels.")
         return self.encoder(pixels).astype(jnp.float32)
 
     def codes(self, latent: Float[Array, "B h w z"]) -> Int[Array, "B n"]:

@@ -37,7 +37,7 @@ class Moments:
         """
         x = np.asarray(features, np.float64).reshape(-1, len(self.mean))
         if not np.isfinite(x).all():
-            raise UserError("Some features are not finite; check the images and the network's weights.")
+            raise UserError("some features are not finite; check the images and the network's weights.")
         if len(x) == 0:
             return self
         mean = x.mean(axis=0)

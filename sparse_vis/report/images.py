@@ -102,7 +102,9 @@ def read_images(source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, in
     with contextlib.closing(load_ahead(read, rows.tolist(), os.cpu_count() or 1, ahead=BATCH)) as futures:
         found = list(usable(source, futures, on_error, skips))
     if not found:
-        raise UserError(f"none of {len(rows)} images can be used; {skips[0][1].rstrip('.')}.")
+        raise UserError(
+            f"none of the {len(rows)} images can be used; the first one: {skips[0][1].rstrip('.')}."
+        )
     numbers, images, names = zip(*found, strict=True)
     return Read(np.array(numbers), np.stack(images), list(names), skips)
 
@@ -152,28 +154,28 @@ def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | N
     d = config.data
     if d.source == "scenes":
         if isinstance(source, SceneSource):
-            return len(rows) * (source.split == d.split), f"training had the split {d.split!r}"
-        return 0, "the model was trained on scenes, which are drawn"
+            return len(rows) * (source.split == d.split), f"the model was trained on split {d.split!r}"
+        return 0, "the model was trained on generated scenes"
     training = build_source(config, d.split)
     match source, training:
         case FolderSource(), FolderSource():
-            why = f"none has the name and content of one in {training.path}"
+            why = f"none of them, by name and content, is in {training.path}"
             return _shared_files(source, rows, training), why
         case FolderSource(), PackedSource() if source.images_sha256 != training.images_sha256:
-            return None, f"single images are not looked up in the packed folder {training.path}"
+            return None, f"the packed folder {training.path} was not searched for single images"
         case FolderSource(), PackedSource():
             return len(rows), ""
         case PackedSource(), PackedSource():
             same = os.path.samefile(source.path, training.path)
             same = same or source.images_sha256 == training.images_sha256
-            return len(rows) * same, f"training had another packed folder, {training.path}"
+            return len(rows) * same, f"the model was trained on another packed folder, {training.path}"
         case TfdsSource(), TfdsSource() if source.split == training.split:
             return len(rows), ""
         case TfdsSource(), TfdsSource() if set("+[(") & {*source.split, *training.split}:
             return None, f"the splits {source.split!r} and {training.split!r} may overlap"
         case TfdsSource(), TfdsSource():
-            return 0, f"training had the split {training.split!r}"
-    return None, f"training had {d.source}"
+            return 0, f"the model was trained on split {training.split!r}"
+    return None, f"the model was trained on {d.source}"
 
 
 def _shared_files(source: FolderSource, rows: Rows, training: FolderSource) -> int:

@@ -43,14 +43,19 @@ def main() -> None:
     add = parser.add_argument
     add("--checkpoint")
     add("--name")
-    add("--output", metavar="FILE", help="HTML; replaces an earlier report")
+    add("--output", metavar="FILE", help="HTML file to write; an earlier report is replaced")
     of_run = "folder of images, instead of the test split of the run's data"
     add("--images", type=paths.folder, metavar="FOLDER", help=of_run)
     add("--on-error")
-    add("--max-pixels", help="of an image there (%(default)s)")
-    add("--size", metavar="HxW", help="of the images in pixels; the model's square unless given")
-    add("--gallery", type=positive, default=12, help="images shown with maps and edits (%(default)s)")
-    voters = "images that vote for prototypes and of which health is measured (%(default)s)"
+    add("--max-pixels", help="images with more pixels are refused (%(default)s)")
+    add("--size", metavar="HxW", help="size of the images in pixels (the model's image size)")
+    add(
+        "--gallery",
+        type=positive,
+        default=12,
+        help="number of images shown with maps and edits (%(default)s)",
+    )
+    voters = "number of images used to find the images of each prototype and to measure health (%(default)s)"
     add("--voters", type=positive, default=256, help=voters)
     add("--tokenizer")
     run(parser.parse_args())
@@ -81,7 +86,7 @@ def check_output(path: pathlib.Path) -> None:
         with path.open("rb") as file:
             head = file.read(400)
         if f'name="generator" content="{GENERATOR}"'.encode() not in head:
-            raise UserError(f"--output={path} exists and is no report; give another name.")
+            raise UserError(f"--output={path} exists and is not a report; give another name.")
 
 
 def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -125,8 +130,8 @@ def parse_size(text: str | None, model: Stellar) -> tuple[int, int]:
     size = tuple(map(int, match.groups())) if match else (0, 0)
     if min(size) < model.patch or max(size) > SIDE:
         raise UserError(
-            f"--size={text} is no size; give HEIGHTxWIDTH in pixels, each at least a patch ({model.patch}) "
-            f"and at most {SIDE}."
+            f"--size={text} is not a size; give HEIGHTxWIDTH in pixels, each at least a patch "
+            f"({model.patch}) and at most {SIDE}."
         )
     return size
 
@@ -162,8 +167,8 @@ def absences(model: Stellar, checkpoint: str) -> tuple[str, str]:
     """Why there are no reconstructions, and why no edits; "" if there are."""
     if model.decoder.codes and model.tokenizer is None:
         why = (
-            f"Absent: {checkpoint} reconstructs through a VQ tokenizer, whose weights are not at hand; "
-            "--tokenizer=FILE gives them."
+            f"Absent: {checkpoint} reconstructs through a VQ tokenizer, whose weights were not found; give "
+            "--tokenizer=FILE."
         )
         return f"Reconstructions and edits: {why}", why
     if model.encoder.queries < 2:
@@ -176,7 +181,7 @@ def left_out(skips: Skips) -> str:
     for line in skipped.lines(skips):
         print(f"skipped: {line.rstrip()}", flush=True)
     names = ", ".join(escaped(name) for name, _ in skips)
-    return f"; {len(skips)} left out, which cannot be used: {names}" if skips else ""
+    return f"; {len(skips)} skipped, which cannot be used: {names}" if skips else ""
 
 
 def render(contents: dict[str, Any]) -> str:

@@ -21,15 +21,15 @@ MEANINGS = {
     "S_rank": "effective rank of all tokens, 1 to their width",
     "S_rank_in_image": "the same among the tokens of one image, 1 to their number − 1",
     "S_spread": "how far token embeddings differ from image to image, 0 to 1",
-    "cls_spread": "the same of CLS embeddings",
+    "cls_spread": "how far CLS embeddings differ from image to image, 0 to 1",
     "L_singular_largest": "largest singular value of L / √n",
     "L_singular_smallest": "smallest singular value of L / √n",
-    "L_entropy": "of the rows of L: 1 is undecided, 0 is hard",
+    "L_entropy": "normalised entropy of the rows of L: 1 is uniform, 0 is one token per patch",
     "L_coverage": "share of the tokens that win at least one patch",
-    "prototype_usage": "share of the prototypes that are the favourite of at least one token",
-    "prototype_entropy": "evenness of these choices, 0 to 1",
-    "sinkhorn_error": "distance of the targets' use of the prototypes from equal use, 0 to 1",
-    "match_changed": "share of tokens of masked views with another partner than at the measurement before",
+    "prototype_usage": "share of the prototypes that at least one token chooses",
+    "prototype_entropy": "normalised entropy of these choices, 0 to 1",
+    "sinkhorn_error": "how far the targets are from using all prototypes equally, 0 to 1",
+    "match_changed": "share of tokens of masked views whose match changed since the last measurement",
 }
 # Placeholder colours, which are replaced by those of the page, for light and dark mode.
 TEXT, LINE = "#010203", "#040506"

@@ -83,7 +83,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError
         same = CHECKSUM not in content or content[CHECKSUM] == checksum(content)
     except (ValueError, RecursionError):
-        raise ValueError("it is no JSON object") from None
+        raise ValueError("it is not a JSON object") from None
     if not same:
         raise ValueError("its checksum is not that of its content")
     return content

@@ -85,8 +85,8 @@ def leave_out_ynnpack() -> None:
     started = getattr(sys.modules.get("jax._src.xla_bridge"), "backends_are_initialized", bool)
     if started() and sys.modules["jax"].default_backend() == "cpu":
         warnings.warn(
-            "JAX was in use before sparse_vis was imported: XLA goes on computing with YNNPACK, which "
-            "gets some products on CPU wrong; import sparse_vis before JAX makes its first array.",
+            "JAX was already in use when sparse_vis was imported, so XLA keeps using YNNPACK, which "
+            "computes some products on CPU wrongly; import sparse_vis before creating the first JAX array.",
             stacklevel=3,
         )
 
@@ -104,8 +104,8 @@ def missing_devices() -> str | None:
     except Exception as error:
         reason = " ".join(str(error).split())
         return (
-            f"JAX_PLATFORMS={asked} asks for devices that JAX does not find here{reason and f' ({reason})'}; "
-            "unset it to compute on what there is, or install JAX for them (jax[cuda13] for NVIDIA GPUs) and "
-            "see that their driver works."
+            f"JAX_PLATFORMS={asked} names devices that JAX cannot find here{reason and f' ({reason})'}; "
+            "unset it to use the available ones, or install JAX for them (jax[cuda13] for NVIDIA GPUs) "
+            "and check their driver."
         )
     return None

@@ -39,8 +39,8 @@ def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> 
     """
     if not is_utf8(folder):
         raise UserError(
-            f"{str(folder)!r} has a name that is not UTF-8, where some libraries cannot write; "
-            f"give another {flag}."
+            f"the name of {str(folder)!r} is not UTF-8, and some libraries cannot write there; give "
+            f"another {flag}."
         )
     try:
         new = not folder.exists()
@@ -50,10 +50,7 @@ def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> 
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}); give another {flag}.") from None
     if descriptor is None:
-        raise UserError(
-            f"{folder} is in use ({_holder(path)}); wait for its end, or give another "
-            f"{flag}: each needs its own."
-        )
+        raise UserError(f"{folder} is in use ({_holder(path)}); wait until it ends, or give another {flag}.")
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     holder = f"{doing}, process {os.getpid()} on {socket.gethostname()}, since {since}"
     _held.add(path)
@@ -83,8 +80,10 @@ def _lock(path: Path) -> int | None:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     return None
                 raise
-            where = f"{path.parent} cannot lock ({error.strerror})"
-            print(f"note: the file system of {where}: take care that nothing else writes there.", flush=True)
+            where = f"{path.parent} does not support locks ({error.strerror})"
+            print(
+                f"note: the file system of {where}; make sure that no other process writes there.", flush=True
+            )
             return descriptor
         if _is_at(descriptor, path):
             return descriptor

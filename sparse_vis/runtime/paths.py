@@ -22,10 +22,13 @@ def fault(text: str, hub: bool = False) -> str | None:
     if not text.strip():
         return "is empty; give a path (the current folder is .)"
     if text.startswith("~") and os.path.expanduser(text) == text:
-        return "names the home of a user who does not exist; give the whole path, or ./~ for such a name"
+        return (
+            "starts with ~ and the name of an unknown user; give the full path, or ./~ for a file of that "
+            "name"
+        )
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text)
     if scheme and not (hub and text.startswith(HUB)):
-        return "is an address; mount it as a folder or copy it to one, and give the path of that"
+        return "is an address, not a path; mount it as a folder or copy its files, and give that folder"
     return None
 
 

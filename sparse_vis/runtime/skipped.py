@@ -35,4 +35,4 @@ def append(folder: Path, new: Iterable[str]) -> None:
             write_whole(path, there + b"".join(left))
         except OSError as error:
             what = f"{path} cannot be written ({error.strerror})"
-            raise UserError(f"{what}; mend that and give the same command again.") from error
+            raise UserError(f"{what}; fix this and repeat the command.") from error

@@ -19,31 +19,37 @@ from sparse_vis.runtime.skipped import ON_ERROR
 def unknown_flag(flag: str, known: Iterable[str], program: str) -> str:
     """The error sentence for an unknown flag, with the most similar known one."""
     nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
-    remedy = f"did you mean {nearest[0]}?" if nearest else f"{program} --help shows the flags."
-    return f"{flag} is no flag of {program}; {remedy}"
+    remedy = f"did you mean {nearest[0]}?" if nearest else f"{program} --help lists the flags."
+    return f"{flag} is not a flag of {program}; {remedy}"
 
 
 def positive(text: str) -> int:
     """argparse `type` of a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 # Flags that several tools have, as `add_argument` takes them; a tool may change details.
 FLAGS = {
     "--checkpoint": dict(required=True, type=paths.place, help=paths.PLACES),
-    "--name": dict(help="model of a release folder that holds several"),
+    "--name": dict(help="which model, if the release folder holds several"),
     "--tokenizer": dict(
         type=paths.path, metavar="FILE",
-        help="weights of the VQ tokenizer, where the checkpoint does not name them",
+        help="weights of the VQ tokenizer, if the checkpoint does not name them",
     ),
     "--input": dict(required=True, type=paths.folder, metavar="FOLDER", help="folder of images"),
     "--output": dict(required=True, type=paths.path, metavar="FOLDER"),
     "--shard-size": dict(type=positive, default=4096, help="images per shard (%(default)s)"),
-    "--threads": dict(type=positive, default=os.cpu_count(), help="that decode images (%(default)s)"),
-    "--on-error": dict(choices=ON_ERROR, default="stop", help="when an image cannot be used (%(default)s)"),
-    "--max-pixels": dict(type=positive, default=2**27, help="of an image that is used (%(default)s)"),
+    "--threads": dict(
+        type=positive, default=os.cpu_count(), help="number of threads that decode images (%(default)s)",
+    ),
+    "--on-error": dict(
+        choices=ON_ERROR, default="stop", help="what to do if an image cannot be used (%(default)s)",
+    ),
+    "--max-pixels": dict(
+        type=positive, default=2**27, help="images with more pixels are refused (%(default)s)",
+    ),
 }  # fmt: skip
 
 
@@ -66,7 +72,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help shows the flags.")
+        raise UserError(f"{message}; {self.prog} --help lists the flags.")
 
 
 def check_folder(path: pathlib.Path) -> None:

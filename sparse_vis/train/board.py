@@ -78,7 +78,10 @@ class TensorBoard:
         """Stop writing: a full disk or a missing package must not end the run."""
         self.writer = None
         why = textwrap.shorten(str(error), 240, placeholder=" …")
-        print(f"note: no more TensorBoard files ({why}); metrics.jsonl has all numbers.", flush=True)
+        print(
+            f"note: TensorBoard files are no longer written ({why}); metrics.jsonl has all numbers.",
+            flush=True,
+        )
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Write the numbers of a step."""

@@ -27,8 +27,8 @@ def prepare(workdir: pathlib.Path) -> None:
     """Create a workdir; UserError if it cannot be created or written to, or its path contains a [."""
     if "[" in str(workdir.resolve()):
         raise UserError(
-            f"workdir {workdir.resolve()} has a [ in its name, below which Orbax loses what it saves; "
-            "give another --workdir."
+            f"workdir {workdir.resolve()} has a [ in its path, and Orbax cannot save there; give another "
+            "--workdir."
         )
     try:
         (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -82,8 +82,8 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     except Exception as error:
         folder = pathlib.Path(manager.directory)
         raise UserError(
-            f"a checkpoint cannot be written to {folder} ({reason_of(error)}; {saved_steps(folder.parent)}); "
-            "mend that and give the same command again."
+            f"the checkpoint could not be written to {folder} ({reason_of(error)}; "
+            f"{saved_steps(folder.parent)}); fix this and repeat the command."
         ) from error
 
 

@@ -20,8 +20,8 @@ from sparse_vis.runtime.errors import UserError
 # JAX takes a process that is silent for this long for dead, and ends the others. Its default is 100 s.
 HEARTBEAT_SECONDS = 30
 LOST = (
-    "stopped by what is printed above; if another process ended first, the cause is in that one's output. "
-    "The same command continues from what was saved."
+    "stopped by the error above; if another process ended first, its output shows the cause. Repeat the "
+    "command to continue from what was saved."
 )
 
 

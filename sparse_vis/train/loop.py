@@ -83,8 +83,8 @@ def note_jump(before: optax.Schedule, now: optax.Schedule, count: int) -> None:
     last, following = float(before(max(count - 1, 0))), float(now(count))
     if not math.isclose(float(before(count)), following, rel_tol=1e-3):
         print(
-            f"note: the learning rate goes from {last:.3g} at the last step to {following:.3g} at the next, "
-            "as config.optimizer and config.train.steps are now.",
+            "note: with the current config.optimizer and config.train.steps the learning rate changes "
+            f"from {last:.3g} at the last step to {following:.3g} at the next.",
             flush=True,
         )
 
@@ -96,7 +96,7 @@ def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
         write_json(path, settings.plain(config))
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}); mend that, or give another --workdir."
+            f"{path} cannot be written ({error.strerror}); fix this, or give another --workdir."
         ) from error
 
 
@@ -181,12 +181,15 @@ class Run:
                 checkpoint.finish(self.manager)
                 saved = step_folder.saved_steps(self.workdir)
                 raise UserError(
-                    f"stopped at step {step}: not finite from step {first} on: {terms}, {limit} bad steps in "
-                    f"a row, none applied; {saved}: {self.remedy(first, terms)}."
+                    f"stopped at step {step}: {terms} not finite in {limit} steps in a row, from step "
+                    f"{first} on (no update was applied; {saved}); {self.remedy(first, terms)}."
                 )
         if bad:
             step, terms = bad[0]
-            print(f"warning: {len(bad)} steps not applied, first step {step}: {terms} not finite", flush=True)
+            print(
+                f"warning: {len(bad)} updates skipped, first step {step}: {terms} not finite",
+                flush=True,
+            )
 
     def remedy(self, first: int, terms: str) -> str:
         """Advice where these terms are not finite from this step on."""
@@ -195,14 +198,14 @@ class Run:
         names = [f"model.{TEMPERATURES[0]}", *(f"loss.{name}" for name in TEMPERATURES[1:])]
         names += [f"loss.{term}" for term in terms.split(", ") if term in self.config.loss]
         values = ", ".join(f"config.{name}={settings.at(self.config, name)}" for name in names)
-        since, changed = "from the very first step", "the weights of config.init"
+        since, changed = "with the very first step", "the weights of config.init"
         if self.began:
             since, changed = (
-                "since this start",
+                "with the first step after the restart",
                 "what changed since the checkpoint (notes above), its parameters",
             )
         return (
-            f"it is so {since}, which the learning rate does not explain; look at {changed}, the images, and "
+            f"this began {since}, so the learning rate is not the cause; check {changed}, the images, and "
             f"{values}"
         )
 
@@ -214,7 +217,11 @@ class Run:
         """
         steps = self.config.train.steps
         if self.step >= steps:
-            print(f"{self.workdir} is finished: step {self.step} of {steps}; nothing is trained.", flush=True)
+            print(
+                f"{self.workdir} is already finished (step {self.step} of {steps}); there is nothing left "
+                "to train.",
+                flush=True,
+            )
             return {}
         with contextlib.ExitStack() as exits:
             batches = exits.enter_context(contextlib.closing(self.batches()))

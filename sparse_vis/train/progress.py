@@ -43,7 +43,7 @@ def keep_until(path: pathlib.Path, step: int) -> list[dict]:
         except (ValueError, TypeError, KeyError):
             damaged += line.endswith(b"\n")
     if damaged:
-        print(f"note: {damaged} damaged lines of {path} are left out.", flush=True)
+        print(f"note: {damaged} damaged lines of {path} were skipped.", flush=True)
     if len(rows) < len(lines):
         write_whole(path, b"".join(kept))
     return rows
@@ -131,7 +131,7 @@ class Progress:
         except OSError as error:
             raise UserError(
                 f"metrics cannot be written to {self.path} ({error.strerror}; "
-                f"{saved_steps(self.path.parent)}); mend that and give the same command again."
+                f"{saved_steps(self.path.parent)}); fix this and repeat the command."
             ) from error
 
     def mention_input(self, share: float) -> None:
@@ -139,8 +139,9 @@ class Progress:
         if share > INPUT_SHARE and not self.said_waiting:
             self.said_waiting = True
             print(
-                f"note: input is the bottleneck: {share:.0%} of the time since the last line went into "
-                "waiting for images; raise config.data.workers (decoding processes) up to the free cores.",
+                f"note: data loading is the bottleneck: {share:.0%} of the time since the last line was "
+                "spent waiting for images; raise config.data.workers (decoding processes), up to the "
+                "number of free cores.",
                 flush=True,
             )
 

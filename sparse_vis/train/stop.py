@@ -19,7 +19,7 @@ class StopSignal:
         self.keep = (
             False  # whether there are steps to save; if not, a signal prints this and ends the process:
         )
-        self.message = "before the first step: nothing had to be saved; the same command continues."
+        self.message = "before the first step: there was nothing to save; repeat the command to start again."
 
     @property
     def received(self) -> bool:

@@ -94,7 +94,7 @@ def gaussian_blur(image: Image, sigma: float | Float[Array, "*#batch"]) -> Image
     height, width = image.shape[-3:-1]
     if min(height, width) <= BLUR_RADIUS:
         raise UserError(
-            f"cannot blur {height} x {width} pixels: use views of at least {BLUR_RADIUS + 1} px a side"
+            f"cannot blur {height} x {width} pixels: use views of at least {BLUR_RADIUS + 1} px per side"
         )
     # Two matrices instead of shifted sums: into those, XLA fuses the operations before and recomputes them
     # for every tap, six times slower on CPU.

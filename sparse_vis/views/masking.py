@@ -25,7 +25,7 @@ def visible_count(patches: int, ratio: float) -> int:
             f"a view of {patches} patches cannot be masked: use a view at least as large as a patch"
         )
     if not 0 <= ratio < 1:
-        raise UserError(f"masking ratio {ratio} is outside [0, 1): choose the part of the patches to drop")
+        raise UserError(f"masking ratio {ratio} is outside [0, 1); it is the share of patches to drop")
     return max(int((1 - ratio) * patches), 1)
 
 

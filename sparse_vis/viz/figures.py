@@ -152,7 +152,7 @@ def read_metrics(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.nda
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a run's metrics.jsonl.") from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{path} is damaged in line {number}; delete that line and what follows.") from None
+        raise UserError(f"{path} is damaged at line {number}; delete this line and all after it.") from None
     return {name: tuple(map(np.array, zip(*rows, strict=True))) for name, rows in found.items()}
 
 

@@ -260,7 +260,7 @@ def test_the_tool_on_virtual_devices(tmp_path):
         ((f"--config={TINY}", "--topology=h100:1x1"), 'pip install "jax[cuda13]"'),
         ((f"--config={TINY}", "--mesh=4"), "--mesh=4 is no mesh"),
         ((f"--config={TINY}", "--mesh=2,1", "--json=nowhere/x.json"), "its folder does not exist"),
-        ((f"--config={TINY}", "--mesh=3,1"), "config.train.batch=4 is no multiple"),
+        ((f"--config={TINY}", "--mesh=3,1"), "config.train.batch=4 is not a multiple"),
     ],
 )
 def test_wrong_input_is_one_sentence(arguments, sentence):

@@ -196,6 +196,6 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "write_safetensors", full)
-    with pytest.raises(UserError, match=r"No space left on device.*make room and repeat the command"):
+    with pytest.raises(UserError, match=r"No space left on device.*free disk space and repeat the command"):
         export.export_released(GOLDEN, tmp_path / "out", "sizes_p14")
     assert not list((tmp_path / "out").iterdir())

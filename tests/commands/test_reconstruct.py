@@ -76,7 +76,7 @@ def test_images_that_cannot_be_used_are_refused_or_left_out_and_listed(tmp_path,
     for path in (tmp_path / "in").rglob("*.*"):
         path.write_text("no image")
     code, _ = run(monkeypatch, capsys, **flags, on_error="skip")
-    assert code.startswith("error: none of 4 images can be used; cannot decode 'a.png'")
+    assert code.startswith("error: none of the 4 images can be used; the first one: cannot decode 'a.png'")
 
 
 @pytest.mark.fast
@@ -107,7 +107,7 @@ def test_vq_model(tmp_path, monkeypatch, capsys, photos):
     weights = tmp_path / "vq_p16.safetensors"
     flags = dict(checkpoint=weights, input=photos, output=tmp_path / "out")
     code, _ = run(monkeypatch, capsys, **flags)
-    assert code.startswith(f"error: {weights} reconstructs through a VQ tokenizer, whose weights are not at")
+    assert code.startswith(f"error: {weights} reconstructs through a VQ tokenizer, whose weights were not")
     assert code.endswith("; give --tokenizer=FILE.")
     code, printed = run(monkeypatch, capsys, **flags, tokenizer=VQGAN, compare_bf16=True)
     assert code is None
@@ -120,7 +120,7 @@ def test_vq_model(tmp_path, monkeypatch, capsys, photos):
         np.testing.assert_array_equal(sheet[:, :64], image)
         assert np.abs(sheet[:, 64:] / 255 - expected).max() < 0.51 / 255 + 1e-4
 
-    share = float(re.search(r"a bfloat16 tokenizer keeps (\S+) of the codes", printed)[1])
+    share = float(re.search(r"with a bfloat16 tokenizer (\S+) of the codes stay", printed)[1])
     assert 0.5 < share <= 1
 
 
@@ -185,7 +185,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_picture(tmp_path, monkey
 
     monkeypatch.setattr(tool, "side_by_side", lambda *_: Sheet())
     code, _ = run(monkeypatch, capsys, checkpoint=PIXEL, input=photos, output=tmp_path / "out")
-    assert re.match(r"error: .*out cannot be written \(.*No space left.*\); .* or make room and repeat", code)
+    assert re.match(
+        r"error: .*out cannot be written \(.*No space left.*\); .* or free disk space and repeat", code
+    )
     assert "\n" not in code and not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
@@ -200,12 +202,12 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, photos):
         (dict(checkpoint=tmp_path / "none"), r"checkpoint .*none does not exist .*; give"),
         (dict(checkpoint=GOLDEN), "holds several models; give one of the names"),
         (dict(compare_bf16=True), "reconstructs pixels without a tokenizer; leave out --compare-bf16"),
-        (dict(tokenizer=VQGAN), r"has no use for tokenizer=.*; leave it out"),
-        (dict(checkpoint=VQ, tokenizer=PIXEL), r"pixel_p16\.safetensors is no MaskGIT-VQGAN"),
-        (dict(output=photos), "lies in the --input folder; give another"),
-        (dict(output=photos / "sub" / "out"), "lies in the --input folder; give another"),
+        (dict(tokenizer=VQGAN), r"does not use a tokenizer; leave out tokenizer="),
+        (dict(checkpoint=VQ, tokenizer=PIXEL), r"pixel_p16\.safetensors is not a MaskGIT-VQGAN"),
+        (dict(output=photos), "is inside the --input folder, .*; give another"),
+        (dict(output=photos / "sub" / "out"), "is inside the --input folder, .*; give another"),
         (dict(output=tmp_path / "file", checkpoint="x"), "file is a file.; give another --output"),
-        (dict(outptu="x"), "--outptu is no flag of .*; did you mean --output"),
+        (dict(outptu="x"), "--outptu is not a flag of .*; did you mean --output"),
     ]
     for changes, sentence in cases:
         code, _ = run(monkeypatch, capsys, **{**good, **changes})

@@ -71,7 +71,7 @@ def test_a_flipped_bit_of_a_shard_is_refused(finished):
     whole, random_bits = path.read_bytes(), random.Random(0).sample(range(8 * path.stat().st_size), 100)
     for bit in random_bits:
         flip(path, bit)
-        with pytest.raises(UserError, match=rf"{path.name} is damaged .*; delete it to have it written"):
+        with pytest.raises(UserError, match=rf"{path.name} is damaged .*; delete it and repeat"):
             shards.read_shard(path, len(images), PRINT, content=True)
         path.write_bytes(whole)
     shards.read_shard(path, len(images), PRINT, content=True)
@@ -128,21 +128,19 @@ def test_lost_and_older_files_are_refused_with_the_remedy(finished):
     without = {key: value for key, value in json.loads(entry.read_text()).items() if key != "checksum"}
     for text in ("[]", "{", json.dumps(without), "[" * 100000):
         entry.write_text(text)
-        with pytest.raises(
-            UserError, match=rf"{entry.name} cannot be used .*delete {path.name} to have both"
-        ):
+        with pytest.raises(UserError, match=rf"{entry.name} cannot be used .*delete {path.name} and repeat"):
             shards.read_shard(path, len(images), PRINT, content=True)
     entry.unlink()
-    with pytest.raises(UserError, match=rf"{entry.name} is missing; delete {path.name} to have both"):
+    with pytest.raises(UserError, match=rf"{entry.name} is missing; delete {path.name} and repeat"):
         shards.read_shard(path, len(images), PRINT, content=True)
     for text in ("[]", "{", "", "\udcff"):
         manifest.write_bytes(os.fsencode(text))
         with pytest.raises(
-            UserError, match=r"manifest.json is damaged, .*; delete it to have it written again, or give"
+            UserError, match=r"manifest.json is damaged or .*; delete it and repeat the command, or give"
         ):
             shards.open_output(path.parent, SETTINGS, first=True)
     manifest.write_text(json.dumps(SETTINGS))
-    with pytest.raises(UserError, match="of an earlier version, which kept no checksums"):
+    with pytest.raises(UserError, match="by an earlier version, without checksums"):
         shards.open_output(path.parent, SETTINGS, first=True)
 
 
@@ -154,10 +152,10 @@ def test_a_lost_manifest_is_written_again_and_shards_of_other_settings_are_refus
     shards.open_output(path.parent, SETTINGS, first=True)
     assert shards.finish(path.parent, SETTINGS, finished) == (7, 1) and manifest.read_text() == before
     manifest.unlink()
-    with pytest.raises(UserError, match="holds something else"):  # shards of another size would stay beside
+    with pytest.raises(UserError, match="contains other files"):  # shards of another size would stay beside
         shards.open_output(path.parent, SETTINGS | {"shard_size": 4}, first=True)
     other = shards.fingerprint(SETTINGS | {"step": 4})
-    with pytest.raises(UserError, match=rf"{path.name} is of an extraction with other settings; give"):
+    with pytest.raises(UserError, match=rf"{path.name} was written with other settings; give"):
         shards.read_shard(path, len(images), other, content=True)
 
 
@@ -172,7 +170,7 @@ def test_what_a_killed_process_leaves_is_not_something_else(tmp_path):
     assert shards.finish(output, SETTINGS, planned) == (3, 0) and not list(output.glob("*.partial"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="other holds something else"):
+    with pytest.raises(UserError, match="other contains other files"):
         shards.open_output(tmp_path / "other", SETTINGS, first=True)
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.fast
     "name,value,words",
     [
         ("model.patch", 0, "at least 1"),
-        ("model.patch", 15, "image_size=224 is no multiple"),
+        ("model.patch", 15, "image_size=224 is not a multiple"),
         ("model.heads", 7, "config.model.width=768"),
         ("model.decoder.heads", 7, "config.model.decoder.width=512"),
         ("model.target", "codes", "'pixel' or 'vq'"),
@@ -38,20 +38,20 @@ pytestmark = pytest.mark.fast
         ("data.max_pixels", 0, "at least 1"),
         ("data.canvas", 8, "smaller than a patch"),
         ("views.local_size", 15, "smaller than a patch"),
-        ("model.prototypes.count", 10_000, "prototype_chunk=1024; choose one, e.g. 10240"),
+        ("model.prototypes.count", 10_000, "prototype_chunk=1024; use e.g. count=10240"),
         ("optimizer.warmup", 0.999999, "leaves no step after the warm-up"),
         ("optimizer.clip", 0.0, "config.optimizer.clip=0 is too small"),
         ("optimizer.warmup", 1.0, "config.optimizer.warmup=1 is too large"),
-        ("efficiency.mesh", (2, -3), "has -3, which is no number of devices"),
-        ("efficiency.mesh", (-1, -1), "leaves both numbers open; give two numbers of devices"),
-        ("efficiency.mesh", (0, -1), "has 0, which is no number of devices; give two numbers of devices"),
+        ("efficiency.mesh", (2, -3), "has -3, which is not a number of devices"),
+        ("efficiency.mesh", (-1, -1), "has -1 twice; give two numbers"),
+        ("efficiency.mesh", (0, -1), "has 0, which is not a number of devices; give two numbers"),
         ("eval.batch", 0, "at least 1"),
         ("eval.train_records", -1, "at least 0"),
         ("eval.dtype", "half", "'float32' or 'bfloat16'"),
-        ("eval.holdout", 0.2, "hold a share out, e.g. 0.2, where both are the same, and only there"),
-        ("eval.test_split", "train", "hold a share out"),
-        ("eval.mask_classes", 3, "give both, the folder and the number"),
-        ("eval.beside", ("pixels", "pixels"), "give different names"),
+        ("eval.holdout", 0.2, "above 0, e.g. 0.2, if the two are the same split, and 0 otherwise"),
+        ("eval.test_split", "train", "must be above 0"),
+        ("eval.mask_classes", 3, "give both (the folder, and the number"),
+        ("eval.beside", ("pixels", "pixels"), "give each name once"),
         ("eval.expected", (("knn", "mean_S", "k20", 0.6, 0.1),), "the task one of config.eval.tasks"),
         ("eval.linear_published.epochs", 0, "at least 1"),
         ("eval.segmentation.batch", 0, "at least 1"),
@@ -77,7 +77,7 @@ def test_what_only_several_settings_show():
         settings.check(config)
     config = default_config()
     config.loss.update(dict.fromkeys(TERMS, 0.0))
-    with pytest.raises(UserError, match=r"every weight of config\.loss is 0, so that nothing would be"):
+    with pytest.raises(UserError, match=r"every weight of config\.loss is 0, so nothing would be trained"):
         settings.check(config)
     config.loss.koleo_image = 0.1
     settings.check(config)
@@ -91,7 +91,7 @@ def test_what_only_several_settings_show():
 def test_a_configuration_of_ones_own_must_have_all_settings_and_no_others():
     config = default_config().unlock()
     del config["views"]["hue"]
-    with pytest.raises(UserError, match=r"lacks the setting views\.hue; .* return default_config\(\)"):
+    with pytest.raises(UserError, match=r"lacks the setting views\.hue; .* start from default_config\(\)"):
         settings.check(config)
     config = default_config().unlock()
     config.model.width2 = 3
@@ -109,7 +109,7 @@ def test_fused_attention_is_refused_where_it_cannot_run(name):
     ):
         settings.check(config, devices=1, backend="cpu")
     config.efficiency.dtype = "float32"
-    with pytest.raises(UserError, match=rf"attention={name} has no float32; set .*dtype=bfloat16"):
+    with pytest.raises(UserError, match=rf"attention={name} does not support float32; set .*dtype=bfloat16"):
         settings.check(config, devices=1, backend="gpu")
 
 
@@ -138,7 +138,7 @@ def test_a_changed_digit_of_a_saved_configuration_is_noticed(tmp_path):
     assert settings.read(tmp_path) == default_config()
     changed = path.read_text().replace('"steps": 93750', '"steps": 93758')
     path.write_text(changed)
-    with pytest.raises(UserError, match=r'changed by hand .*take out its line "checksum" if'):
+    with pytest.raises(UserError, match=r'edited by hand .*delete its line "checksum" if'):
         settings.read(tmp_path)
     lines = changed.splitlines(keepends=True)
     path.write_text("".join(line for line in lines if '"checksum"' not in line))
@@ -163,7 +163,9 @@ def test_a_setting_that_went_is_understood_where_it_changed_nothing(tmp_path):
     path.write_text(json.dumps(former))
     assert settings.read(tmp_path) == default_config()
     path.write_text(json.dumps({"model": {"bottleneck": "dense"}}))
-    with pytest.raises(UserError, match=r"the setting .model\.bottleneck., which this version does not"):
+    with pytest.raises(
+        UserError, match=r"the setting ['`]model\.bottleneck['`], which this version does not"
+    ):
         settings.read(tmp_path)
 
 
@@ -180,23 +182,23 @@ def test_a_resume_of_an_earlier_version_tells_no_changes_that_are_none():
     "text,words",
     [
         ('{"train": {"stepz": 3}}', "train.stepz"),
-        ('{"train": 3}', "is no configuration"),
-        ('{"train": {"steps": "x"}}', "is no configuration"),
-        ('{"train": ', "no JSON object"),
-        *((text, "no JSON object") for text in ("[]", "null", "3", '"a"', "NaN", "true")),
+        ('{"train": 3}', "is not a configuration"),
+        ('{"train": {"steps": "x"}}', "is not a configuration"),
+        ('{"train": ', "not a JSON object"),
+        *((text, "not a JSON object") for text in ("[]", "null", "3", '"a"', "NaN", "true")),
         *(
-            (text, "is no configuration")
+            (text, "is not a configuration")
             for text in ('{"train": []}', '{"train": null}', '{"train": "a"}', '{"model": {"decoder": 3}}')
         ),
-        ('{"model": {"width": {"a": 1}}}', "model.width={'a': 1} is no whole number"),
+        ('{"model": {"width": {"a": 1}}}', "model.width={'a': 1} is not a whole number"),
         ('{"model": {"width": 0}}', "model.width=0 is too small"),
-        ('{"model": {"heads": 7}}', "config.model.width=768 is no multiple of its heads"),
-        ('{"views": {"aspect": [[1], 2]}}', "views.aspect=.* is no pair of numbers"),
-        ('{"eval": {"expected": [["a"], "b"]}}', "eval.expected=.* is no list of rows"),
+        ('{"model": {"heads": 7}}', "config.model.width=768 is not a multiple of its heads"),
+        ('{"views": {"aspect": [[1], 2]}}', "views.aspect=.* is not a pair of numbers"),
+        ('{"eval": {"expected": [["a"], "b"]}}', "eval.expected=.* is not a list of rows"),
         ('{"tr\\nain": 3}', r"the setting 'tr\\nain', which this version"),
-        (b"\xff\xfe{", "no JSON object"),
-        ("[" * 100_000, "no JSON object"),
-        ('{"seed": ' + "9" * 5000 + "}", "no JSON object"),
+        (b"\xff\xfe{", "not a JSON object"),
+        ("[" * 100_000, "not a JSON object"),
+        ('{"seed": ' + "9" * 5000 + "}", "not a JSON object"),
     ],
     ids=lambda text: str(text)[:30],
 )

@@ -139,7 +139,7 @@ def test_the_next_usable_record_stands_in_and_is_counted():
 @pytest.mark.parametrize("count", [1, 3])
 def test_nothing_usable_is_an_error_not_a_loop(count):
     with pytest.raises(
-        UserError, match=f"none of {count} images can be used; cannot decode 'record "
+        UserError, match=f"none of the {count} images can be used; the first one: cannot decode 'record "
     ) as error:
         list(batches(Numbered(count, bad=tuple(range(count))), on_error="skip", threads=1))
     assert "\n" not in str(error.value)

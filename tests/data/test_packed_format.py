@@ -154,15 +154,15 @@ def test_flipped_bits_of_any_file_are_refused_or_harmless(folder):
 @pytest.mark.parametrize(
     ("record", "what"),
     (
-        (b"", "no msgpack"),
-        (b"\xc1", "no msgpack"),
-        (msgpack.packb(RECORDS[4])[:20], "no msgpack"),
-        (msgpack.packb(RECORDS[4]) + b"x", "no msgpack"),
-        (msgpack.packb({1: 2}), "no msgpack"),
-        (b"\x91" * 5000, "no msgpack"),
-        (7, "a record is no map"),
-        (None, "a record is no map"),
-        ([b"x", "a/4.png", 0], "a record is no map"),
+        (b"", "not msgpack"),
+        (b"\xc1", "not msgpack"),
+        (msgpack.packb(RECORDS[4])[:20], "not msgpack"),
+        (msgpack.packb(RECORDS[4]) + b"x", "not msgpack"),
+        (msgpack.packb({1: 2}), "not msgpack"),
+        (b"\x91" * 5000, "not msgpack"),
+        (7, "a record is not an object"),
+        (None, "a record is not an object"),
+        ([b"x", "a/4.png", 0], "a record is not an object"),
         ({"name": "a/4.png", "label": 0}, "a record lacks 'image'"),
         ({"image": b"x", "label": 0}, "a record lacks 'name'"),
         ({"image": b"x", "name": "a/4.png"}, "a record lacks 'label'"),
@@ -208,4 +208,4 @@ def test_a_folder_of_which_all_was_skipped_is_refused(tmp_path):
         skipped = [["a", "b"]] * shard["records"]
         shard.update(write_shard(tmp_path / name, []) | {"skipped": skipped})
     (tmp_path / "packed.json").write_text(json.dumps(seal(metadata | {"records": 0})))
-    assert "holds no image" in refusal(tmp_path)
+    assert "contains no images" in refusal(tmp_path)

@@ -73,14 +73,14 @@ def test_a_second_link_to_a_folder_is_a_class_of_its_own_and_said(tmp_path, caps
     found = folder(tmp_path / "data")
     assert found.names == ["a/more/x.png", "b/more/x.png"] and found.classes == ("a", "b")
     place = tmp_path / "data"
-    said_once = "are one folder, by links; it is read under each name, so that its images count 2 times"
+    said_once = "are links to the same folder, so its images are used 2 times, once under each name"
     assert said(found, capsys) == [  # nothing of a/more and b/more
-        f"2 images in {place}, 2 classes, its subfolders (a, b); left out: 2 without extension",
-        f"note: 'a' and 'b' of {place} {said_once}",
+        f"2 images in {place}, 2 classes, named by its subfolders (a, b); skipped: 2 without extension",
+        f"note: 'a' and 'b' in {place} {said_once}",
     ]
     (place / "a" / "back").symlink_to(place)
     again = said(folder(place), capsys)
-    assert again[0].endswith("left out: 2 without extension, 2 link to a folder that it lies in")
+    assert again[0].endswith("skipped: 2 without extension, 2 link to one of its parent folders")
 
 
 def said(source, capsys):
@@ -99,12 +99,12 @@ def test_what_is_read_and_what_is_left_out_is_said_once(tmp_path, capsys):
         (tmp_path / name).write_text("no image")
     (tmp_path / "folder.jpg").mkdir()  # an empty folder, whatever it is called
     os.mkfifo(tmp_path / "pipe.jpg")  # reading it would wait for ever
-    left = "left out: 2 .heic, 1 .jpg, 1 .txt, 1 hidden, 1 without extension"
+    left = "skipped: 2 .heic, 1 .jpg, 1 .txt, 1 hidden, 1 without extension"
     line, note = said(folder(tmp_path), capsys)
-    head, _, tail = line.partition("; left out: ")
-    assert head == f"9 images in {tmp_path}, 1 class, its subfolders (cat)"
-    assert set(tail.split(", ")) == set(left.removeprefix("left out: ").split(", "))
-    assert note.startswith("note: cat is read as the only class")
+    head, _, tail = line.partition("; skipped: ")
+    assert head == f"9 images in {tmp_path}, 1 class, named by its subfolders (cat)"
+    assert set(tail.split(", ")) == set(left.removeprefix("skipped: ").split(", "))
+    assert note.startswith("note: cat is the only class")
     (tmp_path / "flat").mkdir()
     (tmp_path / "cat" / "a.jpg").rename(tmp_path / "flat" / "a.jpg")
     assert said(folder(tmp_path / "flat"), capsys) == [f"1 image in {tmp_path / 'flat'}, no classes"]
@@ -115,10 +115,12 @@ def test_splits_taken_for_classes_are_told(tmp_path, capsys):
     for split in ("test", "train"):
         write(tmp_path / split / "cat" / "a.png")
     line, note = said(folder(tmp_path), capsys)
-    assert line == f"2 images in {tmp_path}, 2 classes, its subfolders (test, train)"
-    assert note.startswith("note: test, train are read as classes but are called like splits")
+    assert line == f"2 images in {tmp_path}, 2 classes, named by its subfolders (test, train)"
+    assert note.startswith(
+        "note: the subfolders test, train are used as classes, but their names look like splits"
+    )
     assert "--config.data.split=train" in note and f"--input={tmp_path}/train" in note
-    assert said(folder(tmp_path, "train"), capsys)[0].endswith("1 class, its subfolders (cat)")
+    assert said(folder(tmp_path, "train"), capsys)[0].endswith("1 class, named by its subfolders (cat)")
 
 
 @pytest.mark.fast
@@ -146,7 +148,7 @@ def test_the_limit_on_pixels_travels_with_the_records(tmp_path):
         if fits:
             assert read_records(source, [0], size=8, short_side=8).image.shape == (1, 8, 8, 3)
             continue
-        with pytest.raises(UserError, match=r"'a\.png' has 120 pixels, above the limit of 119"):
+        with pytest.raises(UserError, match=r"'a\.png' has 120 pixels, more than the limit of 119"):
             read_records(source, [0], size=8, short_side=8)
 
 
@@ -197,9 +199,7 @@ def test_missing_empty_and_unreadable_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="holds no image"):
         folder(tmp_path)
     (tmp_path / "a.heic").write_text("")
-    with pytest.raises(
-        UserError, match=r"holds no image \(.*; left out: 1 \.txt, 1 \.heic; put images there"
-    ):
+    with pytest.raises(UserError, match=r"holds no image \(.*; skipped: 1 \.txt, 1 \.heic; put images there"):
         folder(tmp_path)
     write(tmp_path / "a.png")
     (tmp_path / "b.png").touch()
@@ -228,7 +228,7 @@ def test_read_records_of_scenes_are_the_records():
         assert read.label[row] == found[index]["label"] and read.name[row] == found[index]["name"]
     with pytest.raises(UserError, match="40"):
         read_records(found, range(41), size=32, short_side=32)
-    with pytest.raises(UserError, match="short side 16"):
+    with pytest.raises(UserError, match="short side \(16 px\)"):
         read_records(found, range(4), size=32, short_side=16)
 
 

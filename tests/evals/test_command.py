@@ -164,10 +164,10 @@ def test_what_does_not_apply_is_absent_with_its_reason(measured):
     )
     quality = encoders["trained"]["reconstruction"]
     assert set(quality["metrics"][""]) == {"psnr", "ssim"}
-    assert "config.eval.inception names no file" in quality["absent"]["rfid"]
+    assert "config.eval.inception is not set" in quality["absent"]["rfid"]
     assert "alexnet-owt-7be5be79.pth" in quality["absent"]["lpips"]
     assert encoders["pixels"]["localization"]["metrics"] == {}
-    assert encoders["pixels"]["localization"]["absent"] == {"localization": "it gives no spatial"}
+    assert encoders["pixels"]["localization"]["absent"] == {"localization": "the encoder has no spatial"}
     assert set(encoders["mean_colour"]["reconstruction"]["metrics"][""]) == {"psnr", "ssim"}
 
 
@@ -220,7 +220,7 @@ def test_finished_pairs_are_skipped_and_changed_ones_are_not(measured, monkeypat
     command.make_plan(config)  # as before training
     evaluate(config, workdir)
     shown, written = capsys.readouterr().out, (workdir / "evaluation.md").read_text()
-    assert seen == [] and "trained: knn is finished" in shown
+    assert seen == [] and "trained: knn was measured before" in shown
     for network in ("pt_inception-2015-12-05-6726825d.pth", "alexnet-owt-7be5be79.pth"):  # are not there
         assert shown.count(network) == 1 and written.count(network) == 1
     assert json.loads((workdir / "evaluation.json").read_text())["encoders"] == encoders
@@ -391,7 +391,9 @@ def test_images_that_cannot_be_used_are_refused_or_left_out(pictures, monkeypatc
     assert [len(part) for part in without_unusable(data, folder).parts.values()] == [5, 7]
     for path in (folder / "images" / "test").rglob("*.png"):
         path.write_text("no image")
-    with pytest.raises(UserError, match=r"^none of 7 test images can be used; cannot decode '0\.png'"):
+    with pytest.raises(
+        UserError, match=r"^none of the 7 test images can be used; the first one: cannot decode '0\.png'"
+    ):
         without_unusable(data, folder)
 
 
@@ -422,7 +424,7 @@ def test_top_5_of_five_classes_is_left_out_with_its_reason():
     rows = {"cls": {"accuracy": 0.5, "top5": 1.0}, "chosen": {"map": 0.2}}
     found = command._without_trivial(Result(rows, {"x": "y"}), 5)
     assert found.metrics == {"cls": {"accuracy": 0.5}, "chosen": {"map": 0.2}}
-    assert found.absent == {"x": "y", "top5": "of 5 classes the five likeliest are all"}
+    assert found.absent == {"x": "y", "top5": "with 5 classes, the top five are all of them"}
     assert command._without_trivial(Result(rows), 6) == Result(rows)
     assert command._without_trivial(Result({"": {"psnr": 9}}), 0) == Result({"": {"psnr": 9}})
 
@@ -487,12 +489,12 @@ def test_bad_input_is_named_before_anything_is_read(tmp_path):
             evaluate(config, tmp_path / "nothing")
         assert "\n" not in str(error.value)
 
-    refused("'lineal', which is no task; use linear", tasks=("lineal",))
-    refused("no task; use scenes or knn or linear", tasks=("zzz",))
+    refused("'lineal', which is not a task; use linear", tasks=("lineal",))
+    refused("not a task; use scenes or knn or linear", tasks=("zzz",))
     refused("'runs/absent', which is neither a path nor", tasks=("knn",), beside=("runs/absent",))
     refused("names '', which is neither a path nor", tasks=("knn",), beside=("",))
     (tmp_path / "file.txt").write_text("no weights")
-    with pytest.raises(UserError, match=r"file.txt is no released .safetensors file"):
+    with pytest.raises(UserError, match=r"file.txt is not a released .safetensors file"):
         command.make_plan(make_config(tasks=("knn",), beside=(str(tmp_path / "file.txt"),)))
     few = make_config(tasks=("scenes",))
     few.eval.train_records = 3
@@ -503,7 +505,7 @@ def test_bad_input_is_named_before_anything_is_read(tmp_path):
     refused("holds no checkpoint and config.init names no weights", tasks=("knn",))
     refused("holdout=0 with config.eval.train_split=test and config.eval.test_split=test", train_split="test")
     refused("eval.holdout=1.5", train_split="test", holdout=1.5)
-    refused("give different names", tasks=("knn", "knn"))
+    refused("give each name once", tasks=("knn", "knn"))
     for name, kind, least in (("linear", "train", 6), ("scenes", "train", 6), ("retrieval", "test", 2)):
         few = {"tasks": (name,), f"{kind}_records": least - 1}
         refused(rf"'{name}' needs at least {least} {kind} images.*raise config\.eval\.{kind}_records", **few)
@@ -534,7 +536,7 @@ def test_a_file_of_another_form_is_written_anew(tmp_path, capsys):
     path = tmp_path / "evaluation.json"
     path.write_text('{"trained": {"psnr": 3}}')
     assert Results(tmp_path).encoders == {}
-    assert "is written anew" in capsys.readouterr().out
+    assert "was written by another version" in capsys.readouterr().out
     results = Results(tmp_path)
     results.add("e", "t", {"k": (1, 2)}, Result({"": {"x": 0.5, "y": float("nan")}}), {})
     again = Results(pathlib.Path(tmp_path))
@@ -542,7 +544,7 @@ def test_a_file_of_another_form_is_written_anew(tmp_path, capsys):
     assert again.finished("e", "t", {"k": [1, 2]}) and not again.finished("e", "t", {"k": [1]})
     for text in ("{", "[]", path.read_text().replace('"x": 0.5', '"x": 0.7')):
         path.write_text(text)
-        with pytest.raises(UserError, match=r"evaluation\.json cannot be used .*delete it to have all"):
+        with pytest.raises(UserError, match=r"evaluation\.json cannot be used .*delete it, and everything"):
             Results(tmp_path)
 
 

@@ -85,7 +85,7 @@ def test_bad_splits_are_one_sentence_with_the_remedy(tmp_path):
 
     refused(r"test' does not exist.*test_split='test'.*--config\.eval\.holdout=0\.2")
     folder(tmp_path / "test", per_class=1, classes=("cat", "dog", "wolf", "owl"))
-    refused(r"have other classes \(wolf …\); .*give train and test the same subfolders")
+    refused(r"have different classes \(wolf …\), .*give train and test the same subfolders")
     refused(
         "holdout=0.1 of 3 images leaves none for test", train_split="train", test_split="train", holdout=0.1
     )

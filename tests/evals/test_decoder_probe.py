@@ -104,5 +104,5 @@ def test_bad_input_is_named():
     probe = dp.DecoderProbe((4, 4), 16, dp.DecoderProtocol(epochs=1, **SMALL), None, seed=0)
     with pytest.raises(UserError, match="no training batches"):
         dp.fit(probe, lambda number: [])
-    with pytest.raises(UserError, match="images of 18 px are no multiple of 4 patches"):
+    with pytest.raises(UserError, match="image size 18 is not a multiple of the 4 patches"):
         dp.DecoderProbe((4, 4), 18, dp.DecoderProtocol(), None, seed=0)

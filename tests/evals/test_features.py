@@ -105,14 +105,14 @@ def test_broken_contracts_are_named():
     def odd(key, value):
         return Encoder("odd", (key,), lambda images, wanted: value(images))
 
-    with pytest.raises(UserError, match="'odd' gives the unknown key 'tokens'"):
+    with pytest.raises(UserError, match="'odd' returns the unknown key 'tokens'"):
         encode(odd("tokens", lambda x: {"tokens": x}), IMAGES, ("tokens",), 11)
     with pytest.raises(UserError, match=r"'odd' returned 'cls' of shape \(11, 3\)"):
         encode(odd("cls", lambda x: {"cls": x[:, 0, 0]}), IMAGES, ("cls",), 11)
-    with pytest.raises(UserError, match="'odd' did not return 'cls'"):
+    with pytest.raises(UserError, match="'odd' declares 'cls' but did not return it"):
         encode(odd("cls", lambda x: {}), IMAGES, ("cls",), 11)
     assert square_grid(49) == (7, 7)
-    with pytest.raises(UserError, match="50 patches are no square grid"):
+    with pytest.raises(UserError, match="50 patches are not a square grid"):
         square_grid(50)
 
 

@@ -108,11 +108,11 @@ def test_moments_of_images(monkeypatch):
 
 def test_bad_input_is_refused():
     rows = np.zeros((3, 4))
-    with pytest.raises(UserError, match="at least 2 images a set, these have 3 and 1"):
+    with pytest.raises(UserError, match="at least 2 images per set, but these have 3 and 1"):
         frechet_distance(moments(rows), moments(rows[:1]))
     with pytest.raises(UserError, match="4 and 3 features"):
         frechet_distance(moments(rows), moments(rows[:, :3]))
     with pytest.raises(UserError, match="not finite"):
         moments(np.full((2, 4), np.nan))
-    with pytest.raises(UserError, match="at least 2 images a set, these have 0 and 3"):
+    with pytest.raises(UserError, match="at least 2 images per set, but these have 0 and 3"):
         frechet_distance(Moments.empty(4).update(rows[:0]), moments(rows))

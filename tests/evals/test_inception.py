@@ -196,7 +196,7 @@ def test_rfid_of_reconstructions_that_are_right_and_wrong(case):
     true = functools.partial(networks.true_moments, part)
     right, absent = quality(compared(unit, images, networks), networks, true)
     assert right["psnr"] == 100 and right["ssim"] == pytest.approx(1) and right["rfid"] < 1e-3
-    assert set(absent) == {"lpips"} and "config.eval.lpips.alexnet names no file" in absent["lpips"]
+    assert set(absent) == {"lpips"} and "config.eval.lpips.alexnet is not set" in absent["lpips"]
     wrong, _ = quality(compared(1 - unit, images, networks), networks, true)
     assert wrong["rfid"] > 100 * max(right["rfid"], 1e-3) and wrong["psnr"] < 15
     # A reconstruction of another size is brought to the images' own for PSNR and SSIM.

@@ -93,5 +93,5 @@ def test_bad_input_is_named():
     with pytest.raises(UserError, match="89 labels"):
         knn.knn_accuracy(train, Split(test.x, test.y[1:]), classes=5, ks=(1,))
     test.x[3, 2] = np.nan
-    with pytest.raises(UserError, match="test features hold NaN"):
+    with pytest.raises(UserError, match="test features contain NaN"):
         knn.knn_accuracy(train, test, classes=5, ks=(1,))

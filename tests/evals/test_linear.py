@@ -165,9 +165,9 @@ def test_candidates_are_what_the_features_allow():
 
 def test_bad_input_is_named():
     train_x, train_y, test_x, test_y = problem(7)
-    with pytest.raises(UserError, match="of 4 training samples holds out 0"):
+    with pytest.raises(UserError, match="of 4 training samples leaves 0 for validation"):
         probe(train_x[:4], train_y[:4], test_x, test_y, classes=7)
     with pytest.raises(UserError, match=r"test \(x\) labels go from -1"):
         probe(train_x, train_y, test_x, test_y - 1, classes=7)
-    with pytest.raises(UserError, match=r"train \(x\) features hold NaN"):
+    with pytest.raises(UserError, match=r"train \(x\) features contain NaN"):
         probe(train_x * np.inf, train_y, test_x, test_y, classes=7)

@@ -102,9 +102,7 @@ def test_a_network_whose_file_is_not_there_is_absent_and_says_why(case, tmp_path
     assert networks.absent["rfid"].startswith(
         f"config.eval.inception={tmp_path}/no.pth does not exist; give the"
     )
-    assert networks.absent["lpips"].startswith(
-        "config.eval.lpips.heads names no file; give the heads of LPIPS"
-    )
+    assert networks.absent["lpips"].startswith("config.eval.lpips.heads is not set; give the heads of LPIPS")
     images = np.zeros((1, 256, 256, 3), np.uint8)
     assert networks.inception(images) is None and networks.lpips(images, images) is None
     with pytest.raises(UserError, match="does not hold"):
@@ -114,7 +112,7 @@ def test_a_network_whose_file_is_not_there_is_absent_and_says_why(case, tmp_path
 @pytest.mark.fast
 def test_small_images_and_wrong_files_are_refused(case, tmp_path):
     _, heads, lpips, folder = case
-    with pytest.raises(UserError, match="at least 31 pixels a side, these have 30x64"):
+    with pytest.raises(UserError, match="at least 31 pixels per side, but these have 30x64"):
         lpips(*pair(0, (1, 30, 64, 3)))
     with pytest.raises(UserError, match=r"absent\.pth is not a file.*alexnet-owt-7be5be79\.pth"):
         load_lpips(tmp_path / "absent.pth", folder / "alex.pth")

@@ -26,7 +26,7 @@ def test_mean_average_precision_equals_sklearn(ties):
 
 
 def test_mean_average_precision_needs_a_positive():
-    with pytest.raises(UserError, match="hold none"):
+    with pytest.raises(UserError, match="contain none"):
         mean_average_precision(np.zeros((4, 2)), np.zeros((4, 2), bool))
 
 
@@ -43,5 +43,5 @@ def test_probe_is_as_good_as_one_logistic_regression_per_class():
     assert 0.5 < expected < 0.95
     assert result.feature == "x" and abs(result.mean_average_precision - expected) < 0.02
     assert len(result.validation["x"]) == 13 and max(result.validation["noise"]) < expected - 0.1
-    with pytest.raises(UserError, match="one row of 0/1 per image"):
+    with pytest.raises(UserError, match="one row per image and one column per class"):
         multilabel_probe(train, y[:700], test, y)

@@ -75,5 +75,5 @@ def test_bad_input_is_named():
     y[0, 0, 0, 0] = np.nan
     with pytest.raises(UserError, match=r"lie in \[0, 1\]"):
         rec.ssim(x, y)
-    with pytest.raises(UserError, match="at least 11 pixels a side, these have 10x30"):
+    with pytest.raises(UserError, match="at least 11 pixels per side, but these have 10x30"):
         rec.ssim(x[:, :10], x[:, :10])

@@ -74,7 +74,7 @@ def test_every_step_runs_and_the_exit_status_says_whether_the_figures_are_met(tm
 
     first = call()
     assert first.returncode == 1, first.stdout + first.stderr
-    assert first.stderr.splitlines()[-1].startswith("4 of 4 figures not met: knn mean_S k20 is ")
+    assert first.stderr.splitlines()[-1].startswith("4 of 4 expected figures are not met: knn mean_S k20 is ")
     table = first.stdout.split("## published figures")[1].splitlines()
     assert [row.split("|")[5].strip() for row in table[4:8]] == ["missed"] * 4
     assert [row.split("|")[3].strip() for row in table[4:8]] == ["0.6725", "0.7326", "3.06", "0.2077"]
@@ -104,7 +104,7 @@ def test_every_step_runs_and_the_exit_status_says_whether_the_figures_are_met(tm
     assert set(entry["settings"]["networks"]) >= {"inception", "lpips.alexnet", "lpips.heads"}
     second = call(**{"eval.expected": expected})
     assert second.returncode == 0, second.stdout + second.stderr
-    assert second.stdout.count("is finished") == 3 and "evaluating" not in second.stdout
+    assert second.stdout.count("was measured before") == 3 and "evaluating" not in second.stdout
     assert second.stdout.count(" met |") == 4
 
 

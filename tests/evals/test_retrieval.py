@@ -56,7 +56,7 @@ def test_bad_input_is_named():
     query = labelled(2, 10)
     with pytest.raises(UserError, match=r"between 1 and 9.*\(10,\)"):
         recall_at_k(query, ks=(10,))
-    with pytest.raises(UserError, match="query set has 10 features and 9 labels"):
+    with pytest.raises(UserError, match="query set has 10 features but 9 labels"):
         recall_at_k(Split(query.x, query.y[1:]))
-    with pytest.raises(UserError, match="gallery features hold NaN"):
+    with pytest.raises(UserError, match="gallery features contain NaN"):
         recall_at_k(query, Split(query.x * np.nan, query.y))

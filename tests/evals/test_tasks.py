@@ -206,7 +206,7 @@ def test_maps_are_read_cut_and_checked(tmp_path):
     maps = [label_map(part, source[i]) for i in range(3)]
     assert all(m.shape == (40, 60) and set(np.unique(m)) <= {0, 1, 2, 255} for m in maps)
     small = Part(source, np.arange(3), SIZE, SIZE, 1, tmp_path / "maps", 1)
-    with pytest.raises(UserError, match=r"00\.png has class 2, but config\.eval\.mask_classes=1; raise that"):
+    with pytest.raises(UserError, match=r"00\.png has class 2, but config\.eval\.mask_classes=1; raise it"):
         label_map(small, source[0])
     Image.fromarray(maps[0][:20]).save(tmp_path / "maps" / "class" / "00.png")
     with pytest.raises(UserError, match=r"00\.png is uint8 of shape \(20, 60\).*image's size \(40, 60\)"):

@@ -156,7 +156,7 @@ def test_a_hub_that_says_nothing_is_not_waited_for(refused, monkeypatch):
 
 @pytest.mark.parametrize("address", ["hf://", "hf://microsoft", "hf://microsoft/", "hf://a/b/c/d"])
 def test_what_is_no_address(address):
-    with pytest.raises(UserError, match="is no hub address; write hf://owner/repository/model"):
+    with pytest.raises(UserError, match="is not a hub address; write hf://owner/repository/model"):
         sparse_vis.load(address)
 
 

@@ -93,12 +93,12 @@ def test_a_folder_with_other_files_says_which(tmp_path):
 
 def test_a_backbone_is_no_model_to_load(tmp_path):
     with pytest.raises(
-        UserError, match=r"config\.json is that of a vit_mae of transformers.*--config\.init=FOLDER"
+        UserError, match=r"config\.json belongs to a vit_mae of transformers.*--config\.init=FOLDER"
     ):
         read_model(MAE)
     shutil.copyfile(WEIGHTS, tmp_path / "x.safetensors")
     with pytest.raises(
-        UserError, match=r"holds no STELLAR model: sparse_tokens is missing, found: decoder\."
+        UserError, match=r"contains no STELLAR model: sparse_tokens is missing, found: decoder\."
     ):
         read_model(tmp_path / "x.safetensors")
 

@@ -187,12 +187,12 @@ def test_missing_misshapen_and_unexpected_tensors_are_named(tmp_path, tensors):
 @pytest.mark.parametrize("name", ["encoder.conv_in.weight", "quantize.embedding.weight"])
 def test_without_a_telling_tensor_the_file_is_refused(tmp_path, tensors, name):
     save_file({n: a for n, a in tensors.items() if n != name}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=rf"x.safetensors is no MaskGIT-VQGAN \(it lacks {name}\)"):
+    with pytest.raises(UserError, match=rf"x.safetensors is not a MaskGIT-VQGAN \(it lacks {name}\)"):
         load_tokenizer(tmp_path / "x.safetensors")
 
 
 def test_another_model_is_refused():
-    with pytest.raises(UserError, match=r"model.safetensors is no MaskGIT-VQGAN"):
+    with pytest.raises(UserError, match=r"model.safetensors is not a MaskGIT-VQGAN"):
         load_tokenizer(GOLDEN / "mae_p16" / "model.safetensors")
 
 
@@ -223,9 +223,9 @@ def test_bfloat16_tokenizer_keeps_most_codes(recorded):
         (
             "encoder.conv_in.weight",
             (0, 3, 3, 3),
-            r"is no MaskGIT-VQGAN: 0 channels, then \[32, 32, 32, 32, 64\]",
+            r"is not a MaskGIT-VQGAN: 0 channels, then \[32, 32, 32, 32, 64\]",
         ),
-        ("encoder.conv_in.weight", (7, 3, 3, 3), "is no MaskGIT-VQGAN: 7 channels"),
+        ("encoder.conv_in.weight", (7, 3, 3, 3), "is not a MaskGIT-VQGAN: 7 channels"),
         ("encoder.down.1.block.0.conv2.weight", (33, 32, 3, 3), r"32 channels, then \[32, 33, 32, 32, 64\]"),
         ("quantize.embedding.weight", (0, 32), "0 codes of 32"),
     ],

@@ -209,9 +209,9 @@ def test_a_released_model_in_a_trainers_checkpoint(tmp_path):
     [
         (
             lambda t: {f"net.{name}": x for name, x in t.items()},
-            r"no known name \(net\.decoder.* and 54 more\); .*vit\.embeddings.*blocks\.0.*sparse_tokens",
+            r"known names \(found: net\.decoder.* and 54 more\); .*vit\.embeddings.*blocks\.0.*sparse_tokens",
         ),
-        (lambda t: {**t, "module.decoder.mask_token": np.zeros(1)}, r"holds decoder\.mask_token twice"),
+        (lambda t: {**t, "module.decoder.mask_token": np.zeros(1)}, r"contains decoder\.mask_token twice"),
         (lambda t: {**original(t), "head.bias": np.zeros(9)}, r"1 unexpected \(head\.bias\)"),
         (
             lambda t: {name: x for name, x in original(t).items() if name != "blocks.1.attn.qkv.bias"},

@@ -148,7 +148,7 @@ WRONG = {
     "weights are gone": (unlink("x.safetensors"), "", None, r"x\.safetensors is not a file; give"),
     "wrong name": (keep, "", "stellar-b61", r"has no model 'stellar-b61'; give one of the names x\."),
     "wrong name of a file": (keep, "x.safetensors", "y", r"has no model 'y'; give one of the names x\."),
-    "another kind of file": (keep, "config.json", None, r"config\.json is no released \.safetensors file"),
+    "another kind of file": (keep, "config.json", None, r"config\.json is not a released \.safetensors file"),
     "no file": (
         keep,
         "z.safetensors",
@@ -187,7 +187,7 @@ def test_without_its_tokenizer_a_model_still_encodes(tmp_path):
         shutil.copyfile(GOLDEN / name, tmp_path / name)
     model, params = sparse_vis.load(tmp_path, "vq_p16")
     assert model.tokenizer is None and "tokenizer" not in params
-    with pytest.raises(UserError, match=r"weights are not at hand; give them as sparse_vis\.load"):
+    with pytest.raises(UserError, match=r"weights were not found; give them as sparse_vis\.load"):
         sparse_vis.reconstruct(model, params, None)
 
 
@@ -198,8 +198,8 @@ def test_a_tokenizer_that_does_not_fit_is_refused(release):
         tensors[f"reconstruction_head.{name}"] = tensors[f"reconstruction_head.{name}"][:96]
     weights = release(tensors, **{**ENTRIES["vq_p16"], "weights": "x.safetensors", "vq_model": vq})
     with pytest.raises(
-        UserError, match=r"has 128 codes, the model of .*x\.safetensors predicts 96; give the"
+        UserError, match=r"has 128 codes, but the model in .*x\.safetensors predicts 96; give the"
     ):
         sparse_vis.load(weights, tokenizer=GOLDEN / "vq_p16.vqgan.safetensors")
-    with pytest.raises(UserError, match="reconstructs pixels and has no use for tokenizer="):
+    with pytest.raises(UserError, match="reconstructs pixels and does not use a tokenizer"):
         sparse_vis.load(PIXEL, tokenizer=GOLDEN / "vq_p16.vqgan.safetensors")

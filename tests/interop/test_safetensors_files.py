@@ -59,13 +59,11 @@ def test_what_is_no_weight_is_refused_with_the_tensors_name(reader, value, tmp_p
         tensors[name] = tensors[name].astype(np.float64)
         tensors[name].flat[1] = value
         sentence = (
-            rf"holds NaN or infinite values in 1 tensors \({name}: 1 of {tensors[name].size}\); .*again"
+            rf"contains NaN or infinite values in 1 tensors \({name}: 1 of {tensors[name].size}\); .*again"
         )
     else:
         tensors[name] = tensors[name].astype(value)
-        sentence = (
-            rf"1 tensors of other than floating-point .*\({name} is {np.dtype(value)}\); .*quantization"
-        )
+        sentence = rf"1 tensors that are not floating-point .*\({name} is {np.dtype(value)}\); .*quantization"
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=sentence):
         read(tmp_path / "x.safetensors", tmp_path)
@@ -81,7 +79,7 @@ def test_the_metric_networks_files_are_checked_too(tmp_path, monkeypatch):
     save_file(heads, tmp_path / "heads.safetensors")
     shapes = {name: array.shape for name, array in heads.items()}
     with pytest.raises(
-        UserError, match=r"heads\.safetensors holds NaN .*lin3\.model\.1\.weight: 1 of 256.*LPIPS v0\.1"
+        UserError, match=r"heads\.safetensors contains NaN .*lin3\.model\.1\.weight: 1 of 256.*LPIPS v0\.1"
     ):
         networks._read(tmp_path / "heads.safetensors", shapes, (), networks.HEADS)
 
@@ -136,7 +134,7 @@ def test_every_flipped_bit_of_an_export_is_seen(written):
     for i in range(start, len(whole)):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :])
         with pytest.raises(
-            UserError, match=r"x\.safetensors is damaged: [abc] is not what its checksum says"
+            UserError, match=r"x\.safetensors is damaged: the checksum of [abc] does not match"
         ):
             read_tensors(path)
     for i in range(start):  # a bit of the header: the same tensors, or a sentence
@@ -153,7 +151,7 @@ def test_an_export_that_lost_a_tensor(written):
     path, _ = written
     with safe_open(path, "np") as file:  # repacked with its metadata
         save_file({name: file.get_tensor(name) for name in "ab"}, path, file.metadata())
-    with pytest.raises(UserError, match=r"is damaged: c is not what its checksum says \(1 tensors in all\)"):
+    with pytest.raises(UserError, match=r"is damaged: the checksum of c does not match \(1 tensors in all\)"):
         read_tensors(path)
 
 

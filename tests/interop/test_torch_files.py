@@ -92,7 +92,7 @@ def test_a_flipped_bit_is_seen_unless_the_file_has_no_checksums(tmp_path, comput
         (tmp_path / "x.pt").write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
         assert not np.array_equal(torch.load(tmp_path / "x.pt")["a"], VALUES)  # torch notices nothing
         with pytest.raises(
-            UserError, match=r"x\.pt is damaged: x/data/0 is not what its checksum says \(1 parts"
+            UserError, match=r"x\.pt is damaged: the checksum of x/data/0 does not match \(1 parts"
         ):
             read_tensors(tmp_path / "x.pt")
 
@@ -129,8 +129,8 @@ def test_nothing_of_a_file_is_run(tmp_path, function, place, old):
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        ({"model": torch.nn.Linear(2, 2)}, "holds more than named tensors: model is a Linear; save"),
-        ([VALUES], "holds a list instead of named tensors"),
+        ({"model": torch.nn.Linear(2, 2)}, "more than a dictionary of tensors: model is a Linear; save"),
+        ([VALUES], "contains a list instead of a dictionary of tensors"),
     ],
 )  # fmt: skip
 def test_a_file_without_a_state_dict(tmp_path, state, sentence):
@@ -140,7 +140,7 @@ def test_a_file_without_a_state_dict(tmp_path, state, sentence):
 
 def test_a_program_of_torchscript(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "x.pt"))
-    with pytest.raises(UserError, match=r"x\.pt is a TorchScript program, .*state_dict\(\) alone"):
+    with pytest.raises(UserError, match=r"x\.pt is a TorchScript program, .*only the model's state_dict\(\)"):
         read_tensors(tmp_path / "x.pt")
 
 

@@ -98,7 +98,7 @@ def test_slurm_processes_find_each_other_and_fail_in_one_sentence(commands, tmp_
         [str(SCRIPTS[0]), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1, done
-    assert "error: process 0 of 2: config.train.batch=3 is no multiple of devices x" in done.stderr
+    assert "error: process 0 of 2: config.train.batch=3 is not a multiple of devices x" in done.stderr
     assert "(2 x 1)" in done.stderr and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert (

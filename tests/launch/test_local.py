@@ -138,8 +138,8 @@ def test_a_process_that_dies_is_named_and_ends_the_others(launch, end, how, tmp_
     assert process.returncode == 1 and out == "waiting for ever\n"
     assert "[process 1] last words\n" in err and ("[process 1] error: no data\n" in err) == ("exit" in end)
     assert err.splitlines()[-1] == (
-        f"error: process 1 of 3 {how}, so the others were ended too; mend what is wrong and give the same "
-        "command again: it continues from what was saved, if anything was."
+        f"error: process 1 of 3 {how}, so the others were ended too; fix the cause and repeat the "
+        "command: it continues from what was saved, if anything was."
     )
     assert gone([int((tmp_path / f"{index}.pid").read_text()) for index in range(3)], seconds=5)
 

@@ -160,7 +160,7 @@ def test_a_report_of_a_run_and_then_of_the_checkpoint_alone(workdir, tmp_path, m
     page = output.read_text()
     assert page.count("<article") == 2 and page.count('data-token="') == 2 * TOKENS
     for word in (
-        "Held-out images (training had the split &#39;train&#39;): scenes, split &#39;test&#39;",
+        "Held-out images (the model was trained on split &#39;train&#39;): scenes, split &#39;test&#39;",
         "0.3125",
         "the tokens of an image are nearly alike",
         "step 7",
@@ -206,9 +206,7 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
     code, _ = run(monkeypatch, capsys, **flags, images=photos)
     assert code is None
     page = (tmp_path / "report.html").read_text()
-    assert (
-        "reconstructs through a VQ tokenizer, whose weights are not at hand; --tokenizer=FILE gives" in page
-    )
+    assert "reconstructs through a VQ tokenizer, whose weights were not found; give --tokenizer=FILE" in page
     assert "a released file comes without evaluation.json" in page
     assert f"{UNKNOWN} (a released file does not say" in page and "eld-out" not in page
     winners = [json.loads(found) for found in re.findall(r"data-winners=\"(\[\[.*?\]\])\"", page)]
@@ -220,8 +218,8 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
     code, printed = run(monkeypatch, capsys, **flags, **{"on-error": "skip"})
     assert code is None and "skipped: aa.png\tcannot decode" in printed
     page = (tmp_path / "report.html").read_text()
-    assert "1 left out, which cannot be used: aa.png" in page
-    assert 'class="edit swapped' in page and "whose weights are not at hand" not in page
+    assert "1 skipped, which cannot be used: aa.png" in page
+    assert 'class="edit swapped' in page and "whose weights were not found" not in page
 
 
 @pytest.mark.fast
@@ -235,8 +233,10 @@ def test_images_that_cannot_be_used_are_refused_or_left_out_and_listed(photos, t
     assert found.names == ["a.png", "b.jpg", "c.png"] and found.rows.tolist() == [0, 2, 3]
     alone = read_images(FolderSource(str(photos)), np.arange(3), (8, 8), "stop")
     np.testing.assert_array_equal(found.pixels, alone.pixels)
-    assert left_out(found.skips) == "; 1 left out, which cannot be used: aa.png" and left_out([]) == ""
-    with pytest.raises(UserError, match=r"^none of 1 images can be used; cannot decode 'aa\.png'"):
+    assert left_out(found.skips) == "; 1 skipped, which cannot be used: aa.png" and left_out([]) == ""
+    with pytest.raises(
+        UserError, match=r"^none of the 1 images can be used; the first one: cannot decode 'aa\.png'"
+    ):
         read_images(source, np.array([1]), (8, 8), "skip")
 
 
@@ -272,7 +272,7 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
     for number, name in enumerate(("a.png", "new.png")):  # a name that is in training, with other content
         Image.fromarray(rng.integers(0, 256, (9, 9 + number, 3), dtype=np.uint8)).save(other / name)
     held_out = known(other)
-    assert held_out.startswith("Held-out images (none has the name and content of one in")
+    assert held_out.startswith("Held-out images (none of them, by name and content, is in")
     assert "weights" not in held_out
     shutil.copy(photos / "b.jpg", other / "b.jpg")
     assert known(other) == "1 of 3 are training images"
@@ -282,7 +282,7 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
     config.data.path = str(tmp_path / "gone")
     assert known(other).startswith(UNKNOWN) and "gone/train" in known(other)
     config.data.source = "scenes"
-    assert known(other).startswith("Held-out images (the model was trained on scenes")
+    assert known(other).startswith("Held-out images (the model was trained on generated scenes")
     scenes = SceneSource(SceneSpec(), split="train", seed=0)
     assert name_images(config, scenes, range(3)) == "Training images"
     assert name_images(None, scenes, range(3)).startswith(UNKNOWN)
@@ -295,11 +295,14 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
         ({"checkpoint": "nothing"}, "checkpoint nothing does not exist; give a workdir"),
         ({"output": "{tmp}"}, "is a folder; give the name of an HTML file"),
         ({"output": "{tmp}/no/report.html"}, "no/report.html does not exist; make it or give another"),
-        ({"output": "{tmp}/mine.html"}, "mine.html exists and is no report; give another name"),
-        ({"gallery": 0}, "argument --gallery: '0' is no number of at least 1; "),
+        ({"output": "{tmp}/mine.html"}, "mine.html exists and is not a report; give another name"),
+        ({"gallery": 0}, "argument --gallery: '0' is not a whole number of at least 1; "),
         ({"images": "nowhere"}, "folder 'nowhere' does not exist; give --images"),
-        ({"size": "4x99"}, "--size=4x99 is no size; give HEIGHTxWIDTH in pixels, each at least a patch (8)"),
-        ({"size": "48x8193"}, "--size=48x8193 is no size; give HEIGHTxWIDTH in pixels, each at least"),
+        (
+            {"size": "4x99"},
+            "--size=4x99 is not a size; give HEIGHTxWIDTH in pixels, each at least a patch (8)",
+        ),
+        ({"size": "48x8193"}, "--size=48x8193 is not a size; give HEIGHTxWIDTH in pixels, each at least"),
     ],
 )
 def test_bad_input_is_named_before_any_work(flags, message, workdir, tmp_path, monkeypatch, capsys):

@@ -113,7 +113,9 @@ def test_a_file_system_without_locks_is_mentioned_and_used(tmp_path, monkeypatch
     monkeypatch.setattr(lock.fcntl, "lockf", none)
     with lock.hold(tmp_path / "run", "training"):
         pass
-    assert f"note: the file system of {tmp_path}/run cannot lock (No locks" in capsys.readouterr().out
+    assert (
+        f"note: the file system of {tmp_path}/run does not support locks (No locks" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.fast

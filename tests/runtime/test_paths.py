@@ -32,7 +32,7 @@ FLAGS = [(tool, flag) for tool, all_ in REQUIRED.items() for flag in all_] + [
 WRONG = [
     ("", "is empty; give a path"),
     ("  ", "is empty"),
-    *((text, "is an address; mount it") for text in ("gs://b/r", "s3://b", "file:///tmp/x")),
+    *((text, "is an address, not a path; mount it") for text in ("gs://b/r", "s3://b", "file:///tmp/x")),
 ]
 
 
@@ -130,7 +130,7 @@ def test_settings_that_look_like_paths_are_in_the_table():
 @pytest.mark.fast
 @pytest.mark.parametrize("name", ["", " ", "/x", "a/../../b"])
 def test_a_run_s_name_must_stay_below_runs(name):
-    with pytest.raises(UserError, match=f"^config.name={name!r} names no folder below runs/"):
+    with pytest.raises(UserError, match=f"^config.name={name!r} cannot be the name of a folder below runs/"):
         settings.check(default_config_with("name", name))
 
 
@@ -171,10 +171,10 @@ def test_folders_that_a_library_cannot_read_from_are_not_called_damaged(tmp_path
 @pytest.mark.fast
 def test_folders_that_a_library_cannot_write_to_are_refused(tmp_path):
     with (
-        pytest.raises(UserError, match=r"Mu\\udcf1oz' has a name that is not UTF-8.* another --output"),
+        pytest.raises(UserError, match=r"Mu\\udcf1oz' is not UTF-8.* another --output"),
         lock.hold(tmp_path / "Mu\udcf1oz", "packing"),
     ):
         pass
-    with pytest.raises(UserError, match=r"seeds\[0\]/run has a \[ in its name, below which Orbax loses"):
+    with pytest.raises(UserError, match=r"seeds\[0\]/run has a \[ in its path, and Orbax cannot save"):
         prepare(tmp_path / "seeds[0]" / "run")
     assert list(tmp_path.iterdir()) == []

@@ -36,9 +36,9 @@ def test_wrong_flags_are_one_sentence_and_help_names_the_page(name, monkeypatch,
     tool, page = tools()[name]
     program = f"python -m sparse_vis.{name}" if "." in name else f"python -m sparse_vis {name}"
     for arguments, sentence in (
-        (["--outptu=x"], f"--outptu is no flag of {program}; did you mean --output?"),
-        (["--outp=x"], f"--outp is no flag of {program}; did you mean --output?"),
-        (["--zzz"], f"--zzz is no flag of {program}; {program} --help shows the flags."),
+        (["--outptu=x"], f"--outptu is not a flag of {program}; did you mean --output?"),
+        (["--outp=x"], f"--outp is not a flag of {program}; did you mean --output?"),
+        (["--zzz"], f"--zzz is not a flag of {program}; {program} --help lists the flags."),
     ):
         monkeypatch.setattr(sys, "argv", [program, *arguments])
         with pytest.raises(SystemExit) as stopped:
@@ -46,7 +46,7 @@ def test_wrong_flags_are_one_sentence_and_help_names_the_page(name, monkeypatch,
         assert stopped.value.code == f"error: {sentence}"
     monkeypatch.setattr(sys, "argv", [program])
     with pytest.raises(
-        UserError, match=r"arguments are required: .*--output; python .* --help shows the flags"
+        UserError, match=r"arguments are required: .*--output; python .* --help lists the flags"
     ):
         tool.main()
     monkeypatch.setattr(sys, "argv", [program, "--help"])
@@ -109,7 +109,7 @@ def test_the_program_is_named_and_a_value_of_thousands_of_characters_is_shortene
     flags.DEFINE_integer("repeats", 1, "", flag_values=values)
     monkeypatch.setattr(flags, "FLAGS", values)
     for given, sentence in (("abc", "abc: .*'abc'"), ("9" * 5000, "9{1,60}….*")):
-        sentence = f"^flag --repeats={sentence}; python -m x --help shows the flags.$"
+        sentence = f"^flag --repeats={sentence}; python -m x --help lists the flags.$"
         with pytest.raises(UserError, match=sentence) as refused:
             parse(["-m x", f"--repeats={given}"])
         assert len(str(refused.value)) < 300

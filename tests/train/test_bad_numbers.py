@@ -43,11 +43,12 @@ def test_bad_steps_are_not_applied_and_stop_the_run(main, finished, tmp_path):
         assert run.end() == 1, run.output
     error = run.output.splitlines()[-1]
     assert error.startswith(
-        "error: stopped at step 23: not finite from step 19 on: reconstruction, 5 bad steps"
+        "error: stopped at step 23: reconstruction not finite in 5 steps in a row, from step 19 on"
     )
-    assert "since this start" in error and "at its parameters" in error and "peak_lr" not in error
+    assert "with the first step after the restart" in error and ", its parameters" in error
+    assert "peak_lr" not in error
     assert "Traceback" not in run.output
-    assert "warning: 1 steps not applied, first step 19: reconstruction not finite" in run.output
+    assert "warning: 1 updates skipped, first step 19: reconstruction not finite" in run.output
     after = read(workdir / "checkpoints" / "22")
     counters = {name: after["rest"].pop(name) - before["rest"].pop(name) for name in ("step", "bad_steps")}
     assert counters == {"step": 4, "bad_steps": 4}

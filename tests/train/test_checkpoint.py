@@ -164,7 +164,7 @@ def test_other_numbers_in_well_formed_files_are_refused_by_name(saved, item, nam
         checkpoint.finish(manager)
     shutil.rmtree(workdir / "checkpoints" / "1" / item)
     shutil.copytree(workdir / "other" / "checkpoints" / "1" / item, workdir / "checkpoints" / "1" / item)
-    with pytest.raises(UserError, match=rf"checkpoints/1 is .* \({name} is not what was saved: its checksum"):
+    with pytest.raises(UserError, match=rf"checkpoints/1 is .* \(the checksum of {name} differs"):
         read_all(*saved)
 
 
@@ -175,7 +175,7 @@ def test_a_changed_digit_of_position_or_configuration_is_refused(saved):
         text = path.read_text()
         assert before in text
         path.write_text(text.replace(before, after))
-        with pytest.raises(UserError, match=rf"\({item} is not what was saved"):
+        with pytest.raises(UserError, match=rf"\(the checksum of {item} differs"):
             read_all(*saved)
         path.write_text(text)
     read_all(*saved)
@@ -250,7 +250,5 @@ def test_a_save_that_fails_says_what_is_left(saved, monkeypatch, error, left, sa
         monkeypatch.setattr(manager, "save", fail)
         if not left:
             shutil.rmtree(workdir)
-        with pytest.raises(
-            UserError, match=rf"No space left on device; {said}\); mend that and give the same"
-        ):
+        with pytest.raises(UserError, match=rf"No space left on device; {said}\); fix this and repeat the"):
             checkpoint.save(manager, jax.tree.map(jnp.asarray, kept), DATA, default_config())

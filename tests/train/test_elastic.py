@@ -158,7 +158,7 @@ def test_one_process_then_two_until_sigterm_then_one(shared, main, finished, tmp
         assert run.end() == 0, run.output
     saved = max(steps(workdir))
     assert newest < saved < LAST
-    assert f"SIGTERM: saved step {saved} in {workdir}; the same command continues.\n" in run.output
+    assert f"SIGTERM: saved step {saved} in {workdir}; repeat the command to continue.\n" in run.output
     assert state(workdir, saved)[1]["next_index"] == 4 * saved
 
     with main(f"--config={TINY}", f"--workdir={workdir}", "--config.data.workers=1") as run:

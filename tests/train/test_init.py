@@ -173,7 +173,7 @@ def test_a_backbone_of_another_architecture_is_refused():
         ({"init": str(GOLDEN / "config.json")}, r"config\.json has the unknown extension \.json"),
         (
             {"init": str(GOLDEN / "vq_p16.vqgan.safetensors")},
-            r"vqgan.* holds tensors of no known name \(decoder\.conv_in.*vit\.emb.*sparse_tokens",
+            r"vqgan.* no tensors with known names \(found: decoder\.conv_in.*vit\.emb.*sparse_tokens",
         ),
     ],
 )

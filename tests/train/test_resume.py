@@ -111,7 +111,8 @@ def test_killed_stopped_and_continued_ends_bit_identical(main, finished, tmp_pat
         assert run.end(signal.SIGINT) == -signal.SIGINT, run.output
     # (A worker that is just starting may have the last word: what it reads of its parent is cut short.)
     assert (
-        "\nCtrl-C before the first step: nothing had to be saved; the same command continues.\n" in run.output
+        "\nCtrl-C before the first step: there was nothing to save; repeat the command to start again.\n"
+        in run.output
     )
     assert "leaked" not in run.output
     assert "images/s" not in run.output and gone(workers) and len(workers) >= 2
@@ -121,7 +122,7 @@ def test_killed_stopped_and_continued_ends_bit_identical(main, finished, tmp_pat
         workers = run.children()
         assert run.end(signal.SIGTERM) == 0, run.output
     saved = max(int(folder.name) for folder in checkpoints.iterdir())
-    assert run.output.endswith(f"SIGTERM: saved step {saved} in {workdir}; the same command continues.\n")
+    assert run.output.endswith(f"SIGTERM: saved step {saved} in {workdir}; repeat the command to continue.\n")
     assert saved < LAST and gone(workers) and len(workers) >= 2
     assert not list(checkpoints.glob("*.orbax-checkpoint-tmp"))
 
@@ -136,7 +137,7 @@ def test_a_finished_run_is_only_evaluated_and_a_sigterm_ends_that(main, finished
     with main(f"--config={TINY}", f"--workdir={workdir}", "--config.eval.tasks=scenes") as run:
         run.until("evaluating")
         assert run.end(signal.SIGTERM) == 0, run.output
-    assert f"{workdir} is finished: step 24 of 24; nothing is trained.\n" in run.output
+    assert f"{workdir} is already finished (step 24 of 24); there is nothing left to train.\n" in run.output
     assert "compiling" not in run.output and "step 1/" not in run.output
     assert "SIGTERM in the evaluation" in run.output.splitlines()[-1]
     before, after = ((state(folder), metrics(folder)) for folder in (finished, workdir))

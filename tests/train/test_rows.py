@@ -143,7 +143,7 @@ def test_metrics_that_cannot_be_written_end_the_run_in_a_sentence(small, tmp_pat
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     monkeypatch.setattr(progress, "keep_until", lambda *_: [])
     shown = Progress(tmp_path, STEPS, 4, 0, active=True)
-    sentence = r"^metrics cannot be written to .*metrics\.jsonl \({}; no step is saved there\); mend that and"
+    sentence = r"^metrics cannot be written to .*metrics\.jsonl \({}; no step is saved there\); fix this and"
     with pytest.raises(UserError, match=sentence.format("No space left on device")):
         run._steps(update, None, None, shown, Stop())
     (tmp_path / "metrics.jsonl").unlink()  # as by someone who removes the whole workdir
@@ -170,7 +170,9 @@ def test_a_learning_rate_that_jumps_is_said(capsys):
     # By hand: after warm-up of 20 steps, step 100 of 200 is 80/180 of the way down the cosine.
     following = 1e-3 + (1e-2 - 1e-3) * 0.5 * (1 + math.cos(math.pi * 80 / 180))
     last = 1e-3 + (1e-2 - 1e-3) * 0.5 * (1 + math.cos(math.pi * 89 / 90))
-    assert f"goes from {last:.3g} at the last step to {following:.3g} at the next" in capsys.readouterr().out
+    assert (
+        f"changes from {last:.3g} at the last step to {following:.3g} at the next" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.fast

@@ -58,7 +58,7 @@ def test_a_disk_that_is_full_is_one_sentence_and_leaves_whole_lines(tmp_path, mo
 
     monkeypatch.setattr(os, "fsync", full)
     run.add([[("b.jpg", "why")]])
-    with pytest.raises(UserError, match=r"skipped.txt cannot be written \(No space left on device\); mend"):
+    with pytest.raises(UserError, match=r"skipped.txt cannot be written \(No space left on device\); fix"):
         run.report()
     monkeypatch.undo()
     run.add([[("c.jpg", "why")]])

@@ -33,7 +33,7 @@ def outcome(number, keep, again=""):
 
 @pytest.mark.fast
 def test_a_signal_ends_the_process_where_nothing_would_be_lost():
-    left = "before the first step: nothing had to be saved; the same command continues.\n"
+    left = "before the first step: there was nothing to save; repeat the command to start again.\n"
     assert outcome(signal.SIGTERM, keep=False) == (0, f"SIGTERM {left}", "")
     # As a process that Ctrl-C has ended: else a shell would go on with the next run of its loop.
     assert outcome(signal.SIGINT, keep=False) == (-signal.SIGINT, f"Ctrl-C {left}", "")

@@ -147,5 +147,5 @@ def test_a_missing_or_damaged_metrics_file_is_named(tmp_path):
     (tmp_path / "killed.jsonl").write_text(good + cut)
     assert list(viz.read_metrics(tmp_path / "killed.jsonl")["total"][0]) == [1]
     (tmp_path / "cut.jsonl").write_text(good + cut + "\n" + good)
-    with pytest.raises(UserError, match=r"cut.jsonl is damaged in line 2; delete"):
+    with pytest.raises(UserError, match=r"cut.jsonl is damaged at line 2; delete"):
         viz.read_metrics(tmp_path / "cut.jsonl")

@@ -79,7 +79,7 @@ def recall_at_k(
     available = len(found.x) - alone
     if not ks or min(ks) < 1 or max(ks) > available:
         raise UserError(
-            f"recall@k needs every k between 1 and {available}, the rows to find; not {tuple(ks)}."
+            f"recall@k needs every k between 1 and {available}, the number of other images; got {tuple(ks)}."
         )
     blocks = [np.asarray(index) for _, index in _nearest(found.x, query.x, max(ks) + alone)]
     index = np.concatenate(blocks)

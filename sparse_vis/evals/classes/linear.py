@@ -159,8 +159,8 @@ def multilabel_probe(
         shapes = {key: x.shape for key, x in features.items()}
         if any(shape[0] != len(y) for shape in shapes.values()):
             raise UserError(
-                f"The {name} set has features {shapes} and labels {np.shape(y)}; a "
-                "multi-label probe needs one row of 0/1 per image, one column per class."
+                f"the {name} set has features {shapes} and labels {np.shape(y)}; a multi-label probe needs "
+                "labels of 0 and 1, one row per image and one column per class."
             )
     found, held_out = fit_all(train, train_y, np.shape(train_y)[1], protocol)
 
@@ -191,9 +191,9 @@ def mean_average_precision(
     """
     scores, targets = np.asarray(scores), np.asarray(targets).astype(bool)
     if not targets.any():
-        raise UserError("mAP needs at least one image with a label; the targets hold none.")
+        raise UserError("mAP needs at least one image with a label; the targets contain none.")
     if not np.isfinite(scores).all():
-        raise UserError("The scores hold NaN or infinity; look for a diverged probe.")
+        raise UserError("the scores contain NaN or infinity; the probe has probably diverged.")
     pairs = zip(scores.T, targets.T, strict=True)
     return float(np.mean([_average_precision(s, t) for s, t in pairs if t.any()]))
 

@@ -101,7 +101,7 @@ def published_linear(
             batches.append(float(loss))  # reading it keeps one step in flight; many can hang JAX on few cores
         losses.append(float(np.mean(batches)) if batches else float("nan"))
     if params is None:
-        raise UserError("The linear probe has no training batches; give at least one image and one epoch.")
+        raise UserError("the linear probe has no training batches; give at least one image and one epoch.")
     return PublishedResult(*_test(encode, head, params, test), losses=tuple(losses))
 
 
@@ -128,7 +128,7 @@ def _test(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[flo
         hits += right[:, 0].sum(), right.sum()
         count += len(labels)
     if not count:
-        raise UserError("The linear probe has no test batches; give at least one image.")
+        raise UserError("the linear probe has no test batches; give at least one image.")
     return float(hits[0] / count), float(hits[1] / count)
 
 

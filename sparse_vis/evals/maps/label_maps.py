@@ -47,8 +47,8 @@ def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
     if highest >= part.map_classes:
         shifted = f", shifted by {part.map_shift}" if part.map_shift else ""
         raise UserError(
-            f"label map {where} has class {highest}{shifted}, but config.eval.mask_classes="
-            f"{part.map_classes}; raise that, or write {IGNORE} for pixels that do not count."
+            f"label map {where} has class {highest}{shifted}, but "
+            f"config.eval.mask_classes={part.map_classes}; raise it, or use {IGNORE} for pixels to ignore."
         )
     return found
 

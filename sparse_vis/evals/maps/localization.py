@@ -117,7 +117,7 @@ def _contingency(pred: Masks, true: Masks) -> Int[np.ndarray, "N T P"]:
     pred, true = np.asarray(pred), np.asarray(true)
     for name, mask in (("predicted segments", pred), ("true masks", true)):
         if mask.size == 0 or mask.min() < 0:
-            raise UserError(f"The {name} are empty or hold negative numbers; label pixels 0, 1, 2, ….")
+            raise UserError(f"the {name} are empty or contain negative numbers; label pixels 0, 1, 2, ….")
     T, P = int(true.max()) + 1, int(pred.max()) + 1
     counts = np.empty((len(true), T, P), np.int64)
     for start in range(0, len(true), BLOCK):

@@ -206,7 +206,7 @@ class Probe:
             UserError: the head has not been trained.
         """
         if self.variables is None:
-            raise UserError("Segmentation has no training batches; give at least one image and one epoch.")
+            raise UserError("segmentation has no training batches; give at least one image and one epoch.")
         return np.asarray(_predict(self.variables, tokens, self.head, self.grid, size))
 
     def judge(self, tokens: HeadInput, labels: Integer[AnyArray, "B H W"]) -> None:
@@ -224,7 +224,7 @@ class Probe:
         known = np.asarray(labels)[np.asarray(labels) != IGNORE]
         if known.size and not 0 <= known.min() <= known.max() < classes:
             raise UserError(
-                f"Segmentation labels go from {known.min()} to {known.max()}; with {classes} classes they "
+                f"segmentation labels go from {known.min()} to {known.max()}; with {classes} classes they "
                 f"must lie between 0 and {classes - 1}, or be {IGNORE} (ignored)."
             )
 

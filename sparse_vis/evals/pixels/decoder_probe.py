@@ -73,7 +73,9 @@ class DecoderProbe:
         self, grid: tuple[int, int], size: int, protocol: DecoderProtocol, tokenizer: tuple | None, seed: int
     ):
         if size % grid[0]:
-            raise UserError(f"images of {size} px are no multiple of {grid[0]} patches; change their size.")
+            raise UserError(
+                f"the image size {size} is not a multiple of the {grid[0]} patches per side; change it."
+            )
         self.grid, self.patch, self.protocol, self.seed = grid, size // grid[0], protocol, seed
         self.tokenizer, self.tokenizer_params = tokenizer or (None, None)
         self.params, self._state, self.decoder = None, None, None
@@ -107,7 +109,7 @@ def fit(probe: DecoderProbe, epoch: Callable[[int], Iterable[tuple[AnyArray, Any
     for number in range(probe.protocol.epochs):
         found = [probe.learn(Z, images) for Z, images in epoch(number)]
         if not found:
-            raise UserError("The reconstruction probe has no training batches; give at least one image.")
+            raise UserError("the reconstruction probe has no training batches; give at least one image.")
         losses.append(float(np.mean(found)))
     return losses
 

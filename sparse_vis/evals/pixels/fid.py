@@ -33,11 +33,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     if min(a.count, b.count) < 2:
         raise UserError(
-            f"The Fréchet distance needs at least 2 images a set, these have {a.count} and {b.count}."
+            f"the Fréchet distance needs at least 2 images per set, but these have {a.count} and {b.count}."
         )
     if len(a.mean) != len(b.mean):
         raise UserError(
-            f"The sets have {len(a.mean)} and {len(b.mean)} features; compute both with the same network."
+            f"the sets have {len(a.mean)} and {len(b.mean)} features; compute both with the same network."
         )
     shared = np.linalg.svd(_factor(a).T @ _factor(b), compute_uv=False).sum()
     spread = np.trace(a.scatter) / (a.count - 1) + np.trace(b.scatter) / (b.count - 1)

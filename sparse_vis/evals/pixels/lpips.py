@@ -46,7 +46,7 @@ class Lpips(nn.Module):
         height, width = x.shape[1:3]
         if min(height, width) < SMALLEST:
             raise UserError(
-                f"LPIPS needs images of at least {SMALLEST} pixels a side, these have {height}x{width}."
+                f"LPIPS needs images of at least {SMALLEST} pixels per side, but these have {height}x{width}."
             )
         pairs = zip(self.heads, self._activations(x), self._activations(y), strict=True)
         return sum(((_unit(a) - _unit(b)) ** 2 * head).sum(-1).mean((1, 2)) for head, a, b in pairs)

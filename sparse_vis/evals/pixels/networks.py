@@ -99,7 +99,7 @@ def identity(path: str) -> dict[str, str]:
 
 def _missing(name: str, path: str, what: str) -> str:
     if not path:
-        return f"config.eval.{name} names no file; give {what}"
+        return f"config.eval.{name} is not set; give {what}"
     return "" if pathlib.Path(path).is_file() else f"config.eval.{name}={path} does not exist; give {what}"
 
 

@@ -36,7 +36,9 @@ def ssim(x: Float[AnyArray, "N H W C"], y: Float[AnyArray, "N H W C"]) -> Float[
     x, y = _in_range(x), _in_range(y)
     height, width = x.shape[1:3]
     if min(height, width) < WINDOW:
-        raise UserError(f"SSIM needs images of at least {WINDOW} pixels a side, these have {height}x{width}.")
+        raise UserError(
+            f"SSIM needs images of at least {WINDOW} pixels per side, but these have {height}x{width}."
+        )
     return np.asarray(_ssim(x, y))
 
 
@@ -68,5 +70,5 @@ def _in_range(x: Float[AnyArray, "N H W C"]) -> Float[np.ndarray, "N H W C"]:
     x = np.asarray(x, np.float32)
     # Allows for rounding; refuses 0–255 images, unclipped predictions and NaN.
     if x.size == 0 or not (x.min() >= -1e-4 and x.max() <= 1 + 1e-4):
-        raise UserError("Image values must lie in [0, 1]; divide uint8 by 255 and clip reconstructions.")
+        raise UserError("image values must lie in [0, 1]; divide uint8 by 255 and clip reconstructions.")
     return x
