@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.dryrun import scaling_table
 from benchmarks.dryrun.chips import CHIPS, GPUS, link_bytes, seconds, target_config
 from benchmarks.dryrun.cost import Cost, cost
 from tests.main_process import ROOT, TINY
@@ -267,3 +268,16 @@ def test_wrong_input_is_one_sentence(arguments, sentence):
     done = dryrun(*arguments)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and sentence in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.fast
+def test_the_scaling_table_has_a_row_for_every_topology(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scaling_table.py"])
+    scaling_table.main()
+    header, rule, *rows = capsys.readouterr().out.strip().splitlines()
+    files = sorted(scaling_table.RESULTS.glob("*_v[456]*.json"))
+    assert len(rows) == len(files) > 0
+    assert {line.count("|") for line in (header, rule, *rows)} == {13}
+    result = json.loads((scaling_table.RESULTS / "b16_v5e_16x16.json").read_text())
+    row = next(line for line in rows if line.startswith("| b16, v5e:16x16"))
+    assert f"| {result['memory']['peak'] / 2**30:.2f} |" in row and "| 256, 1 | none, 1 |" in row

@@ -163,9 +163,7 @@ def test_a_setting_that_went_is_understood_where_it_changed_nothing(tmp_path):
     path.write_text(json.dumps(former))
     assert settings.read(tmp_path) == default_config()
     path.write_text(json.dumps({"model": {"bottleneck": "dense"}}))
-    with pytest.raises(
-        UserError, match=r"the setting .model\.bottleneck., which this version does not"
-    ):
+    with pytest.raises(UserError, match=r"the setting .model\.bottleneck., which this version does not"):
         settings.read(tmp_path)
 
 

@@ -139,6 +139,6 @@ def test_a_finished_run_is_only_evaluated_and_a_sigterm_ends_that(main, finished
         assert run.end(signal.SIGTERM) == 0, run.output
     assert f"{workdir} is already finished (step 24 of 24); there is nothing left to train.\n" in run.output
     assert "compiling" not in run.output and "step 1/" not in run.output
-    assert "SIGTERM in the evaluation" in run.output.splitlines()[-1]
+    assert "SIGTERM during the evaluation" in run.output.splitlines()[-1]
     before, after = ((state(folder), metrics(folder)) for folder in (finished, workdir))
     jax.tree.map(np.testing.assert_array_equal, after, before)
