@@ -1,0 +1,215 @@
+"""Real pictures, fetched from Debian packages and scikit-image; none of them is committed.
+
+    python -m benchmarks.evidence.pictures --output=data/pictures
+
+Needs a Debian system with apt (`apt-get update` first), pip and 1.5 GB while it works. Writes
+OUTPUT/objects/SPLIT/CATEGORY/*.png, drawings and photographs of single objects with transparent surroundings,
+at most 192 pixels a side, and OUTPUT/photographs/SPLIT/*.jpg, at most 1024 pixels a side. Objects whose names
+differ only behind the first digit (`lion_01`, `lion_02`) are variants and go to one split.
+Of Tux Paint's stamps only the files at even positions of the sorted list of all PNG files are read.
+"""
+
+import collections
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.speed.command import script_parser
+from sparse_vis.runtime import paths
+from sparse_vis.runtime.errors import UserError, command_line
+
+PACKAGES = (
+    "openclipart-png", "tuxpaint-stamps-default", "mate-backgrounds", "plasma-workspace-wallpapers",
+    "lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04",
+)  # fmt: skip
+CLIPART, STAMPS = "usr/share/openclipart/png", "usr/share/tuxpaint/stamps"
+# Category -> subfolders of openclipart, and of the stamps. Signs, icons, flags and patterns are no objects.
+CATEGORIES = {
+    "animals": (("animals",), ("animals",)),
+    "buildings": (("buildings",), ("town",)),
+    "celebrations": (("recreation/holiday", "recreation/party"), ("seasonal",)),
+    "clothes": (("people/clothing",), ("clothes",)),
+    "electronics": (("electronics", "computer/hardware", "office/telephone"), ()),
+    "food": (("food",), ("food",)),
+    "music": (("recreation/music",), ("hobbies",)),
+    "people": (("people",), ("people",)),
+    "plants": (("plants",), ("plants",)),
+    "sports": (("recreation/sports", "recreation/toys"), ("sports",)),
+    "tools": (("tools", "office", "education"), ("household",)),
+    "vehicles": (
+        ("transportation", "transportation/boating", "transportation/vehicles"), ("vehicles", "military"),
+    ),
+}  # fmt: skip
+FLAT = {"people", "transportation", "office"}  # of these the subfolders are other categories, or signs
+WALLPAPERS = {
+    "usr/share/backgrounds/mate/nature": (
+        "Aqua Blinds Dune FreshFlower Garden GreenMeadow LadyBird RainDrops Storm TwoWings Wood YellowFlower"
+    ),
+    "usr/share/wallpapers": (
+        "BytheWater ColdRipple ColorfulCups DarkestHour EveningGlow FallenLeaf Grey Kite OneStandsOut Path "
+        "summer_1am"
+    ),
+    "usr/share/backgrounds": (
+        "Bridge_by Dragonfly_by Picture_0B_by Picture_1A_by Wine_by aitzgorri_by free_by friends_by "
+        "greentock_by life_by picosdeeuropa_by seeding_by sunset_by Kleiber_by"
+    ),
+}
+SCIKIT_IMAGE = "astronaut brick camera chelsea coffee coins grass gravel motorcycle_left rocket"
+SCIKIT_LEARN = "china flower"
+FOLDS = 5
+SPLITS = {0: "test", 1: "validation"}  # checksum of a name modulo FOLDS -> its split; all others: train
+OBJECT_SIDE, SMALLEST_SIDE, PHOTO_SIDE = 192, 24, 1024
+COVERED = (0.25, 0.97)  # share of its bounding box that an object covers: neither lines nor a full rectangle
+
+
+def split_of(name: str) -> str:
+    """The split of a picture, by the part of its name in front of the first digit."""
+    start = re.split(r"\d", name.lower())[0].rstrip("_- ")
+    return SPLITS.get(zlib.crc32((start or name).encode()) % FOLDS, "train")
+
+
+def unpack(downloads: pathlib.Path, folder: pathlib.Path) -> None:
+    """Put the files of all packages into one tree; what `downloads` lacks is fetched into it.
+
+    Raises:
+        UserError: apt, pip or dpkg-deb fail.
+    """
+    downloads.mkdir(parents=True, exist_ok=True)
+    try:
+        for name in PACKAGES:
+            if not list(downloads.glob(f"{name}_*.deb")):
+                print(f"fetching {name}", flush=True)
+                subprocess.run(["apt-get", "-q", "download", name], cwd=downloads, check=True)
+            file = next(downloads.glob(f"{name}_*.deb"))
+            subprocess.run(["dpkg-deb", "-x", file.resolve(), folder], check=True)
+        if not list(downloads.glob("scikit_image-*.whl")):
+            pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", downloads]
+            subprocess.run([*pip, "scikit-image"], check=True)
+        with zipfile.ZipFile(next(downloads.glob("scikit_image-*.whl"))) as wheel:
+            wheel.extractall(folder, [n for n in wheel.namelist() if n.startswith("skimage/data/")])
+    except (OSError, subprocess.CalledProcessError, StopIteration) as error:
+        failed = error.cmd[0] if isinstance(error, subprocess.CalledProcessError) else error
+        raise UserError(
+            f"The packages cannot be fetched or unpacked (failed: {failed}); on Debian run apt-get update, "
+            f"or put the .deb files of {', '.join(PACKAGES)} and scikit-image's wheel into --downloads."
+        ) from None
+
+
+def object_files(tree: pathlib.Path, category: str) -> Iterator[tuple[str, pathlib.Path]]:
+    """(name, file) of the drawings of a category."""
+    clipart, stamps = CATEGORIES[category]
+    for sub in clipart:
+        folder = tree / CLIPART / sub
+        for file in sorted(folder.glob("*.png") if sub in FLAT else folder.rglob("*.png")):
+            if "sign" not in file.stem:
+                yield file.stem, file
+    for file in sorted((tree / STAMPS).rglob("*.png"))[::2]:  # the odd ones are kept for others' checks
+        if file.relative_to(tree / STAMPS).parts[0] in stamps:
+            yield file.stem, file
+
+
+def cut_out(file: pathlib.Path) -> Image.Image | str:
+    """An object with its transparency, cropped to what is opaque and reduced; or why it is none."""
+    with Image.open(file) as image:
+        if "A" not in image.getbands() and "transparency" not in image.info:
+            return "opaque"
+        if image.width * image.height > 40e6:
+            return "huge"
+        drawn = image.convert("RGBA")
+    box = drawn.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
+    if box is None:
+        return "empty"
+    drawn = drawn.crop(box)
+    drawn.thumbnail((OBJECT_SIDE, OBJECT_SIDE))
+    if min(drawn.size) < SMALLEST_SIDE:
+        return "thin"
+    covered = float((np.asarray(drawn.getchannel("A")) > 127).mean())
+    if not COVERED[0] <= covered <= COVERED[1]:
+        return "lines" if covered < COVERED[0] else "rectangle"
+    return drawn
+
+
+def write_objects(tree: pathlib.Path, output: pathlib.Path) -> collections.Counter:
+    """Cut out all objects; prints the counts of each category and returns their sum."""
+    total, seen = collections.Counter(), set()
+    for category in CATEGORIES:
+        counts = collections.Counter()
+        for name, file in object_files(tree, category):
+            drawn = cut_out(file)
+            content = drawn if isinstance(drawn, str) else drawn.tobytes()
+            if isinstance(drawn, str) or content in seen:
+                counts[drawn if isinstance(drawn, str) else "twice"] += 1
+                continue
+            seen.add(content)
+            split = split_of(name)
+            folder = output / "objects" / split / category
+            folder.mkdir(parents=True, exist_ok=True)
+            drawn.save(folder / f"{name}.png")
+            counts[split] += 1
+        print(category, *(f"{n} {what}" for what, n in sorted(counts.items())), flush=True)
+        total += counts
+    return total
+
+
+def photograph_files(tree: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
+    """(name, file) of all photographs."""
+    for folder, names in WALLPAPERS.items():
+        for name in names.split():
+            found = [f for f in (tree / folder).glob(f"{name}*") if f.is_file()]
+            found += (tree / folder / name / "contents" / "images").glob("*.jpg")
+            yield name, max(found, key=lambda file: file.stat().st_size)
+    for name in SCIKIT_IMAGE.split():
+        yield from ((name, file) for file in sorted((tree / "skimage" / "data").glob(f"{name}.*")))
+    sklearn = pathlib.Path(find_spec("sklearn").origin).parent / "datasets" / "images"
+    for name in SCIKIT_LEARN.split():
+        yield name, sklearn / f"{name}.jpg"
+
+
+def write_photographs(tree: pathlib.Path, output: pathlib.Path) -> collections.Counter:
+    """Reduced copies of all photographs; returns the number of each split."""
+    counts = collections.Counter()
+    for number, (name, file) in enumerate(photograph_files(tree)):
+        split = SPLITS.get(number % FOLDS, "train")
+        (output / "photographs" / split).mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            reduced = image.convert("RGB")
+        reduced.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+        reduced.save(output / "photographs" / split / f"{name}.jpg", quality=92)
+        counts[split] += 1
+    return counts
+
+
+def main() -> None:
+    """Command line; see the docstring of this file."""
+    parser = script_parser(__spec__, __doc__)
+    parser.add_argument("--output", required=True, type=paths.path, metavar="FOLDER", help="new folder")
+    parser.add_argument(
+        "--downloads",
+        type=paths.path,
+        metavar="FOLDER",
+        help="where packages are, or are kept; default: removed",
+    )
+    arguments = parser.parse_args()
+    if arguments.output.exists():
+        raise UserError(f"{arguments.output} exists already; give another --output, or remove it.")
+    Image.MAX_IMAGE_PIXELS = None  # some drawings have 200 million pixels, which Pillow takes for an attack
+    with tempfile.TemporaryDirectory() as folder:
+        tree = pathlib.Path(folder, "tree")
+        unpack(arguments.downloads or pathlib.Path(folder, "downloads"), tree)
+        objects = write_objects(tree, arguments.output)
+        photographs = write_photographs(tree, arguments.output)
+    for what, counts in (("objects", objects), ("photographs", photographs)):
+        print(f"{what}:", ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
+
+
+if __name__ == "__main__":
+    command_line(main)
