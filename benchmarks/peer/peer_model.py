@@ -245,7 +245,7 @@ def _norm(name: str, p: dict) -> dict:
 
 
 def _trunk(name: str, p: dict) -> dict:
-    found = _norm(f"{name}.norm", p["norm"])
+    found = _norm(f"{name}.layernorm", p["norm"])
     for i in range(len(p["blocks"]["qkv"]["bias"])):
         block, at = jax.tree.map(lambda x, i=i: x[i], p["blocks"]), f"{name}.layers.{i}"
         kernels = np.split(block["qkv"]["kernel"], 3, axis=1)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from benchmarks.speed.command import check_json, script_parser, write_json
 from benchmarks.speed.measure import compiled, timed
-from sparse_vis.models.attention import fused_attention, plain_attention
+from sparse_vis.models.attention import LONGEST, fused_attention, plain_attention, short_attention
 from sparse_vis.runtime.errors import command_line
 from sparse_vis.runtime.tools import positive
 
@@ -44,8 +44,6 @@ def kernels(tokens: int, on_gpu: bool) -> dict:
 
     found = {"xla": cut(plain_attention), "jax.nn": cut(jax.nn.dot_product_attention)}
     if on_gpu:
-        from sparse_vis.models.short_attention import LONGEST, short_attention
-
         found["cudnn"] = cut(cudnn)
         if tokens <= LONGEST:
             found["pallas"] = short_attention

@@ -215,7 +215,7 @@ def test_first_features_are_medians_of_alternating_runs_without_the_first(monkey
     assert capsys.readouterr().out == "first features: sparse_vis 2.00 s, PyTorch 6.00 s, ratio 0.33\n"
     assert programs == [first_features.OURS, first_features.TORCH] * 4
     monkeypatch.setattr(sys, "argv", ["first_features.py", "--repeats=0"])
-    with pytest.raises(UserError, match=r"'0' is no number of at least 1.*first_features --help"):
+    with pytest.raises(UserError, match=r"'0' is not a whole number of at least 1.*first_features --help"):
         first_features.main()
 
 
