@@ -233,8 +233,8 @@ def fit_all(
     rng, count = np.random.default_rng(protocol.seed), round(protocol.validation_fraction * len(y))
     if not 0 < count < len(y):
         raise UserError(
-            f"validation_fraction={protocol.validation_fraction} of {len(y)} training samples holds out "
-            f"{count}; give more samples or another fraction."
+            f"validation_fraction={protocol.validation_fraction} of {len(y)} training samples leaves "
+            f"{count} for validation; give more samples or another fraction."
         )
     held_out, fitted = np.split(rng.permutation(len(y)).astype(np.int32), [count])
     moments = [_moments(x, fitted) for x in train.values()]
