@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import pytest
+from PIL import Image
 
 from sparse_vis.runtime import host
 from sparse_vis.runtime.errors import command_line
@@ -100,13 +101,13 @@ def test_an_import_too_late_to_leave_ynnpack_out_warns_once(monkeypatch, started
 
 def test_devices_that_are_not_there_are_one_sentence(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "rocm"}  # which no test machine has
-    command = [sys.executable, "-m", "sparse_vis", "export", "--checkpoint=scenes-tiny"]
-    done = subprocess.run(
-        [*command, f"--output={tmp_path}/out"], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
+    Image.new("RGB", (48, 48)).save(tmp_path / "a.png")
+    command = [sys.executable, "-m", "sparse_vis", "extract", "--checkpoint=scenes-tiny"]
+    command += [f"--input={tmp_path}", f"--output={tmp_path / 'out'}"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done
     assert done.stderr.startswith("error: JAX_PLATFORMS=rocm names devices that JAX cannot find here")
-    assert "unset it" in done.stderr and not list(tmp_path.iterdir())
+    assert "unset it" in done.stderr and not list(tmp_path.rglob("*.parquet"))
 
 
 @pytest.mark.fast
