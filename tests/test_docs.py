@@ -83,6 +83,9 @@ RUN = {
         "test_the_script_for_a_gpu_runs_the_whole_set": ("benchmarks/gpu.sh",),
         "test_step_without_tensorflow_and_the_data_pipeline": ("benchmarks.speed.step",),
         "test_parts_and_encode_as_commands": ("benchmarks.speed.parts",),
+        "test_first_features_are_medians_of_alternating_runs_without_the_first": (
+            "benchmarks.speed.first_features",
+        ),
     },
     "tests/benchmarks/test_growth.py": {
         "test_input_counts_every_form_and_split": ("benchmarks.speed.input",),
