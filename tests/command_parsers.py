@@ -20,6 +20,7 @@ import absl.app
 from absl import flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+IMPORTED = "sparse_vis.commands.run", "sparse_vis.train.loop", "sparse_vis.evals.command"
 ELLIPSIS = "…"  # in a command of the docs: and the other arguments
 
 
@@ -114,4 +115,6 @@ def in_a_fork(arguments: list[str]) -> dict:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
+    for name in IMPORTED:
+        __import__(name)
     json.dump([in_a_fork(arguments) for arguments in json.load(sys.stdin)], sys.stdout)
