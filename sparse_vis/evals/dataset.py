@@ -16,13 +16,12 @@ from ml_collections import ConfigDict
 from sparse_vis.build import build_source
 from sparse_vis.data.decode import decode
 from sparse_vis.data.folder import images_sha256
-from sparse_vis.data.records import Records, in_batches, or_skip, read_records
+from sparse_vis.data.records import SHORT_SIDE, Records, in_batches, none_usable, or_skip, read_records
 from sparse_vis.data.sources import Source
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped
-
-SHORT_SIDE = 256 / 224  # short side before the centre crop, relative to the image size; published
+from sparse_vis.runtime.skipped import Skips
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +63,15 @@ class Part:
 
     def example(self) -> dict[str, Any]:
         """The first usable record, its image decoded; a UserError if none is, or `on_error` is "stop"."""
-        reason = ""
+        skips: Skips = []
         for row in self.indices:
             try:
                 return self.record(row)
             except UserError as error:
                 if self.on_error == "stop":
                     raise
-                reason = reason or str(error)
-        raise UserError(
-            f"none of the {len(self)} images of {self.source!r} can be used; the first one: "
-            f"{reason.rstrip('.')}."
-        )
+                skips.append((str(row), str(error)))
+        raise none_usable(len(self), skips, f"images of {self.source!r}")
 
     @contextlib.contextmanager
     def _offering_to_skip(self) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sparse_vis.data.decode import decode
-from sparse_vis.data.records import load_ahead, usable
+from sparse_vis.data.records import images_ahead, none_usable
 from sparse_vis.data.scenes import SceneSource
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.dataset import Data, Part, about_part
@@ -104,11 +103,11 @@ def without_unusable(data: Data, workdir: pathlib.Path) -> Data:
         if identity["images_sha256"]:  # else a change would not be seen
             now[name] = found
         left = part.indices[~np.isin(part.indices, [row for row, _, _ in found["unusable"]])]
+        of_part = [(image, why) for _, image, why in found["unusable"]]
         if not len(left):
-            why = found["unusable"][0][2].rstrip(".")
-            raise UserError(f"none of the {len(part)} {name} images can be used; the first one: {why}.")
+            raise none_usable(len(part), of_part, f"{name} images")
         parts[name] = dataclasses.replace(part, indices=left)
-        skips += [(image, why) for _, image, why in found["unusable"]]
+        skips += of_part
     if now != before:
         write_json(path, {"parts": now})
     if not skips:
@@ -132,10 +131,11 @@ def _unusable(name: str, part: Part) -> list[list]:
         decode(part.source[row])
         return row
 
-    progress, skips, kept = Progress(f"looking at {name} images", len(part)), [], set()
-    rows = part.indices.tolist()
-    with contextlib.closing(load_ahead(check, rows, part.threads, ahead=4 * part.threads)) as futures:
-        for row in usable(part.source, futures, "skip", skips):
+    progress, kept = Progress(f"looking at {name} images", len(part)), set()
+    rows, how = part.indices.tolist(), dict(threads=part.threads, ahead=4 * part.threads, on_error="skip")
+    with images_ahead(part.source, check, rows, **how) as take:
+        good, skips = take(len(rows))
+        for row in good:
             kept.add(row)
             progress.add(1)
     left_out = [row for row in rows if row not in kept]

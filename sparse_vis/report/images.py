@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import functools
 import os
@@ -20,7 +19,7 @@ from sparse_vis import api
 from sparse_vis.build import build_source
 from sparse_vis.data.decode import decode
 from sparse_vis.data.packed import PackedSource
-from sparse_vis.data.records import load_ahead, usable
+from sparse_vis.data.records import images_ahead, none_usable
 from sparse_vis.data.scenes import SceneSource
 from sparse_vis.data.sources import FolderSource, Source, announce, open_folder
 from sparse_vis.data.tfds import TfdsSource
@@ -98,13 +97,12 @@ def read_images(source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, in
         fitted = ImageOps.fit(Image.fromarray(decode(record)), size[::-1], Image.Resampling.BICUBIC)
         return row, np.asarray(fitted), escaped(record["name"])
 
-    skips: Skips = []
-    with contextlib.closing(load_ahead(read, rows.tolist(), os.cpu_count() or 1, ahead=BATCH)) as futures:
-        found = list(usable(source, futures, on_error, skips))
+    how = dict(threads=os.cpu_count() or 1, ahead=BATCH, on_error=on_error)
+    with images_ahead(source, read, rows.tolist(), **how) as take:
+        images, skips = take(len(rows))
+        found = list(images)
     if not found:
-        raise UserError(
-            f"none of the {len(rows)} images can be used; the first one: {skips[0][1].rstrip('.')}."
-        )
+        raise none_usable(len(rows), skips)
     numbers, images, names = zip(*found, strict=True)
     return Read(np.array(numbers), np.stack(images), list(names), skips)
 
