@@ -7,6 +7,7 @@ import functools
 import jax
 from ml_collections import ConfigDict
 
+from sparse_vis.data.pictures import PictureSpec
 from sparse_vis.data.scenes import SceneSpec
 from sparse_vis.data.sources import Source, announce, make_source
 from sparse_vis.losses.spec import LossSpec
@@ -51,16 +52,13 @@ def build_views(config: ConfigDict) -> ViewSpec:
     return ViewSpec(size=config.model.image_size, patch_size=config.model.patch, **config.views)
 
 
-def build_source(config: ConfigDict, split: str, **scenes) -> Source:
-    """The data source of config.data; process 0 prints what it holds.
-
-    Args:
-        scenes: fields of SceneSpec that differ from config.data.scenes.
-    """
-    d, spec = config.data, SceneSpec(**{**config.data.scenes, **scenes})
+def build_source(config: ConfigDict, split: str) -> Source:
+    """The data source of config.data; process 0 prints what it holds."""
+    d = config.data
     source = make_source(
-        d.source, split=split, path=d.path, seed=d.seed, scenes=spec, max_pixels=d.max_pixels
-    )
+        d.source, split=split, path=d.path, seed=d.seed, scenes=SceneSpec(**d.scenes),
+        pictures=PictureSpec(**d.pictures), max_pixels=d.max_pixels,
+    )  # fmt: skip
     if jax.process_index() == 0:
         announce(source)
     return source

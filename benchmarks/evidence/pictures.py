@@ -63,10 +63,15 @@ WALLPAPERS = {
         "greentock_by life_by picosdeeuropa_by seeding_by sunset_by Kleiber_by"
     ),
 }
+# Everyone has these, so those that show things are for testing; the others are textures.
 SCIKIT_IMAGE = "astronaut brick camera chelsea coffee coins grass gravel motorcycle_left rocket"
 SCIKIT_LEARN = "china flower"
-FOLDS = 5
-SPLITS = {0: "test", 1: "validation"}  # checksum of a name modulo FOLDS -> its split; all others: train
+SHOWN = "astronaut camera chelsea coffee motorcycle_left rocket china flower"
+FOLDS, WALLPAPER_FOLDS = 5, 7
+SPLITS = {
+    0: "test",
+    1: "validation",
+}  # checksum or number modulo the folds -> split; else train
 OBJECT_SIDE, SMALLEST_SIDE, PHOTO_SIDE = 192, 24, 1024
 COVERED = (0.25, 0.97)  # share of its bounding box that an object covers: neither lines nor a full rectangle
 
@@ -176,9 +181,10 @@ def photograph_files(tree: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
 
 def write_photographs(tree: pathlib.Path, output: pathlib.Path) -> collections.Counter:
     """Reduced copies of all photographs; returns the number of each split."""
-    counts = collections.Counter()
+    counts, wallpapers = collections.Counter(), sum(len(names.split()) for names in WALLPAPERS.values())
     for number, (name, file) in enumerate(photograph_files(tree)):
-        split = SPLITS.get(number % FOLDS, "train")
+        split = SPLITS.get(number % WALLPAPER_FOLDS, "train") if number < wallpapers else "train"
+        split = "test" if name in SHOWN.split() else split
         (output / "photographs" / split).mkdir(parents=True, exist_ok=True)
         with Image.open(file) as image:
             reduced = image.convert("RGB")

@@ -71,21 +71,30 @@ _CONFIG = dict(
     ),
     teacher=dict(enabled=False, momentum=0.996, final_momentum=0.996),  # cosine if they differ
     data=dict(
-        source="scenes",  # "scenes", "folder", "packed" or "tfds:<name>"
-        path="",  # folder of images or shards, or TFDS data_dir
-        split="train",  # scenes: train, validation, test; folder, packed: subfolder or ""; TFDS: any
+        source="scenes",  # "scenes", "pictures", "folder", "packed" or "tfds:<name>"
+        path="",  # folder of images, shards or pictures, or TFDS data_dir
+        split="train",  # scenes, pictures: train, validation, test; folder, packed: subfolder or ""
         canvas=512,  # pixels; side of the uint8 canvas; larger images are downscaled to fit
         on_error="stop",  # or "skip": replace a bad image by the next good one, list it in skipped.txt
         max_pixels=2**27,  # of an image; larger ones are refused before they are decoded
         workers=0,
         threads=4,
-        seed=0,  # of the scenes' content
+        seed=0,  # of the content of scenes and pictures
         scenes=dict(
             size=64,
             digits="many",
             colours="random",  # or "white": on black, as MNIST
             max_digits=4,
             digit_scale=(0.35, 0.55),
+            train_records=50_000,
+            eval_records=2_000,
+        ),
+        pictures=dict(
+            size=64,
+            photographs=0.25,  # share of pictures that are photographs without objects
+            plain=0.25,  # share of scenes on one colour; the others are on photographs
+            max_objects=4,
+            object_scale=(0.3, 0.6),
             train_records=50_000,
             eval_records=2_000,
         ),

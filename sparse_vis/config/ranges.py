@@ -187,6 +187,10 @@ _TABLE = {
             "max_digits": whole(1, 4), "digit_scale": pair("[0.3, 0.9]"),
             "train_records": _COUNT, "eval_records": _COUNT,
         },
+        "pictures": {
+            "size": whole(24, SIDE), "photographs": _SHARE, "plain": _SHARE, "max_objects": whole(1, 4),
+            "object_scale": pair("[0.1, 1]"), "train_records": _COUNT, "eval_records": _COUNT,
+        },
     },
     "optimizer": {
         "peak_lr": _RATE, "final_lr": real("[0, 10]"), "warmup": _MEMORY,

@@ -6,34 +6,31 @@ install: 5,000 MNIST digits and two photographs. `python -m sparse_vis.data.scen
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from sparse_vis.config.ranges import check_fields
+from sparse_vis.data.compose import ComposedSource, Mask, Pixels, cut, place
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.tools import Parser
 
 # For each split: which of the 500 digits of each class, and which columns (fractions) of each photograph.
-SPLITS = {
+PARTS = {
     "train": (slice(0, 350), (0.0, 0.6)),
     "validation": (slice(350, 400), (0.6, 0.8)),
     "test": (slice(400, 500), (0.8, 1.0)),
 }
-MAX_DIGITS = 4
 PLAIN = 0.5  # share of scenes on one flat colour
 CONTRAST = 0.5  # least RGB distance (values in [0, 1]) of a digit's colour from the mean colour of its box
-VISIBLE = 0.9  # least share of a digit's pixels that the digits in front leave visible
-SIZES, PLACES = 6, 10  # sizes, and places per size, that are tried before a digit is left out
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class SceneSpec:
     """What scenes look like and how many there are."""
 
@@ -66,28 +63,14 @@ def _photographs() -> tuple[Image.Image, ...]:
     return tuple(Image.open(folder / name).convert("RGB") for name in ("china.jpg", "flower.jpg"))
 
 
-class SceneSource:
-    """Scenes as random-access records; record i depends on (seed, split, i) and the spec alone.
+class SceneSource(ComposedSource):
+    """Scenes of digits; the arguments are those of `ComposedSource`."""
 
-    A record holds `image` uint8 (size, size, 3); `mask` uint8 (size, size), 0 for background and k for the
-    visible pixels of the k-th digit (alpha above a half); `labels` int32 (4,), classes of the digits, padded
-    with -1; `label`, the class of a scene with one digit, else -1; and `name`.
-
-    Args:
-        split: "train", "validation" or "test"; they share neither digits nor regions of the photographs.
-        seed: any non-negative int.
-
-    Raises:
-        UserError: unknown split.
-    """
-
-    classes = tuple("0123456789")
+    kind, classes = "scenes", tuple("0123456789")
 
     def __init__(self, spec: SceneSpec, *, split: str, seed: int):
-        if split not in SPLITS:
-            raise UserError(f"scenes have no split {split!r}; choose one of {', '.join(SPLITS)}.")
-        self.spec, self.split, self.seed = spec, split, seed
-        chosen, (left, right) = SPLITS[split]
+        super().__init__(spec, split=split, seed=seed)
+        chosen, (left, right) = PARTS[split]
         glyphs, classes = _digits()
         by_class = np.arange(len(glyphs)).reshape(10, 500)[:, chosen].ravel()
         self._glyphs, self._classes = [_trim(glyphs[i]) for i in by_class], classes[by_class]
@@ -96,90 +79,41 @@ class SceneSource:
             for photo in _photographs()
         ]
 
-    def __len__(self) -> int:
-        return self.spec.train_records if self.split == "train" else self.spec.eval_records
+    def singles(self) -> SceneSource:
+        if self.spec.digits == "one":
+            return self
+        return SceneSource(dataclasses.replace(self.spec, max_digits=1), split=self.split, seed=self.seed)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        rng = np.random.default_rng((self.seed, list(SPLITS).index(self.split), index))
-        white = self.spec.colours == "white"
+    def _background(self, rng: np.random.Generator) -> Pixels:
+        """Black, one colour, or a square of a photograph at half to full scale."""
         size = self.spec.size
-        image = np.zeros((size, size, 3), np.float32) if white else self._ground(rng)
-        mask = np.zeros(image.shape[:2], np.uint8)
-        labels = np.full(MAX_DIGITS, -1, np.int32)
-        one = self.spec.digits == "one"
-        areas: list[int] = []
-        for _ in range(1 if one else rng.integers(1, self.spec.max_digits + 1)):
-            which = int(rng.integers(len(self._glyphs)))
-            glyph, scale = self._glyphs[which], self.spec.digit_scale
-            if _add_digit(rng, image, mask, glyph, areas, scale, centred=one, white=white):
-                labels[len(areas) - 1] = self._classes[which]
-        return {
-            "image": np.rint(image * 255).astype(np.uint8),
-            "mask": mask,
-            "labels": labels,
-            "label": int(labels[0]) if len(areas) == 1 else -1,
-            "name": f"scenes/{self.split}/{index:06d}",
-        }
-
-    def __repr__(self) -> str:
-        return f"SceneSource({self.spec}, split={self.split!r}, seed={self.seed})"
-
-    def _ground(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw the background, in [0, 1]: one colour, or a square of a photograph at half to full scale."""
-        size = self.spec.size
+        if self.spec.colours == "white":
+            return np.zeros((size, size, 3), np.float32)
         if rng.random() < PLAIN:
             return np.broadcast_to(rng.random(3, np.float32), (size, size, 3)).copy()
         texture = self._textures[rng.integers(len(self._textures))]
-        side = min(size * rng.uniform(1, 2), texture.width, texture.height)
-        x, y = rng.random(2) * (texture.width - side, texture.height - side)
-        cut = texture.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))
-        pixels = np.asarray(cut, np.float32) / 255
-        return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
+        return cut(rng, texture, size, size * rng.uniform(1, 2))
+
+    def _draw(self, rng: np.random.Generator, mask: Mask) -> tuple[Pixels, list[int]]:
+        one, white, found = self.spec.digits == "one", self.spec.colours == "white", []
+        image = self._background(rng)
+        areas: list[int] = []
+        for _ in range(1 if one else rng.integers(1, self.spec.max_digits + 1)):
+            which = int(rng.integers(len(self._glyphs)))
+            placed = place(rng, self._glyphs[which], mask, areas, self.spec.digit_scale, centred=one)
+            if placed is not None:
+                box, glyph = placed
+                colour = np.ones(3) if white else _contrasting(rng, image[box].mean((0, 1)))
+                alpha = np.asarray(glyph, np.float32)[..., None] / 255
+                image[box] += alpha * (colour - image[box])
+                found.append(int(self._classes[which]))
+        return image, found
 
 
 def _trim(glyph: np.ndarray) -> Image.Image:
     """Crop a digit to its bounding box."""
     rows, columns = np.flatnonzero(glyph.any(1)), np.flatnonzero(glyph.any(0))
     return Image.fromarray(glyph[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-
-
-def _add_digit(
-    rng, image, mask, glyph: Image.Image, areas: list[int], scale, *, centred: bool, white: bool
-) -> bool:
-    """Draw a digit in front, in place, where it leaves the others visible; False if there is no such place.
-
-    `areas` holds the pixel count of every digit at the time it was drawn; the new one is appended.
-    """
-    size = image.shape[0]
-    for _ in range(SIZES):
-        factor = size * rng.uniform(*scale) / max(glyph.size)
-        width, height = (max(3, round(side * factor)) for side in glyph.size)
-        alpha = np.asarray(glyph.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
-        front = alpha > 0.5
-        places = rng.integers((size - height + 1, size - width + 1), size=(PLACES, 2)).tolist()
-        if centred:
-            places = [((size - height) // 2, (size - width) // 2)]
-        box = _free_box(mask, front, places, areas)
-        if box is not None:
-            colour = np.ones(3) if white else _contrasting(rng, image[box].mean((0, 1)))
-            image[box] += alpha[..., None] * (colour - image[box])
-            mask[box][front] = len(areas) + 1
-            areas.append(int(front.sum()))
-            return True
-    return False
-
-
-def _free_box(mask, front, places, areas: list[int]) -> tuple[slice, slice] | None:
-    """The first place at which every digit keeps at least a share VISIBLE of its pixels, or None."""
-    kinds = len(areas) + 1
-    spare = np.bincount(mask.ravel(), minlength=kinds)[1:] - VISIBLE * np.asarray(areas)
-    for y, x in places:
-        box = slice(y, y + front.shape[0]), slice(x, x + front.shape[1])
-        if np.all(np.bincount(mask[box][front], minlength=kinds)[1:] <= spare):
-            return box
-    return None
 
 
 def _contrasting(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Random-access records: built-in scenes, a folder of images, packed images, or a prepared TFDS data set."""
+"""Random-access records: scenes and pictures, a folder of images, packed images, a prepared TFDS data set."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from sparse_vis.data.decode import MAX_PIXELS
 from sparse_vis.data.folder import FolderSource, left_out
 from sparse_vis.data.packed import METADATA, PackedSource
+from sparse_vis.data.pictures import PictureSource, PictureSpec
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.runtime.errors import UserError
@@ -37,8 +38,8 @@ class Source(Protocol):
         """A record: `image` (bytes of a file, or uint8 (H, W, 3)), `name` and, if known, `label` (int).
 
         Optional keys are `max_pixels`, the largest number of pixels that is decoded, and for images with
-        sets of classes `labels`, int32, padded with −1: TFDS data sets with a sequence `labels`, and scenes,
-        which have four entries, and a `mask` (H, W) uint8 too. Other keys are ignored.
+        sets of classes `labels`, int32, padded with −1: TFDS data sets with a sequence `labels`, and scenes
+        and pictures, which have four entries, and a `mask` (H, W) uint8 too. Other keys are ignored.
         """
         ...
 
@@ -49,7 +50,7 @@ def announce(source: Source) -> None:
     images = f"{len(source)} image{'s' * (len(source) > 1)}"
     classes = f"{count} class{'es' * (count > 1)}" if count else "no classes"
     if not isinstance(source, FolderSource | PackedSource):
-        name = source.name if isinstance(source, TfdsSource) else "the scenes"
+        name = source.name if isinstance(source, TfdsSource) else f"the {source.kind}"
         say_once(f"{images} in split {source.split} of {name}, {classes}")
         return
     shown = ", ".join(map(escaped, names[:SHOWN])) + (" …" if count > SHOWN else "")
@@ -115,26 +116,37 @@ def open_input(
 
 
 def make_source(
-    name: str, *, split: str, path: str, seed: int, scenes: SceneSpec, max_pixels: int = MAX_PIXELS
+    name: str,
+    *,
+    split: str,
+    path: str,
+    seed: int,
+    scenes: SceneSpec,
+    pictures: PictureSpec = PictureSpec(),
+    max_pixels: int = MAX_PIXELS,
 ) -> Source:
     """Build the source that a configuration names.
 
     Args:
-        name: "scenes", "folder", "packed" or "tfds:<name>".
-        split: of scenes or TFDS; folder and packed: subfolder of `path`, or "" for `path` itself.
-        path: folder of images or shards, or TFDS's data_dir; unused for scenes.
-        seed, scenes: of the scenes' content; unused otherwise.
+        name: "scenes", "pictures", "folder", "packed" or "tfds:<name>".
+        split: of scenes, pictures or TFDS; folder and packed: subfolder of `path`, or "" for `path` itself.
+        path: folder of images, shards or pictures, or TFDS's data_dir; unused for scenes.
+        seed, scenes, pictures: content of scenes and pictures; unused otherwise.
 
     Raises:
         UserError: an unknown name or an empty path, and the errors of the source itself.
     """
     if name == "scenes":
         return SceneSource(scenes, split=split, seed=seed)
-    if name in ("folder", "packed"):
+    if name in ("pictures", "folder", "packed"):
         if not path:
             raise UserError("config.data.path is not set; give --config.data.path=FOLDER.")
+        if name == "pictures":
+            return PictureSource(path, pictures, split=split, seed=seed)
         kind = FolderSource if name == "folder" else PackedSource
         return kind(os.path.join(path, split) if split else path, max_pixels)
     if name.startswith("tfds:"):
         return TfdsSource(name.removeprefix("tfds:"), split=split, data_dir=path, max_pixels=max_pixels)
-    raise UserError(f"unknown data source {name!r}; choose 'scenes', 'folder', 'packed' or 'tfds:<name>'.")
+    raise UserError(
+        f"unknown data source {name!r}; choose 'scenes', 'pictures', 'folder', 'packed' or 'tfds:<name>'."
+    )

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_source
+from sparse_vis.data.compose import ComposedSource
 from sparse_vis.data.decode import decode
 from sparse_vis.data.folder import images_sha256
 from sparse_vis.data.records import SHORT_SIDE, Records, in_batches, none_usable, or_skip, read_records
@@ -98,7 +99,7 @@ class Part:
 class Data:
     """The data of a run of evaluations."""
 
-    parts: dict[str, Part]  # "train", "test"; if scenes have several digits, "one_train" and "one_test" too
+    parts: dict[str, Part]  # "train", "test"; of scenes with several objects, "one_train" and "one_test" too
     labelled: tuple[str, str]  # names of the train and test part whose single labels are used
     classes: int  # 0 without labels
     about: dict  # identity of the images, as plain values for the record of results
@@ -121,14 +122,11 @@ def open_data(config: ConfigDict) -> Data:
         UserError: a split that is missing or empty, or train and test with different classes.
     """
     e, d, size = config.eval, config.data, config.model.image_size
-    scenes = d.source == "scenes"
-    # Scenes are drawn at the image size and are not cropped.
-    short_side = size if scenes else round(size * SHORT_SIDE)
 
-    def part(test: bool, **changed) -> Part:
+    def part(test: bool) -> Part:
         split, count = (e.test_split, e.test_records) if test else (e.train_split, e.train_records)
         try:
-            source = build_source(config, split, **changed)
+            source = build_source(config, split)
         except UserError as error:
             raise UserError(
                 f"{str(error).rstrip('.')}; evaluations read config.eval.train_split={e.train_split!r} and "
@@ -137,18 +135,23 @@ def open_data(config: ConfigDict) -> Data:
             ) from None
         indices = spread(_held_out(len(source), e.holdout, test), count)
         masks = pathlib.Path(e.masks, split if d.source in ("folder", "packed") else "") if e.masks else None
-        maps = e.mask_classes if masks else len(source.classes) + 1 if scenes else 0
+        composed = isinstance(source, ComposedSource)
+        maps = e.mask_classes if masks else len(source.classes) + 1 if composed else 0
+        # Scenes are drawn at the image size and are not cropped.
+        short_side = size if composed else round(size * SHORT_SIDE)
         shift = e.mask_shift if masks else 0
         return Part(source, indices, size, short_side, d.threads, masks, maps, shift, e.resize, d.on_error)
 
     parts, labelled = {"train": part(False), "test": part(True)}, ("train", "test")
-    if scenes and d.scenes.digits == "many":
-        # Only scenes with one digit have a single label.
-        parts |= {"one_train": part(False, max_digits=1), "one_test": part(True, max_digits=1)}
-        labelled = ("one_train", "one_test")
+    if isinstance(parts["test"].source, ComposedSource):
+        # Only scenes with one object have a single label.
+        one = {name: p.source.singles() for name, p in parts.items()}
+        if one["test"] is not parts["test"].source:
+            singles = {f"one_{k}": dataclasses.replace(p, source=one[k]) for k, p in parts.items()}
+            parts, labelled = parts | singles, tuple(singles)
     about = {
         "source": d.source, "path": d.path, "holdout": e.holdout, "image_size": size,
-        "short_side": short_side, "resize": e.resize,
+        "short_side": parts["test"].short_side, "resize": e.resize,
         "parts": {name: about_part(p) for name, p in parts.items()},
     }  # fmt: skip
     source, other = parts["train"].source, parts["test"].source

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Int
 
+from sparse_vis.data.compose import ComposedSource
 from sparse_vis.data.decode import decode
 from sparse_vis.data.records import images_ahead, none_usable
-from sparse_vis.data.scenes import SceneSource
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.dataset import Data, Part, about_part
 from sparse_vis.evals.maps.label_maps import check_maps
@@ -124,7 +124,7 @@ def without_unusable(data: Data, workdir: pathlib.Path) -> Data:
 
 def _unusable(name: str, part: Part) -> list[list]:
     """Row, name and reason of every image that cannot be decoded."""
-    if isinstance(part.source, SceneSource):  # computed, not read from files
+    if isinstance(part.source, ComposedSource):  # computed, not read from files
         return []
 
     def check(row: int) -> int:

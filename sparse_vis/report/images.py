@@ -17,10 +17,11 @@ from PIL import Image, ImageOps
 
 from sparse_vis import api
 from sparse_vis.build import build_source
+from sparse_vis.data.compose import ComposedSource
 from sparse_vis.data.decode import decode
 from sparse_vis.data.packed import PackedSource
+from sparse_vis.data.pictures import PictureSource
 from sparse_vis.data.records import images_ahead, none_usable
-from sparse_vis.data.scenes import SceneSource
 from sparse_vis.data.sources import FolderSource, Source, announce, open_folder
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.evals.dataset import open_data
@@ -150,12 +151,16 @@ def name_images(config: ConfigDict | None, source: Source, rows: Rows) -> str:
 def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | None, str]:
     """Number of the rows that are training images, None if it is not known; and the reason."""
     d = config.data
+    if isinstance(source, ComposedSource) and source.kind == d.source:
+        return len(rows) * (source.split == d.split), f"the model was trained on split {d.split!r}"
     if d.source == "scenes":
-        if isinstance(source, SceneSource):
-            return len(rows) * (source.split == d.split), f"the model was trained on split {d.split!r}"
         return 0, "the model was trained on generated scenes"
     training = build_source(config, d.split)
     match source, training:
+        case FolderSource(), PictureSource():
+            photographs = FolderSource(os.path.join(training.path, "photographs", d.split))
+            why = f"none of them, by name and content, is in {photographs.path}"
+            return _shared_files(source, rows, photographs), why
         case FolderSource(), FolderSource():
             why = f"none of them, by name and content, is in {training.path}"
             return _shared_files(source, rows, training), why

@@ -36,6 +36,7 @@ RIGHT_AND_WRONG = [
     (
         [
             *names("views", "flip_probability", "jitter_probability", "grey_probability", "blur_probability"),
+            *names("data.pictures", "photographs", "plain"),
             *names("views", "focus_probability", "brightness", "contrast", "saturation"),
             *names("teacher", "momentum", "final_momentum"), "loss.sinkhorn_epsilon",
         ],
@@ -79,6 +80,7 @@ RIGHT_AND_WRONG = [
      [(0.0, 0.5), (-0.1, 0.5), (0.5, 1.000001), (0.6, 0.5)]),
     (names("views", "aspect", "blur_sigma"), [(0.01, 100.0), (1.0, 1.0)],
      [(0.0, 1.0), (0.0099, 1.0), (1.0, 100.001), (2.0, 1.0)]),
+    (["data.pictures.object_scale"], [(0.1, ONE), (0.5, 0.5)], [(0.0999, 0.5), (0.5, 1.000001), (0.5, 0.4)]),
     (["data.scenes.digit_scale"], [(0.3, 0.9), (0.7, 0.7)],
      [(0.2999, 0.5), (0.5, 0.90001), (0.5, 0.4), (0.0, 0.0)]),
     # Counts: of none, of one at least, and of as many as a machine may have.
@@ -86,6 +88,7 @@ RIGHT_AND_WRONG = [
         [
             *names("train", "steps", "log_every", "save_every", "keep", "max_bad_steps"),
             *names("data.scenes", "train_records", "eval_records"), "eval.segmentation.epochs",
+            *names("data.pictures", "train_records", "eval_records"),
             *(f"{probe}.epochs" for probe in PROBES),
         ],
         [1, MOST], [0, -1, MOST + 1],
@@ -109,8 +112,8 @@ RIGHT_AND_WRONG = [
     (["model.image_size", "views.local_size"], [5, 8192], [4, 0, -1, 8193, 100_000]),
     (["model.patch"], [1, 1024], [0, -1, 1025]),
     (["data.canvas"], [1, 8192], [0, -1, 8193]),
-    (["data.scenes.size"], [24, 8192], [23, 0, 8193]),
-    (["data.scenes.max_digits"], [1, 4], [0, 5]),
+    (["data.scenes.size", "data.pictures.size"], [24, 8192], [23, 0, 8193]),
+    (["data.scenes.max_digits", "data.pictures.max_objects"], [1, 4], [0, 5]),
     (["data.max_pixels"], [1, 2_147_483_647], [0, -1, 2_147_483_648]),
     (["data.workers"], [0, 1024], [-1, 1025]),
     (["data.threads"], [1, 1024], [0, -1, 1025]),

@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from sparse_vis.data import scenes
-from sparse_vis.data.scenes import SPLITS, SceneSource, SceneSpec
+from sparse_vis.data.compose import SPLITS, place
+from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.runtime.errors import UserError
 
 
@@ -102,16 +103,22 @@ def test_white_digits_on_black_are_the_embedded_digits():
 def test_a_new_digit_leaves_the_others_visible():
     glyph = scenes._trim(scenes._digits()[0][0])
     for seed in range(20):
-        rng = np.random.default_rng(seed)
-        image, mask = np.zeros((48, 48, 3), np.float32), np.zeros((48, 48), np.uint8)
+        rng, mask = np.random.default_rng(seed), np.zeros((48, 48), np.uint8)
         mask[:, :20] = 1
-        assert scenes._add_digit(rng, image, mask, glyph, [960], (0.4, 0.5), centred=False, white=False)
-        assert (mask == 1).sum() >= 0.9 * 960 and (mask == 2).any()
-    full, image = np.ones((48, 48), np.uint8), np.zeros((48, 48, 3), np.float32)
+        areas = [960]
+        assert place(rng, glyph, mask, areas, (0.4, 0.5), centred=False)
+        assert (mask == 1).sum() >= 0.9 * 960 and (mask == 2).sum() == areas[1] > 0
+    full = np.ones((48, 48), np.uint8)
     full[0] = 0  # no room without hiding more than a tenth: nothing is drawn
     hidden = [int((full == 1).sum() / 0.91)]
-    assert not scenes._add_digit(rng, image, full, glyph, hidden, (0.5, 0.5), centred=False, white=False)
-    assert (full[1:] == 1).all() and not image.any() and len(hidden) == 1
+    assert place(rng, glyph, full, hidden, (0.5, 0.5), centred=False) is None
+    assert (full[1:] == 1).all() and len(hidden) == 1
+
+
+def test_singles_have_one_object_each():
+    many, one = source("test"), source("test", digits="one")
+    assert all(many.singles()[i]["label"] >= 0 for i in range(30))
+    assert one.singles() is one
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_missing_empty_and_unreadable_folders_are_named(tmp_path):
 
 @pytest.mark.fast
 def test_unknown_source_offers_the_known_ones():
-    with pytest.raises(UserError, match=r"'imagenet'.*'scenes', 'folder', 'packed' or 'tfds:<name>'"):
+    with pytest.raises(UserError, match=r"'imagenet'.*'scenes', 'pictures', 'folder', .*'tfds:"):
         make_source("imagenet", split="train", path="", seed=0, scenes=SMALL)
 
 
