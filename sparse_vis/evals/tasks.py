@@ -3,6 +3,7 @@
 from sparse_vis.evals.classes.knn import KNN, RETRIEVAL
 from sparse_vis.evals.classes.linear import LINEAR
 from sparse_vis.evals.classes.linear_published import LINEAR_PUBLISHED
+from sparse_vis.evals.classes.objects import OBJECTS
 from sparse_vis.evals.columns import LOCALIZATION, RECONSTRUCTION
 from sparse_vis.evals.factors.factorization import FACTORIZATION
 from sparse_vis.evals.factors.rate import RATE
@@ -16,6 +17,7 @@ TASKS = {
     "linear": LINEAR,
     "linear_published": LINEAR_PUBLISHED,
     "retrieval": RETRIEVAL,
+    "objects": OBJECTS,
     "segmentation": SEGMENTATION,
     "localization": LOCALIZATION,
     "reconstruction_probe": RECONSTRUCTION_PROBE,

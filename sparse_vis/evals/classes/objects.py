@@ -1,0 +1,100 @@
+"""Classes of single objects in scenes of several: what the tokens that look at an object say about it.
+
+An object k is described by c(k, n), the share of its visible pixels that lies in patch n. L turns this into a
+weight of each token, a(k, r) = sum_n c(k, n) L(n, r), whose sum over r is one. Four vectors are classified:
+the token of largest weight; S weighted by a; U weighted by c, which knows the true mask; and the mean of S
+over the image, which does not know which object is meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Integer
+from ml_collections import ConfigDict
+
+from sparse_vis.data.records import Records
+from sparse_vis.evals.classes.knn import knn_accuracy, recall_at_k
+from sparse_vis.evals.classes.linear import SweepProtocol, sweep
+from sparse_vis.evals.dataset import Data
+from sparse_vis.evals.features import AnyArray, Split, square_grid
+from sparse_vis.evals.task import Bench, Reducer, Result, Task
+
+NEIGHBOURS, RECALL_KS = 20, (1, 5)
+
+
+def covered(
+    mask: Integer[AnyArray, "N H W"], grid: tuple[int, int], objects: int
+) -> Float[np.ndarray, "N objects n"]:
+    """c(k, n) of the objects 1 ... `objects` of every mask; zeros for objects that are not visible.
+
+    Patches have H // rows x W // columns pixels; what is left at the bottom and right belongs to no patch.
+    """
+    N, H, W = mask.shape
+    (rows, columns), (high, wide) = grid, (H // grid[0], W // grid[1])
+    patches = np.asarray(mask)[:, : rows * high, : columns * wide]
+    patches = patches.reshape(N, rows, high, columns, wide).swapaxes(2, 3).reshape(N, rows * columns, -1)
+    counts = np.stack([(patches == k + 1).sum(axis=-1) for k in range(objects)], axis=1)
+    return counts.astype(np.float32) / np.maximum(counts.sum(axis=-1, keepdims=True), 1)
+
+
+def _of_tokens(features: dict, records: Records, networks) -> dict[str, np.ndarray]:
+    S, L = features["sparse"], features["spatial"]
+    weight = covered(records.mask, square_grid(L.shape[1]), records.labels.shape[1]) @ L
+    return {
+        "object_token": np.take_along_axis(S, weight.argmax(axis=2)[..., None], axis=1),
+        "object_S": weight @ S,
+        "object_mean_S": np.repeat(S.mean(axis=1, keepdims=True), weight.shape[1], axis=1),
+    }
+
+
+def _of_patches(features: dict, records: Records, networks) -> dict[str, np.ndarray]:
+    U = features["dense"]
+    return {"object_U": covered(records.mask, square_grid(U.shape[1]), records.labels.shape[1]) @ U}
+
+
+def _classes(features: dict, records: Records, networks) -> dict[str, np.ndarray]:
+    return {"object_label": records.labels}
+
+
+def _reducers(data: Data) -> dict[str, tuple[Reducer, ...]]:
+    tokens, patches = Reducer(("sparse", "spatial"), _of_tokens), Reducer(("dense",), _of_patches)
+    return dict.fromkeys(("train", "test"), (tokens, patches, Reducer((), _classes)))
+
+
+NAMES = {"object_token": "token", "object_S": "S by L", "object_U": "U by mask", "object_mean_S": "mean S"}
+
+
+def _rows(columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Vectors and class of every object."""
+    labels = columns["object_label"]
+    known = labels >= 0
+    return {to: columns[name][known] for name, to in NAMES.items() if name in columns}, labels[known]
+
+
+def _measure(bench: Bench, config: ConfigDict) -> Result:
+    (x, y), (test_x, test_y) = map(_rows, map(bench.columns, ("train", "test")))
+    classes, protocol, k = bench.data.classes, SweepProtocol(seed=bench.seed), min(NEIGHBOURS, len(y))
+    probes = sweep(x, y, test_x, test_y, classes=classes, protocol=protocol).alone
+    metrics = {}
+    for name in x:
+        train, test = Split(x[name], y), Split(test_x[name], test_y)
+        metrics[name] = {
+            "knn": knn_accuracy(train, test, classes=classes, ks=(k,))[k],
+            "linear": probes[name].accuracy,
+            **{f"recall{n}": share for n, share in recall_at_k(test, ks=RECALL_KS).items()},
+        }
+    chance = float(np.bincount(test_y).max() / len(test_y))
+    details = {"train_objects": len(y), "test_objects": len(test_y), "most_frequent_class": chance}
+    return Result(metrics, details=details)
+
+
+OBJECTS = Task(
+    _measure, ("mask", "class"), ("sparse", "dense"), _reducers,
+    lambda config: {
+        "k": NEIGHBOURS, "recall": RECALL_KS, "gallery": "all other objects of the test images",
+        **dataclasses.asdict(SweepProtocol(seed=config.eval.seed)),
+    },
+    least=(SweepProtocol().least_rows, max(RECALL_KS) + 1),
+)  # fmt: skip
