@@ -20,9 +20,7 @@ def get_config():
     )
     config.model.decoder.update(width=128, layers=3, heads=4, mlp_dim=512)
     config.model.prototypes.update(count=512, dim=128, hidden=512)
-    config.loss.update(
-        student_temperature=0.1, sinkhorn_temperature=0.05, reconstruction=50.0, cls_local=0.0
-    )
+    config.loss.update(student_temperature=0.1, sinkhorn_temperature=0.05, reconstruction=50.0, cls_local=0.0)
     config.views.update(
         global_count=2, global_scale=(0.5, 1.0), local_count=0, masking_ratio=0.6, hue=0.05,
         grey_probability=0.1, blur_probability=0.2, blur_sigma=(0.1, 0.6),
