@@ -16,10 +16,10 @@ def get_config():
     config = default_config()
     config.name = "pictures_tiny"
     config.model.update(
-        image_size=64, patch=8, width=128, layers=4, heads=4, mlp_dim=512, tokens=8, init_std=0.08
+        image_size=64, patch=8, width=96, layers=4, heads=3, mlp_dim=384, tokens=8, init_std=0.1
     )
-    config.model.decoder.update(width=128, layers=3, heads=4, mlp_dim=512)
-    config.model.prototypes.update(count=512, dim=128, hidden=512)
+    config.model.decoder.update(width=96, layers=3, heads=3, mlp_dim=384)
+    config.model.prototypes.update(count=512, dim=96, hidden=384)
     config.loss.update(student_temperature=0.1, sinkhorn_temperature=0.05, reconstruction=50.0, cls_local=0.0)
     config.views.update(
         global_count=2, global_scale=(0.5, 1.0), local_count=0, masking_ratio=0.6, hue=0.05,
@@ -29,8 +29,8 @@ def get_config():
     config.data.update(source="pictures", path="data/pictures", canvas=64, threads=2)
     config.data.pictures.update(size=64, train_records=2_000_000)
     config.optimizer.update(peak_lr=1.5e-3, final_lr=1e-5, warmup=0.05)
-    config.train.update(batch=64, steps=8000, log_every=100, save_every=250, health_every=500)
-    config.efficiency.dtype = "float32"
+    config.train.update(batch=64, steps=5000, log_every=100, save_every=250, health_every=500)
+    config.efficiency.update(dtype="float32", unroll=4)
     config.eval.update(
         tasks=("scenes", "objects", "factorization"), beside=("untrained", "pixels"),
         train_records=3000, test_records=1000,
