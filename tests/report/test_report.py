@@ -20,7 +20,15 @@ from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
 from sparse_vis.ops.token_maps import move_token, with_map
 from sparse_vis.report import report as tool
-from sparse_vis.report.gallery import decode, edited, make_pages, make_pairs, partners, sideways
+from sparse_vis.report.gallery import (
+    decode,
+    edited,
+    gallery_first,
+    make_pages,
+    make_pairs,
+    partners,
+    sideways,
+)
 from sparse_vis.report.images import UNKNOWN, encode_all, name_images, read_images
 from sparse_vis.report.report import left_out
 from sparse_vis.report.tables import evaluation_tables, health_table
@@ -220,6 +228,16 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
     page = (tmp_path / "report.html").read_text()
     assert "1 skipped, which cannot be used: aa.png" in page
     assert 'class="edit swapped' in page and "whose weights were not found" not in page
+
+
+@pytest.mark.fast
+def test_the_gallery_is_spread_over_the_classes():
+    labels = np.array([0] * 6 + [1] * 3 + [2])
+    order = gallery_first(labels, 5)
+    assert sorted(order) == list(range(10)) and labels[order[:5]].tolist() == [0, 0, 1, 1, 2]
+    assert gallery_first(labels, 3)[:3].tolist() == [0, 6, 9]
+    assert gallery_first(np.full(10, -1), 5)[:5].tolist() == [0, 2, 4, 6, 8]
+    assert gallery_first(np.full(2, -1), 5).tolist() == [0, 1]
 
 
 @pytest.mark.fast
