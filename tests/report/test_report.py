@@ -318,9 +318,9 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
         ({"images": "nowhere"}, "folder 'nowhere' does not exist; give --images"),
         (
             {"size": "4x99"},
-            "--size=4x99 is not a size; give HEIGHTxWIDTH in pixels, each at least a patch (8)",
+            "--size=4x99 is smaller than a patch of the model (8 pixels); enlarge it.",
         ),
-        ({"size": "48x8193"}, "--size=48x8193 is not a size; give HEIGHTxWIDTH in pixels, each at least"),
+        ({"size": "48x8193"}, "'48x8193' is not a size; give HEIGHTxWIDTH in pixels, at most 8192 each"),
     ],
 )
 def test_bad_input_is_named_before_any_work(flags, message, workdir, tmp_path, monkeypatch, capsys):
