@@ -67,8 +67,11 @@ RUN = {
         "test_imagenet_prepared_from_archives": ("-c tensorflow_datasets",),
     },
     "tests/viz/test_visualization_page.py": {"test_the_page_makes_its_pictures": ("-c re",)},
-    "tests/benchmarks/test_openclipart.py": {
-        "test_large_categories_are_split_and_others_left_out": ("benchmarks.evidence.openclipart",),
+    "tests/benchmarks/test_fashion.py": {
+        "test_images_lie_below_their_classes": ("benchmarks.evidence.fashion",),
+    },
+    "tests/benchmarks/test_pictures.py": {
+        "test_the_tool_writes_all_splits": ("benchmarks.evidence.pictures",),
     },
     "tests/benchmarks/test_dryrun.py": {
         "test_the_tool_on_virtual_devices": ("benchmarks.dryrun.dryrun --mesh",),

@@ -151,11 +151,6 @@ GROUPS = {
             )
         },
     ),
-    "clipart": Group(
-        "drawings by folder name",
-        (KNN, LINEAR, CLS, CLS_U, RECALL1, RECALL5, PSNR, USAGE),
-        compared("configs/clipart.py", "drawings"),
-    ),
     "ablations": Group(
         "what each part of the method is for, on centred digits with one token",
         (KNN, LINEAR, CLS, PSNR, USAGE, SPREAD),

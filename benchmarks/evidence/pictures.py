@@ -23,6 +23,7 @@ from importlib.util import find_spec
 import numpy as np
 from PIL import Image
 
+from benchmarks.evidence.packages import unpack_debian
 from benchmarks.speed.command import script_parser
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError, command_line
@@ -86,26 +87,19 @@ def unpack(downloads: pathlib.Path, folder: pathlib.Path) -> None:
     """Put the files of all packages into one tree; what `downloads` lacks is fetched into it.
 
     Raises:
-        UserError: apt, pip or dpkg-deb fail.
+        UserError: apt-get, dpkg-deb or pip fail.
     """
-    downloads.mkdir(parents=True, exist_ok=True)
+    unpack_debian(PACKAGES, downloads, folder)
     try:
-        for name in PACKAGES:
-            if not list(downloads.glob(f"{name}_*.deb")):
-                print(f"fetching {name}", flush=True)
-                subprocess.run(["apt-get", "-q", "download", name], cwd=downloads, check=True)
-            file = next(downloads.glob(f"{name}_*.deb"))
-            subprocess.run(["dpkg-deb", "-x", file.resolve(), folder], check=True)
         if not list(downloads.glob("scikit_image-*.whl")):
             pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", downloads]
             subprocess.run([*pip, "scikit-image"], check=True)
         with zipfile.ZipFile(next(downloads.glob("scikit_image-*.whl"))) as wheel:
             wheel.extractall(folder, [n for n in wheel.namelist() if n.startswith("skimage/data/")])
-    except (OSError, subprocess.CalledProcessError, StopIteration) as error:
-        failed = error.cmd[0] if isinstance(error, subprocess.CalledProcessError) else error
+    except (OSError, subprocess.CalledProcessError, StopIteration, zipfile.BadZipFile):
         raise UserError(
-            f"The packages cannot be fetched or unpacked (failed: {failed}); on Debian run apt-get update, "
-            f"or put the .deb files of {', '.join(PACKAGES)} and scikit-image's wheel into --downloads."
+            "scikit-image's wheel cannot be fetched or unpacked; put it into --downloads: pip download "
+            "--no-deps scikit-image."
         ) from None
 
 

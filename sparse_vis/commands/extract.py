@@ -55,10 +55,14 @@ def extract(given: argparse.Namespace) -> None:
     resize = given.resize or round(SHORT_SIDE * size)
     if resize < size:
         raise UserError(f"--resize={resize} is smaller than the model's image size; use {size} or more.")
+    if given.letterbox and given.resize:
+        raise UserError("--resize is for the centre crop; leave out either --resize or --letterbox.")
     names = tuple(name for name in OUTPUTS if name in given.outputs)
     manifest = about_model(checkpoint, model, params, names)
     manifest |= {"images": len(source), "images_sha256": source.images_sha256}
     manifest |= {"dtype": given.dtype, "resize": resize, "shard_size": given.shard_size}
+    if given.letterbox:  # not in manifests of earlier versions, whose extractions can be continued
+        manifest |= {"resize": 0, "letterbox": True}
     process, processes = jax.process_index(), jax.process_count()
     if process == 0:
         announce(source)
@@ -135,7 +139,8 @@ def write_missing(
     process, processes = jax.process_index(), jax.process_count()
     what = "features" if processes == 1 else f"features, process {process} of {processes}"
     progress = Progress(what, total, total - len(left))
-    load = functools.partial(load_image, source, size=manifest["image_size"], short_side=manifest["resize"])
+    image = dict(size=manifest["image_size"], short_side=manifest["resize"], letterbox=given.letterbox)
+    load = functools.partial(load_image, source, **image)
 
     def encoded(images: Iterator[Loaded]) -> Iterator[shards.Columns]:
         while batch := list(islice(images, given.batch)):
@@ -179,6 +184,7 @@ def parser() -> Parser:
     add("--dtype", choices=tuple(shards.DTYPES), default="float32", help=computed)
     short = "short side in pixels before the centre crop (256/224 of the model's image size unless given)"
     add("--resize", type=positive, help=short)
+    add("--letterbox")
     add("--batch", type=positive, default=64, help="images per call of the encoder (%(default)s)")
     for flag in ("--shard-size", "--threads", "--on-error", "--max-pixels"):
         add(flag)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from sparse_vis import api
 from sparse_vis.commands import outputs
-from sparse_vis.data.records import images_ahead, load_image, none_usable
+from sparse_vis.data.records import Loaded, images_ahead, load_fitted, load_image, none_usable
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.models.stellar import Stellar
@@ -30,7 +30,7 @@ from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_whole
 from sparse_vis.runtime.progress import Progress
-from sparse_vis.runtime.tools import Parser
+from sparse_vis.runtime.tools import Parser, check_size, image_size
 
 BATCH = 16
 
@@ -72,11 +72,19 @@ def targets_of(source: FolderSource, output: pathlib.Path) -> dict[str, pathlib.
 
 
 def reconstruct_folder(
-    model: Stellar, params: dict, source: FolderSource, output: pathlib.Path, *, compare: bool, on_error: str
+    model: Stellar,
+    params: dict,
+    source: FolderSource,
+    output: pathlib.Path,
+    *,
+    load: Callable[[int], Loaded],
+    compare: bool,
+    on_error: str,
 ) -> None:
     """Write a PNG per image of the source; print progress, mean PSNR and, with `compare`, the agreement.
 
     Args:
+        load: reads the image of a number.
         compare: whether to compare a bfloat16 tokenizer with a float32 one. on_error: "stop" or "skip" at an
             unusable image; skipped.txt in the output lists skipped ones.
 
@@ -87,7 +95,6 @@ def reconstruct_folder(
     def both(images):
         return api.reconstruct(model, params, api.encode(model, params, images))
 
-    load = functools.partial(load_image, source, size=model.encoder.image_size)
     agreement, kept, quality, done = make_agreement(model, params) if compare else None, 0.0, [], 0
     targets, progress = targets_of(source, output), Progress("reconstructing", len(source))
     how = dict(threads=os.cpu_count() or 1, ahead=2 * BATCH, on_error=on_error)
@@ -141,7 +148,13 @@ def run(given: argparse.Namespace) -> None:
             raise UserError(
                 f"{given.checkpoint} reconstructs pixels without a tokenizer; leave out --compare-bf16."
             )
-        how = dict(compare=given.compare_bf16, on_error=given.on_error)
+        if given.size:
+            check_size(given.size, model.patch)
+            load = functools.partial(load_fitted, source, size=given.size, letterbox=given.letterbox)
+        else:
+            square = dict(size=model.encoder.image_size, letterbox=given.letterbox)
+            load = functools.partial(load_image, source, **square)
+        how = dict(load=load, compare=given.compare_bf16, on_error=given.on_error)
         reconstruct_folder(model, params, source, output, **how)
 
 
@@ -159,6 +172,9 @@ def main() -> None:
     add("--tokenizer")
     convolutions = "dtype of the tokenizer's convolutions (%(default)s)"
     add("--tokenizer-dtype", choices=["float32", "bfloat16"], default="float32", help=convolutions)
+    whole = "size of the images, cut as large as possible (default: the model's square, 256/224 within it)"
+    add("--size", type=image_size, metavar="HxW", help=whole)
+    add("--letterbox")
     add("--on-error")
     add("--max-pixels")
     add(

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.tools import LARGEST_SIDE as SIDE
 
 MOST = 2**31 - 1  # largest int32
 
@@ -128,8 +129,6 @@ def shown(value: Any) -> str:
 def _sequence(right: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
     return lambda x: isinstance(x, tuple | list) and length in (None, len(x)) and all(map(right, x))
 
-
-SIDE = 8192  # pixels; a larger image is surely a mistake: with sides of 100,000 it would take 37 GB
 
 TEXT = Form(lambda x: isinstance(x, str), "is not a text; write it in quotes")
 FLAG = Form(lambda x: isinstance(x, bool), "is neither True nor False; write one of them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import io
 import re
 import warnings
@@ -26,6 +27,7 @@ JPEG_PIXELS_PER_BYTE = 512  # upper bound: a block of 64 pixels needs at least o
 DARK = 16  # 8-bit level: a 16-bit image with all values below 16 * 256 = 4096 uses a 16th of its range
 WIDE = re.compile(r"\b(I|L|LA|RGB|RGBA|RGBX|CMYK);16")  # Pillow's names for modes with 16 bits per channel
 LONGEST = 16  # `to_square` uses at most this many times the short side of the long side
+BORDER = (124, 116, 104)  # of a letterboxed image: the mean colour of ImageNet, which the model maps to zero
 SEVERAL = "note: some image files have several frames or pages; only the first is read"
 
 # Pillow warns about metadata, which is not used, and about sizes, which are checked here.
@@ -181,3 +183,12 @@ def to_square(
         image = np.asarray(Image.fromarray(image).resize((width, height), resample))
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
+
+
+def fitted(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], *, letterbox: bool) -> np.ndarray:
+    """An image at `size` (height, width), resized with bicubic interpolation: uint8 (height, width, 3).
+
+    Either the largest centre crop of that aspect ratio, or with `letterbox` the whole image, in a border.
+    """
+    fit = functools.partial(ImageOps.pad, color=BORDER) if letterbox else ImageOps.fit
+    return np.asarray(fit(Image.fromarray(image), size[::-1], method=Image.Resampling.BICUBIC))

@@ -15,7 +15,7 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from sparse_vis.data.cut import centre_cut
-from sparse_vis.data.decode import decode, to_square
+from sparse_vis.data.decode import decode, fitted, to_square
 from sparse_vis.data.folder import FolderSource
 from sparse_vis.data.sources import Source
 from sparse_vis.runtime.errors import UserError
@@ -101,19 +101,32 @@ class Loaded(NamedTuple):
     name: str
     height: int
     width: int
-    pixels: np.ndarray  # (size, size, 3) uint8
+    pixels: np.ndarray  # uint8, (size, size, 3) or (*size, 3)
 
 
-def load_image(source: Source, index: int, size: int, short_side: int | None = None) -> Loaded:
+def load_image(
+    source: Source, index: int, size: int, short_side: int | None = None, *, letterbox: bool = False
+) -> Loaded:
     """Decode one image, resize its short side (bicubic, antialiased) and crop the centre.
 
     Args:
         size, short_side: in pixels; short_side is SHORT_SIDE * size unless given.
+        letterbox: whether to show the whole image instead, as in `fitted`; then short_side is not used.
     """
     record = source[index]
     pixels, short_side = decode(record), short_side or round(SHORT_SIDE * size)
-    square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
+    if letterbox:
+        square = fitted(pixels, (size, size), letterbox=True)
+    else:
+        square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
     return Loaded(record["name"], *pixels.shape[:2], square)
+
+
+def load_fitted(source: Source, index: int, size: tuple[int, int], *, letterbox: bool) -> Loaded:
+    """Decode one image and bring it to `size` (height, width), as `fitted`."""
+    record = source[index]
+    pixels = decode(record)
+    return Loaded(record["name"], *pixels.shape[:2], fitted(pixels, size, letterbox=letterbox))
 
 
 def in_batches(

@@ -1,6 +1,8 @@
-"""Edits of a token's map: a column of L is replaced, and the other tokens share the rest."""
+"""Maps of tokens: which one is an object's, and edits, in which the other tokens share what a map leaves."""
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 from jaxtyping import Float
@@ -33,3 +35,18 @@ def move_token(
     out_of = np.s_[max(-down, 0) : rows - max(down, 0), max(-right, 0) : columns - max(right, 0)]
     moved[into] = L[:, token].reshape(grid)[out_of]
     return with_map(L, token, moved.ravel())
+
+
+def object_token(L: Float[np.ndarray, "n r"], grid: tuple[int, int]) -> int:
+    """The token that most likely looks at an object: the one of most patches that is no background.
+
+    A patch belongs to its strongest token. Background holds more than a quarter of the patches at the border
+    of the image. If all tokens do, it is the one that holds the fewest of them.
+    """
+    winners = np.asarray(L).argmax(axis=1).reshape(grid)
+    inside = np.zeros(grid, bool)
+    inside[1:-1, 1:-1] = True
+    count = functools.partial(np.bincount, minlength=L.shape[1])
+    area, border = count(winners.ravel()), count(winners[~inside])
+    score = np.where(border > border.sum() / 4, -border, area)
+    return int(np.where(area > 0, score, -len(L) - 1).argmax())

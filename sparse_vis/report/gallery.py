@@ -12,10 +12,11 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from sparse_vis import api
+from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.ops.matching import exact_match
-from sparse_vis.ops.token_maps import move_token, with_map
+from sparse_vis.ops.token_maps import move_token, object_token, with_map
 from sparse_vis.report.images import Encoded
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.types import Features
@@ -66,10 +67,21 @@ def make_cards(
             "reconstruction": None if pixels is None else data_uri(pixels), "psnr": quality,
             "segmentation": data_uri(pictures.segment_overlay(L, grid)),
             "winners": pictures.segments(L, grid).tolist(),  # the token of every patch
-            "tokens": tokens, "largest": int(shares.argmax()), "partner": pair.other,
+            "tokens": tokens, "object": object_token(L, grid), "partner": pair.other,
         })  # fmt: skip
         progress.add(1)
     return cards
+
+
+def gallery_first(labels: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " N"]:
+    """An order of images whose first `count` are spread over the classes, or evenly without classes."""
+    if (labels < 0).any():
+        first = spread(np.arange(len(labels)), count)
+    else:
+        # The n-th image of its class comes in the n-th round.
+        turns = np.array([np.count_nonzero(labels[:i] == label) for i, label in enumerate(labels)])
+        first = np.sort(np.argsort(turns, kind="stable")[:count])
+    return np.concatenate([first, np.setdiff1d(np.arange(len(labels)), first)])
 
 
 def data_uri(picture: np.ndarray, longest: int = LARGE) -> str:

@@ -13,12 +13,11 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
 
 from sparse_vis import api
 from sparse_vis.build import build_source
 from sparse_vis.data.compose import ComposedSource
-from sparse_vis.data.decode import decode
+from sparse_vis.data.decode import decode, fitted
 from sparse_vis.data.packed import PackedSource
 from sparse_vis.data.pictures import PictureSource
 from sparse_vis.data.records import images_ahead, none_usable
@@ -43,6 +42,7 @@ class Read(NamedTuple):
     rows: Int[np.ndarray, " N"]  # in the source
     pixels: UInt8[np.ndarray, "N H W 3"]
     names: list[str]  # escaped
+    labels: Int[np.ndarray, " N"]  # -1: none
     skips: Skips
 
 
@@ -87,16 +87,18 @@ def find_images(
     return part.source, part.indices, origin
 
 
-def read_images(source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, int], on_error: str) -> Read:
-    """Read images: the largest centre crop with the aspect ratio of `size`, resized (bicubic).
+def read_images(
+    source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, int], on_error: str, letterbox: bool = False
+) -> Read:
+    """Read images at `size` (height, width), as `data.decode.fitted`.
 
     A UserError names the unusable image if on_error is "stop", or says that all are unusable.
     """
 
-    def read(row: int) -> tuple[int, np.ndarray, str]:
+    def read(row: int) -> tuple[int, np.ndarray, str, int]:
         record = source[row]
-        fitted = ImageOps.fit(Image.fromarray(decode(record)), size[::-1], Image.Resampling.BICUBIC)
-        return row, np.asarray(fitted), escaped(record["name"])
+        pixels = fitted(decode(record), size, letterbox=letterbox)
+        return row, pixels, escaped(record["name"]), record.get("label", -1)
 
     how = dict(threads=os.cpu_count() or 1, ahead=BATCH, on_error=on_error)
     with images_ahead(source, read, rows.tolist(), **how) as take:
@@ -104,8 +106,8 @@ def read_images(source: Source, rows: Int[np.ndarray, " N"], size: tuple[int, in
         found = list(images)
     if not found:
         raise none_usable(len(rows), skips)
-    numbers, images, names = zip(*found, strict=True)
-    return Read(np.array(numbers), np.stack(images), list(names), skips)
+    numbers, images, names, labels = zip(*found, strict=True)
+    return Read(np.array(numbers), np.stack(images), list(names), np.array(labels), skips)
 
 
 def encode_all(

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import re
 from typing import Any
 
 import jax
 import jinja2
 
 from sparse_vis import api
-from sparse_vis.config.ranges import SIDE
 from sparse_vis.config.settings import plain
 from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.results import Results
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.report.gallery import make_cards, make_pages
+from sparse_vis.report.gallery import gallery_first, make_cards, make_pages
 from sparse_vis.report.images import encode_all, find_images, name_images, read_images
 from sparse_vis.report.tables import charts, evaluation_tables, flat, health_measures, health_table
 from sparse_vis.runtime import lock, paths, skipped
@@ -29,7 +27,7 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.skipped import Skips
-from sparse_vis.runtime.tools import Parser, positive
+from sparse_vis.runtime.tools import Parser, check_size, image_size, positive
 from sparse_vis.train.progress import JSONL
 from sparse_vis.viz.figures import read_metrics
 
@@ -48,7 +46,8 @@ def main() -> None:
     add("--images", type=paths.folder, metavar="FOLDER", help=of_run)
     add("--on-error")
     add("--max-pixels", help="images with more pixels are refused (%(default)s)")
-    add("--size", metavar="HxW", help="size of the images in pixels (the model's image size)")
+    add("--size", type=image_size, metavar="HxW", help="size of the images (the model's image size)")
+    add("--letterbox")
     add(
         "--gallery",
         type=positive,
@@ -98,10 +97,14 @@ def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
         config, arguments.images, data_known=data_known, max_pixels=arguments.max_pixels
     )
     model, params = api.assemble(found, arguments.checkpoint, tokenizer=arguments.tokenizer)
-    size = parse_size(arguments.size, model)
+    size = arguments.size or (model.encoder.image_size,) * 2
+    check_size(size, model.patch)
     metrics, curves, evaluations = run_files(found)
     rows = spread(rows, max(arguments.voters, arguments.gallery))
-    rows, images, names, skips = read_images(source, rows, size, arguments.on_error)
+    read = read_images(source, rows, size, arguments.on_error, arguments.letterbox)
+    rows, images, names, labels, skips = read
+    order = gallery_first(labels, arguments.gallery)
+    rows, images, names = rows[order], images[order], [names[i] for i in order]
     known = name_images(config if data_known else None, source, rows)
     temperature = config.loss.student_temperature
     encoded = encode_all(model, params, images, temperature)
@@ -120,20 +123,6 @@ def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
         "health": health_table(health_measures(encoded), metrics, model.encoder.queries),
         "settings": flat(settings if found.step else {"model": settings["model"]}),
     }  # fmt: skip
-
-
-def parse_size(text: str | None, model: Stellar) -> tuple[int, int]:
-    """(height, width) in pixels from --size; without it, the model's square."""
-    if text is None:
-        return (model.encoder.image_size,) * 2
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    size = tuple(map(int, match.groups())) if match else (0, 0)
-    if min(size) < model.patch or max(size) > SIDE:
-        raise UserError(
-            f"--size={text} is not a size; give HEIGHTxWIDTH in pixels, each at least a patch "
-            f"({model.patch}) and at most {SIDE}."
-        )
-    return size
 
 
 def run_files(found: Loaded) -> tuple[dict, list | str, list | str]:

@@ -30,6 +30,9 @@ def positive(text: str) -> int:
     return int(text)
 
 
+LARGEST_SIDE = 8192  # pixels; a larger image is surely a mistake: with sides of 100,000 it would take 37 GB
+
+
 # Flags that several tools have, as `add_argument` takes them; a tool may change details.
 FLAGS = {
     "--checkpoint": dict(required=True, type=paths.place, help=paths.PLACES),
@@ -47,10 +50,31 @@ FLAGS = {
     "--on-error": dict(
         choices=ON_ERROR, default="stop", help="what to do if an image cannot be used (%(default)s)",
     ),
+    "--letterbox": dict(
+        action="store_true", help="show whole images, in a border, instead of their centre crop",
+    ),
     "--max-pixels": dict(
         type=positive, default=2**27, help="images with more pixels are refused (%(default)s)",
     ),
 }  # fmt: skip
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """argparse `type` of HEIGHTxWIDTH in pixels; each at most LARGEST_SIDE."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    size = tuple(map(int, match.groups())) if match else (0, 0)
+    if min(size) < 1 or max(size) > LARGEST_SIDE:
+        sides = f"at most {LARGEST_SIDE} each"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give HEIGHTxWIDTH in pixels, {sides}")
+    return size
+
+
+def check_size(size: tuple[int, int], patch: int) -> None:
+    """Refuse, with a UserError, a --size smaller than a patch of the model."""
+    if min(size) < patch:
+        raise UserError(
+            f"--size={size[0]}x{size[1]} is smaller than a patch of the model ({patch} pixels); enlarge it."
+        )
 
 
 class Parser(argparse.ArgumentParser):

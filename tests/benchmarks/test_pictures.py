@@ -65,3 +65,29 @@ def test_packages_that_cannot_be_unpacked_are_one_sentence(tmp_path):
         (tmp_path / f"{name}_1_all.deb").write_bytes(b"no package")
     with pytest.raises(UserError, match=r"cannot be fetched or unpacked \(failed: dpkg-deb\).*--downloads"):
         pictures.unpack(tmp_path, tmp_path / "tree")
+
+
+def test_the_tool_writes_all_splits(tmp_path, monkeypatch, capsys):
+    def unpack(downloads, tree):
+        for i in range(40):
+            write(tree / pictures.CLIPART / "food" / f"{chr(97 + i // 26)}{chr(97 + i % 26)}.png", 60, 0.5, i)
+        for folder, names in pictures.WALLPAPERS.items():
+            for name in names.split():
+                write(tree / folder / f"{name}_x.png", 60, 1, 0, mode="RGB")
+        for name in pictures.SCIKIT_IMAGE.split():
+            write(tree / "skimage" / "data" / f"{name}.png", 60, 1, 0, mode="RGB")
+
+    monkeypatch.setattr(pictures, "unpack", unpack)
+    monkeypatch.setattr("sys.argv", ["pictures", f"--output={tmp_path}/out"])
+    pictures.main()
+    counts = {
+        (kind, split): len([f for f in (tmp_path / "out" / kind / split).rglob("*") if f.is_file()])
+        for kind in ("objects", "photographs")
+        for split in ("train", "validation", "test")
+    }
+    assert sum(counts[key] for key in counts if key[0] == "objects") == 40 and min(counts.values()) > 0
+    assert (tmp_path / "out" / "photographs" / "test" / "china.jpg").exists()
+    assert not (tmp_path / "out" / "photographs" / "train" / "camera.jpg").exists()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("photographs: ")
+    with pytest.raises(UserError, match="exists already"):
+        pictures.main()

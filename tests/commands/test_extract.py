@@ -24,7 +24,7 @@ from sparse_vis.runtime.errors import UserError, command_line
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
-SETTINGS = dict(
+SETTINGS = dict(letterbox=False, 
     name=None, split=None, data_dir=None, outputs=("cls", "sparse", "spatial"), dtype="float32", resize=None,
     batch=4, shard_size=3, threads=2, on_error="stop", max_pixels=MAX_PIXELS,
 )  # fmt: skip
@@ -172,6 +172,24 @@ def test_an_image_smaller_than_a_patch_is_enlarged(tmp_path):
     found = load_image(FolderSource(str(tmp_path)), 0, size=SIZE, short_side=37)
     assert found[:3] == ("a.png", PATCH - 1, 90)
     np.testing.assert_array_equal(found.pixels, prepared(tmp_path / "a.png"))
+
+
+@pytest.mark.fast
+def test_a_letterboxed_image_is_whole(tmp_path):
+    whole = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
+    Image.fromarray(whole).save(tmp_path / "a.png")
+    found = load_image(FolderSource(str(tmp_path)), 0, size=16, letterbox=True)
+    assert found[:3] == ("a.png", 8, 16)
+    np.testing.assert_array_equal(found.pixels[4:12], whole)
+    assert (found.pixels[:4] == [124, 116, 104]).all() and (found.pixels[12:] == [124, 116, 104]).all()
+
+
+def test_a_letterboxed_extraction_is_another_one(workdir, folder, tmp_path):
+    run(workdir, folder, tmp_path / "out", letterbox=True)
+    with pytest.raises(UserError, match="letterbox"):
+        run(workdir, folder, tmp_path / "out")
+    with pytest.raises(UserError, match="leave out either --resize or --letterbox"):
+        run(workdir, folder, tmp_path / "new", letterbox=True, resize=64)
 
 
 def test_another_extraction_s_output_is_refused(workdir, folder, tmp_path):

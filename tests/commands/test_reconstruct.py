@@ -213,3 +213,39 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, photos):
         code, _ = run(monkeypatch, capsys, **{**good, **changes})
         assert re.match("error: ", code) and re.search(sentence, code) and "\n" not in code, (changes, code)
     assert sorted(p.name for p in photos.rglob("*.*")) == ["a.png", "b.png", "c.webp"]
+
+
+@pytest.mark.parametrize("letterbox", [False, True])
+def test_a_size_and_a_letterbox_show_more_of_an_image(tmp_path, monkeypatch, capsys, letterbox):
+    (tmp_path / "in").mkdir()
+    whole = np.zeros((32, 128, 3), np.uint8)
+    whole[:, :16, 0] = whole[:, -16:, 2] = 255  # red at the left, blue at the right
+    Image.fromarray(whole).save(tmp_path / "in" / "a.png")
+    flags = {"letterbox": True} if letterbox else {}
+    code, _ = run(
+        monkeypatch,
+        capsys,
+        checkpoint=PIXEL,
+        input=tmp_path / "in",
+        output=tmp_path / "out",
+        size="64x128",
+        **flags,
+    )
+    shown = np.asarray(Image.open(tmp_path / "out" / "a.png")).astype(int)[:, :128]
+    assert code is None and shown.shape == (64, 128, 3)
+    if letterbox:  # the whole image at its own size, above and below a border
+        np.testing.assert_array_equal(shown[16:48], whole)
+        assert (shown[:16] == [124, 116, 104]).all() and (shown[48:] == [124, 116, 104]).all()
+    else:  # its middle half, twice as large: neither red nor blue
+        assert shown.max() <= 2
+
+
+def test_a_size_below_a_patch_is_refused(tmp_path, monkeypatch, capsys, photos):
+    how = dict(checkpoint=PIXEL, input=photos, output=tmp_path / "out")
+    for size, message in (
+        ("8x64", r"smaller than a patch of the model \(16"),
+        ("64", "not a size"),
+        ("9000x64", "8192"),
+    ):
+        code, _ = run(monkeypatch, capsys, **how, size=size)
+        assert re.search(message, code)

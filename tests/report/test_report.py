@@ -20,7 +20,15 @@ from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
 from sparse_vis.ops.token_maps import move_token, with_map
 from sparse_vis.report import report as tool
-from sparse_vis.report.gallery import decode, edited, make_pages, make_pairs, partners, sideways
+from sparse_vis.report.gallery import (
+    decode,
+    edited,
+    gallery_first,
+    make_pages,
+    make_pairs,
+    partners,
+    sideways,
+)
 from sparse_vis.report.images import UNKNOWN, encode_all, name_images, read_images
 from sparse_vis.report.report import left_out
 from sparse_vis.report.tables import evaluation_tables, health_table
@@ -223,6 +231,16 @@ def test_a_released_vq_file_without_its_tokenizer_on_a_grid_that_is_not_square(
 
 
 @pytest.mark.fast
+def test_the_gallery_is_spread_over_the_classes():
+    labels = np.array([0] * 6 + [1] * 3 + [2])
+    order = gallery_first(labels, 5)
+    assert sorted(order) == list(range(10)) and labels[order[:5]].tolist() == [0, 0, 1, 1, 2]
+    assert gallery_first(labels, 3)[:3].tolist() == [0, 6, 9]
+    assert gallery_first(np.full(10, -1), 5)[:5].tolist() == [0, 2, 4, 6, 8]
+    assert gallery_first(np.full(2, -1), 5).tolist() == [0, 1]
+
+
+@pytest.mark.fast
 def test_images_that_cannot_be_used_are_refused_or_left_out_and_listed(photos, tmp_path):
     shutil.copytree(photos, tmp_path / "in")
     (tmp_path / "in" / "aa.png").write_text("no image")
@@ -300,9 +318,9 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
         ({"images": "nowhere"}, "folder 'nowhere' does not exist; give --images"),
         (
             {"size": "4x99"},
-            "--size=4x99 is not a size; give HEIGHTxWIDTH in pixels, each at least a patch (8)",
+            "--size=4x99 is smaller than a patch of the model (8 pixels); enlarge it.",
         ),
-        ({"size": "48x8193"}, "--size=48x8193 is not a size; give HEIGHTxWIDTH in pixels, each at least"),
+        ({"size": "48x8193"}, "'48x8193' is not a size; give HEIGHTxWIDTH in pixels, at most 8192 each"),
     ],
 )
 def test_bad_input_is_named_before_any_work(flags, message, workdir, tmp_path, monkeypatch, capsys):
