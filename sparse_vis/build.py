@@ -13,7 +13,7 @@ from sparse_vis.data.sources import Source, announce, make_source
 from sparse_vis.losses.spec import LossSpec
 from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.decoder import Decoder
-from sparse_vis.models.encoder import Encoder
+from sparse_vis.models.encoder import VisionTransformer
 from sparse_vis.models.factorize import Factorizer
 from sparse_vis.models.stellar import PrototypeHead, Stellar
 from sparse_vis.models.vqgan import VQGAN
@@ -33,7 +33,7 @@ def build_model(config: ConfigDict, tokenizer: VQGAN | None = None) -> Stellar:
     )
     codes = m.tokenizer.codes if m.target == "vq" else 0
     return Stellar(
-        encoder=Encoder(m.image_size, m.patch, sizes(m), m.tokens, compute),
+        encoder=VisionTransformer(m.image_size, m.patch, sizes(m), m.tokens, compute),
         factorizer=Factorizer(m.width, m.spatial_temperature, e.dtype),
         decoder=Decoder(m.width, sizes(m.decoder), m.patch, codes, compute),
         sparse_head=head(),

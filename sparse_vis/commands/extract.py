@@ -19,7 +19,7 @@ from sparse_vis.api import assemble, encode
 from sparse_vis.commands import outputs, shards
 from sparse_vis.config.ranges import SIDE
 from sparse_vis.data.folder import stamp
-from sparse_vis.data.records import SHORT_SIDE, Loaded, images_ahead, load_image
+from sparse_vis.data.records import SHORT_SIDE, LoadedImage, images_ahead, load_image
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar
@@ -32,7 +32,7 @@ from sparse_vis.train.mesh import BATCH, make_mesh
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
 KEPT = "complete shards"
-Encoder = Callable[[list[Loaded]], shards.Columns]
+ToColumns = Callable[[list[LoadedImage]], shards.Columns]
 
 
 def extract(given: argparse.Namespace) -> None:
@@ -93,7 +93,7 @@ def about_model(checkpoint: str, model: Stellar, params: dict, names: tuple[str,
     }
 
 
-def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...], dtype: str) -> Encoder:
+def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...], dtype: str) -> ToColumns:
     """A function from images to those of their Features, rounded to `dtype`; the computation is float32.
 
     Batches are split over all devices of this process. Other processes encode other images, independently.
@@ -110,7 +110,7 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
         features = encode(model, params, jax.device_put(images, NamedSharding(mesh, BATCH)))
         return {name: getattr(features, name) for name in names}
 
-    def columns(images: list[Loaded]) -> shards.Columns:
+    def columns(images: list[LoadedImage]) -> shards.Columns:
         features = run_in_batches(call, batch, np.stack([image.pixels for image in images]))
         with np.errstate(over="ignore"):  # write_shard refuses infinities
             features = {name: np.asarray(array, dtype) for name, array in features.items()}
@@ -121,7 +121,7 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
 
 
 def write_missing(
-    given: argparse.Namespace, source: Source, planned: dict[Path, range], manifest: dict, encoder: Encoder
+    given: argparse.Namespace, source: Source, planned: dict[Path, range], manifest: dict, encoder: ToColumns
 ) -> None:
     """Write the missing ones of these shards; check the existing ones first."""
     settings = shards.fingerprint(manifest)
@@ -137,7 +137,7 @@ def write_missing(
     progress = Progress(what, total, total - len(left))
     load = functools.partial(load_image, source, size=manifest["image_size"], short_side=manifest["resize"])
 
-    def encoded(images: Iterator[Loaded]) -> Iterator[shards.Columns]:
+    def encoded(images: Iterator[LoadedImage]) -> Iterator[shards.Columns]:
         while batch := list(islice(images, given.batch)):
             yield encoder(batch)
             progress.add(len(batch))

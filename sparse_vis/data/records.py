@@ -95,7 +95,7 @@ def _padded(sets: list[np.ndarray]) -> Int32[np.ndarray, "n k"]:
     return np.stack([np.pad(row, (0, longest - len(row)), constant_values=-1) for row in sets])
 
 
-class Loaded(NamedTuple):
+class LoadedImage(NamedTuple):
     """An image ready for the encoder; height and width are those of the upright original, in pixels."""
 
     name: str
@@ -104,7 +104,7 @@ class Loaded(NamedTuple):
     pixels: np.ndarray  # (size, size, 3) uint8
 
 
-def load_image(source: Source, index: int, size: int, short_side: int | None = None) -> Loaded:
+def load_image(source: Source, index: int, size: int, short_side: int | None = None) -> LoadedImage:
     """Decode one image, resize its short side (bicubic, antialiased) and crop the centre.
 
     Args:
@@ -113,7 +113,7 @@ def load_image(source: Source, index: int, size: int, short_side: int | None = N
     record = source[index]
     pixels, short_side = decode(record), short_side or round(SHORT_SIDE * size)
     square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
-    return Loaded(record["name"], *pixels.shape[:2], square)
+    return LoadedImage(record["name"], *pixels.shape[:2], square)
 
 
 def in_batches(

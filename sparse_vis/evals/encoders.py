@@ -20,7 +20,7 @@ from sparse_vis.evals.features import RANKS, Encoder, as_unit, patches_of
 from sparse_vis.interop import hub, mae, step_folder
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.block import Compute, Sizes
-from sparse_vis.models.encoder import Encoder as Vit
+from sparse_vis.models.encoder import VisionTransformer
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.ops.moments import Moments
 from sparse_vis.runtime.errors import UserError
@@ -169,7 +169,7 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
     """CLS and U of a plain ViT of config.model's sizes without queries, such as an MAE's `read_backbone`."""
     m = config.model
     sizes, compute = Sizes(m.width, m.layers, m.heads, m.mlp_dim), Compute(config.eval.dtype)
-    vit = Vit(m.image_size, m.patch, sizes, queries=0, compute=compute)
+    vit = VisionTransformer(m.image_size, m.patch, sizes, queries=0, compute=compute)
     params = jax.device_put({**backbone, "queries": np.zeros((0, m.width), np.float32)})
 
     @jax.jit

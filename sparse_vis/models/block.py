@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from sparse_vis.models.attention import LONGEST, RESULT, fused_attention, plain_attention, short_attention
-from sparse_vis.models.linear import INIT_STD, MOMENT, LayerNorm, Linear, gelu, product, standardize
+from sparse_vis.models.layers import INIT_STD, MOMENT, LayerNorm, Linear, gelu, product, standardize
 
 PRODUCT = "product"  # checkpoint name of the outputs of a block's linear maps
 

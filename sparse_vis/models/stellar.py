@@ -11,9 +11,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Shaped
 
 from sparse_vis.models.decoder import Decoder
-from sparse_vis.models.encoder import Encoder
+from sparse_vis.models.encoder import VisionTransformer
 from sparse_vis.models.factorize import Factorizer, l2_normalize
-from sparse_vis.models.linear import gelu, uniform_linear
+from sparse_vis.models.layers import gelu, uniform_linear
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Embeddings, Factors, Outputs, Tokens, Views
@@ -51,7 +51,7 @@ class Stellar(nn.Module):
     `decode_codes` need them in the tree as "tokenizer".
     """
 
-    encoder: Encoder
+    encoder: VisionTransformer
     factorizer: Factorizer
     decoder: Decoder
     sparse_head: PrototypeHead
@@ -72,7 +72,7 @@ class Stellar(nn.Module):
         visible: Int[Array, "B keep"] | None = None,
         only: Literal["cls", "S"] | None = None,
     ) -> Tokens:
-        """Tokens of images in [0, 1]; arguments as in Encoder."""
+        """Tokens of images in [0, 1]; arguments as in VisionTransformer."""
         return self.encoder(pixels, visible, only)
 
     def factorize(self, tokens: Tokens) -> Factors:

@@ -48,7 +48,7 @@ class ResBlock(nn.Module):
         return out + _conv(self.channels, 1, self.dtype, "nin_shortcut", use_bias=False)(out)
 
 
-class Encoder(nn.Module):
+class VQEncoder(nn.Module):
     """Pixels to latents at 1 / 2^(levels - 1) of the resolution; attributes as in VQGAN."""
 
     hidden_channels: int
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
         return _conv(self.z_channels, 1, self.dtype, "conv_out")(_norm_silu(x, self.dtype, "norm_out"))
 
 
-class Decoder(nn.Module):
+class VQDecoder(nn.Module):
     """Codebook vectors to pixels, unclipped; attributes as in VQGAN."""
 
     hidden_channels: int
@@ -107,8 +107,8 @@ class VQGAN(nn.Module):
         if self.hidden_channels % GROUPS:
             raise UserError(f"VQGAN: hidden_channels is {self.hidden_channels}; use a multiple of {GROUPS}.")
         sizes = (self.hidden_channels, self.channel_mult, self.num_res_blocks)
-        self.encoder = Encoder(*sizes, self.z_channels, self.dtype)
-        self.decoder = Decoder(*sizes, self.dtype)
+        self.encoder = VQEncoder(*sizes, self.z_channels, self.dtype)
+        self.decoder = VQDecoder(*sizes, self.dtype)
         self.codebook = self.param(
             "codebook", nn.initializers.normal(1.0, jnp.float32), (self.num_embeddings, self.z_channels)
         )

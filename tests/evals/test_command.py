@@ -20,7 +20,7 @@ from sparse_vis.commands import run as main
 from sparse_vis.config import settings
 from sparse_vis.data.records import read_records
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.evals import command, scenes, tasks
+from sparse_vis.evals import command, scenes_table, tasks
 from sparse_vis.evals.classes import linear
 from sparse_vis.evals.classes.linear import SweepProtocol
 from sparse_vis.evals.dataset import open_data
@@ -60,7 +60,7 @@ def evaluate(config, workdir):
 def few_steps():
     """Of the linear probes, a tenth: what they find is tested in test_linear.py."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (linear, scenes):
+        for module in (linear, scenes_table):
             patch.setattr(module, "SweepProtocol", functools.partial(SweepProtocol, steps=50))
         yield
 
