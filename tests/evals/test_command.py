@@ -177,7 +177,9 @@ def test_the_scenes_table_has_its_columns_and_a_picture(measured):
     assert columns["trained"] == columns["untrained"] == set(COLUMNS)
     assert columns["pixels"] == columns["pca"] == {"knn_dense", "linear_dense"}
     assert columns["mean_colour"] == {"psnr"}
-    assert 0 < encoders["trained"]["scenes"]["metrics"][""]["prototype_usage"] <= 1
+    row, localized = (encoders["trained"][task]["metrics"][""] for task in ("scenes", "localization"))
+    assert 0 < row["prototype_usage"] <= 1
+    assert localized == {name: row[name] for name in ("fg_ari", "best_iou")}  # one name for each number
     assert (workdir / "localization.png").stat().st_size > 1000
     table = (workdir / "evaluation.md").read_text().split("## ")[1].splitlines()
     assert table[0] == "scenes" and [c.strip() for c in table[2].split("|")[2:-1]] == list(COLUMNS)
