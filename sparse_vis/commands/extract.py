@@ -27,7 +27,7 @@ from sparse_vis.runtime import paths
 from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
-from sparse_vis.runtime.tools import Parser, check_folder, positive
+from sparse_vis.runtime.tools import Parser, positive
 from sparse_vis.train.mesh import BATCH, make_mesh
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
@@ -44,7 +44,6 @@ def extract(given: argparse.Namespace) -> None:
         UserError: no images, no checkpoint, another extraction's output, an image that cannot be used, or
             none that can.
     """
-    check_folder(given.output)
     if given.resize is not None and given.resize > SIDE:
         raise UserError(f"--resize={given.resize} is too large; it must be at most {SIDE}.")
     source = open_input(given.images, given.split, given.data_dir, given.max_pixels)
@@ -198,5 +197,5 @@ def main() -> None:
     with distributed.joined(given.distributed, 0):
         # jax.distributed handles SIGTERM by waiting for a training step; here it should end the process.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with distributed.held(given.output, "extraction"), outputs.in_one_sentence(given.output, KEPT):
+        with outputs.writing(given.output, "extraction", KEPT, distributed.held):
             extract(given)
