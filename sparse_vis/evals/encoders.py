@@ -174,7 +174,7 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
 
     @jax.jit
     def tokens(params, images):
-        out = vit.apply({"params": params}, api.as_pixels(images, m.patch))
+        out = vit.apply({"params": params}, api.as_pixels(api.checked(images, m.patch)))
         return {"cls": out.cls, "dense": out.U}
 
     about = {**about, **checksums(vit, backbone)}

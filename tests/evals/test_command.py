@@ -337,7 +337,7 @@ def test_one_class_is_refused_and_sets_of_classes_are_not_labels(pictures, monke
             return record | {"labels": np.int32([0])}
 
     monkeypatch.setattr(
-        "sparse_vis.build.make_source", lambda name, **how: Sets(f"{how['path']}/{how['split']}")
+        "sparse_vis.data.sources.make_source", lambda name, **how: Sets(f"{how['path']}/{how['split']}")
     )
     config.eval.tasks = ("factorization", "rate")
     data = command.make_plan(config).data
