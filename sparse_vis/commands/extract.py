@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import signal
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -25,6 +24,7 @@ from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, positive
@@ -77,15 +77,13 @@ def extract(given: argparse.Namespace) -> None:
 
 def about_model(checkpoint: str, model: Stellar, params: dict, names: tuple[str, ...]) -> dict[str, Any]:
     """The part of the manifest that describes the model, loaded from `checkpoint`, and its features."""
-    size, checksum = model.encoder.image_size, 0
+    size = model.encoder.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
     features = jax.eval_shape(functools.partial(encode, model), params, image)
-    for leaf in jax.tree.leaves(params):  # distinguishes models with the same step number
-        checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
     return {
         "checkpoint": checkpoint,
         "step": int(step) if (step := Path(checkpoint).name).isdigit() else None,  # None: not from our runs
-        "weights_crc32": checksum,
+        "weights_crc32": crc32(params),  # distinguishes models with the same step number
         "image_size": size,
         "grid": list(model.grid(size, size)),
         "outputs": {name: list(getattr(features, name).shape[1:]) for name in names},

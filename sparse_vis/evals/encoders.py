@@ -23,6 +23,7 @@ from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.encoder import VisionTransformer
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.ops.moments import Moments
+from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Features
 
@@ -126,9 +127,7 @@ def _check_patch(name: str, patch: int, config: ConfigDict) -> None:
 
 def checksums(model: nn.Module, params: dict) -> dict[str, int]:
     """CRC-32 of all parameters, and of the module's fields, such as its temperature."""
-    leaves = map(np.ascontiguousarray, jax.tree.leaves(params))
-    crc = functools.reduce(lambda crc, leaf: zlib.crc32(leaf, crc), leaves, 0)
-    return {"crc32": crc, "model_crc32": zlib.crc32(repr(model).encode())}
+    return {"crc32": crc32(params), "model_crc32": zlib.crc32(repr(model).encode())}
 
 
 def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Encoder:

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.runtime.errors import UserError
 
 GROUPS = 32
@@ -132,6 +133,13 @@ class VQGAN(nn.Module):
         products = jnp.einsum("bnz,kz->bnk", z, self.codebook, precision=jax.lax.Precision.HIGHEST)
         # |z|^2 is the same for all k, and adding it would only cost digits.
         return jnp.argmin(jnp.sum(self.codebook**2, axis=-1) - 2 * products, axis=-1).astype(jnp.int32)
+
+    def codes_on(self, pixels: Float[Array, "B H W 3"], grid: tuple[int, int]) -> Int[Array, "B n"]:
+        """Codes of images on a grid (rows, columns), for which they are resized if necessary."""
+        size = (grid[0] * self.stride, grid[1] * self.stride)
+        if pixels.shape[1:3] != size:
+            pixels = resize_bicubic(pixels, size, align_corners=False)
+        return self.codes(self.encode(pixels))
 
     def decode(self, codes: Int[Array, "B h w"]) -> Float[Array, "B H W 3"]:
         """Images from codes, float32, clipped to [0, 1]."""
