@@ -90,8 +90,13 @@ def assemble(
     return model.clone(tokenizer=vqgan), {**params, "tokenizer": vqgan_params}
 
 
-def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:
-    """Images, uint8 or float in [0, 1], as float32 in [0, 1]; `patch` is the smallest allowed side in pixels.
+def as_pixels(images: Array) -> Float[Array, "B H W 3"]:
+    """Images, uint8 or float in [0, 1], as float32 in [0, 1]."""
+    return images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
+
+
+def checked(images: Array, patch: int) -> Array:
+    """The images as a JAX array; `patch` is the smallest allowed side in pixels.
 
     Raises:
         UserError: no array, no images, a wrong shape or dtype, a side below the patch size, or values
@@ -112,8 +117,7 @@ def as_pixels(images: Array, patch: int) -> Float[Array, "B H W 3"]:
             raise UserError(f"{what}; give NumPy arrays.") from error
     if what := wrong_images.value_fault(images):
         raise UserError(what)
-    images = jax.device_put(images)
-    return images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
+    return jax.device_put(images)
 
 
 def _check_model(call: str, model: Stellar, params: dict) -> None:
@@ -128,12 +132,12 @@ def _check_model(call: str, model: Stellar, params: dict) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(model: Stellar, params: dict, pixels: Array) -> Features:
-    tokens = model.apply({"params": params}, pixels, method="encode")
+def _encode(model: Stellar, params: dict, images: Array) -> Features:
+    tokens = model.apply({"params": params}, as_pixels(images), method="encode")
     factors = model.apply({"params": params}, tokens, method="factorize")
     return Features(
         cls=tokens.cls, sparse=tokens.S, dense=tokens.U, spatial=factors.L, lowrank=factors.Z,
-        size=pixels.shape[1:3],
+        size=images.shape[1:3],
     )  # fmt: skip
 
 
@@ -152,7 +156,7 @@ def encode(model: Stellar, params: dict, images: Array) -> Features:
         UserError: images of a wrong shape, dtype or (outside jit) range; arguments in the wrong order.
     """
     _check_model("encode(model, params, images)", model, params)
-    return _encode(model, params, as_pixels(images, model.patch))
+    return _encode(model, params, checked(images, model.patch))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 from ml_collections import ConfigDict
 
-from sparse_vis.data.pictures import PictureSpec
-from sparse_vis.data.scenes import SceneSpec
-from sparse_vis.data.sources import Source, announce, make_source
 from sparse_vis.losses.spec import LossSpec
 from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.decoder import Decoder
-from sparse_vis.models.encoder import Encoder
+from sparse_vis.models.encoder import VisionTransformer
 from sparse_vis.models.factorize import Factorizer
 from sparse_vis.models.stellar import PrototypeHead, Stellar
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.views.make import ViewSpec
+
+if TYPE_CHECKING:
+    from sparse_vis.data.sources import Source
 
 
 def build_model(config: ConfigDict, tokenizer: VQGAN | None = None) -> Stellar:
@@ -33,7 +34,7 @@ def build_model(config: ConfigDict, tokenizer: VQGAN | None = None) -> Stellar:
     )
     codes = m.tokenizer.codes if m.target == "vq" else 0
     return Stellar(
-        encoder=Encoder(m.image_size, m.patch, sizes(m), m.tokens, compute),
+        encoder=VisionTransformer(m.image_size, m.patch, sizes(m), m.tokens, compute),
         factorizer=Factorizer(m.width, m.spatial_temperature, e.dtype),
         decoder=Decoder(m.width, sizes(m.decoder), m.patch, codes, compute),
         sparse_head=head(),
@@ -54,6 +55,11 @@ def build_views(config: ConfigDict) -> ViewSpec:
 
 def build_source(config: ConfigDict, split: str) -> Source:
     """The data source of config.data; process 0 prints what it holds."""
+    # Here, because `sparse_vis.load` needs none of it.
+    from sparse_vis.data.pictures import PictureSpec
+    from sparse_vis.data.scenes import SceneSpec
+    from sparse_vis.data.sources import announce, make_source
+
     d = config.data
     source = make_source(
         d.source, split=split, path=d.path, seed=d.seed, scenes=SceneSpec(**d.scenes),

@@ -17,6 +17,7 @@ import pytest
 import sparse_vis
 from sparse_vis import types
 from sparse_vis.data.decode import to_canvas
+from sparse_vis.data.sources import Source
 from sparse_vis.evals.classes.linear import logits, mean_average_precision
 from sparse_vis.models.stellar import fold
 from sparse_vis.train.health import spread
@@ -29,7 +30,7 @@ ARRAYS = {name for name, kind in vars(jaxtyping).items() if hasattr(kind, "dtype
 # The notebook API says itself what is wrong with images: its tests hand it all sorts of things.
 UNCHECKED = {"sparse_vis.api"}
 # Names that a module imports for type checkers only.
-LATER = {"sparse_vis.data.loader": {"Batch": types.Batch}}
+LATER = {"sparse_vis.data.loader": {"Batch": types.Batch}, "sparse_vis.build": {"Source": Source}}
 
 
 def unquoted(code: str) -> list[str]:

@@ -1,6 +1,7 @@
-"""Imports follow the data: from files to views, models, targets, losses, objective, training."""
+"""Imports follow the data, from files to views, models, losses and training; one name is one thing."""
 
 import ast
+import collections
 import pathlib
 import subprocess
 import sys
@@ -60,6 +61,19 @@ def test_imports_follow_the_data():
         if folder[name] != "__init__" and ORDER.index(folder[other]) > ORDER.index(folder[name])
     ]
     assert sorted(back) == []
+
+
+@pytest.mark.fast
+def test_files_and_public_classes_have_names_of_their_own():
+    places = collections.defaultdict(list)
+    for path in PACKAGE.rglob("*.py"):
+        names = [path.name] if path.name != "__init__.py" else []
+        classes = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef))
+        names += [node.name for node in classes if not node.name.startswith("_")]
+        for name in names:
+            places[name].append(path.relative_to(PACKAGE).as_posix())
+    assert places["Encoder"] == ["evals/features.py"] and places["stellar.py"] == ["models/stellar.py"]
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
 @pytest.mark.fast

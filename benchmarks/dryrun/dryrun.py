@@ -182,7 +182,7 @@ def main(given):
     os.environ["XLA_FLAGS"] = f"{added} {os.environ.get('XLA_FLAGS', '')}"
     import jax  # only now, as it reads the environment
 
-    command.check_json(given.json)
+    command.check_file(given.json)
     devices = topology_devices(topology) if topology else jax.devices()
     with config.unlocked():
         config.efficiency.mesh = mesh or config.efficiency.mesh

@@ -18,6 +18,7 @@ import time
 
 from benchmarks.evidence.experiments import GROUPS, Group
 from benchmarks.speed.command import script_parser
+from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError, command_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -112,7 +113,7 @@ def write_tables(results: pathlib.Path, page: pathlib.Path) -> None:
 
 def main() -> None:
     parser = script_parser(__spec__, __doc__)
-    add, folder = parser.add_argument, {"type": pathlib.Path, "metavar": "DIR"}
+    add, folder = parser.add_argument, {"type": paths.path, "metavar": "DIR"}
     add("--group", choices=GROUPS, help="of benchmarks/evidence/experiments.py; without it, all are listed")
     add("--rows", metavar="A,B", help="only these rows of the group")
     add("--seeds", metavar="N,N", default="0,1,2",

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 from benchmarks.faults import commands, flips, foreign, kills, malformed
 from benchmarks.faults.tally import Part, Tally
-from benchmarks.speed.command import check_json, script_parser, write_json
+from benchmarks.speed.command import check_file, script_parser, write_json
 from sparse_vis.runtime.errors import UserError, command_line
 
 PARTS = {
@@ -53,7 +53,7 @@ def main() -> None:
     add("--scale", type=float, default=1.0, help="of the number of faults (%(default)s)")
     add("--json", metavar="FILE", help="the same numbers for programs, with versions, machine and date")
     given = parser.parse_args()
-    check_json(given.json)
+    check_file(given.json)
     if "disk" in given.only and os.geteuid():
         raise UserError("the part disk mounts file systems, as root only can; leave it out of --only.")
     tally, seconds = Tally(), {}

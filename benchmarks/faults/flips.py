@@ -26,9 +26,9 @@ from sparse_vis.evals.task import Result
 from sparse_vis.interop import step_folder
 from sparse_vis.interop.load import read_model
 from sparse_vis.train import checkpoint
+from sparse_vis.train.log import JSONL, keep_until
 from sparse_vis.train.loop import write_config
 from sparse_vis.train.mesh import make_mesh, state_sharding
-from sparse_vis.train.progress import JSONL, keep_until
 from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import TrainState, initial_state
 from sparse_vis.viz.figures import read_metrics

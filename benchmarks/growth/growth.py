@@ -11,15 +11,14 @@ rounds through all points, as machines that are shared are slow for minutes at a
 import functools
 import itertools
 import json
-import pathlib
 
 from sparse_vis.runtime import host
 
 if __name__ == "__main__":
     host.prepare()
 
-from benchmarks.speed.command import check_json, machine, script_parser
-from sparse_vis.runtime.errors import UserError, command_line
+from benchmarks.speed.command import check_file, machine, script_parser
+from sparse_vis.runtime.errors import command_line
 
 ROUNDS = 6
 
@@ -74,15 +73,15 @@ def main() -> None:
     parser.add_argument(
         "--json",
         required=True,
+        type=paths.path,
         metavar="FILE",
         help="what is measured is kept there point by point; started again, it does the rest",
     )
-    parser.add_argument("--plot", metavar="FILE", help="the same as a picture")
+    parser.add_argument("--plot", type=paths.path, metavar="FILE", help="the same as a picture")
     arguments = parser.parse_args()
-    check_json(arguments.json)
-    if arguments.plot and not pathlib.Path(arguments.plot).absolute().parent.is_dir():
-        raise UserError(f"--plot={arguments.plot}: its folder does not exist; create it.")
-    path, wanted = pathlib.Path(arguments.json), points()
+    check_file(arguments.json)
+    check_file(arguments.plot, "--plot")
+    path, wanted = arguments.json, points()
     kept = json.loads(path.read_text())["points"] if path.exists() else {}
     results = {name: kept[name] for name in wanted if name in kept}
     for turn, (number, (name, what)) in itertools.product(range(ROUNDS), enumerate(wanted.items(), 1)):

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import jax
 import jax.numpy as jnp
 
-from benchmarks.speed.command import check_json, script_parser, write_json
+from benchmarks.speed.command import check_file, script_parser, write_json
 from benchmarks.speed.measure import compiled, timed
 from sparse_vis.models.attention import LONGEST, fused_attention, plain_attention, short_attention
 from sparse_vis.runtime.errors import command_line
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=positive, default=9, metavar="N", help="timed runs (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="the same numbers for programs")
     arguments = parser.parse_args()
-    check_json(arguments.json)
+    check_file(arguments.json)
     on_gpu = jax.default_backend() == "gpu"
     dtype, rows = "bfloat16" if on_gpu else "float32", []
     print("| views | images x tokens x heads x channels | kernel | forward, µs | forward and back, µs |")

@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sparse_vis.config import arguments, settings
+from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.tools import Parser
 
@@ -52,21 +53,21 @@ def checked_config(given: flags.FlagValues) -> ConfigDict:
     if given.config is None:
         raise UserError("give --config=configs/NAME.py, e.g. --config=configs/imagenet_b16.py.")
     settings.check(given.config, jax.device_count())
-    check_json(given.json)
+    check_file(given.json)
     return given.config
 
 
-def check_json(path: str | None) -> None:
-    """Refuse, before any long work, a file for the numbers in a folder that does not exist."""
-    if path and not pathlib.Path(path).absolute().parent.is_dir():
-        raise UserError(f"--json={path}: its folder does not exist; create it, or use benchmarks/results/.")
+def check_file(path: str | None, flag: str = "--json") -> None:
+    """Refuse, before any long work, a file to write in a folder that does not exist."""
+    if path and not pathlib.Path(paths.local(path, flag)).absolute().parent.is_dir():
+        raise UserError(f"{flag}={path}: its folder does not exist; create it, or use benchmarks/results/.")
 
 
 def write_json(path: str | None, result: dict) -> None:
-    """Write a result with the machine's record beside it; nothing where no path is given."""
+    """Write a result with the machine's record beside it, ~ expanded; nothing where no path is given."""
     if path:
         text = json.dumps({**result, "machine": machine()}, indent=1)
-        pathlib.Path(path).write_text(text + "\n")
+        pathlib.Path(paths.local(path, "--json")).write_text(text + "\n")
 
 
 def machine() -> dict:

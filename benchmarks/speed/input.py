@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from benchmarks.speed.command import check_json, script_parser, write_json
+from benchmarks.speed.command import check_file, script_parser, write_json
 from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.loader import train_batches
 from sparse_vis.runtime.errors import command_line
@@ -154,7 +154,7 @@ def main() -> None:
         "of workers and threads, in turns (%(default)s)")  # fmt: skip
     add("--json", metavar="FILE", help="the same numbers for programs, with device, versions and date")
     arguments = parser.parse_args()
-    check_json(arguments.json)
+    check_file(arguments.json)
     rows, splits, files = measure_forms(), [], photographs(40, 500, 375)
     print(f"500 x 375 to host batches of {BATCH}, {os.cpu_count()} cores: images/s in all", flush=True)
     rounds = [[pipeline(files, *split, BATCHES) for split in SPLITS] for _ in range(arguments.rounds)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import signal
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,20 +18,21 @@ from sparse_vis.api import assemble, encode
 from sparse_vis.commands import outputs, shards
 from sparse_vis.config.ranges import SIDE
 from sparse_vis.data.folder import stamp
-from sparse_vis.data.records import SHORT_SIDE, Loaded, images_ahead, load_image
+from sparse_vis.data.records import SHORT_SIDE, LoadedImage, images_ahead, load_image
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
-from sparse_vis.runtime.tools import Parser, check_folder, positive
+from sparse_vis.runtime.tools import Parser, positive
 from sparse_vis.train.mesh import BATCH, make_mesh
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
 KEPT = "complete shards"
-Encoder = Callable[[list[Loaded]], shards.Columns]
+ToColumns = Callable[[list[LoadedImage]], shards.Columns]
 
 
 def extract(given: argparse.Namespace) -> None:
@@ -44,7 +44,6 @@ def extract(given: argparse.Namespace) -> None:
         UserError: no images, no checkpoint, another extraction's output, an image that cannot be used, or
             none that can.
     """
-    check_folder(given.output)
     if given.resize is not None and given.resize > SIDE:
         raise UserError(f"--resize={given.resize} is too large; it must be at most {SIDE}.")
     source = open_input(given.images, given.split, given.data_dir, given.max_pixels)
@@ -82,22 +81,20 @@ def extract(given: argparse.Namespace) -> None:
 
 def about_model(checkpoint: str, model: Stellar, params: dict, names: tuple[str, ...]) -> dict[str, Any]:
     """The part of the manifest that describes the model, loaded from `checkpoint`, and its features."""
-    size, checksum = model.encoder.image_size, 0
+    size = model.encoder.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
     features = jax.eval_shape(functools.partial(encode, model), params, image)
-    for leaf in jax.tree.leaves(params):  # distinguishes models with the same step number
-        checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
     return {
         "checkpoint": checkpoint,
         "step": int(step) if (step := Path(checkpoint).name).isdigit() else None,  # None: not from our runs
-        "weights_crc32": checksum,
+        "weights_crc32": crc32(params),  # distinguishes models with the same step number
         "image_size": size,
         "grid": list(model.grid(size, size)),
         "outputs": {name: list(getattr(features, name).shape[1:]) for name in names},
     }
 
 
-def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...], dtype: str) -> Encoder:
+def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...], dtype: str) -> ToColumns:
     """A function from images to those of their Features, rounded to `dtype`; the computation is float32.
 
     Batches are split over all devices of this process. Other processes encode other images, independently.
@@ -114,7 +111,7 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
         features = encode(model, params, jax.device_put(images, NamedSharding(mesh, BATCH)))
         return {name: getattr(features, name) for name in names}
 
-    def columns(images: list[Loaded]) -> shards.Columns:
+    def columns(images: list[LoadedImage]) -> shards.Columns:
         features = run_in_batches(call, batch, np.stack([image.pixels for image in images]))
         with np.errstate(over="ignore"):  # write_shard refuses infinities
             features = {name: np.asarray(array, dtype) for name, array in features.items()}
@@ -125,7 +122,7 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
 
 
 def write_missing(
-    given: argparse.Namespace, source: Source, planned: dict[Path, range], manifest: dict, encoder: Encoder
+    given: argparse.Namespace, source: Source, planned: dict[Path, range], manifest: dict, encoder: ToColumns
 ) -> None:
     """Write the missing ones of these shards; check the existing ones first."""
     settings = shards.fingerprint(manifest)
@@ -142,7 +139,7 @@ def write_missing(
     image = dict(size=manifest["image_size"], short_side=manifest["resize"], letterbox=given.letterbox)
     load = functools.partial(load_image, source, **image)
 
-    def encoded(images: Iterator[Loaded]) -> Iterator[shards.Columns]:
+    def encoded(images: Iterator[LoadedImage]) -> Iterator[shards.Columns]:
         while batch := list(islice(images, given.batch)):
             yield encoder(batch)
             progress.add(len(batch))
@@ -204,5 +201,5 @@ def main() -> None:
     with distributed.joined(given.distributed, 0):
         # jax.distributed handles SIGTERM by waiting for a training step; here it should end the process.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with distributed.held(given.output, "extraction"), outputs.in_one_sentence(given.output, KEPT):
+        with outputs.writing(given.output, "extraction", KEPT, distributed.held):
             extract(given)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from sparse_vis.models.factorize import NORMALIZE_EPSILON
-from sparse_vis.models.linear import EPSILON
+from sparse_vis.models.layers import EPSILON
 from sparse_vis.models.stellar import Stellar
 
 OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; readable by onnxruntime since 1.12

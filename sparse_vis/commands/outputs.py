@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Container, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,15 @@ def in_one_sentence(output: Path, kept: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(output: Path, doing: str, kept: str = "") -> Iterator[None]:
-    """`in_one_sentence`, and nobody else writes to the --output folder; `doing` as in `lock.hold`."""
+def writing(
+    output: Path, doing: str, kept: str = "", hold: Callable[..., AbstractContextManager] = lock.hold
+) -> Iterator[None]:
+    """`in_one_sentence`, and nobody else writes to the --output folder, which is checked first.
+
+    `doing` is as in `lock.hold`; `hold` is that, or `distributed.held` where several processes write.
+    """
     check_folder(output)
-    with lock.hold(output, doing), in_one_sentence(output, kept):
+    with hold(output, doing), in_one_sentence(output, kept):
         yield
 
 

@@ -15,7 +15,7 @@ import msgpack
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from sparse_vis.commands import outputs
-from sparse_vis.data.decode import MAX_PIXELS, decode
+from sparse_vis.data.decode import decode
 from sparse_vis.data.folder import NAME_ERRORS, note_times, stamp
 from sparse_vis.data.packed import (
     METADATA,
@@ -31,7 +31,8 @@ from sparse_vis.data.records import images_ahead, none_usable
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.runtime.files import file_sha256, whole, write_json
 from sparse_vis.runtime.progress import Progress
-from sparse_vis.runtime.tools import Parser, check_folder
+from sparse_vis.runtime.skipped import MAX_PIXELS
+from sparse_vis.runtime.tools import Parser
 
 # One record per group, so that random access reads nothing else. Image files hardly compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -46,7 +47,6 @@ def pack(
         UserError: no images, none or one that cannot be used, or an output of other images.
         OSError: the disk is full or fails.
     """
-    check_folder(output)
     source = open_folder(folder, max_pixels)
     announce(source)
     metadata = outputs.begin_or_continue(

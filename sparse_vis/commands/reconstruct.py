@@ -21,7 +21,7 @@ from PIL import Image
 
 from sparse_vis import api
 from sparse_vis.commands import outputs
-from sparse_vis.data.records import Loaded, images_ahead, load_fitted, load_image, none_usable
+from sparse_vis.data.records import LoadedImage, images_ahead, load_fitted, load_image, none_usable
 from sparse_vis.data.sources import FolderSource, announce, open_folder
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.models.stellar import Stellar
@@ -77,7 +77,7 @@ def reconstruct_folder(
     source: FolderSource,
     output: pathlib.Path,
     *,
-    load: Callable[[int], Loaded],
+    load: Callable[[int], LoadedImage],
     compare: bool,
     on_error: str,
 ) -> None:

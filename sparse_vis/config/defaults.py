@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from sparse_vis.runtime.skipped import MAX_PIXELS
+
 _CONFIG = dict(
     name="default",
     seed=0,
@@ -76,7 +78,7 @@ _CONFIG = dict(
         split="train",  # scenes, pictures: train, validation, test; folder, packed: subfolder or ""
         canvas=512,  # pixels; side of the uint8 canvas; larger images are downscaled to fit
         on_error="stop",  # or "skip": replace a bad image by the next good one, list it in skipped.txt
-        max_pixels=2**27,  # of an image; larger ones are refused before they are decoded
+        max_pixels=MAX_PIXELS,  # of an image; larger ones are refused before they are decoded
         workers=0,
         threads=4,
         seed=0,  # of the content of scenes and pictures

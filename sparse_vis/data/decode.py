@@ -18,10 +18,10 @@ from PIL import Image, ImageOps, _imaging
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.progress import say_once
+from sparse_vis.runtime.skipped import MAX_PIXELS
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # for some others Pillow starts external programs
-MAX_PIXELS = 2**27  # of an image, unless its source sets another limit; 0.5 GiB in Pillow's memory
 ORIENTATION = 0x0112  # EXIF tag; 1: upright
 JPEG_PIXELS_PER_BYTE = 512  # upper bound: a block of 64 pixels needs at least one Huffman code of one bit
 DARK = 16  # 8-bit level: a 16-bit image with all values below 16 * 256 = 4096 uses a 16th of its range

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sparse_vis.data.decode import EXTENSIONS, MAX_PIXELS
+from sparse_vis.data.decode import EXTENSIONS
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
+from sparse_vis.runtime.skipped import MAX_PIXELS
 
 KINDS = 8  # extensions of ignored files that are printed
 NAME_ERRORS = "surrogateescape"  # file names need not be UTF-8

@@ -16,12 +16,12 @@ from typing import Any
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader
 
-from sparse_vis.data.decode import MAX_PIXELS
 from sparse_vis.data.folder import NAME_ERRORS, sha256_of
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import is_utf8
 from sparse_vis.runtime.progress import say_once
+from sparse_vis.runtime.skipped import MAX_PIXELS
 
 METADATA, VERSION = "packed.json", 2
 WITHOUT_CHECKSUMS = 1  # the previous version, still readable

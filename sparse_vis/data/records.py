@@ -95,7 +95,7 @@ def _padded(sets: list[np.ndarray]) -> Int32[np.ndarray, "n k"]:
     return np.stack([np.pad(row, (0, longest - len(row)), constant_values=-1) for row in sets])
 
 
-class Loaded(NamedTuple):
+class LoadedImage(NamedTuple):
     """An image ready for the encoder; height and width are those of the upright original, in pixels."""
 
     name: str
@@ -106,7 +106,7 @@ class Loaded(NamedTuple):
 
 def load_image(
     source: Source, index: int, size: int, short_side: int | None = None, *, letterbox: bool = False
-) -> Loaded:
+) -> LoadedImage:
     """Decode one image, resize its short side (bicubic, antialiased) and crop the centre.
 
     Args:
@@ -119,14 +119,14 @@ def load_image(
         square = fitted(pixels, (size, size), letterbox=True)
     else:
         square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
-    return Loaded(record["name"], *pixels.shape[:2], square)
+    return LoadedImage(record["name"], *pixels.shape[:2], square)
 
 
-def load_fitted(source: Source, index: int, size: tuple[int, int], *, letterbox: bool) -> Loaded:
+def load_fitted(source: Source, index: int, size: tuple[int, int], *, letterbox: bool) -> LoadedImage:
     """Decode one image and bring it to `size` (height, width), as `fitted`."""
     record = source[index]
     pixels = decode(record)
-    return Loaded(record["name"], *pixels.shape[:2], fitted(pixels, size, letterbox=letterbox))
+    return LoadedImage(record["name"], *pixels.shape[:2], fitted(pixels, size, letterbox=letterbox))
 
 
 def in_batches(

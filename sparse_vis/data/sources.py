@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from sparse_vis.data.decode import MAX_PIXELS
 from sparse_vis.data.folder import FolderSource, left_out
 from sparse_vis.data.packed import METADATA, PackedSource
 from sparse_vis.data.pictures import PictureSource, PictureSpec
@@ -17,6 +16,7 @@ from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.progress import say_once
+from sparse_vis.runtime.skipped import MAX_PIXELS
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # usual names of folders of splits
 SHOWN = 4  # class names that are printed

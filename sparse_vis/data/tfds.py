@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from sparse_vis.data.decode import MAX_PIXELS
 from sparse_vis.data.folder import sha256_of
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.skipped import MAX_PIXELS
 
 
 class TfdsSource:

@@ -77,8 +77,7 @@ def quality(
 
 def _localization(bench: Bench, config: ConfigDict) -> Result:
     columns = bench.columns("test")
-    iou = mean_known(columns["best_iou"])
-    return Result({"": {"fg_ari": mean_known(columns["fg_ari"]), "mbo": iou, "best_iou": iou}})
+    return Result({"": {name: mean_known(columns[name]) for name in ("fg_ari", "best_iou")}})
 
 
 def _reconstruction(bench: Bench, config: ConfigDict) -> Result:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from sparse_vis.evals import scenes
+from sparse_vis.evals import scenes_table
 from sparse_vis.evals.dataset import Data, open_data
 from sparse_vis.evals.encoders import OWN, beside_encoder, check_beside, own_encoder
 from sparse_vis.evals.features import Encoder
@@ -137,7 +137,7 @@ def _evaluate_one(
         ran = {"from": encoder.about.get("from"), "seconds": round(time.perf_counter() - began, 1)}
         results.add(encoder.name, name, settings, result, ran)
     if "scenes" in left and encoder.name == OWN and {"reconstruction", "spatial"} <= set(encoder.gives):
-        scenes.draw(bench, results.path.with_name("localization.png"))
+        scenes_table.draw(bench, results.path.with_name("localization.png"))
 
 
 def _measure(name: str, bench: Bench, config: ConfigDict) -> Result:

@@ -20,9 +20,10 @@ from sparse_vis.evals.features import RANKS, Encoder, as_unit, patches_of
 from sparse_vis.interop import hub, mae, step_folder
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.block import Compute, Sizes
-from sparse_vis.models.encoder import Encoder as Vit
+from sparse_vis.models.encoder import VisionTransformer
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.ops.moments import Moments
+from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Features
 
@@ -126,9 +127,7 @@ def _check_patch(name: str, patch: int, config: ConfigDict) -> None:
 
 def checksums(model: nn.Module, params: dict) -> dict[str, int]:
     """CRC-32 of all parameters, and of the module's fields, such as its temperature."""
-    leaves = map(np.ascontiguousarray, jax.tree.leaves(params))
-    crc = functools.reduce(lambda crc, leaf: zlib.crc32(leaf, crc), leaves, 0)
-    return {"crc32": crc, "model_crc32": zlib.crc32(repr(model).encode())}
+    return {"crc32": crc32(params), "model_crc32": zlib.crc32(repr(model).encode())}
 
 
 def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Encoder:
@@ -169,12 +168,12 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
     """CLS and U of a plain ViT of config.model's sizes without queries, such as an MAE's `read_backbone`."""
     m = config.model
     sizes, compute = Sizes(m.width, m.layers, m.heads, m.mlp_dim), Compute(config.eval.dtype)
-    vit = Vit(m.image_size, m.patch, sizes, queries=0, compute=compute)
+    vit = VisionTransformer(m.image_size, m.patch, sizes, queries=0, compute=compute)
     params = jax.device_put({**backbone, "queries": np.zeros((0, m.width), np.float32)})
 
     @jax.jit
     def tokens(params, images):
-        out = vit.apply({"params": params}, api.as_pixels(images, m.patch))
+        out = vit.apply({"params": params}, api.as_pixels(api.checked(images, m.patch)))
         return {"cls": out.cls, "dense": out.U}
 
     about = {**about, **checksums(vit, backbone)}

@@ -9,7 +9,7 @@ from sparse_vis.evals.factors.factorization import FACTORIZATION
 from sparse_vis.evals.factors.rate import RATE
 from sparse_vis.evals.maps.segmentation import SEGMENTATION
 from sparse_vis.evals.pixels.decoder_probe import RECONSTRUCTION_PROBE
-from sparse_vis.evals.scenes import SCENES
+from sparse_vis.evals.scenes_table import SCENES
 
 TASKS = {
     "scenes": SCENES,

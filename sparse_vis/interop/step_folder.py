@@ -17,7 +17,6 @@ from typing import TypeVar
 
 import jax
 
-from sparse_vis.data.decode import EXTENSIONS
 from sparse_vis.models.stellar import teacher_params
 from sparse_vis.runtime import checksums
 from sparse_vis.runtime.errors import UserError, quiet_orbax
@@ -141,6 +140,8 @@ def find_step(path: pathlib.Path) -> pathlib.Path:
 
 def _remedy(path: pathlib.Path) -> str:
     """The rest of the error sentence for a folder without checkpoints, by what the folder is."""
+    from sparse_vis.data.decode import EXTENSIONS  # imports Pillow, which only this needs
+
     step = next((folder for folder in path.absolute().parents if _is_step(folder)), None)
     if step is not None:
         return f"; it is a part of one: give {step}"

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from sparse_vis.models.block import Compute, Sizes, Trunk
-from sparse_vis.models.linear import uniform_init, uniform_linear
+from sparse_vis.models.layers import uniform_init, uniform_linear
 
 
 def fourier_positions(matrix: Float[Array, "2 f"], grid: tuple[int, int]) -> Float[Array, "n two_f"]:

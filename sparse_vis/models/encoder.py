@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from sparse_vis.models.block import Compute, Sizes, Trunk
-from sparse_vis.models.linear import vit_init
+from sparse_vis.models.layers import vit_init
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Tokens
 
@@ -37,7 +37,7 @@ def resize_position_table(table: Float[Array, "m d"], grid: tuple[int, int]) -> 
     return resized.reshape(grid[0] * grid[1], -1)
 
 
-class Encoder(nn.Module):
+class VisionTransformer(nn.Module):
     """ViT over [CLS, visible patches, r queries] (docs/method.md section 2)."""
 
     image_size: int  # side in pixels of the square image for which the position table is made

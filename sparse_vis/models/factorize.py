@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from sparse_vis.models.linear import uniform_linear
+from sparse_vis.models.layers import uniform_linear
 from sparse_vis.types import Factors
 
 NORMALIZE_EPSILON = 1e-7

@@ -11,11 +11,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Shaped
 
 from sparse_vis.models.decoder import Decoder
-from sparse_vis.models.encoder import Encoder
+from sparse_vis.models.encoder import VisionTransformer
 from sparse_vis.models.factorize import Factorizer, l2_normalize
-from sparse_vis.models.linear import gelu, uniform_linear
+from sparse_vis.models.layers import gelu, uniform_linear
 from sparse_vis.models.vqgan import VQGAN
-from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Embeddings, Factors, Outputs, Tokens, Views
 
 
@@ -51,7 +50,7 @@ class Stellar(nn.Module):
     `decode_codes` need them in the tree as "tokenizer".
     """
 
-    encoder: Encoder
+    encoder: VisionTransformer
     factorizer: Factorizer
     decoder: Decoder
     sparse_head: PrototypeHead
@@ -72,7 +71,7 @@ class Stellar(nn.Module):
         visible: Int[Array, "B keep"] | None = None,
         only: Literal["cls", "S"] | None = None,
     ) -> Tokens:
-        """Tokens of images in [0, 1]; arguments as in Encoder."""
+        """Tokens of images in [0, 1]; arguments as in VisionTransformer."""
         return self.encoder(pixels, visible, only)
 
     def factorize(self, tokens: Tokens) -> Factors:
@@ -88,12 +87,8 @@ class Stellar(nn.Module):
 
         Where a code is larger or smaller than a patch, images are first resized: 224 -> 256 px at patch 14.
         """
-        grid = self.grid(*pixels.shape[1:3])
-        size = tuple(cells * self.tokenizer.stride for cells in grid)
-        if pixels.shape[1:3] != size:
-            covered = pixels[:, : grid[0] * self.patch, : grid[1] * self.patch]
-            pixels = resize_bicubic(covered, size, align_corners=False)
-        return self.tokenizer.codes(self.tokenizer.encode(pixels))
+        rows, columns = grid = self.grid(*pixels.shape[1:3])
+        return self.tokenizer.codes_on(pixels[:, : rows * self.patch, : columns * self.patch], grid)
 
     def decode_codes(
         self, logits: Float[Array, "B n codes"], grid: tuple[int, int]

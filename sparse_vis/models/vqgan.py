@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.runtime.errors import UserError
 
 GROUPS = 32
@@ -48,7 +49,7 @@ class ResBlock(nn.Module):
         return out + _conv(self.channels, 1, self.dtype, "nin_shortcut", use_bias=False)(out)
 
 
-class Encoder(nn.Module):
+class VQEncoder(nn.Module):
     """Pixels to latents at 1 / 2^(levels - 1) of the resolution; attributes as in VQGAN."""
 
     hidden_channels: int
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
         return _conv(self.z_channels, 1, self.dtype, "conv_out")(_norm_silu(x, self.dtype, "norm_out"))
 
 
-class Decoder(nn.Module):
+class VQDecoder(nn.Module):
     """Codebook vectors to pixels, unclipped; attributes as in VQGAN."""
 
     hidden_channels: int
@@ -107,8 +108,8 @@ class VQGAN(nn.Module):
         if self.hidden_channels % GROUPS:
             raise UserError(f"VQGAN: hidden_channels is {self.hidden_channels}; use a multiple of {GROUPS}.")
         sizes = (self.hidden_channels, self.channel_mult, self.num_res_blocks)
-        self.encoder = Encoder(*sizes, self.z_channels, self.dtype)
-        self.decoder = Decoder(*sizes, self.dtype)
+        self.encoder = VQEncoder(*sizes, self.z_channels, self.dtype)
+        self.decoder = VQDecoder(*sizes, self.dtype)
         self.codebook = self.param(
             "codebook", nn.initializers.normal(1.0, jnp.float32), (self.num_embeddings, self.z_channels)
         )
@@ -132,6 +133,13 @@ class VQGAN(nn.Module):
         products = jnp.einsum("bnz,kz->bnk", z, self.codebook, precision=jax.lax.Precision.HIGHEST)
         # |z|^2 is the same for all k, and adding it would only cost digits.
         return jnp.argmin(jnp.sum(self.codebook**2, axis=-1) - 2 * products, axis=-1).astype(jnp.int32)
+
+    def codes_on(self, pixels: Float[Array, "B H W 3"], grid: tuple[int, int]) -> Int[Array, "B n"]:
+        """Codes of images on a grid (rows, columns), for which they are resized if necessary."""
+        size = (grid[0] * self.stride, grid[1] * self.stride)
+        if pixels.shape[1:3] != size:
+            pixels = resize_bicubic(pixels, size, align_corners=False)
+        return self.codes(self.encode(pixels))
 
     def decode(self, codes: Int[Array, "B h w"]) -> Float[Array, "B H W 3"]:
         """Images from codes, float32, clipped to [0, 1]."""

@@ -20,7 +20,7 @@ from sparse_vis.ops.token_maps import move_token, object_token, with_map
 from sparse_vis.report.images import Encoded
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.types import Features
-from sparse_vis.viz import pictures
+from sparse_vis.viz import overlays
 
 LARGE, SMALL = 256, 144  # longest side in pixels: of gallery pictures, of edits
 SHARP = 96  # up to this size PNG: small pictures are shown enlarged, with visible artefacts if lossy
@@ -51,11 +51,11 @@ def make_cards(
         L, pixels, quality, views = pair.L, None, None, [{}] * len(pair.S)
         if decodes:
             pixels, quality, views = decoded(model, params, images[i], pair, edits=edits)
-        colours, shares = np.rint(255 * pictures.token_colours(len(views))).astype(int), L.mean(axis=0)
+        colours, shares = np.rint(255 * overlays.token_colours(len(views))).astype(int), L.mean(axis=0)
         tokens = [
             {
                 "number": k, "colour": "#{:02x}{:02x}{:02x}".format(*colours[k]),
-                "overlay": data_uri(pictures.token_overlay(L, k, grid)),
+                "overlay": data_uri(overlays.token_overlay(L, k, grid)),
                 "share": float(shares[k]), "peak": float(L[:, k].max()),  # of L, over the patches
                 "edits": {edit: (data_uri(picture, SMALL), said) for edit, (picture, said) in view.items()},
             }
@@ -65,8 +65,8 @@ def make_cards(
             "letter": letter(i), "name": names[i], "aspect": width / height,
             "image": data_uri(images[i, :height, :width]),
             "reconstruction": None if pixels is None else data_uri(pixels), "psnr": quality,
-            "segmentation": data_uri(pictures.segment_overlay(L, grid)),
-            "winners": pictures.segments(L, grid).tolist(),  # the token of every patch
+            "segmentation": data_uri(overlays.segment_overlay(L, grid)),
+            "winners": overlays.segments(L, grid).tolist(),  # the token of every patch
             "tokens": tokens, "object": object_token(L, grid), "partner": pair.other,
         })  # fmt: skip
         progress.add(1)
@@ -199,7 +199,7 @@ class Page(NamedTuple):
         """(data URI, label) of each image, darkened where the vote is low; from those of all voters."""
         whole = images[:, : grid[0] * patch, : grid[1] * patch]
         return [
-            (data_uri(pictures.lay_over(whole[i], pictures.map_overlay(votes.reshape(grid))), SMALL),
+            (data_uri(overlays.lay_over(whole[i], overlays.map_overlay(votes.reshape(grid))), SMALL),
              f"{names[i]}, vote {votes.max():.2g}")
             for i, votes in zip(self.images, self.maps, strict=True)
         ]  # fmt: skip
@@ -214,7 +214,7 @@ def make_pages(
     logits = np.einsum("ird,dp->ipr", found.embedding, prototypes[:, used[order]]) / temperature
     p = np.exp(logits - found.normaliser[:, None])  # the student's, from the softmax over all K
     for k, which in enumerate(order):
-        votes = pictures.prototype_votes(found.L, p[:, k])
-        best = pictures.strongest(votes, regions)
+        votes = overlays.prototype_votes(found.L, p[:, k])
+        best = overlays.strongest(votes, regions)
         made.append(Page(int(used[which]), int(wins[which]), best.tolist(), votes[best]))
     return made

@@ -28,7 +28,7 @@ from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.skipped import Skips
 from sparse_vis.runtime.tools import Parser, check_size, image_size, positive
-from sparse_vis.train.progress import JSONL
+from sparse_vis.train.log import JSONL
 from sparse_vis.viz.figures import read_metrics
 
 PAGES, REGIONS = 12, 8  # prototypes shown, and images for each

@@ -8,6 +8,7 @@ unnoticed with probability 2^-32. A checksum consists of two sums with different
 from __future__ import annotations
 
 import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,12 @@ def checksum(leaf: jax.Array | np.ndarray) -> str:
 def checksums(tree) -> dict[str, str]:
     """Path name -> checksum of every leaf of a pytree."""
     return {path_name(path): checksum(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def crc32(tree) -> int:
+    """CRC-32 of the bytes of all leaves of a pytree, one after the other."""
+    leaves = map(np.ascontiguousarray, jax.tree.leaves(tree))
+    return functools.reduce(lambda crc, leaf: zlib.crc32(leaf, crc), leaves, 0)
 
 
 def of_json(content: dict) -> str:

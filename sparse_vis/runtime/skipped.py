@@ -1,4 +1,4 @@
-"""skipped.txt: one line for each image that a command or a run could not use."""
+"""Images that cannot be used, and skipped.txt: one line for each that a command or a run left out."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sparse_vis.runtime.names import escaped
 
 FILE = "skipped.txt"
 ON_ERROR = ("stop", "skip")  # what to do with an unusable image
+MAX_PIXELS = 2**27  # of an image, unless its source sets another limit; 0.5 GiB in Pillow's memory
 Skips = list[tuple[str, str]]  # (name, reason) of images that could not be used
 
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.skipped import ON_ERROR
+from sparse_vis.runtime.skipped import MAX_PIXELS, ON_ERROR
 
 
 def unknown_flag(flag: str, known: Iterable[str], program: str) -> str:
@@ -54,7 +54,7 @@ FLAGS = {
         action="store_true", help="show whole images, in a border, instead of their centre crop",
     ),
     "--max-pixels": dict(
-        type=positive, default=2**27, help="images with more pixels are refused (%(default)s)",
+        type=positive, default=MAX_PIXELS, help="images with more pixels are refused (%(default)s)",
     ),
 }  # fmt: skip
 

@@ -27,8 +27,8 @@ from sparse_vis.runtime.files import write_json
 from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
 from sparse_vis.train import checkpoint
 from sparse_vis.train.health import HealthCheck
+from sparse_vis.train.log import Averages, RunLog, Skipped, short
 from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
-from sparse_vis.train.progress import Averages, Progress, Skipped, short
 from sparse_vis.train.recipe import Recipe, build_recipe
 from sparse_vis.train.step import TrainState, compile_step, initial_state, steps_applied
 from sparse_vis.train.stop import StopSignal
@@ -232,16 +232,16 @@ class Run:
             gc.freeze()  # else garbage collection over imported modules takes a tenth of the tracing time
             lowered = self.update.lower(self.state, batch, self.tokenizer, self.seed)
             traced = time.perf_counter() - began
-            progress = Progress(self.workdir, steps, self.config.train.batch, self.step, self.main)
-            exits.enter_context(contextlib.closing(progress))
+            log = RunLog(self.workdir, steps, self.config.train.batch, self.step, self.main)
+            exits.enter_context(contextlib.closing(log))
             on_cpu = jax.default_backend() == "cpu"
             update = lowered.compile(compiler_options=CPU_COMPILER_OPTIONS if on_cpu else None)
             took = time.perf_counter() - began
             print(f"compiled in {took:.0f} s, {traced:.0f} of them tracing", flush=True)
             self.health = self.health_check()
-            progress.start_clock()
+            log.start_clock()
             exits.callback(checkpoint.finish, self.manager)
-            return self._steps(update, batches, batch, progress, stop or StopSignal())
+            return self._steps(update, batches, batch, log, stop or StopSignal())
 
     def introduce(self) -> None:
         """Print sizes of the model, length of the training, and devices."""
@@ -276,7 +276,7 @@ class Run:
             self.matches = np.asarray(self.health.matches).tolist()
         return place | {"matches": self.matches}
 
-    def _steps(self, update, batches, batch, progress: Progress, stop: StopSignal) -> dict[str, float]:
+    def _steps(self, update, batches, batch, log: RunLog, stop: StopSignal) -> dict[str, float]:
         train, window, waiting, row = self.config.train, [], 0.0, {}
         while True:
             self.state, metrics = update(self.state, batch, self.tokenizer, self.seed)
@@ -297,10 +297,10 @@ class Run:
                 extra = {"input_wait_seconds": waiting, "skipped": float(skipped)} | self.derived(means)
                 if self.health and self.step >= self.health.due:
                     extra |= self.health(self.step, self.state)
-                row = progress.report(self.step, means, extra)
+                row = log.report(self.step, means, extra)
                 self.averages, waiting = Averages(), 0.0
             if saves:
-                progress.sync()
+                log.sync()
                 checkpoint.save(self.manager, self.state, self.place(), self.config)
             if ends:
                 return row

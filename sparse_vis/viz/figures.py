@@ -1,4 +1,4 @@
-"""Matplotlib figures from arrays (docs/visualization.md); `pictures` makes their parts.
+"""Matplotlib figures from arrays (docs/visualization.md); `overlays` makes their parts.
 
 Images are uint8, with sides that are multiples of the patch; reconstructions are in [0, 1]; L are
 localization matrices, of which `grid` is (rows, columns) of the n patches.
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.viz import pictures
+from sparse_vis.viz import overlays
 
 
 def panels(
@@ -51,7 +51,7 @@ def token_sheet(
 ) -> Figure:
     """One row per image: image, reconstruction, true masks (0: background), argmax L, each token's map."""
     r, maps = L.shape[-1], L.swapaxes(1, 2).reshape(len(L), -1, *grid)
-    parts = pictures.token_colours(r)[pictures.segments(L, grid)]
+    parts = overlays.token_colours(r)[overlays.segments(L, grid)]
     instances = np.array([(1, 1, 1), *matplotlib.colormaps["Set1"].colors])[masks % 10]
     columns = zip(images, reconstructions, instances, parts, maps, strict=True)
     rows = [[*row, *tokens] for *row, tokens in columns]
@@ -68,15 +68,15 @@ def localization_maps(
     """
     rows = []
     for image, maps in zip(images, L, strict=True):
-        hard = pictures.lay_over(image, pictures.segment_overlay(maps, grid), smooth=False)
+        hard = overlays.lay_over(image, overlays.segment_overlay(maps, grid), smooth=False)
         rows.append([image, hard, *_token_maps(image, maps, grid)])
     return panels(rows, ["image", "argmax L", *(f"token {i}" for i in range(L.shape[-1]))])
 
 
 def _token_maps(image: np.ndarray, L: np.ndarray, grid: tuple[int, int]) -> list[np.ndarray]:
     """The image with the map of each token."""
-    overlays = (pictures.token_overlay(L, token, grid) for token in range(L.shape[-1]))
-    return [pictures.lay_over(image, overlay) for overlay in overlays]
+    shown = (overlays.token_overlay(L, token, grid) for token in range(L.shape[-1]))
+    return [overlays.lay_over(image, overlay) for overlay in shown]
 
 
 def reconstructions(images: UInt8[np.ndarray, "N H W 3"], decoded: Float[np.ndarray, "N h w 3"]) -> Figure:
@@ -106,7 +106,7 @@ def features_pca(
     grid: tuple[int, int],
 ) -> Figure:
     """Images, and below them the first three principal components of U and of Z = L S."""
-    rows = [list(images), list(pictures.pca_colours(U, grid)), list(pictures.pca_colours(Z, grid))]
+    rows = [list(images), list(overlays.pca_colours(U, grid)), list(overlays.pca_colours(Z, grid))]
     titles = [f"image {i}" for i in range(len(images))]
     return panels(rows, titles, ("image", "U", "Z = L S"), side=1.2)
 
@@ -126,9 +126,9 @@ def prototype_page(
     """
     rows = []
     for k in range(len(names)):
-        votes = pictures.prototype_votes(L, p[:, k])
-        shades = {i: pictures.map_overlay(votes[i].reshape(grid)) for i in pictures.strongest(votes, count)}
-        rows.append([pictures.lay_over(images[i], shade) for i, shade in shades.items()])
+        votes = overlays.prototype_votes(L, p[:, k])
+        shades = {i: overlays.map_overlay(votes[i].reshape(grid)) for i in overlays.strongest(votes, count)}
+        rows.append([overlays.lay_over(images[i], shade) for i, shade in shades.items()])
     return panels(rows, [f"{i + 1}." for i in range(count)], names)
 
 

@@ -66,7 +66,8 @@ def test_a_failed_run_and_an_unknown_row_are_named(groups, monkeypatch, tmp_path
     with pytest.raises(UserError, match="'a' is no seed; give numbers"):
         start(monkeypatch, tmp_path, "--seeds=0,a")
     with pytest.raises(UserError, match=r"tiny/other seed 0 failed: see the end of .*log\.txt"):
-        start(monkeypatch, tmp_path, "--rows=other", "--seeds=0")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        start(monkeypatch, tmp_path, "--rows=other", "--seeds=0", "--workdirs=~/runs", "--results=~/results")
     assert "missing.py" in (tmp_path / "runs/tiny/other/seed0/log.txt").read_text()
 
 

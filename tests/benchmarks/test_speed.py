@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.speed import attention, encode, first_features, measure, parts
+from benchmarks.speed import attention, command, encode, first_features, measure, parts
 from benchmarks.speed.flops import encode_flops, products, step_flops, tokenizer
 from benchmarks.speed.synthetic import random_tokenizer, recipe_of
 from sparse_vis.models.stellar import init_params
@@ -185,6 +185,16 @@ def test_wrong_input_is_one_sentence(arguments, sentence):
     )
     assert done.returncode == 1 and done.stderr.startswith("error: ") and sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.fast
+def test_numbers_go_to_a_file_below_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command.check_file("~/x.json")
+    command.write_json("~/x.json", {"a": 1})
+    assert json.loads((tmp_path / "x.json").read_text())["a"] == 1
+    with pytest.raises(UserError, match=r"--plot=~/absent/x\.png: its folder does not exist"):
+        command.check_file("~/absent/x.png", "--plot")
 
 
 def test_attention_by_every_kernel_of_this_machine(tmp_path, monkeypatch, capsys):

@@ -17,10 +17,10 @@ from PIL import Image
 import sparse_vis
 from sparse_vis.commands import extract as command
 from sparse_vis.commands import pack, shards
-from sparse_vis.data.decode import MAX_PIXELS
 from sparse_vis.data.records import load_image
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.skipped import MAX_PIXELS
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -239,7 +239,7 @@ def test_shards_of_replaced_images_are_written_again(workdir, folder, tmp_path, 
 
 
 @pytest.mark.fast
-def test_folders_that_cannot_be_used(workdir, tmp_path):
+def test_folders_that_cannot_be_used(workdir, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"gone' does not exist; give --input"):
         run(workdir, tmp_path / "gone", tmp_path / "out")
@@ -252,10 +252,12 @@ def test_folders_that_cannot_be_used(workdir, tmp_path):
     with pytest.raises(UserError, match="contains other files"):
         run(workdir, tmp_path / "images", tmp_path / "images")
     for below in ("0.png", "0.png/x"):
+        flags = [f"--{name}={tmp_path / 'images'}" for name in ("checkpoint", "input", "output")]
+        monkeypatch.setattr(sys, "argv", ["extract", *flags[:2], f"{flags[2]}/{below}"])
         with pytest.raises(
             UserError, match=r"cannot be written \(.*0.png is a file\); give another --output"
         ):
-            run("no model", tmp_path / "images", tmp_path / "images" / below)
+            command.main()
     with pytest.raises(UserError, match=r"0.png' is a file; give --input the folder"):
         run(workdir, tmp_path / "images" / "0.png", tmp_path / "out")
     with pytest.raises(UserError, match="--resize=31 is smaller"):

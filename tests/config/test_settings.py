@@ -8,8 +8,9 @@ import pytest
 from sparse_vis.config import settings
 from sparse_vis.config.contradictions import TERMS
 from sparse_vis.config.defaults import default_config
-from sparse_vis.data.decode import MAX_PIXELS
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.skipped import MAX_PIXELS
+from sparse_vis.runtime.tools import FLAGS
 from sparse_vis.train.loop import write_config
 
 pytestmark = pytest.mark.fast
@@ -114,7 +115,7 @@ def test_fused_attention_is_refused_where_it_cannot_run(name):
 
 
 def test_the_limit_on_pixels_is_the_one_of_sources():
-    assert default_config().data.max_pixels == MAX_PIXELS  # config.py imports nothing of data/
+    assert default_config().data.max_pixels == MAX_PIXELS == FLAGS["--max-pixels"]["default"] == 2**27
 
 
 def test_the_teacher_needs_a_second_view():

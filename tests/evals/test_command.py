@@ -20,7 +20,7 @@ from sparse_vis.commands import run as main
 from sparse_vis.config import settings
 from sparse_vis.data.records import read_records
 from sparse_vis.data.sources import FolderSource
-from sparse_vis.evals import command, scenes, tasks
+from sparse_vis.evals import command, scenes_table, tasks
 from sparse_vis.evals.classes import linear
 from sparse_vis.evals.classes.linear import SweepProtocol
 from sparse_vis.evals.dataset import open_data
@@ -60,7 +60,7 @@ def evaluate(config, workdir):
 def few_steps():
     """Of the linear probes, a tenth: what they find is tested in test_linear.py."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (linear, scenes):
+        for module in (linear, scenes_table):
             patch.setattr(module, "SweepProtocol", functools.partial(SweepProtocol, steps=50))
         yield
 
@@ -177,7 +177,9 @@ def test_the_scenes_table_has_its_columns_and_a_picture(measured):
     assert columns["trained"] == columns["untrained"] == set(COLUMNS)
     assert columns["pixels"] == columns["pca"] == {"knn_dense", "linear_dense"}
     assert columns["mean_colour"] == {"psnr"}
-    assert 0 < encoders["trained"]["scenes"]["metrics"][""]["prototype_usage"] <= 1
+    row, localized = (encoders["trained"][task]["metrics"][""] for task in ("scenes", "localization"))
+    assert 0 < row["prototype_usage"] <= 1
+    assert localized == {name: row[name] for name in ("fg_ari", "best_iou")}  # one name for each number
     assert (workdir / "localization.png").stat().st_size > 1000
     table = (workdir / "evaluation.md").read_text().split("## ")[1].splitlines()
     assert table[0] == "scenes" and [c.strip() for c in table[2].split("|")[2:-1]] == list(COLUMNS)
@@ -335,7 +337,7 @@ def test_one_class_is_refused_and_sets_of_classes_are_not_labels(pictures, monke
             return record | {"labels": np.int32([0])}
 
     monkeypatch.setattr(
-        "sparse_vis.build.make_source", lambda name, **how: Sets(f"{how['path']}/{how['split']}")
+        "sparse_vis.data.sources.make_source", lambda name, **how: Sets(f"{how['path']}/{how['split']}")
     )
     config.eval.tasks = ("factorization", "rate")
     data = command.make_plan(config).data

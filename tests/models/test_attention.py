@@ -17,7 +17,7 @@ from scipy import special
 from sparse_vis.models import block as block_module
 from sparse_vis.models.attention import LONGEST, RESULT, fused_attention, plain_attention, short_attention
 from sparse_vis.models.block import PRODUCT, Block, Compute, Sizes, Trunk, kept_by_products, transform
-from sparse_vis.models.linear import MOMENT
+from sparse_vis.models.layers import MOMENT
 
 
 def fused(q, k, v, implementation):

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from sparse_vis.models.linear import gelu
+from sparse_vis.models.layers import gelu
 
 X = np.linspace(-12, 12, 4001)
 

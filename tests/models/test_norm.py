@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from sparse_vis.models.linear import EPSILON, LayerNorm, standardize
+from sparse_vis.models.layers import EPSILON, LayerNorm, standardize
 
 
 def example(dtype, shape=(3, 5, 96)):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_vis.models.block import Block, Sizes
-from sparse_vis.models.linear import product
+from sparse_vis.models.layers import product
 
 
 def factors(dtype: str) -> tuple[jax.Array, jax.Array]:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.speed.flops import products
 from sparse_vis.models.block import Block, Compute, Sizes, Trunk
-from sparse_vis.models.encoder import Encoder, patchify
+from sparse_vis.models.encoder import VisionTransformer, patchify
 from sparse_vis.models.factorize import Factorizer, l2_normalize
 from sparse_vis.models.stellar import init_params
 from sparse_vis.types import Tokens
@@ -134,7 +134,7 @@ def test_initial_values_have_the_published_distributions():
     [{"remat": "products"}, {"remat": "blocks"}, {"unroll": 2}, {"unroll": 2, "remat": "products"}],
 )
 def test_efficiency_settings_change_nothing(settings):
-    plain = Encoder(image_size=8, patch=4, sizes=Sizes(8, 2, 2, 16), queries=2)
+    plain = VisionTransformer(image_size=8, patch=4, sizes=Sizes(8, 2, 2, 16), queries=2)
     pixels = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
     params = plain.init(jax.random.key(1), pixels)
 
@@ -149,7 +149,7 @@ def test_efficiency_settings_change_nothing(settings):
 @pytest.mark.parametrize(("only", "tokens"), [("cls", 1), ("S", 3)])
 def test_the_last_layer_laid_out_computes_only_what_is_asked_for(only, tokens, remat):
     """Same values and gradients, with so many products less as the formula says."""
-    whole = Encoder(image_size=16, patch=4, sizes=Sizes(8, 3, 2, 16, init_std=0.3), queries=2)
+    whole = VisionTransformer(image_size=16, patch=4, sizes=Sizes(8, 3, 2, 16, init_std=0.3), queries=2)
     pixels, visible = (
         jax.random.uniform(jax.random.key(0), (2, 16, 16, 3)),
         jnp.array([[0, 5, 9], [3, 2, 15]]),
@@ -176,7 +176,7 @@ def test_the_last_layer_laid_out_computes_only_what_is_asked_for(only, tokens, r
 
 def test_layers_laid_out_start_alike_and_from_one_program_of_a_layer():
     """Otherwise a GPU's compiler takes half a minute for twelve copies of the same draws."""
-    plain = Encoder(image_size=8, patch=4, sizes=Sizes(8, 3, 2, 16), queries=2)
+    plain = VisionTransformer(image_size=8, patch=4, sizes=Sizes(8, 3, 2, 16), queries=2)
     inputs = jax.random.key(1), jnp.ones((2, 8, 8, 3))
     starts = [encoder.init(*inputs) for encoder in (plain, plain.clone(compute=Compute(unroll=3)))]
     jax.tree.map(np.testing.assert_array_equal, *starts)

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.train import checkpoint, loop, progress
+from sparse_vis.train import checkpoint, log, loop
+from sparse_vis.train.log import Averages, RunLog, Skipped
 from sparse_vis.train.loop import Run, note_jump
 from sparse_vis.train.mesh import make_mesh
 from sparse_vis.train.optimizer import learning_rate
-from sparse_vis.train.progress import Averages, Progress, Skipped
 from sparse_vis.train.recipe import build_recipe
 from sparse_vis.train.step import TrainState
 from sparse_vis.types import Batch
-from tests.train.test_progress import NoBoard
+from tests.train.test_log import NoBoard
 from tests.train.tiny_config import get_config
 
 STEPS, CLOCK = 23, ("time", "images_per_second", "input_wait_seconds")
@@ -47,7 +47,7 @@ def metrics_of(step):
 @pytest.fixture
 def small(monkeypatch):
     """The tiny configuration with rows, saves and health at steps that rarely coincide; no board."""
-    monkeypatch.setattr(progress, "TensorBoard", NoBoard)
+    monkeypatch.setattr(log, "TensorBoard", NoBoard)
     config = get_config()
     config.train.update(steps=STEPS, log_every=5, save_every=3, health_every=4)
     return config
@@ -96,7 +96,7 @@ def go(config, workdir, saved, monkeypatch, kill=None, stop=None):
     workdir.mkdir(exist_ok=True)
     run, update = start(config, workdir, saved, monkeypatch, kill)
     run.next_batch = lambda batches: run.skipped.add([[("a.jpg", "why")]])
-    shown = Progress(workdir, STEPS, 4, run.step, active=True)
+    shown = RunLog(workdir, STEPS, 4, run.step, active=True)
     run.next_batch(None)
     with contextlib.suppress(Killed):
         run._steps(update, None, None, shown, Stop(stop))
@@ -141,8 +141,8 @@ def test_metrics_that_cannot_be_written_end_the_run_in_a_sentence(small, tmp_pat
     run, update = start(small, tmp_path, [], monkeypatch)
     run.next_batch = lambda batches: None
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    monkeypatch.setattr(progress, "keep_until", lambda *_: [])
-    shown = Progress(tmp_path, STEPS, 4, 0, active=True)
+    monkeypatch.setattr(log, "keep_until", lambda *_: [])
+    shown = RunLog(tmp_path, STEPS, 4, 0, active=True)
     sentence = r"^metrics cannot be written to .*metrics\.jsonl \({}; no step is saved there\); fix this and"
     with pytest.raises(UserError, match=sentence.format("No space left on device")):
         run._steps(update, None, None, shown, Stop())

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.train.progress import Skipped
+from sparse_vis.train.log import Skipped
 
 pytestmark = pytest.mark.fast
 

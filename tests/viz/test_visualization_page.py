@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sparse_vis.train.progress import JSONL
+from sparse_vis.train.log import JSONL
 from tests.tiny_checkpoint import write_checkpoints
 
 ROOT = Path(__file__).parents[2]

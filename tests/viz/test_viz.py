@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.viz import figures as viz
-from sparse_vis.viz import pictures
+from sparse_vis.viz import overlays
 
 pytestmark = pytest.mark.fast
 
@@ -26,34 +26,34 @@ def shown(figure, row, column, columns):
 
 
 def test_colours_are_distinct_and_the_same_each_time():
-    colours = pictures.token_colours(16)
+    colours = overlays.token_colours(16)
     assert len({tuple(c) for c in np.round(colours, 3)}) == 16
-    np.testing.assert_array_equal(colours, pictures.token_colours(16))
+    np.testing.assert_array_equal(colours, overlays.token_colours(16))
 
 
 def test_segments_are_the_largest_token_of_every_patch():
-    np.testing.assert_array_equal(pictures.segments(HARD, GRID), [[2, 2, 2], [0, 0, 0]])
-    overlay = pictures.segment_overlay(HARD, GRID)
+    np.testing.assert_array_equal(overlays.segments(HARD, GRID), [[2, 2, 2], [0, 0, 0]])
+    overlay = overlays.segment_overlay(HARD, GRID)
     assert overlay.shape == (2, 3, 4) and (overlay[..., 3] == 153).all()  # 60 %
-    np.testing.assert_array_equal(overlay[0, 1, :3], np.round(255 * pictures.token_colours(3)[2]))
+    np.testing.assert_array_equal(overlay[0, 1, :3], np.round(255 * overlays.token_colours(3)[2]))
 
 
 def test_a_map_is_tinted_where_largest_and_dark_where_nothing():
-    overlay = pictures.token_overlay(np.float32([[1, 0], [0.5, 0.5], [0, 1]]), 0, (3, 1))[:, 0]
-    red, tint, shade = (255, 0, 0), round(255 * pictures.TINT), round(255 * pictures.SHADE)
+    overlay = overlays.token_overlay(np.float32([[1, 0], [0.5, 0.5], [0, 1]]), 0, (3, 1))[:, 0]
+    red, tint, shade = (255, 0, 0), round(255 * overlays.TINT), round(255 * overlays.SHADE)
     assert tuple(overlay[0]) == (*red, tint) and tuple(overlay[2]) == (0, 0, 0, shade)
     assert abs(int(overlay[1, 3]) - (tint + shade) / 2) <= 1
     # Relative to the largest entry: half the map is the same picture.
     np.testing.assert_array_equal(
-        pictures.map_overlay(np.float32([[0.3, 0.1]])), pictures.map_overlay(np.float32([[0.9, 0.3]]))
+        overlays.map_overlay(np.float32([[0.3, 0.1]])), overlays.map_overlay(np.float32([[0.9, 0.3]]))
     )
-    assert pictures.map_overlay(np.float32([[1, 0]]))[0, 0, 3] == 0
+    assert overlays.map_overlay(np.float32([[1, 0]]))[0, 0, 3] == 0
 
 
 def test_an_overlay_is_composited_patch_by_patch():
     overlay = np.uint8([[[255, 0, 0, 255], [0, 0, 0, 0], [0, 0, 255, 51]]])
     image = np.full((2, 6, 3), 100, np.uint8)
-    found = pictures.lay_over(image, overlay, smooth=False)
+    found = overlays.lay_over(image, overlay, smooth=False)
     np.testing.assert_array_equal(found[:, :2], np.broadcast_to([255, 0, 0], (2, 2, 3)))
     np.testing.assert_array_equal(found[:, 2:4], image[:, 2:4])
     np.testing.assert_allclose(found[0, 5], [80, 80, 0.8 * 100 + 0.2 * 255], atol=1)
@@ -61,7 +61,7 @@ def test_an_overlay_is_composited_patch_by_patch():
 
 def test_principal_components_are_scikit_learns():
     x = rng.normal(size=(4, 6, 5)).astype(np.float32) * np.float32([9, 5, 3, 1, 1])
-    colours = pictures.pca_colours(x, GRID)
+    colours = overlays.pca_colours(x, GRID)
     assert colours.shape == (4, 2, 3, 3) and colours.min() == 0 and colours.max() == 1
     scores = PCA(3).fit_transform(x.reshape(-1, 5))
     for mine, theirs in zip(colours.reshape(-1, 3).T, scores.T, strict=True):
@@ -72,10 +72,10 @@ def test_principal_components_are_scikit_learns():
 
 def test_votes_and_their_order():
     L, p = rng.random((4, 6, 3), np.float32), rng.random((4, 3), np.float32)
-    votes = pictures.prototype_votes(L, p)
+    votes = overlays.prototype_votes(L, p)
     assert np.isclose(votes[1, 5], sum(L[1, 5, r] * p[1, r] for r in range(3)))
     best = [max(row) for row in votes]
-    assert list(pictures.strongest(votes, 2)) == sorted(range(4), key=lambda i: -best[i])[:2]
+    assert list(overlays.strongest(votes, 2)) == sorted(range(4), key=lambda i: -best[i])[:2]
 
 
 def test_token_sheet_and_maps_show_every_token():
@@ -85,7 +85,7 @@ def test_token_sheet_and_maps_show_every_token():
     np.testing.assert_array_equal(shown(figure, 1, 6, 7), HARD[:, 2].reshape(GRID))
     figure = viz.localization_maps(IMAGES[:2], L, GRID)
     np.testing.assert_array_equal(shown(figure, 1, 0, 5), IMAGES[1])
-    expected = pictures.lay_over(IMAGES[1], pictures.token_overlay(HARD, 2, GRID))
+    expected = overlays.lay_over(IMAGES[1], overlays.token_overlay(HARD, 2, GRID))
     np.testing.assert_array_equal(shown(figure, 1, 4, 5), expected)
     # Token 2 is clear above and dark below.
     assert expected[:3].mean() > 2 * expected[-3:].mean()
@@ -95,12 +95,12 @@ def test_matched_tokens_stand_below_their_partners():
     match = np.array([2, 0, 1])
     figure = viz.matched_tokens(IMAGES[:2], np.stack([HARD, HARD[:, [1, 2, 0]]]), match, GRID)
     assert [a.get_title() for a in figure.axes[1:4]] == ["0 → 2", "1 → 0", "2 → 1"]
-    colour = pictures.token_colours(3)
+    colour = overlays.token_colours(3)
     for i in range(3):  # the permutation above puts the same map at the partner's place
-        overlay = pictures.map_overlay(HARD[:, i].reshape(GRID), colour[i])
+        overlay = overlays.map_overlay(HARD[:, i].reshape(GRID), colour[i])
         for row in range(2):
             np.testing.assert_array_equal(
-                shown(figure, row, 1 + i, 4), pictures.lay_over(IMAGES[row], overlay)
+                shown(figure, row, 1 + i, 4), overlays.lay_over(IMAGES[row], overlay)
             )
 
 
@@ -109,7 +109,7 @@ def test_reconstructions_components_and_prototypes():
     np.testing.assert_allclose(shown(figure, 1, 3, 4), IMAGES[3] / 255, atol=1e-6)
     U = rng.normal(size=(4, 6, 8)).astype(np.float32)
     figure = viz.features_pca(IMAGES, U, U[:, ::-1], GRID)
-    np.testing.assert_array_equal(shown(figure, 1, 2, 4), pictures.pca_colours(U, GRID)[2])
+    np.testing.assert_array_equal(shown(figure, 1, 2, 4), overlays.pca_colours(U, GRID)[2])
     assert [a.get_ylabel() for a in figure.axes[::4]] == ["image", "U", "Z = L S"]
     L = np.stack([HARD] * 4)
     p = np.zeros((4, 1, 3), np.float32)

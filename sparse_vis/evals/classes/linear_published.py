@@ -19,7 +19,7 @@ from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import POOLED, AnyArray, Regrouped, as_unit, check_labels
 from sparse_vis.evals.maps import published_images as published
 from sparse_vis.evals.task import Bench, Result, Task
-from sparse_vis.models.linear import uniform_linear
+from sparse_vis.models.layers import uniform_linear
 from sparse_vis.runtime.errors import UserError
 
 Encode = Callable[[AnyArray], AnyArray]

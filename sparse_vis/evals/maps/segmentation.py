@@ -21,7 +21,7 @@ from sparse_vis.evals.features import AnyArray, Regrouped, square_grid
 from sparse_vis.evals.maps import published_images as published
 from sparse_vis.evals.maps.label_maps import IGNORE, centre_square, label_map
 from sparse_vis.evals.task import Bench, Result, Task
-from sparse_vis.models.linear import uniform_linear
+from sparse_vis.models.layers import uniform_linear
 from sparse_vis.runtime.errors import UserError
 
 KEYS = ("dense", "sparse", "spatial")

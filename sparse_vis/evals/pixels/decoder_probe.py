@@ -26,7 +26,6 @@ from sparse_vis.losses.reconstruction import code_cross_entropy, pixel_mse
 from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.vqgan import VQGAN
-from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 
@@ -121,11 +120,7 @@ def _target(
     """The pixels, or codes on the grid of patches, for which images are resized if necessary."""
     if tokenizer is None:
         return pixels
-    size = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
-    if pixels.shape[1:3] != size:
-        pixels = resize_bicubic(pixels, size, align_corners=False)
-    latent = tokenizer.apply({"params": params}, pixels, method="encode")
-    return tokenizer.apply({"params": params}, latent, method="codes")
+    return tokenizer.apply({"params": params}, pixels, grid, method="codes_on")
 
 
 @partial(jax.jit, static_argnums=(4, 5, 6))

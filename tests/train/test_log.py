@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sparse_vis.losses.reconstruction import pixel_mse, psnr_of
-from sparse_vis.train import progress
-from sparse_vis.train.progress import Averages, Progress
+from sparse_vis.train import log
+from sparse_vis.train.log import Averages, RunLog
 
 
 def means(*window):
@@ -37,14 +37,14 @@ class NoBoard:
 def still(monkeypatch):
     """A clock that stands until it is moved, and no TensorBoard files."""
     clock = [100.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(progress, "TensorBoard", NoBoard)
+    monkeypatch.setattr(log.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(log, "TensorBoard", NoBoard)
     return clock
 
 
 @pytest.mark.fast
 def test_a_line_has_step_speed_time_left_and_loss_and_the_file_every_term(still, tmp_path, capsys):
-    shown = Progress(tmp_path, steps=100, batch=8, first=10, active=True)
+    shown = RunLog(tmp_path, steps=100, batch=8, first=10, active=True)
     still[0] += 4
     row = shown.report(
         30, means(step_metrics(1.0), step_metrics(3.0)), {"skipped": 2.0, "input_wait_seconds": 0.0}
@@ -64,7 +64,7 @@ MORE = {"reconstruction_psnr": 20.0, "health/S_rank": 5.126, "skipped": 3.0, "ba
 
 @pytest.mark.fast
 def test_a_line_shows_what_there_is(tmp_path):
-    shown = Progress(tmp_path, steps=200_000, batch=8, first=0, active=False)
+    shown = RunLog(tmp_path, steps=200_000, batch=8, first=0, active=False)
     line = shown.line(50_000, ROW)
     start = "step 50000/200000  25%  epoch 1.23  40.0 images/s  ETA 8:20:00"  # 1,200,000 images left
     assert line == f"{start}  total 20.62  reconstruction 0.01"
@@ -77,7 +77,7 @@ def test_a_line_shows_what_there_is(tmp_path):
 @pytest.mark.fast
 def test_the_longest_lines_fit(tmp_path):
     """A run of weeks on many chips, at its beginning, with all that a line may show."""
-    shown = Progress(tmp_path, steps=140_750, batch=2048, first=0, active=False)
+    shown = RunLog(tmp_path, steps=140_750, batch=2048, first=0, active=False)
     row = ROW | MORE | {"images_per_second": 234.5, "epoch": 249.96, "health/S_rank": 1012.3}
     line = shown.line(1, row)
     assert len(line) <= 100 and "ETA 14d 5h" in line and "skipped 3  bad_steps 2" in line
@@ -95,7 +95,7 @@ def test_decibels_are_those_of_the_pixels():
 
 @pytest.mark.fast
 def test_a_run_says_once_that_input_is_the_bottleneck(still, tmp_path, capsys):
-    shown = Progress(tmp_path, steps=100, batch=8, first=0, active=True)
+    shown = RunLog(tmp_path, steps=100, batch=8, first=0, active=True)
     for step, waited in ((10, 0.3), (20, 1.2), (30, 2.0)):
         still[0] += 4
         shown.report(step, means(step_metrics(1.0)), {"input_wait_seconds": waited})
@@ -108,7 +108,7 @@ def test_a_run_says_once_that_input_is_the_bottleneck(still, tmp_path, capsys):
 
 @pytest.mark.fast
 def test_bad_numbers_are_left_out_and_counted(still, tmp_path):
-    shown = Progress(tmp_path, steps=9, batch=8, first=0, active=True)
+    shown = RunLog(tmp_path, steps=9, batch=8, first=0, active=True)
     row = shown.report(2, means(step_metrics(1.0), step_metrics(math.nan, 1.0)), {})
     assert row["total"] == 1 and row["bad_steps"] == 1
     row = shown.report(3, means(step_metrics(math.inf, 2.0)), {})
@@ -124,7 +124,7 @@ def test_a_restart_reports_repeated_steps_once(still, tmp_path):
     path.write_text(
         '{"step": 2, "total": 1}\n{"step": 4, "total": 2}\n{"step": 6, "total": 3}\n{"step": 8, "to'
     )
-    shown = Progress(tmp_path, steps=9, batch=8, first=4, active=True)
+    shown = RunLog(tmp_path, steps=9, batch=8, first=4, active=True)
     shown.report(6, means(step_metrics(5.0)), {})
     shown.close()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -134,7 +134,7 @@ def test_a_restart_reports_repeated_steps_once(still, tmp_path):
 
 @pytest.mark.fast
 def test_only_the_main_process_writes(still, tmp_path, capsys):
-    shown = Progress(tmp_path, steps=9, batch=8, first=0, active=False)
+    shown = RunLog(tmp_path, steps=9, batch=8, first=0, active=False)
     assert shown.report(1, means(step_metrics(1.0)), {})["total"] == 1
     shown.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
@@ -145,7 +145,7 @@ def test_tensorboard_reads_the_numbers_also_of_a_run_that_was_killed(tmp_path):
 
     def report(first, numbers):
         """Go on from a step and report {step: total}; what TensorBoard reads then."""
-        shown = Progress(tmp_path, steps=9, batch=8, first=first, active=True)
+        shown = RunLog(tmp_path, steps=9, batch=8, first=first, active=True)
         for step, total in numbers.items():
             shown.report(step, means(step_metrics(total)), {})
         shown.close()
@@ -165,7 +165,7 @@ def test_tensorboard_reads_the_numbers_also_of_a_run_that_was_killed(tmp_path):
 def test_damaged_lines_of_metrics_are_left_out_and_said(still, tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "total": 1}\n{"st\xffp": 2, "total": 2}\n{"step": 3, "total": 3}\n')
-    shown = Progress(tmp_path, steps=9, batch=8, first=3, active=True)
+    shown = RunLog(tmp_path, steps=9, batch=8, first=3, active=True)
     shown.close()
     assert path.read_text() == '{"step": 1, "total": 1}\n{"step": 3, "total": 3}\n'
     assert [row["step"] for row in shown.board.rows] == [1, 3]
@@ -175,7 +175,7 @@ def test_damaged_lines_of_metrics_are_left_out_and_said(still, tmp_path, capsys)
 @pytest.mark.fast
 def test_where_tensorboard_files_cannot_be_written_a_note_says_so_once(tmp_path, capsys):
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
-    shown = Progress(tmp_path, steps=9, batch=8, first=0, active=True)
+    shown = RunLog(tmp_path, steps=9, batch=8, first=0, active=True)
     for step in (1, 2):
         shown.report(step, means(step_metrics(1.0)), {})
     shown.close()

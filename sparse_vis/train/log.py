@@ -1,4 +1,4 @@
-"""Progress of a training run: printed lines, metrics.jsonl, TensorBoard files, skipped images."""
+"""The log of a training run: printed lines, metrics.jsonl, TensorBoard files, skipped images."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Averages:
         return {name: total / count for name, (total, count) in self.sums.items()}
 
 
-class Progress:
+class RunLog:
     """Prints and writes metrics in the main process (`active`); other processes only compute them.
 
     `first` is the step at which this process starts. A UserError says if the metrics cannot be written.
@@ -89,7 +89,7 @@ class Progress:
         if active:
             with self._writing():
                 rows = keep_until(self.path, first)
-                self.log = self.path.open("ab", buffering=0)
+                self.file = self.path.open("ab", buffering=0)
             self.board = TensorBoard(workdir / "tensorboard", rows)
 
     def start_clock(self) -> None:
@@ -115,14 +115,14 @@ class Progress:
         with self._writing():
             os.stat(self.path)  # fails if the file was deleted, to which writing would succeed
             while line:
-                line = line[self.log.write(line) :]
+                line = line[self.file.write(line) :]
 
     def sync(self) -> None:
         """Wait until all rows are on disk; called before a checkpoint is saved, which relies on them."""
         if self.active:
             with self._writing():
                 os.stat(self.path)
-                os.fsync(self.log.fileno())
+                os.fsync(self.file.fileno())
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -171,7 +171,7 @@ class Progress:
 
     def close(self) -> None:
         if self.active:
-            self.log.close()
+            self.file.close()
             self.board.close()
 
 
