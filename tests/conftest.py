@@ -30,8 +30,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")  # or ke
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # lines of source, which no test reads
 
 CHECKED = (
-    "ops", "views", "models", "losses", "evals", "viz", "report", "data.compose", "data.scenes", "data.pictures",
-    "data.decode", "data.cut", "data.records", "train.recipe", "train.optimizer", "train.health", "commands.reconstruct",
+    "ops", "views", "models", "losses", "evals", "viz", "report", "data.compose", "data.scenes",
+    "data.pictures", "data.decode", "data.cut", "data.records", "train.recipe", "train.optimizer",
+    "train.health", "commands.reconstruct",
 )  # fmt: skip
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
 
