@@ -20,7 +20,9 @@ def get_config():
     )
     config.model.decoder.update(width=96, layers=3, heads=3, mlp_dim=384)
     config.model.prototypes.update(count=512, dim=96, hidden=384)
-    config.loss.update(student_temperature=0.1, sinkhorn_temperature=0.05, reconstruction=50.0, cls_local=0.0)
+    config.loss.update(
+        student_temperature=0.1, sinkhorn_temperature=0.05, reconstruction=200.0, cls_local=0.0
+    )
     config.views.update(
         global_count=2, global_scale=(0.5, 1.0), local_count=0, masking_ratio=0.6, hue=0.05,
         grey_probability=0.1, blur_probability=0.2, blur_sigma=(0.1, 0.6),
@@ -29,7 +31,7 @@ def get_config():
     config.data.update(source="pictures", path="data/pictures", canvas=64, threads=2)
     config.data.pictures.update(size=64, train_records=2_000_000)
     config.optimizer.update(peak_lr=1.5e-3, final_lr=1e-5, warmup=0.05)
-    config.train.update(batch=64, steps=5000, log_every=100, save_every=250, health_every=500)
+    config.train.update(batch=32, steps=10_000, log_every=200, save_every=500, health_every=1000)
     config.efficiency.update(dtype="float32", unroll=4)
     config.eval.update(
         tasks=("scenes", "objects", "factorization"), beside=("untrained", "pixels"),
