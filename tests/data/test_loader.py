@@ -145,7 +145,6 @@ def test_nothing_usable_is_an_error_not_a_loop(count):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_a_single_good_image_is_always_found(count):
     """Shuffled epochs of N may keep it at the start of one and at the end of the next, 2N - 2 apart."""

@@ -269,7 +269,6 @@ def test_other_folders_are_refused(images, packed, tmp_path, monkeypatch):
         source(packed)
 
 
-@pytest.mark.fast
 def test_command_line(images, tmp_path):
     def command(*arguments):
         line = [sys.executable, "-m", "sparse_vis", "pack", *arguments]

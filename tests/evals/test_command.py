@@ -483,7 +483,6 @@ def test_of_several_processes_the_first_evaluates_when_the_others_have_left(
     assert done == [*first, "left", *(["plan", "evaluate"] if tasks and process == 0 else [])]
 
 
-@pytest.mark.fast
 def test_bad_input_is_named_before_anything_is_read(tmp_path):
     def refused(match, **changed):
         with pytest.raises(UserError, match=match) as error:

@@ -1,5 +1,6 @@
 """The reconstruction probe: its update against torch, its targets against the model's own, what it learns."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -58,11 +59,11 @@ def test_the_update_is_clipped_adamw_and_leaves_the_position_code():
     Z, true = jnp.asarray(patches_of(images, 4)), jnp.asarray(as_unit(images))
     probe = dp.DecoderProbe((4, 4), 16, protocol, None, seed=3)
     probe.learn(Z, images)  # makes the decoder
-    params = first = probe.decoder.init(jax.random.key(3), Z, (4, 4))["params"]
+    params = first = jax.jit(probe.decoder.init, static_argnums=2)(jax.random.key(3), Z, (4, 4))["params"]
     state = adamw(protocol).init(params)
     ours = torch.nn.Parameter(torch.tensor(np.array(params["pixel_kernel"])))
     theirs = torch.optim.AdamW([ours], lr=0.01, weight_decay=0.1)
-    loss = jax.grad(lambda p: jnp.mean((probe.decoder.apply({"params": p}, Z, (4, 4)) - true) ** 2))
+    loss = jax.jit(jax.grad(lambda p: jnp.mean((probe.decoder.apply({"params": p}, Z, (4, 4)) - true) ** 2)))
     for _ in range(3):
         gradient = loss(params)
         norm = np.sqrt(sum(np.square(g, dtype=np.float64).sum() for g in jax.tree.leaves(gradient)))
@@ -82,7 +83,8 @@ def test_code_targets_are_those_of_training(size, grid):
     config = read_model(GOLDEN, "vq_p16").config
     config.model.update(image_size=size, patch=size // 4)
     model = build_model(config).clone(tokenizer=module)
-    expected = model.apply({"params": {"tokenizer": params}}, jnp.asarray(as_unit(images)), method="codes")
+    codes = jax.jit(functools.partial(model.apply, method="codes"))
+    expected = codes({"params": {"tokenizer": params}}, jnp.asarray(as_unit(images)))
     np.testing.assert_array_equal(dp._target(params, as_unit(images), module, grid), expected)
 
 
@@ -95,7 +97,8 @@ def test_codes_are_learnt_and_decoded():
     Z = np.eye(128, dtype=np.float32)[codes]  # features that say which code it is
     losses = dp.fit(probe, lambda number: [(Z, images)])
     assert losses[0] > 3 and losses[-1] < 0.1
-    expected = module.apply({"params": params}, jnp.asarray(codes.reshape(4, 4, 4)), method="decode")
+    decode = jax.jit(functools.partial(module.apply, method="decode"))
+    expected = decode({"params": params}, jnp.asarray(codes.reshape(4, 4, 4)))
     np.testing.assert_allclose(probe.reconstruct(Z), expected, atol=1e-3)
 
 

@@ -96,7 +96,6 @@ def test_updates_equal_torch(clip):
     np.testing.assert_allclose(params["LayerNorm_0"]["scale"], norm.weight.detach().numpy(), atol=1e-6)
 
 
-@pytest.mark.fast
 def test_mixed_computation_rounds_the_linear_map_alone():
     tokens = jnp.asarray(np.random.default_rng(3).normal(size=(6, 2, 8)), jnp.float32)
     variables = lp.Head(4, "bfloat16").init(jax.random.key(0), tokens)

@@ -95,7 +95,6 @@ def test_columns_have_the_distance_of_each_pair_at_256_pixels(case):
     np.testing.assert_allclose(found["lpips"], expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.fast
 def test_a_network_whose_file_is_not_there_is_absent_and_says_why(case, tmp_path):
     folder = case[-1]
     networks = Networks(str(tmp_path / "no.pth"), str(folder / "alexnet.pth"), "", batch_size=2)

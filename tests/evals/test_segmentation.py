@@ -106,7 +106,6 @@ def test_the_published_head_is_torchs():
     np.testing.assert_array_equal(probe.predict(seg.HeadInput(x), grid), found)
 
 
-@pytest.mark.fast
 def test_loss_equals_torch():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(2, 5, 6, 4)).astype(np.float32) * 3

@@ -270,7 +270,6 @@ def test_every_task_has_a_protocol_of_plain_values(tmp_path):
         assert task.reads and not isinstance(task.protocol(config), ConfigDict)
 
 
-@pytest.mark.fast
 def test_all_tasks_share_one_pass_that_computes_what_they_need(capsys):
     images, which = mosaics(20, 5)
     calls = []

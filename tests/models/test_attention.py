@@ -66,8 +66,18 @@ def closed_form(q, k, v, change):
 
 
 def value_and_gradients(name, q, k, v, change):
-    value, pull = jax.vjp(jax.jit(IMPLEMENTATIONS[name]), q, k, v)
-    return value, *pull(change)
+    return program(name)(q, k, v, change)
+
+
+@functools.cache
+def program(name):
+    """Value and gradients in one program, compiled once for each shape and dtype."""
+
+    def run(q, k, v, change):
+        value, pull = jax.vjp(IMPLEMENTATIONS[name], q, k, v)
+        return value, *pull(change)
+
+    return jax.jit(run)
 
 
 @pytest.mark.fast
@@ -117,11 +127,15 @@ def test_a_trunk_computes_with_what_it_names(name, length, kernel, only, monkeyp
     x, change = jax.random.normal(jax.random.key(0), (2, 2, length, 32), "bfloat16")
     change = only(change) if only else change
     reference = Trunk(Sizes(32, 2, 2, 64, init_std=0.2), Compute("bfloat16"))
-    params = reference.init(jax.random.key(1), x)
+    params = jax.jit(reference.init)(jax.random.key(1), x)
 
     def run(trunk):
-        value, pull = jax.vjp(lambda params, x: trunk.apply(params, x, only), params, x)
-        return jax.tree.leaves((value, pull(change)))
+        @jax.jit  # op by op, each would be compiled by itself
+        def both(params, x):
+            value, pull = jax.vjp(lambda params, x: trunk.apply(params, x, only), params, x)
+            return value, pull(change)
+
+        return jax.tree.leaves(both(params, x))
 
     expected = run(reference)
     assert asked == []
@@ -177,8 +191,13 @@ def test_a_block_is_the_plain_form_of_its_docstring(case, only, monkeypatch):
     shapes = jax.eval_shape(block.init, jax.random.key(1), x)["params"]
     params = jax.tree.map(lambda p: rng.normal(0, 0.2, p.shape), shapes)
     given = jax.tree.map(jnp.float32, params)
-    maps = block.apply({"params": given}, method="maps")
-    ours = transform(maps, x.astype(case[0]), SIZES.heads, block.compute, only=only)
+
+    @jax.jit
+    def run(given, x):
+        maps = block.apply({"params": given}, method="maps")
+        return transform(maps, x.astype(case[0]), SIZES.heads, block.compute, only=only)
+
+    ours = run(given, x)
     exact = plain_form(params, np.float64(x), only)
     assert (ours.dtype, ours.shape) == (case[0], exact.shape)
     error = np.linalg.norm(np.float64(ours) - exact) / np.linalg.norm(exact)
@@ -190,7 +209,7 @@ def test_a_block_is_the_plain_form_of_its_docstring(case, only, monkeypatch):
 def test_remat_products_keeps_products_moments_and_short_attention(attention, results, capsys):
     """And of the activations nothing else but the block's input."""
     x = jnp.ones((2, 53, 32), "bfloat16")
-    params = Block(SIZES, Compute("bfloat16")).init(jax.random.key(0), x)
+    params = jax.jit(Block(SIZES, Compute("bfloat16")).init)(jax.random.key(0), x)
     block = Block(SIZES, Compute("bfloat16", attention))
 
     def run(x):
@@ -210,7 +229,7 @@ def test_tokens_lie_row_by_row_for_fused_attention(attention, pinned, monkeypatc
     # cuDNN's call cannot be traced without a GPU; what is before it can.
     monkeypatch.setattr(block_module, "fused_attention", lambda q, k, v, _: plain_attention(q, k, v))
     x = jnp.ones((2, 54, 32), "bfloat16")
-    params = Block(SIZES, Compute("bfloat16")).init(jax.random.key(0), x)
+    params = jax.jit(Block(SIZES, Compute("bfloat16")).init)(jax.random.key(0), x)
     block = Block(SIZES, Compute("bfloat16", attention))
     assert str(jax.make_jaxpr(block.apply)(params, x)).count("layout_constraint") == pinned
 

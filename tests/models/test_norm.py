@@ -37,14 +37,12 @@ def assert_same_derivatives(functions, arguments, change, tolerance):
         assert error <= tolerance * np.linalg.norm(np.float64(b))
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_values_and_gradients_are_flaxs(dtype, tolerance):
     x, scale, bias, change = example(dtype)
     assert_same_derivatives((ours, flaxs), (x, scale, bias), change, tolerance)
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_scale_and_bias_in_the_linear_map_that_follows(dtype, tolerance):
     """Values, and gradients by all five arrays, of a linear map after flax's LayerNorm."""

@@ -43,7 +43,6 @@ def test_gradients_of_single_images():
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-@pytest.mark.fast
 def test_gradients_of_kernels_are_products_of_matrices():
     """As autodiff leaves them two axes are contracted; XLA lays factors out transposed for that on CPU."""
     block, x = Block(Sizes(32, 1, 2, 64)), jnp.ones((2, 8, 32))

@@ -31,7 +31,6 @@ def factorize(r, tokens):
     return r.model.apply({"params": r.params}, tokens, method="factorize")
 
 
-@pytest.mark.fast
 def test_rows_of_L_sum_to_one_and_Z_is_L_times_S(encoded):
     r, tokens = encoded
     factors = factorize(r, tokens)
@@ -98,7 +97,8 @@ def test_initial_values_have_the_published_distributions():
     r = load_recorded(NAME)
     m = r.config.model
     params = jax.tree.map(
-        lambda x: np.asarray(x, np.float64).ravel(), init_params(r.model, jax.random.key(0))
+        lambda x: np.asarray(x, np.float64).ravel(),
+        jax.jit(functools.partial(init_params, r.model))(jax.random.key(0)),
     )
     encoder, block = params["encoder"], params["encoder"]["trunk"]["blocks"]
 
@@ -136,7 +136,7 @@ def test_initial_values_have_the_published_distributions():
 def test_efficiency_settings_change_nothing(settings):
     plain = VisionTransformer(image_size=8, patch=4, sizes=Sizes(8, 2, 2, 16), queries=2)
     pixels = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
-    params = plain.init(jax.random.key(1), pixels)
+    params = jax.jit(plain.init)(jax.random.key(1), pixels)
 
     def gradient(module):
         return jax.jit(jax.grad(lambda p: (module.apply(p, pixels).S ** 2).sum()))(params)
@@ -154,7 +154,7 @@ def test_the_last_layer_laid_out_computes_only_what_is_asked_for(only, tokens, r
         jax.random.uniform(jax.random.key(0), (2, 16, 16, 3)),
         jnp.array([[0, 5, 9], [3, 2, 15]]),
     )
-    params = whole.init(jax.random.key(1), pixels)
+    params = jax.jit(whole.init)(jax.random.key(1), pixels)
     kept = ("cls", "S")[: 1 + (only == "S")]
 
     def loss(encoder, asked, params):
@@ -165,7 +165,7 @@ def test_the_last_layer_laid_out_computes_only_what_is_asked_for(only, tokens, r
 
     encoders = ((whole, None), (whole, only), (whole.clone(compute=Compute(unroll=3, remat=remat)), only))
     losses = [jax.jit(functools.partial(loss, *how)) for how in encoders]
-    expected, cut, ours = (jax.value_and_grad(loss)(params) for loss in losses)
+    expected, cut, ours = (jax.jit(jax.value_and_grad(loss))(params) for loss in losses)
     for found in (cut, ours):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
     executed = [products(loss.trace(params).jaxpr.jaxpr) for loss in losses]
@@ -178,7 +178,7 @@ def test_layers_laid_out_start_alike_and_from_one_program_of_a_layer():
     """Otherwise a GPU's compiler takes half a minute for twelve copies of the same draws."""
     plain = VisionTransformer(image_size=8, patch=4, sizes=Sizes(8, 3, 2, 16), queries=2)
     inputs = jax.random.key(1), jnp.ones((2, 8, 8, 3))
-    starts = [encoder.init(*inputs) for encoder in (plain, plain.clone(compute=Compute(unroll=3)))]
+    starts = [jax.jit(encoder.init)(*inputs) for encoder in (plain, plain.clone(compute=Compute(unroll=3)))]
     jax.tree.map(np.testing.assert_array_equal, *starts)
     draws = [
         str(jax.make_jaxpr(encoder.init)(*inputs))
@@ -190,7 +190,7 @@ def test_layers_laid_out_start_alike_and_from_one_program_of_a_layer():
 def test_keeping_products_saves_memory():
     x = jnp.ones((4, 64, 64))
     plain = Trunk(Sizes(64, 4, 2, 256))
-    params = plain.init(jax.random.key(0), x)
+    params = jax.eval_shape(plain.init, jax.random.key(0), x)
 
     def temporaries(trunk):
         gradient = jax.jit(jax.grad(lambda params: trunk.apply(params, x).sum()))
@@ -202,6 +202,6 @@ def test_keeping_products_saves_memory():
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     block = Block(Sizes(8, 1, 2, 16), Compute("bfloat16"))
     x = jnp.ones((1, 3, 8), jnp.bfloat16)
-    params = block.init(jax.random.key(0), x)
+    params = jax.jit(block.init)(jax.random.key(0), x)
     assert block.apply(params, x).dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}

@@ -111,7 +111,6 @@ def test_a_swap_changes_what_and_not_where():
     np.testing.assert_allclose(found[1] - L @ S, np.outer(L[:, 1], other[1] - S[1]), atol=1e-5)
 
 
-@pytest.mark.fast
 def test_images_are_paired_and_their_tokens_matched():
     assert partners(4) == [1, 0, 3, 2] and partners(3) == [1, 0, 1] and partners(1) == [None]
     S = rng.normal(size=(1, 5, 8)).astype(np.float32)

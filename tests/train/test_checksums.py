@@ -57,7 +57,6 @@ def in_words_of_python(array):
     return "".join(f"{part:08x}" for part in sums)
 
 
-@pytest.mark.fast
 def test_host_devices_and_plain_integers_agree():
     rng = np.random.default_rng(1)
     arrays = [a for name, a in ARRAYS.items() if name != "float64"]  # of which JAX has none

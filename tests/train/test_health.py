@@ -38,7 +38,6 @@ def test_rank_and_spread():
     assert float(spread(jnp.ones((3, 1, 4)) / 2)[0]) == 0 and math.isnan(spread(jnp.ones((1, 1, 4)))[0])
 
 
-@pytest.mark.fast
 def test_localization():
     rng = np.random.default_rng(1)
     L = rng.dirichlet(np.ones(4), size=(3, 9))

@@ -27,13 +27,18 @@ def batches():
     return [batch for batch, _ in stream]
 
 
+def start(recipe):
+    """State of step 0, by one program."""
+    return jax.jit(functools.partial(initial_state, recipe))()
+
+
 def losses(dtype):
     """Total of each of the first steps on scenes; parameters and their dtypes at the end."""
     config = get_config()
     config.efficiency.dtype = dtype
     config.train.steps = STEPS
     recipe = build_recipe(config)
-    step, state, totals = jax.jit(functools.partial(train_step, recipe)), initial_state(recipe), []
+    step, state, totals = jax.jit(functools.partial(train_step, recipe)), start(recipe), []
     for batch in batches():
         state, metrics = step(state, batch)
         totals.append(float(metrics["total"]))
