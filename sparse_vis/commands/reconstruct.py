@@ -1,6 +1,7 @@
 """Reconstruct a folder of images: `python -m sparse_vis reconstruct --help`.
 
-Writes one PNG per image: the image as the model sees it, and beside it the reconstruction from S and L alone.
+Writes one PNG per image: the image as the model sees it, and beside it the reconstruction from S and L alone;
+with --maps also the hard segmentation, and in a second row where each token looks.
 With --compare-bf16 it also prints the share of codes that are the same with a bfloat16 tokenizer.
 """
 
@@ -31,6 +32,7 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_whole
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, check_size, image_size
+from sparse_vis.viz import overlays
 
 BATCH = 16
 
@@ -48,6 +50,29 @@ def side_by_side(
     sheet.paste(parts[0], (0, 0))
     sheet.paste(parts[1], (parts[0].width, 0))
     return sheet
+
+
+def with_maps(
+    sheet: Image.Image, image: Float[np.ndarray, "H W 3"], L: Float[np.ndarray, "n r"], grid: tuple[int, int]
+) -> Image.Image:
+    """A sheet of `side_by_side`, with argmax L over the image to the right, and each token's map below.
+
+    A map is black where it is smallest and of the token's colour where it is largest.
+    """
+    r, pixels, colours = L.shape[1], np.uint8(np.round(255 * image)), overlays.token_colours(L.shape[1])
+    width = round(pixels.shape[1] * sheet.height / pixels.shape[0])
+    hard = overlays.lay_over(pixels, overlays.segment_overlay(L, grid), smooth=False)
+    edges = [round(k * (sheet.width + width) / r) for k in range(r + 1)]
+    height = round(edges[1] * sheet.height / width)
+    larger = Image.new("RGB", (sheet.width + width, sheet.height + height))
+    larger.paste(sheet, (0, 0))
+    larger.paste(Image.fromarray(hard).resize((width, sheet.height)), (sheet.width, 0))
+    for token, (left, right) in enumerate(itertools.pairwise(edges)):
+        map_ = L[:, token].reshape(*grid, 1)
+        shown = (map_ - map_.min()) / max(float(np.ptp(map_)), 1e-12) * colours[token]
+        small = Image.fromarray(np.uint8(np.round(255 * shown))).resize((right - left, height))
+        larger.paste(small, (left, sheet.height))
+    return larger
 
 
 def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], jax.Array]:
@@ -78,13 +103,14 @@ def reconstruct_folder(
     output: pathlib.Path,
     *,
     load: Callable[[int], LoadedImage],
+    maps: bool,
     compare: bool,
     on_error: str,
 ) -> None:
     """Write a PNG per image of the source; print progress, mean PSNR and, with `compare`, the agreement.
 
     Args:
-        load: reads the image of a number.
+        load: reads the image of a number. maps: whether to show L too.
         compare: whether to compare a bfloat16 tokenizer with a float32 one. on_error: "stop" or "skip" at an
             unusable image; skipped.txt in the output lists skipped ones.
 
@@ -93,7 +119,8 @@ def reconstruct_folder(
     """
 
     def both(images):
-        return api.reconstruct(model, params, api.encode(model, params, images))
+        found = api.encode(model, params, images)
+        return api.reconstruct(model, params, found), found.spatial
 
     agreement, kept, quality, done = make_agreement(model, params) if compare else None, 0.0, [], 0
     targets, progress = targets_of(source, output), Progress("reconstructing", len(source))
@@ -102,12 +129,14 @@ def reconstruct_folder(
         usable, skips = take(len(source))
         while batch := list(itertools.islice(usable, BATCH)):
             images = np.stack([image.pixels for image in batch])
-            pixels, floats = run_in_batches(both, BATCH, images), images.astype(np.float32) / 255
-            for loaded, image, pixel in zip(batch, floats, pixels, strict=True):
-                path = targets[loaded.name]
+            (pixels, maps_of), floats = run_in_batches(both, BATCH, images), images.astype(np.float32) / 255
+            grid = model.grid(*images.shape[1:3])
+            seen = floats[:, : grid[0] * model.patch, : grid[1] * model.patch]
+            for loaded, image, pixel, inside, L in zip(batch, floats, pixels, seen, maps_of, strict=True):
+                path, sheet = targets[loaded.name], side_by_side(image, pixel)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with whole(path) as partial:
-                    side_by_side(image, pixel).save(partial, format="PNG")
+                    (with_maps(sheet, inside, L, grid) if maps else sheet).save(partial, format="PNG")
             if pixels.shape == floats.shape:  # not for VQ models that turn 224 px into 256
                 quality += list(psnr(pixels, floats))
             if agreement is not None:
@@ -154,7 +183,7 @@ def run(given: argparse.Namespace) -> None:
         else:
             square = dict(size=model.encoder.image_size, letterbox=given.letterbox)
             load = functools.partial(load_image, source, **square)
-        how = dict(load=load, compare=given.compare_bf16, on_error=given.on_error)
+        how = dict(load=load, maps=given.maps, compare=given.compare_bf16, on_error=given.on_error)
         reconstruct_folder(model, params, source, output, **how)
 
 
@@ -175,6 +204,8 @@ def main() -> None:
     whole = "size of the images, cut as large as possible (default: the model's square, 256/224 within it)"
     add("--size", type=image_size, metavar="HxW", help=whole)
     add("--letterbox")
+    shown = "also show the hard segmentation and the map of each token"
+    add("--maps", action="store_true", help=shown)
     add("--on-error")
     add("--max-pixels")
     add(

@@ -101,7 +101,7 @@ def check_beside(name: str, config: ConfigDict) -> None:
     if not name or not path.exists():
         raise UserError(
             f"config.eval.beside names {name!r}, which is neither a path nor one of {', '.join(BASELINES)}, "
-            "scenes-tiny; correct it."
+            "pictures-tiny, scenes-tiny; correct it."
         )
     if (path / step_folder.FOLDER).is_dir():
         saved = settings.from_plain(step_folder.read_newest(path, step_folder.read_config), path)

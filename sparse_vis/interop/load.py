@@ -30,8 +30,9 @@ _TEACHER = (r"teacher_(sparse_tokens|(encoder|head|cls_head)\..*)",)
 _CLS_HEAD = "cls_cluster_head"
 RELEASED = "sparse_tokens"  # a tensor that released STELLAR models have and backbones do not
 
-# Small models trained on scenes, shipped with the package: one release folder with a README.md each.
+# Small models shipped with the package, one release folder with a README.md each, and what they learnt from.
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "checkpoints"
+LEARNT_FROM = {"pictures-tiny": "pictures", "scenes-tiny": "scenes"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +207,9 @@ def read_model(
             raise UserError(f"{path} has no model {name!r}; leave the name out.")
         check_shipped(SHIPPED / path)
         loaded = _read_folder(SHIPPED / path, None)
-        loaded.config.data.scenes.size = loaded.config.model.image_size
+        data, size = loaded.config.data, loaded.config.model.image_size
+        data.source = LEARNT_FROM[path.name]
+        data.scenes.size = data.pictures.size = size
         return loaded
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist{_alike(path)}; give a {paths.PLACES}.")

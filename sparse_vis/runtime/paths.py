@@ -10,7 +10,7 @@ from pathlib import Path
 from sparse_vis.runtime.errors import UserError
 
 HUB = "hf://"
-PLACES = "workdir, step folder, released file or folder, hf:// address, or scenes-tiny"  # of a model
+PLACES = "workdir, step folder, released file or folder, hf:// address, or pictures-tiny"  # of a model
 
 
 def fault(text: str, hub: bool = False) -> str | None:

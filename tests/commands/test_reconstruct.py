@@ -17,6 +17,7 @@ import sparse_vis
 import sparse_vis.commands.reconstruct as tool
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.errors import command_line
+from sparse_vis.viz.overlays import token_colours
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -213,6 +214,20 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, photos):
         code, _ = run(monkeypatch, capsys, **{**good, **changes})
         assert re.match("error: ", code) and re.search(sentence, code) and "\n" not in code, (changes, code)
     assert sorted(p.name for p in photos.rglob("*.*")) == ["a.png", "b.png", "c.webp"]
+
+
+def test_maps_are_shown_below_in_the_tokens_colours():
+    image, L = np.full((32, 64, 3), 0.5, np.float32), np.full((8, 4), 0.25, np.float32)  # a grid of 2 x 4
+    L[:4] = [0.7, 0.1, 0.1, 0.1]  # the upper half is token 0's
+    L[7] = [0.1, 0.1, 0.7, 0.1]
+    found = np.asarray(tool.with_maps(tool.side_by_side(image, image), image, L, (2, 4))).astype(int)
+    assert found.shape == (32 + 24, 3 * 64, 3)  # four maps of 48 x 24 below
+    colours = np.rint(255 * token_colours(4)).astype(int)
+    grey = np.array([128] * 3)
+    for place, token in (((4, 130), 0), ((28, 186), 2)):  # argmax L: 0.6 of the colour over the image
+        assert np.abs(found[place] - (0.6 * colours[token] + 0.4 * grey)).max() <= 2
+    assert (found[32, 24] == colours[0]).all() and (found[55, 24 + 96] < 90).all()
+    assert np.abs(found[55, 96 + 47] - colours[2]).max() <= 12 and (found[33, 96 + 4] == 0).all()
 
 
 @pytest.mark.parametrize("letterbox", [False, True])
