@@ -185,6 +185,43 @@ def decoded(
     return pixels[0], quality[0], views
 
 
+class Neighbour(NamedTuple):
+    """A token of an image, and its cosine with the token that it was searched for."""
+
+    image: int
+    token: int
+    cosine: float
+
+
+def nearest_tokens(S: Float[np.ndarray, "N r d"], image: int, token: int, count: int) -> list[Neighbour]:
+    """Of every other image the token most similar to one of `image`; at most `count`, most similar first."""
+    unit = S / np.maximum(np.linalg.norm(S, axis=-1, keepdims=True), 1e-12)
+    cosines = unit @ unit[image, token]
+    best, closest = cosines.max(axis=1), cosines.argmax(axis=1)
+    order = [int(i) for i in np.argsort(-best, kind="stable") if i != image][:count]
+    return [Neighbour(i, int(closest[i]), float(best[i])) for i in order]
+
+
+def make_searches(
+    found: Encoded, images: UInt8[np.ndarray, "N H W 3"], names: list[str], queries: list[int],
+    grid: tuple[int, int], patch: int, *, count: int,
+) -> list[list[tuple[str, str]]]:  # fmt: skip
+    """For the object token of each of the images `queries`: (data URI, label) of it and of its neighbours."""
+    whole, made = images[:, : grid[0] * patch, : grid[1] * patch], []
+
+    def shown(i: int, token: int, said: str) -> tuple[str, str]:
+        overlay = overlays.token_overlay(found.L[i], token, grid)
+        return data_uri(overlays.lay_over(whole[i], overlay), SMALL), f"token {token} of {names[i]}{said}"
+
+    for i in queries:
+        token = object_token(found.L[i], grid)
+        near = nearest_tokens(found.S, i, token, count)
+        made.append(
+            [shown(i, token, ""), *(shown(n.image, n.token, f", cosine {n.cosine:.2f}") for n in near)]
+        )
+    return made
+
+
 class Page(NamedTuple):
     """A prototype and the images that vote most for it."""
 

@@ -19,7 +19,7 @@ from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.results import Results
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.report.gallery import gallery_first, make_cards, make_pages
+from sparse_vis.report.gallery import gallery_first, make_cards, make_pages, make_searches
 from sparse_vis.report.images import encode_all, find_images, name_images, read_images
 from sparse_vis.report.tables import charts, evaluation_tables, flat, health_measures, health_table
 from sparse_vis.runtime import lock, paths, skipped
@@ -31,7 +31,8 @@ from sparse_vis.runtime.tools import Parser, check_size, image_size, positive
 from sparse_vis.train.log import JSONL
 from sparse_vis.viz.figures import read_metrics
 
-PAGES, REGIONS = 12, 8  # prototypes shown, and images for each
+PAGES, REGIONS = 12, 8  # prototypes shown, and images for each prototype or token
+QUERIES = 6  # images whose token is searched for in the others
 GENERATOR = "sparse_vis.report"  # identifies an earlier report, which may be overwritten
 
 
@@ -117,6 +118,9 @@ def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "title": config.name, "facts": facts(found, model, params),
         "origin": f"{known}: {origin}{left_out(skips)}", "voters": len(images),
+        "searches": make_searches(
+            encoded, images, names, list(range(min(QUERIES, len(cards)))), grid, model.patch, count=REGIONS - 1
+        ),
         "cards": cards, "reconstruction": reconstruction, "edits": edits,
         "prototypes": [(page, page.regions(images, names, grid, model.patch)) for page in pages],
         "evaluations": evaluations, "curves": curves,

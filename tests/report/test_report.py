@@ -26,6 +26,7 @@ from sparse_vis.report.gallery import (
     gallery_first,
     make_pages,
     make_pairs,
+    nearest_tokens,
     partners,
     sideways,
 )
@@ -331,3 +332,16 @@ def test_bad_input_is_named_before_any_work(flags, message, workdir, tmp_path, m
     assert code.startswith("error: ") and message in code and "encoded" not in printed
     assert (tmp_path / "old.html").read_text().endswith("old")
     assert (tmp_path / "mine.html").read_text() == "<html>not a report</html>"
+
+
+@pytest.mark.fast
+def test_the_nearest_token_of_every_other_image_is_found():
+    S = np.zeros((4, 2, 3), np.float32)
+    S[0] = [[1, 0, 0], [0, 1, 0]]
+    S[1] = [[0, 0, 2], [3, 3, 0]]  # cosine sqrt(1/2) with the query
+    S[2] = [[5, 0, 0], [0, 0, 1]]
+    S[3] = [[-1, 0, 0], [0, 0, 0]]
+    found = nearest_tokens(S, 0, 0, 2)
+    assert [(n.image, n.token) for n in found] == [(2, 0), (1, 1)]
+    np.testing.assert_allclose([n.cosine for n in found], [1, np.sqrt(0.5)], rtol=1e-6)
+    assert [n.image for n in nearest_tokens(S, 2, 0, 9)] == [0, 1, 3]
