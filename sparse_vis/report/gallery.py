@@ -203,17 +203,17 @@ def nearest_tokens(S: Float[np.ndarray, "N r d"], image: int, token: int, count:
 
 
 def make_searches(
-    found: Encoded, images: UInt8[np.ndarray, "N H W 3"], names: list[str], queries: list[int],
+    found: Encoded, images: UInt8[np.ndarray, "N H W 3"], names: list[str], queries: int,
     grid: tuple[int, int], patch: int, *, count: int,
 ) -> list[list[tuple[str, str]]]:  # fmt: skip
-    """For the object token of each of the images `queries`: (data URI, label) of it and of its neighbours."""
+    """For the object token of each of the first `queries` images: (data URI, label) of it and of its neighbours."""
     whole, made = images[:, : grid[0] * patch, : grid[1] * patch], []
 
     def shown(i: int, token: int, said: str) -> tuple[str, str]:
         overlay = overlays.token_overlay(found.L[i], token, grid)
         return data_uri(overlays.lay_over(whole[i], overlay), SMALL), f"token {token} of {names[i]}{said}"
 
-    for i in queries:
+    for i in range(queries):
         token = object_token(found.L[i], grid)
         near = nearest_tokens(found.S, i, token, count)
         made.append(

@@ -119,7 +119,7 @@ def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
         "title": config.name, "facts": facts(found, model, params),
         "origin": f"{known}: {origin}{left_out(skips)}", "voters": len(images),
         "searches": make_searches(
-            encoded, images, names, list(range(min(QUERIES, len(cards)))), grid, model.patch, count=REGIONS - 1
+            encoded, images, names, min(QUERIES, len(cards)), grid, model.patch, count=REGIONS - 1
         ),
         "cards": cards, "reconstruction": reconstruction, "edits": edits,
         "prototypes": [(page, page.regions(images, names, grid, model.patch)) for page in pages],
