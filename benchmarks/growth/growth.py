@@ -12,7 +12,7 @@ import functools
 import itertools
 import json
 
-from sparse_vis.runtime import host
+from sparse_vis.runtime import host, paths
 
 if __name__ == "__main__":
     host.prepare()

@@ -206,7 +206,7 @@ def make_searches(
     found: Encoded, images: UInt8[np.ndarray, "N H W 3"], names: list[str], queries: int,
     grid: tuple[int, int], patch: int, *, count: int,
 ) -> list[list[tuple[str, str]]]:  # fmt: skip
-    """For the object token of each of the first `queries` images: (data URI, label) of it and of its neighbours."""
+    """(data URI, label) of the object token of each of the first `queries` images, and of its neighbours."""
     whole, made = images[:, : grid[0] * patch, : grid[1] * patch], []
 
     def shown(i: int, token: int, said: str) -> tuple[str, str]:
