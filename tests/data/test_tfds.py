@@ -100,10 +100,10 @@ def check_features_of_a_sub_split(path, files):
         settings = dict(
             checkpoint=str(path / "run"), name=None, images="tfds:imagenet2012", split="train[90%:]",
             data_dir=str(path), outputs=("cls",), dtype="float32", resize=40, batch=4, shard_size=4,
-            threads=2, on_error="stop",
+            threads=2, on_error="stop", letterbox=False,
         )  # fmt: skip
         extract.extract(
-            argparse.Namespace(output=output, max_pixels=2**27, letterbox=False, **(settings | changes))
+            argparse.Namespace(output=output, max_pixels=2**27, **(settings | changes))
         )
 
     def centre(name):
