@@ -102,9 +102,7 @@ def check_features_of_a_sub_split(path, files):
             data_dir=str(path), outputs=("cls",), dtype="float32", resize=40, batch=4, shard_size=4,
             threads=2, on_error="stop", letterbox=False,
         )  # fmt: skip
-        extract.extract(
-            argparse.Namespace(output=output, max_pixels=2**27, **(settings | changes))
-        )
+        extract.extract(argparse.Namespace(output=output, max_pixels=2**27, **(settings | changes)))
 
     def centre(name):
         picture = Image.open(io.BytesIO(files[name]))
