@@ -36,7 +36,8 @@ for own in ("target", "init_std", "tokenizer.path", "tokenizer.dtype", "tokenize
     del SMALL[f"model.{own}"]
 SMALL |= {
     "views.global_count": 2, "views.local_count": 1, "views.local_size": 16, "data.canvas": 32,
-    "data.scenes.size": 32, "data.workers": 0, "data.threads": 1, "train.batch": 16, "train.steps": 1,
+    "data.scenes.size": 32, "data.pictures.size": 32, "data.workers": 0, "data.threads": 1,
+    "train.batch": 16, "train.steps": 1,
     "train.log_every": 1, "train.save_every": 1, "train.health_every": 0,
     "eval.train_records": 40, "eval.test_records": 20, "eval.batch": 20,
     "efficiency.dtype": "float32", "efficiency.attention": "xla",
@@ -62,6 +63,7 @@ SAME |= {"configs/scenes_tiny.py": "configs/quickstart.py"}  # but for settings 
 WORKDIRS = (
     ("quickstart", "quickstart.py", 3), ("other", "quickstart.py", 4), ("scenes_tiny", "scenes_tiny.py", 3),
     ("photos", "folder.py", 3), ("uncentred", "digits.py", 1000, 2000),
+    ("pictures_tiny", "pictures_tiny.py", 3),
 )  # fmt: skip
 
 # Commands that do not run here, and why. Exact: what runs or is no longer documented must not be listed.
@@ -147,6 +149,15 @@ def write_run(workdir: pathlib.Path, config_file: str, *steps: int) -> None:
         tiny_checkpoint.write_checkpoints(workdir, {step: step for step in steps})
 
 
+def write_pictures(folder: pathlib.Path) -> None:
+    """A data set of the form of docs/pictures.md."""
+    for kind, name, mode in (("objects", "food/a.png", "RGBA"), ("photographs", "a.jpg", "RGB")):
+        for split in ("train", "test"):
+            file = folder / kind / split / name
+            file.parent.mkdir(parents=True)
+            Image.new(mode, (40, 40), "red").save(file)
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A folder with all that the docs' commands read."""
@@ -161,6 +172,9 @@ def prepared(tmp_path_factory):
     (folder / "images").mkdir()
     for name in ("FOLDER", "images/train"):
         (folder / name).symlink_to(folder / "photos")
+    (folder / "data/fashion").mkdir(parents=True)
+    (folder / "data/fashion/train").symlink_to(folder / "photos")
+    write_pictures(folder / "data/pictures")
     (folder / "packed").mkdir()
     pack(
         folder=str(folder / "photos"), output=folder / "packed/train", shard_size=40, threads=1,
