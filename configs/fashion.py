@@ -1,9 +1,9 @@
-"""Fashion-MNIST from random initialisation: the benchmark of docs/results.md.
+"""Fashion-MNIST from random initialisation: a public benchmark that fits a CPU.
 
 Command:   python -m benchmarks.evidence.fashion --output=data/fashion
            python main.py --config=configs/fashion.py
-Hardware:  one CPU core for about half an hour.
-Result:    docs/results.md: kNN and linear from S, and PSNR, beside peers of equal encoder and images.
+Hardware:  CPU cores suffice.
+Result:    not measured yet with this file.
 
 Single centred objects, so strong crops and changes of brightness help; the patch is a quarter of the image.
 """

@@ -69,10 +69,7 @@ SCIKIT_IMAGE = "astronaut brick camera chelsea coffee coins grass gravel motorcy
 SCIKIT_LEARN = "china flower"
 SHOWN = "astronaut camera chelsea coffee motorcycle_left rocket china flower"
 FOLDS, WALLPAPER_FOLDS = 5, 7
-SPLITS = {
-    0: "test",
-    1: "validation",
-}  # checksum or number modulo the folds -> split; else train
+SPLITS = {0: "test", 1: "validation"}  # checksum or number modulo the folds -> split; else train
 OBJECT_SIDE, SMALLEST_SIDE, PHOTO_SIDE = 192, 24, 1024
 COVERED = (0.25, 0.97)  # share of its bounding box that an object covers: neither lines nor a full rectangle
 

@@ -113,12 +113,11 @@ def load_image(
         size, short_side: in pixels; short_side is SHORT_SIDE * size unless given.
         letterbox: whether to show the whole image instead, as in `fitted`; then short_side is not used.
     """
+    if letterbox:
+        return load_fitted(source, index, (size, size), letterbox=True)
     record = source[index]
     pixels, short_side = decode(record), short_side or round(SHORT_SIDE * size)
-    if letterbox:
-        square = fitted(pixels, (size, size), letterbox=True)
-    else:
-        square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
+    square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
     return LoadedImage(record["name"], *pixels.shape[:2], square)
 
 

@@ -160,9 +160,9 @@ def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | N
     training = build_source(config, d.split)
     match source, training:
         case FolderSource(), PictureSource():
-            photographs = FolderSource(os.path.join(training.path, "photographs", d.split))
-            why = f"none of them, by name and content, is in {photographs.path}"
-            return _shared_files(source, rows, photographs), why
+            kinds = [os.path.join(training.path, kind, d.split) for kind in ("photographs", "objects")]
+            why = f"none of them, by name and content, is in {' or '.join(kinds)}"
+            return sum(_shared_files(source, rows, FolderSource(folder)) for folder in kinds), why
         case FolderSource(), FolderSource():
             why = f"none of them, by name and content, is in {training.path}"
             return _shared_files(source, rows, training), why

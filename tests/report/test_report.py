@@ -299,6 +299,15 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
     assert "what the weights of mae.pth had seen is not known" in known(other)
     config.data.path = str(tmp_path / "gone")
     assert known(other).startswith(UNKNOWN) and "gone/train" in known(other)
+    pictures = tmp_path / "pictures"
+    for kind, file in (("photographs", "a.jpg"), ("objects", "food/a.png")):
+        (pictures / kind / "train" / file).parent.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(
+            pictures / kind / "train" / file
+        )
+    config.data.update(source="pictures", path=str(pictures))
+    assert known(pictures / "photographs") == known(pictures / "objects") == "Training images"
+    assert known(other).startswith("Held-out images") and "objects/train" in known(other)
     config.data.source = "scenes"
     assert known(other).startswith("Held-out images (the model was trained on generated scenes")
     scenes = SceneSource(SceneSpec(), split="train", seed=0)
