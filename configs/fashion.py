@@ -31,6 +31,6 @@ def get_config():
     config.efficiency.update(dtype="float32", unroll=4)
     config.eval.update(
         tasks=("knn", "linear", "reconstruction"), beside=("untrained", "pixels", "pca"),
-        train_records=10_000, test_records=5000,
+        train_records=0, test_records=0, short_side=1.0,  # the official split, whole images
     )  # fmt: skip
     return config

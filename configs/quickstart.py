@@ -29,6 +29,6 @@ def get_config():
     config.train.update(batch=32, steps=500, log_every=50, save_every=250, health_every=100)
     config.efficiency.dtype = "float32"
     config.eval.update(
-        tasks=("scenes",), beside=("untrained", "pixels", "mean_colour"), train_records=1000, test_records=500
+        tasks=("scenes", "photographs"), beside=("untrained", "pixels", "mean_colour"), train_records=1000, test_records=500
     )
     return config

@@ -83,6 +83,8 @@ def closing(workdir: pathlib.Path) -> str:
         f"{step_folder.FOLDER}/{step}": "the newest checkpoint",
         "metrics.jsonl": "all numbers of training; tensorboard/ has them too",
         "evaluation.json": "all numbers of the evaluations; evaluation.md has the tables",
+        "localization.png": "held-out scenes: reconstructions, masks, where each token looks",
+        "photographs.png": "the photographs in the package, which are larger than the images of training",
     }
     lines = [f"in {workdir}:"]
     lines += [f"  {file:<16}  {what}" for file, what in files.items() if (workdir / file).exists()]

@@ -144,6 +144,8 @@ _CONFIG = dict(
         masks="",  # folder of PNG label maps, named like the images; label 255 is ignored
         mask_classes=0,  # number of classes in the label maps
         mask_shift=0,  # added to labels; -1 (published for ADE20K and VOC) turns label 0 into 255
+        # Of images before the centre crop, relative to model.image_size; 1: square images are seen whole.
+        short_side=256 / 224,
         resize="antialiased",  # test images: Pillow's resize, or "published": bicubic, no antialiasing
         expected=(),  # rows (task, what is measured, metric, figure, tolerance): docs/evaluation.md
         inception="",  # weights file of the 2015 Inception-v3, for rFID

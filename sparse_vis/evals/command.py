@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from sparse_vis.evals import scenes_table
 from sparse_vis.evals.dataset import Data, open_data
 from sparse_vis.evals.encoders import OWN, beside_encoder, check_beside, own_encoder
 from sparse_vis.evals.features import Encoder
@@ -136,8 +135,10 @@ def _evaluate_one(
         result = _measure(name, bench, config)
         ran = {"from": encoder.about.get("from"), "seconds": round(time.perf_counter() - began, 1)}
         results.add(encoder.name, name, settings, result, ran)
-    if "scenes" in left and encoder.name == OWN and {"reconstruction", "spatial"} <= set(encoder.gives):
-        scenes_table.draw(bench, results.path.with_name("localization.png"))
+        drawable = encoder.name == OWN and {"reconstruction", "spatial"} <= set(encoder.gives)
+        if drawable and TASKS[name].picture:
+            file, draw = TASKS[name].picture
+            draw(bench, config, results.path.with_name(file))
 
 
 def _measure(name: str, bench: Bench, config: ConfigDict) -> Result:

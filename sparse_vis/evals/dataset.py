@@ -17,7 +17,7 @@ from sparse_vis.build import build_source
 from sparse_vis.data.compose import ComposedSource
 from sparse_vis.data.decode import decode
 from sparse_vis.data.folder import images_sha256
-from sparse_vis.data.records import SHORT_SIDE, Records, in_batches, none_usable, or_skip, read_records
+from sparse_vis.data.records import Records, in_batches, none_usable, or_skip, read_records
 from sparse_vis.data.sources import Source
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.runtime.errors import UserError
@@ -138,7 +138,7 @@ def open_data(config: ConfigDict) -> Data:
         composed = isinstance(source, ComposedSource)
         maps = e.mask_classes if masks else len(source.classes) + 1 if composed else 0
         # Scenes are drawn at the image size and are not cropped.
-        short_side = size if composed else round(size * SHORT_SIDE)
+        short_side = size if composed else round(size * e.short_side)
         shift = e.mask_shift if masks else 0
         return Part(source, indices, size, short_side, d.threads, masks, maps, shift, e.resize, d.on_error)
 

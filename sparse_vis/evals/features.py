@@ -33,7 +33,7 @@ class Encoder:
     Attributes:
         name: row of the result tables. gives: keys of the features that it gives.
         features: (images, keys) → dict with at least these keys, all of them in `gives`; images are
-            (B, H, W, 3), uint8 or float in [0, 1]. Called with one batch shape only, so it may be jitted.
+            (B, H, W, 3), uint8 or float in [0, 1]. Called with few batch shapes, so it may be jitted.
         decode: S and L to a reconstruction; None without a decoder.
         prototypes: number of prototypes; 0 if it has none.
         about: what determines its numbers (weights' checksum, seed …), plain values for the record.

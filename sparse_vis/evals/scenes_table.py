@@ -48,7 +48,7 @@ def row(bench: Bench) -> dict[str, float]:
     return found
 
 
-def draw(bench: Bench, path: pathlib.Path) -> None:
+def draw(bench: Bench, config: ConfigDict, path: pathlib.Path) -> None:
     """Save a picture (PNG) of the first scenes with reconstructions, masks and token maps."""
     records = next(bench.data.parts["test"].first(PICTURED).batches(bench.batch))
     features = bench.encode(records.image, "reconstruction", "spatial")
@@ -70,5 +70,5 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 SCENES = Task(
     _measure, ("mask", "label"), ("reconstruction", "spatial", *POOLED), _reducers,
     lambda config: {"neighbours": NEIGHBOURS, "classes": "scenes with one digit"},
-    least=(SweepProtocol().least_rows, 1),
+    least=(SweepProtocol().least_rows, 1), picture=("localization.png", draw),
 )  # fmt: skip

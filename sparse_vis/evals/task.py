@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -92,6 +93,7 @@ class Task:
         protocol: configuration → all constants of the protocol, as plain values.
         networks: whether the task uses the networks of rFID and LPIPS.
         least: smallest numbers of train and test images; with a class, if the task needs classes.
+        picture: a file in the workdir and what draws it, for the run's own model if it has L and a decoder.
     """
 
     measure: Callable[[Bench, ConfigDict], Result]
@@ -101,3 +103,4 @@ class Task:
     protocol: Callable[[ConfigDict], dict]
     networks: bool = False
     least: tuple[int, int] = (1, 1)
+    picture: tuple[str, Callable[[Bench, ConfigDict, pathlib.Path], None]] | None = None

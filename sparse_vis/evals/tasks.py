@@ -9,6 +9,7 @@ from sparse_vis.evals.factors.factorization import FACTORIZATION
 from sparse_vis.evals.factors.rate import RATE
 from sparse_vis.evals.maps.segmentation import SEGMENTATION
 from sparse_vis.evals.pixels.decoder_probe import RECONSTRUCTION_PROBE
+from sparse_vis.evals.pixels.photographs import PHOTOGRAPHS
 from sparse_vis.evals.scenes_table import SCENES
 
 TASKS = {
@@ -22,6 +23,7 @@ TASKS = {
     "localization": LOCALIZATION,
     "reconstruction_probe": RECONSTRUCTION_PROBE,
     "reconstruction": RECONSTRUCTION,
+    "photographs": PHOTOGRAPHS,
     "factorization": FACTORIZATION,
     "rate": RATE,
 }

@@ -47,16 +47,22 @@ def token_sheet(
     reconstructions: Float[np.ndarray, "N h w 3"],
     L: Float[np.ndarray, "N n r"],
     grid: tuple[int, int],
-    masks: UInt8[np.ndarray, "N H W"],
+    masks: UInt8[np.ndarray, "N H W"] | None = None,
 ) -> Figure:
-    """One row per image: image, reconstruction, true masks (0: background), argmax L, each token's map."""
+    """One row per image: image, reconstruction, true masks (0: background), argmax L, each token's map.
+
+    A map is black where it is smallest and white where it is largest.
+    """
     r, maps = L.shape[-1], L.swapaxes(1, 2).reshape(len(L), -1, *grid)
+    maps = maps - maps.min(axis=(2, 3), keepdims=True)
+    maps /= np.maximum(maps.max(axis=(2, 3), keepdims=True), 1e-12)
     parts = overlays.token_colours(r)[overlays.segments(L, grid)]
-    instances = np.array([(1, 1, 1), *matplotlib.colormaps["Set1"].colors])[masks % 10]
-    columns = zip(images, reconstructions, instances, parts, maps, strict=True)
-    rows = [[*row, *tokens] for *row, tokens in columns]
-    titles = ["image", "reconstruction", "true masks", "argmax L", *(f"token {i}" for i in range(r))]
-    return panels(rows, titles)
+    columns = {"image": images, "reconstruction": reconstructions}
+    if masks is not None:
+        columns["true masks"] = np.array([(1, 1, 1), *matplotlib.colormaps["Set1"].colors])[masks % 10]
+    columns["argmax L"] = parts
+    rows = [[*row, *tokens] for *row, tokens in zip(*columns.values(), maps, strict=True)]
+    return panels(rows, [*columns, *(f"token {i}" for i in range(r))])
 
 
 def localization_maps(

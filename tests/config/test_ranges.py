@@ -43,6 +43,7 @@ RIGHT_AND_WRONG = [
         [0.0, 0.5, ONE], [-1e-6, -1.0, 1.000001, 5.0],
     ),
     (["views.hue"], [0.0, 0.5], [-1e-6, 0.500001, 5.0]),
+    (["eval.short_side"], [1.0, 4.0], [0.0, 0.999999, 4.000001]),
     # Parts of one that must leave something.
     (
         [*names("optimizer", "b1", "b2", "warmup"), "views.masking_ratio", "eval.holdout",
