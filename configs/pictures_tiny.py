@@ -34,7 +34,8 @@ def get_config():
     config.train.update(batch=32, steps=10_000, log_every=200, save_every=500, health_every=1000)
     config.efficiency.update(dtype="float32", unroll=4)
     config.eval.update(
-        tasks=("scenes", "objects", "factorization"), beside=("untrained", "pixels"),
+        tasks=("scenes", "photographs", "knn", "linear", "objects", "factorization"),
+        beside=("untrained", "pixels"),
         train_records=3000, test_records=1000,
     )  # fmt: skip
     return config

@@ -28,7 +28,5 @@ def get_config():
     config.optimizer.update(peak_lr=3e-3, final_lr=1e-5)
     config.train.update(batch=32, steps=500, log_every=50, save_every=250, health_every=100)
     config.efficiency.dtype = "float32"
-    config.eval.update(
-        tasks=("scenes", "photographs"), beside=("untrained", "pixels", "mean_colour"), train_records=1000, test_records=500
-    )
+    config.eval.update(tasks=("scenes", "photographs"), beside=("untrained", "mean_colour"), test_records=500)
     return config

@@ -209,7 +209,8 @@ _TABLE = {
         "tasks": NAMES, "beside": NAMES, "train_split": TEXT, "test_split": TEXT, "holdout": _MEMORY,
         "train_records": whole(0), "test_records": whole(0), "batch": _BATCH, "dtype": DTYPES,
         "seed": _SEED, "masks": TEXT, "mask_classes": whole(0, 255), "mask_shift": whole(-1, 0),
-        "short_side": real("[1, 4]"), "resize": Choice("antialiased", "published"), "expected": ROWS, "inception": TEXT,
+        "short_side": real("[1, 4]"), "resize": Choice("antialiased", "published"), "expected": ROWS,
+        "inception": TEXT,
         "lpips": {"alexnet": TEXT, "heads": TEXT},
         "reconstruction_probe": {
             "target": Choice("pixel", "vq"), "learning_rate": _RATE, "weight_decay": _DECAY, "clip": _CLIP,

@@ -29,7 +29,8 @@ def bench(error):
             "spatial": np.repeat(L[None], len(x), axis=0),
         }
 
-    return Bench(Encoder("test", ("reconstruction", "spatial"), features), NOTHING, Networks("", "", "", 1), 250, 0, {})
+    encoder = Encoder("test", ("reconstruction", "spatial"), features)
+    return Bench(encoder, NOTHING, Networks("", "", "", 1), 250, 0, {})
 
 
 @pytest.fixture
