@@ -1,13 +1,13 @@
-"""Centred white digits from random initialisation: data and recipe of the experiments in docs/results.md.
+"""Centred white digits from random initialisation: data and recipe of docs/small_experiments.md.
 
 Command:   python main.py --config=configs/digits.py
 Hardware:  2 CPU cores.
-Result:    docs/results.md: kNN and linear from S far above the untrained encoder.
+Result:    docs/small_experiments.md: kNN and linear from S far above the untrained encoder.
 
 One token: with several, L can encode which patches hold ink, and S need not encode the digit
-(docs/results.md). A narrow ViT needs larger initial weights than the published 0.02. A small data set needs
-few prototypes, lower temperatures and a lower teacher momentum. Strong crops and colour changes help little
-in so short a training.
+(docs/small_experiments.md). A narrow ViT needs larger initial weights than the published 0.02. A small data
+set needs few prototypes, lower temperatures and a lower teacher momentum. Strong crops and colour changes help
+little in so short a training.
 """
 
 from sparse_vis.config.defaults import default_config
