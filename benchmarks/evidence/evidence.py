@@ -30,11 +30,8 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
     """Train and evaluate one row with one seed; what its result file holds: command, metrics, last health."""
     row, workdir = GROUPS[group].rows[name], workdirs / group / name / f"seed{seed}"
     workdir.mkdir(parents=True, exist_ok=True)
-    program = (
-        ["-m", "benchmarks.evidence.baselines", f"--baseline={row.baseline}"] if row.baseline else ["main.py"]
-    )
     overrides = [f"--config.{name}={value}" for name, value in {**row.settings, "seed": seed}.items()]
-    command, began = [*program, f"--config={row.config}", f"--workdir={workdir}", *overrides], time.time()
+    command, began = [*row.program, f"--config={row.config}", f"--workdir={workdir}", *overrides], time.time()
     with (workdir / "log.txt").open("a") as log:
         done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     log = (workdir / "log.txt").read_text()

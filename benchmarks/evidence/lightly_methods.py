@@ -21,8 +21,8 @@ import torch
 try:
     import torchvision  # noqa: F401
 except RuntimeError:
-    # PyPI's torchvision beside a torch for CPUs: its compiled operators cannot be loaded. None is used here, but
-    # importing torchvision describes these two, so they have to be known.
+    # PyPI's torchvision beside a torch for CPUs: its compiled operators cannot be loaded. None is used here,
+    # but importing torchvision describes these two, so they have to be known.
     OPERATORS = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         OPERATORS.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
@@ -94,9 +94,7 @@ class SimCLR(Method):
     def __init__(self, config: ConfigDict):
         super().__init__()
         self.backbone = backbone(config)
-        self.head = SimCLRProjectionHead(
-            config.model.width, config.model.prototypes.hidden, SIMCLR_OUTPUTS
-        )
+        self.head = SimCLRProjectionHead(config.model.width, config.model.prototypes.hidden, SIMCLR_OUTPUTS)
         self.criterion = NTXentLoss(SIMCLR_TEMPERATURE)
         self.views = MultiViewTransform(global_views(config))
 
@@ -111,9 +109,7 @@ class DINO(Method):
         self.steps = config.train.steps
         self.backbone, self.teacher = (backbone(config) for _ in range(2))
         sizes = m.width, m.prototypes.hidden, m.prototypes.dim, DINO_OUTPUTS
-        self.head, self.teacher_head = (
-            DINOProjectionHead(*sizes, freeze_last_layer=1) for _ in range(2)
-        )
+        self.head, self.teacher_head = (DINOProjectionHead(*sizes, freeze_last_layer=1) for _ in range(2))
         for student, teacher in self.pairs():
             teacher.load_state_dict(student.state_dict())
             utils.deactivate_requires_grad(teacher)

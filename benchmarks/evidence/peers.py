@@ -12,13 +12,11 @@ A peer sees the same images as main.py's model in the same order, batches and le
 then read as an MAE backbone, compared with torch's features, and evaluated by the tasks of config.eval.
 """
 
-import functools
 import json
 import math
 import pathlib
 import re
 import sys
-import time
 
 from sparse_vis.runtime import host
 
@@ -115,8 +113,8 @@ def restore(method, optimizer, config: ConfigDict, peer: str, workdir: pathlib.P
         ) from None
     if held != (peer, config.seed):
         raise UserError(
-            f"{workdir} holds a run of --peer={held[0]} with config.seed={held[1]}; give another --workdir, or "
-            "these to continue."
+            f"{workdir} holds a run of --peer={held[0]} with config.seed={held[1]}; give another "
+            "--workdir, or these to continue."
         )
     for line in settings.check_resume(begun, settings.plain(config), workdir):
         print(f"note: setting changed since the last checkpoint: {line}", flush=True)
@@ -150,9 +148,7 @@ def train(method, config: ConfigDict, peer: str, workdir: pathlib.Path, stop: St
         start_index=step * t.batch, canvas=data.canvas, min_side=config.model.patch, workers=data.workers,
         threads=data.threads, on_error=data.on_error, process_index=0, process_count=1,
     )  # fmt: skip
-    log, losses, save_now = RunLog(workdir, t.steps, t.batch, step, active=True), [], functools.partial(
-        save, method, optimizer, config, peer, workdir
-    )
+    log, losses = RunLog(workdir, t.steps, t.batch, step, active=True), []
     for batch, _ in batches:
         for group in optimizer.param_groups:
             group["lr"] = float(rates[step])
@@ -166,7 +162,7 @@ def train(method, config: ConfigDict, peer: str, workdir: pathlib.Path, stop: St
             losses = []
         if ends or step % t.save_every == 0:
             log.sync()
-            save_now(step)
+            save(method, optimizer, config, peer, workdir, step)
         if ends:
             break
     log.close()
@@ -227,9 +223,11 @@ def main(_) -> None:
     plan = command.make_plan(config)
     workdir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    method, began = lightly_methods.METHODS[given.peer](config), time.perf_counter()
+    method = lightly_methods.METHODS[given.peer](config)
     if train(method, config, given.peer, workdir, stop):
-        print(f"trained in {time.perf_counter() - began:.0f} s", flush=True)
+        stop.message = (
+            "during the evaluation: finished tasks are saved; repeat the command to run the others."
+        )
         about = {"from": str(workdir), "peer": given.peer, "step": config.train.steps}
         command.evaluate(config, workdir, plan, (as_encoder(method, config, workdir, about), None))
     stop.end()

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks.evidence import evidence
-from benchmarks.evidence.experiments import GROUPS, Column, Group, Row
+from benchmarks.evidence.experiments import GROUPS, Column, Group, Row, baseline
 from sparse_vis.runtime.errors import UserError
 from tests.main_process import ROOT, TINY
 
@@ -26,7 +26,7 @@ GROUP = Group(
     COLUMNS,
     {
         "plain": Row(str(TINY), TINY_SETTINGS, shown=("pixels",)),
-        "masked": Row(str(TINY), {**TINY_SETTINGS, "eval.beside": ()}, baseline="masked"),
+        "masked": Row(str(TINY), {**TINY_SETTINGS, "eval.beside": ()}, program=baseline("masked")),
         "other": Row("missing.py"),
     },
 )
