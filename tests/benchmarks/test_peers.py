@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.evidence import peers, plot
+from benchmarks.evidence import peer_training, peers, plot
 from benchmarks.evidence.experiments import GROUPS
 from sparse_vis.evals.features import encode
 from sparse_vis.runtime.errors import UserError
@@ -106,7 +106,7 @@ def test_a_run_continues_as_if_it_had_not_been_interrupted(tmp_path, capsys):
         torch.manual_seed(0)
         method = Method(config.data.canvas)
         workdir.mkdir(exist_ok=True)
-        done = peers.train(method, config, "mae", workdir, stop)
+        done = peer_training.train(method, config, "mae", workdir, stop)
         return done, method.backbone.weight.detach().numpy()
 
     class StopAtTwo(StopSignal):
@@ -136,7 +136,7 @@ def test_the_rates_rise_and_fall_as_ours():
     config = get_config()
     config.train.steps = 100
     config.optimizer.update(peak_lr=1.0, final_lr=0.2, warmup=0.1)
-    rates = peers.learning_rates(config)
+    rates = peer_training.learning_rates(config)
     assert rates.shape == (100,)
     np.testing.assert_allclose(rates[[0, 5, 10]], [0.0, 0.5, 1.0], atol=1e-6)
     np.testing.assert_allclose(rates[55], 0.6, atol=1e-6)  # halfway down the cosine
