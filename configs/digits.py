@@ -6,8 +6,8 @@ Result:    docs/small_experiments.md: kNN and linear from S far above the untrai
 
 One token: with several, L can encode which patches hold ink, and S need not encode the digit
 (docs/small_experiments.md). A narrow ViT needs larger initial weights than the published 0.02. A small data
-set needs few prototypes, lower temperatures and a lower teacher momentum. Strong crops and colour changes help
-little in so short a training.
+set needs few prototypes, lower temperatures and a lower teacher momentum. Strong crops and colour changes
+help little in so short a training.
 """
 
 from sparse_vis.config.defaults import default_config

@@ -30,7 +30,12 @@ def get_config():
     config.train.update(batch=128, steps=5000, log_every=250, save_every=500, health_every=500)
     config.efficiency.update(dtype="float32", unroll=4)
     config.eval.update(
-        tasks=("knn", "linear", "reconstruction"), beside=("untrained", "pixels", "pca"),
+        tasks=("knn", "linear", "reconstruction", "reconstruction_probe"),
+        beside=("untrained", "pixels", "pca"),
         train_records=0, test_records=0, short_side=1.0,  # the official split, whole images
     )  # fmt: skip
+    # A new decoder of the size of the model's own: also for encoders without one.
+    config.eval.reconstruction_probe.update(
+        learning_rate=2e-3, epochs=2, width=96, layers=3, heads=3, mlp_dim=384
+    )
     return config

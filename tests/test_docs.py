@@ -73,6 +73,11 @@ RUN = {
     "tests/benchmarks/test_pictures.py": {
         "test_the_tool_writes_all_splits": ("benchmarks.evidence.pictures",),
     },
+    "tests/benchmarks/test_peers.py": {
+        "test_the_plot_shows_mean_S_or_the_better_feature_and_lines_without_a_PSNR": (
+            "benchmarks.evidence.plot",
+        ),
+    },
     "tests/benchmarks/test_dryrun.py": {
         "test_the_tool_on_virtual_devices": ("benchmarks.dryrun.dryrun --mesh",),
         "test_the_scaling_table_has_a_row_for_every_topology": ("benchmarks.dryrun.scaling_table",),

@@ -1,4 +1,4 @@
-"""Run the experiments behind docs/results.md: every row with several seeds, finished ones kept.
+"""Run the experiments of docs/results.md and docs/small_experiments.md: rows with several seeds, finished kept.
 
     python -m benchmarks.evidence.evidence --group=ablations --seeds=0,1,2
 
@@ -23,6 +23,7 @@ from sparse_vis.runtime.errors import UserError, command_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "small_experiments.md")
 TRAINED = "trained"  # the encoder that a run trained, in its results
 
 
@@ -30,11 +31,8 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
     """Train and evaluate one row with one seed; what its result file holds: command, metrics, last health."""
     row, workdir = GROUPS[group].rows[name], workdirs / group / name / f"seed{seed}"
     workdir.mkdir(parents=True, exist_ok=True)
-    program = (
-        ["-m", "benchmarks.evidence.baselines", f"--baseline={row.baseline}"] if row.baseline else ["main.py"]
-    )
     overrides = [f"--config.{name}={value}" for name, value in {**row.settings, "seed": seed}.items()]
-    command, began = [*program, f"--config={row.config}", f"--workdir={workdir}", *overrides], time.time()
+    command, began = [*row.program, f"--config={row.config}", f"--workdir={workdir}", *overrides], time.time()
     with (workdir / "log.txt").open("a") as log:
         done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     log = (workdir / "log.txt").read_text()
@@ -98,17 +96,20 @@ def table(group: Group, results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def write_tables(results: pathlib.Path, page: pathlib.Path) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- end -->` by the table of each group."""
-    text = page.read_text()
+def write_tables(results: pathlib.Path, pages: tuple[pathlib.Path, ...]) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- end -->` on a page by each group's table."""
+    texts = {page: page.read_text() for page in pages}
     for name, group in GROUPS.items():
         found = [json.loads(file.read_text()) for file in sorted((results / name).glob("*.json"))]
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise UserError(f"{page} has no marks <!-- {name} --> and <!-- end -->; add both.")
+        page = next((page for page, text in texts.items() if pattern.search(text)), None)
+        if page is None:
+            where = " or ".join(map(str, pages))
+            raise UserError(f"{where} has no marks <!-- {name} --> and <!-- end -->; add both.")
         body = table(group, found) if found else "*Not run yet.*"
-        text = pattern.sub(lambda match, body=body: f"{match[1]}\n{body}\n\n{match[2]}", text)
-    page.write_text(text)
+        texts[page] = pattern.sub(lambda match, body=body: f"{match[1]}\n{body}\n\n{match[2]}", texts[page])
+    for page, text in texts.items():
+        page.write_text(text)
 
 
 def main() -> None:
@@ -123,11 +124,11 @@ def main() -> None:
     add("--results", **folder, default=RESULTS,
         help="one JSON file per finished run; a run that has one is skipped")  # fmt: skip
     add("--tables", action="store_true",
-        help="run nothing; write the tables of all results into docs/results.md")  # fmt: skip
+        help="run nothing; write the tables of all results into the two pages")  # fmt: skip
     arguments = parser.parse_args()
     results, group = arguments.results, arguments.group
     if arguments.tables:
-        return write_tables(results, ROOT / "docs" / "results.md")
+        return write_tables(results, PAGES)
     if group is None:
         for name, found in GROUPS.items():
             print(f"{name}: {found.title}\n    {', '.join(found.rows)}")

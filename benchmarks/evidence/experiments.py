@@ -1,4 +1,4 @@
-"""The experiments behind docs/results.md: groups of rows, each a configuration and what it changes."""
+"""The experiments of docs/results.md and docs/small_experiments.md: groups of rows, each a configuration."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ class Row:
     Attributes:
         config: file of configs/. settings: dotted name -> value, as in --config.NAME=VALUE.
         shown: encoders measured beside the run's own that get a row in the table.
-        baseline: of benchmarks/evidence/baselines.py; empty: main.py's model.
+        program: with its flags, in place of main.py.
     """
 
     config: str
     settings: dict = dataclasses.field(default_factory=dict)
     shown: tuple[str, ...] = ()
-    baseline: str = ""
+    program: tuple[str, ...] = ("main.py",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,9 @@ LINEAR = Column("linear", ("linear", "mean_S|mean_U|cls_mean_U", "accuracy"))
 CLS = Column("linear CLS", ("linear", "cls", "accuracy"))
 CONCATENATED = Column("linear all of S", ("linear", "concat_S", "accuracy"))
 CLS_U = Column("linear CLS and mean U", ("linear", "cls_mean_U", "accuracy"))
+KNN_CLS = Column("kNN CLS", ("knn", "cls", "k20"))
 PSNR = Column("PSNR", ("reconstruction", "", "psnr"), 2)
+NEW_DECODER = Column("PSNR, new decoder", ("reconstruction_probe", "Z, centre|U, centre", "psnr"), 2)
 IOU = Column("best-token IoU", ("localization", "", "best_iou"))
 ARI = Column("FG-ARI", ("localization", "", "fg_ari"))
 USAGE = Column("prototypes used", ("health", "prototype_usage"))
@@ -104,6 +106,9 @@ ABLATIONS = {
 MAE_STYLE = {**ONLY_PIXELS, **NO_CLS, "loss.reconstruction": 10.0, "eval.beside": ()}
 DENSE = {"loss.token_clustering": 0.0, "loss.set_alignment": 0.0, "eval.beside": ()}
 
+# Of DINO, a quarter of the image's pixels each: about the size at which a global view shows them.
+LOCAL_VIEWS = {"views.local_count": 4, "views.local_size": 14, "views.local_scale": (0.1, 0.35)}
+
 SHORT = {"train.steps": 500, "train.log_every": 50, "train.health_every": 50, "eval.beside": ()}
 # What one token alone has no use for: that the tokens of an image differ.
 KOLEO = {"loss.koleo_image": 0.1, "loss.koleo_masked": 0.1}
@@ -111,12 +116,22 @@ FOUR = {"model.tokens": 4, **KOLEO}
 UNCENTRED = {"data.scenes.digits": "many", "data.scenes.max_digits": 1, "data.scenes.digit_scale": (0.5, 0.7)}
 
 
+def baseline(name: str) -> tuple[str, ...]:
+    """Program of a row: a baseline of benchmarks/evidence/baselines.py."""
+    return "-m", "benchmarks.evidence.baselines", f"--baseline={name}"
+
+
+def peer(name: str) -> tuple[str, ...]:
+    """Program of a row: a peer of benchmarks/evidence/peers.py."""
+    return "-m", "benchmarks.evidence.peers", f"--peer={name}"
+
+
 def compared(config: str, title: str) -> dict[str, Row]:
     """The method and two models of equal budget without factorization."""
     return {
         title: Row(config, shown=("untrained", "pixels", "pca")),
-        f"{title} MAE-style": Row(config, MAE_STYLE, baseline="masked"),
-        f"{title} dense tokens": Row(config, DENSE, baseline="dense"),
+        f"{title} MAE-style": Row(config, MAE_STYLE, program=baseline("masked")),
+        f"{title} dense tokens": Row(config, DENSE, program=baseline("dense")),
     }
 
 
@@ -136,6 +151,19 @@ GROUPS = {
             ),
             **compared("configs/digits.py", "centred"),
             "centred reconstruction only": Row("configs/digits.py", {**ONLY_PIXELS, "eval.beside": ()}),
+        },
+    ),
+    "fashion": Group(
+        "classes and pixels of Fashion-MNIST, beside peers of the package lightly",
+        (KNN, LINEAR, CONCATENATED, KNN_CLS, CLS, CLS_U, NEW_DECODER, PSNR),
+        {
+            "ours": Row("configs/fashion.py", shown=("untrained", "pixels", "pca")),
+            "MAE-style": Row("configs/fashion.py", MAE_STYLE, program=baseline("masked")),
+            "dense tokens": Row("configs/fashion.py", DENSE, program=baseline("dense")),
+            "DINO": Row("configs/fashion.py", program=peer("dino")),
+            "DINO with local views": Row("configs/fashion.py", LOCAL_VIEWS, program=peer("dino")),
+            "SimCLR": Row("configs/fashion.py", program=peer("simclr")),
+            "MAE": Row("configs/fashion.py", program=peer("mae")),
         },
     ),
     "factorization": Group(
