@@ -33,6 +33,7 @@ def execute(path: pathlib.Path) -> nbformat.NotebookNode:
             pathlib.Path(scratch, name).symlink_to(root / name)
         folder = pathlib.Path(scratch, FOLDER.name)
         folder.mkdir()
+        (folder / "images").symlink_to(FOLDER / "images")
         client = NotebookClient(
             notebook,
             timeout=TIMEOUT,

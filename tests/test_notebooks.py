@@ -19,7 +19,7 @@ from notebooks.execute import execute
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-MAX_BYTES = 300_000
+MAX_BYTES = 500_000
 
 
 def code(notebook) -> list:
@@ -28,8 +28,8 @@ def code(notebook) -> list:
 
 def pictures(notebook) -> list[np.ndarray]:
     data = [output.get("data", {}) for cell in code(notebook) for output in cell.outputs]
-    png = [base64.b64decode(d["image/png"]) for d in data if "image/png" in d]
-    return [np.asarray(Image.open(io.BytesIO(p)).convert("RGB")) for p in png]
+    found = [base64.b64decode(d["image/jpeg"]) for d in data if "image/jpeg" in d]
+    return [np.asarray(Image.open(io.BytesIO(p)).convert("RGB")) for p in found]
 
 
 def failures(notebook) -> list[str]:

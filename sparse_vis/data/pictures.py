@@ -56,7 +56,7 @@ def kit(folder: str, split: str) -> Kit:
         UserError: the folder lacks the split's objects or photographs, or one of them cannot be decoded.
     """
     top = Path(folder)
-    classes = tuple(sorted(p.name for p in (top / "objects" / "train").glob("*") if p.is_dir()))
+    classes = tuple(sorted({p.name for p in (top / "objects").glob("*/*") if p.is_dir()}))
     files = [f for name in classes for f in sorted((top / "objects" / split / name).glob("*.png"))]
     photographs = sorted((top / "photographs" / split).glob("*.jpg"))
     if not files or not photographs:

@@ -1,6 +1,7 @@
 """Pictures composed of a folder of objects and photographs."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -88,6 +89,15 @@ def test_the_source_is_found_by_name(folder, capsys):
     assert isinstance(found, PictureSource) and len(found) == 7
     announce(found)
     assert "7 images in split train of the pictures, 2 classes" in capsys.readouterr().out
+
+
+@pytest.mark.fast
+def test_a_category_that_only_one_split_has_counts(folder, tmp_path):
+    top = shutil.copytree(folder, tmp_path / "pictures")
+    shutil.rmtree(top / "objects" / "train" / "discs")
+    test = source(str(top), split="test", photographs=0.0, max_objects=1)
+    assert test.classes == source(str(top)).classes == ("discs", "squares")
+    assert {test[i]["label"] for i in range(20)} == {0, 1}
 
 
 def test_what_is_missing_is_named(folder, tmp_path):
