@@ -1,4 +1,4 @@
-"""Run the experiments of docs/results.md and docs/small_experiments.md: rows with several seeds, finished kept.
+"""Run the experiments of docs/results.md and docs/small_experiments.md; finished runs are kept.
 
     python -m benchmarks.evidence.evidence --group=ablations --seeds=0,1,2
 
