@@ -57,6 +57,13 @@ USAGE = Column("prototypes used", ("health", "prototype_usage"))
 CHANGED = Column("matches changed", ("health", "match_changed"))
 RANK = Column("rank of S in an image", ("health", "S_rank_in_image"))
 SPREAD = Column("spread of CLS", ("health", "cls_spread"))
+SOFTNESS = Column("entropy of L", ("health", "L_entropy"))
+COVERAGE = Column("tokens used", ("health", "L_coverage"))
+SCENES = (
+    Column("PSNR", ("scenes", "", "psnr"), 2),
+    Column("FG-ARI", ("scenes", "", "fg_ari")),
+    Column("best-token IoU", ("scenes", "", "best_iou")),
+)
 
 
 def factor(title: str, what: str, key: str = "value") -> Column:
@@ -70,9 +77,7 @@ def rate(title: str, form: str, key: str) -> Column:
 
 
 FACTORIZATION = (
-    Column("PSNR", ("scenes", "", "psnr"), 2),
-    Column("FG-ARI", ("scenes", "", "fg_ari")),
-    Column("best-token IoU", ("scenes", "", "best_iou")),
+    *SCENES,
     factor("S of a view", "S of a view"),
     factor("(of another image)", "S of a view", "compared_with"),
     factor("L of a view", "L of a view"),
@@ -101,6 +106,8 @@ ABLATIONS = {
     "reconstruction only": ONLY_PIXELS,
     "clustering only": {"loss.reconstruction": 0.0, **NO_ALIGNMENT},
 }
+
+OF_THE_PAPER = ("without clustering", "without alignment", "without reconstruction", "softmax targets")
 
 # Baselines: hidden patches from those that are seen; an autoencoder of U with class tokens, without S and L.
 MAE_STYLE = {**ONLY_PIXELS, **NO_CLS, "loss.reconstruction": 10.0, "eval.beside": ()}
@@ -164,6 +171,51 @@ GROUPS = {
             "DINO with local views": Row("configs/fashion.py", LOCAL_VIEWS, program=peer("dino")),
             "SimCLR": Row("configs/fashion.py", program=peer("simclr")),
             "MAE": Row("configs/fashion.py", program=peer("mae")),
+        },
+    ),
+    "fashion_ablations": Group(
+        "what each part of the method is for, on Fashion-MNIST with four tokens",
+        (KNN, LINEAR, CONCATENATED, CLS, PSNR, USAGE, RANK),
+        {
+            name: Row(
+                "configs/fashion.py",
+                {
+                    "train.steps": 1000,
+                    "train.health_every": 250,
+                    "eval.beside": (),
+                    "eval.tasks": ("knn", "linear", "reconstruction"),
+                    **settings,
+                },
+            )
+            for name, settings in {"full": {}, **{name: ABLATIONS[name] for name in OF_THE_PAPER}}.items()
+        },
+    ),
+    "pictures": Group(
+        "objects on photographs: tokens, classes of whole pictures and of single objects",
+        (
+            *SCENES,
+            KNN,
+            LINEAR,
+            CLS_U,
+            Column("object, S by L", ("objects", "S by L", "linear")),
+            Column("object, U by mask", ("objects", "U by mask", "linear")),
+            factor("S after a swap", "S after a swapped token"),
+            factor("(nothing done)", "S after a swapped token", "compared_with"),
+        ),
+        {
+            "pictures-tiny": Row("configs/pictures_tiny.py", shown=("untrained", "pixels")),
+            "MAE-style": Row("configs/pictures_tiny.py", MAE_STYLE, program=baseline("masked")),
+            "dense tokens": Row("configs/pictures_tiny.py", DENSE, program=baseline("dense")),
+        },
+    ),
+    "temperature": Group(
+        "how sharp L is: the quickstart with other spatial temperatures",
+        (*SCENES, Column("PSNR of photographs", ("photographs", "", "psnr"), 2), SOFTNESS, COVERAGE),
+        {
+            f"tau = {tau}": Row(
+                "configs/quickstart.py", {"model.spatial_temperature": tau, "eval.beside": ()}
+            )
+            for tau in (0.06, 0.04, 0.02, 0.01)
         },
     ),
     "factorization": Group(
