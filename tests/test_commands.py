@@ -37,7 +37,7 @@ for own in ("target", "init_std", "tokenizer.path", "tokenizer.dtype", "tokenize
 SMALL |= {
     "views.global_count": 2, "views.local_count": 1, "views.local_size": 16, "data.canvas": 32,
     "data.scenes.size": 32, "data.pictures.size": 32, "data.workers": 0, "data.threads": 1,
-    "train.batch": 16, "train.steps": 1,
+    "model.spatial_temperature": 0.06, "train.batch": 16, "train.steps": 1,
     "train.log_every": 1, "train.save_every": 1, "train.health_every": 0,
     "eval.train_records": 40, "eval.test_records": 20, "eval.batch": 20,
     "efficiency.dtype": "float32", "efficiency.attention": "xla",
