@@ -1,4 +1,4 @@
-"""The model shipped with the package, `sparse_vis.load("scenes-tiny")`: the quickstart with 1500 steps and a soft L.
+"""The model shipped with the package, `sparse_vis.load("scenes-tiny")`: a longer quickstart with a softer L.
 
 Command:   python main.py --config=configs/scenes_tiny.py
            then python -m sparse_vis export --checkpoint=runs/scenes_tiny --output=FOLDER

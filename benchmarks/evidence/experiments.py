@@ -215,7 +215,7 @@ GROUPS = {
             f"tau = {tau}": Row(
                 "configs/quickstart.py", {"model.spatial_temperature": tau, "eval.beside": ()}
             )
-            for tau in (0.06, 0.04, 0.02, 0.01)
+            for tau in (0.06, 0.03, 0.015)
         },
     ),
     "factorization": Group(
