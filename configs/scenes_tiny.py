@@ -3,7 +3,7 @@
 Command:   python main.py --config=configs/scenes_tiny.py
            then python -m sparse_vis export --checkpoint=runs/scenes_tiny --output=FOLDER
 Hardware:  2 CPU cores.
-Result:    its row in README's table; sparse_vis/checkpoints/scenes-tiny/README.md.
+Result:    sparse_vis/checkpoints/scenes-tiny/README.md.
 """
 
 from sparse_vis.config.experiments import experiment
