@@ -59,6 +59,9 @@ def test_psnr_of_a_known_error(config):
 
 def test_the_protocol_names_the_size_in_whole_patches(config):
     assert PHOTOGRAPHS.protocol(config)["size"] == 238
+    for patch, size in ((4, 192), (300, 300)):  # at most 48 patches along a side, at least one
+        config.model.patch = patch
+        assert PHOTOGRAPHS.protocol(config)["size"] == size
 
 
 def test_the_picture_shows_a_row_per_photograph(tmp_path, config):
