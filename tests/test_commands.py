@@ -177,7 +177,7 @@ def prepared(tmp_path_factory):
     write_pictures(folder / "data/pictures")
     (folder / "packed").mkdir()
     pack(
-        folder=str(folder / "photos"), output=folder / "packed/train", shard_size=40, threads=1,
+        images=str(folder / "photos"), output=folder / "packed/train", shard_size=40, threads=1,
         on_error="stop",
     )  # fmt: skip
     for name, config, *steps in WORKDIRS:

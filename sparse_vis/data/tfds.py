@@ -27,6 +27,7 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         self.name, self.split, self.data_dir, self.max_pixels = name, split, data_dir, max_pixels
+        self.about = f"in split {split} of {name}"
         # Not `tfds build`, which needs Apache Beam; docs/imagenet.md.
         prepare = (
             'run `python -c "import tensorflow_datasets as tfds; '

@@ -162,8 +162,9 @@ def test_the_dtype_reaches_the_tokenizer(monkeypatch, capsys, photos, tmp_path):
 def test_images_that_share_a_stem_do_not_overwrite_each_other(tmp_path):
     for name in ("a.png", "a.jpg", "b.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
-    source = tool.open_folder(str(tmp_path))
-    assert tool.targets_of(source, Path("out")) == {
+    source = tool.open_input(str(tmp_path))
+    target = tool.target_of(source, Path("out"))
+    assert {name: target(name) for name in source.names} == {
         "a.jpg": Path("out/a.jpg.png"),
         "a.png": Path("out/a.png.png"),
         "b.png": Path("out/b.png"),

@@ -10,7 +10,7 @@ from PIL import Image
 from sparse_vis.data.decode import decode
 from sparse_vis.data.records import read_records
 from sparse_vis.data.scenes import SceneSpec
-from sparse_vis.data.sources import announce, make_source, open_folder
+from sparse_vis.data.sources import announce, make_source, open_input
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import say_once
 
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"/dog' cannot be listed \(Permission denied\).*--input") as error:
-        open_folder(str(tmp_path))
+        open_input(str(tmp_path))
     assert "config" not in str(error.value)
 
 
