@@ -16,6 +16,7 @@ from sparse_vis.data.pictures import PictureSource, PictureSpec
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.table import TableSource
 from sparse_vis.data.tfds import TfdsSource
+from sparse_vis.data.webdataset import WebdatasetSource
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.progress import say_once
@@ -23,7 +24,7 @@ from sparse_vis.runtime.skipped import MAX_PIXELS
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # usual names of folders of splits
 # Kinds of addresses KIND:REST; each is called as (REST, split=, data_dir=, max_pixels=).
-ADDRESSES = {"tfds": TfdsSource, "table": TableSource}
+ADDRESSES = {"tfds": TfdsSource, "table": TableSource, "webdataset": WebdatasetSource}
 SHOWN = 4  # class names that are printed
 
 
