@@ -1,7 +1,8 @@
-"""Names of columns in an address such as `table:FILE#path=file,label=species`, and labels as numbers."""
+"""Parts of addresses such as `table:FILE#path=file,label=species`: patterns, columns, labels as numbers."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from jaxtyping import Int32
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import quoted
 
+SPLIT = "{split}"
 LABELS = ("label", "class", "cls", "category", "target")  # usual names of the column of labels
 
 
@@ -31,6 +33,51 @@ def split_address(address: str, keys: tuple[str, ...]) -> tuple[str, dict[str, s
             f"{match[1]!r}; use {' or '.join(keys)}, as in #{keys[0]}=COLUMN."
         )
     return match[1], named
+
+
+def with_split(pattern: str, split: str) -> str:
+    """A pattern of files with {split} replaced.
+
+    Raises:
+        UserError: there is a split but no {split}, or the reverse.
+    """
+    if split and SPLIT not in pattern:
+        where = f"write {SPLIT} where the split is in the names"
+        raise UserError(f"{pattern!r} has no {SPLIT}; set --config.data.split= (empty), or {where}.")
+    if SPLIT in pattern and not split:
+        raise UserError(f"{pattern!r} has a {SPLIT}; set --config.data.split, which replaces it.")
+    return pattern.replace(SPLIT, split)
+
+
+def expand(pattern: str) -> list[str]:
+    """A pattern with {a,b} and {008..012} replaced, as the shell does, in order."""
+    for start in (match.start() for match in re.finditer("{", pattern)):
+        depth, commas = 0, [start]
+        for end in range(start, len(pattern)):
+            depth += {"{": 1, "}": -1}.get(pattern[end], 0)
+            if depth == 0:
+                break
+            if depth == 1 and pattern[end] == ",":
+                commas.append(end)
+        else:
+            continue  # it has no end
+        parts = [pattern[i + 1 : j] for i, j in itertools.pairwise([*commas, end])]
+        if match := re.fullmatch(r"(\d+)\.\.(\d+)", parts[0]):
+            parts = _numbers(*match.groups())
+        elif len(parts) == 1:
+            continue
+        rest = expand(pattern[end + 1 :])
+        return [
+            f"{pattern[:start]}{text}{after}" for part in parts for text in expand(part) for after in rest
+        ]
+    return [pattern]
+
+
+def _numbers(first: str, last: str) -> list[str]:
+    """The numbers from first to last, of equal width if one of them begins with 0."""
+    width = max(len(first), len(last)) if any(re.match("0.", end) for end in (first, last)) else 0
+    step = 1 if int(first) <= int(last) else -1
+    return [f"{number:0{width}d}" for number in range(int(first), int(last) + step, step)]
 
 
 def find_column(there: Iterable[str], named: str | None, usual: Sequence[str], what: str) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sparse_vis.data.folder import FolderSource, left_out
+from sparse_vis.data.hf import HfSource
 from sparse_vis.data.own import OwnSource
 from sparse_vis.data.packed import METADATA, PackedSource
 from sparse_vis.data.pictures import PictureSource, PictureSpec
@@ -24,7 +25,7 @@ from sparse_vis.runtime.skipped import MAX_PIXELS
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # usual names of folders of splits
 # Kinds of addresses KIND:REST; each is called as (REST, split=, data_dir=, max_pixels=).
-ADDRESSES = {"tfds": TfdsSource, "table": TableSource, "webdataset": WebdatasetSource}
+ADDRESSES = {"tfds": TfdsSource, "table": TableSource, "webdataset": WebdatasetSource, "hf": HfSource}
 SHOWN = 4  # class names that are printed
 
 

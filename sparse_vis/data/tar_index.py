@@ -182,7 +182,7 @@ def _label(labels: dict[str, tuple[str, bytes]], named: str | None, path: str) -
 
 
 def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, Any]]:
-    """The files of a tar, each with a function that reads it, after a check that the tar ends as it should."""
+    """The files of a tar, each with a function that reads it; at last, a check of the end of the tar."""
     size = os.path.getsize(path)
     what = f"tar {quoted(path)}"
     with open(path, "rb") as file:

@@ -7,23 +7,21 @@ import contextlib
 import fcntl
 import glob
 import hashlib
-import itertools
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sparse_vis.data import tar_index
-from sparse_vis.data.address import split_address
+from sparse_vis.data.address import expand, split_address, with_split
 from sparse_vis.data.folder import NAME_ERRORS
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.progress import say_once
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
-SPLIT, SUFFIX = "{split}", ".tars"
+SUFFIX = ".tars"  # of indices
 
 
 class WebdatasetSource:
@@ -49,11 +47,7 @@ class WebdatasetSource:
 
     def __init__(self, address: str, *, split: str = "", data_dir: str = "", max_pixels: int = MAX_PIXELS):
         pattern, named = split_address(address, ("image", "label"))
-        if bool(split) != (SPLIT in pattern):
-            remedy = f"set --config.data.split= (empty), or write {SPLIT} where the split is in the names"
-            remedy = remedy if split else "set --config.data.split, which replaces it"
-            raise UserError(f"{pattern!r} has {'no' * bool(split)}{'a' * (not split)} {SPLIT}; {remedy}.")
-        self.pattern, self.max_pixels = os.path.expanduser(pattern.replace(SPLIT, split)), max_pixels
+        self.pattern, self.max_pixels = os.path.expanduser(with_split(pattern, split)), max_pixels
         self.tars = _find(self.pattern)
         root = os.path.commonpath([os.path.dirname(tar) for tar in self.tars])
         shown = [os.path.relpath(tar, root) for tar in self.tars]
@@ -139,37 +133,6 @@ class WebdatasetSource:
 
     def __repr__(self) -> str:
         return f"WebdatasetSource({self.pattern!r}, {len(self)} images)"
-
-
-def expand(pattern: str) -> list[str]:
-    """A pattern with {a,b} and {008..012} replaced, as the shell does, in order."""
-    for start in (match.start() for match in re.finditer("{", pattern)):
-        depth, commas = 0, [start]
-        for end in range(start, len(pattern)):
-            depth += {"{": 1, "}": -1}.get(pattern[end], 0)
-            if depth == 0:
-                break
-            if depth == 1 and pattern[end] == ",":
-                commas.append(end)
-        else:
-            continue  # it has no end
-        parts = [pattern[i + 1 : j] for i, j in itertools.pairwise([*commas, end])]
-        if match := re.fullmatch(r"(\d+)\.\.(\d+)", parts[0]):
-            parts = _numbers(*match.groups())
-        elif len(parts) == 1:
-            continue
-        rest = expand(pattern[end + 1 :])
-        return [
-            f"{pattern[:start]}{text}{after}" for part in parts for text in expand(part) for after in rest
-        ]
-    return [pattern]
-
-
-def _numbers(first: str, last: str) -> list[str]:
-    """The numbers from first to last, of equal width if one of them begins with 0."""
-    width = max(len(first), len(last)) if any(re.match("0.", end) for end in (first, last)) else 0
-    step = 1 if int(first) <= int(last) else -1
-    return [f"{number:0{width}d}" for number in range(int(first), int(last) + step, step)]
 
 
 def _find(pattern: str) -> list[str]:

@@ -143,7 +143,7 @@ RIGHT_AND_WRONG = [
     (["efficiency.remat"], ["none", "products", "blocks"], ["all"]),
     (["efficiency.attention"], ["xla", "cudnn", "pallas"], ["flash"]),
     (["data.source"], ["scenes", "folder", "packed", "tfds:imagenet2012", "table:my photos.csv",
-      "webdataset:x-{0..9}.tar"],
+      "webdataset:x-{0..9}.tar", "hf:cifar10"],
      ["", "tfds:", "tfds: a", "foo", "table:", "table: "]),
     (["eval.tasks", "eval.beside"], [(), ("knn", "linear")], [("knn", "knn"), (1,), ((),)]),
     (["eval.expected"], [()], [("knn",), (1,), (("knn", "S", "k20", 0.5, 0.1),), (("knn", "S", "k20"),)]),

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from sparse_vis.data import tar_index
+from sparse_vis.data.address import expand
 from sparse_vis.data.decode import decode
 from sparse_vis.data.sources import open_input
-from sparse_vis.data.webdataset import expand
 from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
