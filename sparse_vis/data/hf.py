@@ -150,7 +150,7 @@ def _errors_of_datasets(name: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
-        if "split" in reason.lower():
+        if "split" in reason.lower() or "instruction" in reason.lower():
             raise UserError(f"{what} cannot be read ({reason}); correct --config.data.split.") from None
         if os.path.isdir(os.path.expanduser(name)) or name.startswith(PARQUET):
             raise UserError(f"{what} cannot be read ({reason}); copy it again, or write it again.") from None

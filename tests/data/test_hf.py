@@ -122,7 +122,7 @@ def test_a_downloaded_folder_of_files(tmp_path):
         path.write_bytes(png(50 * n))
     found = open_input(f"hf:{tmp_path / 'data'}")
     assert values(found) == [0, 50] and found.classes == ("cat", "dog") and found[1]["label"] == 1
-    with pytest.raises(UserError, match=r"data, split 'train\[:0%\]', is empty; give one with images"):
+    with pytest.raises(UserError, match=r"train\[:0%\].* corresponds to no data!\); correct --split"):
         open_input(f"hf:{tmp_path / 'data'}", split="train[:0%]")
     path.unlink()
     with pytest.raises(UserError, match=r"cannot read '.*1\.png' \(No such file.*, the file of data#1"):
@@ -148,7 +148,7 @@ def test_wrong_columns_are_one_sentence(tmp_path, address, message):
     assert "\n" not in str(error.value) and "config" not in str(error.value)
 
 
-def test_several_or_no_columns_of_images_and_no_rows(tmp_path):
+def test_several_or_no_columns_of_images_and_no_rows(tmp_path, monkeypatch):
     image = datasets.Image(), [{"bytes": png(0), "path": None}] * 4
     made(left=image, right=image).remove_columns("image").save_to_disk(tmp_path / "two")
     with pytest.raises(UserError, match=r"has several columns of images \('left', 'right'\); name one"):
@@ -159,6 +159,12 @@ def test_several_or_no_columns_of_images_and_no_rows(tmp_path):
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "empty.parquet")
     with pytest.raises(UserError, match=r"empty\.parquet cannot be read \(BatchSize.*\); copy it again"):
         open_input(f"hf:parquet:{tmp_path / 'empty.parquet'}")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made([]))
+    with pytest.raises(
+        UserError, match=r"^data set hf:owner/x, split 'test', is empty; give one with images"
+    ):
+        open_input("hf:owner/x", split="test")
+    monkeypatch.undo()
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"folder cannot be read \(.*\); copy it again"):
         open_input(f"hf:{tmp_path / 'folder'}")
