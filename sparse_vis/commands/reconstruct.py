@@ -102,9 +102,7 @@ def target_of(source: Source, output: pathlib.Path) -> Callable[[str], pathlib.P
         stem = stems.get(name)
         path = pathlib.PurePath(stem if count[stem] == 1 else f"{name}.png")
         if path.is_absolute() or ".." in path.parts:
-            raise UserError(
-                f"the name {quoted(name)} leads out of {output}, where its PNG belongs; rename it."
-            )
+            raise UserError(f"the image name {quoted(name)} leads out of {output}; rename the image.")
         return output / path
 
     return target

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -99,6 +100,26 @@ def test_pixel_model(tmp_path, monkeypatch, capsys, photos):
     shown = float(re.search(r"mean PSNR (\S+) dB", printed)[1])
     assert abs(shown - np.mean(-10 * np.log10(errors))) < 0.006
     assert re.search(r"^reconstructing: 3/3 images  \S+ images/s  ETA 0:00:00$", printed, re.M)
+
+
+@pytest.mark.fast
+def test_images_of_an_address_are_named_in_full_and_stay_in_the_output(tmp_path, monkeypatch, capsys, photos):
+    tar, output = tmp_path / "t.tar", tmp_path / "out"
+    with tarfile.open(tar, "w") as file:
+        file.add(photos / "a.png", "sub/a.png")
+    code, printed = run(monkeypatch, capsys, checkpoint=PIXEL, input=f"webdataset:{tar}", output=output)
+    assert code is None and f"1 image in 1 tar of {tar}, no classes" in printed
+    sheet = np.asarray(Image.open(output / "t.tar" / "sub" / "a.png.png"))
+    np.testing.assert_array_equal(sheet[:, :64], centre(photos / "a.png"))
+    with tarfile.open(tar, "w") as file:
+        file.add(photos / "a.png", "../../../a.png", filter=lambda info: info)
+        file.add(photos / "a.png", "more.png")
+    code, _ = run(monkeypatch, capsys, checkpoint=PIXEL, input=f"webdataset:{tar}", output=output)
+    assert (
+        "the image name 't.tar/../../../a.png' leads out of" in code and not (tmp_path / "a.png.png").exists()
+    )
+    code, _ = run(monkeypatch, capsys, checkpoint=PIXEL, input=f"webdataset:{tar}", output=output, split="x")
+    assert "has no {split}; set --split= (empty)" in code
 
 
 def test_vq_model(tmp_path, monkeypatch, capsys, photos):
