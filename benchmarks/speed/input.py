@@ -6,6 +6,7 @@ Files are made on the fly from scikit-learn's photographs and stay in memory: wh
 Per core means per second of a core's time, so that other work on the machine counts little.
 """
 
+import importlib.util
 import io
 import os
 import statistics
@@ -155,8 +156,6 @@ def measure_forms() -> list[dict]:
 
 def sources(files: list[bytes], folder: Path) -> dict[str, Source]:
     """The same files through every source of files, written below `folder`."""
-    import datasets
-
     for n, data in enumerate(files):
         path = folder / "folder" / f"{n:05d}.jpg"
         path.parent.mkdir(exist_ok=True)
@@ -166,17 +165,18 @@ def sources(files: list[bytes], folder: Path) -> dict[str, Source]:
         tar.add(folder / "folder", ".")
     how = dict(shard_size=len(files), threads=1, on_error="stop")
     pack(images=str(folder / "folder"), output=folder / "packed", **how)
-    rows = {"image": [{"bytes": data, "path": None} for data in files]}
-    features = datasets.Features({"image": datasets.Image()})
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder / "saved")
-    addresses = {
-        "folder": "folder", "packed": "packed", "table": "table:{}list.txt", "webdataset": "webdataset:{}0.tar",
-        "hf": "hf:{}saved",
-    }  # fmt: skip
-    places = {kind: text.format(f"{folder}/") for kind, text in addresses.items()}
-    return {
-        kind: open_input(place if ":" in place else str(folder / place)) for kind, place in places.items()
-    } | {"own": as_source(files)}
+    places = {kind: f"{folder}/{kind}" for kind in ("folder", "packed")}
+    places |= {"table": f"table:{folder}/list.txt", "webdataset": f"webdataset:{folder}/0.tar"}
+    if importlib.util.find_spec("datasets"):
+        import datasets
+
+        rows = {"image": [{"bytes": data, "path": None} for data in files]}
+        features = datasets.Features({"image": datasets.Image()})
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder / "saved")
+        places["hf"] = f"hf:{folder}/saved"
+    else:
+        print("  (hf: is left out; it needs pip install datasets)", flush=True)
+    return {kind: open_input(place) for kind, place in places.items()} | {"own": as_source(files)}
 
 
 def measure_sources(files: list[bytes], rounds: int = 5) -> list[dict]:
