@@ -64,7 +64,7 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
     """
     rows, names = {name: array.array(np.dtype(SAMPLE[name]).char) for name in SAMPLE.names[:4]}, bytearray()
     labels, others = [], collections.Counter()
-    sizes = [os.path.getsize(tar) for tar in tars]
+    sizes, times = [os.path.getsize(tar) for tar in tars], [os.stat(tar).st_mtime_ns for tar in tars]
     progress, done = Progress("indexing tars", -(-sum(sizes) // MB), unit="MB"), 0
     for shard, (tar, size) in enumerate(zip(tars, sizes, strict=True)):
         for sample in _samples(tar, image, label, others):
@@ -96,7 +96,7 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
     identity = hashlib.sha256(json.dumps(shards).encode() + body).hexdigest()
     header = {
         "shards": shards, "classes": classes, "samples": len(samples), "left_out": others,
-        "images_sha256": identity, "crc32": zlib.crc32(body),
+        "images_sha256": identity, "times": times, "crc32": zlib.crc32(body),
     }  # fmt: skip
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -29,8 +29,8 @@ class WebdatasetSource:
 
     Consecutive members with the same name up to the first dot are a sample: its image, and its label in
     `.cls` or `.json`. Names are TAR/MEMBER. A file beside the first tar, or in `data_dir`, says where each
-    image lies (`tar_index.py`); it is made by the first process that needs it, and again if a tar has another
-    size.
+    image lies (`tar_index.py`); it is made by the first process that needs it, and again if a tar has
+    another size or modification time.
 
     Args:
         address: PATTERN or PATTERN#image=EXTENSION,label=KEY; the pattern may have {a,b}, {000..146}, * and
@@ -63,13 +63,13 @@ class WebdatasetSource:
 
     def _open(self, shown: list[str], image: str | None, label: str | None) -> dict[str, Any]:
         """Map the index into memory, after making it if there is none that fits; returns its header."""
-        if not self._fits(shown):
+        if not self._fits():
             try:
                 self.index.parent.mkdir(parents=True, exist_ok=True)
                 if not os.access(self.index.parent, os.W_OK):
                     raise PermissionError(13, "Permission denied")
                 with _alone(self.index):
-                    if not self._fits(shown):  # another process may have made it
+                    if not self._fits():  # another process may have made it
                         tar_index.build(self.index, self.tars, shown, image, label)
                         self._entries = tar_index.read(self.index)
                         say_once(f"where the images lie in the tars is in {self.index}")
@@ -80,8 +80,8 @@ class WebdatasetSource:
                 ) from None
         return self._entries.header
 
-    def _fits(self, shown: list[str]) -> bool:
-        """Whether there is an index, of tars of these sizes; it is mapped into memory then."""
+    def _fits(self) -> bool:
+        """Whether there is an index, of these tars as they are now; it is mapped into memory then."""
         try:
             self._entries = tar_index.read(self.index)
         except FileNotFoundError:
@@ -89,10 +89,11 @@ class WebdatasetSource:
         except (OSError, ValueError, KeyError):
             say_once(f"note: {self.index} is damaged and is made again")
             return False
-        sizes = [list(row) for row in zip(shown, map(os.path.getsize, self.tars), strict=True)]
-        for before, now in zip(self._entries.header["shards"], sizes, strict=True):
-            if before != now:
-                say_once(f"note: {now[0]} has {now[1]} bytes, not {before[1]}, so {self.index} is made again")
+        header = self._entries.header
+        for tar, (name, size), time in zip(self.tars, header["shards"], header["times"], strict=True):
+            now = os.stat(tar)
+            if (now.st_size, now.st_mtime_ns) != (size, time):
+                say_once(f"note: {name} has changed since {self.index} was made, which is made again")
                 return False
         return True
 
