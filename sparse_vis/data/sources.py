@@ -49,7 +49,8 @@ class Source(Protocol):
         and pictures, which have four entries, and a `mask` (H, W) uint8 too. Other keys are ignored.
 
         A source may also have: `images_sha256`, which identifies the images and their order; `about`, where
-        they are, in words; and `name_of(index)`, if it knows a record's name without reading the image.
+        they are, in words; `labels`, every record's `label` (or None), and `name_of(index)`, for what is
+        known without reading the images; and `sets`, whether records have `labels`.
         """
         ...
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sparse_vis.data import tar_index
 from sparse_vis.data.address import expand, split_address, with_split
 from sparse_vis.data.folder import NAME_ERRORS
@@ -106,6 +108,11 @@ class WebdatasetSource:
 
     def __len__(self) -> int:
         return len(self._entries.samples)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The class of every record, -1 for none; None without classes."""
+        return self._entries.samples["label"] if self.classes else None
 
     def name_of(self, index: int) -> str:
         """The name of a record, without reading its image."""

@@ -11,7 +11,6 @@ from jaxtyping import Int
 
 from sparse_vis.data.compose import ComposedSource
 from sparse_vis.data.decode import decode
-from sparse_vis.data.folder import FilesSource
 from sparse_vis.data.records import images_ahead, none_usable
 from sparse_vis.evals.dataset import Data, Part, about_part
 from sparse_vis.evals.maps.label_maps import check_maps
@@ -74,7 +73,8 @@ def _refusal(name: str, need: str, found: str, remedy: str = "") -> UserError:
 
 def _known_labels(part: Part) -> Int[np.ndarray, " N"] | None:
     """The class of every image, -1 for none; None for sources that must be read to know it."""
-    return part.source.labels[part.indices] if isinstance(part.source, FilesSource) else None
+    labels = getattr(part.source, "labels", None)
+    return None if labels is None else labels[part.indices]
 
 
 def without_unusable(data: Data, workdir: pathlib.Path) -> Data:

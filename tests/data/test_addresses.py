@@ -95,6 +95,7 @@ def test_labels_and_records_are_those_of_the_folder(places, kind):
     assert (
         source.classes == ("a", "b") and found.label.tolist() == expected.label.tolist() == [0] * 4 + [1] * 3
     )
+    assert source.labels.tolist() == [0] * 4 + [1] * 3  # known without reading the images
     assert len(set(found.name)) == COUNT and [source.name_of(i) for i in range(COUNT)] == list(found.name)
 
 
