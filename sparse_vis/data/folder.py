@@ -16,6 +16,14 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
+# Files that are sources by themselves, as addresses (`sources.ADDRESSES`).
+ADDRESSED = {
+    ".csv": "table:",
+    ".tsv": "table:",
+    ".txt": "table:",
+    ".tar": "webdataset:",
+    ".parquet": "hf:parquet:",
+}
 KINDS = 8  # extensions of ignored files that are printed
 NAME_ERRORS = "surrogateescape"  # file names need not be UTF-8
 
@@ -95,7 +103,9 @@ def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[s
     """
     if not (path and Path(path).is_dir()):
         what = f"{path!r} is a file" if Path(path).is_file() else f"folder {path!r} does not exist"
-        raise UserError(f"{what}; give --config.data.path the folder of your images.")
+        address = ADDRESSED.get(os.path.splitext(path)[1].lower(), "")
+        hint = f", or read it with --config.data.source={address}{path}" if address else ""
+        raise UserError(f"{what}; give --config.data.path the folder of your images{hint}.")
     names, others, folders = [], collections.Counter(), collections.defaultdict(list)
     waiting: list[tuple[str, tuple]] = [("", ())]  # relative folder, and the folders that contain it
     while waiting:

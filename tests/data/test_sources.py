@@ -196,6 +196,12 @@ def test_missing_empty_and_unreadable_folders_are_named(tmp_path):
     (tmp_path / "readme.txt").write_text("no image")
     with pytest.raises(UserError, match=r"readme\.txt' is a file; give --config\.data\.path the folder"):
         folder(tmp_path / "readme.txt")
+    (tmp_path / "more.tar").touch()
+    with pytest.raises(
+        UserError, match=r"folder of your images, or read it with --input=webdataset:/.*/more\.tar\.$"
+    ):
+        open_input(f"{tmp_path}/more.tar")
+    (tmp_path / "more.tar").unlink()
     with pytest.raises(UserError, match="holds no image"):
         folder(tmp_path)
     (tmp_path / "a.heic").write_text("")
