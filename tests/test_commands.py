@@ -169,6 +169,9 @@ def prepared(tmp_path_factory):
         file = folder / "photos" / f"class{i % 2}" / f"{i:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (36, 40, 3), np.uint8)).save(file)
+    listed = (file.relative_to(folder) for file in sorted((folder / "photos").rglob("*.png")))
+    rows = [f"{file},{file.parent.name}\n" for file in listed]
+    (folder / "photos.csv").write_text("".join(["path,label\n", *rows]))
     (folder / "images").mkdir()
     for name in ("FOLDER", "images/train"):
         (folder / name).symlink_to(folder / "photos")
@@ -177,7 +180,7 @@ def prepared(tmp_path_factory):
     write_pictures(folder / "data/pictures")
     (folder / "packed").mkdir()
     pack(
-        folder=str(folder / "photos"), output=folder / "packed/train", shard_size=40, threads=1,
+        images=str(folder / "photos"), output=folder / "packed/train", shard_size=40, threads=1,
         on_error="stop",
     )  # fmt: skip
     for name, config, *steps in WORKDIRS:

@@ -75,7 +75,7 @@ def samples(folder: pathlib.Path) -> None:
     Results(run).add("trained", "knn", {"k": 20}, Result({"cls": {"top1": 0.125}}), {"seconds": 1.5})
     with contextlib.redirect_stdout(io.StringIO()):
         extract_features(folder, folder / "features")
-        pack(folder=str(images), output=folder / "packed", shard_size=8, threads=1, on_error="stop")
+        pack(images=str(images), output=folder / "packed", shard_size=8, threads=1, on_error="stop")
     export_released(str(run), folder / "exported")
 
 

@@ -6,10 +6,15 @@ Files are made on the fly from scikit-learn's photographs and stay in memory: wh
 Per core means per second of a core's time, so that other work on the machine counts little.
 """
 
+import importlib.util
 import io
 import os
 import statistics
+import tarfile
+import tempfile
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from sparse_vis.runtime import host
 
@@ -21,8 +26,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from benchmarks.speed.command import check_file, script_parser, write_json
+from sparse_vis.commands.pack import pack
 from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.loader import train_batches
+from sparse_vis.data.sources import Source, as_source, open_input
 from sparse_vis.runtime.errors import command_line
 from sparse_vis.runtime.tools import positive
 
@@ -90,7 +97,7 @@ FORMS = {
 }
 
 
-def per_core(form, files: list[bytes], repeats: int = 5) -> float:
+def per_core(form, files: Sequence, repeats: int = 5) -> float:
     """Images per second of this thread's time: the best of some passes over the files."""
     best = float("inf")
     for _ in range(repeats):
@@ -147,6 +154,49 @@ def measure_forms() -> list[dict]:
     return rows
 
 
+def sources(files: list[bytes], folder: Path) -> dict[str, Source]:
+    """The same files through every source of files, written below `folder`."""
+    for n, data in enumerate(files):
+        path = folder / "folder" / f"{n:05d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    (folder / "list.txt").write_text("".join(f"folder/{n:05d}.jpg\n" for n in range(len(files))))
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        tar.add(folder / "folder", ".")
+    how = dict(shard_size=len(files), threads=1, on_error="stop")
+    pack(images=str(folder / "folder"), output=folder / "packed", **how)
+    places = {kind: f"{folder}/{kind}" for kind in ("folder", "packed")}
+    places |= {"table": f"table:{folder}/list.txt", "webdataset": f"webdataset:{folder}/0.tar"}
+    if importlib.util.find_spec("datasets"):
+        import datasets
+
+        rows = {"image": [{"bytes": data, "path": None} for data in files]}
+        features = datasets.Features({"image": datasets.Image()})
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder / "saved")
+        places["hf"] = f"hf:{folder}/saved"
+    else:
+        print("  (hf: is left out; it needs pip install datasets)", flush=True)
+    return {kind: open_input(place) for kind, place in places.items()} | {"own": as_source(files)}
+
+
+def measure_sources(files: list[bytes], rounds: int = 5) -> list[dict]:
+    """Microseconds of a core to read a record of each source, and images/s with decoding to the canvas.
+
+    The files are in the memory of the system, so that this is the work of the source and not of the disk.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, source in sources(files, Path(folder)).items():
+            reads = range(len(source))
+            read = 1e6 / per_core(source.__getitem__, reads, rounds)
+            rate = per_core(lambda i, of=source: placed(decode(of[i], CANVAS)), reads, rounds)
+            rows.append({"source": kind, "read_microseconds": read, "images_per_second": rate})
+            print(
+                f"  {kind:10s}  {read:6.0f} us to read, {rate:5.0f} images/s per core to canvas", flush=True
+            )
+    return rows
+
+
 def main() -> None:
     parser = script_parser(__spec__, __doc__)
     add = parser.add_argument
@@ -166,9 +216,14 @@ def main() -> None:
             splits[-1]["per_core"] = statistics.median(run["per_core"] for run in runs)
             per_core = f", {splits[-1]['per_core']:.0f} per second of core time, the batch made"
         print(f"  {rate:7.0f}  workers={workers}, threads={threads}{per_core}", flush=True)
+    print("500 x 375 through each source:", flush=True)
+    through = measure_sources(photographs(200, 500, 375))
     reached = rows[0]["per_core"]["simplejpeg, reduced while decoded, on canvas"]
     print(f"{reached:.0f} images/s per core; the mark is {MARK}: {'met' if reached >= MARK else 'not met'}")
-    write_json(arguments.json, {"canvas": CANVAS, "decoding": rows, "pipeline": splits, "per_core": reached})
+    write_json(
+        arguments.json,
+        {"canvas": CANVAS, "decoding": rows, "pipeline": splits, "sources": through, "per_core": reached},
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from sparse_vis.data.records import SHORT_SIDE, LoadedImage, images_ahead, load_
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.runtime import paths
 from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
@@ -164,16 +163,15 @@ def _outputs(text: str) -> tuple[str, ...]:
 def parser() -> Parser:
     """The tool's flags."""
     parser = Parser(
-        description="Write features of all images of a folder, a packed folder or a TFDS data set as "
-        "Parquet shards (docs/extraction.md). The same command continues an interrupted extraction."
+        description="Write features of all images of a folder or of another source as Parquet "
+        "shards (docs/extraction.md). The same command continues an interrupted extraction."
     )
     add = parser.add_argument
     add("--checkpoint")
     add("--name")
-    add("--input", dest="images", help="folder of images, packed folder (`pack`), or tfds:<name>")
-    add("--split", help="split of the TFDS data set, e.g. train[:90%%]")
-    folder = dict(type=paths.folder, metavar="FOLDER")
-    add("--data-dir", "--data_dir", help="folder in which the TFDS data set was prepared", **folder)
+    add("--input", dest="images")
+    add("--split")
+    add("--data-dir", "--data_dir")
     add("--output", help="folder for the shards: a new one, or an unfinished one to continue")
     named = f"what to write, comma-separated: {','.join(OUTPUTS)} (%(default)s)"
     add("--outputs", type=_outputs, default="cls,sparse,spatial", help=named)

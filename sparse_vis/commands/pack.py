@@ -1,4 +1,4 @@
-"""Pack a folder of images into sharded ArrayRecord: `python -m sparse_vis pack --help`.
+"""Pack the images of any source into sharded ArrayRecord: `python -m sparse_vis pack --help`.
 
 A few large files instead of millions of small ones; packed.py describes and reads them. Each image is decoded
 once as a check; the bytes of its file are stored unchanged.
@@ -28,7 +28,8 @@ from sparse_vis.data.packed import (
     shard_name,
 )
 from sparse_vis.data.records import images_ahead, none_usable
-from sparse_vis.data.sources import FolderSource, announce, open_folder
+from sparse_vis.data.sources import Source, announce, open_input
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import file_sha256, whole, write_json
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.skipped import MAX_PIXELS
@@ -39,19 +40,31 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 def pack(
-    *, folder: str, output: Path, shard_size: int, threads: int, on_error: str, max_pixels: int = MAX_PIXELS
+    *,
+    images: str,
+    output: Path,
+    shard_size: int,
+    threads: int,
+    on_error: str,
+    split: str | None = None,
+    data_dir: str | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
-    """Write the shards of a folder, or continue an interrupted call; arguments are the flags of the tool.
+    """Write the shards of a source, or continue an interrupted call; arguments are the flags of the tool.
 
     Raises:
         UserError: no images, none or one that cannot be used, or an output of other images.
         OSError: the disk is full or fails.
     """
-    source = open_folder(folder, max_pixels)
+    source = open_input(images, split, data_dir, max_pixels)
     announce(source)
+    if getattr(source, "sets", False):
+        raise UserError(
+            f"{source!r} has sets of classes, which packed folders do not store; use it unpacked."
+        )
     metadata = outputs.begin_or_continue(
         output / METADATA,
-        describe(source.names, source.classes, shard_size),
+        describe(len(source), source.images_sha256, source.classes, shard_size),
         lambda path: read_metadata(path.parent),
         free={"classes", "records", "shards"},  # classes follow from the names
     )
@@ -77,7 +90,7 @@ def pack(
     print(f"{output}: {what}, {len(skipped)} skipped")
 
 
-def read_record(source: FolderSource, index: int) -> bytes:
+def read_record(source: Source, index: int) -> bytes:
     """The packed bytes of a record; a UserError if the file cannot be read or decoded."""
     record = source[index]
     decode(record)
@@ -103,7 +116,7 @@ def write_shard(path: Path, records: Iterator[bytes], progress: Progress) -> dic
         return {"records": count, "bytes": partial.stat().st_size, "sha256": file_sha256(partial)}
 
 
-def unwritten(output: Path, metadata: dict[str, Any], source: FolderSource) -> dict[str, range]:
+def unwritten(output: Path, metadata: dict[str, Any], source: Source) -> dict[str, range]:
     """Shards to write -> indices of their images: shards that are missing, damaged, or of replaced images."""
     planned = number_of_shards(metadata)
     todo = {shard_name(number, planned): images_of(metadata, number) for number in range(planned)}
@@ -130,10 +143,12 @@ def unwritten(output: Path, metadata: dict[str, Any], source: FolderSource) -> d
 def main() -> None:
     """Command line; see --help."""
     parser = Parser(
-        description="Pack all images below a folder into sharded ArrayRecord (docs/imagenet.md). Labels are "
-        "the first-level subfolders. The same command continues an interrupted packing."
+        description="Pack all images of a folder or of another source into sharded ArrayRecord "
+        "(docs/imagenet.md). The same command continues an interrupted packing."
     )
-    parser.add_argument("--input", dest="folder")
+    parser.add_argument("--input", dest="images")
+    parser.add_argument("--split")
+    parser.add_argument("--data-dir")
     parser.add_argument("--output", help="folder for the shards: a new one, or an unfinished one to continue")
     for flag in ("--shard-size", "--threads", "--on-error", "--max-pixels"):
         parser.add_argument(flag)

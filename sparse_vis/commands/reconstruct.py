@@ -23,13 +23,14 @@ from PIL import Image
 from sparse_vis import api
 from sparse_vis.commands import outputs
 from sparse_vis.data.records import LoadedImage, images_ahead, load_fitted, load_image, none_usable
-from sparse_vis.data.sources import FolderSource, announce, open_folder
+from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import skipped
 from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_whole
+from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, check_size, image_size
 from sparse_vis.viz import overlays
@@ -89,17 +90,28 @@ def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], jax.A
     return share
 
 
-def targets_of(source: FolderSource, output: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The PNG path of every image: its name with .png as extension, or appended if two would coincide."""
-    stems = {name: pathlib.PurePath(name).with_suffix(".png") for name in source.names}
+def target_of(source: Source, output: pathlib.Path) -> Callable[[str], pathlib.Path]:
+    """A function from an image's name to the path of its PNG, below `output`.
+
+    That is the name with .png as extension, or appended if two would coincide or names are not listed.
+    """
+    stems = {name: pathlib.PurePath(name).with_suffix(".png") for name in getattr(source, "names", ())}
     count = collections.Counter(stems.values())
-    return {name: output / (stem if count[stem] == 1 else f"{name}.png") for name, stem in stems.items()}
+
+    def target(name: str) -> pathlib.Path:
+        stem = stems.get(name)
+        path = pathlib.PurePath(stem if count[stem] == 1 else f"{name}.png")
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"the image name {quoted(name)} leads out of {output}; rename the image.")
+        return output / path
+
+    return target
 
 
 def reconstruct_folder(
     model: Stellar,
     params: dict,
-    source: FolderSource,
+    source: Source,
     output: pathlib.Path,
     *,
     load: Callable[[int], LoadedImage],
@@ -123,7 +135,7 @@ def reconstruct_folder(
         return api.reconstruct(model, params, found), found.spatial
 
     agreement, kept, quality, done = make_agreement(model, params) if compare else None, 0.0, [], 0
-    targets, progress = targets_of(source, output), Progress("reconstructing", len(source))
+    target, progress = target_of(source, output), Progress("reconstructing", len(source))
     how = dict(threads=os.cpu_count() or 1, ahead=2 * BATCH, on_error=on_error)
     with images_ahead(source, load, list(range(len(source))), **how) as take:
         usable, skips = take(len(source))
@@ -133,7 +145,7 @@ def reconstruct_folder(
             grid = model.grid(*images.shape[1:3])
             seen = floats[:, : grid[0] * model.patch, : grid[1] * model.patch]
             for loaded, image, pixel, inside, L in zip(batch, floats, pixels, seen, maps_of, strict=True):
-                path, sheet = targets[loaded.name], side_by_side(image, pixel)
+                path, sheet = target(loaded.name), side_by_side(image, pixel)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with whole(path) as partial:
                     (with_maps(sheet, inside, L, grid) if maps else sheet).save(partial, format="PNG")
@@ -157,7 +169,8 @@ def reconstruct_folder(
 
 def run(given: argparse.Namespace) -> None:
     """Reconstruct the folder; `given` are the flags of `main`."""
-    source, output = open_folder(given.input, given.max_pixels), given.output.resolve()
+    source = open_input(given.input, given.split, given.data_dir, given.max_pixels)
+    output = given.output.resolve()
     if pathlib.Path(given.input).resolve() in (output, *output.parents):
         raise UserError(
             f"--output={given.output} is inside the --input folder, where its files would be taken for "
@@ -190,12 +203,13 @@ def run(given: argparse.Namespace) -> None:
 def main() -> None:
     """Command line; see --help."""
     parser = Parser(
-        description="Reconstruct every image of a folder from S and L alone: PNGs, the image and beside it "
-        "its reconstruction. A VQ model needs its tokenizer (docs/compatibility.md). Example: "
-        "python -m sparse_vis reconstruct --checkpoint=runs/quickstart --input=photos --output=sheets",
+        description="Reconstruct every image of a folder or another source from S and L alone: PNGs, the "
+        "image and beside it its reconstruction. A VQ model needs its tokenizer (docs/compatibility.md). "
+        "Example: python -m sparse_vis reconstruct --checkpoint=runs/quickstart --input=photos "
+        "--output=sheets",
     )
     add = parser.add_argument
-    for flag in ("--checkpoint", "--name", "--input"):
+    for flag in ("--checkpoint", "--name", "--input", "--split", "--data-dir"):
         add(flag)
     add("--output", help="folder for the PNGs")
     add("--tokenizer")

@@ -88,8 +88,13 @@ def _of_training(config: ConfigDict, devices: int) -> Iterator[str]:
 
 def _of_computation(config: ConfigDict, backend: str) -> Iterator[str]:
     e, prototypes = config.efficiency, config.model.prototypes.count
-    if not re.fullmatch(r"scenes|pictures|folder|packed|tfds:\S+", config.data.source):
-        yield "{data.source} is unknown; use 'scenes', 'pictures', 'folder', 'packed' or 'tfds:<name>'"
+    if not re.fullmatch(
+        r"scenes|pictures|folder|packed|tfds:\S+|(table|webdataset|hf):.*\S.*", config.data.source
+    ):
+        yield (
+            "{data.source} is unknown; use 'scenes', 'pictures', 'folder', 'packed', 'table:<file>', "
+            "'webdataset:<pattern>', 'hf:<name or path>' or 'tfds:<name>'"
+        )
     if config.data.canvas < config.model.patch:
         yield "{data.canvas} is smaller than a patch ({model.patch}); enlarge it"
     wrong = [f"has {size}, which is not a number of devices" for size in e.mesh if size == 0 or size < -1]

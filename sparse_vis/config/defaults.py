@@ -73,8 +73,8 @@ _CONFIG = dict(
     ),
     teacher=dict(enabled=False, momentum=0.996, final_momentum=0.996),  # cosine if they differ
     data=dict(
-        source="scenes",  # "scenes", "pictures", "folder", "packed" or "tfds:<name>"
-        path="",  # folder of images, shards or pictures, or TFDS data_dir
+        source="scenes",  # "scenes", "pictures", "folder", "packed" or an address (docs/your_images.md)
+        path="",  # folder of images, shards or pictures; of an address: docs/your_images.md
         split="train",  # scenes, pictures: train, validation, test; folder, packed: subfolder or ""
         canvas=512,  # pixels; side of the uint8 canvas; larger images are downscaled to fit
         on_error="stop",  # or "skip": replace a bad image by the next good one, list it in skipped.txt

@@ -43,6 +43,7 @@ class ComposedSource(abc.ABC):
         if split not in SPLITS:
             raise UserError(f"{self.kind} have no split {split!r}; choose one of {', '.join(SPLITS)}.")
         self.spec, self.split, self.seed = spec, split, seed
+        self.about = f"in split {split} of the {self.kind}"
 
     @abc.abstractmethod
     def singles(self) -> ComposedSource:

@@ -1,4 +1,4 @@
-"""A folder of image files as random-access records; identity of the images of any source."""
+"""Image files as random-access records, those of a folder first; identity of the images of any source."""
 
 from __future__ import annotations
 
@@ -9,16 +9,63 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sparse_vis.data.decode import EXTENSIONS
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
+# Files that are sources by themselves, as addresses (`sources.ADDRESSES`).
+ADDRESSED = {
+    ".csv": "table:",
+    ".tsv": "table:",
+    ".txt": "table:",
+    ".tar": "webdataset:",
+    ".parquet": "hf:parquet:",
+}
 KINDS = 8  # extensions of ignored files that are printed
 NAME_ERRORS = "surrogateescape"  # file names need not be UTF-8
 
 
-class FolderSource:
+class FilesSource:
+    """Image files below a folder as records, in the order of `names`.
+
+    Args:
+        names: paths relative to the folder `path`, with `/`; all different.
+        labels: class of each file, -1 for none. classes: their names; without any, records have no label.
+        max_pixels: largest number of pixels of an image.
+    """
+
+    def __init__(
+        self, path: str, names: list[str], labels: np.ndarray, classes: tuple[str, ...], max_pixels: int
+    ):
+        self.path, self.names, self.labels, self.classes = path, names, labels, classes
+        self.max_pixels, self.images_sha256 = max_pixels, sha256_of(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name_of(self, index: int) -> str:
+        """The name of a record, without reading its image."""
+        return self.names[index]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self.names[index]
+        try:
+            data = Path(self.path, name).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"cannot read {quoted(name)} ({error.strerror}); restore the file or its permissions"
+            ) from None
+        record = {"image": data, "name": name, "max_pixels": self.max_pixels}
+        return record | {"label": int(self.labels[index])} if self.classes else record
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r}, {len(self)} images)"
+
+
+class FolderSource(FilesSource):
     """All image files (EXTENSIONS) below a folder, by sorted path; other and hidden files are ignored.
 
     The first-level subfolders, if there are any, are the classes; an image beside them has label -1.
@@ -35,36 +82,18 @@ class FolderSource:
     """
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
-        self.path, self.max_pixels = path, max_pixels
-        self.names, self.left_out, self.same = _list_images(path)
-        if not self.names:
+        names, self.left_out, self.same = _list_images(path)
+        if not names:
             raise UserError(
                 f"folder {path!r} holds no image ({', '.join(EXTENSIONS)}){left_out(self.left_out)}; "
                 "put images there or correct --config.data.path."
             )
-        self.images_sha256 = sha256_of(self.names)
-        self.classes = tuple(sorted({name.split("/")[0] for name in self.names if "/" in name}))
-        self._label = {name: label for label, name in enumerate(self.classes)}
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        name = self.names[index]
-        try:
-            data = Path(self.path, name).read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"cannot read {quoted(name)} ({error.strerror}); restore the file or its permissions"
-            ) from None
-        record = {"image": data, "name": name, "max_pixels": self.max_pixels}
-        if self.classes:
-            first, slash, _ = name.partition("/")
-            record["label"] = self._label[first] if slash else -1
-        return record
-
-    def __repr__(self) -> str:
-        return f"FolderSource({self.path!r}, {len(self)} images)"
+        classes = tuple(sorted({name.split("/")[0] for name in names if "/" in name}))
+        number = {name: label for label, name in enumerate(classes)}
+        parts = (name.partition("/") for name in names)
+        labels = np.array([number[first] if slash else -1 for first, slash, _ in parts], np.int32)
+        super().__init__(path, names, labels, classes, max_pixels)
+        self.about = f"in {path}"
 
 
 def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[str]]]:
@@ -74,7 +103,9 @@ def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[s
     """
     if not (path and Path(path).is_dir()):
         what = f"{path!r} is a file" if Path(path).is_file() else f"folder {path!r} does not exist"
-        raise UserError(f"{what}; give --config.data.path the folder of your images.")
+        address = ADDRESSED.get(os.path.splitext(path)[1].lower(), "")
+        hint = f", or read it with --config.data.source={address}{path}" if address else ""
+        raise UserError(f"{what}; give --config.data.path the folder of your images{hint}.")
     names, others, folders = [], collections.Counter(), collections.defaultdict(list)
     waiting: list[tuple[str, tuple]] = [("", ())]  # relative folder, and the folders that contain it
     while waiting:
@@ -152,9 +183,9 @@ def files_sha256(folder: str | Path, names: Iterable[str], *, times: bool) -> st
 def images_sha256(source: Any, indices: Iterable[int], *, times: bool) -> str | None:
     """Checksum that identifies images of a source, in their order; None if the source has none (scenes).
 
-    Of a folder as `files_sha256`, without reading the images; of other sources that of all their images.
+    Of files as `files_sha256`, without reading the images; of other sources that of all their images.
     """
-    if isinstance(source, FolderSource):
+    if isinstance(source, FilesSource):
         return files_sha256(source.path, [source.names[int(i)] for i in indices], times=times)
     return getattr(source, "images_sha256", None)
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader
 
-from sparse_vis.data.folder import NAME_ERRORS, sha256_of
+from sparse_vis.data.folder import NAME_ERRORS
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import is_utf8
@@ -144,10 +144,10 @@ def images_of(metadata: dict[str, Any], number: int) -> range:
     return range(start, min(start + metadata["shard_size"], metadata["images"]))
 
 
-def describe(names: list[str], classes: tuple[str, ...], shard_size: int) -> dict[str, Any]:
+def describe(images: int, images_sha256: str, classes: tuple[str, ...], shard_size: int) -> dict[str, Any]:
     """The metadata of a packed folder of these images, without shards yet."""
     return {
-        "version": VERSION, "images": len(names), "images_sha256": sha256_of(names),
+        "version": VERSION, "images": images, "images_sha256": images_sha256,
         "classes": list(classes), "shard_size": shard_size, "records": 0, "shards": {},
     }  # fmt: skip
 

@@ -16,7 +16,6 @@ from PIL import Image
 
 from sparse_vis.data.cut import centre_cut
 from sparse_vis.data.decode import decode, fitted, to_square
-from sparse_vis.data.folder import FolderSource
 from sparse_vis.data.sources import Source
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.skipped import Skips
@@ -206,9 +205,9 @@ def or_skip(error: UserError, how: str) -> UserError:
 
 
 def name_of(source: Source, index: int) -> str:
-    """The name of an unusable record, or "#number" if it cannot be read at all."""
-    if isinstance(source, FolderSource):
-        return source.names[index]
+    """The name of a record, "#number" if it cannot be read at all; without reading the image if possible."""
+    if hasattr(source, "name_of"):
+        return source.name_of(index)
     try:
         return source[index]["name"]
     except UserError:

@@ -1,24 +1,31 @@
-"""Random-access records: scenes and pictures, a folder of images, packed images, a prepared TFDS data set."""
+"""Images as random-access records: a folder, an address such as `table:FILE`, or a Python object."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sparse_vis.data.folder import FolderSource, left_out
+from sparse_vis.data.hf import HfSource
+from sparse_vis.data.own import OwnSource
 from sparse_vis.data.packed import METADATA, PackedSource
 from sparse_vis.data.pictures import PictureSource, PictureSpec
 from sparse_vis.data.scenes import SceneSource, SceneSpec
+from sparse_vis.data.table import TableSource
 from sparse_vis.data.tfds import TfdsSource
+from sparse_vis.data.webdataset import WebdatasetSource
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.progress import say_once
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # usual names of folders of splits
+# Kinds of addresses KIND:REST; each is called as (REST, split=, data_dir=, max_pixels=).
+ADDRESSES = {"tfds": TfdsSource, "table": TableSource, "webdataset": WebdatasetSource, "hf": HfSource}
 SHOWN = 4  # class names that are printed
 
 
@@ -40,6 +47,10 @@ class Source(Protocol):
         Optional keys are `max_pixels`, the largest number of pixels that is decoded, and for images with
         sets of classes `labels`, int32, padded with −1: TFDS data sets with a sequence `labels`, and scenes
         and pictures, which have four entries, and a `mask` (H, W) uint8 too. Other keys are ignored.
+
+        A source may also have: `images_sha256`, which identifies the images and their order; `about`, where
+        they are, in words; `labels`, every record's `label` (or None), and `name_of(index)`, for what is
+        known without reading the images; and `sets`, whether records have `labels`.
         """
         ...
 
@@ -50,8 +61,8 @@ def announce(source: Source) -> None:
     images = f"{len(source)} image{'s' * (len(source) > 1)}"
     classes = f"{count} class{'es' * (count > 1)}" if count else "no classes"
     if not isinstance(source, FolderSource | PackedSource):
-        name = source.name if isinstance(source, TfdsSource) else f"the {source.kind}"
-        say_once(f"{images} in split {source.split} of {name}, {classes}")
+        left = left_out(getattr(source, "left_out", collections.Counter()))
+        say_once(f"{images} {getattr(source, 'about', f'of {source!r}')}, {classes}{left}")
         return
     shown = ", ".join(map(escaped, names[:SHOWN])) + (" …" if count > SHOWN else "")
     below = f", named by its subfolders ({shown})" if count else ""
@@ -73,46 +84,56 @@ def announce(source: Source) -> None:
         say_once(f"note: {shown} is the only class, so there is nothing to classify")
 
 
+# Settings, as errors name them -> flags of the tools.
+FLAGS = {"config.data.split": "--split", "config.data.source": "--input"}
+
+
 @contextlib.contextmanager
 def _flags_of_tools(path: str) -> Iterator[None]:
-    """Name in errors the flags of the tools, `path` for the folder, instead of those of main.py."""
+    """Name in errors the flags of the tools, `path` for config.data.path, instead of main.py's settings."""
     try:
         yield
     except UserError as error:
-        text = str(error).replace("--config.data.path", path)
-        raise UserError(text.replace("--config.data.split", "--split")) from None
-
-
-def open_folder(path: str, max_pixels: int = MAX_PIXELS) -> FolderSource:
-    """All images below the folder given as a tool's --input; raises UserError as FolderSource."""
-    with _flags_of_tools("--input"):
-        return FolderSource(path, max_pixels)
+        text = str(error)
+        for setting, flag in {**FLAGS, "config.data.path": path}.items():
+            text = text.replace(f"--{setting}", flag).replace(setting, flag)
+        raise UserError(text) from None
 
 
 def open_input(
-    name: str, split: str | None, data_dir: str | None, max_pixels: int = MAX_PIXELS
-) -> FolderSource | PackedSource | TfdsSource:
+    name: str, split: str | None = None, data_dir: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Source:
     """The images given as a tool's --input; the source's `images_sha256` identifies them.
 
     Args:
-        name: folder of images or of packed images, or "tfds:<name>".
-        split, data_dir: arguments of `TfdsSource`; None for folders.
+        name: folder of images or of packed images, or an address: one of ADDRESSES, a colon, and the rest.
+        split, data_dir: config.data.split and path of an address; None for folders.
 
     Raises:
-        UserError: nothing can be read; split or data_dir given without TFDS, or missing with it.
+        UserError: nothing can be read; split or data_dir given for a folder, or missing with TFDS.
     """
-    tfds = name.startswith("tfds:")
-    for flag, value in (("--split", split), ("--data-dir", data_dir)):
-        if tfds and value is None:
-            raise UserError(f"--input={name} needs {flag} too, e.g. --split=train --data-dir=TFDS_DIR.")
-        if not tfds and value is not None:
-            remedy = "leave it out, or give the subfolder itself as --input"
-            raise UserError(f"{flag}={value} is only for --input=tfds:<name>; {remedy}.")
-    if not tfds:
-        packed = Path(name, METADATA).is_file()
-        return PackedSource(name, max_pixels) if packed else open_folder(name, max_pixels)
+    kind, colon, rest = name.partition(":")
+    if not colon or kind not in ADDRESSES:
+        for flag, value in (("--split", split), ("--data-dir", data_dir)):
+            if value is not None:
+                remedy = "leave it out, or give the subfolder itself as --input"
+                kinds = " or ".join(f"{kind}:" for kind in ADDRESSES)
+                raise UserError(f"{flag}={value} is only for an --input that begins with {kinds}; {remedy}.")
+        with _flags_of_tools("--input"):
+            return (PackedSource if Path(name, METADATA).is_file() else FolderSource)(name, max_pixels)
+    if kind == "tfds":
+        for flag, value in (("--split", split), ("--data-dir", data_dir)):
+            if value is None:
+                raise UserError(f"--input={name} needs {flag} too, e.g. --split=train --data-dir=TFDS_DIR.")
     with _flags_of_tools("--data-dir"):
-        return TfdsSource(name.removeprefix("tfds:"), split=split, data_dir=data_dir, max_pixels=max_pixels)
+        return ADDRESSES[kind](rest, split=split or "", data_dir=data_dir or "", max_pixels=max_pixels)
+
+
+def as_source(data: Any, classes: Sequence[str] | None = None, max_pixels: int = MAX_PIXELS) -> Source:
+    """A source from what --input takes, or from an object that `OwnSource` takes, e.g. a list of paths."""
+    if isinstance(data, str | os.PathLike):
+        return open_input(os.path.expanduser(data), max_pixels=max_pixels)
+    return OwnSource(data, classes, max_pixels)
 
 
 def make_source(
@@ -128,9 +149,9 @@ def make_source(
     """Build the source that a configuration names.
 
     Args:
-        name: "scenes", "pictures", "folder", "packed" or "tfds:<name>".
-        split: of scenes, pictures or TFDS; folder and packed: subfolder of `path`, or "" for `path` itself.
-        path: folder of images, shards or pictures, or TFDS's data_dir; unused for scenes.
+        name: "scenes", "pictures", "folder", "packed", or an address, which begins with one of ADDRESSES.
+        split: of scenes, pictures or an address; folder and packed: subfolder of `path`, or "" for `path`.
+        path: folder of images, shards or pictures, or `data_dir` of an address; unused for scenes.
         seed, scenes, pictures: content of scenes and pictures; unused otherwise.
 
     Raises:
@@ -145,8 +166,10 @@ def make_source(
             return PictureSource(path, pictures, split=split, seed=seed)
         kind = FolderSource if name == "folder" else PackedSource
         return kind(os.path.join(path, split) if split else path, max_pixels)
-    if name.startswith("tfds:"):
-        return TfdsSource(name.removeprefix("tfds:"), split=split, data_dir=path, max_pixels=max_pixels)
+    kind, _, rest = name.partition(":")
+    if kind in ADDRESSES and rest:
+        return ADDRESSES[kind](rest, split=split, data_dir=path, max_pixels=max_pixels)
+    kinds = ", ".join(f"'{kind}:…'" for kind in ADDRESSES)
     raise UserError(
-        f"unknown data source {name!r}; choose 'scenes', 'pictures', 'folder', 'packed' or 'tfds:<name>'."
+        f"unknown data source {name!r}; choose 'scenes', 'pictures', 'folder', 'packed', {kinds}."
     )

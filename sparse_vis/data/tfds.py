@@ -27,6 +27,7 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         self.name, self.split, self.data_dir, self.max_pixels = name, split, data_dir, max_pixels
+        self.about = f"in split {split} of {name}"
         # Not `tfds build`, which needs Apache Beam; docs/imagenet.md.
         prepare = (
             'run `python -c "import tensorflow_datasets as tfds; '
@@ -68,6 +69,7 @@ class TfdsSource:
         # These determine the images and their order.
         self.images_sha256 = sha256_of([builder.info.full_name, split, str(len(self._records))])
         self._labels = [n for n, feature in (("label", label), ("labels", sets)) if hasattr(feature, "names")]
+        self.sets = "labels" in self._labels
         self.classes = tuple((label if "label" in self._labels else sets).names) if self._labels else ()
 
     def __len__(self) -> int:

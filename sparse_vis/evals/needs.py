@@ -12,7 +12,6 @@ from jaxtyping import Int
 from sparse_vis.data.compose import ComposedSource
 from sparse_vis.data.decode import decode
 from sparse_vis.data.records import images_ahead, none_usable
-from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.dataset import Data, Part, about_part
 from sparse_vis.evals.maps.label_maps import check_maps
 from sparse_vis.evals.task import Task
@@ -73,12 +72,9 @@ def _refusal(name: str, need: str, found: str, remedy: str = "") -> UserError:
 
 
 def _known_labels(part: Part) -> Int[np.ndarray, " N"] | None:
-    """The class of every image of a folder, -1 for none; None for other sources, which must be read."""
-    if not isinstance(part.source, FolderSource):
-        return None
-    numbers = {name: number for number, name in enumerate(part.source.classes)}
-    names = (part.source.names[int(index)].partition("/") for index in part.indices)
-    return np.array([numbers[first] if slash else -1 for first, slash, _ in names])
+    """The class of every image, -1 for none; None for sources that must be read to know it."""
+    labels = getattr(part.source, "labels", None)
+    return None if labels is None else labels[part.indices]
 
 
 def without_unusable(data: Data, workdir: pathlib.Path) -> Data:

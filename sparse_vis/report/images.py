@@ -18,10 +18,11 @@ from sparse_vis import api
 from sparse_vis.build import build_source
 from sparse_vis.data.compose import ComposedSource
 from sparse_vis.data.decode import decode, fitted
+from sparse_vis.data.folder import FilesSource, FolderSource
 from sparse_vis.data.packed import PackedSource
 from sparse_vis.data.pictures import PictureSource
 from sparse_vis.data.records import images_ahead, none_usable
-from sparse_vis.data.sources import FolderSource, Source, announce, open_folder
+from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.models.stellar import Stellar
@@ -58,23 +59,34 @@ class Encoded(NamedTuple):
 
 
 def find_images(
-    config: ConfigDict, folder: str | None, *, data_known: bool, max_pixels: int
+    config: ConfigDict,
+    images: str | None,
+    split: str | None = None,
+    data_dir: str | None = None,
+    *,
+    data_known: bool,
+    max_pixels: int,
 ) -> tuple[Source, Int[np.ndarray, " N"], str]:
-    """The images of a folder (--images), or else the test images of the run's data, as for evaluations.
+    """The images of --images, or else the test images of the run's data, as for evaluations.
 
     Returns a source, the rows of it that may be used, and a description in words; a UserError that there are
     none names --images.
 
     Args:
-        data_known: whether config.data is that of training. max_pixels: of an image in the folder.
+        images, split, data_dir: as of `open_input`. data_known: whether config.data is that of training.
+        max_pixels: of an image in `images`.
     """
-    if folder is not None:
+    if images is not None:
         try:
-            source = open_folder(folder, max_pixels)
+            source = open_input(images, split, data_dir, max_pixels)
             announce(source)
         except UserError as error:
             raise UserError(str(error).replace("--input", "--images")) from None
-        return source, np.arange(len(source)), f"folder {folder}"
+        kind = "folder " if os.path.isdir(images) else ""
+        return source, np.arange(len(source)), f"{kind}{images}"
+    for flag, value in (("--split", split), ("--data-dir", data_dir)):
+        if value is not None:
+            raise UserError(f"{flag}={value} belongs to --images; give both, or leave it out.")
     if not data_known:
         raise UserError("a released file does not say where its images are; give --images=FOLDER.")
     try:
@@ -159,16 +171,16 @@ def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | N
         return 0, "the model was trained on generated scenes"
     training = build_source(config, d.split)
     match source, training:
-        case FolderSource(), PictureSource():
+        case FilesSource(), PictureSource():
             kinds = [os.path.join(training.path, kind, d.split) for kind in ("photographs", "objects")]
             why = f"none of them, by name and content, is in {' or '.join(kinds)}"
             return sum(_shared_files(source, rows, FolderSource(folder)) for folder in kinds), why
-        case FolderSource(), FolderSource():
+        case FilesSource(), FilesSource():
             why = f"none of them, by name and content, is in {training.path}"
             return _shared_files(source, rows, training), why
-        case FolderSource(), PackedSource() if source.images_sha256 != training.images_sha256:
+        case FilesSource(), PackedSource() if source.images_sha256 != training.images_sha256:
             return None, f"the packed folder {training.path} was not searched for single images"
-        case FolderSource(), PackedSource():
+        case FilesSource(), PackedSource():
             return len(rows), ""
         case PackedSource(), PackedSource():
             same = os.path.samefile(source.path, training.path)
@@ -180,10 +192,12 @@ def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | N
             return None, f"the splits {source.split!r} and {training.split!r} may overlap"
         case TfdsSource(), TfdsSource():
             return 0, f"the model was trained on split {training.split!r}"
+        case _ if repr(source) == repr(training) and source.images_sha256 == training.images_sha256:
+            return len(rows), ""
     return None, f"the model was trained on {d.source}"
 
 
-def _shared_files(source: FolderSource, rows: Rows, training: FolderSource) -> int:
+def _shared_files(source: FilesSource, rows: Rows, training: FilesSource) -> int:
     """Number of images that are training images: the same file, or a copy with the same name."""
     alike = defaultdict(set)
     for name in training.names:

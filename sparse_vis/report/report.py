@@ -43,8 +43,10 @@ def main() -> None:
     add("--checkpoint")
     add("--name")
     add("--output", metavar="FILE", help="HTML file to write; an earlier report is replaced")
-    of_run = "folder of images, instead of the test split of the run's data"
-    add("--images", type=paths.folder, metavar="FOLDER", help=of_run)
+    of_run = "folder of images, or what else --input of other tools takes (default: the run's test split)"
+    add("--images", type=paths.folder, metavar="IMAGES", help=of_run)
+    add("--split", help="split, if --images is an address, e.g. train[:90%%]")
+    add("--data-dir")
     add("--on-error")
     add("--max-pixels", help="images with more pixels are refused (%(default)s)")
     add("--size", type=image_size, metavar="HxW", help="size of the images (the model's image size)")
@@ -95,8 +97,9 @@ def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
     config = found.config
     data_known = found.step is not None or is_shipped(arguments.checkpoint)
     source, rows, origin = find_images(
-        config, arguments.images, data_known=data_known, max_pixels=arguments.max_pixels
-    )
+        config, arguments.images, arguments.split, arguments.data_dir, data_known=data_known,
+        max_pixels=arguments.max_pixels,
+    )  # fmt: skip
     model, params = api.assemble(found, arguments.checkpoint, tokenizer=arguments.tokenizer)
     size = arguments.size or (model.encoder.image_size,) * 2
     check_size(size, model.patch)

@@ -28,10 +28,11 @@ class Progress:
 
     Args:
         what: name of the work. total: images over all epochs. done: images done by an earlier call.
+        unit: what is counted, if not images.
     """
 
-    def __init__(self, what: str, total: int, done: int = 0):
-        self.what, self.total, self.done = what, total, done
+    def __init__(self, what: str, total: int, done: int = 0, unit: str = "images"):
+        self.what, self.total, self.done, self.unit = what, total, done, unit
         self.first, self.began = self.done, time.perf_counter()
         self.printed, self.warm = self.began, False
 
@@ -45,5 +46,7 @@ class Progress:
         if now - self.printed < REPORT_SECONDS and self.done < self.total:
             return
         self.printed, rate = now, (self.done - self.first) / max(now - self.began, 1e-9)
-        speed = f"  {rate:.1f} images/s  ETA {time_left((self.total - self.done) / rate)}" if rate else ""
-        print(f"{self.what}: {self.done}/{self.total} images{speed}", flush=True)
+        speed = (
+            f"  {rate:.1f} {self.unit}/s  ETA {time_left((self.total - self.done) / rate)}" if rate else ""
+        )
+        print(f"{self.what}: {self.done}/{self.total} {self.unit}{speed}", flush=True)

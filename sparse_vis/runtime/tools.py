@@ -41,7 +41,17 @@ FLAGS = {
         type=paths.path, metavar="FILE",
         help="weights of the VQ tokenizer, if the checkpoint does not name them",
     ),
-    "--input": dict(required=True, type=paths.folder, metavar="FOLDER", help="folder of images"),
+    "--input": dict(
+        required=True, type=paths.folder, metavar="IMAGES",
+        help="folder of images, packed folder (`pack`), or an address: table:FILE, webdataset:TARS, "
+        "hf:NAME or tfds:NAME (docs/your_images.md)",
+    ),
+    "--split": dict(help="split, if --input is an address, e.g. train[:90%%]"),
+    "--data-dir": dict(
+        type=paths.folder, metavar="FOLDER",
+        help="if --input is an address: where a table's paths begin, or folder for the index of tars, for "
+        "what datasets caches, or of the prepared TFDS data set",
+    ),
     "--output": dict(required=True, type=paths.path, metavar="FOLDER"),
     "--shard-size": dict(type=positive, default=4096, help="images per shard (%(default)s)"),
     "--threads": dict(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -101,6 +102,26 @@ def test_pixel_model(tmp_path, monkeypatch, capsys, photos):
     assert re.search(r"^reconstructing: 3/3 images  \S+ images/s  ETA 0:00:00$", printed, re.M)
 
 
+@pytest.mark.fast
+def test_images_of_an_address_are_named_in_full_and_stay_in_the_output(tmp_path, monkeypatch, capsys, photos):
+    tar, output = tmp_path / "t.tar", tmp_path / "out"
+    with tarfile.open(tar, "w") as file:
+        file.add(photos / "a.png", "sub/a.png")
+    code, printed = run(monkeypatch, capsys, checkpoint=PIXEL, input=f"webdataset:{tar}", output=output)
+    assert code is None and f"1 image in 1 tar of {tar}, no classes" in printed
+    sheet = np.asarray(Image.open(output / "t.tar" / "sub" / "a.png.png"))
+    np.testing.assert_array_equal(sheet[:, :64], centre(photos / "a.png"))
+    with tarfile.open(tar, "w") as file:
+        file.add(photos / "a.png", "../../../a.png", filter=lambda info: info)
+        file.add(photos / "a.png", "more.png")
+    code, _ = run(monkeypatch, capsys, checkpoint=PIXEL, input=f"webdataset:{tar}", output=output)
+    assert (
+        "the image name 't.tar/../../../a.png' leads out of" in code and not (tmp_path / "a.png.png").exists()
+    )
+    code, _ = run(monkeypatch, capsys, checkpoint=PIXEL, input=f"webdataset:{tar}", output=output, split="x")
+    assert "has no {split}; set --split= (empty)" in code
+
+
 def test_vq_model(tmp_path, monkeypatch, capsys, photos):
     """A release without the tokenizer, which is then given; compared with the notebook's functions."""
     for name in ("config.json", "vq_p16.safetensors"):
@@ -162,8 +183,9 @@ def test_the_dtype_reaches_the_tokenizer(monkeypatch, capsys, photos, tmp_path):
 def test_images_that_share_a_stem_do_not_overwrite_each_other(tmp_path):
     for name in ("a.png", "a.jpg", "b.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
-    source = tool.open_folder(str(tmp_path))
-    assert tool.targets_of(source, Path("out")) == {
+    source = tool.open_input(str(tmp_path))
+    target = tool.target_of(source, Path("out"))
+    assert {name: target(name) for name in source.names} == {
         "a.jpg": Path("out/a.jpg.png"),
         "a.png": Path("out/a.png.png"),
         "b.png": Path("out/b.png"),

@@ -34,7 +34,7 @@ def write(path, value, size=(12, 10)):
 
 def run(folder, output, **changes):
     settings = {"shard_size": 2, "threads": 2, "on_error": "stop"} | changes
-    pack.pack(folder=str(folder), output=output, **settings)
+    pack.pack(images=str(folder), output=output, **settings)
 
 
 def metadata(output):

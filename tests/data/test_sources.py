@@ -10,7 +10,7 @@ from PIL import Image
 from sparse_vis.data.decode import decode
 from sparse_vis.data.records import read_records
 from sparse_vis.data.scenes import SceneSpec
-from sparse_vis.data.sources import announce, make_source, open_folder
+from sparse_vis.data.sources import announce, make_source, open_input
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import say_once
 
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"/dog' cannot be listed \(Permission denied\).*--input") as error:
-        open_folder(str(tmp_path))
+        open_input(str(tmp_path))
     assert "config" not in str(error.value)
 
 
@@ -196,6 +196,12 @@ def test_missing_empty_and_unreadable_folders_are_named(tmp_path):
     (tmp_path / "readme.txt").write_text("no image")
     with pytest.raises(UserError, match=r"readme\.txt' is a file; give --config\.data\.path the folder"):
         folder(tmp_path / "readme.txt")
+    (tmp_path / "more.tar").touch()
+    with pytest.raises(
+        UserError, match=r"folder of your images, or read it with --input=webdataset:/.*/more\.tar\.$"
+    ):
+        open_input(f"{tmp_path}/more.tar")
+    (tmp_path / "more.tar").unlink()
     with pytest.raises(UserError, match="holds no image"):
         folder(tmp_path)
     (tmp_path / "a.heic").write_text("")

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.special import log_softmax, softmax
 
 import sparse_vis
 from sparse_vis.data.scenes import SceneSource, SceneSpec
-from sparse_vis.data.sources import FolderSource
+from sparse_vis.data.sources import FolderSource, open_input
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
 from sparse_vis.ops.token_maps import move_token, with_map
@@ -308,7 +309,18 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
     config.data.update(source="pictures", path=str(pictures))
     assert known(pictures / "photographs") == known(pictures / "objects") == "Training images"
     assert known(other).startswith("Held-out images") and "objects/train" in known(other)
-    config.data.source = "scenes"
+    (tmp_path / "list.txt").write_text("train/cats/a.png\nother/new.png\n")
+    table = open_input(f"table:{tmp_path}/list.txt")
+    config.data.update(source="folder", path=str(tmp_path), split="train")
+    assert name_images(config, table, range(2)) == "1 of 2 are training images"
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        tar.add(photos / "a.png", "a.png")
+    tars = open_input(f"webdataset:{tmp_path}/t.tar")
+    unknown = name_images(config, tars, range(1))
+    assert unknown == f"{UNKNOWN} (the model was trained on folder)"
+    config.data.update(source=f"webdataset:{tmp_path}/t.tar", path="", split="")
+    assert name_images(config, tars, range(1)) == "Training images"
+    config.data.update(source="scenes", split="train")
     assert known(other).startswith("Held-out images (the model was trained on generated scenes")
     scenes = SceneSource(SceneSpec(), split="train", seed=0)
     assert name_images(config, scenes, range(3)) == "Training images"
@@ -325,6 +337,12 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
         ({"output": "{tmp}/mine.html"}, "mine.html exists and is not a report; give another name"),
         ({"gallery": 0}, "argument --gallery: '0' is not a whole number of at least 1; "),
         ({"images": "nowhere"}, "folder 'nowhere' does not exist; give --images"),
+        (
+            {"images": "table:no.csv"},
+            "table 'no.csv' cannot be read (No such file or directory); correct --images",
+        ),
+        ({"images": "nowhere", "split": "x"}, "--split=x is only for an --images that begins with tfds: or"),
+        ({"split": "x"}, "--split=x belongs to --images; give both, or leave it out."),
         (
             {"size": "4x99"},
             "--size=4x99 is smaller than a patch of the model (8 pixels); enlarge it.",

@@ -80,9 +80,8 @@ def test_a_folder_s_names_reach_the_report_and_the_names_of_pictures(tmp_path):
     source = FolderSource(str(tmp_path))
     names = read_images(source, np.array([0]), (8, 8), "stop").names
     assert names == [r"Mu\xf1oz\x0a.png"]
-    [target] = (
-        importlib.import_module("sparse_vis.commands.reconstruct").targets_of(source, tmp_path).values()
-    )
+    reconstruct = importlib.import_module("sparse_vis.commands.reconstruct")
+    target = reconstruct.target_of(source, tmp_path)(source.names[0])
     assert os.fsencode(target.name) == raw
 
 

@@ -10,9 +10,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sparse_vis.data.decode import decode
-from sparse_vis.data.folder import files_sha256
+from sparse_vis.data.folder import FilesSource, files_sha256
 from sparse_vis.data.records import in_batches
-from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped
@@ -68,7 +67,7 @@ def maps_sha256(data: Data) -> str | None:
 def check_maps(part: Part) -> None:
     """Raise a UserError if a part's first label map is invalid or, for a folder of images, any is missing."""
     label_map(part, part.example())
-    if part.masks is not None and isinstance(part.source, FolderSource):
+    if part.masks is not None and isinstance(part.source, FilesSource):
         paths = (_path(part.masks, part.source.names[i]) for i in part.indices)
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None:

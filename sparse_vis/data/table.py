@@ -1,0 +1,129 @@
+"""Images that a table lists: `table:FILE`, a CSV or Parquet file, or a text file with one path a line."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sparse_vis.data.address import LABELS, find_column, number_labels, split_address
+from sparse_vis.data.folder import NAME_ERRORS, FilesSource
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.names import quoted
+from sparse_vis.runtime.skipped import MAX_PIXELS
+
+PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TRIED = 1000  # files that are looked for when the table is opened
+
+
+class TableSource(FilesSource):
+    """The images that a table lists, in its order; names are paths below the folder that holds all of them.
+
+    Args:
+        address: FILE, or FILE#path=COLUMN,label=COLUMN,split=COLUMN; `label=` (empty) for no labels. Unless
+            named, the columns are found by usual names; those of label and split may be missing. A `.txt`
+            file has one path a line.
+        split: only rows with this value in the column of splits; "" for all rows. Classes are those of all
+            rows, so that splits agree on them.
+        data_dir: folder where relative paths begin; "" for the folder of the table.
+
+    Raises:
+        UserError: the table is missing, empty or damaged, lacks a column or the split, lists a file twice, or
+            a listed file is missing (of TRIED files, spread over the table).
+    """
+
+    def __init__(self, address: str, *, split: str = "", data_dir: str = "", max_pixels: int = MAX_PIXELS):
+        file, named = split_address(address, ("path", "label", "split"))
+        file = os.path.expanduser(file)
+        what = f"table {quoted(file)}"
+        columns = _read(file, what)
+        path = find_column(columns, named.get("path"), PATHS, what)
+        if path is None:
+            raise UserError(
+                f"{what} has no column of paths ({', '.join(map(quoted, [*columns][:8]))}); name it as in "
+                f"--config.data.source=table:{file}#path=COLUMN."
+            )
+        label, splits = (
+            find_column(columns, named.get(key), usual, what)
+            for key, usual in (("label", LABELS), ("split", ("split",)))
+        )
+        paths = columns[path]
+        labels, classes = number_labels(columns[label] if label else [None] * len(paths))
+        rows = range(len(paths))
+        if split:
+            if splits is None:
+                raise UserError(
+                    f"{what} has no column 'split'; set --config.data.split= (empty) for all rows."
+                )
+            rows = [row for row in rows if str(columns[splits][row]) == split]
+            if not rows:
+                there = ", ".join(map(quoted, sorted({*map(str, columns[splits])})[:8]))
+                raise UserError(f"{what} has no rows of split {split!r}; set --config.data.split to {there}.")
+        if not len(rows):
+            raise UserError(f"{what} lists no images; add rows, or correct --config.data.source.")
+        if (empty := next((row for row in rows if not paths[row]), None)) is not None:
+            raise UserError(f"row {empty + 1} of {what} has no path; complete or remove the row.")
+        start = os.path.abspath(os.path.expanduser(data_dir) or os.path.dirname(file))
+        full = [os.path.normpath(os.path.join(start, paths[row])) for row in rows]
+        _check_files(full, what)
+        root = os.path.commonpath([os.path.dirname(name) for name in full])
+        names = [os.path.relpath(name, root).replace(os.sep, "/") for name in full]
+        super().__init__(root, names, labels[np.asarray(rows)], classes, max_pixels)
+        self.about = f"of {file}" + (f", split {split}" if split else "")
+
+
+def _check_files(full: list[str], what: str) -> None:
+    """Refuse a path that is listed twice, and missing files."""
+    if len({*full}) < len(full):
+        seen: set[str] = set()
+        twice = next(name for name in full if name in seen or seen.add(name))
+        raise UserError(f"{what} lists {quoted(twice)} twice; remove one of the rows.")
+    tried = full[:: -(-len(full) // TRIED)]
+    if missing := [name for name in tried if not os.path.lexists(name)]:
+        raise UserError(
+            f"{what} lists {quoted(missing[0])}, which does not exist (nor do {len(missing) - 1} more of "
+            f"{len(tried)} that were looked for); correct it, or set --config.data.path to the folder where "
+            "the paths begin."
+        )
+
+
+def _read(file: str, what: str) -> dict[str, list]:
+    """The columns of a table, by name."""
+    suffix = Path(file).suffix.lower()
+    if suffix not in (*SEPARATORS, ".txt", ".parquet"):
+        raise UserError(f"{what} is neither .csv, .tsv, .parquet nor .txt (one path a line); convert it.")
+    try:
+        if suffix == ".parquet":
+            return _read_parquet(file)
+        with open(file, encoding="utf-8-sig", errors=NAME_ERRORS, newline="") as lines:
+            if suffix == ".txt":
+                return {"path": [line for line in map(str.strip, lines) if line]}
+            reader = csv.DictReader(lines, delimiter=SEPARATORS[suffix], strict=True)
+            rows, header = list(reader), reader.fieldnames or ()
+        for number, row in enumerate(rows, 1):
+            if None in row or None in row.values():
+                raise ValueError(f"row {number} has another number of cells than the header")
+        return {name: [row[name] for row in rows] for name in header}
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(f"{what} cannot be read ({reason}); correct --config.data.source.") from None
+    except (ValueError, csv.Error) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{what} is damaged ({reason}); repair it, or write it again.") from None
+
+
+def _read_parquet(file: str) -> dict[str, list]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open(file, "rb") as opened:  # pyarrow takes paths with a colon for addresses
+        # Only columns that may be paths, labels or splits: others may hold the images themselves.
+        schema = pq.read_schema(opened)
+        plain = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+        plain += [field.name for field in schema if pa.types.is_integer(field.type)]
+        plain += [f.name for f in schema if pa.types.is_dictionary(f.type)]
+        opened.seek(0)
+        return pq.read_table(opened, columns=plain).to_pydict()
