@@ -167,7 +167,10 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
 def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict) -> Encoder:
     """CLS and U of a plain ViT of config.model's sizes without queries, such as an MAE's `read_backbone`."""
     m = config.model
-    sizes, compute = Sizes(m.width, m.layers, m.heads, m.mlp_dim), Compute(config.eval.dtype)
+    sizes, compute = (
+        Sizes(m.width, m.layers, m.heads, m.mlp_dim, epsilon=m.norm_epsilon),
+        Compute(config.eval.dtype),
+    )
     vit = VisionTransformer(m.image_size, m.patch, sizes, queries=0, compute=compute)
     params = jax.device_put({**backbone, "queries": np.zeros((0, m.width), np.float32)})
 

@@ -57,7 +57,7 @@ def _check(params: dict, theirs: ConfigDict, config: ConfigDict, left_out: tuple
     wrong = [f"{name} is missing" for name in ours if name not in found]
     wrong += [f"{name} is not part of this model" for name in found if name not in ours]
     wrong += [f"{n} is {found[n]} instead of {ours[n]}" for n in ours if n in found and ours[n] != found[n]]
-    for name in ("heads", "decoder.heads"):  # numbers that tensor shapes do not show
+    for name in ("heads", "decoder.heads", "norm_epsilon"):  # numbers that tensor shapes do not show
         if at(theirs.model, name) != at(config.model, name):
             wrong.append(f"{name} is {at(theirs.model, name)} instead of {at(config.model, name)}")
     if wrong:
