@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
 from sparse_vis.interop import hub
+from sparse_vis.interop.backbones import find_file, read_backbone
 from sparse_vis.interop.load import read_model
-from sparse_vis.interop.mae import find_file, read_backbone
 from sparse_vis.runtime.errors import UserError
 from tests.interop.mae_config import config_of
 
@@ -85,9 +85,14 @@ def test_a_folder_with_other_files_says_which(tmp_path):
         UserError, match=r"holds none of .* but mae_pre\S+; give .*, e\.g\. \S+/mae_pretrain_vit_b"
     ):
         find_file(str(tmp_path))
-    (tmp_path / "mae_pretrain_vit_base.pth").rename(tmp_path / "tf_model.h5")
+    for name in ("tf_model.h5", "flax_model.msgpack"):
+        (tmp_path / "mae_pretrain_vit_base.pth").rename(tmp_path / name)
+        with pytest.raises(UserError, match=rf"holds only weights of Flax or TensorFlow \({name}\); give the"):
+            find_file(str(tmp_path))
+        (tmp_path / name).rename(tmp_path / "mae_pretrain_vit_base.pth")
+    (tmp_path / "mae_pretrain_vit_base.pth").unlink()
     shutil.copyfile(MAE / "config.json", tmp_path / "config.json")
-    with pytest.raises(UserError, match=r"but config\.json, tf_model\.h5; give a weight file itself\.$"):
+    with pytest.raises(UserError, match=r"but config\.json; give a weight file itself\.$"):
         find_file(str(tmp_path))
 
 
@@ -141,7 +146,7 @@ def test_another_architecture_is_refused(config):
 
 def test_another_number_of_heads_is_refused(config):
     config.model.heads = 2
-    with pytest.raises(UserError, match=r"has 4 attention heads, config\.model\.heads is 2; set it to 4"):
+    with pytest.raises(UserError, match=r"has num_attention_heads=4, config\.model\.heads is 2; set it to 4"):
         read_backbone(WEIGHTS, config)
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from sparse_vis.interop.backbones import read_backbone
 from sparse_vis.interop.load import read_model
-from sparse_vis.interop.mae import read_backbone
 from sparse_vis.interop.manifest import read_manifest, to_config
 from sparse_vis.models.stellar import init_params
 from sparse_vis.runtime.errors import UserError
