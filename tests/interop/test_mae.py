@@ -87,7 +87,9 @@ def test_a_folder_with_other_files_says_which(tmp_path):
         find_file(str(tmp_path))
     for name in ("tf_model.h5", "flax_model.msgpack"):
         (tmp_path / "mae_pretrain_vit_base.pth").rename(tmp_path / name)
-        with pytest.raises(UserError, match=rf"holds only weights of Flax or TensorFlow \({name}\); give the"):
+        with pytest.raises(
+            UserError, match=rf"holds only weights of Flax or TensorFlow \({name}\); give the"
+        ):
             find_file(str(tmp_path))
         (tmp_path / name).rename(tmp_path / "mae_pretrain_vit_base.pth")
     (tmp_path / "mae_pretrain_vit_base.pth").unlink()
@@ -157,12 +159,12 @@ def test_a_table_that_is_no_square_grid_is_refused(tmp_path, config, tensors):
         read_backbone(tmp_path / "mae.safetensors", config)
 
 
-def test_the_pooler_may_be_there_and_nothing_else(tmp_path, config, tensors):
-    pooler = {"vit.pooler.dense.weight": np.zeros((48, 48), np.float32)}
+def test_below_the_backbones_prefix_the_pooler_may_be_there_and_nothing_else(tmp_path, config, tensors):
+    pooler = {f"{x}.weight": np.zeros((48, 48), np.float32) for x in ("vit.pooler.dense", "classifier")}
     save_file({**tensors, **pooler}, tmp_path / "mae.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit_mae"}))  # names no heads
     expected = read_backbone(WEIGHTS, config)
     jax.tree.map(np.testing.assert_array_equal, read_backbone(tmp_path / "mae.safetensors", config), expected)
-    save_file({**tensors, "classifier.weight": np.zeros(3, np.float32)}, tmp_path / "mae.safetensors")
-    with pytest.raises(UserError, match=r"1 unexpected \(classifier\.weight\)"):
+    save_file({**tensors, "vit.neck.weight": np.zeros(3, np.float32)}, tmp_path / "mae.safetensors")
+    with pytest.raises(UserError, match=r"1 unexpected \(vit\.neck\.weight\)"):
         read_backbone(tmp_path / "mae.safetensors", config)
