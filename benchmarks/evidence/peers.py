@@ -117,6 +117,7 @@ def main(_) -> None:
             f'{error.name} is missing; install the peers\' packages: pip install lightly "torch==2.13.*".'
         ) from None
     config.eval.beside = ()
+    config.model.norm_epsilon = 1e-6  # of the original MAE, by whose names the encoder is written
     plan = command.make_plan(config)
     workdir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
