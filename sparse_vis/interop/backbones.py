@@ -20,7 +20,7 @@ from sparse_vis.interop.formats import shards
 from sparse_vis.interop.load import RELEASED, abstract_params
 from sparse_vis.interop.naming import Family, as_transformers_4
 from sparse_vis.interop.released import shapes_of, tensors_to_params
-from sparse_vis.interop.tensors import INDEX, TORCH, check_tensors, listing, read_tensors
+from sparse_vis.interop.tensors import INDEX, TORCH, check_tensors, index_of, listing, read_tensors
 from sparse_vis.models.encoder import resize_position_table
 from sparse_vis.runtime.errors import UserError
 
@@ -97,6 +97,8 @@ def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
             f"{path} holds weights of Flax or TensorFlow; give the safetensors or torch file of the same "
             "model."
         )
+    if index := index_of(path):
+        raise UserError(f"{path} is one of several parts: give {index}.")
     found = as_transformers_4(read_tensors(path))
     if RELEASED in found:
         return None
