@@ -7,21 +7,18 @@ import math
 import pathlib
 import re
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from sparse_vis.interop import hub
 from sparse_vis.interop.described import CONFIG, PIXELS, check_described, pixels_of, read_json_if_any
 from sparse_vis.interop.families import dinov2, timm_vit, transformers_vit
-from sparse_vis.interop.folding import fold_pixels, fold_scales
+from sparse_vis.interop.folding import fold_pixels, fold_scales, resized_table
 from sparse_vis.interop.formats import shards
 from sparse_vis.interop.load import RELEASED, abstract_params
 from sparse_vis.interop.naming import Family, as_transformers_4
 from sparse_vis.interop.released import shapes_of, tensors_to_params
 from sparse_vis.interop.tensors import INDEX, TORCH, check_tensors, index_of, listing, read_tensors
-from sparse_vis.models.encoder import resize_position_table
 from sparse_vis.runtime.errors import UserError
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -103,7 +100,10 @@ def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
     if RELEASED in found:
         return None
     family, found = _choose(found, path)
-    _refuse_unlike(found, family, path)
+    if unlike := family.unlike(found):
+        raise UserError(
+            f"{path} {unlike}, which STELLAR's encoder cannot represent; start from another backbone."
+        )
     check_described(path, family, config)
     m = config.model
     encoder = {k: v for k, v in abstract_params(config)["encoder"].items() if k != "queries"}
@@ -131,7 +131,7 @@ def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
     if registers is not None:
         tree["queries"] = checked[registers][0]
     grid = (m.image_size // m.patch,) * 2
-    return {**tree, "position_table": _resized(tree["position_table"], grid, registers is not None)}
+    return {**tree, "position_table": resized_table(tree["position_table"], grid, registers is not None)}
 
 
 def _choose(found: dict[str, np.ndarray], path: pathlib.Path) -> tuple[Family, dict[str, np.ndarray]]:
@@ -159,22 +159,6 @@ def _choose(found: dict[str, np.ndarray], path: pathlib.Path) -> tuple[Family, d
     )
 
 
-def _refuse_unlike(found: dict[str, np.ndarray], family: Family, path: pathlib.Path) -> None:
-    """Refuse, by one sentence, what our encoder cannot represent."""
-    unlike = [
-        f"{what} ({name})" for pattern, what in family.refused.items() for name in found
-        if re.fullmatch(pattern, name)
-    ]  # fmt: skip
-    if family.bias not in found:
-        unlike.append(f"has queries, keys and values without bias (no {family.bias})")
-    if (cls := family.names["encoder/cls_token"]) not in found:
-        unlike.append(f"has no class token ({cls})")
-    if unlike:
-        raise UserError(
-            f"{path} {unlike[0]}, which STELLAR's encoder cannot represent; start from another backbone."
-        )
-
-
 def _count(registers: np.ndarray, queries: int, path: pathlib.Path) -> int:
     """Number of register tokens, each of which becomes a query."""
     count = registers.shape[1] if registers.ndim == 3 else 0
@@ -184,13 +168,3 @@ def _count(registers: np.ndarray, queries: int, path: pathlib.Path) -> int:
             f"is {queries}; set it to at least {count}, or start from the backbone without registers."
         )
     return count
-
-
-def _resized(table: np.ndarray, grid: tuple[int, int], antialias: bool) -> np.ndarray:
-    """A position table for another grid, as transformers resizes it: with registers antialiased, else not."""
-    side = math.isqrt(len(table))
-    if not antialias or grid == (side, side):
-        return np.asarray(resize_position_table(jnp.asarray(table), grid))
-    square = jnp.asarray(table).reshape(side, side, -1)
-    resized = jax.image.resize(square, (*grid, square.shape[-1]), "cubic", antialias=True)
-    return np.asarray(resized).reshape(grid[0] * grid[1], -1)

@@ -1,10 +1,14 @@
-"""What other backbones compute and our encoder does not, moved into its weights."""
+"""What other backbones compute and our encoder does not, moved into its weights; their position tables."""
 
 from __future__ import annotations
 
+import math
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD
+from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD, resize_position_table
 
 Pixels = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of R, G, B in [0, 1]
 IMAGENET: Pixels = (IMAGENET_MEAN, IMAGENET_STD)
@@ -38,3 +42,13 @@ def fold_pixels(embedding: dict, theirs: Pixels) -> dict:
     shift = np.einsum("pcd,c->d", kernel, (mean - their_mean) / their_std)
     scaled = (kernel * (std / their_std)[:, None]).reshape(embedding["kernel"].shape)
     return {"kernel": np.float32(scaled), "bias": np.float32(embedding["bias"] + shift)}
+
+
+def resized_table(table: np.ndarray, grid: tuple[int, int], antialias: bool) -> np.ndarray:
+    """A position table for another grid, as transformers resizes it: with registers antialiased, else not."""
+    side = math.isqrt(len(table))
+    if not antialias or grid == (side, side):
+        return np.asarray(resize_position_table(jnp.asarray(table), grid))
+    square = jnp.asarray(table).reshape(side, side, -1)
+    resized = jax.image.resize(square, (*grid, square.shape[-1]), "cubic", antialias=True)
+    return np.asarray(resized).reshape(grid[0] * grid[1], -1)

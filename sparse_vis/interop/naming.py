@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 
@@ -65,6 +67,16 @@ class Family:
             refused={pattern + name: what for name, what in self.refused.items()},
             bias=prefix + self.bias,
         )
+
+    def unlike(self, found: Collection[str]) -> str:
+        """What a backbone of these tensors has that our encoder cannot represent, in words; "" if nothing."""
+        for (pattern, what), name in product(self.refused.items(), found):
+            if re.fullmatch(pattern, name):
+                return f"{what} ({name})"
+        if self.bias not in found:
+            return f"has queries, keys and values without bias (no {self.bias})"
+        cls = self.names["encoder/cls_token"]
+        return "" if cls in found else f"has no class token ({cls})"
 
 
 def as_transformers_4(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
