@@ -4,7 +4,9 @@ Command:   python main.py --config=configs/dinov2_b14.py --config.data.path=FOLD
            The weights come from hf://facebook/dinov2-base (pip install -e ".[hub]"); without a network give a
            folder with its files: --config.init=DIR. With registers: hf://facebook/dinov2-with-registers-base,
            whose four registers become the first of the 16 semantic tokens.
-Hardware:  one GPU; MEMORY
+Hardware:  one GPU; 21 GiB by dry run (32 images at a time, compiled for an H100, not run), less with more
+           --config.efficiency.microbatches; at least 0.73 s per step there by the same estimate:
+           python -m benchmarks.dryrun.dryrun --config=configs/dinov2_b14.py --topology=h100:1x1 --mesh=1,1
 Result:    not measured: it depends on the images.
 
 The learning rate is below that of configs/imagenet_b16.py, as the batch is smaller; neither was tuned here.
