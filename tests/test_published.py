@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from sparse_vis.build import build_model
 from sparse_vis.data.cut import centre_cut, labels_at
-from sparse_vis.evals.dataset import SHORT_SIDE
+from sparse_vis.data.records import SHORT_SIDE
 from sparse_vis.evals.maps.segmentation import (
     HeadInput,
     HeadProtocol,
