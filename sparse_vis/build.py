@@ -26,15 +26,15 @@ def build_model(config: ConfigDict, tokenizer: VQGAN | None = None) -> Stellar:
     m, e = config.model, config.efficiency
     compute = Compute(e.dtype, e.attention, e.remat, e.unroll)
 
-    def sizes(of: ConfigDict) -> Sizes:
-        return Sizes(of.width, of.layers, of.heads, of.mlp_dim, m.init_std)
+    def sizes(of: ConfigDict, **rest) -> Sizes:
+        return Sizes(of.width, of.layers, of.heads, of.mlp_dim, m.init_std, **rest)
 
     head = functools.partial(
         PrototypeHead, m.width, m.prototypes.hidden, m.prototypes.dim, m.prototypes.count
     )
     codes = m.tokenizer.codes if m.target == "vq" else 0
     return Stellar(
-        encoder=VisionTransformer(m.image_size, m.patch, sizes(m), m.tokens, compute),
+        encoder=VisionTransformer(m.image_size, m.patch, sizes(m, epsilon=m.norm_epsilon), m.tokens, compute),
         factorizer=Factorizer(m.width, m.spatial_temperature, e.dtype),
         decoder=Decoder(m.width, sizes(m.decoder), m.patch, codes, compute),
         sparse_head=head(),

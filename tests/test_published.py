@@ -24,7 +24,7 @@ from sparse_vis.evals.maps.segmentation import (
     batch_scores,
     segmentation_loss,
 )
-from sparse_vis.interop.mae import read_backbone
+from sparse_vis.interop.backbones import read_backbone
 from sparse_vis.interop.released import params_to_tensors, teacher_to_tensors
 from sparse_vis.ops.matching import entropic_plan
 from sparse_vis.ops.resize import resize_bicubic

@@ -43,8 +43,6 @@ from ml_collections import ConfigDict
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
-from sparse_vis.models.layers import EPSILON
-
 GLOBAL_VIEWS = 2
 SIMCLR_OUTPUTS, SIMCLR_TEMPERATURE = 128, 0.2
 DINO_OUTPUTS, DINO_MOMENTUM = 1024, 0.996
@@ -53,7 +51,7 @@ HIDDEN = 0.75  # share of the patches that MAE's encoder does not see
 
 def backbone(config: ConfigDict) -> MaskedVisionTransformerTorchvision:
     """The encoder of config.model, without queries; it returns CLS."""
-    m, norm = config.model, functools.partial(nn.LayerNorm, eps=EPSILON)
+    m, norm = config.model, functools.partial(nn.LayerNorm, eps=m.norm_epsilon)
     vit = VisionTransformer(
         m.image_size, m.patch, m.layers, m.heads, m.width, m.mlp_dim, num_classes=1, norm_layer=norm
     )

@@ -31,7 +31,7 @@ from sparse_vis.config import arguments, settings
 from sparse_vis.evals import command
 from sparse_vis.evals.encoders import OWN, backbone_encoder
 from sparse_vis.evals.features import Encoder, encode
-from sparse_vis.interop import mae
+from sparse_vis.interop import backbones
 from sparse_vis.interop.formats import write_safetensors
 from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from sparse_vis.runtime.errors import UserError, command_line
@@ -75,7 +75,7 @@ def as_encoder(method, config: ConfigDict, workdir: pathlib.Path, about: dict) -
     """
     with whole(workdir / ENCODER) as partial:
         write_safetensors(mae_tensors(method.backbone.vit), partial)
-    encoder = backbone_encoder(OWN, config, mae.read_backbone(workdir / ENCODER, config), about)
+    encoder = backbone_encoder(OWN, config, backbones.read_backbone(workdir / ENCODER, config), about)
     size = config.model.image_size
     images = np.random.default_rng(0).integers(0, 256, (COMPARED, size, size, 3), np.uint8)
     ours = encode(encoder, images, ("cls", "dense"), config.eval.batch)
@@ -117,6 +117,7 @@ def main(_) -> None:
             f'{error.name} is missing; install the peers\' packages: pip install lightly "torch==2.13.*".'
         ) from None
     config.eval.beside = ()
+    config.model.norm_epsilon = 1e-6  # of the original MAE, by whose names the encoder is written
     plan = command.make_plan(config)
     workdir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)

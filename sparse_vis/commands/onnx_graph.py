@@ -14,7 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from sparse_vis.models.factorize import NORMALIZE_EPSILON
-from sparse_vis.models.layers import EPSILON
 from sparse_vis.models.stellar import Stellar
 
 OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; readable by onnxruntime since 1.12
@@ -24,7 +23,8 @@ BATCH = "batch"
 class Graph:
     """Nodes and constants of a graph, in the order in which they are added; values have names."""
 
-    def __init__(self):
+    def __init__(self, epsilon: float):
+        self.epsilon = epsilon  # of LayerNorm
         self.nodes, self.constants = [], []
 
     def add(self, operator: str, *inputs: str | np.ndarray, names: tuple[str, ...] = (), **attributes):
@@ -49,7 +49,8 @@ class Graph:
 
     def norm(self, x: str, layer: dict) -> str:
         """LayerNorm over the last axis."""
-        return self.add("LayerNormalization", x, layer["scale"], layer["bias"], axis=-1, epsilon=EPSILON)
+        scale, bias = layer["scale"], layer["bias"]
+        return self.add("LayerNormalization", x, scale, bias, axis=-1, epsilon=self.epsilon)
 
 
 def _tokens(graph: Graph, images: str, params: dict, patch: int) -> str:
@@ -111,7 +112,8 @@ def build(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> onnx.M
     Args:
         params: as numpy arrays. outputs: name -> [tokens, width].
     """
-    graph, encoder = Graph(), model.encoder
+    encoder = model.encoder
+    graph = Graph(encoder.sizes.epsilon)
     side, patches, r = encoder.image_size, len(params["encoder"]["position_table"]), encoder.queries
     x = _tokens(graph, "images", params["encoder"], encoder.patch)
     trunk = params["encoder"]["trunk"]

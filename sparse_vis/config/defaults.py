@@ -25,6 +25,7 @@ _CONFIG = dict(
         mlp_dim=3072,
         tokens=16,  # r
         init_std=0.02,  # of initial ViT weights; narrow models need about width**-0.5
+        norm_epsilon=1e-12,  # of the encoder's LayerNorms; backbones of `init` may need 1e-6
         spatial_temperature=0.06,  # tau of L
         target="pixel",  # "pixel" or "vq"
         decoder=dict(width=512, layers=6, heads=8, mlp_dim=2048),

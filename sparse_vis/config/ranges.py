@@ -151,7 +151,8 @@ _TABLE = {
     "name": TEXT, "seed": _SEED, "init": TEXT, "init_name": TEXT, "init_heads": Choice("keep", "fresh"),
     "model": {
         "image_size": whole(5, SIDE), "patch": whole(1, 1024), **_TRANSFORMER,
-        "tokens": whole(1, 2**16), "init_std": real("[1e-6, 10]"), "spatial_temperature": _TEMPERATURE,
+        "tokens": whole(1, 2**16), "init_std": real("[1e-6, 10]"), "norm_epsilon": real("(0, 1e-2]"),
+        "spatial_temperature": _TEMPERATURE,
         "target": Choice("pixel", "vq"), "decoder": _TRANSFORMER,
         "prototypes": {"count": whole(1, 2**24), "dim": _WIDTH, "hidden": _WIDTH},
         "tokenizer": {"path": TEXT, "codes": whole(1, 2**24), "dtype": DTYPES},

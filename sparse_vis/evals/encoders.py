@@ -17,7 +17,7 @@ from sparse_vis import api
 from sparse_vis.config import settings
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.features import RANKS, Encoder, as_unit, patches_of
-from sparse_vis.interop import hub, mae, step_folder
+from sparse_vis.interop import backbones, hub, step_folder
 from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.encoder import VisionTransformer
@@ -36,7 +36,7 @@ def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tup
     """The newest checkpoint of a workdir, else the weights that config.init names.
 
     Returns:
-        The encoder, named "trained", and (model, parameters), or None for an MAE backbone.
+        The encoder, named "trained", and (model, parameters), or None for a backbone.
 
     Raises:
         UserError: there is neither, it cannot be loaded, or the checkpoint has another architecture.
@@ -45,8 +45,8 @@ def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tup
     trained = step_folder.newest_step(workdir) > 0
     if config.init and not trained:
         place, name = config.init, config.init_name or None
-        file = None if name else mae.find_file(place)
-        backbone = mae.read_backbone(file, config) if file is not None else None
+        file = None if name else backbones.find_file(place)
+        backbone = backbones.read_backbone(file, config) if file is not None else None
         if backbone is not None:
             return backbone_encoder(OWN, config, backbone, {"from": place}), None
     elif not trained:
@@ -80,9 +80,7 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
         return patch_pca(train, config.model.patch, config.model.width)
     if name == "untrained":
         if own is None:
-            raise UserError(
-                "config.eval.beside='untrained' cannot be used with an MAE backbone; leave it out."
-            )
+            raise UserError("config.eval.beside='untrained' cannot be used with a backbone; leave it out.")
         model, trained = own
         frozen = {key: trained[key] for key in ("tokenizer",) if key in trained}
         params = init_params(model.clone(tokenizer=None), jax.random.key(config.seed)) | frozen
@@ -165,11 +163,15 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
 
 
 def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict) -> Encoder:
-    """CLS and U of a plain ViT of config.model's sizes without queries, such as an MAE's `read_backbone`."""
+    """CLS and U of another project's ViT, as `read_backbone` gives it; the only queries are its registers."""
     m = config.model
-    sizes, compute = Sizes(m.width, m.layers, m.heads, m.mlp_dim), Compute(config.eval.dtype)
-    vit = VisionTransformer(m.image_size, m.patch, sizes, queries=0, compute=compute)
-    params = jax.device_put({**backbone, "queries": np.zeros((0, m.width), np.float32)})
+    sizes, compute = (
+        Sizes(m.width, m.layers, m.heads, m.mlp_dim, epsilon=m.norm_epsilon),
+        Compute(config.eval.dtype),
+    )
+    backbone = {"queries": np.zeros((0, m.width), np.float32), **backbone}
+    vit = VisionTransformer(m.image_size, m.patch, sizes, len(backbone["queries"]), compute)
+    params = jax.device_put(backbone)
 
     @jax.jit
     def tokens(params, images):

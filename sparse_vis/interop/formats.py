@@ -27,7 +27,7 @@ from sparse_vis.runtime.errors import UserError
 
 CHECKSUMS = "sparse_vis.crc32"  # key of the file's metadata: JSON of tensor name -> checksum
 # Keys under which trainers store the model's tensors in a checkpoint, the outer key first.
-KEYS = ("state_dict", "model", "model_state_dict", "module")
+KEYS = ("state_dict", "model", "model_state_dict", "module", "teacher")  # teacher: of DINO
 SAVE = "save only the model's state_dict()"
 # Class named in torch's message, which is not shown: it advises weights_only=False, which runs foreign code.
 _FOREIGN = re.compile(r"GLOBAL (\S+)")
@@ -44,6 +44,8 @@ _DISGUISES = (
     (b"GGUF", "is a GGUF file, whose quantized values are not read; give the safetensors or torch file"),
     (b"\x89HDF", "is an HDF5 file (TensorFlow, Keras); give the safetensors or torch file"),
 )
+# A map of names, as Flax writes it with msgpack: its length, then the first name.
+_FLAX = re.compile(rb"([\x80-\x8f]|\xde..|\xdf....)([\xa0-\xbf]|\xd9.)[A-Za-z_]{2}", re.DOTALL)
 
 
 def damaged(path: Path, kind: str, cause: Exception | str) -> UserError:
@@ -57,6 +59,8 @@ def damaged(path: Path, kind: str, cause: Exception | str) -> UserError:
             return UserError(f"{path} {sentence}.")
     if kind != "safetensors" and start[8:10] == b'{"':
         return UserError(f"{path} is a safetensors file by its content; give it the extension .safetensors.")
+    if kind != "Flax msgpack" and start[8:9] != b"{" and _FLAX.match(start):
+        return UserError(f"{path} is a Flax msgpack file; give the safetensors or torch file instead.")
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
     reason = lines[0].rstrip(". ")[:200]
     return UserError(f"{path} cannot be read as a {kind} file ({reason}); download or export it again.")

@@ -21,6 +21,7 @@ SETTINGS = {
     "num_attention_heads": "heads", "intermediate_size": "mlp_dim", "num_sparse_tokens": "tokens",
     "spatial_temp": "spatial_temperature", "recon_type": "target", "num_clusters": "prototypes.count",
     "prototype_dim": "prototypes.dim", "predictor_hidden_size": "prototypes.hidden",
+    "layer_norm_eps": "norm_epsilon",
     "num_decoder_layers": "decoder.layers", "decoder_hidden_size": "decoder.width",
     "decoder_attention_heads": "decoder.heads", "decoder_intermediate_size": "decoder.mlp_dim",
 }  # fmt: skip
@@ -30,7 +31,7 @@ _RELEASED = {
     "image_size": 224, "num_sparse_tokens": 16, "spatial_temp": 0.06, "do_cls": True, "num_clusters": 16384,
     "recon_type": "vq", "num_decoder_layers": 6, "prototype_dim": 256, "predictor_layers": 2,
     "predictor_hidden_size": 2048, "decoder_hidden_size": 512, "decoder_attention_heads": 8,
-    "decoder_intermediate_size": 2048, "vq_model": None,
+    "decoder_intermediate_size": 2048, "vq_model": None, "layer_norm_eps": 1e-12,
 }  # fmt: skip
 # The five released models, for weight files without a manifest.
 KNOWN = {
@@ -178,6 +179,8 @@ def vq_entry(tokenizer: VQGAN, weights: str) -> dict:
 def from_config(config: ConfigDict, weights: str) -> dict:
     """The manifest entry of one of our configurations, with every size; `weights` names the weight file."""
     entry = {key: at(config.model, setting) for key, setting in SETTINGS.items()}
+    if entry["layer_norm_eps"] == _RELEASED["layer_norm_eps"]:  # published manifests do not have this key
+        del entry["layer_norm_eps"]
     vq = {"num_embeddings": config.model.tokenizer.codes} if config.model.target == "vq" else None
     fixed = {"weights": weights, "backbone": None, "do_cls": True, "predictor_layers": 2, "vq_model": vq}
     return {**fixed, **entry}

@@ -20,7 +20,7 @@ LISTED = 8  # most names of each kind in an error message
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 # Parts of names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing insert.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_SHARD = re.compile(r"(.+)-\d+-of-\d+(\.\w+)")
+_SHARD = re.compile(r"(.+)-\d+-of-(?!0*1\.)\d+(\.\w+)")
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -97,8 +97,8 @@ def check_tensors(
     kinds = (("missing", missing), ("misshapen", misshapen), ("unexpected", extra))
     faults = [f"{len(names)} {kind} ({listing(names)})" for kind, names in kinds if names]
     if faults:
-        part = _SHARD.fullmatch(Path(path).name)
-        whole = f"it is one of several parts: give {part[1]}{part[2]}{INDEX}" if part else ""
+        index = index_of(path)
+        whole = f"it is one of several parts: give {index}" if index else ""
         raise UserError(
             f"{path} does not hold this model's tensors: {', '.join(faults)}; "
             f"{whole or 'give the weight file of the configured architecture'}."
@@ -119,6 +119,12 @@ def check_tensors(
             "file is damaged or its training diverged: download or export it again."
         )
     return tensors
+
+
+def index_of(path: str | Path) -> str:
+    """Name of the index of a file that is, by its name, one of several parts; "" for others."""
+    part = _SHARD.fullmatch(Path(path).name)
+    return f"{part[1]}{part[2]}{INDEX}" if part else ""
 
 
 def listing(names: Iterable[str]) -> str:

@@ -15,20 +15,22 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from sparse_vis.models.attention import LONGEST, RESULT, fused_attention, plain_attention, short_attention
-from sparse_vis.models.layers import INIT_STD, MOMENT, LayerNorm, Linear, gelu, product, standardize
+from sparse_vis.models.layers import EPSILON, INIT_STD, MOMENT, LayerNorm, Linear, gelu, product, standardize
 
 PRODUCT = "product"  # checkpoint name of the outputs of a block's linear maps
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of a transformer: d, blocks, attention heads, hidden width of the MLP, std of initial kernels."""
+    """Sizes of a transformer: d, blocks, attention heads, hidden width of the MLP; std of initial kernels;
+    epsilon of LayerNorm."""
 
     width: int
     layers: int
     heads: int
     mlp_dim: int
     init_std: float = INIT_STD
+    epsilon: float = EPSILON
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Maps:
 def transform(
     maps: Maps,
     x: Float[Array, "B T d"],
-    heads: int,
+    sizes: Sizes,
     compute: Compute,
     length: int | None = None,
     only: Callable[[Array], Array] | None = None,
@@ -93,7 +95,7 @@ def transform(
         return only(x)
 
     Args:
-        maps: parameters. heads: of the attention. compute: dtype and attention; the rest belongs to Trunk.
+        maps: parameters. sizes: heads and epsilon are used. compute: dtype and attention are used.
         length: with "cudnn", the number of valid tokens, counted from the first; None: all.
         only: selects the Q tokens to compute, (B, T, d) -> (B, Q, d); of the others only keys and values are
             computed. None: all tokens, Q = T.
@@ -103,7 +105,7 @@ def transform(
         return checkpoint_name(product(x, kernel.astype(compute.dtype)) + bias.astype(compute.dtype), PRODUCT)
 
     def per_head(x):
-        return x.reshape(*x.shape[:2], heads, -1)
+        return x.reshape(*x.shape[:2], sizes.heads, -1)
 
     x = batch_sharded(x)
     if compute.attention != "xla":
@@ -111,7 +113,7 @@ def transform(
         # XLA store H/14's local views with the batch axis last, and copy them in every layer.
         x = with_layout_constraint(x, Layout((0, 1, 2)))
     batch, tokens, width = x.shape
-    y = standardize(x)
+    y = standardize(x, sizes.epsilon)
     kernel, bias = maps.qkv
     if only:
         x, asked = only(x), only(y)
@@ -119,7 +121,9 @@ def transform(
         k, v = jnp.split(dense(y, kernel[:, width:], bias[width:]), 2, axis=-1)
         y = plain_attention(per_head(q), per_head(k), per_head(v))
     elif compute.attention == "pallas":
-        y = short_attention(dense(y, kernel, bias).reshape(batch, tokens, 3, heads, width // heads))
+        y = short_attention(
+            dense(y, kernel, bias).reshape(batch, tokens, 3, sizes.heads, width // sizes.heads)
+        )
     elif compute.attention == "xla":
         y = plain_attention(*map(per_head, jnp.split(dense(y, kernel, bias), 3, axis=-1)))
     else:  # cuDNN needs q, k and v as separate arrays: split the kernel, not its output
@@ -127,7 +131,7 @@ def transform(
         q, k, v = (per_head(dense(y, *part)) for part in cut)
         y = fused_attention(q, k, v, length or tokens)
     x = x + dense(y.reshape(x.shape), *maps.attention_out)
-    return x + dense(gelu(dense(standardize(x), *maps.mlp_in)), *maps.mlp_out)
+    return x + dense(gelu(dense(standardize(x, sizes.epsilon), *maps.mlp_in)), *maps.mlp_out)
 
 
 class Block(nn.Module):
@@ -139,10 +143,11 @@ class Block(nn.Module):
 
     def setup(self):
         width, mlp_dim, std = self.sizes.width, self.sizes.mlp_dim, self.sizes.init_std
-        self.norm_attention = LayerNorm(width)
+        epsilon = self.sizes.epsilon
+        self.norm_attention = LayerNorm(width, epsilon)
         self.qkv = Linear(width, 3 * width, std)
         self.attention_out = Linear(width, width, std)
-        self.norm_mlp = LayerNorm(width)
+        self.norm_mlp = LayerNorm(width, epsilon)
         self.mlp_in = Linear(width, mlp_dim, std)
         self.mlp_out = Linear(mlp_dim, width, std)
 
@@ -158,7 +163,7 @@ class Block(nn.Module):
         maps = self.maps()
         if self.is_initializing():  # x determines none of the parameters
             return x
-        return transform(maps, x, self.sizes.heads, self.compute, self.length)
+        return transform(maps, x, self.sizes, self.compute, self.length)
 
 
 class Trunk(nn.Module):
@@ -190,11 +195,11 @@ class Trunk(nn.Module):
         policy = kept_by_products if compute.remat == "products" else None
         if compute.attention == "cudnn" and length % 2:  # pad with a token that is masked, and removed below
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
-        norm = LayerNorm(sizes.width, name="norm")
+        norm = LayerNorm(sizes.width, sizes.epsilon, name="norm")
         if self.unrolled:
 
             def run(maps, x, only):
-                return transform(maps, x, sizes.heads, compute, length, only)
+                return transform(maps, x, sizes, compute, length, only)
 
             if compute.remat != "none":
                 run = jax.checkpoint(run, policy=policy, static_argnums=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -68,29 +69,29 @@ class Linear(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
 
 
-EPSILON = 1e-12  # as in the published encoder
+EPSILON = 1e-12  # of the published encoder and decoder; of other backbones config.model.norm_epsilon
 MOMENT = "moment"  # checkpoint name of each row's mean and 1 / standard deviation
 
 
-@jax.custom_vjp
-def standardize(x: Float[Array, "*B d"]) -> Float[Array, "*B d"]:
-    """(x - mean) / sqrt(variance + 1e-12) over the last axis, computed in float32, returned in x's dtype.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def standardize(x: Float[Array, "*B d"], epsilon: float = EPSILON) -> Float[Array, "*B d"]:
+    """(x - mean) / sqrt(variance + epsilon) over the last axis, computed in float32, returned in x's dtype.
 
     For the backward pass autodiff would save three float32 arrays of x's size; this saves x and two numbers
     per row. Reverse mode only.
     """
-    return _forward(x)[0]
+    return _forward(x, epsilon)[0]
 
 
-def _forward(x):
+def _forward(x, epsilon):
     wide = x.astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
-    factor = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + EPSILON)
+    factor = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
     mean, factor = checkpoint_name(mean, MOMENT), checkpoint_name(factor, MOMENT)
     return ((wide - mean) * factor).astype(x.dtype), (x, mean, factor)
 
 
-def _backward(kept, change):
+def _backward(_, kept, change):
     x, mean, factor = kept
     unit, wide = (x.astype(jnp.float32) - mean) * factor, change.astype(jnp.float32)
     pull = wide - wide.mean(-1, keepdims=True) - unit * (wide * unit).mean(-1, keepdims=True)
@@ -101,16 +102,17 @@ standardize.defvjp(_forward, _backward)
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation with epsilon 1e-12, in x's dtype; names and initial values as in nn.LayerNorm."""
+    """Layer normalisation in x's dtype; names and initial values as in nn.LayerNorm."""
 
     width: int
+    epsilon: float = EPSILON
 
     def setup(self):
         self.scale = self.param("scale", nn.initializers.ones, (self.width,), jnp.float32)
         self.bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
 
     def __call__(self, x: Float[Array, "*B d"]) -> Float[Array, "*B d"]:
-        return (standardize(x) * self.scale + self.bias).astype(x.dtype)
+        return (standardize(x, self.epsilon) * self.scale + self.bias).astype(x.dtype)
 
     def into(
         self, kernel: Float[Array, "d o"], bias: Float[Array, " o"]

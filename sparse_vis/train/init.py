@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_model
 from sparse_vis.config.settings import at
-from sparse_vis.interop import mae
+from sparse_vis.interop import backbones
 from sparse_vis.interop.load import abstract_params, read_model
 from sparse_vis.models.encoder import resize_position_table
 from sparse_vis.models.stellar import init_params
@@ -22,20 +23,22 @@ LISTED = 4  # tensors in an error message
 def initial_params(config: ConfigDict) -> dict:
     """Parameters of step 0: random, but for the weights that `config.init` names.
 
-    An MAE backbone gives the encoder except its queries. A model (ours or released) gives everything, or
-    everything but the heads with config.init_heads="fresh". Position tables of another size are resized; any
-    other difference in architecture is a UserError.
+    A backbone gives the encoder except its queries, or with registers the first of them. A model (ours or
+    released) gives everything, or everything but the heads with config.init_heads="fresh". Position tables of
+    another size are resized; any other difference in architecture is a UserError.
     """
     given = _read(config) if config.init else {}
     fresh = init_params(build_model(config), jax.random.key(config.seed))
     merged = {name: {**part, **given[name]} if name in given else part for name, part in fresh.items()}
+    first, drawn = merged["encoder"]["queries"], fresh["encoder"]["queries"]
+    merged["encoder"]["queries"] = np.concatenate([first, drawn[len(first) :]])  # first: all, or registers
     return jax.device_put(merged)  # jnp.asarray would compile a program for every shape
 
 
 def _read(config: ConfigDict) -> dict:
-    # init_name selects a model of a release; MAE backbones have no such names.
-    file = None if config.init_name else mae.find_file(config.init)
-    backbone = mae.read_backbone(file, config) if file is not None else None
+    # init_name selects a model of a release; backbones have no such names.
+    file = None if config.init_name else backbones.find_file(config.init)
+    backbone = backbones.read_backbone(file, config) if file is not None else None
     if backbone is not None:
         return {"encoder": backbone}
     found = read_model(config.init, config.init_name or None)
@@ -57,7 +60,7 @@ def _check(params: dict, theirs: ConfigDict, config: ConfigDict, left_out: tuple
     wrong = [f"{name} is missing" for name in ours if name not in found]
     wrong += [f"{name} is not part of this model" for name in found if name not in ours]
     wrong += [f"{n} is {found[n]} instead of {ours[n]}" for n in ours if n in found and ours[n] != found[n]]
-    for name in ("heads", "decoder.heads"):  # numbers that tensor shapes do not show
+    for name in ("heads", "decoder.heads", "norm_epsilon"):  # numbers that tensor shapes do not show
         if at(theirs.model, name) != at(config.model, name):
             wrong.append(f"{name} is {at(theirs.model, name)} instead of {at(config.model, name)}")
     if wrong:

@@ -22,7 +22,7 @@ class Layer(nn.Module):
 
     def __init__(self, width, heads, hidden):
         super().__init__()
-        self.ln_1, self.ln_2 = (nn.LayerNorm(width, eps=1e-12) for _ in range(2))
+        self.ln_1, self.ln_2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
         self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Dropout(0.0), nn.Linear(hidden, width), nn.Dropout(0.0)
@@ -45,7 +45,7 @@ class Backbone(nn.Module):
         vit.encoder = nn.Module()
         length = 1 + (m.image_size // m.patch) ** 2
         vit.encoder.pos_embedding = nn.Parameter(torch.randn(1, length, m.width))
-        vit.encoder.layers, vit.encoder.ln = nn.Sequential(), nn.LayerNorm(m.width, eps=1e-12)
+        vit.encoder.layers, vit.encoder.ln = nn.Sequential(), nn.LayerNorm(m.width, eps=1e-6)
         for number in range(m.layers):
             vit.encoder.layers.add_module(f"encoder_layer_{number}", Layer(m.width, m.heads, m.mlp_dim))
         for parameter in self.parameters():  # LayerNorms and biases too
@@ -80,7 +80,7 @@ class Method(nn.Module):
 
 def test_a_backbone_of_torchvision_is_our_encoder(tmp_path):
     config = get_config()
-    config.model.layers = 2
+    config.model.update(layers=2, norm_epsilon=1e-6)
     torch.manual_seed(0)
     method = nn.Module()
     method.backbone = Backbone(config.model)

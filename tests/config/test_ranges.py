@@ -75,6 +75,7 @@ RIGHT_AND_WRONG = [
         ],
         [1e-4, 1e4], [0.0, -0.1, 0.9999e-4, 1.00001e4],
     ),
+    (["model.norm_epsilon"], [1e-12, 1e-6, 1e-2], [0.0, -1e-6, 1.0001e-2]),
     (["model.init_std"], [1e-6, 10.0], [0.0, -0.02, 0.9999e-6, 10.00001]),
     ([*names("views", "global_scale", "local_scale"), "eval.segmentation.scale",
       *(f"{probe}.scale" for probe in PROBES)], [(1e-6, ONE), (0.5, 0.5)],

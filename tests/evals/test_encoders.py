@@ -40,7 +40,7 @@ def test_an_mae_backbone_is_encoded_without_queries(tmp_path):
         found["cls"].reshape(recorded["out.cls"].shape), recorded["out.cls"], atol=2e-4
     )
     np.testing.assert_allclose(found["dense"], recorded["out.patches"], atol=2e-4)
-    with pytest.raises(UserError, match="'untrained' cannot be used with an MAE"):
+    with pytest.raises(UserError, match="'untrained' cannot be used with a backbone"):
         beside_encoder("untrained", config, weights, train())
 
 

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
 from sparse_vis.interop import hub
+from sparse_vis.interop.backbones import find_file, read_backbone
 from sparse_vis.interop.load import read_model
-from sparse_vis.interop.mae import find_file, read_backbone
 from sparse_vis.runtime.errors import UserError
 from tests.interop.mae_config import config_of
 
@@ -85,9 +85,14 @@ def test_a_folder_with_other_files_says_which(tmp_path):
         UserError, match=r"holds none of .* but mae_pre\S+; give .*, e\.g\. \S+/mae_pretrain_vit_b"
     ):
         find_file(str(tmp_path))
-    (tmp_path / "mae_pretrain_vit_base.pth").rename(tmp_path / "tf_model.h5")
+    for name in ("tf_model.h5", "flax_model.msgpack"):
+        (tmp_path / "mae_pretrain_vit_base.pth").rename(tmp_path / name)
+        with pytest.raises(UserError, match=rf"only weights of Flax or TensorFlow \({name}\); give the"):
+            find_file(str(tmp_path))
+        (tmp_path / name).rename(tmp_path / "mae_pretrain_vit_base.pth")
+    (tmp_path / "mae_pretrain_vit_base.pth").unlink()
     shutil.copyfile(MAE / "config.json", tmp_path / "config.json")
-    with pytest.raises(UserError, match=r"but config\.json, tf_model\.h5; give a weight file itself\.$"):
+    with pytest.raises(UserError, match=r"but config\.json; give a weight file itself\.$"):
         find_file(str(tmp_path))
 
 
@@ -141,7 +146,7 @@ def test_another_architecture_is_refused(config):
 
 def test_another_number_of_heads_is_refused(config):
     config.model.heads = 2
-    with pytest.raises(UserError, match=r"has 4 attention heads, config\.model\.heads is 2; set it to 4"):
+    with pytest.raises(UserError, match=r"has num_attention_heads=4, config\.model\.heads is 2; set it to 4"):
         read_backbone(WEIGHTS, config)
 
 
@@ -152,12 +157,12 @@ def test_a_table_that_is_no_square_grid_is_refused(tmp_path, config, tensors):
         read_backbone(tmp_path / "mae.safetensors", config)
 
 
-def test_the_pooler_may_be_there_and_nothing_else(tmp_path, config, tensors):
-    pooler = {"vit.pooler.dense.weight": np.zeros((48, 48), np.float32)}
+def test_below_the_backbones_prefix_the_pooler_may_be_there_and_nothing_else(tmp_path, config, tensors):
+    pooler = {f"{x}.weight": np.zeros((48, 48), np.float32) for x in ("vit.pooler.dense", "classifier")}
     save_file({**tensors, **pooler}, tmp_path / "mae.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit_mae"}))  # names no heads
     expected = read_backbone(WEIGHTS, config)
     jax.tree.map(np.testing.assert_array_equal, read_backbone(tmp_path / "mae.safetensors", config), expected)
-    save_file({**tensors, "classifier.weight": np.zeros(3, np.float32)}, tmp_path / "mae.safetensors")
-    with pytest.raises(UserError, match=r"1 unexpected \(classifier\.weight\)"):
+    save_file({**tensors, "vit.neck.weight": np.zeros(3, np.float32)}, tmp_path / "mae.safetensors")
+    with pytest.raises(UserError, match=r"1 unexpected \(vit\.neck\.weight\)"):
         read_backbone(tmp_path / "mae.safetensors", config)

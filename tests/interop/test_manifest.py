@@ -176,3 +176,12 @@ def test_weights_may_be_a_link_as_in_the_hubs_cache(tmp_path):
     entry = {**ENTRIES["pixel_p16"], "weights": "x.safetensors"}
     (tmp_path / "snapshot" / "config.json").write_text(json.dumps({"models": {"x": entry}}))
     assert read_model(tmp_path / "snapshot").config.model.width == 48
+
+
+def test_the_epsilon_of_another_backbone_is_written_and_read():
+    """Published manifests do not have it: theirs is 1e-12."""
+    config = manifest.to_config(SIZES, "x")
+    assert config.model.norm_epsilon == 1e-12 and "layer_norm_eps" not in manifest.from_config(config, "f")
+    config.model.norm_epsilon = 1e-6
+    entry = manifest.from_config(config, "f")
+    assert entry["layer_norm_eps"] == 1e-6 and manifest.to_config(entry, "x").model.norm_epsilon == 1e-6

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from sparse_vis.evals.pixels import networks
+from sparse_vis.interop.backbones import find_file, read_backbone
 from sparse_vis.interop.formats import write_safetensors
 from sparse_vis.interop.load import read_model
-from sparse_vis.interop.mae import find_file, read_backbone
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.tensors import check_tensors, read_tensors
 from sparse_vis.runtime.errors import UserError

@@ -195,7 +195,7 @@ def test_a_block_is_the_plain_form_of_its_docstring(case, only, monkeypatch):
     @jax.jit
     def run(given, x):
         maps = block.apply({"params": given}, method="maps")
-        return transform(maps, x.astype(case[0]), SIZES.heads, block.compute, only=only)
+        return transform(maps, x.astype(case[0]), SIZES, block.compute, only=only)
 
     ours = run(given, x)
     exact = plain_form(params, np.float64(x), only)

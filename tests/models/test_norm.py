@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +20,13 @@ def example(dtype, shape=(3, 5, 96)):
     return x.astype(dtype), scale, bias, jax.random.normal(jax.random.key(2), shape).astype(dtype)
 
 
-def flaxs(x, scale, bias):
-    reference = nn.LayerNorm(epsilon=EPSILON, use_fast_variance=False)
+def flaxs(x, scale, bias, epsilon=EPSILON):
+    reference = nn.LayerNorm(epsilon=epsilon, use_fast_variance=False)
     return reference.apply({"params": {"scale": scale, "bias": bias}}, x).astype(x.dtype)
 
 
-def ours(x, scale, bias):
-    return LayerNorm(x.shape[-1]).apply({"params": {"scale": scale, "bias": bias}}, x)
+def ours(x, scale, bias, epsilon=EPSILON):
+    return LayerNorm(x.shape[-1], epsilon).apply({"params": {"scale": scale, "bias": bias}}, x)
 
 
 def assert_same_derivatives(functions, arguments, change, tolerance):
@@ -41,6 +43,13 @@ def assert_same_derivatives(functions, arguments, change, tolerance):
 def test_values_and_gradients_are_flaxs(dtype, tolerance):
     x, scale, bias, change = example(dtype)
     assert_same_derivatives((ours, flaxs), (x, scale, bias), change, tolerance)
+
+
+def test_the_epsilon_is_the_given_one():
+    """With rows so small that epsilon decides: theirs with 1e-12 would be ten times larger."""
+    x, scale, bias, change = example("float32")
+    functions = [functools.partial(function, epsilon=1e-6) for function in (ours, flaxs)]
+    assert_same_derivatives(functions, (1e-4 * x, scale, bias), change, 1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])

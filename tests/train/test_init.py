@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from sparse_vis.interop.backbones import read_backbone
 from sparse_vis.interop.load import read_model
-from sparse_vis.interop.mae import read_backbone
 from sparse_vis.interop.manifest import read_manifest, to_config
 from sparse_vis.models.stellar import init_params
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train import init
 from tests.interop.mae_config import config_of
+from tests.interop.timm_vit import TimmViT
 from tests.tiny_checkpoint import tiny_config, write_checkpoints
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -76,6 +77,18 @@ def test_a_backbone_gives_the_encoder_and_nothing_else(path):
         {**params, "encoder": params["encoder"]["queries"]}, {**fresh, "encoder": fresh["encoder"]["queries"]}
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+
+
+def test_registers_are_the_first_queries(tmp_path):
+    config = config_of(MAE)
+    config.model.update(norm_epsilon=1e-6, tokens=5)
+    fresh = random_start(init.build_model(config), jax.random.key(config.seed))["encoder"]["queries"]
+    vit = TimmViT(64, 16, 48, 2, 4, registers=2)
+    torch.nn.init.ones_(vit.reg_token)
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    config.init = str(tmp_path / "vit.pth")
+    queries = init.initial_params(config)["encoder"]["queries"]
+    np.testing.assert_array_equal(queries, np.concatenate([np.ones((2, 48)), fresh[2:]]))
 
 
 def test_without_init_the_start_is_random():
@@ -138,6 +151,7 @@ def set_in(config, name, value):
         ),
         ("model.layers", 3, r"instead of \(3, "),
         ("model.heads", 4, "heads is 2 instead of 4; make"),
+        ("model.norm_epsilon", 1e-6, "norm_epsilon is 1e-12 instead of 1e-06; make"),
         ("model.decoder.heads", 4, r"decoder\.heads is 2 instead of 4; make"),
         (
             "model.target",

@@ -1,19 +1,14 @@
-"""ViTMAEForPreTraining of transformers (names `vit.*`); ViTModel or ViTMAEModel alone (without `vit.`)."""
+"""The plain ViTs of transformers, alone or within another model: ViT, ViTMAE, ViTMSN, DINO."""
 
 from __future__ import annotations
 
 from sparse_vis.interop.naming import Family
 from sparse_vis.interop.released import renamed
 
-MAE = Family(
-    "ViTMAEForPreTraining of transformers (vit.embeddings.cls_token, …)",
-    r"vit\..*",
-    names=renamed({"encoder.": "vit."}),
-    unused=(r"decoder\..*", r"vit\.pooler\..*"),
-)
-ALONE = Family(
-    "ViTModel or ViTMAEModel (embeddings.cls_token, …)",
-    r"embeddings\..*|encoder\.layer\.\d+\..*",
+VIT = Family(
+    "ViT, ViTMAE, ViTMSN or DINO of transformers (vit.embeddings.cls_token or embeddings.cls_token, …)",
+    anchor="encoder.layer.0.layernorm_before.weight",
     names=renamed({"encoder.": ""}),
-    unused=(r"pooler\..*",),
+    unused=(r"embeddings\.mask_token", r"pooler\..*"),
+    bias="encoder.layer.0.attention.attention.query.bias",
 )

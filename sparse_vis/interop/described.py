@@ -1,0 +1,84 @@
+"""What the JSON files beside a backbone's weights say of it, that its tensors do not show."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from sparse_vis.interop.folding import IMAGENET, Pixels
+from sparse_vis.interop.naming import Family
+from sparse_vis.runtime.errors import UserError
+
+CONFIG, PIXELS = "config.json", "preprocessor_config.json"  # of transformers; timm has the first alone
+
+
+def check_described(path: pathlib.Path, family: Family, config: ConfigDict) -> None:
+    """Refuse a backbone with other heads, LayerNorm epsilon or activation than config.model.
+
+    Raises:
+        UserError: names both values.
+    """
+    beside, m = path.parent / CONFIG, config.model
+    found = read_json_if_any(beside)
+    activation = found.get("hidden_act") or (found.get("model_args") or {}).get("act_layer") or "gelu"
+    if activation != "gelu":
+        raise UserError(
+            f"{beside} has the activation {activation!r}, STELLAR's encoder has the exact GELU; start from "
+            "another backbone."
+        )
+    known = {"layer_norm_eps": family.epsilon, **{k: v for k, v in found.items() if v is not None}}
+    for key, setting in (("num_attention_heads", "heads"), ("layer_norm_eps", "norm_epsilon")):
+        theirs = known.get(key)
+        if theirs is not None and theirs != m[setting]:
+            source = beside if key in found else f"{path} (by its names {family.title.partition(' (')[0]})"
+            raise UserError(
+                f"{source} has {key}={theirs}, config.model.{setting} is {m[setting]}; set it to {theirs}."
+            )
+
+
+def pixels_of(path: pathlib.Path) -> Pixels:
+    """Mean and standard deviation by which a backbone's pixels are scaled.
+
+    ImageNet's, with a note, if no file beside it says so.
+
+    Raises:
+        UserError: they are not three numbers each, or the standard deviations are not positive.
+    """
+    for name, group, keys in (
+        (PIXELS, None, ("image_mean", "image_std")),
+        (CONFIG, "pretrained_cfg", ("mean", "std")),
+    ):
+        found = read_json_if_any(path.parent / name)
+        found = (found.get(group) or {}) if group else found
+        if found.get("do_normalize") is False:
+            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if keys[0] in found or keys[1] in found:
+            return tuple(_three(found.get(key), path.parent / name, key) for key in keys)
+    print(f"note: no file beside {path} says how its pixels are scaled; taken as ImageNet's.", flush=True)
+    return IMAGENET
+
+
+def _three(values: object, path: pathlib.Path, key: str) -> tuple[float, ...]:
+    numbers = isinstance(values, list) and all(type(x) in (int, float) for x in values)
+    if not numbers or len(values) != 3 or (key.endswith("std") and min(values) <= 0):
+        raise UserError(f"{path} has {key}={values!r} instead of three numbers; download it again.")
+    return tuple(map(float, values))
+
+
+def read_json_if_any(path: pathlib.Path) -> dict:
+    """The content of a JSON file; empty if there is none.
+
+    Raises:
+        UserError: the file is no group of settings in JSON, such as a Git-LFS pointer.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a group of settings in JSON; download it again, or delete it.")
+    return content
