@@ -85,6 +85,9 @@ RUN = {
     "tests/benchmarks/test_evidence.py": {
         "test_a_run_is_trained_evaluated_kept_and_not_run_again": ("benchmarks.evidence.evidence --group",),
         "test_tables_hold_mean_and_deviation_over_seeds": ("benchmarks.evidence.evidence --tables",),
+        "test_the_script_for_a_gpu_without_network_trains_and_leaves_a_model": (
+            "benchmarks/evidence/gpu_train.sh",
+        ),
     },
     "tests/benchmarks/test_speed.py": {
         # With a Python that only notes arguments: --small takes 190 s of processor time.

@@ -25,7 +25,8 @@ class ComposedSource(abc.ABC):
 
     A record holds `image` uint8 (size, size, 3); `mask` uint8 (size, size), 0 for background and k for the
     visible pixels of the k-th object (alpha above a half); `labels` int32 (4,), classes of the objects,
-    padded with -1; `label`, the class of a scene with one object, else -1; and `name`.
+    padded with -1; `objects` likewise, which objects of the split they are; `label`, the class of a scene
+    with one object, else -1; and `name`.
 
     Args:
         spec: of the subclass; has `size`, `train_records` and `eval_records`.
@@ -50,8 +51,8 @@ class ComposedSource(abc.ABC):
         """The same with one object in each scene, for probes that need one class per image."""
 
     @abc.abstractmethod
-    def _draw(self, rng: np.random.Generator, mask: Mask) -> tuple[Pixels, list[int]]:
-        """Draw a scene: its image, in [0, 1], and the classes of its objects; fills the mask, of zeros."""
+    def _draw(self, rng: np.random.Generator, mask: Mask) -> tuple[Pixels, list[tuple[int, int]]]:
+        """Draw a scene: image, in [0, 1], and (class, number) of its objects; fills the mask, of zeros."""
 
     def __len__(self) -> int:
         return self.spec.train_records if self.split == "train" else self.spec.eval_records
@@ -60,14 +61,15 @@ class ComposedSource(abc.ABC):
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
-        mask, labels = np.zeros((self.spec.size,) * 2, np.uint8), np.full(MOST, -1, np.int32)
+        mask, drawn = np.zeros((self.spec.size,) * 2, np.uint8), np.full((MOST, 2), -1, np.int32)
         image, found = self._draw(rng, mask)
-        labels[: len(found)] = found
+        drawn[: len(found)] = np.reshape(found, (-1, 2))
         return {
             "image": np.rint(image * 255).astype(np.uint8),
             "mask": mask,
-            "labels": labels,
-            "label": found[0] if len(found) == 1 else -1,
+            "labels": drawn[:, 0],
+            "objects": drawn[:, 1],
+            "label": found[0][0] if len(found) == 1 else -1,
             "name": f"{self.kind}/{self.split}/{index:06d}",
         }
 

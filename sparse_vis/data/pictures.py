@@ -103,7 +103,7 @@ class PictureSource(ComposedSource):
         spec = dataclasses.replace(self.spec, max_objects=1, photographs=0.0)
         return PictureSource(self.path, spec, split=self.split, seed=self.seed)
 
-    def _draw(self, rng: np.random.Generator, mask: Mask) -> tuple[Pixels, list[int]]:
+    def _draw(self, rng: np.random.Generator, mask: Mask) -> tuple[Pixels, list[tuple[int, int]]]:
         size, found = self.spec.size, []
         alone = rng.random() < self.spec.photographs
         if not alone and rng.random() < self.spec.plain:
@@ -122,5 +122,5 @@ class PictureSource(ComposedSource):
                 box, drawn = placed
                 pixels = np.asarray(drawn, np.float32) / 255
                 image[box] += pixels[..., :3] - pixels[..., 3:] * image[box]
-                found.append(self._kit.labels[which])
+                found.append((self._kit.labels[which], which))
         return image, found

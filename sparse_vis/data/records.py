@@ -34,6 +34,7 @@ class Records:
         label: class, -1 for a record without one; None if the source has no labels.
         mask: instance numbers, 0 for background; None if the source has no masks.
         labels: set of classes in each image, padded with -1; None if the source has no sets.
+        objects: which object each of `labels` is, padded with -1; None if the source does not know.
     """
 
     image: UInt8[np.ndarray, "n size size 3"]
@@ -41,6 +42,7 @@ class Records:
     label: Int32[np.ndarray, " n"] | None
     mask: UInt8[np.ndarray, "n size size"] | None
     labels: Int32[np.ndarray, "n k"] | None
+    objects: Int32[np.ndarray, "n k"] | None
 
 
 def read_records(
@@ -85,6 +87,7 @@ def read_records(
         label=np.array([r.get("label", -1) for r in records], np.int32) if "label" in has else None,
         mask=np.stack([square(r["mask"], NEAREST) for r in records]) if "mask" in has else None,
         labels=_padded([r.get("labels", none) for r in records]) if "labels" in has else None,
+        objects=_padded([r.get("objects", none) for r in records]) if "objects" in has else None,
     )
 
 

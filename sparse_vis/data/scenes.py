@@ -94,7 +94,7 @@ class SceneSource(ComposedSource):
         texture = self._textures[rng.integers(len(self._textures))]
         return cut(rng, texture, size, size * rng.uniform(1, 2))
 
-    def _draw(self, rng: np.random.Generator, mask: Mask) -> tuple[Pixels, list[int]]:
+    def _draw(self, rng: np.random.Generator, mask: Mask) -> tuple[Pixels, list[tuple[int, int]]]:
         one, white, found = self.spec.digits == "one", self.spec.colours == "white", []
         image = self._background(rng)
         areas: list[int] = []
@@ -106,7 +106,7 @@ class SceneSource(ComposedSource):
                 colour = np.ones(3) if white else _contrasting(rng, image[box].mean((0, 1)))
                 alpha = np.asarray(glyph, np.float32)[..., None] / 255
                 image[box] += alpha * (colour - image[box])
-                found.append(int(self._classes[which]))
+                found.append((int(self._classes[which]), which))
         return image, found
 
 

@@ -46,7 +46,8 @@ class Source(Protocol):
 
         Optional keys are `max_pixels`, the largest number of pixels that is decoded, and for images with
         sets of classes `labels`, int32, padded with −1: TFDS data sets with a sequence `labels`, and scenes
-        and pictures, which have four entries, and a `mask` (H, W) uint8 too. Other keys are ignored.
+        and pictures, which have four entries, with `objects`, the number of each, and a `mask` (H, W) uint8
+        too. Other keys are ignored.
 
         A source may also have: `images_sha256`, which identifies the images and their order; `about`, where
         they are, in words; `labels`, every record's `label` (or None), and `name_of(index)`, for what is

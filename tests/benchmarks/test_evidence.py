@@ -1,8 +1,10 @@
 """The runner of experiments: commands, finished runs, tables."""
 
 import json
+import os
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
@@ -106,3 +108,44 @@ def test_the_page_of_results_has_a_place_for_every_group():
     text = "".join(page.read_text() for page in evidence.PAGES)
     assert all(text.count(f"<!-- {name} -->") == 1 for name in GROUPS)
     assert all((ROOT / row.config).is_file() for group in GROUPS.values() for row in group.rows.values())
+
+
+@pytest.mark.fast
+def test_the_script_for_a_gpu_without_network_trains_and_leaves_a_model(tmp_path):
+    """With a Python that only notes its arguments, and writes what main.py and export would."""
+    fake = tmp_path / "python3"
+    fake.write_text(
+        f"""#!/bin/bash
+echo "$@" >> {tmp_path}/calls
+for word in "$@"; do
+  case $word in
+    --workdir=*) mkdir "${{word#*=}}"; touch "${{word#*=}}"/{{metrics.jsonl,config.json}}; sleep 10 ;;
+    --config.data.path=*) cat "${{word#*=}}/objects/train/cat/a.png" >> {tmp_path}/seen ;;
+    --output=*) mkdir "${{word#*=}}" ;;
+  esac
+done
+"""
+    )
+    fake.chmod(0o755)
+    tree = tmp_path / "tree"
+    (tree / "benchmarks" / "evidence").mkdir(parents=True)
+    script = tree / "benchmarks" / "evidence" / "gpu_train.sh"
+    script.write_bytes((ROOT / "benchmarks" / "evidence" / "gpu_train.sh").read_bytes())
+    for split in ("train", "test"):
+        (tree / "data" / "pictures" / "objects" / split / "cat").mkdir(parents=True)
+        (tree / "data" / "pictures" / "objects" / split / "cat" / "a.png").write_text(split)
+        (tree / "data" / "pictures" / "photographs" / split).mkdir(parents=True)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(tmp_path / "out")}
+
+    def run(*arguments):
+        return subprocess.run(["bash", str(script), *arguments], capture_output=True, text=True, env=env)
+
+    assert run("pack").returncode == 0 and "grain==" in (tmp_path / "calls").read_text()
+    with tarfile.open(tree / ".gpu" / "pictures.tar") as packed:
+        assert {name.split("/")[1] for name in packed.getnames() if "/" in name} == {"train"}
+    done = run("train", "1", "--config.train.steps=5")  # which `timeout` ends before the tenth second
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert "--config.train.steps=5" in calls and "export --checkpoint=" in calls
+    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "metrics.jsonl", "model"]
+    assert "say pack, or train SECONDS" in run("tarin").stderr

@@ -3,7 +3,8 @@
 An object k is described by c(k, n), the share of its visible pixels that lies in patch n. L turns this into a
 weight of each token, a(k, r) = sum_n c(k, n) L(n, r), whose sum over r is one. Four vectors are classified:
 the token of largest weight; S weighted by a; U weighted by c, which knows the true mask; and the mean of S
-over the image, which does not know which object is meant.
+over the image, which does not know which object is meant. Where records tell which object each one is, it is
+also measured how often an object's nearest neighbour is the same object in another scene.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def _of_patches(features: dict, records: Records, networks) -> dict[str, np.ndar
 
 
 def _classes(features: dict, records: Records, networks) -> dict[str, np.ndarray]:
-    return {"object_label": records.labels}
+    numbers = {} if records.objects is None else {"object_number": records.objects}
+    return {"object_label": records.labels, **numbers}
 
 
 def _reducers(data: Data) -> dict[str, tuple[Reducer, ...]]:
@@ -66,15 +68,16 @@ def _reducers(data: Data) -> dict[str, tuple[Reducer, ...]]:
 NAMES = {"object_token": "token", "object_S": "S by L", "object_U": "U by mask", "object_mean_S": "mean S"}
 
 
-def _rows(columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Vectors and class of every object."""
+def _rows(columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]:
+    """Vectors, class and, if known, number of every object."""
     labels = columns["object_label"]
     known = labels >= 0
-    return {to: columns[name][known] for name, to in NAMES.items() if name in columns}, labels[known]
+    vectors = {to: columns[name][known] for name, to in NAMES.items() if name in columns}
+    return vectors, labels[known], columns["object_number"][known] if "object_number" in columns else None
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
-    (x, y), (test_x, test_y) = map(_rows, map(bench.columns, ("train", "test")))
+    (x, y, _), (test_x, test_y, numbers) = map(_rows, map(bench.columns, ("train", "test")))
     classes, protocol, k = bench.data.classes, SweepProtocol(seed=bench.seed), min(NEIGHBOURS, len(y))
     probes = sweep(x, y, test_x, test_y, classes=classes, protocol=protocol).alone
     metrics = {}
@@ -85,6 +88,8 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
             "linear": probes[name].accuracy,
             **{f"recall{n}": share for n, share in recall_at_k(test, ks=RECALL_KS).items()},
         }
+        if numbers is not None:
+            metrics[name]["same_object"] = recall_at_k(Split(test_x[name], numbers), ks=(1,))[1]
     chance = float(np.bincount(test_y).max() / len(test_y))
     details = {"train_objects": len(y), "test_objects": len(test_y), "most_frequent_class": chance}
     return Result(metrics, details=details)
