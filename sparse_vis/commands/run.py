@@ -96,10 +96,10 @@ def closing(workdir: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
-    """Train to the end, or until SIGTERM or Ctrl-C."""
+def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, **given) -> None:
+    """Train to the end, or until SIGTERM or Ctrl-C; `given` are arguments of `Run`."""
     initial = functools.partial(initial_params, config) if config.init else None
-    training = Run(config, workdir, initial=initial, tokenizer=read_tokenizer(config))
+    training = Run(config, workdir, initial=initial, tokenizer=read_tokenizer(config), **given)
     training.train(stop)
     if stop.received:
         what = f"{stop.name}: saved step {training.step} in {workdir}"

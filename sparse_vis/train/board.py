@@ -9,6 +9,8 @@ import textwrap
 import time
 from collections.abc import Mapping
 
+from sparse_vis.runtime.progress import say
+
 
 def _interface() -> type:
     """clu's MetricWriter, its module loaded alone, because its package imports TensorFlow."""
@@ -78,10 +80,7 @@ class TensorBoard:
         """Stop writing: a full disk or a missing package must not end the run."""
         self.writer = None
         why = textwrap.shorten(str(error), 240, placeholder=" …")
-        print(
-            f"note: TensorBoard files are no longer written ({why}); metrics.jsonl has all numbers.",
-            flush=True,
-        )
+        say(f"note: TensorBoard files are no longer written ({why}); metrics.jsonl has all numbers.")
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Write the numbers of a step."""

@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from sparse_vis.interop.step_folder import saved_steps
 from sparse_vis.runtime import skipped as skipped_file
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
-from sparse_vis.runtime.progress import time_left
+from sparse_vis.runtime.progress import end_line, say, time_left
 from sparse_vis.train.board import TensorBoard
 
 JSONL = "metrics.jsonl"
@@ -43,7 +43,7 @@ def keep_until(path: pathlib.Path, step: int) -> list[dict]:
         except (ValueError, TypeError, KeyError):
             damaged += line.endswith(b"\n")
     if damaged:
-        print(f"note: {damaged} damaged lines of {path} were skipped.", flush=True)
+        say(f"note: {damaged} damaged lines of {path} were skipped.")
     if len(rows) < len(lines):
         write_whole(path, b"".join(kept))
     return rows
@@ -79,11 +79,16 @@ class Averages:
 class RunLog:
     """Prints and writes metrics in the main process (`active`); other processes only compute them.
 
-    `first` is the step at which this process starts. A UserError says if the metrics cannot be written.
+    `first` is the step at which this process starts, `show` prints a row's line. A UserError says if the
+    metrics cannot be written.
     """
 
-    def __init__(self, workdir: pathlib.Path, steps: int, batch: int, first: int, active: bool):
+    def __init__(
+        self, workdir: pathlib.Path, steps: int, batch: int, first: int, active: bool,
+        show: Callable[[str], None] = say,
+    ):  # fmt: skip
         self.path, self.steps, self.batch, self.active = workdir / JSONL, steps, batch, active
+        self.show = show
         self.last_step, self.said_waiting = first, False
         self.start_clock()
         if active:
@@ -104,7 +109,7 @@ class RunLog:
         self.start_clock()
         means = means | {"images_per_second": rate} | extra
         if self.active:
-            print(self.line(step, means), flush=True)
+            self.show(self.line(step, means))
             row = {"step": step, "time": time.time(), **means}
             self._write(json.dumps(row, allow_nan=False).encode() + b"\n")
             self.board.write(step, means)
@@ -138,11 +143,10 @@ class RunLog:
         """Print once that input is the bottleneck, if waiting took more than INPUT_SHARE of an interval."""
         if share > INPUT_SHARE and not self.said_waiting:
             self.said_waiting = True
-            print(
+            say(
                 f"note: data loading is the bottleneck: {share:.0%} of the time since the last line was "
                 "spent waiting for images; raise config.data.workers (decoding processes), up to the "
-                "number of free cores.",
-                flush=True,
+                "number of free cores."
             )
 
     def line(self, step: int, row: dict[str, float]) -> str:
@@ -171,6 +175,7 @@ class RunLog:
 
     def close(self) -> None:
         if self.active:
+            end_line()
             self.file.close()
             self.board.close()
 
