@@ -8,18 +8,19 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from PIL import Image
 
 from sparse_vis.interop.step_folder import saved_steps
 from sparse_vis.runtime import skipped as skipped_file
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.files import whole, write_whole
 from sparse_vis.runtime.progress import end_line, say, time_left
-from sparse_vis.train.board import TensorBoard
+from sparse_vis.train.board import PICTURES, Guarded, TensorBoard, picture_of
 
 JSONL = "metrics.jsonl"
 WIDTH = 100  # columns of a line
@@ -85,7 +86,7 @@ class RunLog:
 
     def __init__(
         self, workdir: pathlib.Path, steps: int, batch: int, first: int, active: bool,
-        show: Callable[[str], None] = say,
+        show: Callable[[str], None] = say, trackers: Iterable[Guarded] = (),
     ):  # fmt: skip
         self.path, self.steps, self.batch, self.active = workdir / JSONL, steps, batch, active
         self.show = show
@@ -96,6 +97,7 @@ class RunLog:
                 rows = keep_until(self.path, first)
                 self.file = self.path.open("ab", buffering=0)
             self.board = TensorBoard(workdir / "tensorboard", rows)
+            self.writers = [self.board, *trackers]
 
     def start_clock(self) -> None:
         """Start timing the next interval."""
@@ -110,11 +112,30 @@ class RunLog:
         means = means | {"images_per_second": rate} | extra
         if self.active:
             self.show(self.line(step, means))
-            row = {"step": step, "time": time.time(), **means}
-            self._write(json.dumps(row, allow_nan=False).encode() + b"\n")
-            self.board.write(step, means)
+            self._write_row(step, means)
+            for writer in self.writers:
+                writer.write(step, means)
             self.mention_input(extra.get("input_wait_seconds", 0.0) / seconds)
         return means
+
+    def add_probe(self, step: int, numbers: dict[str, float], picture: np.ndarray, seconds: float) -> None:
+        """Write a row of its own and a picture (H, W, 3) uint8; `seconds` do not count as training."""
+        self.last_time += seconds
+        if self.active:
+            say("  ".join([f"probe at step {step}:", *(f"{name} {x:.4g}" for name, x in numbers.items())]))
+            numbers = {f"{PICTURES}/{name}": x for name, x in numbers.items()}
+            with self._writing():
+                path = picture_of(self.path.parent, step)
+                path.parent.mkdir(exist_ok=True)
+                with whole(path) as partial:
+                    Image.fromarray(picture).save(partial, format="PNG")
+            self._write_row(step, numbers)
+            for writer in self.writers:
+                writer.write(step, numbers, {PICTURES: picture})
+
+    def _write_row(self, step: int, numbers: dict[str, float]) -> None:
+        row = {"step": step, "time": time.time(), **numbers}
+        self._write(json.dumps(row, allow_nan=False).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
         with self._writing():
@@ -177,7 +198,8 @@ class RunLog:
         if self.active:
             end_line()
             self.file.close()
-            self.board.close()
+            for writer in self.writers:
+                writer.close()
 
 
 class Skipped:

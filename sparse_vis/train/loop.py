@@ -34,6 +34,7 @@ from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
 from sparse_vis.train.recipe import Recipe, build_recipe
 from sparse_vis.train.step import TrainState, compile_step, initial_state, steps_applied
 from sparse_vis.train.stop import StopSignal
+from sparse_vis.train.trackers import check_trackers, open_trackers
 
 if TYPE_CHECKING:
     from sparse_vis.data.sources import Source
@@ -113,6 +114,7 @@ class Run:
         tokenizer: module and frozen parameters that compute the codes of the VQ target.
         build: (config, tokenizer module) -> Recipe; benchmarks/evidence/baselines.py has another.
         source: the images, if config.data does not name them. show: prints the line of a row of metrics.
+        probe: source -> (parameters -> numbers and a picture, or None), for config.train.probe_every.
 
     Raises:
         UserError: any error that the user can correct; before the first step where possible.
@@ -127,11 +129,14 @@ class Run:
         build: Callable[..., Recipe] = build_recipe,
         source: Source | None = None,
         show: Callable[[str], None] = say,
+        probe: Callable[[Source], Callable] | None = None,
     ):
         settings.check(config, jax.device_count(), jax.default_backend())
+        check_trackers(config.train.trackers)
         self.config, self.workdir, self.show = config, workdir, show
         self.main = jax.process_index() == 0
         self.source = build_source(config, config.data.split) if source is None else source
+        self.probe = probe(self.source) if probe else None
         self.mesh = make_mesh(config.efficiency.mesh)
         module, params = tokenizer or (None, None)
         recipe, everywhere = build(config, module), NamedSharding(self.mesh, PartitionSpec())
@@ -235,7 +240,7 @@ class Run:
             gc.freeze()  # else garbage collection over imported modules takes a tenth of the tracing time
             lowered = self.update.lower(self.state, batch, self.tokenizer, self.seed)
             traced = time.perf_counter() - began
-            log = RunLog(self.workdir, steps, self.config.train.batch, self.step, self.main, self.show)
+            log = self.open_log()
             exits.enter_context(contextlib.closing(log))
             on_cpu = jax.default_backend() == "cpu"
             update = lowered.compile(compiler_options=CPU_COMPILER_OPTIONS if on_cpu else None)
@@ -245,6 +250,12 @@ class Run:
             log.start_clock()
             exits.callback(checkpoint.finish, self.manager)
             return self._steps(update, batches, batch, log, stop or StopSignal())
+
+    def open_log(self) -> RunLog:
+        """The log of this run, and in the main process its trackers."""
+        train, settings_of = self.config.train, settings.leaves(self.config)
+        trackers = open_trackers(train.trackers, self.workdir, settings_of) if self.main else []
+        return RunLog(self.workdir, train.steps, train.batch, self.step, self.main, self.show, trackers)
 
     def introduce(self) -> None:
         """Print sizes of the model, length of the training, and devices."""
@@ -302,6 +313,10 @@ class Run:
                     extra |= self.health(self.step, self.state)
                 row = log.report(self.step, means, extra)
                 self.averages, waiting = Averages(), 0.0
+            if self.probe and self.step % train.probe_every == 0 and not stop.received:
+                began = time.perf_counter()
+                if (found := self.probe(self.state.params)) is not None:
+                    log.add_probe(self.step, *found, time.perf_counter() - began)
             if saves:
                 log.sync()
                 checkpoint.save(self.manager, self.state, self.place(), self.config)
