@@ -138,7 +138,7 @@ ROWS = Form(
     "is not a list of rows; write ((task, what is measured, metric, figure, tolerance), ...)",
 )
 TRACKERS = Form(
-    _sequence(lambda x: x in ("wandb", "mlflow")),
+    lambda names: _sequence(lambda x: x in ("wandb", "mlflow"))(names) and len(set(names)) == len(names),
     "is not a list of trackers; write it like ('wandb', 'mlflow')",
 )
 MESH = Form(_sequence(is_whole, 2), "is not a pair of whole numbers; write it like (-1, 1)")

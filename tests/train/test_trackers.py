@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -44,22 +45,23 @@ def test_wandb_continues_its_run(tmp_path, monkeypatch):
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     id = two_processes("wandb", tmp_path)
-    files = sorted(tmp_path.glob(f"wandb/offline-run-*/run-{id}.wandb"))
-    assert len(files) in (1, 2)  # named by the second
-    rows, config = [], {}
-    for file in files:
-        for data in records_of(file.read_bytes()):
-            record = Record.FromString(data)
-            items = [(x.key or x.nested_key[0], json.loads(x.value_json)) for x in record.history.item]
-            rows += [dict(items)] if items else []
-            config |= {x.key or x.nested_key[0]: json.loads(x.value_json) for x in record.config.update}
-    found = {(row["_step"], name): row[name] for row in rows for name in row if not name.startswith("_")}
-    assert {key: x for key, x in found.items() if key[1] != "probe"} == {
+    (first, second) = sorted(tmp_path.glob(f"wandb/offline-run-*/run-{id}.wandb"))
+    found, settings = {}, {}
+    for file in (first, second):
+        records, until = [], time.monotonic() + 60
+        while not any(record.HasField("exit") for record in records):  # its own process may still write
+            assert time.monotonic() < until, f"{file} has no end"
+            records = [Record.FromString(data) for data in records_of(file.read_bytes())]
+        for record in records:
+            row = {".".join(x.nested_key): json.loads(x.value_json) for x in record.history.item}
+            found |= {(row["_step"], name): x for name, x in row.items() if name[0] != "_"}
+            named = (*record.config.update, *record.run.config.update)
+            settings |= {x.key or ".".join(x.nested_key): json.loads(x.value_json) for x in named}
+    assert {key: x for key, x in found.items() if "probe." not in key[1]} == {
         (1, "total"): 10, (2, "total"): 20, (3, "probe/psnr"): 20.5,
     }  # fmt: skip
-    picture = found[3, "probe"]
-    assert (picture["width"], picture["height"]) == (9, 8)
-    assert config["train.steps"] == 5
+    assert (found[3, "probe.width"], found[3, "probe.height"]) == (9, 8)
+    assert settings["train.steps"] == 5
 
 
 def test_mlflow_continues_its_run(tmp_path, monkeypatch):
