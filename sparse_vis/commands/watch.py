@@ -111,8 +111,9 @@ class Watch:
         """Images for kNN; of scenes and pictures, those with one object."""
         source = source.singles() if isinstance(source, ComposedSource) else source
         rows = spread(rows, self.config.train.probe_images)
-        # Without classes, no image has a label, and none is read.
-        return _known(self._read(source, rows) if source.classes else self.query)
+        if not source.classes or not len(rows):
+            return Kept(self.query.image[:0], self.query.label[:0])
+        return _known(self._read(source, rows))
 
     def __call__(self, params: dict) -> tuple[dict[str, float], UInt8[np.ndarray, "H W 3"]] | None:
         """`psnr`, `knn` (of mean S), `knn_cls`, and a picture; None, after a note, if S is not finite."""

@@ -9,8 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import sparse_vis
 from sparse_vis.build import build_source
 from sparse_vis.commands.run import train
-from sparse_vis.commands.watch import held_out
+from sparse_vis.commands.watch import Watch, held_out
 from sparse_vis.config.defaults import default_config
+from sparse_vis.data.own import OwnSource
 from sparse_vis.train.stop import StopSignal
 from sparse_vis.viz.figures import read_metrics
 from tests.train.tiny_config import get_config
@@ -143,3 +144,18 @@ def test_parts_of_one_split_are_not_certain_to_be_apart(monkeypatch, split, test
     config.data.update(source="tfds:imagenet2012", split=split)
     config.eval.test_split = test
     assert held_out(config) == (test if apart else None)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("count", "knn"), [(1, False), (9, True)])
+def test_images_in_memory_are_measured_and_said_to_be_trained_on(capsys, count, knn):
+    config = get_config()
+    config.data.source = "object"
+    source = OwnSource([(np.full((24, 24, 3), i, np.uint8), i % 2) for i in range(count)], classes=("a", "b"))
+    watch = Watch(config, None, source)
+    kNN = "kNN, " * knn
+    assert f"steps: {kNN}PSNR and pictures of {1 + knn} images of the training images, as no split" in (
+        capsys.readouterr().out
+    )
+    assert [image[0, 0, 0] for image in watch.query.image] == [0, 5][: 1 + knn]
+    assert [image[0, 0, 0] for image in watch.voters.image] == [1, 2, 3, 4, 6, 7, 8] * knn
