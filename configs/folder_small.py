@@ -3,7 +3,15 @@
 Command:   python main.py --config=configs/folder_small.py --config.data.path=FOLDER
            or in Python: model, params, history = sparse_vis.train("FOLDER")
 Hardware:  one CPU core suffices.
-Result:    not measured yet.
+Result:    with --config.train.steps=400 (12,800 images, 6 minutes of one CPU core with compilation and
+           evaluation, seed 0) on 2,000 pictures of 128 px, one object of 12 categories on each, and 600 with
+           other objects (docs/pictures.md): reconstruction 17.6 dB (untrained 6.9). kNN, k = 20, of mean S is
+           .185, of untrained weights .207, of pixels .222, and .225 by always naming the largest category:
+           after so few images it reconstructs coarsely and has learned no classes. For these start from
+           weights (configs/dinov2_b14.py), or train much longer (not measured).
+
+Patches of 12 px keep an image at 64 patches. L is sharper than published (docs/small_experiments.md). If no
+folder is named for it, evaluations hold out a fifth of the images, which are trained on without their labels.
 """
 
 from sparse_vis.config.defaults import default_config
