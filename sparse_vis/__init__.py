@@ -3,6 +3,7 @@
     model, params = sparse_vis.load("runs/quickstart")
     out = sparse_vis.encode(model, params, images)
     pixels = sparse_vis.reconstruct(model, params, out)
+    model, params, history = sparse_vis.train("photos")  # a folder, an address, an array or a data set
 
 Heavy dependencies are imported when one of these names is first used.
 """
@@ -13,7 +14,7 @@ import importlib
 from sparse_vis.runtime import host
 
 __version__ = "0.2.0"
-__all__ = ["encode", "load", "reconstruct"]
+__all__ = ["encode", "load", "reconstruct", "train"]
 
 
 def __dir__() -> list[str]:
@@ -23,6 +24,8 @@ def __dir__() -> list[str]:
 def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module 'sparse_vis' has no attribute {name!r}")
+    if name == "train":  # the folder of that name, which can be called
+        return importlib.import_module("sparse_vis.train")
     collecting = gc.isenabled()
     gc.disable()  # looking for garbage in what is imported takes a fifth of the time, and finds none
     try:

@@ -30,7 +30,7 @@ def sentence(*arguments):
         ([QUICKSTART, "--config.batch=3"], "--config.batch", "config.train.batch"),
         ([QUICKSTART, "--config.train.steps=many"], "--config.train.steps=many: ", "'many'"),
         ([QUICKSTART, "--config.train=3"], "--config.train=3: ", "not a dict"),
-        (["--config=configs/xyz.py"], "configs/xyz.py", "one of digits, fashion, folder"),
+        (["--config=configs/xyz.py"], "configs/xyz.py", "one of digits, "),
         (["--config=configs/quickstar.py"], "configs/quickstar.py", "did you mean configs/quickstart.py?"),
         (["--config=README.md"], "README.md is not Python", "correct it"),
         (["--config=pyproject.toml"], "pyproject.toml is not Python (line", "correct it"),

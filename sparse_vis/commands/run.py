@@ -82,6 +82,7 @@ def closing(workdir: pathlib.Path) -> str:
     files = {
         f"{step_folder.FOLDER}/{step}": "the newest checkpoint",
         "metrics.jsonl": "all numbers of training; tensorboard/ has them too",
+        "probe": "pictures of some images during training",
         "evaluation.json": "all numbers of the evaluations; evaluation.md has the tables",
         "localization.png": "held-out scenes: reconstructions, masks, where each token looks",
         "photographs.png": "the photographs in the package, which are larger than the images of training",
@@ -96,10 +97,15 @@ def closing(workdir: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
-    """Train to the end, or until SIGTERM or Ctrl-C."""
+def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, **given) -> None:
+    """Train to the end, or until SIGTERM or Ctrl-C; `given` are arguments of `Run`."""
     initial = functools.partial(initial_params, config) if config.init else None
-    training = Run(config, workdir, initial=initial, tokenizer=read_tokenizer(config))
+    tokenizer, probe = read_tokenizer(config), None
+    if config.train.probe_every:
+        from sparse_vis.commands.watch import Watch  # imported only if needed: it takes seconds
+
+        probe = functools.partial(Watch, config, tokenizer)
+    training = Run(config, workdir, initial=initial, tokenizer=tokenizer, probe=probe, **given)
     training.train(stop)
     if stop.received:
         what = f"{stop.name}: saved step {training.step} in {workdir}"

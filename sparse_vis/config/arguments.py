@@ -7,14 +7,17 @@ import difflib
 import os
 import pathlib
 import re
+import runpy
 import traceback
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from sparse_vis.config.defaults import default_config
 from sparse_vis.config.experiments import file_of, names
-from sparse_vis.config.settings import leaves
+from sparse_vis.config.ranges import ALLOWED, shown
+from sparse_vis.config.settings import at, from_json, leaves
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import fault, local
 from sparse_vis.runtime.tools import unknown_flag
@@ -57,14 +60,59 @@ def parse(arguments: list[str]) -> list[str]:
     except Exception as error:  # absl's, or whatever the user's own get_config() raises
         message = str(error)
         if file is not None and (not isinstance(error, flags.Error) or f"--config={file}" in message):
-            raise UserError(f"configuration file {file} fails: {_where(error, file)}; correct it.") from None
+            raise _failing(file, error) from None
         message = re.sub(r"\S{200,}", lambda word: f"{word[0][:60]}…", " ".join(message.split()).rstrip("."))
         raise UserError(f"{message}; {program} --help lists the flags.") from None
     if file is not None and not isinstance(flags.FLAGS["config"].value, ConfigDict):
-        raise UserError(f"get_config() of {file} does not return a ConfigDict; end it with `return config`.")
+        raise _no_config(file)
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value.")
     return rest
+
+
+def read_config(text: str | os.PathLike) -> ConfigDict:
+    """The configuration of an experiment's name, or of a file like those of configs/.
+
+    Raises:
+        UserError: there is no such file, or it fails.
+    """
+    file = pathlib.Path(file_of(os.path.expanduser(os.fspath(text))))
+    _check_config_file(file)
+    try:
+        config = runpy.run_path(str(file))["get_config"]()
+    except Exception as error:  # whatever the user's own get_config() raises
+        raise _failing(file, error) from None
+    if not isinstance(config, ConfigDict):
+        raise _no_config(file)
+    return config
+
+
+def override(config: ConfigDict, name: str, value: Any) -> None:
+    """Change a setting as --config.NAME=VALUE does; `settings.check` checks the range.
+
+    Raises:
+        UserError: there is no such setting, or the value has another type.
+    """
+    check_setting(name)
+    if name not in ALLOWED:
+        known = next(leaf for leaf in ALLOWED if leaf.startswith(f"{name}."))
+        raise UserError(f"config.{name} is a group of settings; give one of them, e.g. config.{known}.")
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if hasattr(value, "item"):  # a number of NumPy
+        value = value.item()
+    if sentence := ALLOWED[name].kind(value):
+        raise UserError(f"config.{name}={shown(value)} {sentence}.")
+    *sections, last = name.split(".")
+    at(config, *sections)[last] = from_json(value)
+
+
+def _failing(file: pathlib.Path, error: Exception) -> UserError:
+    return UserError(f"configuration file {file} fails: {_where(error, file)}; correct it.")
+
+
+def _no_config(file: pathlib.Path) -> UserError:
+    return UserError(f"get_config() of {file} does not return a ConfigDict; end it with `return config`.")
 
 
 def _with_file(arguments: list[str]) -> tuple[list[str], pathlib.Path | None]:

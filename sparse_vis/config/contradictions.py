@@ -89,7 +89,7 @@ def _of_training(config: ConfigDict, devices: int) -> Iterator[str]:
 def _of_computation(config: ConfigDict, backend: str) -> Iterator[str]:
     e, prototypes = config.efficiency, config.model.prototypes.count
     if not re.fullmatch(
-        r"scenes|pictures|folder|packed|tfds:\S+|(table|webdataset|hf):.*\S.*", config.data.source
+        r"scenes|pictures|folder|packed|object|tfds:\S+|(table|webdataset|hf):.*\S.*", config.data.source
     ):
         yield (
             "{data.source} is unknown; use 'scenes', 'pictures', 'folder', 'packed', 'table:<file>', "

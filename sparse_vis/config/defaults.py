@@ -119,6 +119,9 @@ _CONFIG = dict(
         log_every=50,
         save_every=1000,
         health_every=250,  # steps between health checks, each made with the next log row; 0: never
+        probe_every=0,  # steps between probes: kNN, PSNR and pictures of some images; 0: never
+        probe_images=500,  # images that are probed, and as many others for kNN
+        trackers=(),  # that get all metrics too: "wandb", "mlflow"
         keep=2,  # newest checkpoints kept
         max_bad_steps=3,  # non-finite steps in a row before the run stops
     ),

@@ -137,6 +137,10 @@ ROWS = Form(
     _sequence(lambda row: isinstance(row, tuple | list)),
     "is not a list of rows; write ((task, what is measured, metric, figure, tolerance), ...)",
 )
+TRACKERS = Form(
+    lambda names: _sequence(lambda x: x in ("wandb", "mlflow"))(names) and len(set(names)) == len(names),
+    "is not a list of trackers; write it like ('wandb', 'mlflow')",
+)
 MESH = Form(_sequence(is_whole, 2), "is not a pair of whole numbers; write it like (-1, 1)")
 DTYPES = Choice("float32", "bfloat16", "float16")
 _SHARE, _WEIGHT, _TEMPERATURE = real("[0, 1]"), real("[0, 1e6]"), real("[1e-4, 1e4]")
@@ -199,7 +203,8 @@ _TABLE = {
     },
     "train": {
         "batch": _BATCH, "steps": _COUNT, "log_every": _COUNT, "save_every": _COUNT,
-        "health_every": whole(0), "keep": _COUNT, "max_bad_steps": _COUNT,
+        "health_every": whole(0), "probe_every": whole(0), "probe_images": _COUNT, "trackers": TRACKERS,
+        "keep": _COUNT, "max_bad_steps": _COUNT,
     },
     "efficiency": {
         "dtype": DTYPES, "remat": Choice("none", "products", "blocks"), "unroll": _LAYERS,

@@ -134,7 +134,7 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
             allowed = ALLOWED[name]
             if sentence := allowed.fault(value) if name.startswith("model.") else allowed.kind(value):
                 refuse(name, f"is not a configuration: {name}={shown(value)} {sentence}")
-            target[key] = _tuples(value)
+            target[key] = from_json(value)
 
     fill(config, plain, "")
     for sentence in of_model(config):
@@ -142,8 +142,9 @@ def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
     return config
 
 
-def _tuples(value):
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def from_json(value):
+    """A setting's value from its JSON form: with tuples instead of lists."""
+    return tuple(map(from_json, value)) if isinstance(value, list) else value
 
 
 def read(workdir: pathlib.Path) -> ConfigDict:

@@ -26,6 +26,7 @@ from sparse_vis.runtime.skipped import MAX_PIXELS
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # usual names of folders of splits
 # Kinds of addresses KIND:REST; each is called as (REST, split=, data_dir=, max_pixels=).
 ADDRESSES = {"tfds": TfdsSource, "table": TableSource, "webdataset": WebdatasetSource, "hf": HfSource}
+OBJECT = "object"  # config.data.source of images that are in memory; config.data.path describes them
 SHOWN = 4  # class names that are printed
 
 
@@ -167,6 +168,11 @@ def make_source(
             return PictureSource(path, pictures, split=split, seed=seed)
         kind = FolderSource if name == "folder" else PackedSource
         return kind(os.path.join(path, split) if split else path, max_pixels)
+    if name == OBJECT:
+        raise UserError(
+            f"the images of this run were given to sparse_vis.train as {path}; call it again, or name images "
+            "by --config.data.source and --config.data.path."
+        )
     kind, _, rest = name.partition(":")
     if kind in ADDRESSES and rest:
         return ADDRESSES[kind](rest, split=split, data_dir=path, max_pixels=max_pixels)

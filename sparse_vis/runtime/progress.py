@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import datetime
 import functools
+import shutil
+import sys
 import time
 
 REPORT_SECONDS = 5.0
+
+_shown = ""  # the line that `update` shows, while the cursor is behind it
 
 
 def time_left(seconds: float) -> str:
@@ -15,10 +19,35 @@ def time_left(seconds: float) -> str:
     return f"{days}d {rest // 3600}h" if days else str(datetime.timedelta(seconds=rest))
 
 
+def say(text: str) -> None:
+    """Print a line, below the one that `update` may show."""
+    end_line()
+    print(text, flush=True)
+
+
 @functools.cache
 def say_once(text: str) -> None:
     """Print a line unless this process has printed it before."""
-    print(text, flush=True)
+    say(text)
+
+
+def update(text: str) -> None:
+    """Show a line in place of the last one, on a terminal and in Jupyter; elsewhere print it."""
+    global _shown
+    if terminal := sys.stdout.isatty():
+        text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line cannot be replaced
+    if not terminal and not type(sys.stdout).__module__.startswith("ipykernel"):
+        return say(text)
+    print("\r" + text.ljust(len(_shown)), end="", flush=True)
+    _shown = text
+
+
+def end_line() -> None:
+    """Go to the next line if `update` shows one."""
+    global _shown
+    if _shown:
+        print(flush=True)
+    _shown = ""
 
 
 class Progress:

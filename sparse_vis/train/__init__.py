@@ -1,0 +1,40 @@
+"""The step, the loop around it, checkpoints; called as `sparse_vis.train(data, …)`, it trains a model.
+
+    model, params, history = sparse_vis.train("photos", train__steps=200)
+
+Trains as main.py does: the same checks, checkpoints and lock. Ctrl-C (in Jupyter: interrupt the kernel) saves
+after the step and raises KeyboardInterrupt; the same call continues. Evaluations of config.eval do not run.
+
+Args:
+    data: images: a folder, an address such as "hf:cifar10", an array (N, H, W, 3), uint8 or float in [0, 1],
+        or any object with `__len__` and `__getitem__` (docs/api.md).
+    config: name of an experiment of configs/, a file like those, or a ConfigDict.
+    workdir: folder of the run; by default runs/NAME, which is refused if it holds a run of other images or
+        settings. A given one is continued, and notes say which settings have changed.
+    init: initial weights, as config.init.
+    settings: of the configuration, with __ between the parts of a name: train__steps=200, seed=1.
+
+Returns:
+    (model, params, history): what `sparse_vis.load(workdir)` returns, and every number of the run's
+    metrics.jsonl, name → (steps, values).
+
+Raises:
+    UserError: any error that the user can correct, before the first step where possible.
+"""
+
+import importlib
+import sys
+import types
+
+
+class _Callable(types.ModuleType):
+    """A folder that can be called, because it has the name of the function."""
+
+    def __call__(self, data, config="folder_small", workdir=None, init=None, **settings):
+        # By its name, as imports go the other way: commands/ trains with this folder.
+        call = importlib.import_module("sparse_vis.commands.notebook").train
+        return call(data, config, workdir, init, settings)
+
+
+_Callable.__call__.__doc__ = __doc__
+sys.modules[__name__].__class__ = _Callable

@@ -1,13 +1,21 @@
-"""TensorBoard files, written through clu's interface without TensorFlow."""
+"""Where metrics go besides metrics.jsonl: writers behind clu's interface, without TensorFlow."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import pathlib
 import socket
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from PIL import Image
+
+from sparse_vis.runtime.progress import say
+
+PICTURES = "probe"  # folder of a workdir with pictures of config.train.probe_every
 
 
 def _interface() -> type:
@@ -20,8 +28,24 @@ def _interface() -> type:
     return module.MetricWriter
 
 
-class ScalarWriter(_interface()):
-    """A clu MetricWriter for scalars, which writes one event file in a folder."""
+class Writer(_interface()):
+    """A clu MetricWriter for scalars, images (H, W, 3) uint8 and hyperparameters."""
+
+    def write_hparams(self, hparams: Mapping) -> None:
+        """Nothing, unless a subclass keeps them: config.json has them."""
+
+    def flush(self) -> None:
+        """Nothing, unless a subclass collects what it writes."""
+
+    def _no_such_kind(self, *_, **__) -> None:
+        raise NotImplementedError("only scalars, images and hyperparameters are written")
+
+    write_summaries = write_videos = write_audios = write_texts = _no_such_kind
+    write_histograms = write_pointcloud = _no_such_kind
+
+
+class EventWriter(Writer):
+    """Writes one TensorBoard event file in a folder."""
 
     def __init__(self, folder: pathlib.Path):
         from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -39,59 +63,86 @@ class ScalarWriter(_interface()):
         values = [self.summary.Value(tag=name, simple_value=float(x)) for name, x in scalars.items()]
         self._write(when or time.time(), step=step, summary=self.summary(value=values))
 
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        values = []
+        for name, image in images.items():
+            Image.fromarray(image).save(file := io.BytesIO(), format="PNG")
+            size = dict(height=image.shape[0], width=image.shape[1], colorspace=3)
+            picture = self.summary.Image(encoded_image_string=file.getvalue(), **size)
+            values.append(self.summary.Value(tag=name, image=picture))
+        self._write(time.time(), step=step, summary=self.summary(value=values))
+
     def flush(self) -> None:
         self.records.flush()
 
     def close(self) -> None:
         self.records.close()
 
-    def _no_scalars(self, *_, **__) -> None:
-        raise NotImplementedError("only scalars are written to TensorBoard files")
 
-    write_summaries = write_images = write_videos = write_audios = write_texts = _no_scalars
-    write_histograms = write_pointcloud = write_hparams = _no_scalars
-
-
-class TensorBoard:
-    """Writes the rows of metrics.jsonl as a TensorBoard file too; on an error, prints one note and stops.
+class Guarded:
+    """A writer that must not end the run, e.g. on a full disk: on an error, it prints one note and stops.
 
     Args:
-        folder: for the file. rows: of metrics.jsonl before the step from which the run continues. They are
-            written again: the file of a killed run may lack some, be damaged, or hold later steps.
+        what: is written, for the note. make: opens the writer.
     """
 
-    def __init__(self, folder: pathlib.Path, rows: list[dict]):
-        self.writer = None
+    def __init__(self, what: str, make: Callable[[], Writer]):
+        self.what = what
+        self.writer = self._attempt(make)
+
+    def _attempt(self, call: Callable, *arguments):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for path in folder.glob("*.tfevents.*"):
-                path.unlink()
-            self.writer = ScalarWriter(folder)
-            for row in rows:
-                numbers = {name: x for name, x in row.items() if name not in ("step", "time")}
-                self.writer.write_scalars(row["step"], numbers, row.get("time"))
-            self.writer.flush()
+            return call(*arguments)
         except Exception as error:
-            self._give_up(error)
+            self.writer = None
+            why = textwrap.shorten(str(error), 240, placeholder=" …")
+            say(f"note: {self.what} are no longer written ({why}); metrics.jsonl has all numbers.")
 
-    def _give_up(self, error: Exception) -> None:
-        """Stop writing: a full disk or a missing package must not end the run."""
-        self.writer = None
-        why = textwrap.shorten(str(error), 240, placeholder=" …")
-        print(
-            f"note: TensorBoard files are no longer written ({why}); metrics.jsonl has all numbers.",
-            flush=True,
-        )
-
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Write the numbers of a step."""
+    def write(self, step: int, numbers: dict[str, float], images: Mapping[str, np.ndarray] = {}) -> None:
+        """Write the numbers and images of a step."""
         if self.writer:
-            try:
-                self.writer.write_scalars(step, numbers)
-                self.writer.flush()
-            except Exception as error:
-                self._give_up(error)
+            self._attempt(self._write, step, numbers, images)
+
+    def _write(self, step: int, numbers: dict[str, float], images: Mapping[str, np.ndarray]) -> None:
+        self.writer.write_scalars(step, numbers)
+        if images:
+            self.writer.write_images(step, images)
+        self.writer.flush()
 
     def close(self) -> None:
         if self.writer:
-            self.writer.close()
+            self._attempt(self.writer.close)
+
+
+class TensorBoard(Guarded):
+    """Writes the rows of metrics.jsonl, and pictures, as a TensorBoard file too.
+
+    Args:
+        folder: for the file. rows: of metrics.jsonl before the step from which the run continues. They are
+            written again, and so are the pictures of their steps: the file of a killed run may lack some, be
+            damaged, or hold later steps.
+    """
+
+    def __init__(self, folder: pathlib.Path, rows: list[dict]):
+        super().__init__("TensorBoard files", lambda: self._open(folder, rows))
+
+    @staticmethod
+    def _open(folder: pathlib.Path, rows: list[dict]) -> EventWriter:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.tfevents.*"):
+            path.unlink()
+        writer = EventWriter(folder)
+        for row in rows:
+            numbers = {name: x for name, x in row.items() if name not in ("step", "time")}
+            writer.write_scalars(row["step"], numbers, row.get("time"))
+            picture = picture_of(folder.parent, row["step"])
+            if any(name.startswith(f"{PICTURES}/") for name in numbers) and picture.exists():
+                with Image.open(picture) as image:
+                    writer.write_images(row["step"], {PICTURES: np.asarray(image.convert("RGB"))})
+        writer.flush()
+        return writer
+
+
+def picture_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """The file of the picture of a step."""
+    return workdir / PICTURES / f"step_{step:06d}.png"

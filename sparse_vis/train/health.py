@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from sparse_vis.losses.targets import make_targets
 from sparse_vis.ops.sinkhorn import column_error
+from sparse_vis.runtime.progress import say
 from sparse_vis.train.recipe import Recipe
 from sparse_vis.train.step import TrainState, step_key
 from sparse_vis.types import Batch
@@ -163,6 +164,6 @@ class HealthCheck:
         lasting = [name for name in now if name in self.complaints and name not in self.said]
         if lasting:
             meanings = ", ".join(f"{now[name]} ({name} {measures[name]:.2g})" for name in lasting)
-            print(f"warning: collapse at step {step}: {meanings}. {REMEDIES}", flush=True)
+            say(f"warning: collapse at step {step}: {meanings}. {REMEDIES}")
         self.said, self.complaints, self.known = self.said | set(lasting), now, True
         return {f"health/{name}": value for name, value in measures.items()}

@@ -8,18 +8,19 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from PIL import Image
 
 from sparse_vis.interop.step_folder import saved_steps
 from sparse_vis.runtime import skipped as skipped_file
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.files import write_whole
-from sparse_vis.runtime.progress import time_left
-from sparse_vis.train.board import TensorBoard
+from sparse_vis.runtime.files import whole, write_whole
+from sparse_vis.runtime.progress import end_line, say, time_left
+from sparse_vis.train.board import PICTURES, Guarded, TensorBoard, picture_of
 
 JSONL = "metrics.jsonl"
 WIDTH = 100  # columns of a line
@@ -43,7 +44,7 @@ def keep_until(path: pathlib.Path, step: int) -> list[dict]:
         except (ValueError, TypeError, KeyError):
             damaged += line.endswith(b"\n")
     if damaged:
-        print(f"note: {damaged} damaged lines of {path} were skipped.", flush=True)
+        say(f"note: {damaged} damaged lines of {path} were skipped.")
     if len(rows) < len(lines):
         write_whole(path, b"".join(kept))
     return rows
@@ -79,11 +80,16 @@ class Averages:
 class RunLog:
     """Prints and writes metrics in the main process (`active`); other processes only compute them.
 
-    `first` is the step at which this process starts. A UserError says if the metrics cannot be written.
+    `first` is the step at which this process starts, `show` prints a row's line. A UserError says if the
+    metrics cannot be written.
     """
 
-    def __init__(self, workdir: pathlib.Path, steps: int, batch: int, first: int, active: bool):
+    def __init__(
+        self, workdir: pathlib.Path, steps: int, batch: int, first: int, active: bool,
+        show: Callable[[str], None] = say, trackers: Iterable[Guarded] = (),
+    ):  # fmt: skip
         self.path, self.steps, self.batch, self.active = workdir / JSONL, steps, batch, active
+        self.show = show
         self.last_step, self.said_waiting = first, False
         self.start_clock()
         if active:
@@ -91,6 +97,7 @@ class RunLog:
                 rows = keep_until(self.path, first)
                 self.file = self.path.open("ab", buffering=0)
             self.board = TensorBoard(workdir / "tensorboard", rows)
+            self.writers = [self.board, *trackers]
 
     def start_clock(self) -> None:
         """Start timing the next interval."""
@@ -104,12 +111,31 @@ class RunLog:
         self.start_clock()
         means = means | {"images_per_second": rate} | extra
         if self.active:
-            print(self.line(step, means), flush=True)
-            row = {"step": step, "time": time.time(), **means}
-            self._write(json.dumps(row, allow_nan=False).encode() + b"\n")
-            self.board.write(step, means)
+            self.show(self.line(step, means))
+            self._write_row(step, means)
+            for writer in self.writers:
+                writer.write(step, means)
             self.mention_input(extra.get("input_wait_seconds", 0.0) / seconds)
         return means
+
+    def add_probe(self, step: int, numbers: dict[str, float], picture: np.ndarray, seconds: float) -> None:
+        """Write a row of its own and a picture (H, W, 3) uint8; `seconds` do not count as training."""
+        self.last_time += seconds
+        if self.active:
+            say("  ".join([f"probe at step {step}:", *(f"{name} {x:.4g}" for name, x in numbers.items())]))
+            numbers = {f"{PICTURES}/{name}": x for name, x in numbers.items()}
+            with self._writing():
+                path = picture_of(self.path.parent, step)
+                path.parent.mkdir(exist_ok=True)
+                with whole(path) as partial:
+                    Image.fromarray(picture).save(partial, format="PNG")
+            self._write_row(step, numbers)
+            for writer in self.writers:
+                writer.write(step, numbers, {PICTURES: picture})
+
+    def _write_row(self, step: int, numbers: dict[str, float]) -> None:
+        row = {"step": step, "time": time.time(), **numbers}
+        self._write(json.dumps(row, allow_nan=False).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
         with self._writing():
@@ -138,11 +164,10 @@ class RunLog:
         """Print once that input is the bottleneck, if waiting took more than INPUT_SHARE of an interval."""
         if share > INPUT_SHARE and not self.said_waiting:
             self.said_waiting = True
-            print(
+            say(
                 f"note: data loading is the bottleneck: {share:.0%} of the time since the last line was "
                 "spent waiting for images; raise config.data.workers (decoding processes), up to the "
-                "number of free cores.",
-                flush=True,
+                "number of free cores."
             )
 
     def line(self, step: int, row: dict[str, float]) -> str:
@@ -171,8 +196,10 @@ class RunLog:
 
     def close(self) -> None:
         if self.active:
+            end_line()
             self.file.close()
-            self.board.close()
+            for writer in self.writers:
+                writer.close()
 
 
 class Skipped:

@@ -9,6 +9,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_json
 from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
+from sparse_vis.runtime.progress import say
 from sparse_vis.train import checkpoint
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.log import Averages, RunLog, Skipped, short
@@ -32,6 +34,10 @@ from sparse_vis.train.mesh import global_batch, make_mesh, state_sharding
 from sparse_vis.train.recipe import Recipe, build_recipe
 from sparse_vis.train.step import TrainState, compile_step, initial_state, steps_applied
 from sparse_vis.train.stop import StopSignal
+from sparse_vis.train.trackers import check_trackers, open_trackers
+
+if TYPE_CHECKING:
+    from sparse_vis.data.sources import Source
 
 # Steps dispatched at a time: enough to keep the device busy, and few enough to react soon to a SIGTERM. (On
 # few cores, a long queue can also deadlock XLA's thread pool on CPU.)
@@ -63,7 +69,7 @@ def start_state(
                 "another --workdir, or that seed to continue."
             )
         for line in changed:
-            print(f"note: setting changed since the last checkpoint: {line}", flush=True)
+            say(f"note: setting changed since the last checkpoint: {line}")
 
     build, seed = functools.partial(initial_state, recipe), np.uint32(config.seed)
     abstract = jax.eval_shape(build, seed, None)
@@ -73,7 +79,7 @@ def start_state(
         given = jax.tree.map(np.asarray, initial()) if initial else None
         return jax.jit(build, out_shardings=sharding)(seed, given), {"next_index": 0}
     state, data = checkpoint.restore(manager, abstract, sharding)
-    print(f"continuing {workdir} at step {newest}", flush=True)
+    say(f"continuing {workdir} at step {newest}")
     note_jump(build_recipe(begun).schedule, recipe.schedule, int(steps_applied(state)))
     return state, data
 
@@ -82,10 +88,9 @@ def note_jump(before: optax.Schedule, now: optax.Schedule, count: int) -> None:
     """Print a note if the learning rate jumps after `count` steps, as settings changed since the save."""
     last, following = float(before(max(count - 1, 0))), float(now(count))
     if not math.isclose(float(before(count)), following, rel_tol=1e-3):
-        print(
+        say(
             "note: with the current config.optimizer and config.train.steps the learning rate changes "
-            f"from {last:.3g} at the last step to {following:.3g} at the next.",
-            flush=True,
+            f"from {last:.3g} at the last step to {following:.3g} at the next."
         )
 
 
@@ -108,6 +113,8 @@ class Run:
         initial: returns the initial parameters; called at a fresh start only. None: random ones.
         tokenizer: module and frozen parameters that compute the codes of the VQ target.
         build: (config, tokenizer module) -> Recipe; benchmarks/evidence/baselines.py has another.
+        source: the images, if config.data does not name them. show: prints the line of a row of metrics.
+        probe: source -> (parameters -> numbers and a picture, or None), for config.train.probe_every.
 
     Raises:
         UserError: any error that the user can correct; before the first step where possible.
@@ -120,11 +127,16 @@ class Run:
         initial: Callable[[], dict] | None = None,
         tokenizer: tuple[VQGAN, dict] | None = None,
         build: Callable[..., Recipe] = build_recipe,
+        source: Source | None = None,
+        show: Callable[[str], None] = say,
+        probe: Callable[[Source], Callable] | None = None,
     ):
         settings.check(config, jax.device_count(), jax.default_backend())
-        self.config, self.workdir = config, workdir
+        check_trackers(config.train.trackers)
+        self.config, self.workdir, self.show = config, workdir, show
         self.main = jax.process_index() == 0
-        self.source = build_source(config, config.data.split)
+        self.source = build_source(config, config.data.split) if source is None else source
+        self.probe = probe(self.source) if probe else None
         self.mesh = make_mesh(config.efficiency.mesh)
         module, params = tokenizer or (None, None)
         recipe, everywhere = build(config, module), NamedSharding(self.mesh, PartitionSpec())
@@ -186,10 +198,7 @@ class Run:
                 )
         if bad:
             step, terms = bad[0]
-            print(
-                f"warning: {len(bad)} updates skipped, first step {step}: {terms} not finite",
-                flush=True,
-            )
+            say(f"warning: {len(bad)} updates skipped, first step {step}: {terms} not finite")
 
     def remedy(self, first: int, terms: str) -> str:
         """Advice where these terms are not finite from this step on."""
@@ -217,31 +226,36 @@ class Run:
         """
         steps = self.config.train.steps
         if self.step >= steps:
-            print(
+            say(
                 f"{self.workdir} is already finished (step {self.step} of {steps}); there is nothing left "
-                "to train.",
-                flush=True,
+                "to train."
             )
             return {}
         with contextlib.ExitStack() as exits:
             batches = exits.enter_context(contextlib.closing(self.batches()))
             self.introduce()
             batch = self.next_batch(batches)
-            print("compiling the step ...", flush=True)
+            say("compiling the step ...")
             began = time.perf_counter()
             gc.freeze()  # else garbage collection over imported modules takes a tenth of the tracing time
             lowered = self.update.lower(self.state, batch, self.tokenizer, self.seed)
             traced = time.perf_counter() - began
-            log = RunLog(self.workdir, steps, self.config.train.batch, self.step, self.main)
+            log = self.open_log()
             exits.enter_context(contextlib.closing(log))
             on_cpu = jax.default_backend() == "cpu"
             update = lowered.compile(compiler_options=CPU_COMPILER_OPTIONS if on_cpu else None)
             took = time.perf_counter() - began
-            print(f"compiled in {took:.0f} s, {traced:.0f} of them tracing", flush=True)
+            say(f"compiled in {took:.0f} s, {traced:.0f} of them tracing")
             self.health = self.health_check()
             log.start_clock()
             exits.callback(checkpoint.finish, self.manager)
             return self._steps(update, batches, batch, log, stop or StopSignal())
+
+    def open_log(self) -> RunLog:
+        """The log of this run, and in the main process its trackers."""
+        train, settings_of = self.config.train, settings.leaves(self.config)
+        trackers = open_trackers(train.trackers, self.workdir, settings_of) if self.main else []
+        return RunLog(self.workdir, train.steps, train.batch, self.step, self.main, self.show, trackers)
 
     def introduce(self) -> None:
         """Print sizes of the model, length of the training, and devices."""
@@ -256,7 +270,7 @@ class Run:
             f"devices: {self.mesh.size} x {jax.devices()[0].device_kind}"
             + f" of {processes} processes" * (processes > 1),
         )
-        print("\n".join(lines), flush=True)
+        say("\n".join(lines))
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """Numbers of a row besides means: epochs so far and, for pixel targets, the reconstruction's PSNR."""
@@ -299,6 +313,10 @@ class Run:
                     extra |= self.health(self.step, self.state)
                 row = log.report(self.step, means, extra)
                 self.averages, waiting = Averages(), 0.0
+            if self.probe and self.step % train.probe_every == 0 and not stop.received:
+                began = time.perf_counter()
+                if (found := self.probe(self.state.params)) is not None:
+                    log.add_probe(self.step, *found, time.perf_counter() - began)
             if saves:
                 log.sync()
                 checkpoint.save(self.manager, self.state, self.place(), self.config)

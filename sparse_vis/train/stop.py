@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 
 
 class StopSignal:
@@ -68,6 +69,42 @@ class StopSignal:
         if number == signal.SIGINT:
             os.write(2, b"\nCtrl-C: saving after this step; another Ctrl-C ends without that\n")
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class StopCall(StopSignal):
+    """A context for a call in a process that outlives it, as `sparse_vis.train` in a notebook.
+
+    The first Ctrl-C or SIGTERM saves after the step. One before the first step, and a second one, goes to the
+    handlers that were there before: for Ctrl-C these raise KeyboardInterrupt. In other threads than the main
+    thread, to which Python gives signals, nothing is handled.
+    """
+
+    def __enter__(self) -> StopCall:
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            # None: a handler that was not set from Python, and could not be set again.
+            self.before = {n: h for n in numbers if (h := signal.getsignal(n)) is not None}
+        for number in self.before:
+            signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def end(self) -> None:
+        """Give a signal that stopped the training to the handlers that were there before."""
+        if self.received:
+            signal.raise_signal(self.number)
+
+    def _handle(self, number: int, _) -> None:
+        if self.keep and not self.received:
+            self.number = number
+            os.write(2, f"\n{self.name}: saving after this step; another one ends without that\n".encode())
+            return
+        self.__exit__()
+        signal.raise_signal(number)
 
 
 def _end_by_interrupt() -> None:

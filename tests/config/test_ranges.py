@@ -88,14 +88,15 @@ RIGHT_AND_WRONG = [
     # Counts: of none, of one at least, and of as many as a machine may have.
     (
         [
-            *names("train", "steps", "log_every", "save_every", "keep", "max_bad_steps"),
+            *names("train", "steps", "log_every", "save_every", "keep", "max_bad_steps", "probe_images"),
             *names("data.scenes", "train_records", "eval_records"), "eval.segmentation.epochs",
             *names("data.pictures", "train_records", "eval_records"),
             *(f"{probe}.epochs" for probe in PROBES),
         ],
         [1, MOST], [0, -1, MOST + 1],
     ),
-    (["train.health_every", *names("eval", "train_records", "test_records")], [0, MOST], [-1, MOST + 1]),
+    ([*names("train", "health_every", "probe_every"), *names("eval", "train_records", "test_records")],
+     [0, MOST], [-1, MOST + 1]),
     (["seed", "data.seed", "eval.seed"], [0, 2**32 - 1], [-1, 2**32]),
     (
         [
@@ -144,8 +145,10 @@ RIGHT_AND_WRONG = [
     (["efficiency.remat"], ["none", "products", "blocks"], ["all"]),
     (["efficiency.attention"], ["xla", "cudnn", "pallas"], ["flash"]),
     (["data.source"], ["scenes", "folder", "packed", "tfds:imagenet2012", "table:my photos.csv",
-      "webdataset:x-{0..9}.tar", "hf:cifar10"],
+      "webdataset:x-{0..9}.tar", "hf:cifar10", "object"],
      ["", "tfds:", "tfds: a", "foo", "table:", "table: "]),
+    (["train.trackers"], [(), ("wandb",), ("mlflow", "wandb")],
+     [("wandb", "wandb"), ("neptune",), (1,), ((),)]),
     (["eval.tasks", "eval.beside"], [(), ("knn", "linear")], [("knn", "knn"), (1,), ((),)]),
     (["eval.expected"], [()], [("knn",), (1,), (("knn", "S", "k20", 0.5, 0.1),), (("knn", "S", "k20"),)]),
     (["teacher.enabled"], [True, False], []),

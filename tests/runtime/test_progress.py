@@ -1,5 +1,8 @@
 """The line that long work over images shows."""
 
+import io
+import sys
+
 import pytest
 
 from sparse_vis.runtime import progress
@@ -30,3 +33,42 @@ def test_work_of_one_batch_has_its_rate(clock, capsys):
     clock[0] = 2.0
     shown.add(4)
     assert capsys.readouterr().out == "features: 14/14 images  2.0 images/s  ETA 0:00:00\n"
+
+
+class Screen(io.StringIO):
+    def __init__(self, terminal):
+        super().__init__()
+        self.isatty = lambda: terminal
+
+
+def shown_by(monkeypatch, terminal):
+    screen = Screen(terminal)
+    monkeypatch.setattr(sys, "stdout", screen)
+    progress.update("step 1/9 total 10.5")
+    progress.update("step 2/9 total 9")
+    progress.say("note: slow")
+    progress.update("step 3/9")
+    progress.end_line()
+    progress.end_line()
+    return screen.getvalue()
+
+
+@pytest.mark.fast
+def test_a_line_is_replaced_on_a_terminal_and_in_jupyter_and_notes_stand_below(monkeypatch):
+    replaced = "\rstep 1/9 total 10.5\rstep 2/9 total 9   \nnote: slow\n\rstep 3/9\n"
+    assert shown_by(monkeypatch, terminal=True) == replaced
+    assert (
+        shown_by(monkeypatch, terminal=False)
+        == "step 1/9 total 10.5\nstep 2/9 total 9\nnote: slow\nstep 3/9\n"
+    )
+    monkeypatch.setattr(Screen, "__module__", "ipykernel.iostream")
+    assert shown_by(monkeypatch, terminal=False) == replaced
+
+
+@pytest.mark.fast
+def test_a_line_is_no_wider_than_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10")
+    monkeypatch.setattr(sys, "stdout", screen := Screen(True))
+    progress.update("step 1/9 total 10.5")
+    progress.end_line()
+    assert screen.getvalue() == "\rstep 1/9 \n"

@@ -1,0 +1,117 @@
+"""`sparse_vis.train`: the training of main.py as a call, e.g. in a notebook."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import pathlib
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from sparse_vis import api
+from sparse_vis.commands import run
+from sparse_vis.config import settings
+from sparse_vis.config.arguments import override, read_config
+from sparse_vis.data import wrong_images
+from sparse_vis.data.packed import METADATA
+from sparse_vis.data.sources import ADDRESSES, OBJECT, Source, announce, as_source
+from sparse_vis.interop import step_folder
+from sparse_vis.models.stellar import Stellar
+from sparse_vis.runtime import host, progress
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.paths import local
+from sparse_vis.train.distributed import held
+from sparse_vis.train.log import JSONL
+from sparse_vis.train.stop import StopCall
+from sparse_vis.viz.figures import read_metrics
+
+SAMPLE = 16  # records whose content tells one object with images from another
+
+
+def train(
+    data: Any, config: Any, workdir: Any, init: Any, given: dict[str, Any]
+) -> tuple[Stellar, dict, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """What a call of the package `sparse_vis.train` does and returns; its docstring is the documentation."""
+    if jax.process_count() > 1:
+        raise UserError("sparse_vis.train runs in one process; for several start main.py with --distributed.")
+    config = copy.deepcopy(config) if isinstance(config, ConfigDict) else read_config(config)
+    source = choose_images(config, data)
+    if init is not None:
+        given = {"init": init, **given}
+    for name, value in given.items():
+        if name.replace("__", ".") in ("data.source", "data.path"):
+            raise UserError(f"{name} is not a setting of sparse_vis.train; give the images as its `data`.")
+        override(config, name.replace("__", "."), value)
+    settings.check(config)
+    place = pathlib.Path(local(workdir or f"runs/{config.name}", "workdir"))
+    if workdir is None:
+        check_same(config, place)
+    host.keep_programs()
+    if source is not None:
+        announce(source)
+    stop = StopCall()
+    try:
+        with stop, held(place, "training", "workdir"):
+            run.train(config, place, stop, source=source, show=progress.update)
+    finally:
+        gc.unfreeze()  # the loop freezes all objects, and this process may run for long
+    stop.end()
+    model, params = api.load(place)
+    return model, params, read_metrics(place / JSONL)
+
+
+def choose_images(config: ConfigDict, data: Any) -> Source | None:
+    """Make config.data name the images; returns them if they are in memory, else None.
+
+    Raises:
+        UserError: an array or object that holds no images.
+    """
+    names, source = config.data, None
+    if isinstance(data, str | os.PathLike):
+        text = os.path.expanduser(os.fspath(data))
+        packed = os.path.isfile(os.path.join(text, METADATA))
+        names.source, names.path = "packed" if packed else "folder", text
+        if text.partition(":")[0] in ADDRESSES:
+            names.source, names.path = text, ""
+    else:
+        source = as_source(_pixels(data), max_pixels=names.max_pixels)
+        names.source, names.path = OBJECT, _described(source, type(data).__name__)
+    names.split = ""
+    return source
+
+
+def _pixels(data: Any) -> Any:
+    """An array as uint8 (N, H, W, 3); other objects unchanged."""
+    if not isinstance(data, np.ndarray | jax.Array):
+        return data
+    if what := wrong_images.shape_fault(data) or wrong_images.value_fault(data):
+        raise UserError(what)
+    if data.dtype == np.uint8:
+        return np.asarray(data)
+    return np.uint8(np.rint(255 * np.clip(np.asarray(data, np.float32), 0, 1)))
+
+
+def _described(source: Source, kind: str) -> str:
+    """Kind, number and checksum of images in memory, of a few evenly spread ones; for config.data.path."""
+    found = 0
+    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)):
+        image = source[int(index)]["image"]
+        found = zlib.crc32(image if isinstance(image, bytes) else np.ascontiguousarray(image), found)
+    return f"{kind} of {len(source)} images, checksum {found:08x}"
+
+
+def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuse to continue a run of other images or settings, if the user did not name its workdir."""
+    if not (newest := step_folder.newest_step(workdir)):
+        return
+    saved = step_folder.read_config(step_folder.find_step(workdir / step_folder.FOLDER / str(newest)))
+    if changed := settings.check_resume(saved, settings.plain(config), workdir):
+        raise UserError(
+            f"{workdir} holds a run of other images or settings ({'; '.join(changed)}); give "
+            f"workdir= another folder, or workdir={str(workdir)!r} to continue that run with these."
+        )

@@ -1,0 +1,135 @@
+"""`sparse_vis.train` in this process: interrupted, continued, and with wrong arguments."""
+
+import concurrent.futures
+import pathlib
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sparse_vis
+from sparse_vis.build import build_source
+from sparse_vis.commands import notebook
+from sparse_vis.config import settings
+from sparse_vis.config.defaults import default_config
+from sparse_vis.runtime import progress
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.train.stop import StopCall
+
+TINY, LAST = pathlib.Path(__file__).parent.parent / "train" / "tiny_config.py", 24
+IMAGES = np.random.default_rng(0).integers(0, 256, (9, 24, 30, 3), dtype=np.uint8)
+
+
+def test_a_call_that_was_interrupted_goes_on_and_ends_as_one_that_was_not(tmp_path, monkeypatch, capsys):
+    def uninterrupted():  # in another thread, where no signal can be handled
+        return sparse_vis.train(IMAGES, TINY, workdir=tmp_path / "whole")
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        model, params, history = pool.submit(uninterrupted).result()
+    monkeypatch.chdir(tmp_path)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def interrupting(text):
+        if text.startswith("step 3/"):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(progress, "update", interrupting)
+        sparse_vis.train(IMAGES, TINY)
+    assert "Ctrl-C: saved step 4 in runs/tiny; repeat the" in capsys.readouterr().out
+    again, found, whole = sparse_vis.train(IMAGES, TINY)
+    assert "continuing runs/tiny at step 4\n" in capsys.readouterr().out
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+    assert again == model
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    np.testing.assert_array_equal(whole["total"][0], np.arange(LAST) + 1)  # also the steps before Ctrl-C
+    np.testing.assert_array_equal(whole["total"][1], history["total"][1])
+    assert np.isfinite(sparse_vis.encode(again, found, IMAGES).sparse).all()
+
+    # Nobody named the workdir: other images or settings must not continue that run, nor pass for it.
+    with pytest.raises(UserError, match=r"^runs/tiny holds a run of other .*train\.steps: 24 -> 30\); give"):
+        sparse_vis.train(IMAGES, TINY, train__steps=30)
+    with pytest.raises(
+        UserError, match=r"data\.path: ndarray of 9 images, checksum \w+ -> ndarray of 9 images, checksum"
+    ):
+        sparse_vis.train(IMAGES[::-1], TINY)
+
+
+@pytest.mark.fast
+def test_signals_that_save_nothing_go_to_the_handlers_before():
+    received = []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        with StopCall() as stop:
+            signal.raise_signal(signal.SIGINT)  # before the first step
+        assert received == [signal.SIGINT] and not stop.received
+        with StopCall() as stop:
+            stop.keep = True
+            signal.raise_signal(signal.SIGINT)
+            assert stop.received and received == [signal.SIGINT]
+            signal.raise_signal(signal.SIGINT)
+        assert received == [signal.SIGINT] * 2
+        stop.end()
+        assert received == [signal.SIGINT] * 3
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+NO_SETTING = r"^--config\.train\.stepz is not a setting; did you mean config\.train\.steps"
+GROUP = r"^config\.train is a group of settings; give one of them, e\.g\. config\.train\.batch"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("data", "given", "sentence"),
+    [
+        (IMAGES, {"train__stepz": 3}, NO_SETTING),
+        (IMAGES, {"train": 3}, GROUP),
+        (IMAGES, {"train__steps": "many"}, r"^config\.train\.steps='many' is not a whole number"),
+        (IMAGES, {"train__steps": np.int64(0)}, r"^config\.train\.steps=0 is too small; it must be at least"),
+        (IMAGES, {"config": "folder_smal"}, r"folder_smal: No such file .*; did you mean folder_small\?"),
+        (IMAGES, {"workdir": "gs://a/b"}, r"^workdir=gs://a/b is an address, not a path"),
+        (IMAGES, {"data__path": "photos"}, r"^data__path is not a setting of sparse_vis\.train; give the"),
+        (IMAGES.transpose(0, 3, 1, 2), {}, r"^images have shape \(9, 3, 24, 30\); .*transpose\(0, 2, 3, 1"),
+        (IMAGES * 1.0, {}, r"^images reach from 0 to 255; give uint8, or float .*, e\.g\. images / 255"),
+        (3, {}, r"^a int is no data set; give an object with __len__ and __getitem__"),
+        ([], {}, r"^the list with the images is empty"),
+        ("nowhere", {}, r"nowhere"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_before_any_work(tmp_path, monkeypatch, data, given, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        sparse_vis.train(data, **{"config": TINY, **given})
+    assert not list(tmp_path.rglob("checkpoints/*"))
+
+
+@pytest.mark.fast
+def test_data_are_named_in_the_configuration_or_described(tmp_path):
+    def chosen(data):
+        config = default_config()
+        source = notebook.choose_images(config, data)
+        return source, (config.data.source, config.data.path, config.data.split)
+
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "packed.json").touch()
+    assert chosen(tmp_path) == (None, ("folder", str(tmp_path), ""))
+    assert chosen(tmp_path / "packed") == (None, ("packed", str(tmp_path / "packed"), ""))
+    assert chosen("table:photos.csv#label=") == (None, ("table:photos.csv#label=", "", ""))
+    for same in (IMAGES / 255, jnp.asarray(IMAGES), list(IMAGES)):
+        source, (kind, path, _) = chosen(same)
+        assert kind == "object" and len(source) == len(IMAGES)
+        np.testing.assert_array_equal(source[4]["image"], IMAGES[4])
+        assert path.partition(" of ")[2] == chosen(IMAGES)[1][1].partition(" of ")[2]
+
+
+@pytest.mark.fast
+def test_main_says_how_to_continue_a_run_of_images_in_memory():
+    config = default_config()
+    notebook.choose_images(config, IMAGES)
+    settings.check(config)
+    with pytest.raises(UserError, match=r"sparse_vis\.train as ndarray of 9 images, checksum \w{8}; call it"):
+        build_source(config, "")
