@@ -73,7 +73,8 @@ def open_output(output: Path, manifest: dict[str, Any], first: bool) -> None:
         wait_for([path], "manifest")
     # If only the manifest is lost, each shard's entry has a fingerprint of the settings.
     ours = {skipped.FILE, *(file.name for shard in planned for file in (shard, entry_of(shard)))}
-    begin_or_continue(path, manifest, _read_manifest, free={"checkpoint", "shards"}, ours=ours)
+    free = {"checkpoint", "shards", "classes"}  # classes: their checksum is compared
+    begin_or_continue(path, manifest, _read_manifest, free=free, ours=ours)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -136,9 +137,10 @@ def finish(output: Path, manifest: dict[str, Any], shards: dict[Path, range]) ->
     return rows, len(skips)
 
 
-def make_schema(shapes: dict[str, list[int]], dtype: str) -> pa.Schema:
-    """Schema of a shard's columns, from output -> [tokens, width] and one of DTYPES."""
-    columns = [pa.field("name", pa.string()), pa.field("height", pa.int32()), pa.field("width", pa.int32())]
+def make_schema(shapes: dict[str, list[int]], dtype: str, labelled: bool = False) -> pa.Schema:
+    """Schema of a shard's columns, from output -> [tokens, width], one of DTYPES, and if there are labels."""
+    numbers = ("height", "width", *(("label",) if labelled else ()))
+    columns = [pa.field("name", pa.string()), *(pa.field(number, pa.int32()) for number in numbers)]
     for name, (tokens, width) in shapes.items():
         kind = pa.list_(DTYPES[dtype], tokens * width)
         columns.append(pa.field(name, kind, metadata={"shape": json.dumps([tokens, width])}))

@@ -95,12 +95,16 @@ def _padded(sets: list[np.ndarray]) -> Int32[np.ndarray, "n k"]:
 
 
 class LoadedImage(NamedTuple):
-    """An image ready for the encoder; height and width are those of the upright original, in pixels."""
+    """An image ready for the encoder; height and width are those of the upright original, in pixels.
+
+    `label` is the number of its class, -1 if it has none.
+    """
 
     name: str
     height: int
     width: int
     pixels: np.ndarray  # uint8, (size, size, 3) or (*size, 3)
+    label: int
 
 
 def load_image(
@@ -117,14 +121,15 @@ def load_image(
     record = source[index]
     pixels, short_side = decode(record), short_side or round(SHORT_SIDE * size)
     square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
-    return LoadedImage(record["name"], *pixels.shape[:2], square)
+    return LoadedImage(record["name"], *pixels.shape[:2], square, record.get("label", -1))
 
 
 def load_fitted(source: Source, index: int, size: tuple[int, int], *, letterbox: bool) -> LoadedImage:
     """Decode one image and bring it to `size` (height, width), as `fitted`."""
     record = source[index]
     pixels = decode(record)
-    return LoadedImage(record["name"], *pixels.shape[:2], fitted(pixels, size, letterbox=letterbox))
+    image = fitted(pixels, size, letterbox=letterbox)
+    return LoadedImage(record["name"], *pixels.shape[:2], image, record.get("label", -1))
 
 
 def in_batches(
@@ -202,6 +207,16 @@ def none_usable(count: int, skipped: Skips, what: str = "images") -> UserError:
 def or_skip(error: UserError, how: str) -> UserError:
     """The error for an unusable image, with the flag that skips it (and what it does) as a further remedy."""
     return UserError(f"{str(error).rstrip('.')}, or pass {how}.")
+
+
+def has_labels(source: Source) -> bool:
+    """Whether records have a `label`, not only sets of classes; reads the first record if it has to."""
+    if not source.classes or hasattr(source, "labels"):
+        return bool(source.classes) and source.labels is not None
+    try:
+        return "label" in source[0]
+    except UserError:
+        return not getattr(source, "sets", False)
 
 
 def name_of(source: Source, index: int) -> str:
