@@ -13,7 +13,9 @@ import importlib
 from sparse_vis.runtime import host
 
 __version__ = "0.2.0"
-__all__ = ["encode", "load", "reconstruct"]
+# Name -> module that has it.
+_PLACES = {"classify": "api", "encode": "api", "load": "api", "probe": "commands.probe", "reconstruct": "api"}
+__all__ = ["classify", "encode", "load", "probe", "reconstruct"]
 
 
 def __dir__() -> list[str]:
@@ -26,7 +28,7 @@ def __getattr__(name: str):
     collecting = gc.isenabled()
     gc.disable()  # looking for garbage in what is imported takes a fifth of the time, and finds none
     try:
-        return getattr(importlib.import_module("sparse_vis.api"), name)
+        return getattr(importlib.import_module(f"sparse_vis.{_PLACES[name]}"), name)
     finally:
         if collecting:
             gc.enable()

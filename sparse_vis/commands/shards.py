@@ -137,6 +137,25 @@ def finish(output: Path, manifest: dict[str, Any], shards: dict[Path, range]) ->
     return rows, len(skips)
 
 
+def complete(output: Path) -> dict[str, Any]:
+    """The manifest of a finished extraction; a UserError if it is damaged or not finished."""
+    manifest = _read_manifest(output / MANIFEST)
+    if "shards" not in manifest or files.CHECKSUM not in manifest:
+        raise UserError(f"the extraction {output} is not complete; repeat the command that began it.")
+    return manifest
+
+
+def read_columns(output: Path, manifest: dict[str, Any], columns: list[str]) -> pa.Table:
+    """Columns of all shards of a finished extraction; a UserError if a shard is missing or damaged."""
+    tables = []
+    for name, said in sorted(manifest["shards"].items()):
+        path = output / name
+        if not path.is_file() or files.file_sha256(path) != said["sha256"]:
+            raise UserError(f"shard {path} is missing or damaged; repeat the extraction to write it again.")
+        tables.append(pq.read_table(path, columns=columns))
+    return pa.concat_tables(tables).combine_chunks()
+
+
 def make_schema(shapes: dict[str, list[int]], dtype: str, labelled: bool = False) -> pa.Schema:
     """Schema of a shard's columns, from output -> [tokens, width], one of DTYPES, and if there are labels."""
     numbers = ("height", "width", *(("label",) if labelled else ()))

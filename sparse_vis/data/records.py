@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -197,6 +199,28 @@ def images_ahead(
             return usable(source, islice(futures, count), on_error, skipped), skipped
 
         yield take
+
+
+def image_batches(
+    source: Source, indices: Sequence[int] | np.ndarray, size: int, batch: int, on_error: str = "stop"
+) -> Iterator[list[LoadedImage]]:
+    """Yield the usable ones of these images as `load_image` prepares them, `batch` at a time.
+
+    Raises:
+        UserError: an image cannot be used and on_error is "stop", or none can.
+    """
+    load, threads = functools.partial(load_image, source, size=size), os.cpu_count() or 1
+    how = dict(threads=threads, ahead=2 * batch, on_error=on_error)
+    with images_ahead(source, load, [int(i) for i in indices], **how) as take:
+        images, skipped = take(len(indices))
+        found = 0
+        while some := list(islice(images, batch)):
+            found += len(some)
+            yield some
+    if not found:
+        raise none_usable(len(indices), skipped)
+    if skipped:
+        print(f"note: {len(skipped)} images cannot be used; the first: {skipped[0][1]}", flush=True)
 
 
 def none_usable(count: int, skipped: Skips, what: str = "images") -> UserError:
