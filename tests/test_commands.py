@@ -63,7 +63,7 @@ SAME |= {"configs/scenes_tiny.py": "configs/quickstart.py"}  # but for settings 
 WORKDIRS = (
     ("quickstart", "quickstart.py", 3), ("other", "quickstart.py", 4), ("scenes_tiny", "scenes_tiny.py", 3),
     ("photos", "folder.py", 3), ("uncentred", "digits.py", 1000, 2000),
-    ("pictures_tiny", "pictures_tiny.py", 3),
+    ("pictures_tiny", "pictures_tiny.py", 3), ("fashion", "fashion.py", 3),
 )  # fmt: skip
 
 # Commands that do not run here, and why. Exact: what runs or is no longer documented must not be listed.

@@ -201,6 +201,10 @@ _TABLE = {
         "batch": _BATCH, "steps": _COUNT, "log_every": _COUNT, "save_every": _COUNT,
         "health_every": whole(0), "keep": _COUNT, "max_bad_steps": _COUNT,
     },
+    "finetune": {
+        "classes": NAMES, "pool": Choice("mean_S", "cls", "concat_S"), "layer_decay": real("(0, 1]"),
+        "label_smoothing": _MEMORY,
+    },
     "efficiency": {
         "dtype": DTYPES, "remat": Choice("none", "products", "blocks"), "unroll": _LAYERS,
         "attention": Choice("xla", "cudnn", "pallas"), "microbatches": _BATCH, "mesh": MESH,

@@ -56,6 +56,9 @@ def classifier_of(found: Loaded, path: str | Path, given: str | Path | None) -> 
     """
     if given is not None:
         return read_probe(place_of(Path(local(given, "probe"))), found.params)
+    if found.classifier:
+        about = {"weights_crc32": weights_of(found.params), "finetuned": True}
+        return (*found.classifier, about)
     folder = beside(path)
     if folder is None or not (folder / FILE).is_file():
         return ()
@@ -91,7 +94,7 @@ def write_probe(path: Path, classifier: Classifier, tensors: dict, about: dict[s
     kind = next(kind for kind, of in KINDS.items() if isinstance(classifier, of))
     fields = {f.name: getattr(classifier, f.name) for f in dataclasses.fields(classifier)}
     fields = {name: value for name, value in fields.items() if name not in ("parent", "name")}
-    about = {"format": FORMAT, "kind": kind, **fields, **about}
+    about = {"format": FORMAT, "kind": kind, **about, **fields}
     about = json.loads(json.dumps(about))  # tuples become lists, of which the checksum is the same
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +131,8 @@ def read_probe(path: Path, params: dict) -> tuple[Classifier, dict, dict[str, An
         kind = KINDS[about["kind"]]
         names = [f.name for f in dataclasses.fields(kind) if f.name not in ("parent", "name")]
         classifier = kind(**{n: about[n] for n in names} | {"classes": tuple(about["classes"])})
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}; fit it again, or restore it from a copy.") from None
     if about["weights_crc32"] != weights_of(params):
