@@ -15,7 +15,8 @@ from sparse_vis.runtime import host
 __version__ = "0.2.0"
 # Name -> module that has it.
 _PLACES = {"classify": "api", "encode": "api", "load": "api", "probe": "commands.probe", "reconstruct": "api"}
-__all__ = ["classify", "encode", "load", "probe", "reconstruct"]
+_PLACES |= dict.fromkeys(("segment", "segmenter"), "commands.segmenter")
+__all__ = ["classify", "encode", "load", "probe", "reconstruct", "segment", "segmenter"]
 
 
 def __dir__() -> list[str]:

@@ -64,7 +64,10 @@ def load(
     host.keep_programs()
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
     model, params = assemble(found, path, tokenizer=tokenizer, tokenizer_dtype=tokenizer_dtype, dtype=dtype)
-    return with_classifier(model, params, *probe_file.classifier_of(found, path, probe)[:2])
+    model, params = with_classifier(model, params, *probe_file.classifier_of(found, path, probe)[:2])
+    if not (segmenter := probe_file.read_beside(found, path, probe_file.SEGMENTER)):
+        return model, params
+    return model.clone(segmenter=segmenter[0]), {**params, "segmenter": segmenter[1]}
 
 
 def with_classifier(model: Stellar, params: dict, classifier=None, tensors: dict | None = None):
@@ -179,6 +182,8 @@ def _classify(model: Stellar, params: dict, images: Array) -> Array:
 
 def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[list[str], np.ndarray]:
     """Classes of images, by the classifier that `load` found beside the model or `probe` has fitted.
+
+    Inside jit, use model.apply({"params": params}, images / 255, method="classify"), which returns logits.
 
     Args:
         model, params: as `load` or `probe` returns them.

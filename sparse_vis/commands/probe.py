@@ -24,17 +24,19 @@ from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
+from sparse_vis.runtime.skipped import ON_ERROR
 from sparse_vis.runtime.tools import Parser, check_folder, positive
 from sparse_vis.types import Tokens
 
 HOLDOUT = 0.2
+CLASSIFIERS = ("linear", "knn")
 READS = {"mean_S": "sparse", "concat_S": "sparse", "cls": "cls"}  # feature -> column of an extraction
 
 
 def probe(
     model: Stellar, params: dict, data: Any, *, classes: Sequence[str] | None = None, kind: str = "linear",
     feature: str = "mean_S", k: int = fitting.KS, holdout: float = HOLDOUT, seed: int = 1,
-    save: str | Path | None = None, batch: int = 64,
+    save: str | Path | None = None, batch: int = 64, on_error: str = "stop",
 ) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
     """Fit a classifier on labelled images; a random part of each class is held out to measure its accuracy.
 
@@ -47,7 +49,7 @@ def probe(
         feature: "mean_S", "cls", or "concat_S", all tokens of S one after the other.
         holdout: share of each class. seed: of that choice, and of the order of training.
         save: file, or folder for `probe.safetensors`; beside the model, `load` finds it.
-        batch: images per call of the encoder.
+        batch: images per call of the encoder. on_error: "stop", or "skip" images that cannot be used.
 
     Returns:
         (model, params, report): with the classifier, for `classify`; `report` has `accuracy`, the numbers of
@@ -57,7 +59,10 @@ def probe(
         UserError: images without labels, of one class, or with a class of one image; the features of another
             model; an argument that is out of range. Before the first image is encoded, where possible.
     """
-    for argument, value, allowed in (("kind", kind, tuple(probe_file.KINDS)), ("feature", feature, FEATURES)):
+    known = {"kind": CLASSIFIERS, "feature": FEATURES, "on_error": ON_ERROR}
+    given = {"kind": kind, "feature": feature, "on_error": on_error}
+    for argument, allowed in known.items():
+        value = given[argument]
         if value not in allowed:
             raise UserError(f"{argument}={value!r} is unknown; choose from {', '.join(allowed)}.")
     if not 0 < holdout < 1 or k < 1 or seed < 0:
@@ -72,7 +77,7 @@ def probe(
     if not isinstance(data, str | os.PathLike) and names is None:
         names = _numbers(data)
     source = as_source(data, names)
-    found = encoded(model, params, source, feature, kind, holdout, batch)
+    found = encoded(model, params, source, feature, kind, holdout, batch, on_error, "on_error='skip'")
     return _fit(model, params, *found, words(source), **given)
 
 
@@ -103,7 +108,7 @@ def labels_of(source: Source) -> np.ndarray:
 
 def encoded(
     model: Stellar, params: dict, source: Source, feature: str, kind: str, holdout: float, batch: int = 64,
-    on_error: str = "stop",
+    on_error: str = "stop", skip: str = "--on-error=skip",
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:  # fmt: skip
     """One feature of every labelled image of a source, the labels, and the names of the classes."""
     labels, what = labels_of(source), f"the {len(source)} images {words(source)}"
@@ -118,7 +123,7 @@ def encoded(
         return feature_of(model.apply({"params": params}, pixels, method="encode", only="S"), feature)
 
     progress, x, y = Progress("features", len(rows)), [], []
-    for images in image_batches(source, rows, model.encoder.image_size, batch, on_error):
+    for images in image_batches(source, rows, model.encoder.image_size, batch, on_error, skip):
         x.append(run_in_batches(call, batch, np.stack([image.pixels for image in images])))
         y += [image.label for image in images]
         progress.add(len(images))
@@ -130,11 +135,12 @@ def extracted(
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """The same from the Parquet files of an extraction of this model."""
     manifest, column = shards.complete(folder), READS[feature]
+    own = crc32({k: v for k, v in params.items() if k not in ("classifier", "segmenter")})
     for lacking, remedy in (
         ("classes" not in manifest, "has no labels; extract images that have classes"),
         (column not in manifest.get("outputs", {}), f"lacks {column}; extract with --outputs={column}"),
         (
-            manifest.get("weights_crc32") != crc32({k: v for k, v in params.items() if k != "classifier"}),
+            manifest.get("weights_crc32") != own,
             "is of a model with other parameters; give the model with which it was made, or extract again",
         ),
     ):
@@ -196,7 +202,7 @@ def parser() -> Parser:
     add("--input", dest="images", help=what)
     kept = "folder for probe.safetensors (the workdir or release folder unless given)"
     add("--output", required=False, help=kept)
-    add("--kind", choices=tuple(probe_file.KINDS), default="linear", help="(%(default)s)")
+    add("--kind", choices=CLASSIFIERS, default="linear", help="(%(default)s)")
     chosen = "mean of S, class token, or all tokens of S (%(default)s)"
     add("--feature", choices=FEATURES, default="mean_S", help=chosen)
     add("--k", type=positive, default=fitting.KS, help="with --kind=knn, images that vote (%(default)s)")

@@ -109,7 +109,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
 
 def finetune(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
     """The same for a configuration that `prepare` has completed."""
-    if not config.init:
+    if not config.init and jax.process_index() == 0:
         print(
             "note: config.init names no weights, so the classifier is trained from random ones.", flush=True
         )

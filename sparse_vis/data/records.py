@@ -162,12 +162,13 @@ def load_ahead(
 
 
 def usable(
-    source: Source, futures: Iterator[tuple[int, Future[T]]], on_error: str, skipped: Skips
+    source: Source, futures: Iterator[tuple[int, Future[T]]], on_error: str, skipped: Skips, skip: str
 ) -> Iterator[T]:
     """Yield the loaded images; an unusable one raises, or is left out and added to `skipped`.
 
     Args:
         futures: from `load_ahead`. on_error: one of ON_ERROR.
+        skip: what to pass for "skip", in a message; "" if one cannot.
 
     Raises:
         UserError: an image cannot be used and on_error is "stop".
@@ -177,14 +178,15 @@ def usable(
             yield future.result()
         except UserError as error:
             if on_error == "stop":
-                raise or_skip(error, "--on-error=skip") from None
+                raise (or_skip(error, skip) if skip else error) from None
             skipped.append((name_of(source, index), str(error)))
 
 
 @contextlib.contextmanager
 def images_ahead(
-    source: Source, load: Callable[[int], T], indices: list[int], *, threads: int, ahead: int, on_error: str
-) -> Iterator[Callable[[int], tuple[Iterator[T], Skips]]]:
+    source: Source, load: Callable[[int], T], indices: list[int], *, threads: int, ahead: int, on_error: str,
+    skip: str = "--on-error=skip",
+) -> Iterator[Callable[[int], tuple[Iterator[T], Skips]]]:  # fmt: skip
     """Context that loads images in order, ahead of their use; it yields a function `take`.
 
     `take(count)` is the next `count` images: an iterator of the usable ones, and a list that has (name,
@@ -196,21 +198,24 @@ def images_ahead(
 
         def take(count: int) -> tuple[Iterator[T], Skips]:
             skipped: Skips = []
-            return usable(source, islice(futures, count), on_error, skipped), skipped
+            return usable(source, islice(futures, count), on_error, skipped, skip), skipped
 
         yield take
 
 
 def image_batches(
-    source: Source, indices: Sequence[int] | np.ndarray, size: int, batch: int, on_error: str = "stop"
-) -> Iterator[list[LoadedImage]]:
+    source: Source, indices: Sequence[int] | np.ndarray, size: int, batch: int, on_error: str = "stop",
+    skip: str = "",
+) -> Iterator[list[LoadedImage]]:  # fmt: skip
     """Yield the usable ones of these images as `load_image` prepares them, `batch` at a time.
+
+    `on_error` and `skip` are as in `usable`.
 
     Raises:
         UserError: an image cannot be used and on_error is "stop", or none can.
     """
     load, threads = functools.partial(load_image, source, size=size), os.cpu_count() or 1
-    how = dict(threads=threads, ahead=2 * batch, on_error=on_error)
+    how = dict(threads=threads, ahead=2 * batch, on_error=on_error, skip=skip)
     with images_ahead(source, load, [int(i) for i in indices], **how) as take:
         images, skipped = take(len(indices))
         found = 0

@@ -19,15 +19,15 @@ import safetensors
 from sparse_vis.interop.formats import read_safetensors, write_safetensors
 from sparse_vis.interop.load import Loaded, is_shipped
 from sparse_vis.interop.step_folder import FOLDER
-from sparse_vis.models.classifier import LinearClassifier, NearestClassifier
+from sparse_vis.models.classifier import LinearClassifier, NearestClassifier, Segmenter
 from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, checksum, whole
 from sparse_vis.runtime.paths import HUB, local
 
-FILE, FORMAT, KEY = "probe.safetensors", 1, "sparse_vis.probe"
-KINDS = {"linear": LinearClassifier, "knn": NearestClassifier}
-Classifier = LinearClassifier | NearestClassifier
+FILE, SEGMENTER, FORMAT, KEY = "probe.safetensors", "segmenter.safetensors", 1, "sparse_vis.probe"
+KINDS = {"linear": LinearClassifier, "knn": NearestClassifier, "segmenter": Segmenter}
+Classifier = LinearClassifier | NearestClassifier | Segmenter
 
 
 class OtherWeightsError(UserError):
@@ -39,9 +39,9 @@ def weights_of(params: dict) -> int:
     return crc32({name: params[name] for name in ("encoder", "factorizer")})
 
 
-def place_of(path: Path) -> Path:
+def place_of(path: Path, file: str = FILE) -> Path:
     """The file's path for a file or folder that names it."""
-    return path if path.suffix == ".safetensors" else path / FILE
+    return path if path.suffix == ".safetensors" else path / file
 
 
 def classifier_of(found: Loaded, path: str | Path, given: str | Path | None) -> tuple:
@@ -55,15 +55,23 @@ def classifier_of(found: Loaded, path: str | Path, given: str | Path | None) -> 
         UserError: the probe cannot be used.
     """
     if given is not None:
-        return read_probe(place_of(Path(local(given, "probe"))), found.params)
+        read = read_probe(place_of(Path(local(given, "probe"))), found.params)
+        if isinstance(read[0], Segmenter):
+            raise UserError(f"probe={given} is a segmenter; give the file of a classifier.")
+        return read
     if found.classifier:
         about = {"weights_crc32": weights_of(found.params), "finetuned": True}
         return (*found.classifier, about)
+    return read_beside(found, path, FILE)
+
+
+def read_beside(found: Loaded, path: str | Path, file: str) -> tuple:
+    """`read_probe` of a file beside the model; () if it is not there or, with a note, of other weights."""
     folder = beside(path)
-    if folder is None or not (folder / FILE).is_file():
+    if folder is None or not (folder / file).is_file():
         return ()
     try:
-        return read_probe(folder / FILE, found.params)
+        return read_probe(folder / file, found.params)
     except OtherWeightsError as error:
         print(f"note: {error}", flush=True)
         return ()

@@ -43,6 +43,20 @@ class LinearClassifier(nn.Module):
         return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
 
 
+class Segmenter(nn.Module):
+    """Logits of the classes of every token of S; `classes`: their names, `width`: d."""
+
+    classes: tuple[str, ...]
+    width: int
+
+    @nn.compact
+    def __call__(self, S: Float[Array, "B r d"]) -> Float[Array, "B r classes"]:
+        drawn, shape = nn.initializers.normal(INIT_STD, jnp.float32), (self.width, len(self.classes))
+        kernel = self.param("kernel", drawn, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+        return jnp.matmul(S.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST) + bias
+
+
 class NearestClassifier(nn.Module):
     """Logarithms of the classes' shares of the vote of `evals/classes/knn.py`.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Shaped
 
-from sparse_vis.models.classifier import LinearClassifier, NearestClassifier
+from sparse_vis.models.classifier import LinearClassifier, NearestClassifier, Segmenter
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.encoder import VisionTransformer
 from sparse_vis.models.factorize import Factorizer, l2_normalize
@@ -58,6 +58,7 @@ class Stellar(nn.Module):
     cls_head: PrototypeHead
     tokenizer: VQGAN | None = None
     classifier: LinearClassifier | NearestClassifier | None = None
+    segmenter: Segmenter | None = None
 
     @property
     def patch(self) -> int:

@@ -165,6 +165,19 @@ def test_what_cannot_be_fitted_is_one_sentence_before_an_image_is_encoded(loaded
         sparse_vis.probe(*loaded, tmp_path)
 
 
+def test_an_image_that_cannot_be_used_stops_or_is_left_out(loaded, folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "images")
+    (tmp_path / "images" / "red" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"red/0\.png.*, or pass on_error='skip'\.$"):
+        sparse_vis.probe(*loaded, tmp_path / "images")
+    model, params, report = sparse_vis.probe(*loaded, tmp_path / "images", on_error="skip")
+    assert report["fitted"] + report["held_out"] == 3 * EACH - 1
+    assert "note: 1 images cannot be used" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"red/0\.png") as error:  # an answer for every image, or none
+        sparse_vis.classify(model, params, tmp_path / "images")
+    assert "skip" not in str(error.value)
+
+
 @pytest.mark.fast
 def test_held_out_rows_are_of_every_class_and_never_all():
     y = np.array([0] * 10 + [1] * 2 + [2] * 5)
