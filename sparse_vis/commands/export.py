@@ -65,7 +65,10 @@ def export_released(source: str, output: Path, name: str | None = None) -> Path:
     if (output / "config.json").exists():
         raise UserError(f"{output} already holds a config.json; give a new --output folder.")
     found = read_model(source, name, teacher=True)
-    probe = probe_file.classifier_of(found, source, None)
+    beside = {
+        probe_file.FILE: probe_file.classifier_of(found, source, None),
+        probe_file.SEGMENTER: probe_file.read_beside(found, source, probe_file.SEGMENTER),
+    }
     called = found.config.name.replace("/", "-")
     weights = output / f"{called}.safetensors"
     entry, copy = manifest.from_config(found.config, weights.name), None
@@ -83,8 +86,9 @@ def export_released(source: str, output: Path, name: str | None = None) -> Path:
         if copy is not None:
             with whole(copy) as partial:
                 shutil.copyfile(found.tokenizer, partial)
-        if probe:
-            probe_file.write_probe(output / probe_file.FILE, *probe)
+        for file, fitted in beside.items():
+            if fitted:
+                probe_file.write_probe(output / file, *fitted)
         # Last, so that an interrupted export is never taken for a complete one.
         write_json(output / "config.json", {"models": {called: entry}})
         shutil.copymode(output / "config.json", weights)  # safetensors makes files readable by the owner only

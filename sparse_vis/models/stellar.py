@@ -143,6 +143,18 @@ class Stellar(nn.Module):
         )
 
 
+class FineTuned(Stellar):
+    """Logits of the first view; its parameters are those of a Stellar with a classifier."""
+
+    def __call__(self, views: Views) -> Float[Array, "B classes"]:
+        return self.classify(views.image)
+
+    def every_part(self, pixels: Float[Array, "B H W 3"]) -> tuple:
+        tokens = self.encode(pixels)
+        decoded = self.decode(self.factorize(tokens).Z, self.grid(*pixels.shape[1:3]))
+        return self.heads(tokens), decoded, self.classifier(tokens)
+
+
 def init_params(model: Stellar, key: Array) -> dict:
     """Random initial parameters: float32 tree, layers stacked (docs/method.md section 5)."""
     size = model.encoder.image_size

@@ -14,27 +14,15 @@ from ml_collections import ConfigDict
 from sparse_vis.build import build_classifier, build_source, build_views
 from sparse_vis.data.records import has_labels
 from sparse_vis.losses.classes import smoothed_cross_entropy
-from sparse_vis.models.stellar import Stellar
+from sparse_vis.models.stellar import FineTuned, Stellar
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import path_name
 from sparse_vis.train.init import initial_params
 from sparse_vis.train.optimizer import make_optimizer
 from sparse_vis.train.recipe import Recipe, build_recipe
-from sparse_vis.types import Tokens, Views
+from sparse_vis.types import Tokens
 
 TRAINED = ("encoder", "classifier")  # all else keeps its weights
-
-
-class FineTuned(Stellar):
-    """Logits of the first view; its parameters are those of a Stellar with a classifier."""
-
-    def __call__(self, views: Views) -> Float[Array, "B classes"]:
-        return self.classify(views.image)
-
-    def every_part(self, pixels: Float[Array, "B H W 3"]) -> tuple:
-        tokens = self.encode(pixels)
-        decoded = self.decode(self.factorize(tokens).Z, self.grid(*pixels.shape[1:3]))
-        return self.heads(tokens), decoded, self.classifier(tokens)
 
 
 def prepare(config: ConfigDict) -> None:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import sparse_vis
+from sparse_vis.commands import export
 from sparse_vis.runtime.errors import UserError
 from tests.tiny_checkpoint import PATCH, SIZE, write_checkpoints
 
@@ -50,6 +51,8 @@ def test_a_segmenter_is_saved_beside_its_model_and_segments(workdir, folder, tmp
     assert model.segmenter.classes == CLASSES and "mIoU" in capsys.readouterr().out
     found = sparse_vis.segment(model, params, images)
     assert found.dtype == np.uint8 and found.shape == (2, SIZE, SIZE + PATCH)
+    export.export_released(str(workdir), tmp_path / "released")
+    np.testing.assert_array_equal(sparse_vis.segment(*sparse_vis.load(tmp_path / "released"), images), found)
     # By hand: p = L softmax(S W + b) of the patches, enlarged by Pillow.
     features = sparse_vis.encode(model, params, images)
     logits = np.asarray(features.sparse) @ np.asarray(params["segmenter"]["kernel"])
