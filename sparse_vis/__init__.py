@@ -14,7 +14,10 @@ import importlib
 from sparse_vis.runtime import host
 
 __version__ = "0.2.0"
-__all__ = ["encode", "load", "reconstruct", "train"]
+# Name -> module that has it. (`train` is the folder of that name, which can be called.)
+_PLACES = {"classify": "api", "encode": "api", "load": "api", "probe": "commands.probe", "reconstruct": "api"}
+_PLACES |= {"segment": "commands.segmenter", "segmenter": "commands.segmenter"}
+__all__ = [*_PLACES, "train"]
 
 
 def __dir__() -> list[str]:
@@ -29,7 +32,7 @@ def __getattr__(name: str):
     collecting = gc.isenabled()
     gc.disable()  # looking for garbage in what is imported takes a fifth of the time, and finds none
     try:
-        return getattr(importlib.import_module("sparse_vis.api"), name)
+        return getattr(importlib.import_module(f"sparse_vis.{_PLACES[name]}"), name)
     finally:
         if collecting:
             gc.enable()

@@ -15,10 +15,12 @@ from jaxtyping import Array, Float
 from sparse_vis.build import build_model
 from sparse_vis.config.ranges import DTYPES
 from sparse_vis.data import wrong_images
+from sparse_vis.interop import probe_file
 from sparse_vis.interop.load import Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import host, paths
+from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Features
 
@@ -27,7 +29,8 @@ Path = str | pathlib.Path
 
 def load(
     path: Path, name: str | None = None, *, tokenizer: Path | None = None, tokenizer_dtype: str = "float32",
-    dtype: str = "float32", revision: str | None = None, local_files_only: bool = False,
+    dtype: str = "float32", probe: Path | None = None, revision: str | None = None,
+    local_files_only: bool = False,
 ) -> tuple[Stellar, dict]:  # fmt: skip
     """Load a model: its parameters alone, on any device, trained on any number of devices.
 
@@ -41,10 +44,12 @@ def load(
         tokenizer: weights of the VQ tokenizer (torch, safetensors or Flax file); by default the file
             that the checkpoint or manifest names, if it exists. Only `reconstruct` of VQ models needs it.
         tokenizer_dtype, dtype: of the computation; parameters are float32.
+        probe: file of a classifier for `classify`, or its folder; by default the probe.safetensors beside the
+            model, if there is one for these weights.
         revision, local_files_only: for hf:// addresses, as in huggingface_hub.
 
     Returns:
-        (model, params) for `encode` and `reconstruct`.
+        (model, params) for `encode`, `reconstruct` and, with a classifier, `classify`.
 
     Raises:
         UserError: nothing can be loaded; names what is missing, damaged or of the wrong shape.
@@ -58,7 +63,18 @@ def load(
         tokenizer = paths.local(tokenizer, "tokenizer")
     host.keep_programs()
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
-    return assemble(found, path, tokenizer=tokenizer, tokenizer_dtype=tokenizer_dtype, dtype=dtype)
+    model, params = assemble(found, path, tokenizer=tokenizer, tokenizer_dtype=tokenizer_dtype, dtype=dtype)
+    model, params = with_classifier(model, params, *probe_file.classifier_of(found, path, probe)[:2])
+    if not (segmenter := probe_file.read_beside(found, path, probe_file.SEGMENTER)):
+        return model, params
+    return model.clone(segmenter=segmenter[0]), {**params, "segmenter": segmenter[1]}
+
+
+def with_classifier(model: Stellar, params: dict, classifier=None, tensors: dict | None = None):
+    """(model, params) with a classifier and its parameters; unchanged without one."""
+    if classifier is None:
+        return model, params
+    return model.clone(classifier=classifier), {**params, "classifier": tensors}
 
 
 def assemble(
@@ -157,6 +173,48 @@ def encode(model: Stellar, params: dict, images: Array) -> Features:
     """
     _check_model("encode(model, params, images)", model, params)
     return _encode(model, params, checked(images, model.patch))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _classify(model: Stellar, params: dict, images: Array) -> Array:
+    return jax.nn.softmax(model.apply({"params": params}, as_pixels(images), method="classify"))
+
+
+def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[list[str], np.ndarray]:
+    """Classes of images, by the classifier that `load` found beside the model or `probe` has fitted.
+
+    Inside jit, use model.apply({"params": params}, images / 255, method="classify"), which returns logits.
+
+    Args:
+        model, params: as `load` or `probe` returns them.
+        images: as for `encode`; or, as for `probe`, a folder, an address, or a list of paths, whose images
+            are resized and cropped as `probe` does, `batch` at a time.
+
+    Returns:
+        (names, probabilities): the most likely class of each image, and (B, classes) float32, in the order of
+        model.classifier.classes.
+
+    Raises:
+        UserError: the model has no classifier, or the images cannot be used.
+    """
+    _check_model("classify(model, params, images)", model, params)
+    if model.classifier is None:
+        raise UserError(
+            "this model has no classifier; fit one: model, params, report = sparse_vis.probe(model, params, "
+            "labelled images)."
+        )
+    if hasattr(images, "ndim"):
+        probabilities = np.asarray(_classify(model, params, checked(images, model.patch)))
+    else:
+        from sparse_vis.data.records import image_batches  # here, as the others need none of it
+        from sparse_vis.data.sources import as_source
+
+        source, size = as_source(images), model.encoder.image_size
+        call = functools.partial(_classify, model, params)
+        parts = image_batches(source, range(len(source)), size, batch)
+        stacked = (np.stack([image.pixels for image in part]) for part in parts)
+        probabilities = np.concatenate([run_in_batches(call, batch, pixels) for pixels in stacked])
+    return [model.classifier.classes[i] for i in probabilities.argmax(axis=1)], probabilities
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

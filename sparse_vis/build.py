@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.losses.spec import LossSpec
 from sparse_vis.models.block import Compute, Sizes
+from sparse_vis.models.classifier import LinearClassifier
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.encoder import VisionTransformer
 from sparse_vis.models.factorize import Factorizer
@@ -41,6 +42,13 @@ def build_model(config: ConfigDict, tokenizer: VQGAN | None = None) -> Stellar:
         cls_head=head(),
         tokenizer=tokenizer,
     )
+
+
+def build_classifier(config: ConfigDict) -> LinearClassifier | None:
+    """The classifier of a fine-tuned model; None without config.finetune.classes."""
+    m, f = config.model, config.finetune
+    width = m.width * (m.tokens if f.pool == "concat_S" else 1)
+    return LinearClassifier(tuple(f.classes), f.pool, width) if f.classes else None
 
 
 def build_loss(config: ConfigDict) -> LossSpec:

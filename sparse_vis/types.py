@@ -21,6 +21,7 @@ class Batch:
     # (B,) uint32, position of the image in the endless global stream. It seeds all randomness of the image,
     # so that no draw depends on how the batch is split.
     index: jax.Array
+    label: jax.Array | None = None  # (B,) int32, class, -1 for none; only in fine-tuning
 
 
 @struct.dataclass
@@ -31,6 +32,7 @@ class Views:
     masked: jax.Array  # (B, Vg, H, W, 3), global crops with colour change; masked[:, 0] is `image`'s crop
     visible: jax.Array  # (B, Vg, keep) int32, the patches of each masked view that the encoder sees
     local: jax.Array  # (B, Vl, h, w, 3), the local crops with colour change
+    label: jax.Array | None = None  # that of the batch
 
 
 @struct.dataclass

@@ -26,7 +26,7 @@ from tests.main_process import environment
 from tests.tiny_checkpoint import tiny_config
 from tests.train.tiny_config import get_config as tiny_recipe
 
-TOOLS = ("extract", "reconstruct", "report", "export", "pack")
+TOOLS = ("extract", "probe", "reconstruct", "report", "export", "pack")
 VQGAN = "tests/golden/vq_p16.vqgan.safetensors"  # of 128 codes
 
 # The model of tiny_checkpoint, whatever the configuration; one step of 16 small images. Without a GPU,
@@ -63,7 +63,7 @@ SAME |= {"configs/scenes_tiny.py": "configs/quickstart.py"}  # but for settings 
 WORKDIRS = (
     ("quickstart", "quickstart.py", 3), ("other", "quickstart.py", 4), ("scenes_tiny", "scenes_tiny.py", 3),
     ("photos", "folder.py", 3), ("uncentred", "digits.py", 1000, 2000),
-    ("pictures_tiny", "pictures_tiny.py", 3),
+    ("pictures_tiny", "pictures_tiny.py", 3), ("fashion", "fashion.py", 3),
 )  # fmt: skip
 
 # Commands that do not run here, and why. Exact: what runs or is no longer documented must not be listed.
@@ -201,6 +201,8 @@ def made(given: dict[str, str], folder: pathlib.Path) -> list[pathlib.Path]:
     if "output" in given:
         output = folder / given["output"]
         return [output] if output.suffix else [path for path in output.rglob("*") if path.is_file()]
+    if "checkpoint" in given:
+        return [folder / given["checkpoint"] / "probe.safetensors"]
     name = pathlib.Path(given["config"]).stem.removesuffix("_config")
     workdir = folder / given.get("workdir", f"runs/{name}")
     if given.get("mode") == "evaluate":

@@ -118,6 +118,7 @@ NOT_RUN = {
 # Python code of pages that other tests run.
 CODE = {
     "docs/visualization.md": ("tests/viz/test_visualization_page.py", "test_the_page_makes_its_pictures"),
+    "docs/classifiers.md": ("tests/commands/test_probe.py", "test_the_documented_command_and_code"),
     "docs/extraction.md": ("tests/commands/test_extract.py", "test_half_precision_and_the_documented_reader"),
     "docs/compatibility.md": ("tests/commands/test_programs.py", "test_the_documented_readers"),
     "docs/models.md": ("tests/interop/test_hub.py", "test_a_model_of_the_cache"),

@@ -3,19 +3,22 @@
 Format "released": a safetensors file with the published names and torch layouts, and its config.json. The
 published PyTorch code can read it, and `sparse_vis.load(DIR)` restores the weights exactly.
 
-Formats "stablehlo" (for jax.export) and "onnx" (for onnxruntime): the encoder as a program that runs without
-this package. It takes uint8 images (batch, H, W, 3) of the model's own size, any number of them, and returns
-the same arrays as `sparse_vis.encode`, under the same names. A JSON file beside the program describes this.
+Formats "stablehlo" (for jax.export) and "onnx" (for onnxruntime): encoder and decoder as programs that run
+without this package. The encoder takes uint8 images (batch, H, W, 3) of the model's own size, any number of
+them, and returns the same arrays as `sparse_vis.encode`, under the same names, and with a probe the classes'
+probabilities. The decoder takes S and L, and returns pixels. JSON files beside the programs describe this.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 
@@ -23,7 +26,7 @@ from sparse_vis import api
 from sparse_vis.build import build_model
 from sparse_vis.commands import outputs
 from sparse_vis.data.records import SHORT_SIDE
-from sparse_vis.interop import manifest
+from sparse_vis.interop import manifest, probe_file
 from sparse_vis.interop.formats import write_safetensors
 from sparse_vis.interop.load import Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
@@ -32,9 +35,11 @@ from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_json, write_whole
 from sparse_vis.runtime.tools import Parser
+from sparse_vis.types import Tokens
 
+Inputs = dict[str, tuple[tuple[int, ...], type]]  # name -> shape without the batch, element type
 PLATFORMS = ("cpu", "cuda", "tpu")
-PARTS = ("encoder", "factorizer")  # exported parameters; decoder and heads are not exported
+PARTS = ("encoder", "factorizer", "classifier")  # parameters of the first program; "decoder" has the second
 MAX_BYTES = 2**31 - 2**20  # of weights: the program files, flatbuffers and protobuf, are limited to 2 GiB
 MEANING = {
     "cls": "class token",
@@ -43,6 +48,8 @@ MEANING = {
     "dense": "patch features U, row-major",
     "lowrank": "Z = L S",
 }
+PROBABILITY = "probability of each class, in the order of `classes`"
+DECODED = {"pixels": "pixels in [0, 1], NHWC, RGB", "logits": "of each patch's code of the VQ tokenizer"}
 
 
 def export_released(source: str, output: Path, name: str | None = None) -> Path:
@@ -58,6 +65,10 @@ def export_released(source: str, output: Path, name: str | None = None) -> Path:
     if (output / "config.json").exists():
         raise UserError(f"{output} already holds a config.json; give a new --output folder.")
     found = read_model(source, name, teacher=True)
+    beside = {
+        probe_file.FILE: probe_file.classifier_of(found, source, None),
+        probe_file.SEGMENTER: probe_file.read_beside(found, source, probe_file.SEGMENTER),
+    }
     called = found.config.name.replace("/", "-")
     weights = output / f"{called}.safetensors"
     entry, copy = manifest.from_config(found.config, weights.name), None
@@ -75,6 +86,9 @@ def export_released(source: str, output: Path, name: str | None = None) -> Path:
         if copy is not None:
             with whole(copy) as partial:
                 shutil.copyfile(found.tokenizer, partial)
+        for file, fitted in beside.items():
+            if fitted:
+                probe_file.write_probe(output / file, *fitted)
         # Last, so that an interrupted export is never taken for a complete one.
         write_json(output / "config.json", {"models": {called: entry}})
         shutil.copymode(output / "config.json", weights)  # safetensors makes files readable by the owner only
@@ -94,7 +108,9 @@ def released_tensors(found: Loaded) -> Tensors:
 
 
 def export_program(source: str, output: Path, kind: str, name: str | None = None) -> Path:
-    """Write a model's encoder as a program, and a JSON file that describes it; returns the program's path.
+    """Write a model's encoder and decoder as programs, with JSON files that describe them.
+
+    Returns the encoder's path; the decoder's has `.decoder` before the extension.
 
     Args:
         source, output, name: as for `export_released`. kind: one of FORMATS.
@@ -109,64 +125,104 @@ def export_program(source: str, output: Path, kind: str, name: str | None = None
     if beside.exists():
         raise UserError(f"{output} already holds {beside.name}; give a new --output folder.")
     found.config.efficiency.update(dtype="float32", remat="none", attention="xla")
-    model = build_model(found.config)
-    params = jax.tree.map(np.asarray, {part: found.params[part] for part in PARTS})
-    weight = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    if weight > MAX_BYTES:
-        raise UserError(
-            f"the encoder of {source} has {weight / 2**30:.1f} GiB, but --format={kind} files can hold at "
-            "most 2 GiB; use --format=released."
-        )
-    image = jax.ShapeDtypeStruct((1, *2 * (model.encoder.image_size,), 3), np.uint8)
-    shapes = jax.eval_shape(encoder_of(model, params), image)
-    widths = {name: list(shapes[name].shape[1:]) for name in MEANING}
-    program, about = FORMATS[kind](model, params, widths)
-    described = json.dumps({"format": kind, **about, **describe(model, widths)}, indent=1)
+    probe = probe_file.classifier_of(found, source, None)[:2]
+    model, params = api.with_classifier(build_model(found.config), found.params, *probe)
+    written = []  # decoder first, encoder last, as an encoder's JSON file says that all is there
+    for part, make in (("decoder", decoder_of), ("encoder", encoder_of)):
+        held = ("decoder",) if part == "decoder" else PARTS
+        tensors = jax.tree.map(np.asarray, {name: params[name] for name in held if name in params})
+        weight = sum(leaf.nbytes for leaf in jax.tree.leaves(tensors))
+        if weight > MAX_BYTES:
+            raise UserError(
+                f"the {part} of {source} has {weight / 2**30:.1f} GiB, but --format={kind} files can hold at "
+                "most 2 GiB; use --format=released."
+            )
+        function, inputs = make(model, tensors)
+        one = jax.eval_shape(function, *(jax.ShapeDtypeStruct((1, *s), t) for s, t in inputs.values()))
+        shapes = {name: list(array.shape[1:]) for name, array in one.items()}
+        program, about = FORMATS[kind](part, model, tensors, function, inputs, shapes)
+        place = path if part == "encoder" else decoder_path(path)
+        written.append((place, program, {"format": kind, **about, **DESCRIBE[part](model, shapes)}))
     with outputs.in_one_sentence(output):
         output.mkdir(parents=True, exist_ok=True)
-        write_whole(path, program)
-        write_whole(beside, f"{described}\n")  # last, as above
+        for place, program, described in written:
+            write_whole(place, program)
+            write_whole(place.with_name(f"{place.name}.json"), f"{json.dumps(described, indent=1)}\n")
     return path
 
 
-def encoder_of(model: Stellar, params: dict) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """A function: images (batch, H, W, 3) uint8 -> {name in MEANING: (batch, tokens, width) float32}."""
+def decoder_path(encoder: Path) -> Path:
+    """Path of the decoder's program, from that of the encoder's."""
+    return encoder.with_name(f"{encoder.stem}.decoder{encoder.suffix}")
+
+
+def encoder_of(model: Stellar, params: dict) -> tuple[Callable[[jax.Array], dict[str, jax.Array]], Inputs]:
+    """A function: images (batch, H, W, 3) uint8 -> {name in MEANING: (batch, tokens, width) float32}.
+
+    With a classifier, also "probability" (batch, classes). And its inputs: name -> (shape, type).
+    """
 
     def encode(images):
         features = api.encode(model, params, images)
-        return {name: getattr(features, name) for name in MEANING}
+        found = {name: getattr(features, name) for name in MEANING}
+        if model.classifier is not None:
+            tokens = Tokens(cls=features.cls, S=features.sparse, U=None)
+            logits = model.classifier.apply({"params": jax.device_put(params["classifier"])}, tokens)
+            found["probability"] = jax.nn.softmax(logits)
+        return found
 
-    return encode
+    return encode, {"images": ((*2 * (model.encoder.image_size,), 3), np.uint8)}
 
 
-def to_stablehlo(model: Stellar, params: dict, _) -> tuple[bytes, dict]:
+def decoder_of(model: Stellar, params: dict) -> tuple[Callable[..., dict[str, jax.Array]], Inputs]:
+    """A function: S (batch, r, d), L (batch, n, r) -> pixels, or logits of codes; and its inputs."""
+    encoder, grid = model.encoder, model.grid(*2 * (model.encoder.image_size,))
+
+    def decode(sparse, spatial):
+        Z = jnp.einsum("bnr,brd->bnd", spatial, sparse)
+        decoded = model.apply({"params": params}, Z, grid, method="decode")
+        return {"logits": decoded} if model.decoder.codes else {"pixels": jnp.clip(decoded, 0, 1)}
+
+    r = encoder.queries
+    inputs = {"sparse": (r, encoder.sizes.width), "spatial": (math.prod(grid), r)}
+    return decode, {name: (shape, np.float32) for name, shape in inputs.items()}
+
+
+def to_stablehlo(part, model: Stellar, params: dict, function, inputs: Inputs, _) -> tuple[bytes, dict]:
     """The serialized program of `jax.export`, for all PLATFORMS, and facts for the JSON file."""
     (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *2 * (model.encoder.image_size,), 3), np.uint8)
-    exported = jax.export.export(jax.jit(encoder_of(model, params)), platforms=PLATFORMS)(images)
+    given = [jax.ShapeDtypeStruct((batch, *shape), kind) for shape, kind in inputs.values()]
+    exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*given)
     convention = {"calling_convention_version": exported.calling_convention_version}
     about = {"platforms": list(exported.platforms), **convention, "jax": jax.__version__}
     return bytes(exported.serialize()), about
 
 
-def to_onnx(model: Stellar, params: dict, widths: dict[str, list[int]]) -> tuple[bytes, dict]:
-    """The serialized ONNX graph, and facts for the JSON file; `widths` is name -> [tokens, width]."""
+def to_onnx(
+    part: str, model: Stellar, params: dict, function, inputs: Inputs, shapes: dict[str, list[int]]
+) -> tuple[bytes, dict]:
+    """The serialized ONNX graph, and facts for the JSON file; `shapes` are those of the outputs."""
     try:
         from sparse_vis.commands import onnx_graph
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise
         raise UserError('--format=onnx needs the package onnx: pip install -e ".[onnx]"') from None
-    graph = onnx_graph.build(model, params, widths)
+    if part == "encoder":
+        graph = onnx_graph.build(model, params, shapes)
+    else:
+        every = {name: list(shape) for name, (shape, _) in inputs.items()} | shapes
+        graph = onnx_graph.build_decoder(model, params["decoder"], every)
     return graph.SerializeToString(), {"opset": onnx_graph.OPSET}
 
 
 FORMATS = {"stablehlo": to_stablehlo, "onnx": to_onnx}
 
 
-def describe(model: Stellar, widths: dict[str, list[int]]) -> dict:
-    """The part of the JSON file that is the same in both formats."""
-    size = model.encoder.image_size
+def describe(model: Stellar, shapes: dict[str, list[int]]) -> dict:
+    """The part of the encoder's JSON file that is the same in both formats."""
+    size, meaning = model.encoder.image_size, {**MEANING, "probability": PROBABILITY}
+    classes = {} if model.classifier is None else {"classes": list(model.classifier.classes)}
     return {
         "input": {
             "name": "images", "dtype": "uint8", "shape": ["batch", size, size, 3],
@@ -175,12 +231,33 @@ def describe(model: Stellar, widths: dict[str, list[int]]) -> dict:
         "preprocessing": f"turn upright, resize the short side to {round(SHORT_SIDE * size)} px (bicubic, "
         f"antialiased), cut out the centre of {size}x{size} px; scaling and normalisation happen inside",
         "outputs": {
-            name: {"dtype": "float32", "shape": ["batch", *shape], "what": MEANING[name]}
-            for name, shape in widths.items()
+            name: {"dtype": "float32", "shape": ["batch", *shape], "what": meaning[name]}
+            for name, shape in shapes.items()
         },
         "patch": model.patch,
         "grid": list(model.grid(size, size)),
+        **classes,
     }  # fmt: skip
+
+
+def describe_decoder(model: Stellar, shapes: dict[str, list[int]]) -> dict:
+    """The same for the decoder."""
+
+    def arrays(shapes: dict, what: dict[str, str]) -> dict:
+        return {
+            name: {"dtype": "float32", "shape": ["batch", *shape], "what": what[name]}
+            for name, shape in shapes.items()
+        }
+
+    inputs = {name: shape for name, (shape, _) in decoder_of(model, {})[1].items()}
+    size = model.encoder.image_size
+    return {
+        "inputs": arrays(inputs, MEANING), "outputs": arrays(shapes, DECODED), "patch": model.patch,
+        "grid": list(model.grid(size, size)),
+    }  # fmt: skip
+
+
+DESCRIBE = {"encoder": describe, "decoder": describe_decoder}
 
 
 def main() -> None:
@@ -189,8 +266,8 @@ def main() -> None:
     parser.add_argument("--checkpoint")
     parser.add_argument("--name")
     what = (
-        "released: weights that PyTorch and sparse_vis read; stablehlo, onnx: the encoder as a program "
-        "(%(default)s)"
+        "released: weights that PyTorch and sparse_vis read; stablehlo, onnx: encoder and decoder as "
+        "programs (%(default)s)"
     )
     parser.add_argument("--format", choices=["released", *FORMATS], default="released", help=what)
     parser.add_argument("--output", help="folder for the exported model")
@@ -202,3 +279,5 @@ def main() -> None:
             path = export_program(given.checkpoint, given.output, given.format, given.name)
             beside = f"{path.name}.json"
     print(f"wrote {path} and its {beside}")
+    if given.format != "released":
+        print(f"wrote {decoder_path(path)}, the decoder, and its .json")

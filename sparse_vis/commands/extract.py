@@ -17,8 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sparse_vis.api import assemble, encode
 from sparse_vis.commands import outputs, shards
 from sparse_vis.config.ranges import SIDE
-from sparse_vis.data.folder import stamp
-from sparse_vis.data.records import SHORT_SIDE, LoadedImage, images_ahead, load_image
+from sparse_vis.data.folder import FolderSource, sha256_of, stamp
+from sparse_vis.data.records import SHORT_SIDE, LoadedImage, has_labels, images_ahead, load_image
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar
@@ -61,6 +61,8 @@ def extract(given: argparse.Namespace) -> None:
     manifest |= {"dtype": given.dtype, "resize": resize, "shard_size": given.shard_size}
     if given.letterbox:  # not in manifests of earlier versions, whose extractions can be continued
         manifest |= {"resize": 0, "letterbox": True}
+    if has_labels(source):
+        manifest |= {"classes": list(source.classes), "labels_sha256": labels_sha256(source)}
     process, processes = jax.process_index(), jax.process_count()
     if process == 0:
         announce(source)
@@ -93,6 +95,12 @@ def about_model(checkpoint: str, model: Stellar, params: dict, names: tuple[str,
     }
 
 
+def labels_sha256(source: Source) -> str:
+    """Checksum of the names of classes, and of labels that are known and do not follow from paths."""
+    labels = None if isinstance(source, FolderSource) else getattr(source, "labels", None)
+    return sha256_of([*source.classes, *([] if labels is None else map(str, np.asarray(labels)))])
+
+
 def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...], dtype: str) -> ToColumns:
     """A function from images to those of their Features, rounded to `dtype`; the computation is float32.
 
@@ -114,7 +122,9 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
         features = run_in_batches(call, batch, np.stack([image.pixels for image in images]))
         with np.errstate(over="ignore"):  # write_shard refuses infinities
             features = {name: np.asarray(array, dtype) for name, array in features.items()}
-        about = {name: [getattr(image, name) for image in images] for name in ("name", "height", "width")}
+        about = {
+            key: [getattr(image, key) for image in images] for key in ("name", "height", "width", "label")
+        }
         return about | features
 
     return columns
@@ -125,7 +135,7 @@ def write_missing(
 ) -> None:
     """Write the missing ones of these shards; check the existing ones first."""
     settings = shards.fingerprint(manifest)
-    schema = shards.make_schema(manifest["outputs"], given.dtype)
+    schema = shards.make_schema(manifest["outputs"], given.dtype, "classes" in manifest)
     todo = {path: rows for path, rows in planned.items() if not path.exists()}
     left, total = [index for rows in todo.values() for index in rows], sum(map(len, planned.values()))
     checked = Progress("checking finished shards", total - len(left))

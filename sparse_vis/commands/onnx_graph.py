@@ -1,17 +1,22 @@
-"""The encoder as an ONNX graph, built operator by operator from the parameters.
+"""Encoder (with a classifier) and decoder as ONNX graphs, built operator by operator from the parameters.
 
 Built by hand because no converter works: the releases of jax2onnx that can be imported with jax 0.10 require
 an orbax-checkpoint older than ours, and fail on `nn.scan` with an unknown batch size. A test compares the
-graph with `sparse_vis.encode`.
+graphs with `sparse_vis.encode`, `reconstruct` and `classify`.
 """
 
 from __future__ import annotations
+
+import json
 
 import jax
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from sparse_vis.models.block import Sizes
+from sparse_vis.models.classifier import LEAST, LinearClassifier, NearestClassifier
+from sparse_vis.models.decoder import fourier_positions
 from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from sparse_vis.models.factorize import NORMALIZE_EPSILON
 from sparse_vis.models.stellar import Stellar
@@ -106,29 +111,93 @@ def _factors(graph: Graph, params: dict, temperature: float) -> None:
     graph.add("Softmax", graph.add("Div", cosine, np.float32(temperature)), names=("spatial",), axis=-1)
 
 
+def _trunk(graph: Graph, x: str, params: dict, length: int, sizes: Sizes) -> str:
+    """All blocks, and the last LayerNorm."""
+    for number in range(sizes.layers):
+        layer = jax.tree.map(lambda stacked, number=number: stacked[number], params["blocks"])
+        x = _block(graph, x, layer, length, sizes.heads)
+    return graph.norm(x, params["norm"])
+
+
+def _classifier(graph: Graph, classifier: LinearClassifier | NearestClassifier, params: dict) -> None:
+    """Class probabilities, as models/classifier.py, from "cls" or "sparse"."""
+    if classifier.feature == "mean_S":
+        x = graph.add("ReduceMean", "sparse", axes=[1], keepdims=0)
+    else:
+        tokens = "cls" if classifier.feature == "cls" else "sparse"
+        x = graph.add("Reshape", tokens, np.array([0, classifier.width]))
+    if isinstance(classifier, LinearClassifier):
+        graph.add("Softmax", graph.dense(x, params), names=("probability",), axis=-1)
+        return
+    length = graph.add("Max", graph.add("ReduceL2", x, axes=[1], keepdims=1), np.float32(LEAST))
+    cosine = graph.add("MatMul", graph.add("Div", x, length), params["gallery"].T)
+    best, nearest = names = ("cosines", "nearest")
+    graph.add("TopK", cosine, np.array([classifier.k]), names=names, axis=1)
+    share = graph.add("Softmax", graph.add("Div", best, np.float32(classifier.temperature)), axis=1)
+    label = graph.add("Gather", params["label"].astype(np.int64), nearest, axis=0)
+    one = graph.add("OneHot", label, np.array(len(classifier.classes)), np.array([0, 1], np.float32))
+    votes = graph.add("MatMul", graph.add("Unsqueeze", share, np.array([1])), one)
+    graph.add("Squeeze", votes, np.array([1]), names=("probability",))
+
+
+def build_decoder(model: Stellar, params: dict, shapes: dict[str, list[int]]) -> onnx.ModelProto:
+    """Graph from "sparse" and "spatial" to "pixels", or "logits" of codes.
+
+    Args:
+        params: of the decoder, as numpy arrays. shapes: of the three, without the batch.
+    """
+    decoder, size = model.decoder, model.encoder.image_size
+    (rows, columns), p = model.grid(size, size), decoder.patch
+    graph = Graph(decoder.sizes.epsilon)
+    x = graph.dense(graph.add("MatMul", "spatial", "sparse"), params["proj"])
+    code = fourier_positions(jax.device_put(params["fourier"]), (rows, columns))
+    x = graph.add("Add", x, np.asarray(code))
+    x = _trunk(graph, x, params["trunk"], rows * columns, decoder.sizes)
+    if decoder.codes:
+        graph.dense(x, params["head"], names=("logits",))
+    else:
+        kernel = params["pixel_kernel"].reshape(decoder.sizes.width, -1)
+        x = graph.add("Add", graph.add("MatMul", x, kernel), np.tile(params["pixel_bias"], p * p))
+        x = graph.add("Reshape", x, np.array([0, rows, columns, p, p, 3]))
+        x = graph.add("Transpose", x, perm=[0, 1, 3, 2, 4, 5])
+        x = graph.add("Reshape", x, np.array([0, rows * p, columns * p, 3]))
+        graph.add("Clip", x, np.float32(0), np.float32(1), names=("pixels",))
+    values = [_value(name, shape) for name, shape in shapes.items()]
+    return _model(graph, "decoder", values[:2], values[2:])
+
+
+def _value(name: str, shape: list[int], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, [BATCH, *shape])
+
+
+def _model(graph: Graph, name: str, inputs: list, outputs: list, **about: str) -> onnx.ModelProto:
+    whole = helper.make_graph(graph.nodes, name, inputs, outputs, graph.constants)
+    opsets = [helper.make_opsetid("", OPSET)]
+    found = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION)
+    helper.set_model_props(found, about)
+    onnx.checker.check_model(found)
+    return found
+
+
 def build(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> onnx.ModelProto:
     """Graph from uint8 images (batch, H, W, 3) of the model's own size to the outputs of `sparse_vis.encode`.
 
+    With a classifier, "probability" is one more output, and the metadata have the `classes` as a JSON list.
+
     Args:
-        params: as numpy arrays. outputs: name -> [tokens, width].
+        params: as numpy arrays. outputs: name -> shape without the batch.
     """
     encoder = model.encoder
     graph = Graph(encoder.sizes.epsilon)
     side, patches, r = encoder.image_size, len(params["encoder"]["position_table"]), encoder.queries
     x = _tokens(graph, "images", params["encoder"], encoder.patch)
-    trunk = params["encoder"]["trunk"]
-    for number in range(encoder.sizes.layers):
-        layer = jax.tree.map(lambda stacked, number=number: stacked[number], trunk["blocks"])
-        x = _block(graph, x, layer, 1 + patches + r, encoder.sizes.heads)
-    x, sizes = graph.norm(x, trunk["norm"]), np.array([1, patches, r])
-    graph.add("Split", x, sizes, names=("cls", "dense", "sparse"), axis=1)
+    x = _trunk(graph, x, params["encoder"]["trunk"], 1 + patches + r, encoder.sizes)
+    graph.add("Split", x, np.array([1, patches, r]), names=("cls", "dense", "sparse"), axis=1)
     _factors(graph, params["factorizer"], model.factorizer.temperature)
     graph.add("MatMul", "spatial", "sparse", names=("lowrank",))
-    value = helper.make_tensor_value_info
-    images = value("images", TensorProto.UINT8, [BATCH, side, side, 3])
-    values = [value(name, TensorProto.FLOAT, [BATCH, *shape]) for name, shape in outputs.items()]
-    whole = helper.make_graph(graph.nodes, "encoder", [images], values, graph.constants)
-    opsets = [helper.make_opsetid("", OPSET)]
-    found = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION)
-    onnx.checker.check_model(found)
-    return found
+    about = {}
+    if model.classifier is not None:
+        _classifier(graph, model.classifier, params["classifier"])
+        about = {"classes": json.dumps(model.classifier.classes)}
+    images = _value("images", [side, side, 3], TensorProto.UINT8)
+    return _model(graph, "encoder", [images], [_value(*pair) for pair in outputs.items()], **about)

@@ -17,6 +17,7 @@ from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime import lock
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.distributed import held
+from sparse_vis.train.finetune import finetune_params, finetune_recipe, prepare
 from sparse_vis.train.init import initial_params
 from sparse_vis.train.loop import Run
 from sparse_vis.train.stop import StopSignal
@@ -26,7 +27,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
     """Train, or continue, to the last step, then evaluate; or only evaluate.
 
     Args:
-        mode: "train" or "evaluate". stop: checked after every step.
+        mode: "train", "finetune" or "evaluate". stop: checked after every step.
 
     Raises:
         UserError: any error that the user can correct.
@@ -39,12 +40,16 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
         raise UserError("--mode=evaluate needs tasks; give e.g. --config.eval.tasks=\"('knn', 'linear')\".")
     if config.eval.tasks:
         from sparse_vis.evals import command  # imported only if needed: it takes seconds
-    if mode == "train":
+    if mode != "evaluate":
+        if mode == "train" and config.finetune.classes:
+            raise UserError("config.finetune.classes is set, so this is a fine-tuning; give --mode=finetune.")
         with held(workdir, "training", "--workdir"):
+            if mode == "finetune":
+                prepare(config)
             if config.eval.tasks:
                 # Report now what would fail after days of training; what this reads is not kept in memory.
                 command.make_plan(config)
-            train(config, workdir, stop)
+            (finetune if mode == "finetune" else train)(config, workdir, stop)
     if stop.received:
         return
     if not alone:
@@ -105,10 +110,23 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, **given) 
         from sparse_vis.commands.watch import Watch  # imported only if needed: it takes seconds
 
         probe = functools.partial(Watch, config, tokenizer)
-    training = Run(config, workdir, initial=initial, tokenizer=tokenizer, probe=probe, **given)
+    _to_the_end(Run(config, workdir, initial=initial, tokenizer=tokenizer, probe=probe, **given), stop)
+
+
+def finetune(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
+    """The same for a configuration that `prepare` has completed."""
+    if not config.init and jax.process_index() == 0:
+        print(
+            "note: config.init names no weights, so the classifier is trained from random ones.", flush=True
+        )
+    initial = functools.partial(finetune_params, config)
+    _to_the_end(Run(config, workdir, initial=initial, build=finetune_recipe), stop)
+
+
+def _to_the_end(training: Run, stop: StopSignal) -> None:
     training.train(stop)
     if stop.received:
-        what = f"{stop.name}: saved step {training.step} in {workdir}"
+        what = f"{stop.name}: saved step {training.step} in {training.workdir}"
         print(f"{what}; repeat the command to continue.", flush=True)
 
 

@@ -73,7 +73,8 @@ def open_output(output: Path, manifest: dict[str, Any], first: bool) -> None:
         wait_for([path], "manifest")
     # If only the manifest is lost, each shard's entry has a fingerprint of the settings.
     ours = {skipped.FILE, *(file.name for shard in planned for file in (shard, entry_of(shard)))}
-    begin_or_continue(path, manifest, _read_manifest, free={"checkpoint", "shards"}, ours=ours)
+    free = {"checkpoint", "shards", "classes"}  # classes: their checksum is compared
+    begin_or_continue(path, manifest, _read_manifest, free=free, ours=ours)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -136,9 +137,29 @@ def finish(output: Path, manifest: dict[str, Any], shards: dict[Path, range]) ->
     return rows, len(skips)
 
 
-def make_schema(shapes: dict[str, list[int]], dtype: str) -> pa.Schema:
-    """Schema of a shard's columns, from output -> [tokens, width] and one of DTYPES."""
-    columns = [pa.field("name", pa.string()), pa.field("height", pa.int32()), pa.field("width", pa.int32())]
+def complete(output: Path) -> dict[str, Any]:
+    """The manifest of a finished extraction; a UserError if it is damaged or not finished."""
+    manifest = _read_manifest(output / MANIFEST)
+    if "shards" not in manifest or files.CHECKSUM not in manifest:
+        raise UserError(f"the extraction {output} is not complete; repeat the command that began it.")
+    return manifest
+
+
+def read_columns(output: Path, manifest: dict[str, Any], columns: list[str]) -> pa.Table:
+    """Columns of all shards of a finished extraction; a UserError if a shard is missing or damaged."""
+    tables = []
+    for name, said in sorted(manifest["shards"].items()):
+        path = output / name
+        if not path.is_file() or files.file_sha256(path) != said["sha256"]:
+            raise UserError(f"shard {path} is missing or damaged; repeat the extraction to write it again.")
+        tables.append(pq.read_table(path, columns=columns))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def make_schema(shapes: dict[str, list[int]], dtype: str, labelled: bool = False) -> pa.Schema:
+    """Schema of a shard's columns, from output -> [tokens, width], one of DTYPES, and if there are labels."""
+    numbers = ("height", "width", *(("label",) if labelled else ()))
+    columns = [pa.field("name", pa.string()), *(pa.field(number, pa.int32()) for number in numbers)]
     for name, (tokens, width) in shapes.items():
         kind = pa.list_(DTYPES[dtype], tokens * width)
         columns.append(pa.field(name, kind, metadata={"shape": json.dumps([tokens, width])}))

@@ -5,6 +5,7 @@
     --config.train.steps=100   any setting of it, from the command line
     --workdir=DIR              folder of the run (default: runs/<config name>)
     --mode=evaluate            only the tasks of config.eval: docs/evaluation.md
+    --mode=finetune            train a classifier and the weights of config.init: docs/classifiers.md
     --distributed=auto         be one process of several; launch/ has the starters, docs/pods.md the rest
 
 Started again with the same workdir, a run continues where it was. With --workdir and no --config, the
@@ -32,7 +33,8 @@ def define_flags() -> None:
         "config", None, "Name of an experiment in configs/, or a configuration file."
     )
     flags.DEFINE(arguments.PathParser(), "workdir", None, "Folder of the run (default: runs/NAME).")
-    flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and evaluate, or only evaluate.")
+    modes = ["train", "finetune", "evaluate"]
+    flags.DEFINE_enum("mode", "train", modes, "Train or fine-tune, then evaluate; or only evaluate.")
     flags.DEFINE_string("distributed", None, "auto, or HOST:PORT,PROCESSES,PROCESS.")
 
 

@@ -1,7 +1,7 @@
 """The complete configuration with the published values; files in configs/ change some of them.
 
-Sections `model`, `loss`, `views`, `teacher`, `optimizer`, `data` and `train` change results. Section
-`efficiency` changes speed and memory only.
+Sections `model`, `loss`, `views`, `teacher`, `optimizer`, `data`, `train` and `finetune` change results.
+Section `efficiency` changes speed and memory only.
 """
 
 from __future__ import annotations
@@ -124,6 +124,12 @@ _CONFIG = dict(
         trackers=(),  # that get all metrics too: "wandb", "mlflow"
         keep=2,  # newest checkpoints kept
         max_bad_steps=3,  # non-finite steps in a row before the run stops
+    ),
+    finetune=dict(  # of --mode=finetune
+        classes=(),  # their names; (): those of the data, which the run saves here
+        pool="mean_S",  # what the classifier reads: "mean_S", "cls", or "concat_S", all of S
+        layer_decay=0.75,  # rate of each layer relative to the next one
+        label_smoothing=0.1,
     ),
     efficiency=dict(
         dtype="bfloat16",

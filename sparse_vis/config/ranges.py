@@ -206,6 +206,10 @@ _TABLE = {
         "health_every": whole(0), "probe_every": whole(0), "probe_images": _COUNT, "trackers": TRACKERS,
         "keep": _COUNT, "max_bad_steps": _COUNT,
     },
+    "finetune": {
+        "classes": NAMES, "pool": Choice("mean_S", "cls", "concat_S"), "layer_decay": real("(0, 1]"),
+        "label_smoothing": _MEMORY,
+    },
     "efficiency": {
         "dtype": DTYPES, "remat": Choice("none", "products", "blocks"), "unroll": _LAYERS,
         "attention": Choice("xla", "cudnn", "pallas"), "microbatches": _BATCH, "mesh": MESH,

@@ -7,6 +7,7 @@ import json
 import math
 import operator
 import pathlib
+import textwrap
 from typing import NoReturn
 
 from ml_collections import ConfigDict
@@ -184,14 +185,15 @@ def check_resume(saved: dict, now: dict, workdir: pathlib.Path) -> list[str]:
         Other differences that can change results, as `differences` writes them.
 
     Raises:
-        UserError: config.model or the use of a teacher differs, or `saved` is no valid configuration.
+        UserError: config.model, or the use of a teacher or classifier differs, or `saved` is not valid.
     """
     # Configurations of earlier versions may lack settings or hold former values.
     saved = plain(from_plain(saved, workdir))
     # The path of the tokenizer may change; with pixel targets, so may all settings of the tokenizer.
     apart = "model.tokenizer." if now["model"]["target"] == "pixel" else "model.tokenizer.path"
     changed = [line for line in differences(saved, now) if not line.startswith(apart)]
-    fatal = [line for line in changed if line.startswith(("model.", "teacher.enabled"))]
+    fixed = ("model.", "teacher.enabled", "finetune.classes", "finetune.pool")
+    fatal = [textwrap.shorten(line, 200, placeholder=" …") for line in changed if line.startswith(fixed)]
     if fatal:
         raise UserError(
             f"{workdir} was trained with another architecture ({'; '.join(fatal)}); "

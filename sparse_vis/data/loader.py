@@ -60,6 +60,7 @@ class Stream:
     on_error: str
     process_index: int
     process_count: int
+    labels: bool = False  # whether batches have the label of each image
 
     def __post_init__(self):
         if self.on_error not in ON_ERROR:
@@ -91,8 +92,9 @@ class Stream:
         for ahead in range(2 * len(self.source) - 1):
             number = int(self._numbers[position + ahead])
             try:
+                record = self.source[number]
                 # Twice the canvas: reduction of a JPEG is a coarse filter; the last factor of 2 is bicubic.
-                pixels = decode(self.source[number], at_least=2 * self.canvas)
+                pixels = decode(record, at_least=2 * self.canvas)
             except UserError as error:
                 if self.on_error == "stop":
                     how = "--config.data.on_error=skip to use the next image in its place"
@@ -100,7 +102,9 @@ class Stream:
                 skipped[name_of(self.source, number), str(error)] = None
                 continue
             pixels, height, width = to_canvas(pixels, self.canvas, min_side=self.min_side)
+            label = {"label": np.int32(record.get("label", -1))} if self.labels else {}
             return {
+                **label,
                 "image": pixels,
                 "height": np.int32(height),
                 "width": np.int32(width),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -98,12 +100,16 @@ def _padded(sets: list[np.ndarray]) -> Int32[np.ndarray, "n k"]:
 
 
 class LoadedImage(NamedTuple):
-    """An image ready for the encoder; height and width are those of the upright original, in pixels."""
+    """An image ready for the encoder; height and width are those of the upright original, in pixels.
+
+    `label` is the number of its class, -1 if it has none.
+    """
 
     name: str
     height: int
     width: int
     pixels: np.ndarray  # uint8, (size, size, 3) or (*size, 3)
+    label: int
 
 
 def load_image(
@@ -120,14 +126,15 @@ def load_image(
     record = source[index]
     pixels, short_side = decode(record), short_side or round(SHORT_SIDE * size)
     square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
-    return LoadedImage(record["name"], *pixels.shape[:2], square)
+    return LoadedImage(record["name"], *pixels.shape[:2], square, record.get("label", -1))
 
 
 def load_fitted(source: Source, index: int, size: tuple[int, int], *, letterbox: bool) -> LoadedImage:
     """Decode one image and bring it to `size` (height, width), as `fitted`."""
     record = source[index]
     pixels = decode(record)
-    return LoadedImage(record["name"], *pixels.shape[:2], fitted(pixels, size, letterbox=letterbox))
+    image = fitted(pixels, size, letterbox=letterbox)
+    return LoadedImage(record["name"], *pixels.shape[:2], image, record.get("label", -1))
 
 
 def in_batches(
@@ -158,12 +165,13 @@ def load_ahead(
 
 
 def usable(
-    source: Source, futures: Iterator[tuple[int, Future[T]]], on_error: str, skipped: Skips
+    source: Source, futures: Iterator[tuple[int, Future[T]]], on_error: str, skipped: Skips, skip: str
 ) -> Iterator[T]:
     """Yield the loaded images; an unusable one raises, or is left out and added to `skipped`.
 
     Args:
         futures: from `load_ahead`. on_error: one of ON_ERROR.
+        skip: what to pass for "skip", in a message; "" if one cannot.
 
     Raises:
         UserError: an image cannot be used and on_error is "stop".
@@ -173,14 +181,15 @@ def usable(
             yield future.result()
         except UserError as error:
             if on_error == "stop":
-                raise or_skip(error, "--on-error=skip") from None
+                raise (or_skip(error, skip) if skip else error) from None
             skipped.append((name_of(source, index), str(error)))
 
 
 @contextlib.contextmanager
 def images_ahead(
-    source: Source, load: Callable[[int], T], indices: list[int], *, threads: int, ahead: int, on_error: str
-) -> Iterator[Callable[[int], tuple[Iterator[T], Skips]]]:
+    source: Source, load: Callable[[int], T], indices: list[int], *, threads: int, ahead: int, on_error: str,
+    skip: str = "--on-error=skip",
+) -> Iterator[Callable[[int], tuple[Iterator[T], Skips]]]:  # fmt: skip
     """Context that loads images in order, ahead of their use; it yields a function `take`.
 
     `take(count)` is the next `count` images: an iterator of the usable ones, and a list that has (name,
@@ -192,9 +201,34 @@ def images_ahead(
 
         def take(count: int) -> tuple[Iterator[T], Skips]:
             skipped: Skips = []
-            return usable(source, islice(futures, count), on_error, skipped), skipped
+            return usable(source, islice(futures, count), on_error, skipped, skip), skipped
 
         yield take
+
+
+def image_batches(
+    source: Source, indices: Sequence[int] | np.ndarray, size: int, batch: int, on_error: str = "stop",
+    skip: str = "",
+) -> Iterator[list[LoadedImage]]:  # fmt: skip
+    """Yield the usable ones of these images as `load_image` prepares them, `batch` at a time.
+
+    `on_error` and `skip` are as in `usable`.
+
+    Raises:
+        UserError: an image cannot be used and on_error is "stop", or none can.
+    """
+    load, threads = functools.partial(load_image, source, size=size), os.cpu_count() or 1
+    how = dict(threads=threads, ahead=2 * batch, on_error=on_error, skip=skip)
+    with images_ahead(source, load, [int(i) for i in indices], **how) as take:
+        images, skipped = take(len(indices))
+        found = 0
+        while some := list(islice(images, batch)):
+            found += len(some)
+            yield some
+    if not found:
+        raise none_usable(len(indices), skipped)
+    if skipped:
+        print(f"note: {len(skipped)} images cannot be used; the first: {skipped[0][1]}", flush=True)
 
 
 def none_usable(count: int, skipped: Skips, what: str = "images") -> UserError:
@@ -205,6 +239,16 @@ def none_usable(count: int, skipped: Skips, what: str = "images") -> UserError:
 def or_skip(error: UserError, how: str) -> UserError:
     """The error for an unusable image, with the flag that skips it (and what it does) as a further remedy."""
     return UserError(f"{str(error).rstrip('.')}, or pass {how}.")
+
+
+def has_labels(source: Source) -> bool:
+    """Whether records have a `label`, not only sets of classes; reads the first record if it has to."""
+    if not source.classes or hasattr(source, "labels"):
+        return bool(source.classes) and source.labels is not None
+    try:
+        return "label" in source[0]
+    except UserError:
+        return not getattr(source, "sets", False)
 
 
 def name_of(source: Source, index: int) -> str:

@@ -56,11 +56,17 @@ def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tup
         )
     found = read_model(place, name)
     if trained:
+        if found.classifier:  # of fine-tuning, which sets these
+            config.finetune.classes = found.config.finetune.classes
+            config.teacher.enabled = found.config.teacher.enabled
         settings.check_resume(settings.plain(found.config), settings.plain(config), workdir)
     # Pixel models do not use a tokenizer; a probe that predicts codes reads its own.
     tokenizer = config.model.tokenizer.path if config.model.target == "vq" else None
     model, params = api.assemble(found, place, tokenizer=tokenizer or None, dtype=config.eval.dtype)
-    return stellar_encoder(OWN, model, params, _origin(found, place, name)), (model, params)
+    encoder = stellar_encoder(
+        OWN, *api.with_classifier(model, params, *found.classifier), _origin(found, place, name)
+    )
+    return encoder, (model, params)
 
 
 def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | None, train: Part) -> Encoder:
@@ -146,6 +152,8 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
         found = {key: getattr(out, key) for key in wanted if hasattr(out, key)}
         if "prototype" in wanted:
             found["prototype"] = nearest(params, out.sparse)
+        if "probability" in wanted:
+            found["probability"] = api.classify(model, params, images)[1]
         if "reconstruction" in wanted:
             found["reconstruction"] = api.reconstruct(model, params, out)
         return found
@@ -155,10 +163,13 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
         out = Features(cls=None, sparse=S, dense=None, spatial=L, lowrank=L @ S, size=(side, side))
         return api.reconstruct(model, params, out)
 
-    gives = tuple(key for key in RANKS if key not in absent)
+    classifier = model.classifier
+    lacks = {*absent, *(() if classifier else ("probability",))}
+    gives = tuple(key for key in RANKS if key not in lacks)
     prototypes = params["sparse_head"]["prototypes"].shape[1]
     sizes = {"patch": model.patch, "tokens": model.encoder.queries}
     about = {**about, **checksums(model, params), **sizes}
+    about |= {"classes": list(classifier.classes)} if classifier else {}
     return Encoder(name, gives, features, None if absent else decode, prototypes, about, absent)
 
 

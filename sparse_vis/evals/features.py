@@ -18,7 +18,15 @@ from sparse_vis.runtime.progress import Progress
 AnyArray = Array | np.ndarray
 
 # The names an encoder may return, and the number of dimensions of each array (the batch first).
-RANKS = {"sparse": 3, "cls": 3, "dense": 3, "spatial": 3, "reconstruction": 4, "prototype": 2}
+RANKS = {
+    "sparse": 3,
+    "cls": 3,
+    "dense": 3,
+    "spatial": 3,
+    "reconstruction": 4,
+    "prototype": 2,
+    "probability": 2,
+}
 # Names of the mean over tokens of each set of tokens.
 POOLED = {"sparse": "mean_S", "cls": "cls", "dense": "mean_U"}
 
@@ -28,7 +36,8 @@ class Encoder:
     """A named function from images to features; metrics of features that it does not give are absent.
 
     Features are sparse (B, r, d), S; cls (B, 1, d); dense (B, n, d), U; spatial (B, n, r), L; reconstruction
-    (B, h, w, 3), pixels clipped to [0, 1]; prototype (B, r), each token's most likely prototype.
+    (B, h, w, 3), pixels clipped to [0, 1]; prototype (B, r), each token's most likely prototype; probability
+    (B, classes), of a model with a classifier.
 
     Attributes:
         name: row of the result tables. gives: keys of the features that it gives.

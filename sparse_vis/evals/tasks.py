@@ -4,6 +4,7 @@ from sparse_vis.evals.classes.knn import KNN, RETRIEVAL
 from sparse_vis.evals.classes.linear import LINEAR
 from sparse_vis.evals.classes.linear_published import LINEAR_PUBLISHED
 from sparse_vis.evals.classes.objects import OBJECTS
+from sparse_vis.evals.classes.own_classifier import CLASSIFIER
 from sparse_vis.evals.columns import LOCALIZATION, RECONSTRUCTION
 from sparse_vis.evals.factors.factorization import FACTORIZATION
 from sparse_vis.evals.factors.rate import RATE
@@ -17,6 +18,7 @@ TASKS = {
     "knn": KNN,
     "linear": LINEAR,
     "linear_published": LINEAR_PUBLISHED,
+    "classifier": CLASSIFIER,
     "retrieval": RETRIEVAL,
     "objects": OBJECTS,
     "segmentation": SEGMENTATION,

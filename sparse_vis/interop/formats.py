@@ -79,14 +79,18 @@ def _crc32(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), start)
 
 
-def write_safetensors(tensors: dict[str, np.ndarray], path: Path) -> None:
+def write_safetensors(
+    tensors: dict[str, np.ndarray], path: Path, about: dict[str, str] | None = None
+) -> None:
     """Write tensors with their checksums; the same tensors always give the same bytes.
+
+    `about`: further metadata of the file.
 
     Raises:
         OSError, safetensors.SafetensorError: the file cannot be written.
     """
     sums = {name: _crc32(array) for name, array in tensors.items()}
-    save_file(tensors, path, {"format": "pt", CHECKSUMS: json.dumps(sums)})
+    save_file(tensors, path, {"format": "pt", CHECKSUMS: json.dumps(sums), **(about or {})})
     # The library writes the metadata's keys in random order.
     with path.open("r+b") as file:
         (length,) = struct.unpack("<Q", file.read(8))

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sparse_vis.build import build_model
+from sparse_vis.build import build_classifier, build_model
 from sparse_vis.config import settings
 from sparse_vis.interop import hub, manifest, step_folder
 from sparse_vis.interop.naming import as_transformers_4
 from sparse_vis.interop.released import UNUSED, params_to_tensors, shapes_of, tensors_to_params
 from sparse_vis.interop.tensors import SAFETENSORS, TORCH, check_tensors, listing, read_tensors
+from sparse_vis.models.classifier import LinearClassifier
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError
@@ -45,6 +46,7 @@ class Loaded:
     unused: dict[str, np.ndarray]  # tensors of a released file that the model does not use
     step: pathlib.Path | None  # step folder, if it is one of our own checkpoints
     teacher: dict | None = None  # EMA parameters of that checkpoint, if requested and present
+    classifier: tuple[LinearClassifier, dict] | tuple[()] = ()  # of a fine-tuned model, and its parameters
 
 
 def abstract_params(config: ConfigDict) -> dict:
@@ -226,7 +228,14 @@ def read_model(
 def _read_step(step: pathlib.Path, teacher: bool) -> Loaded:
     config = settings.from_plain(step_folder.read_config(step), step / "config")
     abstract = abstract_params(config)
-    params = step_folder.restore_params(step, abstract)
+    classifier = build_classifier(config)
+    if classifier is not None:
+        shapes = {"kernel": (classifier.width, len(classifier.classes)), "bias": (len(classifier.classes),)}
+        shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+        params = step_folder.restore_params(step, {**abstract, "classifier": shapes})
+        own = (classifier, params.pop("classifier"))
+    else:
+        params, own = step_folder.restore_params(step, abstract), ()
     copy = step_folder.restore_teacher(step, abstract) if teacher and config.teacher.enabled else None
     tokenizer = pathlib.Path(config.model.tokenizer.path) if config.model.tokenizer.path else None
-    return Loaded(config, params, tokenizer, {}, step, copy)
+    return Loaded(config, params, tokenizer, {}, step, copy, own)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Shaped
 
+from sparse_vis.models.classifier import LinearClassifier, NearestClassifier, Segmenter
 from sparse_vis.models.decoder import Decoder
 from sparse_vis.models.encoder import VisionTransformer
 from sparse_vis.models.factorize import Factorizer, l2_normalize
@@ -47,7 +48,7 @@ class Stellar(nn.Module):
     """The STELLAR model, in three steps: `encode`, `factorize`, `decode`.
 
     The tokenizer of the VQ target is frozen: `init_params` leaves its parameters out; `codes` and
-    `decode_codes` need them in the tree as "tokenizer".
+    `decode_codes` need them in the tree as "tokenizer". `classify` needs those of a classifier.
     """
 
     encoder: VisionTransformer
@@ -56,6 +57,8 @@ class Stellar(nn.Module):
     sparse_head: PrototypeHead
     cls_head: PrototypeHead
     tokenizer: VQGAN | None = None
+    classifier: LinearClassifier | NearestClassifier | None = None
+    segmenter: Segmenter | None = None
 
     @property
     def patch(self) -> int:
@@ -96,6 +99,10 @@ class Stellar(nn.Module):
         """Pixels in [0, 1] from code logits: the tokenizer decodes each patch's most likely code."""
         return self.tokenizer.decode(jnp.argmax(logits, axis=-1).reshape(-1, *grid))
 
+    def classify(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B classes"]:
+        """The classifier's logits of images in [0, 1]."""
+        return self.classifier(self.encode(pixels, only="S"))
+
     def heads(self, tokens: Tokens) -> Embeddings:
         """Embeddings of S and CLS, and the prototypes."""
         return Embeddings(
@@ -134,6 +141,18 @@ class Stellar(nn.Module):
             masked_cls_embedding=self.cls_head(masked.cls).reshape(batch, -1, self.cls_head.dim),
             local_cls_embedding=local_cls.reshape(batch, -1, self.cls_head.dim),
         )
+
+
+class FineTuned(Stellar):
+    """Logits of the first view; its parameters are those of a Stellar with a classifier."""
+
+    def __call__(self, views: Views) -> Float[Array, "B classes"]:
+        return self.classify(views.image)
+
+    def every_part(self, pixels: Float[Array, "B H W 3"]) -> tuple:
+        tokens = self.encode(pixels)
+        decoded = self.decode(self.factorize(tokens).Z, self.grid(*pixels.shape[1:3]))
+        return self.heads(tokens), decoded, self.classifier(tokens)
 
 
 def init_params(model: Stellar, key: Array) -> dict:

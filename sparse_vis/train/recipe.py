@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from sparse_vis.build import build_loss, build_model, build_views
 from sparse_vis.losses.objective import objective
 from sparse_vis.losses.spec import LossSpec
+from sparse_vis.losses.targets import make_targets
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.train.optimizer import learning_rate, make_optimizer, momentum_at
@@ -30,6 +31,7 @@ class Recipe:
     microbatches: int  # parts of the global batch
     momentum: Callable | None  # step -> momentum of the EMA teacher; None: no teacher
     objective: Callable  # (outputs, targets, loss) -> (total, terms)
+    targets: Callable = make_targets  # what the outputs are compared with
 
 
 def build_recipe(config: ConfigDict, tokenizer: VQGAN | None = None) -> Recipe:

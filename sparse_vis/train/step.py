@@ -11,7 +11,6 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sparse_vis.losses.targets import make_targets
 from sparse_vis.models.stellar import init_params, teacher_params
 from sparse_vis.train.mesh import BATCH, state_sharding
 from sparse_vis.train.microbatches import accumulate
@@ -51,7 +50,7 @@ def train_step(
 
     def loss(params, views, potentials=None):
         outputs = recipe.model.apply({"params": params}, views)
-        targets = make_targets(recipe.model, recipe.loss, views, outputs, teacher, tokenizer, potentials)
+        targets = recipe.targets(recipe.model, recipe.loss, views, outputs, teacher, tokenizer, potentials)
         return recipe.objective(outputs, targets, recipe.loss)
 
     gradient = jax.value_and_grad(loss, has_aux=True)

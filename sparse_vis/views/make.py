@@ -134,4 +134,5 @@ def make_views(key: PRNGKeyArray, batch: Batch, spec: ViewSpec) -> Views:
     def one(canvas, height, width, index):
         return _views_of_image(jax.random.fold_in(key, index), batch_key, canvas, height, width, spec)
 
-    return jax.vmap(one)(batch.image, batch.height, batch.width, batch.index)
+    views = jax.vmap(one)(batch.image, batch.height, batch.width, batch.index)
+    return views.replace(label=batch.label)

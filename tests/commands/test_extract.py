@@ -85,6 +85,7 @@ def test_rows_are_the_encoder_s_output_in_sorted_order(workdir, folder, tmp_path
     assert [(rows[n]["width"], rows[n]["height"]) for n in names] == [
         (30 + 9 * i, 50 - 2 * i) for i in range(8)
     ]
+    assert [rows[n]["label"] for n in names] == [-1] * 6 + [0] * 2  # z is the only class
     features = expect(workdir, folder, names)
     patches = (SIZE // PATCH) ** 2
     shapes = dict(
@@ -100,7 +101,7 @@ def test_rows_are_the_encoder_s_output_in_sorted_order(workdir, folder, tmp_path
     shown = capsys.readouterr().out
     assert "8/8 images" in shown and "images/s  ETA 0:00:00" in shown
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["step"] == 12 and manifest["grid"] == [4, 4]
+    assert manifest["step"] == 12 and manifest["grid"] == [4, 4] and manifest["classes"] == ["z"]
     assert {name: tuple(shape) for name, shape in manifest["outputs"].items()} == shapes
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *(f"features-0000{i}-of-00003.{kind}" for i in range(3) for kind in ("json", "parquet")),
@@ -436,3 +437,20 @@ def test_a_model_of_a_release_is_named(folder, tmp_path):
     encoder = sparse_vis.load(golden, "pixel_p16")[0].encoder
     assert len(rows) == 8 and len(rows["0.png"]["cls"]) == encoder.sizes.width
     assert json.loads((tmp_path / "b" / "manifest.json").read_text())["image_size"] == encoder.image_size
+
+
+def test_other_labels_are_other_settings_and_without_classes_there_is_no_column(workdir, folder, tmp_path):
+    table = folder / "table.csv"
+
+    def write(labels):
+        table.write_text("path,label\n" + "".join(f"{i}.png,{label}\n" for i, label in enumerate(labels)))
+
+    write("abab")
+    run(workdir, f"table:{table}", tmp_path / "out", outputs=("cls",))
+    rows, _ = read(tmp_path / "out")
+    assert [row["label"] for row in rows.values()] == [0, 1, 0, 1]
+    write("abba")
+    with pytest.raises(UserError, match=r"shards of other images or settings \(labels_sha256: "):
+        run(workdir, f"table:{table}", tmp_path / "out", outputs=("cls",))
+    run(workdir, f"table:{table}#label=", tmp_path / "none", outputs=("cls",))
+    assert "label" not in read(tmp_path / "none")[1].names

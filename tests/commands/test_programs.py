@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import onnxruntime
 import pytest
@@ -15,6 +16,7 @@ import pytest
 import sparse_vis
 from sparse_vis.commands import export
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.types import Features
 from tests import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +29,11 @@ sys.modules["sparse_vis"] = None  # importing it fails
 import jax, numpy as np
 exported = jax.export.deserialize(open("model.stablehlo", "rb").read())
 print(*exported.platforms, exported.in_avals[0].str_short())
+decoder = jax.export.deserialize(open("model.decoder.stablehlo", "rb").read())
 for count in (2, 3):
-    np.savez(f"{count}.npz", **exported.call(np.load("images.npy")[:count]))
+    found = exported.call(np.load("images.npy")[:count])
+    edited = np.roll(found["spatial"], 1, axis=1)
+    np.savez(f"{count}.npz", **found, edited=decoder.call(found["sparse"], edited)["pixels"])
 assert not [name for name in sys.modules if name.startswith("sparse_vis.")]
 try:
     import sparse_vis
@@ -51,6 +56,23 @@ def assert_equal_to_encode(found, model, params, images):
         np.testing.assert_allclose(found[name], expected, atol=1e-4, rtol=1e-4, err_msg=name)
 
 
+def reconstructed(model, params, found, L):
+    """Pixels from the S that a program returned, and an L."""
+    S, side = found["sparse"], model.encoder.image_size
+    features = Features(cls=None, sparse=S, dense=None, spatial=L, lowrank=L @ S, size=(side, side))
+    return np.asarray(sparse_vis.reconstruct(model, params, features))
+
+
+def check_decoder_description(path, model, found, output):
+    path = path.with_name(f"{path.stem}.decoder{path.suffix}.json")
+    about = json.loads(path.read_text())
+    shapes = {name: ["batch", *found[name].shape[1:]] for name in ("sparse", "spatial")}
+    assert {name: given["shape"] for name, given in about["inputs"].items()} == shapes
+    assert {k: v["shape"] for k, v in about["outputs"].items()} == {
+        k: ["batch", *array.shape[1:]] for k, array in output.items()
+    }
+
+
 def check_description(path, model, images, found):
     """The JSON beside a program says the shapes that it takes and returns."""
     about = json.loads(path.with_name(f"{path.name}.json").read_text())
@@ -70,6 +92,9 @@ def test_stablehlo_runs_where_our_package_cannot_be_imported(tmp_path):
     alone, images = tmp_path / "alone", images_for(model)
     alone.mkdir()
     (alone / "model.stablehlo").write_bytes(path.read_bytes())
+    (alone / "model.decoder.stablehlo").write_bytes(
+        (path.parent / "pixel_p16.decoder.stablehlo").read_bytes()
+    )
     np.save(alone / "images.npy", images)
     done = subprocess.run(
         [sys.executable, "-c", STABLEHLO], cwd=alone, capture_output=True, text=True, timeout=300
@@ -78,9 +103,14 @@ def test_stablehlo_runs_where_our_package_cannot_be_imported(tmp_path):
     side = model.encoder.image_size
     assert done.stdout.splitlines() == [f"cpu cuda tpu uint8[batch,{side},{side},3]", "no package"]
     for count in (2, 3):
-        with np.load(alone / f"{count}.npz") as found:
-            assert_equal_to_encode(found, model, params, images[:count])
-            about = check_description(path, model, images, found)
+        with np.load(alone / f"{count}.npz") as arrays:
+            found = dict(arrays)
+        edited = found.pop("edited")
+        assert_equal_to_encode(found, model, params, images[:count])
+        about = check_description(path, model, images, found)
+        expected = reconstructed(model, params, found, np.roll(found["spatial"], 1, axis=1))
+        np.testing.assert_allclose(edited, expected, atol=1e-4)
+        check_decoder_description(path, model, found, {"pixels": edited})
     assert about["platforms"] == ["cpu", "cuda", "tpu"]
 
 
@@ -97,7 +127,57 @@ def test_onnxruntime_computes_the_same(name, tmp_path):
         arrays = session.run(None, {"images": images[:count]})
         found = dict(zip(names, arrays, strict=True))
         assert_equal_to_encode(found, model, params, images[:count])
+        # An edit outside of Python: without the first token.
+        L = found["spatial"] * (np.arange(found["spatial"].shape[2]) > 0).astype(np.float32)
+        decoder = onnxruntime.InferenceSession(path.with_name(f"{name}.decoder.onnx"))
+        (pixels,) = decoder.run(["pixels"], {"sparse": found["sparse"], "spatial": L})
+        expected = reconstructed(model, params, found, L)
+        assert pixels.shape == expected.shape and np.abs(pixels - 0.5).max() <= 0.5
+        np.testing.assert_allclose(pixels, expected, atol=1e-4)
     check_description(path, model, images, found)
+    check_decoder_description(path, model, found, {"pixels": pixels})
+
+
+def test_a_vq_decoder_gives_the_logits_of_codes(tmp_path):
+    path = export.export_program(GOLDEN, tmp_path, "onnx", "vq_p16")
+    model, params = sparse_vis.load(GOLDEN, "vq_p16")
+    features = sparse_vis.encode(model, params, images_for(model))
+    Z, grid = features.lowrank, model.grid(*features.size)
+    expected = model.apply({"params": params}, Z, grid, method="decode")
+    decoder = onnxruntime.InferenceSession(path.with_name("vq_p16.decoder.onnx"))
+    given = {"sparse": np.asarray(features.sparse), "spatial": np.asarray(features.spatial)}
+    (logits,) = decoder.run(["logits"], given)
+    np.testing.assert_allclose(logits, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "feature"), [("linear", "mean_S"), ("knn", "concat_S"), ("knn", "cls")])
+def test_a_probe_is_exported_with_the_encoder(kind, feature, tmp_path):
+    """Also with the released weights, from which the same classes follow."""
+    workdir = tmp_path / "run"
+    tiny_checkpoint.write_checkpoints(workdir, {1: 1})
+    plain = sparse_vis.load(workdir)
+    rng = np.random.default_rng(0)
+    pairs = [(rng.integers(0, 1 + 255 * (i % 3 + 1) // 3, (32, 32, 3), np.uint8), i % 3) for i in range(18)]
+    names = ("dark", "medium", "light")
+    sparse_vis.probe(*plain, pairs, classes=names, kind=kind, feature=feature, k=4, save=workdir)
+    model, params = sparse_vis.load(workdir)
+    images = images_for(model)
+    _, expected = sparse_vis.classify(model, params, images)
+    path = export.export_program(str(workdir), tmp_path / "out", "onnx")
+    session = onnxruntime.InferenceSession(path)
+    for count in (2, 3):
+        (found,) = session.run(["probability"], {"images": images[:count]})
+        np.testing.assert_allclose(found, expected[:count], atol=1e-4)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(names)
+    about = json.loads(path.with_name(f"{path.name}.json").read_text())
+    assert about["classes"] == list(names) and about["outputs"]["probability"]["shape"] == ["batch", 3]
+    if feature == "cls":
+        path = export.export_program(str(workdir), tmp_path / "out", "stablehlo")
+        program = jax.export.deserialize(path.read_bytes())
+        np.testing.assert_allclose(program.call(images)["probability"], expected, atol=1e-4)
+        export.export_released(str(workdir), tmp_path / "released")
+        again = sparse_vis.load(tmp_path / "released")
+        np.testing.assert_allclose(sparse_vis.classify(*again, images)[1], expected, atol=1e-5)
 
 
 @pytest.mark.fast
@@ -115,7 +195,7 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
         patch.setattr(export, "MAX_BYTES", 1000)
         with pytest.raises(
             UserError,
-            match=r"encoder of .* has 0\.0 GiB, but --format=stablehlo files can hold at most 2 GiB; use",
+            match=r"decoder of .* has 0\.0 GiB, but --format=stablehlo files can hold at most 2 GiB; use",
         ):
             export.export_program(GOLDEN, tmp_path / "out", "stablehlo", "pixel_p16")
     assert not (tmp_path / "out").exists()
@@ -146,5 +226,6 @@ def test_the_documented_readers(tmp_path, monkeypatch, capsys):
         scope = {}
         exec(code, scope)
         assert_equal_to_encode(scope["features"], model, params, images)
+        assert scope["pixels"].shape == images.shape
     written = capsys.readouterr().out.splitlines()
     assert written[0] == "wrote exported/quickstart.stablehlo and its quickstart.stablehlo.json"

@@ -47,6 +47,7 @@ RIGHT_AND_WRONG = [
     # Parts of one that must leave something.
     (
         [*names("optimizer", "b1", "b2", "warmup"), "views.masking_ratio", "eval.holdout",
+         "finetune.label_smoothing",
          *(f"{probe}.validation" for probe in PROBES)],
         [0.0, 0.9999], [-0.5, -1e-6, BELOW_ONE, ONE, 1.5],
     ),
@@ -75,6 +76,8 @@ RIGHT_AND_WRONG = [
         ],
         [1e-4, 1e4], [0.0, -0.1, 0.9999e-4, 1.00001e4],
     ),
+    (["finetune.layer_decay"], [1e-6, 0.75, ONE], [0.0, -0.5, 1.000001]),
+    (["finetune.classes"], [(), ("cat", "dog")], [(1,), ((),)]),
     (["model.norm_epsilon"], [1e-12, 1e-6, 1e-2], [0.0, -1e-6, 1.0001e-2]),
     (["model.init_std"], [1e-6, 10.0], [0.0, -0.02, 0.9999e-6, 10.00001]),
     ([*names("views", "global_scale", "local_scale"), "eval.segmentation.scale",
@@ -129,6 +132,7 @@ RIGHT_AND_WRONG = [
     (["efficiency.mesh"], [(-1, 1), (2, 4)], [(0, -1), (-1, -1), (1, -2), (1.5, 1), (1,), (True, 1)]),
     # Words.
     (["init_heads"], ["keep", "fresh"], ["foo", ""]),
+    (["finetune.pool"], ["mean_S", "cls", "concat_S"], ["mean", "U", ""]),
     (["model.target", "eval.reconstruction_probe.target"], ["pixel", "vq"], ["codes", "VQ"]),
     (["model.tokenizer.dtype", "efficiency.dtype", "eval.dtype"], ["float32", "bfloat16", "float16"],
      ["float64", "half"]),

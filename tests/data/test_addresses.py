@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import json
 import pickle
 import tarfile
 
@@ -114,7 +115,7 @@ def test_extract_and_pack_read_the_address(places, kind, workdir, tmp_path, caps
     assert packed.classes == ("a", "b") and packed.images_sha256 == opened(places, kind).images_sha256
     assert [packed[i]["image"] for i in range(COUNT)] == [folder[i]["image"] for i in range(COUNT)]
     features = []
-    for place in (places[kind], places["folder"]):
+    for place in (places[kind], str(tmp_path / "packed"), places["folder"]):
         given = dict(
             checkpoint=str(workdir), images=place, output=tmp_path / f"out-{len(features)}", letterbox=False,
             name=None, split=None, data_dir=None, outputs=("cls",), dtype="float32", resize=None, batch=4,
@@ -124,4 +125,7 @@ def test_extract_and_pack_read_the_address(places, kind, workdir, tmp_path, caps
             extract.extract(argparse.Namespace(**given))
         files = sorted(given["output"].glob("*.parquet"))
         features.append([row for file in files for row in pq.read_table(file)["cls"].to_pylist()])
-    assert len(features[0]) == COUNT and features[0] == features[1]
+        labels = [label for file in files for label in pq.read_table(file)["label"].to_pylist()]
+        manifest = json.loads((given["output"] / "manifest.json").read_text())
+        assert labels == [0] * 4 + [1] * 3 and manifest["classes"] == ["a", "b"]
+    assert len(features[0]) == COUNT and features[0] == features[1] == features[2]

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sparse_vis.interop.released import params_to_tensors
 from sparse_vis.ops.sinkhorn import column_potentials
 from sparse_vis.runtime import checksums
+from sparse_vis.train.finetune import finetune_recipe
 from sparse_vis.train.mesh import BATCH, global_batch, make_mesh, state_sharding
 from sparse_vis.train.microbatches import global_potentials, split_batch
 from sparse_vis.train.optimizer import update_teacher
@@ -103,6 +104,23 @@ def one_step(shape: tuple[int, int]) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+def finetuned(shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """All parameters after a step of fine-tuning, as one vector, on two of the meshes."""
+    if shape not in ((1, 1), (4, 2)):
+        return {}
+    settings = config()
+    settings.finetune.classes = ("a", "b", "c")
+    mesh, recipe = make_mesh(shape, jax.devices()[: shape[0] * shape[1]]), finetune_recipe(settings)
+    state = jax.device_get(initial_state(recipe))
+    state = jax.device_put(state, state_sharding(mesh, state))
+    batch = local_batch()
+    batch = global_batch(mesh, batch.replace(label=(batch.index % 3).astype(np.int32)))
+    state, _ = compile_step(recipe, mesh, state)(state, batch, None, np.uint32(settings.seed))
+    gather = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    leaves = jax.tree.leaves(jax.device_get(gather(state.params)))
+    return {"finetuned": np.concatenate([leaf.ravel() for leaf in leaves])}
+
+
 def small_programs() -> dict[str, str]:
     """Text of programs on 8 devices: Sinkhorn, also from microbatches, and a sort of each column."""
     mesh, recipe, params = make_mesh((4, 2)), build_recipe(config()), start_state().params
@@ -141,7 +159,8 @@ def main() -> None:
     found = {}
     for mesh in arguments.mesh:
         data, fsdp = map(int, mesh.split(","))
-        found |= {f"{mesh}/{name}": value for name, value in one_step((data, fsdp)).items()}
+        step = one_step((data, fsdp)) | finetuned((data, fsdp))
+        found |= {f"{mesh}/{name}": value for name, value in step.items()}
     if arguments.programs:
         found |= {f"program/{name}": value for name, value in small_programs().items()}
     if jax.process_index() == 0:

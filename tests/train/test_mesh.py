@@ -112,6 +112,11 @@ def test_loss_gradient_update_and_matches_do_not_depend_on_the_mesh(steps, mesh)
     assert relative(whole(after), whole({name: expected[name] for name in after})) < 1e-6
 
 
+@pytest.mark.parametrize("mesh", ["4,2", "2 x 4,2"])
+def test_fine_tuning_does_not_depend_on_the_mesh(steps, mesh):
+    assert relative(steps[mesh]["finetuned"], steps["1,1"]["finetuned"]) < 1e-6
+
+
 def moved(text) -> list[str]:
     """The lines of a compiled program that gather or exchange arrays between devices."""
     return re.findall(r"= .* (?:all-gather|all-to-all)(?:-start)?\(.*", str(text))

@@ -1,0 +1,245 @@
+"""A classifier on frozen features, fitted on labelled images: `python -m sparse_vis probe --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparse_vis import api
+from sparse_vis.commands import outputs, shards
+from sparse_vis.data.records import image_batches
+from sparse_vis.data.sources import Source, announce, as_source, open_input
+from sparse_vis.evals.classes import fitting
+from sparse_vis.interop import probe_file
+from sparse_vis.models.classifier import FEATURES, feature_of
+from sparse_vis.models.stellar import Stellar
+from sparse_vis.runtime import paths
+from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.checksums import crc32
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.progress import Progress
+from sparse_vis.runtime.skipped import ON_ERROR
+from sparse_vis.runtime.tools import Parser, check_folder, positive
+from sparse_vis.types import Tokens
+
+HOLDOUT = 0.2
+CLASSIFIERS = ("linear", "knn")
+READS = {"mean_S": "sparse", "concat_S": "sparse", "cls": "cls"}  # feature -> column of an extraction
+
+
+def probe(
+    model: Stellar, params: dict, data: Any, *, classes: Sequence[str] | None = None, kind: str = "linear",
+    feature: str = "mean_S", k: int = fitting.KS, holdout: float = HOLDOUT, seed: int = 1,
+    save: str | Path | None = None, batch: int = 64, on_error: str = "stop",
+) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
+    """Fit a classifier on labelled images; a random part of each class is held out to measure its accuracy.
+
+    Args:
+        model, params: as `load` returns them; the weights stay as they are.
+        data: a folder with one subfolder per class, an address (docs/your_images.md), a list of pairs (path
+            or image, label), a data set object; or the folder of an extraction of this model, with labels.
+        classes: names of the classes of pairs and objects; unless given, the labels' numbers are their names.
+        kind: "linear", or "knn": the k nearest of the labelled images vote.
+        feature: "mean_S", "cls", or "concat_S", all tokens of S one after the other.
+        holdout: share of each class. seed: of that choice, and of the order of training.
+        save: file, or folder for `probe.safetensors`; beside the model, `load` finds it.
+        batch: images per call of the encoder. on_error: "stop", or "skip" images that cannot be used.
+
+    Returns:
+        (model, params, report): with the classifier, for `classify`; `report` has `accuracy`, the numbers of
+        images `fitted` and `held_out`, and what the file says besides.
+
+    Raises:
+        UserError: images without labels, of one class, or with a class of one image; the features of another
+            model; an argument that is out of range. Before the first image is encoded, where possible.
+    """
+    known = {"kind": CLASSIFIERS, "feature": FEATURES, "on_error": ON_ERROR}
+    given = {"kind": kind, "feature": feature, "on_error": on_error}
+    for argument, allowed in known.items():
+        value = given[argument]
+        if value not in allowed:
+            raise UserError(f"{argument}={value!r} is unknown; choose from {', '.join(allowed)}.")
+    if not 0 < holdout < 1 or k < 1 or seed < 0:
+        what = f"holdout={holdout}, k={k} or seed={seed} is out of range"
+        raise UserError(f"{what}; holdout lies between 0 and 1, k is 1 or more, and seed 0 or more.")
+    given = dict(kind=kind, feature=feature, k=k, holdout=holdout, seed=seed, save=save)
+    if isinstance(data, str | os.PathLike) and (Path(data).expanduser() / shards.MANIFEST).is_file():
+        folder = Path(data).expanduser()
+        found = extracted(folder, params, feature, kind, holdout)
+        return _fit(model, params, *found, f"of {folder}", **given)
+    names = getattr(data, "classes", None) if classes is None else classes
+    if not isinstance(data, str | os.PathLike) and names is None:
+        names = _numbers(data)
+    source = as_source(data, names)
+    found = encoded(model, params, source, feature, kind, holdout, batch, on_error, "on_error='skip'")
+    return _fit(model, params, *found, words(source), **given)
+
+
+def words(source: Source) -> str:
+    """Where the images of a source are."""
+    return getattr(source, "about", f"in {getattr(source, 'path', source)}")
+
+
+def _numbers(data: Any) -> tuple[str, ...]:
+    """Numbers as names of the classes of an object's items, which are pairs or have a key `label`."""
+    items = (data[i] for i in range(len(data)))
+    pairs = (x[1] if isinstance(x, tuple) else x.get("label") if isinstance(x, dict) else None for x in items)
+    labels = [-1 if label is None else label for label in pairs]
+    try:
+        return tuple(map(str, range(int(max(labels, default=-1)) + 1)))
+    except (TypeError, ValueError):
+        what = f"the labels of the {type(data).__name__} are no numbers ({labels[0]!r} …)"
+        raise UserError(f"{what}; give numbers, and their names as classes=.") from None
+
+
+def labels_of(source: Source) -> np.ndarray:
+    """The class of every record, -1 for none; reads the records of sources that do not know it."""
+    known = getattr(source, "labels", None) if source.classes else ()
+    if known is None:
+        known = [source[i].get("label", -1) for i in range(len(source))]
+    return np.asarray(known if len(known) else np.full(len(source), -1), np.int32)
+
+
+def encoded(
+    model: Stellar, params: dict, source: Source, feature: str, kind: str, holdout: float, batch: int = 64,
+    on_error: str = "stop", skip: str = "--on-error=skip",
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:  # fmt: skip
+    """One feature of every labelled image of a source, the labels, and the names of the classes."""
+    labels, what = labels_of(source), f"the {len(source)} images {words(source)}"
+    fitting.check_classes(labels, source.classes, what, kind, holdout)
+    rows = np.flatnonzero(labels >= 0)
+    if len(rows) < len(labels):
+        print(f"note: {len(labels) - len(rows)} images have no class and are left out", flush=True)
+
+    @jax.jit
+    def call(images):
+        pixels = api.as_pixels(images)
+        return feature_of(model.apply({"params": params}, pixels, method="encode", only="S"), feature)
+
+    progress, x, y = Progress("features", len(rows)), [], []
+    for images in image_batches(source, rows, model.encoder.image_size, batch, on_error, skip):
+        x.append(run_in_batches(call, batch, np.stack([image.pixels for image in images])))
+        y += [image.label for image in images]
+        progress.add(len(images))
+    return np.concatenate(x), np.array(y, np.int32), source.classes
+
+
+def extracted(
+    folder: Path, params: dict, feature: str, kind: str, holdout: float
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The same from the Parquet files of an extraction of this model."""
+    manifest, column = shards.complete(folder), READS[feature]
+    own = crc32({k: v for k, v in params.items() if k not in ("classifier", "segmenter")})
+    for lacking, remedy in (
+        ("classes" not in manifest, "has no labels; extract images that have classes"),
+        (column not in manifest.get("outputs", {}), f"lacks {column}; extract with --outputs={column}"),
+        (
+            manifest.get("weights_crc32") != own,
+            "is of a model with other parameters; give the model with which it was made, or extract again",
+        ),
+    ):
+        if lacking:
+            raise UserError(f"the extraction {folder} {remedy}.")
+    table = shards.read_columns(folder, manifest, ["label", column])
+    labels, classes = table["label"].to_numpy(), tuple(manifest["classes"])
+    fitting.check_classes(labels, classes, f"the {len(labels)} images of {folder}", kind, holdout)
+    flat = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    tokens = np.asarray(flat, np.float32).reshape(len(labels), *manifest["outputs"][column])[labels >= 0]
+    given = jax.device_put(tokens)
+    x = feature_of(Tokens(cls=given, S=given, U=None), feature)
+    return np.asarray(x), labels[labels >= 0].astype(np.int32), classes
+
+
+def _fit(
+    model: Stellar, params: dict, x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], images: str, *,
+    kind: str, feature: str, k: int, holdout: float, seed: int, save: str | Path | None,
+) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
+    """Fit, measure and save: the last part of `probe`."""
+    # Again, as images that cannot be used may have been left out.
+    fitting.check_classes(y, classes, f"the {len(y)} images {images}", kind, holdout)
+    fitted, held = fitting.held_out(y, holdout, seed)
+    fit = fitting.fit_linear if kind == "linear" else fitting.fit_nearest
+    classifier, tensors, how = fit(x[fitted], y[fitted], classes, feature, seed if kind == "linear" else k)
+    tensors = jax.device_put(tensors)
+    # A token of the feature's own width: the classifier's mean over one token, and all tokens, are that one.
+    call = jax.jit(lambda x: classifier.apply({"params": tensors}, Tokens(x[:, None], x[:, None], None)))
+    guessed = run_in_batches(call, 512, x[held]).argmax(axis=1)
+    accuracy = float(np.mean(guessed == y[held]))
+    report = {
+        "accuracy": accuracy, "fitted": len(fitted), "held_out": len(held), "holdout": holdout, "seed": seed,
+        "images": images, **how, "weights_crc32": probe_file.weights_of(params),
+    }  # fmt: skip
+    common = np.bincount(y[held]).max() / len(held)
+    print(
+        f"{kind} probe on {feature}: {accuracy:.2%} of {len(held)} held-out images are right (the most "
+        f"common class would give {common:.2%}); fitted on {len(fitted)} images of {len(np.unique(y))} "
+        "classes",
+        flush=True,
+    )
+    if save is not None:
+        probe_file.write_probe(
+            probe_file.place_of(Path(paths.local(save, "save"))), classifier, tensors, report
+        )
+    return *api.with_classifier(model, params, classifier, tensors), report
+
+
+def parser() -> Parser:
+    """The tool's flags."""
+    parser = Parser(
+        description="Fit a classifier on the features of labelled images and save it as probe.safetensors "
+        "beside the model, where load, classify and export find it (docs/classifiers.md)."
+    )
+    add = parser.add_argument
+    for flag in ("--checkpoint", "--name", "--split", "--data-dir", "--max-pixels", "--on-error"):
+        add(flag)
+    what = "labelled images (folder, packed folder or address), or the folder of an extraction with labels"
+    add("--input", dest="images", help=what)
+    kept = "folder for probe.safetensors (the workdir or release folder unless given)"
+    add("--output", required=False, help=kept)
+    add("--kind", choices=CLASSIFIERS, default="linear", help="(%(default)s)")
+    chosen = "mean of S, class token, or all tokens of S (%(default)s)"
+    add("--feature", choices=FEATURES, default="mean_S", help=chosen)
+    add("--k", type=positive, default=fitting.KS, help="with --kind=knn, images that vote (%(default)s)")
+    part = "share of each class on which the accuracy is measured (%(default)s)"
+    add("--holdout", type=share, default=HOLDOUT, help=part)
+    add("--seed", type=positive, default=1, help="of the held-out images (%(default)s)")
+    add("--batch", type=positive, default=64, help="images per call of the encoder (%(default)s)")
+    return parser
+
+
+def main() -> None:
+    """Command line; see --help."""
+    given = parser().parse_args()
+    output = given.output or probe_file.beside(given.checkpoint)
+    if output is None:
+        raise UserError(f"{given.checkpoint} has no folder of its own; give --output=FOLDER for the probe.")
+    check_folder(output)
+    model, params = api.load(given.checkpoint, given.name)
+    how = given.feature, given.kind, given.holdout
+    if (Path(given.images) / shards.MANIFEST).is_file():
+        found, about = extracted(Path(given.images), params, *how), f"of {given.images}"
+    else:
+        source = open_input(given.images, given.split, given.data_dir, given.max_pixels)
+        announce(source)
+        found, about = encoded(model, params, source, *how, given.batch, given.on_error), words(source)
+    rest = dict(feature=given.feature, kind=given.kind, holdout=given.holdout, k=given.k, seed=given.seed)
+    with outputs.in_one_sentence(output):
+        _fit(model, params, *found, about, save=output, **rest)
+    print(f"wrote {probe_file.place_of(output)}; load, classify and export find it beside the model")
+
+
+def share(text: str) -> float:
+    """argparse `type` of a number between 0 and 1, both excluded."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return number

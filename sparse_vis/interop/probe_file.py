@@ -1,0 +1,151 @@
+"""A fitted classifier as one file beside its model: safetensors, whose metadata say in JSON what it is.
+
+The JSON, under the key `sparse_vis.probe`, has `format` (1), `kind`, the fields of the classifier (such as
+`classes`, their names), `weights_crc32` (of the model's encoder and factorizer) and its `accuracy`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+
+from sparse_vis.interop.formats import read_safetensors, write_safetensors
+from sparse_vis.interop.load import Loaded, is_shipped
+from sparse_vis.interop.step_folder import FOLDER
+from sparse_vis.models.classifier import LinearClassifier, NearestClassifier, Segmenter
+from sparse_vis.runtime.checksums import crc32
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.files import CHECKSUM, checksum, whole
+from sparse_vis.runtime.paths import HUB, local
+
+FILE, SEGMENTER, FORMAT, KEY = "probe.safetensors", "segmenter.safetensors", 1, "sparse_vis.probe"
+KINDS = {"linear": LinearClassifier, "knn": NearestClassifier, "segmenter": Segmenter}
+Classifier = LinearClassifier | NearestClassifier | Segmenter
+
+
+class OtherWeightsError(UserError):
+    """A probe was fitted for other weights."""
+
+
+def weights_of(params: dict) -> int:
+    """CRC-32 of the parameters from which tokens and L follow."""
+    return crc32({name: params[name] for name in ("encoder", "factorizer")})
+
+
+def place_of(path: Path, file: str = FILE) -> Path:
+    """The file's path for a file or folder that names it."""
+    return path if path.suffix == ".safetensors" else path / file
+
+
+def classifier_of(found: Loaded, path: str | Path, given: str | Path | None) -> tuple:
+    """The classifier of a model, its parameters and what is known of it; () if there is none.
+
+    Args:
+        found: the model that was read from `path`. given: file or folder of a probe. Without it, a fine-tuned
+            model's own is used, or the probe beside the model; one of other weights is left out with a note.
+
+    Raises:
+        UserError: the probe cannot be used.
+    """
+    if given is not None:
+        read = read_probe(place_of(Path(local(given, "probe"))), found.params)
+        if isinstance(read[0], Segmenter):
+            raise UserError(f"probe={given} is a segmenter; give the file of a classifier.")
+        return read
+    if found.classifier:
+        about = {"weights_crc32": weights_of(found.params), "finetuned": True}
+        return (*found.classifier, about)
+    return read_beside(found, path, FILE)
+
+
+def read_beside(found: Loaded, path: str | Path, file: str) -> tuple:
+    """`read_probe` of a file beside the model; () if it is not there or, with a note, of other weights."""
+    folder = beside(path)
+    if folder is None or not (folder / file).is_file():
+        return ()
+    try:
+        return read_probe(folder / file, found.params)
+    except OtherWeightsError as error:
+        print(f"note: {error}", flush=True)
+        return ()
+
+
+def beside(path: str | Path) -> Path | None:
+    """The folder in which a model's probe lies: its workdir, release folder, or folder of its file.
+
+    None for a model of the hub or of the package, which has no folder of the user's.
+    """
+    text = os.fspath(path)
+    if text.startswith(HUB) or is_shipped(text):
+        return None
+    folder = Path(local(path, "checkpoint"))
+    if not folder.is_dir():
+        return folder.parent
+    if folder.parent.name == FOLDER and folder.name.isdigit():
+        folder = folder.parent
+    return folder.parent if folder.name == FOLDER else folder
+
+
+def write_probe(path: Path, classifier: Classifier, tensors: dict, about: dict[str, Any]) -> None:
+    """Write a classifier, its parameters and what else is known of it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    kind = next(kind for kind, of in KINDS.items() if isinstance(classifier, of))
+    fields = {f.name: getattr(classifier, f.name) for f in dataclasses.fields(classifier)}
+    fields = {name: value for name, value in fields.items() if name not in ("parent", "name")}
+    about = {"format": FORMAT, "kind": kind, **about, **fields}
+    about = json.loads(json.dumps(about))  # tuples become lists, of which the checksum is the same
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as partial:
+            text = json.dumps({CHECKSUM: checksum(about), **about})
+            write_safetensors({k: np.asarray(v) for k, v in tensors.items()}, partial, {KEY: text})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be written ({error}); give another place for the probe.") from None
+
+
+def read_probe(path: Path, params: dict) -> tuple[Classifier, dict, dict[str, Any]]:
+    """The classifier of a file, its parameters, and what else the file says.
+
+    Args:
+        params: of the model for which it is to be used.
+
+    Raises:
+        UserError: it is missing or damaged, no probe, of a later format, or was fitted for other weights.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; give a probe's file, or the folder that holds its {FILE}.")
+    tensors = read_safetensors(path)
+    with safetensors.safe_open(path, framework="np") as file:
+        text = (file.metadata() or {}).get(KEY)
+    if text is None:
+        raise UserError(f"{path} holds no probe; give a file that `python -m sparse_vis probe` wrote.")
+    try:
+        about = json.loads(text)
+        if about.pop(CHECKSUM) != checksum(about):
+            raise ValueError("its description has another checksum")
+        if about["format"] != FORMAT:
+            what = f"has format {about['format']}, and this version reads format {FORMAT}"
+            raise UserError(f"{path} {what}; use the version that wrote it.")
+        kind = KINDS[about["kind"]]
+        names = [f.name for f in dataclasses.fields(kind) if f.name not in ("parent", "name")]
+        classifier = kind(**{n: about[n] for n in names} | {"classes": tuple(about["classes"])})
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error}; fit it again, or restore it from a copy.") from None
+    if about["weights_crc32"] != weights_of(params):
+        raise OtherWeightsError(
+            f"{path} was fitted for a model with other parameters; fit a probe for this one "
+            "(python -m sparse_vis probe), or give the model for which it was fitted."
+        )
+    return classifier, jax.device_put(tensors), about

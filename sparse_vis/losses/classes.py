@@ -1,0 +1,23 @@
+"""The loss of fine-tuning: cross-entropy of the classes, with smoothed labels."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def smoothed_cross_entropy(
+    logits: Float[Array, "B classes"], labels: Int[Array, " B"], smoothing: float
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean over the batch of CE((1 - e) onehot(label) + e / classes, softmax(logits)), e the smoothing.
+
+    An image without a class (label -1) contributes nothing. Also returns the terms that a run reports: the
+    loss, and the share of images whose class has the largest logit.
+    """
+    known, logs = labels >= 0, jax.nn.log_softmax(logits.astype(jnp.float32))
+    true = jnp.take_along_axis(logs, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
+    error = -(1 - smoothing) * true - smoothing * logs.mean(axis=1)
+    loss = jnp.mean(jnp.where(known, error, 0.0))
+    right = jnp.mean((logits.argmax(axis=1) == labels).astype(jnp.float32))
+    return loss, {"class_loss": loss, "class_accuracy": right}

@@ -1,0 +1,87 @@
+"""Classifiers on the tokens of an image: a linear map, or the vote of the nearest labelled images."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from sparse_vis.types import Tokens
+
+FEATURES = ("mean_S", "cls", "concat_S")  # as the tables of evaluations call them
+INIT_STD = 0.01
+LEAST = 1e-12  # of the length of a feature that is normalised
+
+
+def feature_of(tokens: Tokens, feature: str) -> Float[Array, "B f"]:
+    """One vector per image, float32: the mean of S, the class token, or all tokens of S in a row."""
+    chosen = tokens.cls if feature == "cls" else tokens.S
+    chosen = chosen.astype(jnp.float32)
+    return chosen.mean(axis=1) if feature == "mean_S" else chosen.reshape(-1, math.prod(chosen.shape[1:]))
+
+
+class LinearClassifier(nn.Module):
+    """Logits = feature · kernel + bias.
+
+    Attributes:
+        classes: their names. feature: one of FEATURES. width: f, of the feature.
+    """
+
+    classes: tuple[str, ...]
+    feature: str
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> Float[Array, "B classes"]:
+        drawn, shape = nn.initializers.normal(INIT_STD, jnp.float32), (self.width, len(self.classes))
+        kernel = self.param("kernel", drawn, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+        x = feature_of(tokens, self.feature)
+        return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+
+
+class Segmenter(nn.Module):
+    """Logits of the classes of every token of S; `classes`: their names, `width`: d."""
+
+    classes: tuple[str, ...]
+    width: int
+
+    @nn.compact
+    def __call__(self, S: Float[Array, "B r d"]) -> Float[Array, "B r classes"]:
+        drawn, shape = nn.initializers.normal(INIT_STD, jnp.float32), (self.width, len(self.classes))
+        kernel = self.param("kernel", drawn, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+        return jnp.matmul(S.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST) + bias
+
+
+class NearestClassifier(nn.Module):
+    """Logarithms of the classes' shares of the vote of `evals/classes/knn.py`.
+
+    The k images of largest cosine vote with the weight exp(cosine / temperature).
+
+    Attributes:
+        classes, feature, width: as of LinearClassifier. count: N, labelled images. k: of them that vote.
+    """
+
+    classes: tuple[str, ...]
+    feature: str
+    width: int
+    count: int
+    k: int
+    temperature: float
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> Float[Array, "B classes"]:
+        zeros = nn.initializers.zeros
+        gallery = self.param("gallery", zeros, (self.count, self.width), jnp.float32)  # of length 1
+        label = self.param("label", zeros, (self.count,), jnp.int32)
+        x = feature_of(tokens, self.feature)
+        x = x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), LEAST)
+        cosine = jnp.matmul(x, gallery.T, precision=jax.lax.Precision.HIGHEST)
+        cosine, nearest = jax.lax.top_k(cosine, self.k)
+        share = jax.nn.softmax(cosine / self.temperature, axis=1)
+        votes = jax.nn.one_hot(label[nearest], len(self.classes), dtype=jnp.float32)
+        return jnp.log(jnp.einsum("bk,bkc->bc", share, votes))
