@@ -209,3 +209,6 @@ def test_what_cannot_be_fine_tuned_is_one_sentence(config, tmp_path):
     config.finetune.classes = ()
     with pytest.raises(UserError, match=r"needs images of two or more classes, and .* has none; give"):
         prepare(config)
+    config.train.probe_every = 10
+    with pytest.raises(UserError, match=r"config\.train\.probe_every measures pretraining"):
+        prepare(config)
