@@ -32,7 +32,7 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # lines of sourc
 CHECKED = (
     "ops", "views", "models", "losses", "evals", "viz", "report", "data.compose", "data.scenes",
     "data.pictures", "data.address", "data.examples", "data.decode", "data.cut", "data.records",
-    "train.recipe", "train.optimizer", "train.health", "commands.reconstruct",
+    "train.recipe", "train.optimizer", "train.health", "commands.reconstruct", "commands.watch",
 )  # fmt: skip
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
 

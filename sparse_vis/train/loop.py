@@ -9,7 +9,6 @@ import math
 import pathlib
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -20,6 +19,7 @@ from ml_collections import ConfigDict
 from sparse_vis.build import build_source
 from sparse_vis.config import settings
 from sparse_vis.data.loader import train_batches
+from sparse_vis.data.sources import Source
 from sparse_vis.interop import step_folder
 from sparse_vis.losses.reconstruction import psnr_of
 from sparse_vis.models.vqgan import VQGAN
@@ -35,9 +35,6 @@ from sparse_vis.train.recipe import Recipe, build_recipe
 from sparse_vis.train.step import TrainState, compile_step, initial_state, steps_applied
 from sparse_vis.train.stop import StopSignal
 from sparse_vis.train.trackers import check_trackers, open_trackers
-
-if TYPE_CHECKING:
-    from sparse_vis.data.sources import Source
 
 # Steps dispatched at a time: enough to keep the device busy, and few enough to react soon to a SIGTERM. (On
 # few cores, a long queue can also deadlock XLA's thread pool on CPU.)
