@@ -33,7 +33,7 @@ CHECKED = (
     "ops", "views", "models", "losses", "evals", "viz", "report", "data.compose", "data.scenes",
     "data.pictures", "data.address", "data.examples", "data.decode", "data.cut", "data.records",
     "train.recipe", "train.optimizer", "train.health", "train.finetune", "commands.reconstruct",
-    "commands.segmenter",
+    "commands.segmenter", "commands.watch",
 )  # fmt: skip
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
 
