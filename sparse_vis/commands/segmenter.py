@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import UInt8
 
 from sparse_vis import api
 from sparse_vis.commands.probe import HOLDOUT, words
@@ -133,7 +133,7 @@ def _segment(model: Stellar, params: dict, images: jax.Array) -> jax.Array:
     return jnp.argmax(pixel_logits(logits, features.spatial, grid, size), axis=-1).astype(jnp.uint8)
 
 
-def segment(model: Stellar, params: dict, images: np.ndarray) -> Int[np.ndarray, "B h w"]:
+def segment(model: Stellar, params: dict, images: np.ndarray) -> UInt8[np.ndarray, "B h w"]:
     """The class of every pixel, uint8, as a number of model.segmenter.classes.
 
     Args:

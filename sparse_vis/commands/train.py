@@ -4,8 +4,8 @@
                                sparse_vis/config/defaults.py
     --config.train.steps=100   any setting of it, from the command line
     --workdir=DIR              folder of the run (default: runs/<config name>)
-    --mode=evaluate            only the tasks of config.eval: docs/evaluation.md
-    --mode=finetune            train a classifier and the weights of config.init: docs/classifiers.md
+    --mode=evaluate            only the tasks of config.eval: docs/evaluation.md; or finetune: train a
+                               classifier and the weights of config.init, docs/classifiers.md
     --distributed=auto         be one process of several; launch/ has the starters, docs/pods.md the rest
 
 Started again with the same workdir, a run continues where it was. With --workdir and no --config, the
