@@ -140,7 +140,8 @@ def check_damage_and_tfrecord_are_one_sentence(path):
     shard.write_bytes(bytes(shard.stat().st_size))
     found = source(path, "train")
     refused(r"record 3 of TFDS data set 'imagenet2012' cannot be read \(.*\); restore or", lambda: found[3])
-    for name in ("", "a b", "../x", "imagenet2012:9.9.9"):
+    refused("unknown data source 'tfds:'; choose .*'tfds:…'", lambda: source(path, "train", ""))
+    for name in ("a b", "../x", "imagenet2012:9.9.9"):
         refused("TFDS has no data set of the name, .*; write tfds:NAME", lambda: source(path, "train", name))  # noqa: B023
     info = json.loads((version / "dataset_info.json").read_text())
     assert info["fileFormat"] == "array_record"
