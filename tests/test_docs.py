@@ -78,6 +78,9 @@ RUN = {
             "benchmarks.evidence.plot",
         ),
     },
+    "tests/benchmarks/test_canvas.py": {
+        "test_the_command_prints_a_table": ("benchmarks.evidence.canvas",),
+    },
     "tests/benchmarks/test_dryrun.py": {
         "test_the_tool_on_virtual_devices": ("benchmarks.dryrun.dryrun --mesh",),
         "test_the_scaling_table_has_a_row_for_every_topology": ("benchmarks.dryrun.scaling_table",),
