@@ -3,7 +3,7 @@
 Command:   python main.py --config=configs/fashion.py
            python main.py --config=configs/fashion_finetune.py --mode=finetune
 Hardware:  CPU cores suffice.
-Result:    not measured yet.
+Result:    docs/classifiers.md: .884 of the 10,000 test images (linear probe of the frozen encoder: .829).
 
 At the end: accuracy of the classifier on the official test images, and beside it kNN and the linear probe of
 the encoder before and after.
