@@ -29,6 +29,7 @@ from sparse_vis.runtime.tools import Parser, check_folder, positive
 from sparse_vis.types import Tokens
 
 HOLDOUT = 0.2
+MOST_CLASSES = 100_000  # whose numbers are their names
 CLASSIFIERS = ("linear", "knn")
 READS = {"mean_S": "sparse", "concat_S": "sparse", "cls": "cls"}  # feature -> column of an extraction
 
@@ -92,10 +93,14 @@ def _numbers(data: Any) -> tuple[str, ...]:
     pairs = (x[1] if isinstance(x, tuple) else x.get("label") if isinstance(x, dict) else None for x in items)
     labels = [-1 if label is None else label for label in pairs]
     try:
-        return tuple(map(str, range(int(max(labels, default=-1)) + 1)))
+        largest = int(max(labels, default=-1))
     except (TypeError, ValueError):
         what = f"the labels of the {type(data).__name__} are no numbers ({labels[0]!r} …)"
         raise UserError(f"{what}; give numbers, and their names as classes=.") from None
+    if largest >= MOST_CLASSES:
+        what = f"the largest label of the {type(data).__name__} is {largest}"
+        raise UserError(f"{what}; give labels that count from 0 to the number of classes.")
+    return tuple(map(str, range(largest + 1)))
 
 
 def labels_of(source: Source) -> np.ndarray:

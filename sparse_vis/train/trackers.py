@@ -83,7 +83,8 @@ WRITERS = {"wandb": WandbWriter, "mlflow": MlflowWriter}
 def check_trackers(names: tuple[str, ...]) -> None:
     """A UserError if the package of a tracker is not installed."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # a mere folder of that name, which wandb makes for its files
             raise UserError(
                 f"config.train.trackers names {name!r}, which is not installed; pip install -e "
                 f'".[{name}]", or leave it out.'

@@ -154,6 +154,7 @@ def test_what_cannot_be_fitted_is_one_sentence_before_an_image_is_encoded(loaded
         ([(white, 0), (white, 1)] * 3, {}, r"leave 4 images to fit, and a linear probe needs 6"),
         ([(white, 0), (white, 5)] * 9, {"classes": "ab"}, r"the label of item 1 of the list"),
         ([(white, "cat")] * 9, {}, r"the labels of the list are no numbers \('cat' …\); give numbers"),
+        ([(white, 10**9)] * 9, {}, r"the largest label of the list is 1000000000; give labels that count"),
         ([(white, 0)], {"kind": "tree"}, r"kind='tree' is unknown; choose from linear, knn"),
         ([(white, 0)], {"feature": "S"}, r"feature='S' is unknown; choose from mean_S, cls, concat_S"),
         ([(white, 0)], {"holdout": 1.0}, r"holdout=1.0, k=10 or seed=1 is out of range"),

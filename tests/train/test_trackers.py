@@ -1,5 +1,6 @@
 """W&B and MLflow, offline, with their own packages; what they stored is read by these too."""
 
+import importlib.machinery
 import importlib.util
 import json
 import struct
@@ -80,6 +81,15 @@ def test_mlflow_continues_its_run(tmp_path, monkeypatch):
         "probe" in file.path and file.path.endswith(".png") for file in client.list_artifacts(id, "images")
     )
     assert len(client.search_runs([run.info.experiment_id])) == 1
+
+
+@pytest.mark.fast
+def test_a_folder_of_a_trackers_name_is_no_package(monkeypatch):
+    """As wandb/, which W&B makes in the current folder."""
+    folder = importlib.machinery.ModuleSpec("wandb", None, is_package=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: folder)
+    with pytest.raises(UserError, match="names 'wandb', which is not installed"):
+        check_trackers(("wandb",))
 
 
 @pytest.mark.fast
