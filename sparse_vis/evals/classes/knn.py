@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -52,10 +52,10 @@ def knn_predict(
                 f"kNN with k={k} is impossible with {len(train.x)} training samples; choose every k "
                 f"between 1 and {len(train.x)}."
             )
-    order, labels = tuple(sorted(set(ks))), jnp.asarray(train.y, jnp.int32)
-    nearest = _nearest(train.x, test_x, order[-1])
-    # Reading each result at once keeps one block in flight; many in flight can hang JAX on few cores.
-    votes = [np.asarray(_vote(cosines, labels[i], order, classes, temperature)) for cosines, i in nearest]
+    order, labels = tuple(sorted(set(ks))), np.asarray(train.y, np.int32)
+    cosines, index = _nearest(train.x, test_x, order[-1])
+    blocks = (slice(start, start + QUERY_BLOCK) for start in range(0, len(index), QUERY_BLOCK))
+    votes = [np.asarray(_vote(cosines[b], labels[index[b]], order, classes, temperature)) for b in blocks]
     predicted = np.concatenate(votes, axis=1)
     return {k: predicted[order.index(k)] for k in ks}
 
@@ -81,8 +81,7 @@ def recall_at_k(
         raise UserError(
             f"recall@k needs every k between 1 and {available}, the number of other images; got {tuple(ks)}."
         )
-    blocks = [np.asarray(index) for _, index in _nearest(found.x, query.x, max(ks) + alone)]
-    index = np.concatenate(blocks)
+    index = _nearest(found.x, query.x, max(ks) + alone)[1]
     if alone:
         # More than k rows may equal the query; then it is not among the k + 1, and the last one is dropped.
         itself = index == np.arange(len(index))[:, None]
@@ -98,18 +97,28 @@ def recall_at_k(
 
 def _nearest(
     gallery: Float[AnyArray, "N f"], queries: Float[AnyArray, "M f"], k: int
-) -> Iterator[tuple[Float[Array, "B k"], Int[Array, "B k"]]]:
-    """Yield the k ≤ N largest cosines of every query, descending, and their gallery rows, block by block."""
-    gallery, queries = (
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        for x in (np.asarray(gallery, np.float32), np.asarray(queries, np.float32))
-    )
-    for start in range(0, len(queries), QUERY_BLOCK):
-        block = jnp.asarray(queries[start : start + QUERY_BLOCK])
-        best = jnp.zeros((len(block), 0), jnp.float32), jnp.zeros((len(block), 0), jnp.int32)
-        for first in range(0, len(gallery), GALLERY_BLOCK):
-            best = _merge(best, block, gallery[first : first + GALLERY_BLOCK], np.int32(first), k)
-        yield best
+) -> tuple[Float[np.ndarray, "M k"], Int[np.ndarray, "M k"]]:
+    """The k ≤ N largest cosines of every query, descending, and their gallery rows.
+
+    Every gallery row goes to the device once, and the host copies only blocks, also of memory-mapped arrays.
+    """
+    best = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int32)
+    for first in range(0, len(gallery), GALLERY_BLOCK):
+        rows = jnp.asarray(_unit(gallery[first : first + GALLERY_BLOCK]))
+        found = []
+        for start in range(0, len(queries), QUERY_BLOCK):
+            block = slice(start, start + QUERY_BLOCK)
+            known = best[0][block], best[1][block]
+            # Reading each result at once keeps one block in flight; many in flight can hang JAX on few cores.
+            found.append(jax.device_get(_merge(known, _unit(queries[block]), rows, np.int32(first), k)))
+        best = tuple(np.concatenate(part) for part in zip(*found, strict=True))
+    return best
+
+
+def _unit(rows: Float[AnyArray, "N f"]) -> Float[np.ndarray, "N f"]:
+    """Rows in float32 at length 1; rows of zeros stay as they are."""
+    rows = np.asarray(rows, np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 @partial(jax.jit, static_argnums=4)
