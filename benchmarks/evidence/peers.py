@@ -102,7 +102,7 @@ def parse(argv: list[str]) -> list[str]:
 
 def main(_) -> None:
     """Train, then evaluate; see the docstring of this file."""
-    given, stop = flags.FLAGS, StopSignal().listen()
+    given = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
     config, workdir = given.config, given.workdir
     if config is None or workdir is None or given.peer is None:
@@ -122,13 +122,14 @@ def main(_) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     method = lightly_methods.METHODS[given.peer](config)
-    if train(method, config, given.peer, workdir, stop):
-        stop.message = (
-            "during the evaluation: finished tasks are saved; repeat the command to run the others."
-        )
-        about = {"from": str(workdir), "peer": given.peer, "step": config.train.steps}
-        command.evaluate(config, workdir, plan, (as_encoder(method, config, workdir, about), None))
-    stop.end()
+    with StopSignal() as stop:
+        if train(method, config, given.peer, workdir, stop):
+            stop.message = (
+                "during the evaluation: finished tasks are saved; repeat the command to run the others."
+            )
+            about = {"from": str(workdir), "peer": given.peer, "step": config.train.steps}
+            command.evaluate(config, workdir, plan, (as_encoder(method, config, workdir, about), None))
+        stop.end()
 
 
 if __name__ == "__main__":

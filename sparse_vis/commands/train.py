@@ -48,20 +48,21 @@ def parse(argv: list[str]) -> list[str]:
 
 def start(_) -> None:
     """Train and evaluate as the flags say."""
-    stop, given = StopSignal().listen(), flags.FLAGS
-    if not given["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    if given.config is None and given.workdir is None:
-        raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
-    config = given.config or settings.read(given.workdir)
-    from sparse_vis.commands.run import run  # slow imports, after the flags are checked
-    from sparse_vis.interop.step_folder import newest_step
-    from sparse_vis.train import distributed
+    given = flags.FLAGS
+    with StopSignal() as stop:  # also during the imports, which take seconds
+        if not given["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        if given.config is None and given.workdir is None:
+            raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
+        config = given.config or settings.read(given.workdir)
+        from sparse_vis.commands.run import run  # slow imports, after the flags are checked
+        from sparse_vis.interop.step_folder import newest_step
+        from sparse_vis.train import distributed
 
-    workdir, others = given.workdir or pathlib.Path("runs", config.name), given.distributed
-    with distributed.joined(others, newest_step(workdir)) if others else contextlib.nullcontext():
-        run(config, workdir, given.mode, stop)
-    stop.end()
+        workdir, others = given.workdir or pathlib.Path("runs", config.name), given.distributed
+        with distributed.joined(others, newest_step(workdir)) if others else contextlib.nullcontext():
+            run(config, workdir, given.mode, stop)
+        stop.end()
 
 
 def main() -> None:

@@ -7,9 +7,11 @@ import signal
 import sys
 import threading
 
+SIGNALS = signal.SIGINT, signal.SIGTERM
+
 
 class StopSignal:
-    """Tells the training loop when to save and stop.
+    """Tells the training loop when to save and stop; as a context, handles both signals inside it.
 
     A first Ctrl-C is handled like a SIGTERM, but the process then ends as by an interrupt, so that a shell
     script's loop over runs ends too. A second Ctrl-C ends the process at once.
@@ -31,11 +33,20 @@ class StopSignal:
         """The signal's name, for messages."""
         return "Ctrl-C" if self.number == signal.SIGINT else "SIGTERM"
 
-    def listen(self) -> StopSignal:
-        """Handle both signals from now on; only the main thread may call it."""
-        signal.signal(signal.SIGTERM, self._handle)
-        signal.signal(signal.SIGINT, self._handle)
+    def __enter__(self) -> StopSignal:
+        # None: a handler that was not set from Python, and could not be set again.
+        self.before = {n: h for n in SIGNALS if (h := signal.getsignal(n)) is not None}
+        self.listen()
         return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Handle both signals from now on; only the main thread may call it."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
 
     def share(self) -> None:
         """With several processes: turn Ctrl-C into SIGTERM, for which JAX makes all agree on a step."""
@@ -82,16 +93,8 @@ class StopCall(StopSignal):
     def __enter__(self) -> StopCall:
         self.before = {}
         if threading.current_thread() is threading.main_thread():
-            numbers = (signal.SIGINT, signal.SIGTERM)
-            # None: a handler that was not set from Python, and could not be set again.
-            self.before = {n: h for n in numbers if (h := signal.getsignal(n)) is not None}
-        for number in self.before:
-            signal.signal(number, self._handle)
+            super().__enter__()
         return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
     def end(self) -> None:
         """Give a signal that stopped the training to the handlers that were there before."""

@@ -7,19 +7,20 @@ import sys
 import pytest
 
 from sparse_vis.runtime.errors import command_line
+from sparse_vis.train.stop import StopSignal
 
 PROGRAM = """
 import os, signal, sys
 from sparse_vis.train.stop import StopSignal
 number, keep = int(sys.argv[1]), sys.argv[2] == "True"
-stop = StopSignal().listen()
-stop.keep = keep
-os.kill(os.getpid(), number)
-print("the step ends", stop.received, flush=True)
-if sys.argv[3] == "again":
+with StopSignal() as stop:
+    stop.keep = keep
     os.kill(os.getpid(), number)
-    print("still here", flush=True)
-stop.end()
+    print("the step ends", stop.received, flush=True)
+    if sys.argv[3] == "again":
+        os.kill(os.getpid(), number)
+        print("still here", flush=True)
+    stop.end()
 print("end of the program")
 """
 
@@ -48,6 +49,16 @@ def test_a_signal_lets_the_step_end_and_a_second_ctrl_c_does_not():
     assert (status, out) == (-signal.SIGINT, "the step ends True\n")
     assert error == "\nCtrl-C: saving after this step; another Ctrl-C ends without that\n"
     assert outcome(signal.SIGINT, keep=True, again="again")[:2] == (-signal.SIGINT, "the step ends True\n")
+
+
+@pytest.mark.fast
+def test_handlers_are_those_of_before_afterwards():
+    """Programs that call main.py's parts in their own process keep their own Ctrl-C."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(ValueError, match="inside"), StopSignal() as stop:
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == stop._handle
+        raise ValueError("inside")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.fast
