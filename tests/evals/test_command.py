@@ -469,12 +469,12 @@ def test_of_several_processes_the_first_evaluates_when_the_others_have_left(
     monkeypatch.setattr(command, "evaluate", lambda *_: done.append("evaluate"))
     monkeypatch.setattr(main, "train", lambda *_: done.append("train"))
     monkeypatch.setattr(main, "held", lambda *_: contextlib.nullcontext())  # which waits for the others
-    monkeypatch.setattr(StopSignal, "listen", lambda self: self)
-    if mode == "evaluate" and not tasks:
-        with pytest.raises(UserError, match="needs tasks"):
-            main.run(make_config(tasks=tasks), tmp_path, mode, StopSignal())
-        return
-    main.run(make_config(tasks=tasks), tmp_path, mode, StopSignal())
+    with StopSignal() as stop:
+        if mode == "evaluate" and not tasks:
+            with pytest.raises(UserError, match="needs tasks"):
+                main.run(make_config(tasks=tasks), tmp_path, mode, stop)
+            return
+        main.run(make_config(tasks=tasks), tmp_path, mode, stop)
     first = [*(["plan"] if tasks else []), "train"] if mode == "train" else []
     assert done == [*first, "left", *(["plan", "evaluate"] if tasks and process == 0 else [])]
 
