@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -147,44 +148,38 @@ def test_step_without_tensorflow_and_the_data_pipeline(tmp_path):
     assert found["peak_memory"] > 0 and f"{found['images_per_second']:.2f} images/s" in done.stdout
 
 
-def test_parts_and_encode_as_commands(tmp_path):
-    """What the page calls, on the smallest model; parts on that of the test below, as it compiles much."""
-    for name, more, line in (
-        ("parts", ("--config.views.global_count=1",), "| heads and losses |"),
-        ("encode", ("--images=2",), "images/s"),
-    ):
-        out = tmp_path / f"{name}.json"
-        words = (
-            "-m",
-            f"benchmarks.speed.{name}",
-            f"--config={TINY}",
-            f"--json={out}",
-            "--repeats=1",
-            *SMALLEST,
-            *more,
-        )
-        done = subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, timeout=900, cwd=ROOT,
-            env=environment(),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert line in done.stdout and json.loads(out.read_text())["machine"]["date"]
+def test_encode_as_a_command(tmp_path):
+    """What the page calls, on the smallest model."""
+    out = tmp_path / "encode.json"
+    words = "-m", "benchmarks.speed.encode", f"--config={TINY}", f"--json={out}", "--repeats=1", "--images=2"
+    done = subprocess.run(
+        [sys.executable, *words, *SMALLEST], capture_output=True, text=True, timeout=900, cwd=ROOT,
+        env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "images/s" in done.stdout and json.loads(out.read_text())["machine"]["date"]
 
 
+def test_wrong_input_is_one_sentence():
+    wrong = [f"--config={TINY}", "--config.train.bach=4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.speed.step", *wrong], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: ")
+    assert "did you mean config.train.batch" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("config", "file", "sentence"),
     [
-        ((), "give --config=configs/NAME.py"),
-        ((f"--config={TINY}", "--json=nowhere/x.json"), "its folder does not exist"),
-        ((f"--config={TINY}", "--config.train.bach=4"), "did you mean config.train.batch"),
+        (None, None, "give --config=configs/NAME.py"),
+        (get_config(), "nowhere/x.json", "--json=nowhere/x.json: its folder does not exist"),
     ],
 )
-def test_wrong_input_is_one_sentence(arguments, sentence):
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed.step", *arguments], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and sentence in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_flags_are_checked_before_anything_is_measured(config, file, sentence):
+    with pytest.raises(UserError, match=sentence):
+        command.checked_config(SimpleNamespace(config=config, json=file))
 
 
 @pytest.mark.fast
@@ -229,23 +224,27 @@ def test_first_features_are_medians_of_alternating_runs_without_the_first(monkey
         first_features.main()
 
 
-def test_parts_of_the_smallest_model(capsys):
+def test_parts_of_the_smallest_model(tmp_path, capsys, monkeypatch):
     """Every part is there, takes time and appears in the table; only what has gradients goes back."""
-    config = get_config()
+    config, out = get_config(), tmp_path / "parts.json"
     config.teacher.enabled, config.views.local_count, config.loss.cls_local = False, 0, 0.0
     config.views.global_count = 1
-    kept = []
-    found = parts.measure(config, repeats=1, keep=lambda result: kept.append(len(result["parts"])))
+    kept, write = [], command.write_json
+    monkeypatch.setattr(
+        command, "write_json", lambda file, r: write(file, r) or kept.append(len(r.get("parts", ())))
+    )
+    parts.main(SimpleNamespace(config=config, json=str(out), repeats=1))
+    found, table = json.loads(out.read_text()), capsys.readouterr().out
     names = {
         "views", "encoder, image", "encoder, masked", "decoder", "heads and losses", "Sinkhorn", "matching",
         "optimizer",
     }  # fmt: skip
-    assert set(found["parts"]) == names and kept == list(range(1, len(names) + 1))
+    assert set(found["parts"]) == names and found["machine"]["date"]
+    assert kept == list(range(1, len(names) + 1))  # also if a later part fails
     trained = {name for name in names if "both" in found["parts"][name]}
     assert trained == {"encoder, image", "encoder, masked", "decoder", "heads and losses"}
     for name in ("encoder, image", "encoder, masked"):
         assert found["parts"][name]["products"] == found["parts"][name]["flops"]
-    table = parts.table(found)
     assert all(f"| {name} |" in table for name in names)
 
 
