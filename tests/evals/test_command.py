@@ -100,6 +100,17 @@ def test_a_model_of_pixels_can_be_probed_for_codes(measured, tmp_path):
         command.make_plan(config)
 
 
+def test_a_classifier_that_is_not_there_is_one_sentence(measured):
+    config = copy.deepcopy(measured[0])
+    config.eval.update(tasks=("knn", "classifier"), beside=())
+    with pytest.raises(UserError, match="'classifier' measures a classifier that is not there without fine-"):
+        evaluate(config, measured[1])
+    plan = command.make_plan(config)
+    with pytest.raises(UserError, match=r"a classifier that has other classes than SceneSource.*; leave 'cl"):
+        command.check_classifier(plan, ("cat", "dog"))
+    command.check_classifier(plan, plan.data.parts["test"].source.classes)
+
+
 def test_every_pair_has_its_result_settings_and_weights(measured):
     *_, other, encoders = measured
     assert list(encoders) == ["trained", *BESIDE, other]
