@@ -37,9 +37,9 @@ READS = {"mean_S": "sparse", "concat_S": "sparse", "cls": "cls"}  # feature -> c
 
 @calls.renamed(calls.OF_CALLS)
 def probe(
-    model: Stellar, params: dict, data: Any, *, classes: Sequence[str] | None = None, kind: str = "linear",
-    feature: str = "mean_S", k: int = fitting.KS, holdout: float = HOLDOUT, seed: int = 1,
-    save: str | Path | None = None, batch: int = 64, on_error: str = "stop",
+    model: Stellar, params: dict, data: Any, *, classes: Sequence[str] | np.ndarray | None = None,
+    kind: str = "linear", feature: str = "mean_S", k: int = fitting.KS, holdout: float = HOLDOUT,
+    seed: int = 1, save: str | Path | None = None, batch: int = 64, on_error: str = "stop",
 ) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
     """Fit a classifier on labelled images; a random part of each class is held out to measure its accuracy.
 

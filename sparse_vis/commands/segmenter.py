@@ -37,7 +37,8 @@ FEWEST = 2  # images: one to fit, one to hold out
 
 @calls.renamed(calls.OF_CALLS)
 def segmenter(
-    model: Stellar, params: dict, data: Any, masks: str | Path, classes: Sequence[str], *,
+    model: Stellar, params: dict, data: Any, masks: str | os.PathLike,
+    classes: Sequence[str] | np.ndarray, *,
     epochs: int = EPOCHS, holdout: float = HOLDOUT, seed: int = 0, save: str | Path | None = None,
     batch: int = 16,
 ) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
