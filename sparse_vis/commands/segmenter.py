@@ -62,8 +62,8 @@ def segmenter(
     seed, batch = calls.whole("seed", seed, 0), calls.whole("batch", batch, 1)
     classes = calls.class_names(classes)
     if not 2 <= len(classes) <= IGNORE:
-        what = f"a segmenter tells 2 to {IGNORE} classes apart, and classes has {len(classes)}"
-        raise UserError(f"{what}; name every class of the label maps, the background too.")
+        what = f"a segmenter needs 2 to {IGNORE} classes, e.g. ('background', 'cat'), and classes names"
+        raise UserError(f"{what} {len(classes)}; name those of the label maps, from 0 on.")
     if not isinstance(masks, str | os.PathLike):
         raise UserError(f"masks is a {type(masks).__name__}; give the folder with the label maps.")
     save = None if save is None else probe_file.place_to_write(save, "save", probe_file.SEGMENTER)

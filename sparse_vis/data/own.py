@@ -182,6 +182,7 @@ def _label(label: Any, classes: tuple[str, ...], where: str) -> int:
     else:
         number = _number(label)
     if number is None or not -1 <= number < len(classes):
-        numbers = f"the number of its class, 0 to {len(classes) - 1}, or " if classes else "a number, or "
-        raise UserError(f"the label of {where} is {label!r}; give {numbers}its name, or None for no class")
+        range_of = f", 0 to {len(classes) - 1}," if classes else ""
+        how = f"the number of its class{range_of} or its name, or None for no class"
+        raise UserError(f"the label of {where} is {label!r}; give {how}")
     return number
