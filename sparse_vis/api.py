@@ -136,7 +136,8 @@ def checked(images: Array, patch: int) -> Array:
     return jax.device_put(images)
 
 
-def _check_model(call: str, model: Stellar, params: dict) -> None:
+def check_model(call: str, model: Stellar, params: dict) -> None:
+    """Refuse, with a UserError that quotes the `call`, a model and parameters that are none, or swapped."""
     if not isinstance(model, Stellar) or not isinstance(params, Mapping):
         raise UserError(
             f"{call} got a {type(model).__name__} as model and a {type(params).__name__} as params; "
@@ -171,7 +172,7 @@ def encode(model: Stellar, params: dict, images: Array) -> Features:
     Raises:
         UserError: images of a wrong shape, dtype or (outside jit) range; arguments in the wrong order.
     """
-    _check_model("encode(model, params, images)", model, params)
+    check_model("encode(model, params, images)", model, params)
     return _encode(model, params, checked(images, model.patch))
 
 
@@ -200,7 +201,7 @@ def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[
     Raises:
         UserError: the model has no classifier, or the images cannot be used.
     """
-    _check_model("classify(model, params, images)", model, params)
+    check_model("classify(model, params, images)", model, params)
     if model.classifier is None:
         raise UserError(
             "this model has no classifier; fit one: model, params, report = sparse_vis.probe(model, params, "
@@ -242,7 +243,7 @@ def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array
     Raises:
         UserError: a VQ model without its tokenizer, features of another model, arguments in the wrong order.
     """
-    _check_model("reconstruct(model, params, features)", model, params)
+    check_model("reconstruct(model, params, features)", model, params)
     if model.decoder.codes and model.tokenizer is None:
         raise UserError(
             "this model reconstructs through a VQ tokenizer, whose weights were not found; give them as "

@@ -64,6 +64,7 @@ def probe(
         UserError: images without labels, of one class, or with a class of one image; the features of another
             model; an argument that is out of range. Before the first image is encoded, where possible.
     """
+    api.check_model("probe(model, params, data)", model, params)
     for argument, value, known in (
         ("kind", kind, CLASSIFIERS), ("feature", feature, FEATURES), ("on_error", on_error, ON_ERROR)
     ):  # fmt: skip
@@ -79,7 +80,7 @@ def probe(
         return _fit(model, params, *found, f"of {folder}", **given)
     source = as_source(data, classes)
     if isinstance(source, OwnSource):
-        source.read_labels()
+        source.read_labels(on_error)
     found = encoded(model, params, source, feature, kind, holdout, batch, on_error, "on_error='skip'")
     return _fit(model, params, *found, source.about, **given)
 

@@ -58,19 +58,18 @@ def segmenter(
     Raises:
         UserError: a missing or wrong label map, too few images, an argument that is out of range.
     """
+    api.check_model("segmenter(model, params, images, masks, classes)", model, params)
     holdout, epochs = calls.share("holdout", holdout), calls.whole("epochs", epochs, 1)
     seed, batch = calls.whole("seed", seed, 0), calls.whole("batch", batch, 1)
     classes = calls.class_names(classes)
     if not 2 <= len(classes) <= IGNORE:
         what = f"a segmenter needs 2 to {IGNORE} classes, e.g. ('background', 'cat'), and classes names"
         raise UserError(f"{what} {len(classes)}; name those of the label maps, from 0 on.")
-    if not isinstance(masks, str | os.PathLike):
-        raise UserError(f"masks is a {type(masks).__name__}; give the folder with the label maps.")
+    folder = Path(paths.local(masks, "masks"))
     save = None if save is None else probe_file.place_to_write(save, "save", probe_file.SEGMENTER)
     source, size = _named(as_source(data)), model.encoder.image_size
     if len(source) < FEWEST:
         raise UserError(f"there is one image {source.about}; a segmenter needs two, one to hold out.")
-    folder = Path(paths.local(masks, "masks"))
     rows = np.arange(len(source))
     part = Part(source, rows, size, round(SHORT_SIDE * size), 4, folder, len(classes))
     check_maps(part)
@@ -152,7 +151,8 @@ def segment(model: Stellar, params: dict, images: np.ndarray) -> UInt8[np.ndarra
     Raises:
         UserError: the model has no segmenter, or the images cannot be used.
     """
-    if getattr(model, "segmenter", None) is None:
+    api.check_model("segment(model, params, images)", model, params)
+    if model.segmenter is None:
         raise UserError(
             "this model has no segmenter; fit one: model, params, report = sparse_vis.segmenter(model, "
             "params, images, masks, classes)."

@@ -82,7 +82,7 @@ class OwnSource:
         """An item as a dict; its image is not read."""
         try:
             item = self.data[index]
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as error:  # of the user's own code, which may raise anything
             reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
@@ -97,15 +97,27 @@ class OwnSource:
             raise UserError(f"{what}; add it")
         return item
 
-    def read_labels(self) -> None:
+    def read_labels(self, on_error: str = "stop") -> None:
         """Read every item once for its label: sets `labels` and, if they have no names, `classes`.
 
         Labels that are names are the classes, sorted. Otherwise numbers from 0 to the largest are the names.
+        With `on_error` "skip", an item that cannot be read has no label.
 
         Raises:
-            UserError: a label that is neither number nor name, or labels of both kinds without `classes`.
+            UserError: a label that is neither number nor name, labels of both kinds without `classes`, or an
+                item that cannot be read.
         """
-        given = [self._item(index).get("label") for index in range(len(self))]
+        given, unread = [], []
+        for index in range(len(self)):
+            try:
+                given.append(self._item(index).get("label"))
+            except UserError as error:
+                if on_error == "stop":
+                    raise UserError(f"{error}, or pass on_error='skip'.") from error.__cause__
+                given.append(None)
+                unread.append(str(error))
+        if unread:
+            print(f"note: {len(unread)} items cannot be read; the first: {unread[0]}", flush=True)
         if not self.classes and any(isinstance(label, str) for label in given):
             for index, label in enumerate(given):
                 if not isinstance(label, str) and not _missing(label):

@@ -214,6 +214,7 @@ def test_what_cannot_be_fitted_is_one_sentence_before_an_image_is_encoded(
         ({"batch": 0}, r"batch=0 is not a whole number of at least 1"),
         ({"save": tmp_path / "file" / "a"}, r"save=.*/file/a cannot be written \(.*/file is a file\)"),
         ({"save": tmp_path / "model.safetensors"}, r"save=.* holds other tensors, not a probe; give another"),
+        ({"save": 5}, r"^save is a int, not a path; give one\."),
         ({"classes": "ab"}, r"classes='ab' is a str; give a list of the classes' names"),
         ({"classes": {"a", "b"}}, r"classes=\{.*\} is a set; give a list"),
         ({"classes": 2}, r"classes=2 is a int; give a list"),
@@ -223,6 +224,8 @@ def test_what_cannot_be_fitted_is_one_sentence_before_an_image_is_encoded(
     ):
         with pytest.raises(UserError, match=match):
             sparse_vis.probe(*loaded, [(white, 0), (white, 1)] * 9, **changes)
+    with pytest.raises(UserError, match=r"^probe\(model, params, data\) got a dict as model and a Stel"):
+        sparse_vis.probe(*loaded[::-1], [(white, 0)])
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match=r"the extraction .* is not complete; repeat the command"):
         sparse_vis.probe(*loaded, tmp_path)
@@ -236,6 +239,14 @@ def test_an_image_that_cannot_be_used_stops_or_is_left_out(loaded, folder, tmp_p
     model, params, report = sparse_vis.probe(*loaded, tmp_path / "images", on_error="skip")
     assert report["fitted"] + report["held_out"] == 3 * EACH - 1
     assert "note: 1 images cannot be used" in capsys.readouterr().out
+    # Items that raise, when they are read for their labels.
+    paths = sorted(folder.rglob("*.png"))
+    pairs = Items(len(paths), [(path, path.parent.name) for path in paths], bad=5)
+    with pytest.raises(UserError, match=r"^item 5 .* which raised this, or pass on_error='skip'\.$"):
+        sparse_vis.probe(*loaded, pairs, kind="knn")
+    *_, report = sparse_vis.probe(*loaded, pairs, kind="knn", on_error="skip")
+    assert report["fitted"] + report["held_out"] == 3 * EACH - 1
+    assert "note: 1 items cannot be read; the first: item 5 of" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"red/0\.png") as error:  # an answer for every image, or none
         sparse_vis.classify(model, params, tmp_path / "images")
     assert "skip" not in str(error.value)
