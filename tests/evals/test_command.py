@@ -477,6 +477,7 @@ def test_of_several_processes_the_first_evaluates_when_the_others_have_left(
     monkeypatch.setattr(jax, "process_index", lambda: process)
     monkeypatch.setattr(jax.distributed, "shutdown", lambda: done.append("left"))
     monkeypatch.setattr(command, "make_plan", lambda config: done.append("plan"))
+    monkeypatch.setattr(command, "check_classifier", lambda *_: None)
     monkeypatch.setattr(command, "evaluate", lambda *_: done.append("evaluate"))
     monkeypatch.setattr(main, "train", lambda *_: done.append("train"))
     monkeypatch.setattr(main, "held", lambda *_: contextlib.nullcontext())  # which waits for the others
