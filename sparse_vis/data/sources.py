@@ -37,11 +37,9 @@ class Source(Protocol):
 
     Attributes:
         classes: names of the classes, indexed by `label`; empty without labels.
-        about: where the images are, in words.
     """
 
     classes: tuple[str, ...]
-    about: str
 
     def __len__(self) -> int: ...
 
@@ -53,9 +51,10 @@ class Source(Protocol):
         and pictures, which have four entries, with `objects`, the number of each, and a `mask` (H, W) uint8
         too. Other keys are ignored.
 
-        A source may also have: `images_sha256`, which identifies the images and their order; `labels`, every
-        record's `label` (or None), and `name_of(index)`, for what is known without reading the images; and
-        `sets`, whether records have `labels`.
+        All sources of this package also have `about`, where the images are, in words. A source may have:
+        `images_sha256`, which identifies the images and their order; `labels`, every record's `label` (or
+        None), and `name_of(index)`, for what is known without reading the images; and `sets`, whether
+        records have `labels`.
         """
         ...
 
