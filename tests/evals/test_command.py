@@ -574,7 +574,8 @@ def test_a_folder_with_a_share_held_out_and_label_maps(tmp_path):
     write_checkpoints(tmp_path / "run", {1: 3})
     config = tiny_config()
     config.data.update(source="folder", path=str(tmp_path / "images"), canvas=80, threads=2)
-    names = tuple(name for name in tasks.TASKS if name not in ("scenes", "localization", "objects"))
+    lacking = ("scenes", "localization", "objects", "classifier")
+    names = tuple(name for name in tasks.TASKS if name not in lacking)
     config.eval.update(
         tasks=names, beside=("pixels",), train_split="", test_split="", holdout=0.25, batch=8,
         masks=str(tmp_path / "maps"), mask_classes=2, train_records=0, test_records=0,
