@@ -185,7 +185,7 @@ def parser() -> Parser:
     """The tool's flags."""
     parser = Parser(
         description="Fit a classifier on the features of labelled images and save it as probe.safetensors "
-        "beside the model, where load, classify and export find it (docs/classifiers.md)."
+        "beside the model, where load and export find it (docs/classifiers.md)."
     )
     add = parser.add_argument
     for flag in ("--checkpoint", "--name", "--split", "--data-dir", "--max-pixels", "--on-error"):

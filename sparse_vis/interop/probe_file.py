@@ -50,7 +50,7 @@ def place_to_write(given: str | Path, name: str, file: str = FILE) -> Path:
     """`place_of` the flag or argument `name`, checked before long work.
 
     Raises:
-        UserError: the file cannot be written, or is there and holds tensors that are no probe.
+        UserError: the file cannot be written, or is there and holds what can only be made by training.
     """
     path = place_of(Path(local(given, name)), file)
     check_folder(path.parent, name)
@@ -58,8 +58,10 @@ def place_to_write(given: str | Path, name: str, file: str = FILE) -> Path:
         raise UserError(f"{name}={path} is a folder, and a file cannot have its name; give another {name}.")
     unread = contextlib.suppress(OSError, safetensors.SafetensorError)  # not there, or damaged: replaced
     with unread, safetensors.safe_open(path, framework="np") as there:
-        if KEY not in (there.metadata() or {}):
-            raise UserError(f"{name}={path} holds other tensors, not a probe; give another {name}.")
+        text = (there.metadata() or {}).get(KEY)
+        if text is None or '"finetuned": true' in text:
+            what = "other tensors, not a probe" if text is None else "the classifier of a fine-tuning"
+            raise UserError(f"{name}={path} holds {what}; give another {name}.")
     return path
 
 

@@ -278,7 +278,11 @@ def test_damage_and_later_formats_are_refused(workdir, loaded, tmp_path):
         path.write_bytes(broken)
         with pytest.raises(UserError, match=match):
             sparse_vis.load(workdir, probe=path)
+    probe.probe_file.write_probe(path, head, tensors, about | {"finetuned": True})  # as `export` writes it
+    with pytest.raises(UserError, match=r"^save=.* holds the classifier of a fine-tuning; give another save"):
+        probe.probe_file.place_to_write(tmp_path, "save")
     probe.probe_file.write_probe(path, head, tensors, about | {"format": 2})
+    assert probe.probe_file.place_to_write(tmp_path, "save") == path
     with pytest.raises(
         UserError, match=r"probe\.safetensors has format 2, and this version reads format 1; use the version"
     ):
