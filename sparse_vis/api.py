@@ -19,7 +19,7 @@ from sparse_vis.interop import probe_file
 from sparse_vis.interop.load import Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.runtime import host, paths
+from sparse_vis.runtime import calls, host, paths
 from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Features
@@ -136,7 +136,8 @@ def checked(images: Array, patch: int) -> Array:
     return jax.device_put(images)
 
 
-def _check_model(call: str, model: Stellar, params: dict) -> None:
+def check_model(call: str, model: Stellar, params: dict) -> None:
+    """Refuse, with a UserError that quotes the `call`, a model and parameters that are none, or swapped."""
     if not isinstance(model, Stellar) or not isinstance(params, Mapping):
         raise UserError(
             f"{call} got a {type(model).__name__} as model and a {type(params).__name__} as params; "
@@ -171,7 +172,7 @@ def encode(model: Stellar, params: dict, images: Array) -> Features:
     Raises:
         UserError: images of a wrong shape, dtype or (outside jit) range; arguments in the wrong order.
     """
-    _check_model("encode(model, params, images)", model, params)
+    check_model("encode(model, params, images)", model, params)
     return _encode(model, params, checked(images, model.patch))
 
 
@@ -180,6 +181,7 @@ def _classify(model: Stellar, params: dict, images: Array) -> Array:
     return jax.nn.softmax(model.apply({"params": params}, as_pixels(images), method="classify"))
 
 
+@calls.renamed(calls.OF_CALLS)
 def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[list[str], np.ndarray]:
     """Classes of images, by the classifier that `load` found beside the model or `probe` has fitted.
 
@@ -187,8 +189,10 @@ def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[
 
     Args:
         model, params: as `load` or `probe` returns them.
-        images: as for `encode`; or, as for `probe`, a folder, an address, or a list of paths, whose images
-            are resized and cropped as `probe` does, `batch` at a time.
+        images: an array as for `encode`, which is seen whole, at its own size; or, as for `probe`, a folder,
+            an address, or a list of paths or arrays, whose images are resized (short side 256/224 of the
+            model's image size) and cropped to their centre square as `probe` does, `batch` at a time. So the
+            same images may give other probabilities as an array than as a list.
 
     Returns:
         (names, probabilities): the most likely class of each image, and (B, classes) float32, in the order of
@@ -197,19 +201,20 @@ def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[
     Raises:
         UserError: the model has no classifier, or the images cannot be used.
     """
-    _check_model("classify(model, params, images)", model, params)
+    check_model("classify(model, params, images)", model, params)
     if model.classifier is None:
         raise UserError(
             "this model has no classifier; fit one: model, params, report = sparse_vis.probe(model, params, "
             "labelled images)."
         )
-    if hasattr(images, "ndim"):
+    if hasattr(images, "dtype") and images.ndim != 1:  # np.array(paths) has one axis
         probabilities = np.asarray(_classify(model, params, checked(images, model.patch)))
     else:
         from sparse_vis.data.records import image_batches  # here, as the others need none of it
         from sparse_vis.data.sources import as_source
 
         source, size = as_source(images), model.encoder.image_size
+        batch = calls.whole("batch", batch, 1)
         call = functools.partial(_classify, model, params)
         parts = image_batches(source, range(len(source)), size, batch)
         stacked = (np.stack([image.pixels for image in part]) for part in parts)
@@ -238,7 +243,7 @@ def reconstruct(model: Stellar, params: dict, features: Features) -> Float[Array
     Raises:
         UserError: a VQ model without its tokenizer, features of another model, arguments in the wrong order.
     """
-    _check_model("reconstruct(model, params, features)", model, params)
+    check_model("reconstruct(model, params, features)", model, params)
     if model.decoder.codes and model.tokenizer is None:
         raise UserError(
             "this model reconstructs through a VQ tokenizer, whose weights were not found; give them as "

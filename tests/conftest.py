@@ -11,6 +11,7 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import pytest
 from jaxlib.version import __version__ as jaxlib_version
 from jaxtyping import install_import_hook
 
@@ -36,6 +37,23 @@ CHECKED = (
     "commands.segmenter", "commands.watch",
 )  # fmt: skip
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory):
+    """A tiny run with two checkpoints, to read; 12 is newer than 3 as a number, older as a word."""
+    from tests.tiny_checkpoint import write_checkpoints  # here, as it imports JAX
+
+    path = tmp_path_factory.mktemp("run")
+    write_checkpoints(path, {3: 1, 12: 2})
+    return path
+
+
+@pytest.fixture(scope="session")
+def loaded(workdir):
+    import sparse_vis
+
+    return sparse_vis.load(workdir)
 
 
 def pytest_collection_finish():

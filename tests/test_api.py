@@ -13,23 +13,10 @@ from PIL import Image
 import sparse_vis
 from sparse_vis.interop.load import SHIPPED, check_shipped
 from sparse_vis.runtime.errors import UserError
-from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
+from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIELDS = ("cls", "sparse", "dense", "spatial", "lowrank")
-
-
-@pytest.fixture(scope="session")
-def workdir(tmp_path_factory):
-    # 12 is newer than 3 as a number, older as a word.
-    path = tmp_path_factory.mktemp("run")
-    write_checkpoints(path, {3: 1, 12: 2})
-    return path
-
-
-@pytest.fixture(scope="session")
-def loaded(workdir):
-    return sparse_vis.load(workdir)
 
 
 @pytest.fixture

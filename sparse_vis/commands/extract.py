@@ -18,7 +18,14 @@ from sparse_vis.api import assemble, encode
 from sparse_vis.commands import outputs, shards
 from sparse_vis.config.ranges import SIDE
 from sparse_vis.data.folder import FolderSource, sha256_of, stamp
-from sparse_vis.data.records import SHORT_SIDE, LoadedImage, has_labels, images_ahead, load_image
+from sparse_vis.data.records import (
+    SHORT_SIDE,
+    LoadedImage,
+    has_labels,
+    images_ahead,
+    known_labels,
+    load_image,
+)
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar
@@ -97,8 +104,8 @@ def about_model(checkpoint: str, model: Stellar, params: dict, names: tuple[str,
 
 def labels_sha256(source: Source) -> str:
     """Checksum of the names of classes, and of labels that are known and do not follow from paths."""
-    labels = None if isinstance(source, FolderSource) else getattr(source, "labels", None)
-    return sha256_of([*source.classes, *([] if labels is None else map(str, np.asarray(labels)))])
+    labels = None if isinstance(source, FolderSource) else known_labels(source)
+    return sha256_of([*source.classes, *([] if labels is None else map(str, labels))])
 
 
 def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...], dtype: str) -> ToColumns:

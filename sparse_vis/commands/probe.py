@@ -12,32 +12,34 @@ import jax
 import numpy as np
 
 from sparse_vis import api
-from sparse_vis.commands import outputs, shards
-from sparse_vis.data.records import image_batches
+from sparse_vis.commands import shards
+from sparse_vis.data.own import OwnSource
+from sparse_vis.data.records import image_batches, known_labels
 from sparse_vis.data.sources import Source, announce, as_source, open_input
 from sparse_vis.evals.classes import fitting
 from sparse_vis.interop import probe_file
+from sparse_vis.interop.load import read_model
 from sparse_vis.models.classifier import FEATURES, feature_of
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.runtime import paths
+from sparse_vis.runtime import calls, host
 from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.skipped import ON_ERROR
-from sparse_vis.runtime.tools import Parser, check_folder, positive
+from sparse_vis.runtime.tools import Parser, positive
 from sparse_vis.types import Tokens
 
 HOLDOUT = 0.2
-MOST_CLASSES = 100_000  # whose numbers are their names
 CLASSIFIERS = ("linear", "knn")
 READS = {"mean_S": "sparse", "concat_S": "sparse", "cls": "cls"}  # feature -> column of an extraction
 
 
+@calls.renamed(calls.OF_CALLS)
 def probe(
-    model: Stellar, params: dict, data: Any, *, classes: Sequence[str] | None = None, kind: str = "linear",
-    feature: str = "mean_S", k: int = fitting.KS, holdout: float = HOLDOUT, seed: int = 1,
-    save: str | Path | None = None, batch: int = 64, on_error: str = "stop",
+    model: Stellar, params: dict, data: Any, *, classes: Sequence[str] | np.ndarray | None = None,
+    kind: str = "linear", feature: str = "mean_S", k: int = fitting.KS, holdout: float = HOLDOUT,
+    seed: int = 1, save: str | Path | None = None, batch: int = 64, on_error: str = "stop",
 ) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
     """Fit a classifier on labelled images; a random part of each class is held out to measure its accuracy.
 
@@ -45,7 +47,9 @@ def probe(
         model, params: as `load` returns them; the weights stay as they are.
         data: a folder with one subfolder per class, an address (docs/your_images.md), a list of pairs (path
             or image, label), a data set object; or the folder of an extraction of this model, with labels.
-        classes: names of the classes of pairs and objects; unless given, the labels' numbers are their names.
+            Labels are numbers from 0, or names. Items of an object are read twice: for labels, then images.
+        classes: names of the classes of pairs and objects, in the order of their numbers; unless given, the
+            object's `classes`, else the labels themselves are the names.
         kind: "linear", or "knn": the k nearest of the labelled images vote.
         feature: "mean_S", "cls", or "concat_S", all tokens of S one after the other.
         holdout: share of each class. seed: of that choice, and of the order of training.
@@ -60,55 +64,40 @@ def probe(
         UserError: images without labels, of one class, or with a class of one image; the features of another
             model; an argument that is out of range. Before the first image is encoded, where possible.
     """
-    known = {"kind": CLASSIFIERS, "feature": FEATURES, "on_error": ON_ERROR}
-    given = {"kind": kind, "feature": feature, "on_error": on_error}
-    for argument, allowed in known.items():
-        value = given[argument]
-        if value not in allowed:
-            raise UserError(f"{argument}={value!r} is unknown; choose from {', '.join(allowed)}.")
-    if not 0 < holdout < 1 or k < 1 or seed < 0:
-        what = f"holdout={holdout}, k={k} or seed={seed} is out of range"
-        raise UserError(f"{what}; holdout lies between 0 and 1, k is 1 or more, and seed 0 or more.")
+    api.check_model("probe(model, params, data)", model, params)
+    for argument, value, known in (
+        ("kind", kind, CLASSIFIERS), ("feature", feature, FEATURES), ("on_error", on_error, ON_ERROR)
+    ):  # fmt: skip
+        calls.one_of(argument, value, known)
+    k, seed, batch = calls.whole("k", k, 1), calls.whole("seed", seed, 0), calls.whole("batch", batch, 1)
+    holdout = calls.share("holdout", holdout)
+    save = None if save is None else probe_file.place_to_write(save, "save")
     given = dict(kind=kind, feature=feature, k=k, holdout=holdout, seed=seed, save=save)
-    if isinstance(data, str | os.PathLike) and (Path(data).expanduser() / shards.MANIFEST).is_file():
-        folder = Path(data).expanduser()
+    if folder := extraction(data):
+        if classes is not None:
+            raise UserError(f"the extraction {folder} has classes of its own; leave classes= out.")
         found = extracted(folder, params, feature, kind, holdout)
         return _fit(model, params, *found, f"of {folder}", **given)
-    names = getattr(data, "classes", None) if classes is None else classes
-    if not isinstance(data, str | os.PathLike) and names is None:
-        names = _numbers(data)
-    source = as_source(data, names)
+    source = as_source(data, classes)
+    if isinstance(source, OwnSource):
+        source.read_labels(on_error)
     found = encoded(model, params, source, feature, kind, holdout, batch, on_error, "on_error='skip'")
-    return _fit(model, params, *found, words(source), **given)
+    return _fit(model, params, *found, source.about, **given)
 
 
-def words(source: Source) -> str:
-    """Where the images of a source are."""
-    return getattr(source, "about", f"in {getattr(source, 'path', source)}")
-
-
-def _numbers(data: Any) -> tuple[str, ...]:
-    """Numbers as names of the classes of an object's items, which are pairs or have a key `label`."""
-    items = (data[i] for i in range(len(data)))
-    pairs = (x[1] if isinstance(x, tuple) else x.get("label") if isinstance(x, dict) else None for x in items)
-    labels = [-1 if label is None else label for label in pairs]
-    try:
-        largest = int(max(labels, default=-1))
-    except (TypeError, ValueError):
-        what = f"the labels of the {type(data).__name__} are no numbers ({labels[0]!r} …)"
-        raise UserError(f"{what}; give numbers, and their names as classes=.") from None
-    if largest >= MOST_CLASSES:
-        what = f"the largest label of the {type(data).__name__} is {largest}"
-        raise UserError(f"{what}; give labels that count from 0 to the number of classes.")
-    return tuple(map(str, range(largest + 1)))
+def extraction(data: Any) -> Path | None:
+    """The folder of an extraction that `data` names; None if it is something else."""
+    folder = Path(data).expanduser() if isinstance(data, str | os.PathLike) else None
+    return folder if folder and (folder / shards.MANIFEST).is_file() else None
 
 
 def labels_of(source: Source) -> np.ndarray:
     """The class of every record, -1 for none; reads the records of sources that do not know it."""
-    known = getattr(source, "labels", None) if source.classes else ()
-    if known is None:
-        known = [source[i].get("label", -1) for i in range(len(source))]
-    return np.asarray(known if len(known) else np.full(len(source), -1), np.int32)
+    if not source.classes:
+        return np.full(len(source), -1, np.int32)
+    if (known := known_labels(source)) is None:
+        known = np.array([source[i].get("label", -1) for i in range(len(source))], np.int32)
+    return known
 
 
 def encoded(
@@ -116,7 +105,7 @@ def encoded(
     on_error: str = "stop", skip: str = "--on-error=skip",
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:  # fmt: skip
     """One feature of every labelled image of a source, the labels, and the names of the classes."""
-    labels, what = labels_of(source), f"the {len(source)} images {words(source)}"
+    labels, what = labels_of(source), f"the {len(source)} images {source.about}"
     fitting.check_classes(labels, source.classes, what, kind, holdout)
     rows = np.flatnonzero(labels >= 0)
     if len(rows) < len(labels):
@@ -143,7 +132,7 @@ def extracted(
     own = crc32({k: v for k, v in params.items() if k not in ("classifier", "segmenter")})
     for lacking, remedy in (
         ("classes" not in manifest, "has no labels; extract images that have classes"),
-        (column not in manifest.get("outputs", {}), f"lacks {column}; extract with --outputs={column}"),
+        (column not in manifest.get("outputs", {}), f"lacks {column}; extract it too, as one of the outputs"),
         (
             manifest.get("weights_crc32") != own,
             "is of a model with other parameters; give the model with which it was made, or extract again",
@@ -163,7 +152,7 @@ def extracted(
 
 def _fit(
     model: Stellar, params: dict, x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], images: str, *,
-    kind: str, feature: str, k: int, holdout: float, seed: int, save: str | Path | None,
+    kind: str, feature: str, k: int, holdout: float, seed: int, save: Path | None,
 ) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
     """Fit, measure and save: the last part of `probe`."""
     # Again, as images that cannot be used may have been left out.
@@ -188,9 +177,7 @@ def _fit(
         flush=True,
     )
     if save is not None:
-        probe_file.write_probe(
-            probe_file.place_of(Path(paths.local(save, "save"))), classifier, tensors, report
-        )
+        probe_file.write_probe(save, classifier, tensors, report)
     return *api.with_classifier(model, params, classifier, tensors), report
 
 
@@ -198,7 +185,7 @@ def parser() -> Parser:
     """The tool's flags."""
     parser = Parser(
         description="Fit a classifier on the features of labelled images and save it as probe.safetensors "
-        "beside the model, where load, classify and export find it (docs/classifiers.md)."
+        "beside the model, where load and export find it (docs/classifiers.md)."
     )
     add = parser.add_argument
     for flag in ("--checkpoint", "--name", "--split", "--data-dir", "--max-pixels", "--on-error"):
@@ -224,19 +211,20 @@ def main() -> None:
     output = given.output or probe_file.beside(given.checkpoint)
     if output is None:
         raise UserError(f"{given.checkpoint} has no folder of its own; give --output=FOLDER for the probe.")
-    check_folder(output)
-    model, params = api.load(given.checkpoint, given.name)
+    path = probe_file.place_to_write(output, "--output")
+    host.keep_programs()
+    loaded = read_model(given.checkpoint, given.name)
+    model, params = api.assemble(loaded, given.checkpoint)
     how = given.feature, given.kind, given.holdout
-    if (Path(given.images) / shards.MANIFEST).is_file():
-        found, about = extracted(Path(given.images), params, *how), f"of {given.images}"
+    if folder := extraction(given.images):
+        found, about = extracted(folder, params, *how), f"of {folder}"
     else:
         source = open_input(given.images, given.split, given.data_dir, given.max_pixels)
         announce(source)
-        found, about = encoded(model, params, source, *how, given.batch, given.on_error), words(source)
+        found, about = encoded(model, params, source, *how, given.batch, given.on_error), source.about
     rest = dict(feature=given.feature, kind=given.kind, holdout=given.holdout, k=given.k, seed=given.seed)
-    with outputs.in_one_sentence(output):
-        _fit(model, params, *found, about, save=output, **rest)
-    print(f"wrote {probe_file.place_of(output)}; load, classify and export find it beside the model")
+    _fit(model, params, *found, about, save=path, **rest)
+    print(f"wrote {path}; {probe_file.how_to_load(loaded, given.checkpoint, given.name, path)}")
 
 
 def share(text: str) -> float:

@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
                 prepare(config)
             if config.eval.tasks:
                 # Report now what would fail after days of training; what this reads is not kept in memory.
-                command.make_plan(config)
+                command.check_classifier(command.make_plan(config), config.finetune.classes)
             (finetune if mode == "finetune" else train)(config, workdir, stop)
     if stop.received:
         return

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,18 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sparse_vis import api
-from sparse_vis.commands.probe import HOLDOUT, words
+from sparse_vis.commands.probe import HOLDOUT
+from sparse_vis.data.own import OwnSource
 from sparse_vis.data.records import SHORT_SIDE
-from sparse_vis.data.sources import as_source
+from sparse_vis.data.sources import Source, as_source
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.maps import published_images as published
-from sparse_vis.evals.maps.label_maps import check_maps, label_map
+from sparse_vis.evals.maps.label_maps import IGNORE, check_maps, label_map
 from sparse_vis.evals.maps.segmentation import LINEAR, HeadInput, Probe, mean_iou, pixel_logits
 from sparse_vis.interop import probe_file
 from sparse_vis.models.classifier import Segmenter
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.runtime import paths
+from sparse_vis.runtime import calls, paths
 from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
@@ -34,8 +35,10 @@ EPOCHS = 80  # as the evaluation
 FEWEST = 2  # images: one to fit, one to hold out
 
 
+@calls.renamed(calls.OF_CALLS)
 def segmenter(
-    model: Stellar, params: dict, data: Any, masks: str | Path, classes: Sequence[str], *,
+    model: Stellar, params: dict, data: Any, masks: str | os.PathLike,
+    classes: Sequence[str] | np.ndarray, *,
     epochs: int = EPOCHS, holdout: float = HOLDOUT, seed: int = 0, save: str | Path | None = None,
     batch: int = 16,
 ) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
@@ -45,30 +48,33 @@ def segmenter(
 
     Args:
         model, params: as `load` returns them; the weights stay as they are.
-        data: images, as for `probe`; their names name the maps.
-        masks: folder of 8-bit PNG label maps, NAME.png for the image NAME.*; 255 is ignored.
-        classes: their names, from label 0 on.
+        data: a folder, an address, or a list of paths or of dicts with `image` and `name`.
+        masks: folder of 8-bit PNG label maps, NAME.png for the image NAME.*, where NAME is its path below the
+            folder (of a list: below the folder that holds all of its images); 255 is ignored.
+        classes: their names, from label 0 on; at least two and at most 255.
         epochs, seed, batch: passes over the images, which are cropped as in `probe`; of all random draws;
             images per step. holdout, save, returned values: as in `probe`; the report has `miou`.
 
     Raises:
         UserError: a missing or wrong label map, too few images, an argument that is out of range.
     """
-    if not 0 < holdout < 1 or epochs < 1 or seed < 0 or batch < 1 or len(classes) < 2:
-        raise UserError(
-            f"holdout={holdout}, epochs={epochs}, seed={seed}, batch={batch} or {len(classes)} classes is "
-            "out of range; holdout lies between 0 and 1, classes are two or more, and seed is 0 or more."
-        )
-    source, size = as_source(data), model.encoder.image_size
-    if len(source) < FEWEST:
-        raise UserError(f"there is one image {words(source)}; a segmenter needs two, one to hold out.")
+    api.check_model("segmenter(model, params, images, masks, classes)", model, params)
+    holdout, epochs = calls.share("holdout", holdout), calls.whole("epochs", epochs, 1)
+    seed, batch = calls.whole("seed", seed, 0), calls.whole("batch", batch, 1)
+    classes = calls.class_names(classes)
+    if not 2 <= len(classes) <= IGNORE:
+        what = f"a segmenter needs 2 to {IGNORE} classes, e.g. ('background', 'cat'), and classes names"
+        raise UserError(f"{what} {len(classes)}; name those of the label maps, from 0 on.")
     folder = Path(paths.local(masks, "masks"))
+    save = None if save is None else probe_file.place_to_write(save, "save", probe_file.SEGMENTER)
+    source, size = _named(as_source(data)), model.encoder.image_size
+    if len(source) < FEWEST:
+        raise UserError(f"there is one image {source.about}; a segmenter needs two, one to hold out.")
     rows = np.arange(len(source))
     part = Part(source, rows, size, round(SHORT_SIDE * size), 4, folder, len(classes))
-    with _in_words_of_arguments():
-        check_maps(part)
-        S, L, labels = _features(model, params, part, batch)
-    held = max(1, round(holdout * len(S)))
+    check_maps(part)
+    S, L, labels = _features(model, params, part, batch)
+    held = min(max(1, round(holdout * len(S))), len(S) - 1)
     held, fitted = np.split(np.random.default_rng(seed).permutation(len(S)), [held])
     protocol = dataclasses.replace(LINEAR, epochs=epochs, dtype="float32", batch=min(batch, len(fitted)))
     head = Probe(model.grid(size, size), len(classes), protocol, seed)
@@ -84,15 +90,25 @@ def segmenter(
     miou, iou = mean_iou(head.matrix)
     print(f"segmenter: mIoU {miou:.2%} on {len(held)} held-out images; fitted on {len(fitted)}", flush=True)
     (tensors,) = head.variables["params"].values()
-    module = Segmenter(tuple(classes), S.shape[-1])
+    module = Segmenter(classes, S.shape[-1])
     report = {
         "miou": miou, "iou": [None if np.isnan(x) else float(x) for x in iou], "fitted": len(fitted),
-        "held_out": len(held), "images": words(source), "weights_crc32": probe_file.weights_of(params),
+        "held_out": len(held), "images": source.about, "weights_crc32": probe_file.weights_of(params),
     }  # fmt: skip
     if save is not None:
-        path = probe_file.place_of(Path(paths.local(save, "save")), probe_file.SEGMENTER)
-        probe_file.write_probe(path, module, tensors, report)
+        probe_file.write_probe(save, module, tensors, report)
     return model.clone(segmenter=module), {**params, "segmenter": tensors}, report
+
+
+def _named(source: Source) -> Source:
+    """The source with names that lead to label maps: of listed paths, those below the folder of all."""
+    if not isinstance(source, OwnSource):
+        return source
+    source = source.files() or source
+    if source[0]["name"] == "#0":
+        what = f"the images {source.about} have no names, by which label maps are found"
+        raise UserError(f"{what}; give a folder, paths, or dicts with `image` and `name`.")
+    return source
 
 
 def _features(model: Stellar, params: dict, part: Part, batch: int) -> tuple[np.ndarray, ...]:
@@ -112,16 +128,6 @@ def _features(model: Stellar, params: dict, part: Part, batch: int) -> tuple[np.
 def _factors(model: Stellar, params: dict, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
     features = api.encode(model, params, images)
     return features.sparse, features.spatial
-
-
-@contextlib.contextmanager
-def _in_words_of_arguments() -> Iterator[None]:
-    """Errors about label maps name the arguments of `segmenter` instead of settings."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error).replace("config.eval.mask_classes=", "the number of classes is ")
-        raise UserError(text.replace("config.eval.masks", "masks")) from None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -145,7 +151,8 @@ def segment(model: Stellar, params: dict, images: np.ndarray) -> UInt8[np.ndarra
     Raises:
         UserError: the model has no segmenter, or the images cannot be used.
     """
-    if getattr(model, "segmenter", None) is None:
+    api.check_model("segment(model, params, images)", model, params)
+    if model.segmenter is None:
         raise UserError(
             "this model has no segmenter; fit one: model, params, report = sparse_vis.segmenter(model, "
             "params, images, masks, classes)."

@@ -42,6 +42,7 @@ class FilesSource:
     ):
         self.path, self.names, self.labels, self.classes = path, names, labels, classes
         self.max_pixels, self.images_sha256 = max_pixels, sha256_of(names)
+        self.about = f"in {path}"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -93,7 +94,12 @@ class FolderSource(FilesSource):
         parts = (name.partition("/") for name in names)
         labels = np.array([number[first] if slash else -1 for first, slash, _ in parts], np.int32)
         super().__init__(path, names, labels, classes, max_pixels)
-        self.about = f"in {path}"
+
+
+def below_common(full: list[str]) -> tuple[str, list[str]]:
+    """The folder that holds all of these files (absolute paths), and their paths below it, with `/`."""
+    root = os.path.commonpath([os.path.dirname(name) for name in full])
+    return root, [os.path.relpath(name, root).replace(os.sep, "/") for name in full]
 
 
 def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[str]]]:

@@ -42,6 +42,7 @@ class PackedSource:
         import grain
 
         folder, self.path, self.max_pixels = Path(path), path, max_pixels
+        self.about = f"in {path}"
         if not is_utf8(folder):
             raise UserError(
                 f"{path!r} has a name that is not UTF-8, below which ArrayRecord cannot read; rename it."

@@ -251,6 +251,12 @@ def has_labels(source: Source) -> bool:
         return not getattr(source, "sets", False)
 
 
+def known_labels(source: Source) -> Int32[np.ndarray, " n"] | None:
+    """The class of every record, -1 for none; None if there are none, or the records must be read for it."""
+    labels = getattr(source, "labels", None) if source.classes else None
+    return None if labels is None else np.asarray(labels, np.int32)
+
+
 def name_of(source: Source, index: int) -> str:
     """The name of a record, "#number" if it cannot be read at all; without reading the image if possible."""
     if hasattr(source, "name_of"):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.table import TableSource
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.data.webdataset import WebdatasetSource
+from sparse_vis.runtime.calls import renamed
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.progress import say_once
@@ -50,9 +51,10 @@ class Source(Protocol):
         and pictures, which have four entries, with `objects`, the number of each, and a `mask` (H, W) uint8
         too. Other keys are ignored.
 
-        A source may also have: `images_sha256`, which identifies the images and their order; `about`, where
-        they are, in words; `labels`, every record's `label` (or None), and `name_of(index)`, for what is
-        known without reading the images; and `sets`, whether records have `labels`.
+        All sources of this package also have `about`, where the images are, in words. A source may have:
+        `images_sha256`, which identifies the images and their order; `labels`, every record's `label` (or
+        None), and `name_of(index)`, for what is known without reading the images; and `sets`, whether
+        records have `labels`.
         """
         ...
 
@@ -64,7 +66,7 @@ def announce(source: Source) -> None:
     classes = f"{count} class{'es' * (count > 1)}" if count else "no classes"
     if not isinstance(source, FolderSource | PackedSource):
         left = left_out(getattr(source, "left_out", collections.Counter()))
-        say_once(f"{images} {getattr(source, 'about', f'of {source!r}')}, {classes}{left}")
+        say_once(f"{images} {source.about}, {classes}{left}")
         return
     shown = ", ".join(map(escaped, names[:SHOWN])) + (" …" if count > SHOWN else "")
     below = f", named by its subfolders ({shown})" if count else ""
@@ -90,16 +92,10 @@ def announce(source: Source) -> None:
 FLAGS = {"config.data.split": "--split", "config.data.source": "--input"}
 
 
-@contextlib.contextmanager
-def _flags_of_tools(path: str) -> Iterator[None]:
+def _flags_of_tools(path: str) -> AbstractContextManager[None]:
     """Name in errors the flags of the tools, `path` for config.data.path, instead of main.py's settings."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error)
-        for setting, flag in {**FLAGS, "config.data.path": path}.items():
-            text = text.replace(f"--{setting}", flag).replace(setting, flag)
-        raise UserError(text) from None
+    flags = {**FLAGS, "config.data.path": path}
+    return renamed({f"--{setting}": flag for setting, flag in flags.items()} | flags)
 
 
 def open_input(
@@ -132,9 +128,20 @@ def open_input(
 
 
 def as_source(data: Any, classes: Sequence[str] | None = None, max_pixels: int = MAX_PIXELS) -> Source:
-    """A source from what --input takes, or from an object that `OwnSource` takes, e.g. a list of paths."""
+    """A source from what --input takes, or from an object that `OwnSource` takes, e.g. a list of paths.
+
+    Raises:
+        UserError: the errors of the source; `classes` given for a folder or address, which has its own; TFDS.
+    """
     if isinstance(data, str | os.PathLike):
-        return open_input(os.path.expanduser(data), max_pixels=max_pixels)
+        if os.fspath(data).startswith("tfds:"):
+            raise UserError(f"{data} needs a split: give the object tfds.data_source(NAME, split=SPLIT).")
+        source = open_input(os.path.expanduser(data), max_pixels=max_pixels)
+        if classes is not None:
+            own = ", ".join(map(escaped, source.classes[:SHOWN])) or "none"
+            what = f"classes= is for pairs and objects, and images {source.about} have their own"
+            raise UserError(f"{what} ({own}); leave it out.")
+        return source
     return OwnSource(data, classes, max_pixels)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sparse_vis.data.address import LABELS, find_column, number_labels, split_address
-from sparse_vis.data.folder import NAME_ERRORS, FilesSource
+from sparse_vis.data.folder import NAME_ERRORS, FilesSource, below_common
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.skipped import MAX_PIXELS
@@ -69,9 +69,7 @@ class TableSource(FilesSource):
         start = os.path.abspath(os.path.expanduser(data_dir) or os.path.dirname(file))
         full = [os.path.normpath(os.path.join(start, paths[row])) for row in rows]
         _check_files(full, what)
-        root = os.path.commonpath([os.path.dirname(name) for name in full])
-        names = [os.path.relpath(name, root).replace(os.sep, "/") for name in full]
-        super().__init__(root, names, labels[np.asarray(rows)], classes, max_pixels)
+        super().__init__(*below_common(full), labels[np.asarray(rows)], classes, max_pixels)
         self.about = f"of {file}" + (f", split {split}" if split else "")
 
 

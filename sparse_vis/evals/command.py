@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -63,6 +64,21 @@ def make_plan(config: ConfigDict) -> Plan:
     return Plan(tuple(e.tasks), data, networks)
 
 
+def check_classifier(plan: Plan, classes: Sequence[str]) -> None:
+    """Refuse, with a UserError, the task "classifier" of a model whose own classifier has not these classes.
+
+    Args:
+        classes: those of the classifier; none if the model was not fine-tuned.
+    """
+    if "classifier" not in plan.tasks:
+        return
+    source = plan.data.parts[plan.data.labelled[1]].source
+    what = f"has other classes than {source!r}" if classes else "is not there without fine-tuning"
+    if tuple(classes) != source.classes:
+        remedy = "leave 'classifier' out of config.eval.tasks, or fine-tune with --mode=finetune"
+        raise UserError(f"the evaluation 'classifier' measures a classifier that {what}; {remedy}.")
+
+
 def evaluate(
     config: ConfigDict, workdir: pathlib.Path, plan: Plan, own: tuple[Encoder, tuple | None] | None = None
 ) -> list[str]:
@@ -75,6 +91,7 @@ def evaluate(
         The figures of config.eval.expected that were not met.
     """
     own, weights = own or own_encoder(config, workdir)
+    check_classifier(plan, own.about.get("classes", ()))
     workdir.mkdir(parents=True, exist_ok=True)
     if config.data.on_error == "skip":
         plan = plan._replace(data=without_unusable(plan.data, workdir))

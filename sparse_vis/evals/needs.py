@@ -7,11 +7,10 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Int
 
 from sparse_vis.data.compose import ComposedSource
 from sparse_vis.data.decode import decode
-from sparse_vis.data.records import images_ahead, none_usable
+from sparse_vis.data.records import images_ahead, known_labels, none_usable
 from sparse_vis.evals.dataset import Data, Part, about_part
 from sparse_vis.evals.maps.label_maps import check_maps
 from sparse_vis.evals.task import Task
@@ -55,7 +54,8 @@ def _check_count(name: str, task: Task, part_name: str, part: Part, labelled: bo
     """Refuse too few images, or images of a single class, if that is known without reading them."""
     kind = "train" if part_name.endswith("train") else "test"
     least = task.least[kind == "test"]
-    labels = _known_labels(part) if labelled else None
+    labels = known_labels(part.source) if labelled else None
+    labels = None if labels is None else labels[part.indices]
     count = len(part) if labels is None else np.count_nonzero(labels >= 0)
     if count < least:
         what = f"at least {least} {kind} images" + (" with a class" if labelled else "")
@@ -69,12 +69,6 @@ def _check_count(name: str, task: Task, part_name: str, part: Part, labelled: bo
 def _refusal(name: str, need: str, found: str, remedy: str = "") -> UserError:
     leave = f"leave {name!r} out of config.eval.tasks"
     return UserError(f"the evaluation {name!r} needs {need}; {found}: {remedy}{leave}.")
-
-
-def _known_labels(part: Part) -> Int[np.ndarray, " N"] | None:
-    """The class of every image, -1 for none; None for sources that must be read to know it."""
-    labels = getattr(part.source, "labels", None)
-    return None if labels is None else labels[part.indices]
 
 
 def without_unusable(data: Data, workdir: pathlib.Path) -> Data:

@@ -6,6 +6,7 @@ The JSON, under the key `sparse_vis.probe`, has `format` (1), `kind`, the fields
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,6 +25,7 @@ from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, checksum, whole
 from sparse_vis.runtime.paths import HUB, local
+from sparse_vis.runtime.tools import check_folder
 
 FILE, SEGMENTER, FORMAT, KEY = "probe.safetensors", "segmenter.safetensors", 1, "sparse_vis.probe"
 KINDS = {"linear": LinearClassifier, "knn": NearestClassifier, "segmenter": Segmenter}
@@ -42,6 +44,37 @@ def weights_of(params: dict) -> int:
 def place_of(path: Path, file: str = FILE) -> Path:
     """The file's path for a file or folder that names it."""
     return path if path.suffix == ".safetensors" else path / file
+
+
+def place_to_write(given: str | Path, name: str, file: str = FILE) -> Path:
+    """`place_of` the flag or argument `name`, checked before long work.
+
+    Raises:
+        UserError: the file cannot be written, or is there and holds what can only be made by training.
+    """
+    path = place_of(Path(local(given, name)), file)
+    check_folder(path.parent, name)
+    if path.is_dir():
+        raise UserError(f"{name}={path} is a folder, and a file cannot have its name; give another {name}.")
+    unread = contextlib.suppress(OSError, safetensors.SafetensorError)  # not there, or damaged: replaced
+    with unread, safetensors.safe_open(path, framework="np") as there:
+        text = (there.metadata() or {}).get(KEY)
+        if text is None or '"finetuned": true' in text:
+            what = "other tensors, not a probe" if text is None else "the classifier of a fine-tuning"
+            raise UserError(f"{name}={path} holds {what}; give another {name}.")
+    return path
+
+
+def how_to_load(found: Loaded, path: str | Path, name: str | None, probe: Path) -> str:
+    """In words, how a classifier at `probe` is loaded with its model, `found` by `load(path, name)`."""
+    call = ", ".join(repr(text) for text in (str(path), name) if text)
+    folder = beside(path)
+    if folder is not None and probe.absolute() == (folder / FILE).absolute() and not found.classifier:
+        return f"sparse_vis.load({call}) and export find it beside the model"
+    why = "find by themselves only one beside the model"
+    if found.classifier:
+        why = "otherwise take the classifier of the fine-tuning"
+    return f"load it with sparse_vis.load({call}, probe={str(probe)!r}); load and export {why}"
 
 
 def classifier_of(found: Loaded, path: str | Path, given: str | Path | None) -> tuple:

@@ -109,9 +109,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help lists the flags.")
 
 
-def check_folder(path: pathlib.Path) -> None:
-    """Refuse, with a UserError, an --output folder that cannot be created or written to."""
+def check_folder(path: pathlib.Path, name: str = "--output") -> None:
+    """Refuse, with a UserError, a folder, given as `name`, that cannot be created or written to."""
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     reason = f"no permission in {there}" if there.is_dir() else f"{there} is a file"
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--output={path} cannot be written ({reason}); give another --output.")
+        raise UserError(f"{name}={path} cannot be written ({reason}); give another {name}.")

@@ -30,13 +30,6 @@ SETTINGS = dict(letterbox=False,
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run")
-    write_checkpoints(path, {3: 1, 12: 2})
-    return path
-
-
 def image(index, width=40, height=50):
     return np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
 

@@ -17,17 +17,10 @@ from sparse_vis.commands import extract, probe
 from sparse_vis.evals.classes.fitting import held_out
 from sparse_vis.models import classifier
 from sparse_vis.runtime.errors import UserError
-from tests.tiny_checkpoint import SIZE, TOKENS, WIDTH, write_checkpoints
+from tests.tiny_checkpoint import SIZE, TOKENS, WIDTH
 
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 40), "red": (210, 30, 40)}
 EACH = 8
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run")
-    write_checkpoints(path, {3: 1, 12: 2})
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +33,6 @@ def folder(tmp_path_factory):
             pixels = np.clip(colour + rng.normal(0, 20, (37, 37, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(path / name / f"{i}.png")
     return path
-
-
-@pytest.fixture(scope="module")
-def loaded(workdir):
-    return sparse_vis.load(workdir)
 
 
 def crops(folder):
@@ -66,12 +54,14 @@ def read(path):
     return safetensors.numpy.load_file(path), about
 
 
-def test_the_command_writes_beside_the_model_what_load_finds(workdir, folder, monkeypatch, capsys):
+def test_the_command_writes_beside_the_model_what_load_finds(workdir, folder, tmp_path, monkeypatch, capsys):
+    workdir = shutil.copytree(workdir, tmp_path / "run")
     monkeypatch.setattr(sys, "argv", ["probe", f"--checkpoint={workdir}", f"--input={folder}"])
     probe.main()
     path = workdir / "probe.safetensors"
     said = capsys.readouterr().out
-    assert "linear probe on mean_S: 100.00% of 6 held-out images are right" in said and str(path) in said
+    assert "linear probe on mean_S: 100.00% of 6 held-out images are right" in said
+    assert f"wrote {path}; sparse_vis.load('{workdir}') and export find it beside the model\n" in said
     tensors, about = read(path)
     assert about["classes"] == ["blue", "green", "red"] and about["format"] == 1
     assert (about["accuracy"], about["fitted"], about["held_out"]) == (1.0, 18, 6)
@@ -94,7 +84,11 @@ def test_the_command_writes_beside_the_model_what_load_finds(workdir, folder, mo
         sparse_vis.classify(*other, images)
     with pytest.raises(UserError, match=r"was fitted for a model with other parameters; fit a probe"):
         sparse_vis.load(workdir / "checkpoints" / "3", probe=path)
-    path.unlink()
+    # Elsewhere: the printed call loads it.
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--kind=knn", f"--output={tmp_path / 'other'}"])
+    probe.main()
+    (call,) = re.findall(r"; load it with sparse_vis\.(load\(.*\)); load and", capsys.readouterr().out)
+    assert len(eval(call, {"load": sparse_vis.load})[1]["classifier"]["gallery"]) == 18
 
 
 def test_the_nearest_images_vote(loaded, folder, tmp_path):
@@ -143,8 +137,46 @@ def test_numbers_are_names_and_random_labels_are_not_learnt(loaded, folder, caps
     assert "note: 3 images have no class and are left out" in capsys.readouterr().out
 
 
+class Items:
+    """Labelled items that count how often they are read; item 3 cannot be, unless `items` are given."""
+
+    def __init__(self, count, items=None, **attributes):
+        self.items, self.read = items or [(np.zeros((9, 9), np.uint8), 0)] * count, [0] * count
+        self.bad = None if items else 3
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        if index == self.bad:
+            raise RuntimeError("db lost\nat line 3")
+        self.read[index] += 1
+        return self.items[index]
+
+
+def test_labels_may_be_names_and_items_are_read_twice(loaded, folder, tmp_path):
+    paths = sorted(folder.rglob("*.png"))
+    names = [path.parent.name for path in paths]
+    given = Items(len(paths), list(zip(paths, names, strict=True)))
+    numbers = dict(k=np.int64(3), seed=np.int64(1), holdout=np.float32(0.25))  # which JSON does not know
+    model, params, report = sparse_vis.probe(*loaded, given, kind="knn", save=tmp_path, **numbers)
+    assert model.classifier.classes == ("blue", "green", "red") and report["fitted"] == 18
+    assert given.read[1:] == [2] * (len(paths) - 1) and given.read[0] == 3  # the first: when it is opened
+    for listed in (paths, np.array(list(map(str, paths)))):
+        assert sparse_vis.classify(model, params, listed)[0] == names
+    # Classes as an array, in another order than that of the alphabet.
+    pairs = [(path, np.str_(name)) for path, name in zip(paths, names, strict=True)]
+    classes = ("red", "green", "blue")
+    model, params, _ = sparse_vis.probe(*loaded, pairs, kind="knn", classes=np.array(classes))
+    assert model.classifier.classes == classes
+    assert sparse_vis.classify(model, params, paths[:2])[0] == names[:2] == ["blue", "blue"]
+
+
 @pytest.mark.fast
-def test_what_cannot_be_fitted_is_one_sentence_before_an_image_is_encoded(loaded, tmp_path, monkeypatch):
+def test_what_cannot_be_fitted_is_one_sentence_before_an_image_is_encoded(
+    loaded, folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr(probe, "image_batches", None)  # calling it would be a TypeError
     white = np.full((SIZE, SIZE, 3), 255, np.uint8)
     for data, changes, match in (
@@ -152,15 +184,48 @@ def test_what_cannot_be_fitted_is_one_sentence_before_an_image_is_encoded(loaded
         ([(white, 0)] * 9, {}, r"are all of one class \(0\); a probe needs images of 2 or more"),
         ([(white, 0)] * 9 + [(white, 1)], {}, r"have a single image of 1; a class needs two"),
         ([(white, 0), (white, 1)] * 3, {}, r"leave 4 images to fit, and a linear probe needs 6"),
-        ([(white, 0), (white, 5)] * 9, {"classes": "ab"}, r"the label of item 1 of the list"),
-        ([(white, "cat")] * 9, {}, r"the labels of the list are no numbers \('cat' …\); give numbers"),
+        ([(white, 0), (white, 5)] * 9, {"classes": ["a", "b"]}, r"the label of item 1 of the list .* 0 to 1"),
+        ([(white, -2), (white, 0)] * 9, {}, r"the label of item 0 of the list .* is -2; give the number"),
+        ([(white, 0.5), (white, 1)] * 9, {}, r"the label of item 0 of the list .* is 0\.5; give the number"),
+        ([(white, "cat"), (white, 1)], {}, r"label of item 1 .* is 1, and those of others are names; give"),
+        ([(white, "cow")], {"classes": ("cat",)}, r"the label of item 0 of the list .* is 'cow'; give"),
         ([(white, 10**9)] * 9, {}, r"the largest label of the list is 1000000000; give labels that count"),
-        ([(white, 0)], {"kind": "tree"}, r"kind='tree' is unknown; choose from linear, knn"),
-        ([(white, 0)], {"feature": "S"}, r"feature='S' is unknown; choose from mean_S, cls, concat_S"),
-        ([(white, 0)], {"holdout": 1.0}, r"holdout=1.0, k=10 or seed=1 is out of range"),
+        ((x for x in [white]), {}, r"a generator is no data set; give an object with"),
+        (Items(1, iloc=0), {}, r"a Items does not give its items by their number; give its \.tolist\(\)"),
+        (Items(1, iloc=0, columns=()), {}, r"give list\(zip\(table\[PATHS\], table\[LABELS\]\)\)"),
+        (Items(9), {}, r"item 3 of the Items .* cannot be read \(RuntimeError: db lost\); correct its __get"),
+        (tmp_path / "missing", {}, r"^folder '.*missing' does not exist; give the folder of your images\.$"),
+        (tmp_path, {}, r"holds no image .*; put images there or correct the path\.$"),
+        ("tfds:mnist", {}, r"tfds:mnist needs a split: give the object tfds\.data_source"),
+        (folder, {"classes": "ab"}, r"for pairs and objects, and images in .* \(blue, green, red\); leave"),
+    ):
+        with pytest.raises(UserError, match=match) as error:
+            sparse_vis.probe(*loaded, data, **changes)
+        assert "--" not in str(error.value)
+    (tmp_path / "file").touch()
+    safetensors.numpy.save_file({"a": np.ones(1)}, tmp_path / "model.safetensors")
+    for changes, match in (
+        ({"kind": "tree"}, r"kind='tree' is unknown; choose from linear, knn"),
+        ({"feature": "S"}, r"feature='S' is unknown; choose from mean_S, cls, concat_S"),
+        ({"holdout": 1.0}, r"holdout=1\.0 is not a number between 0 and 1"),
+        ({"holdout": "a"}, r"holdout='a' is not a number between 0 and 1"),
+        ({"k": 2.5}, r"k=2\.5 is not a whole number of at least 1; give one"),
+        ({"seed": 1.5}, r"seed=1\.5 is not a whole number of at least 0"),
+        ({"batch": 0}, r"batch=0 is not a whole number of at least 1"),
+        ({"save": tmp_path / "file" / "a"}, r"save=.*/file/a cannot be written \(.*/file is a file\)"),
+        ({"save": tmp_path / "model.safetensors"}, r"save=.* holds other tensors, not a probe; give another"),
+        ({"save": 5}, r"^save is a int, not a path; give one\."),
+        ({"classes": "ab"}, r"classes='ab' is a str; give a list of the classes' names"),
+        ({"classes": {"a", "b"}}, r"classes=\{.*\} is a set; give a list"),
+        ({"classes": 2}, r"classes=2 is a int; give a list"),
+        ({"classes": ()}, r"classes is empty; give the names"),
+        ({"classes": ("a", "a")}, r"classes has the name 'a' twice; give every class its own"),
+        ({"classes": [["a", "b"]]}, r"classes has \['a', 'b'\], a list; give names"),
     ):
         with pytest.raises(UserError, match=match):
-            sparse_vis.probe(*loaded, data, **changes)
+            sparse_vis.probe(*loaded, [(white, 0), (white, 1)] * 9, **changes)
+    with pytest.raises(UserError, match=r"^probe\(model, params, data\) got a dict as model and a Stel"):
+        sparse_vis.probe(*loaded[::-1], [(white, 0)])
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match=r"the extraction .* is not complete; repeat the command"):
         sparse_vis.probe(*loaded, tmp_path)
@@ -174,6 +239,14 @@ def test_an_image_that_cannot_be_used_stops_or_is_left_out(loaded, folder, tmp_p
     model, params, report = sparse_vis.probe(*loaded, tmp_path / "images", on_error="skip")
     assert report["fitted"] + report["held_out"] == 3 * EACH - 1
     assert "note: 1 images cannot be used" in capsys.readouterr().out
+    # Items that raise, when they are read for their labels.
+    paths = sorted(folder.rglob("*.png"))
+    pairs = Items(len(paths), [(path, path.parent.name) for path in paths], bad=5)
+    with pytest.raises(UserError, match=r"^item 5 .* which raised this, or pass on_error='skip'\.$"):
+        sparse_vis.probe(*loaded, pairs, kind="knn")
+    *_, report = sparse_vis.probe(*loaded, pairs, kind="knn", on_error="skip")
+    assert report["fitted"] + report["held_out"] == 3 * EACH - 1
+    assert "note: 1 items cannot be read; the first: item 5 of" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"red/0\.png") as error:  # an answer for every image, or none
         sparse_vis.classify(model, params, tmp_path / "images")
     assert "skip" not in str(error.value)
@@ -205,7 +278,11 @@ def test_damage_and_later_formats_are_refused(workdir, loaded, tmp_path):
         path.write_bytes(broken)
         with pytest.raises(UserError, match=match):
             sparse_vis.load(workdir, probe=path)
+    probe.probe_file.write_probe(path, head, tensors, about | {"finetuned": True})  # as `export` writes it
+    with pytest.raises(UserError, match=r"^save=.* holds the classifier of a fine-tuning; give another save"):
+        probe.probe_file.place_to_write(tmp_path, "save")
     probe.probe_file.write_probe(path, head, tensors, about | {"format": 2})
+    assert probe.probe_file.place_to_write(tmp_path, "save") == path
     with pytest.raises(
         UserError, match=r"probe\.safetensors has format 2, and this version reads format 1; use the version"
     ):

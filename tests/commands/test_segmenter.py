@@ -1,6 +1,7 @@
 """A segmenter is fitted on label maps, saved beside its model, and gives every pixel's class from S and L."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 import sparse_vis
 from sparse_vis.commands import export
 from sparse_vis.runtime.errors import UserError
-from tests.tiny_checkpoint import PATCH, SIZE, write_checkpoints
+from tests.tiny_checkpoint import PATCH, SIZE
 
 CLASSES = ("background", "thing")
 
@@ -27,13 +28,6 @@ def folder(tmp_path_factory):
         pixels = np.where(bright[..., None], 230, 20) + rng.integers(-15, 15, (37, 37, 3))
         Image.fromarray(pixels.astype(np.uint8)).save(path / "images" / f"{i}.png")
         Image.fromarray(bright.astype(np.uint8)).save(path / "masks" / f"{i}.png")
-    return path
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run")
-    write_checkpoints(path, {3: 1})
     return path
 
 
@@ -68,6 +62,27 @@ def test_a_segmenter_is_saved_beside_its_model_and_segments(workdir, folder, tmp
         assert np.mean(found[number] == expected) > 0.999
 
 
+def test_listed_images_have_the_maps_of_their_folder(loaded, folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "data")
+    monkeypatch.chdir(tmp_path / "data")
+    how = dict(classes=np.array(CLASSES), epochs=1, batch=4)
+    *_, expected = sparse_vis.segmenter(*loaded, "images", "masks", **how)
+    paths = sorted(Path("images").iterdir())
+    for listed in (paths, np.array([str(path.absolute()) for path in paths])):
+        *_, report = sparse_vis.segmenter(*loaded, listed, "masks", **how)
+        assert report["iou"] == expected["iou"] and report["fitted"] == 10
+    # At least one image is fitted, and one held out. Between folders, names have the folder.
+    Path("deep/images").mkdir(parents=True)
+    (Path("deep/masks/images")).mkdir(parents=True)
+    for path, name in ((paths[0], "images/a.b"), (paths[1], "c")):
+        shutil.copy(path, f"deep/{name}.png")
+        shutil.copy(f"masks/{path.name}", f"deep/masks/{name}.png")
+    *_, report = sparse_vis.segmenter(
+        *loaded, ["deep/images/a.b.png", "deep/c.png"], "deep/masks", CLASSES, epochs=1, holdout=0.999
+    )
+    assert report["fitted"] == report["held_out"] == 1
+
+
 def test_it_learns_what_a_map_shows(folder):
     """With the shipped model, whose L follows edges."""
     loaded = sparse_vis.load("pictures-tiny")
@@ -78,8 +93,7 @@ def test_it_learns_what_a_map_shows(folder):
 
 
 @pytest.mark.fast
-def test_wrong_maps_are_one_sentence(workdir, folder, tmp_path):
-    loaded = sparse_vis.load(workdir)
+def test_wrong_maps_are_one_sentence(loaded, folder, tmp_path):
     masks = shutil.copytree(folder / "masks", tmp_path / "masks")
     (masks / "7.png").unlink()
     with pytest.raises(UserError, match=r"label map .*7\.png is missing; masks needs one for every image"):
@@ -87,5 +101,22 @@ def test_wrong_maps_are_one_sentence(workdir, folder, tmp_path):
     Image.fromarray(np.full((37, 37), 2, np.uint8)).save(masks / "0.png")
     with pytest.raises(UserError, match=r"0\.png has class 2, but the number of classes is 2; raise it"):
         sparse_vis.segmenter(*loaded, folder / "images", masks, CLASSES)
-    with pytest.raises(UserError, match=r"or 1 classes is out of range"):
-        sparse_vis.segmenter(*loaded, folder / "images", masks, CLASSES[:1])
+    images, array = sorted((folder / "images").iterdir()), np.zeros((9, 9, 3), np.uint8)
+    for data, changes, match in (
+        (images, {"masks": "missing"}, r"^masks=missing is not a folder; give the folder with the label"),
+        ([array] * 3, {}, r"the images in a list have no names, by which label maps are found; give a"),
+        ([{"image": array, "name": "/a.png"}] * 3, {}, r"name '/a\.png' leads out of the folder"),
+        ([{"image": array, "name": "a/../b.png"}] * 3, {}, r"leads out of the folder .*; give one below it"),
+        (images[:1], {}, r"there is one image in .*; a segmenter needs two"),
+        (images, {"classes": CLASSES[:1]}, r"needs 2 to 255 classes, .* and classes names 1; name those"),
+        (images, {"classes": list(map(str, range(256)))}, r"needs 2 to 255 classes, .* classes names 256;"),
+        (images, {"epochs": 0}, r"^epochs=0 is not a whole number of at least 1"),
+        (images, {"save": images[0]}, r"^save=.*0\.png cannot be written \(.*0\.png is a file\)"),
+    ):
+        given = {"masks": masks, "classes": CLASSES} | changes
+        with pytest.raises(UserError, match=match):
+            sparse_vis.segmenter(*loaded, data, **given)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"cannot decode 'bad\.png' .*; repair or remove it") as error:
+        sparse_vis.segmenter(*loaded, [tmp_path / "bad.png"] * 2, masks, CLASSES)
+    assert "--" not in str(error.value)

@@ -19,7 +19,6 @@ from sparse_vis.data.records import read_records
 from sparse_vis.data.scenes import SceneSpec
 from sparse_vis.data.sources import as_source, make_source, open_input
 from sparse_vis.runtime.skipped import MAX_PIXELS
-from tests.tiny_checkpoint import write_checkpoints
 
 COUNT, KINDS = 7, ("table", "webdataset", "hf", "own")
 
@@ -98,13 +97,6 @@ def test_labels_and_records_are_those_of_the_folder(places, kind):
     )
     assert source.labels.tolist() == [0] * 4 + [1] * 3  # known without reading the images
     assert len(set(found.name)) == COUNT and [source.name_of(i) for i in range(COUNT)] == list(found.name)
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run")
-    write_checkpoints(path, {3: 1})
-    return path
 
 
 @pytest.mark.parametrize("kind", KINDS[:3])

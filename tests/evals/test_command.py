@@ -100,6 +100,17 @@ def test_a_model_of_pixels_can_be_probed_for_codes(measured, tmp_path):
         command.make_plan(config)
 
 
+def test_a_classifier_that_is_not_there_is_one_sentence(measured):
+    config = copy.deepcopy(measured[0])
+    config.eval.update(tasks=("knn", "classifier"), beside=())
+    with pytest.raises(UserError, match="'classifier' measures a classifier that is not there without fine-"):
+        evaluate(config, measured[1])
+    plan = command.make_plan(config)
+    with pytest.raises(UserError, match=r"a classifier that has other classes than SceneSource.*; leave 'cl"):
+        command.check_classifier(plan, ("cat", "dog"))
+    command.check_classifier(plan, plan.data.parts["test"].source.classes)
+
+
 def test_every_pair_has_its_result_settings_and_weights(measured):
     *_, other, encoders = measured
     assert list(encoders) == ["trained", *BESIDE, other]
@@ -466,6 +477,7 @@ def test_of_several_processes_the_first_evaluates_when_the_others_have_left(
     monkeypatch.setattr(jax, "process_index", lambda: process)
     monkeypatch.setattr(jax.distributed, "shutdown", lambda: done.append("left"))
     monkeypatch.setattr(command, "make_plan", lambda config: done.append("plan"))
+    monkeypatch.setattr(command, "check_classifier", lambda *_: None)
     monkeypatch.setattr(command, "evaluate", lambda *_: done.append("evaluate"))
     monkeypatch.setattr(main, "train", lambda *_: done.append("train"))
     monkeypatch.setattr(main, "held", lambda *_: contextlib.nullcontext())  # which waits for the others
@@ -562,7 +574,8 @@ def test_a_folder_with_a_share_held_out_and_label_maps(tmp_path):
     write_checkpoints(tmp_path / "run", {1: 3})
     config = tiny_config()
     config.data.update(source="folder", path=str(tmp_path / "images"), canvas=80, threads=2)
-    names = tuple(name for name in tasks.TASKS if name not in ("scenes", "localization", "objects"))
+    lacking = ("scenes", "localization", "objects", "classifier")
+    names = tuple(name for name in tasks.TASKS if name not in lacking)
     config.eval.update(
         tasks=names, beside=("pixels",), train_split="", test_split="", holdout=0.25, batch=8,
         masks=str(tmp_path / "maps"), mask_classes=2, train_records=0, test_records=0,

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 import sparse_vis
+from sparse_vis.commands import probe
 from sparse_vis.commands import run as command
 from sparse_vis.data.loader import train_batches
 from sparse_vis.data.sources import as_source
@@ -158,7 +161,9 @@ def test_labels_travel_with_their_images(folder):
         assert batch.label.tolist() == (2 - strongest).tolist()
 
 
-def test_a_stopped_run_continues_bit_identically_and_its_classifier_is_loaded(config, tmp_path, capsys):
+def test_a_stopped_run_continues_bit_identically_and_its_classifier_is_loaded(
+    config, tmp_path, monkeypatch, capsys
+):
     for workdir, stops in ((tmp_path / "whole", (None,)), (tmp_path / "run", (4, None))):
         for stop in stops:
             command.run(config.copy_and_resolve_references(), workdir, "finetune", StopAt(stop))
@@ -186,8 +191,21 @@ def test_a_stopped_run_continues_bit_identically_and_its_classifier_is_loaded(co
     encoders = json.loads((tmp_path / "run" / "evaluation.json").read_text())["encoders"]
     assert encoders["trained"]["classifier"]["metrics"][""]["accuracy"] == pytest.approx(right)
 
+    # A probe beside it is not what load takes; the printed call is true.
+    monkeypatch.setattr(
+        sys, "argv", ["probe", f"--checkpoint={tmp_path / 'run'}", f"--input={source.path}", "--kind=knn"]
+    )
+    probe.main()
+    said = capsys.readouterr().out
+    (call,) = re.findall(r"; load it with sparse_vis\.(load\(.*\)); load and export otherwise take", said)
+    assert "gallery" in eval(call, {"load": sparse_vis.load})[1]["classifier"]
+    assert "kernel" in sparse_vis.load(tmp_path / "run")[1]["classifier"]
+
     # The pretraining's own commands do not take it for theirs.
     saved = tmp_path / "run"
+    with pytest.raises(UserError, match=r"'classifier' measures a classifier that is not there without fine"):
+        command.run(config.copy_and_resolve_references(), tmp_path / "new", "train", StopAt())
+    config.eval.tasks = ()
     with pytest.raises(UserError, match=r"config\.finetune\.classes is set, so this is a fine-tuning; give"):
         again = config.copy_and_resolve_references()
         again.finetune.classes = model.classifier.classes

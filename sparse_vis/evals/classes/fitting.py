@@ -44,7 +44,7 @@ def check_classes(
     if not len(classes) or not len(known):
         raise UserError(
             f"{what} have no classes; a probe needs labelled images: one subfolder per class, a table with "
-            "a column of labels, or pairs (image, label)."
+            "a column of labels, or in Python pairs (image, label)."
         )
     if present[-1] >= len(classes):
         raise UserError(

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sparse_vis.data.decode import decode
+from sparse_vis.data.decode import EXTENSIONS, decode
 from sparse_vis.data.folder import FilesSource, files_sha256
 from sparse_vis.data.records import in_batches
 from sparse_vis.evals.dataset import Data, Part
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.names import escaped
+from sparse_vis.runtime.names import escaped, quoted
 
 IGNORE = 255  # label of pixels that do not count
 
@@ -53,7 +53,11 @@ def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
 
 
 def _path(masks: pathlib.Path, name: str) -> pathlib.Path:
-    return (masks / name).with_suffix(".png")
+    """The label map of an image, whose name may not lead out of the folder; .png replaces its extension."""
+    below = pathlib.PurePath(name)
+    if below.is_absolute() or ".." in below.parts:
+        raise UserError(f"the image name {quoted(name)} leads out of the folder {masks}; give one below it.")
+    return masks / f"{name.removesuffix(below.suffix) if below.suffix.lower() in EXTENSIONS else name}.png"
 
 
 def maps_sha256(data: Data) -> str | None:
@@ -66,6 +70,9 @@ def maps_sha256(data: Data) -> str | None:
 
 def check_maps(part: Part) -> None:
     """Raise a UserError if a part's first label map is invalid or, for a folder of images, any is missing."""
+    if part.masks is not None and not part.masks.is_dir():
+        where = escaped(str(part.masks))
+        raise UserError(f"config.eval.masks={where} is not a folder; give the folder with the label maps.")
     label_map(part, part.example())
     if part.masks is not None and isinstance(part.source, FilesSource):
         paths = (_path(part.masks, part.source.names[i]) for i in part.indices)

@@ -1,0 +1,76 @@
+"""Arguments of Python calls: checks with one sentence for what cannot be, and errors that name no flags."""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from sparse_vis.runtime.errors import UserError
+
+# Text of errors that name settings or flags -> the same for a reader who called a function; in this order.
+OF_CALLS = {
+    ", or raise --config.data.max_pixels (in other commands: --max-pixels)": "",
+    ", or pass --config.data.on_error=skip to leave it out": "",
+    "config.eval.mask_classes=": "the number of classes is ",
+    "config.eval.masks": "masks",
+    "give --input the folder": "give the folder",
+    "--input=": "",
+    "--input": "the path",
+    "--data-dir": "data_dir (only commands have it)",
+    "--split": "split (only commands have it)",
+}
+
+
+@contextlib.contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Context, or decorator, whose UserErrors have each of `names` replaced, in order."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for name, other in names.items():
+            text = text.replace(name, other)
+        raise type(error)(text) from error.__cause__
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number, of Python or NumPy, as int; a UserError unless it is one of at least `least`."""
+    if not isinstance(value, numbers.Integral) or value < least:
+        raise UserError(f"{name}={value!r} is not a whole number of at least {least}; give one.")
+    return int(value)
+
+
+def share(name: str, value: Any) -> float:
+    """A number between 0 and 1, both excluded, as float; else a UserError."""
+    if not isinstance(value, numbers.Real) or not 0 < value < 1:
+        raise UserError(f"{name}={value!r} is not a number between 0 and 1; give one, e.g. 0.2.")
+    return float(value)
+
+
+def one_of(name: str, value: Any, known: Collection[str]) -> None:
+    """Refuse, with a UserError, a value that is none of `known`."""
+    if value not in known:
+        raise UserError(f"{name}={value!r} is unknown; choose from {', '.join(known)}.")
+
+
+def class_names(given: Any) -> tuple[str, ...]:
+    """The argument `classes`: a list, tuple or array of names, in the order of the labels.
+
+    Raises:
+        UserError: it is something else, such as a string, a number or a set, is empty, or has a name twice.
+    """
+    found = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(found, str | bytes) or not isinstance(found, Sequence):
+        what = f"classes={given!r} is a {type(given).__name__}"
+        raise UserError(f"{what}; give a list of the classes' names, in the order of the labels' numbers.")
+    if wrong := [name for name in found if not isinstance(name, str | numbers.Number)]:
+        raise UserError(f"classes has {wrong[0]!r}, a {type(wrong[0]).__name__}; give names of classes.")
+    names = tuple(map(str, found))
+    if not names:
+        raise UserError("classes is empty; give the names of the classes, or leave it out.")
+    if len({*names}) < len(names):
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise UserError(f"classes has the name {twice!r} twice; give every class its own.")
+    return names
