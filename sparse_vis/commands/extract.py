@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from sparse_vis.api import assemble, encode
 from sparse_vis.commands import outputs, shards
@@ -29,12 +28,11 @@ from sparse_vis.data.records import (
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.batches import Devices, run_in_batches
 from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, positive
-from sparse_vis.train.mesh import BATCH, make_mesh
 
 OUTPUTS = ("cls", "sparse", "dense", "spatial", "lowrank")
 KEPT = "complete shards"
@@ -116,13 +114,11 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
     Args:
         batch: images per call; rounded up to a multiple of the devices.
     """
-    devices = jax.local_devices()
-    mesh = make_mesh((-1, 1), devices)
-    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    batch = -(-batch // len(devices)) * len(devices)
+    devices = Devices()
+    params, batch = devices.everywhere(params), devices.multiple(batch)
 
     def call(images: np.ndarray) -> dict[str, jax.Array]:
-        features = encode(model, params, jax.device_put(images, NamedSharding(mesh, BATCH)))
+        features = encode(model, params, devices.split(images))
         return {name: getattr(features, name) for name in names}
 
     def columns(images: list[LoadedImage]) -> shards.Columns:

@@ -23,6 +23,7 @@ from sparse_vis.models.block import Compute, Sizes
 from sparse_vis.models.encoder import VisionTransformer
 from sparse_vis.models.stellar import Stellar, init_params
 from sparse_vis.ops.moments import Moments
+from sparse_vis.runtime.batches import Devices
 from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Features
@@ -136,7 +137,9 @@ def checksums(model: nn.Module, params: dict) -> dict[str, int]:
 
 def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Encoder:
     """A STELLAR model, as from `sparse_vis.load`; `about` tells where its weights are from."""
-    absent = {}
+    absent, devices = {}, Devices()
+    about = {**about, **checksums(model, params)}
+    params = devices.everywhere(params)
     if model.decoder.codes and model.tokenizer is None:
         absent["reconstruction"] = (
             "the weights of its VQ tokenizer were not found; give --config.model.tokenizer.path=FILE"
@@ -148,6 +151,7 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
         return jnp.argmax(embedding @ params["sparse_head"]["prototypes"], axis=-1)
 
     def features(images, wanted):
+        images = devices.split(images)
         out = api.encode(model, params, images)
         found = {key: getattr(out, key) for key in wanted if hasattr(out, key)}
         if "prototype" in wanted:
@@ -167,8 +171,7 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
     lacks = {*absent, *(() if classifier else ("probability",))}
     gives = tuple(key for key in RANKS if key not in lacks)
     prototypes = params["sparse_head"]["prototypes"].shape[1]
-    sizes = {"patch": model.patch, "tokens": model.encoder.queries}
-    about = {**about, **checksums(model, params), **sizes}
+    about |= {"patch": model.patch, "tokens": model.encoder.queries}
     about |= {"classes": list(classifier.classes)} if classifier else {}
     return Encoder(name, gives, features, None if absent else decode, prototypes, about, absent)
 
@@ -182,15 +185,19 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
     )
     backbone = {"queries": np.zeros((0, m.width), np.float32), **backbone}
     vit = VisionTransformer(m.image_size, m.patch, sizes, len(backbone["queries"]), compute)
-    params = jax.device_put(backbone)
+    devices = Devices()
+    params = devices.everywhere(backbone)
 
     @jax.jit
     def tokens(params, images):
         out = vit.apply({"params": params}, api.as_pixels(api.checked(images, m.patch)))
         return {"cls": out.cls, "dense": out.U}
 
+    def features(images, wanted):
+        return tokens(params, devices.split(images))
+
     about = {**about, **checksums(vit, backbone)}
-    return Encoder(name, ("cls", "dense"), lambda images, wanted: tokens(params, images), about=about)
+    return Encoder(name, ("cls", "dense"), features, about=about)
 
 
 def raw_pixels() -> Encoder:

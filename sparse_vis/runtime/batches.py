@@ -1,4 +1,4 @@
-"""Programs compile once for each shape: call them with batches of one size, the last one padded."""
+"""Programs compile once for each shape: call them with batches of one size, split over the devices."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sparse_vis.runtime.progress import Progress
 
@@ -29,3 +30,23 @@ def run_in_batches(call: Callable, size: int, *arrays, progress: Progress | None
         if progress is not None:
             progress.add(count)
     return jax.tree.map(lambda *parts: np.concatenate(parts) if len(parts) > 1 else parts[0], *found)
+
+
+class Devices:
+    """All devices of this process: each holds all parameters, and computes its part of every batch."""
+
+    def __init__(self):
+        self.mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+
+    def multiple(self, size: int) -> int:
+        """The batch size, rounded up to a multiple of the number of devices."""
+        return -(-size // self.mesh.size) * self.mesh.size
+
+    def everywhere(self, tree):
+        """All arrays of a tree, whole on each device."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def split(self, rows):
+        """An array with equally many of its rows on each device; whole on each, if they cannot be split."""
+        divides = len(rows) % self.mesh.size == 0
+        return jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec("batch" if divides else None)))

@@ -16,6 +16,7 @@ from sparse_vis.evals.columns import TOKEN_MEANS
 from sparse_vis.evals.dataset import Data, without_unlabelled
 from sparse_vis.evals.features import POOLED, AnyArray, Split, check_labelled
 from sparse_vis.evals.task import Bench, Reducer, Result, Task
+from sparse_vis.runtime.batches import Devices
 from sparse_vis.runtime.errors import UserError
 
 KS, RECALL_KS = (10, 20, 100, 200), (1, 5, 10)
@@ -100,17 +101,19 @@ def _nearest(
 ) -> tuple[Float[np.ndarray, "M k"], Int[np.ndarray, "M k"]]:
     """The k ≤ N largest cosines of every query, descending, and their gallery rows.
 
-    Every gallery row goes to the device once, and the host copies only blocks, also of memory-mapped arrays.
+    Every gallery row goes to each device once, and the host copies only blocks, also of memory-mapped arrays;
+    the queries of a block are split over the devices.
     """
+    devices = Devices()
     best = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int32)
     for first in range(0, len(gallery), GALLERY_BLOCK):
-        rows = jnp.asarray(_unit(gallery[first : first + GALLERY_BLOCK]))
+        rows = devices.everywhere(_unit(gallery[first : first + GALLERY_BLOCK]))
         found = []
         for start in range(0, len(queries), QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
-            known = best[0][block], best[1][block]
+            known, split = (best[0][block], best[1][block]), devices.split(_unit(queries[block]))
             # Reading each result at once keeps one block in flight; many in flight can hang JAX on few cores.
-            found.append(jax.device_get(_merge(known, _unit(queries[block]), rows, np.int32(first), k)))
+            found.append(jax.device_get(_merge(known, split, rows, np.int32(first), k)))
         best = tuple(np.concatenate(part) for part in zip(*found, strict=True))
     return best
 
