@@ -99,6 +99,7 @@ def test_what_a_table_holds_is_said(photos, capsys):
         ("path\na/x.png\na/../a/x.png\n", "t.csv", r"lists '.*/a/x\.png' twice; remove one"),
         ("path\na/x.png\nno.png\n", "t.csv", r"no\.png', which does not exist \(nor do 0 more.*--data-dir"),
         ("path,label\n,1\n", "t.csv", "row 1 of table .* has no path; complete or remove the row"),
+        ("path,label,label\na/x.png,1,2\n", "t.csv", r"t\.csv' has more than one column 'label'; rename"),
         ("path\na/x.png\n", "t.csv#path=file", "has no column 'file', only 'path'"),
         ("path\na/x.png\n", "t.csv#paths=path", "names the column 'paths', .* path or label or"),
         ("path\na/x.png\n", "t.xlsx", r"neither \.csv, \.tsv, \.parquet nor \.txt"),
