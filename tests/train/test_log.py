@@ -192,9 +192,9 @@ def test_where_tensorboard_files_cannot_be_written_a_note_says_so_once(tmp_path,
 def test_trackers_learn_whether_an_error_ends_the_run(still, tmp_path, error):
     ends, tracker = [], NoBoard(tmp_path, [])
     tracker.close = ends.append
-    with contextlib.suppress(UserError, KeyboardInterrupt):
-        with RunLog(tmp_path, steps=9, batch=8, first=0, active=True) as shown:
-            shown.writers.append(tracker)
-            if error:
-                raise error
+    shown = RunLog(tmp_path, steps=9, batch=8, first=0, active=True)
+    shown.writers.append(tracker)
+    with contextlib.suppress(UserError, KeyboardInterrupt), shown:
+        if error:
+            raise error
     assert ends == [error is not None]
