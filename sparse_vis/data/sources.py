@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.table import TableSource
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.data.webdataset import WebdatasetSource
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, reworded
 from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.progress import say_once
 from sparse_vis.runtime.skipped import MAX_PIXELS
@@ -90,16 +90,15 @@ def announce(source: Source) -> None:
 FLAGS = {"config.data.split": "--split", "config.data.source": "--input"}
 
 
-@contextlib.contextmanager
-def _flags_of_tools(path: str) -> Iterator[None]:
+def _flags_of_tools(path: str) -> contextlib.AbstractContextManager[None]:
     """Name in errors the flags of the tools, `path` for config.data.path, instead of main.py's settings."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error)
+
+    def change(text: str) -> str:
         for setting, flag in {**FLAGS, "config.data.path": path}.items():
             text = text.replace(f"--{setting}", flag).replace(setting, flag)
-        raise UserError(text) from None
+        return text
+
+    return reworded(change)
 
 
 def open_input(

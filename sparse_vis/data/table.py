@@ -138,4 +138,4 @@ def _read_parquet(file: str) -> tuple[dict[str, list], set[str]]:
         opened.seek(0)
         repeated = _repeated(schema.names)  # which pyarrow cannot read by name
         table = pq.read_table(opened, columns=[name for name in plain if name not in repeated])
-        return dict.fromkeys(repeated, []) | table.to_pydict(), repeated
+        return {name: [] for name in repeated} | table.to_pydict(), repeated
