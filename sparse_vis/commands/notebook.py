@@ -93,7 +93,7 @@ def in_python(text: str) -> str:
         return name.replace(".", "__") if known else match[0]
 
     text = re.sub(r"(--)?\bconfig\.([a-z_]\w*(?:\.[a-z_]\w*)*)", argument, text)
-    return re.sub(r"--(?=config=|workdir)", "", text)
+    return re.sub(r"--(?=config=|workdir)", "", text).replace("repeat the command", "repeat the call")
 
 
 def choose_images(config: ConfigDict, data: Any) -> Source | None:

@@ -136,6 +136,18 @@ def test_wrong_arguments_are_one_sentence_before_any_work(tmp_path, monkeypatch,
 
 
 @pytest.mark.fast
+def test_sentences_name_the_arguments_of_the_call():
+    for of_main, of_call in (
+        ("set --config.data.split= (empty)", "set data__split= (empty)"),
+        ("give --config.data.path the folder", "give data the folder"),
+        ("a/config.json: give --config=configs/NAME.py", "a/config.json: give config=configs/NAME.py"),
+        ("lower config.optimizer.peak_lr.", "lower optimizer__peak_lr."),
+        ("another --workdir; repeat the command.", "another workdir; repeat the call."),
+    ):
+        assert notebook.in_python(of_main) == of_call
+
+
+@pytest.mark.fast
 def test_data_are_named_in_the_configuration_or_described(tmp_path):
     def chosen(data):
         config = default_config()
