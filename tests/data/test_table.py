@@ -169,3 +169,11 @@ def test_a_wrong_object_is_one_sentence(data, message):
     with pytest.raises(UserError, match=message) as error:
         as_source(data)
     assert "\n" not in str(error.value)
+
+
+def test_a_repeated_column_of_a_parquet_file_is_named_if_it_is_used(photos):
+    columns = [pa.array(values) for values in (["a/x.png"], [3], [4], ["cat"])]
+    pq.write_table(pa.table(columns, names=["path", "id", "id", "label"]), photos / "t.parquet")
+    assert open_input(f"table:{photos / 't.parquet'}").classes == ("cat",)
+    with pytest.raises(UserError, match="has more than one column 'id'; rename or remove the others"):
+        open_input(f"table:{photos / 't.parquet'}#label=id")
