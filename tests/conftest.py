@@ -7,10 +7,12 @@ import atexit
 import gc
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import pytest
 from jaxlib.version import __version__ as jaxlib_version
 from jaxtyping import install_import_hook
 
@@ -36,6 +38,16 @@ CHECKED = (
     "commands.segmenter", "commands.watch",
 )  # fmt: skip
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Those of before the test: one that stays ends this process when a later test sends itself a signal."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if handler is not None and signal.getsignal(number) is not handler:  # None: not set from Python
+            signal.signal(number, handler)
 
 
 def pytest_collection_finish():
