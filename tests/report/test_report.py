@@ -390,4 +390,6 @@ def test_splits_of_a_data_set_are_held_out_if_they_certainly_are(monkeypatch, sp
     source, training = (TfdsSource.__new__(TfdsSource) for _ in range(2))
     source.split, training.split, source.classes = split, trained, ()
     monkeypatch.setattr("sparse_vis.report.images.build_source", lambda *_: training)
-    assert name_images(default_config(), source, np.arange(2)).startswith(words)
+    config = default_config()
+    config.data.source = "tfds:mnist"
+    assert name_images(config, source, np.arange(2)).startswith(words)
