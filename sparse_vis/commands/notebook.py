@@ -39,9 +39,8 @@ def train(
     data: Any, config: Any, workdir: Any, init: Any, given: dict[str, Any]
 ) -> tuple[Stellar, dict, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """What a call of the package `sparse_vis.train` does and returns; its docstring is the documentation."""
-    if getattr(
-        multiprocessing.current_process(), "_inheriting", False
-    ):  # it is starting, and runs the script
+    # So multiprocessing marks a new process while it runs the script of its parent.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(
             "error: with data__workers, each worker process runs the script that calls sparse_vis.train; put "
             'the call below `if __name__ == "__main__":`, or set data__workers=0.'

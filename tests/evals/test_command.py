@@ -470,7 +470,6 @@ def test_of_several_processes_the_first_evaluates_when_the_others_have_left(
     monkeypatch.setattr(main, "train", lambda *_: done.append("train"))
     monkeypatch.setattr(main, "held", lambda *_: contextlib.nullcontext())  # which waits for the others
     monkeypatch.setattr(StopSignal, "listen", lambda self: self)
-    monkeypatch.setattr(StopSignal, "share", lambda self: None)
     if mode == "evaluate" and not tasks:
         with pytest.raises(UserError, match="needs tasks"):
             main.run(make_config(tasks=tasks), tmp_path, mode, StopSignal())
