@@ -40,6 +40,12 @@ CHECKED = (
 install_import_hook([f"sparse_vis.{name}" for name in CHECKED], "beartype.beartype")
 
 
+def pytest_collection_finish():
+    """Tracing makes many objects that live; a tenth of its time would go into looking for garbage."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 @pytest.fixture(autouse=True)
 def signal_handlers():
     """Those of before the test: one that stays ends this process when a later test sends itself a signal."""
@@ -48,12 +54,6 @@ def signal_handlers():
     for number, handler in before.items():
         if handler is not None and signal.getsignal(number) is not handler:  # None: not set from Python
             signal.signal(number, handler)
-
-
-def pytest_collection_finish():
-    """Tracing makes many objects that live; a tenth of its time would go into looking for garbage."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 # The longest files, in this order, so that no process is left with one of them at the end.

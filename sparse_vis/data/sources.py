@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.table import TableSource
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.data.webdataset import WebdatasetSource
-from sparse_vis.runtime.errors import UserError, reworded
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.progress import say_once
 from sparse_vis.runtime.skipped import MAX_PIXELS
@@ -90,15 +90,16 @@ def announce(source: Source) -> None:
 FLAGS = {"config.data.split": "--split", "config.data.source": "--input"}
 
 
-def _flags_of_tools(path: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _flags_of_tools(path: str) -> Iterator[None]:
     """Name in errors the flags of the tools, `path` for config.data.path, instead of main.py's settings."""
-
-    def change(text: str) -> str:
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
         for setting, flag in {**FLAGS, "config.data.path": path}.items():
             text = text.replace(f"--{setting}", flag).replace(setting, flag)
-        return text
-
-    return reworded(change)
+        raise UserError(text) from None
 
 
 def open_input(

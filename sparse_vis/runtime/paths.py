@@ -39,10 +39,10 @@ def local(path: str | bytes | os.PathLike, what: str, hub: bool = False) -> str:
         what: the path's name in messages, e.g. "config.data.path". hub: as in `fault`.
 
     Raises:
-        UserError: it is no path, or is empty, has an unknown ~user, or is an address such as gs://bucket/run.
+        UserError: the path is empty, has an unknown ~user, is an address such as gs://bucket/run, or no path.
     """
     if not isinstance(path, str | bytes | os.PathLike):
-        raise UserError(f"{what}={path!r} is no path; give one.")
+        raise UserError(f"{what} is a {type(path).__name__}, not a path; give one.")
     text = os.fsdecode(path)
     if wrong := fault(text, hub):
         raise UserError(f"{what}={text} {wrong}.")

@@ -121,7 +121,7 @@ CONFIG = r"^a configuration is the name of an experiment \(.*quickstart.*\), .* 
         ("", {}, r"^data is not set; give data=FOLDER"),
         (IMAGES, {"config": None}, CONFIG + "None; give one"),
         (IMAGES, {"config": {}}, CONFIG + "{}; give one"),
-        (IMAGES, {"workdir": 3}, r"^workdir=3 is no path; give one"),
+        (IMAGES, {"workdir": 3}, r"^workdir is a int, not a path; give one"),
         (IMAGES, {"model__width": 15}, r"^model__width=15 is not a multiple of its heads \(2\); change one"),
         (IMAGES, {"finetune__classes": ("a", "b")}, r"^finetune__classes is set, so this is a fine-tuning"),
         ([*IMAGES, "no.png"], {}, r"^cannot read 'no\.png' .*, or pass data__on_error=skip to use the next"),

@@ -159,15 +159,13 @@ def test_labels_travel_with_their_images(folder):
 
 
 def test_a_stopped_run_continues_bit_identically_and_its_classifier_is_loaded(
-    config, tmp_path, capsys, monkeypatch
+    config, tmp_path, monkeypatch, capsys
 ):
-    # The images are listed once, when their classes are read: a large folder takes minutes.
-    listed = loop.build_source
-    monkeypatch.setattr(loop, "build_source", lambda *_: pytest.fail("the images are listed again"))
     for workdir, stops in ((tmp_path / "whole", (None,)), (tmp_path / "run", (4, None))):
         for stop in stops:
-            command.run(config.copy_and_resolve_references(), workdir, "finetune", StopAt(stop))
-    monkeypatch.setattr(loop, "build_source", listed)
+            with monkeypatch.context() as patch:  # the images are listed once, when their classes are read
+                patch.setattr(loop, "build_source", lambda *_: pytest.fail("they are listed again"))
+                command.run(config.copy_and_resolve_references(), workdir, "finetune", StopAt(stop))
     (found, place), (expected, same) = (state(tmp_path / name, STEPS) for name in ("run", "whole"))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert place == same and metrics(tmp_path / "run") == metrics(tmp_path / "whole")
