@@ -7,6 +7,7 @@ import atexit
 import gc
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -60,6 +61,16 @@ def pytest_collection_finish():
     """Tracing makes many objects that live; a tenth of its time would go into looking for garbage."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Those of before the test: one that stays ends this process when a later test sends itself a signal."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if handler is not None and signal.getsignal(number) is not handler:  # None: not set from Python
+            signal.signal(number, handler)
 
 
 # The longest files, in this order, so that no process is left with one of them at the end.

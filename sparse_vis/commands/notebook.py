@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import multiprocessing
 import os
 import pathlib
-import zlib
+import re
+import sys
 from typing import Any
 
 import jax
@@ -17,26 +19,37 @@ from sparse_vis import api
 from sparse_vis.commands import run
 from sparse_vis.config import settings
 from sparse_vis.config.arguments import override, read_config
+from sparse_vis.config.defaults import default_config
 from sparse_vis.data import wrong_images
+from sparse_vis.data.in_memory import check_items, described
 from sparse_vis.data.packed import METADATA
 from sparse_vis.data.sources import ADDRESSES, OBJECT, Source, announce, as_source
 from sparse_vis.interop import step_folder
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import host, progress
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, reworded
 from sparse_vis.runtime.paths import local
 from sparse_vis.train.distributed import held
 from sparse_vis.train.log import JSONL
 from sparse_vis.train.stop import StopCall
 from sparse_vis.viz.figures import read_metrics
 
-SAMPLE = 16  # records whose content tells one object with images from another
-
 
 def train(
     data: Any, config: Any, workdir: Any, init: Any, given: dict[str, Any]
 ) -> tuple[Stellar, dict, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """What a call of the package `sparse_vis.train` does and returns; its docstring is the documentation."""
+    # So multiprocessing marks a new process while it runs the script of its parent.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(
+            "error: with data__workers, each worker process runs the script that calls sparse_vis.train; put "
+            'the call below `if __name__ == "__main__":`, or set data__workers=0.'
+        )
+    with reworded(in_python):
+        return _train(data, config, workdir, init, given)
+
+
+def _train(data: Any, config: Any, workdir: Any, init: Any, given: dict[str, Any]) -> tuple:
     if jax.process_count() > 1:
         raise UserError("sparse_vis.train runs in one process; for several start main.py with --distributed.")
     config = copy.deepcopy(config) if isinstance(config, ConfigDict) else read_config(config)
@@ -53,6 +66,8 @@ def train(
         check_same(config, place)
     host.keep_programs()
     if source is not None:
+        if config.data.on_error == "stop":
+            check_items(source, data)
         announce(source)
     stop = StopCall()
     try:
@@ -63,6 +78,21 @@ def train(
     stop.end()
     model, params = api.load(place)
     return model, params, read_metrics(place / JSONL)
+
+
+def in_python(text: str) -> str:
+    """An error's sentence, with the arguments of a call in place of the flags of main.py."""
+    sections = default_config()
+
+    def argument(match: re.Match) -> str:
+        flag, name = match.groups()
+        if name in ("data.source", "data.path"):
+            return "data"
+        known = flag or name.split(".")[0] in sections  # config.json is a file
+        return name.replace(".", "__") if known else match[0]
+
+    text = re.sub(r"(--)?\bconfig\.([a-z_]\w*(?:\.[a-z_]\w*)*)", argument, text)
+    return re.sub(r"--(?=config=|workdir)", "", text).replace("repeat the command", "repeat the call")
 
 
 def choose_images(config: ConfigDict, data: Any) -> Source | None:
@@ -80,7 +110,7 @@ def choose_images(config: ConfigDict, data: Any) -> Source | None:
             names.source, names.path = text, ""
     else:
         source = as_source(_pixels(data), max_pixels=names.max_pixels)
-        names.source, names.path = OBJECT, _described(source, type(data).__name__)
+        names.source, names.path = OBJECT, described(source, data)
     names.split = ""
     return source
 
@@ -94,15 +124,6 @@ def _pixels(data: Any) -> Any:
     if data.dtype == np.uint8:
         return np.asarray(data)
     return np.uint8(np.rint(255 * np.clip(np.asarray(data, np.float32), 0, 1)))
-
-
-def _described(source: Source, kind: str) -> str:
-    """Kind, number and checksum of images in memory, of a few evenly spread ones; for config.data.path."""
-    found = 0
-    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)):
-        image = source[int(index)]["image"]
-        found = zlib.crc32(image if isinstance(image, bytes) else np.ascontiguousarray(image), found)
-    return f"{kind} of {len(source)} images, checksum {found:08x}"
 
 
 def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:

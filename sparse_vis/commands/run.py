@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from sparse_vis.config import settings
+from sparse_vis.data.sources import Source
 from sparse_vis.interop import step_folder
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.vqgan import VQGAN
@@ -41,15 +42,12 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
     if config.eval.tasks:
         from sparse_vis.evals import command  # imported only if needed: it takes seconds
     if mode != "evaluate":
-        if mode == "train" and config.finetune.classes:
-            raise UserError("config.finetune.classes is set, so this is a fine-tuning; give --mode=finetune.")
         with held(workdir, "training", "--workdir"):
-            if mode == "finetune":
-                prepare(config)
+            given = {"source": prepare(config)} if mode == "finetune" else {}
             if config.eval.tasks:
                 # Report now what would fail after days of training; what this reads is not kept in memory.
                 command.check_classifier(command.make_plan(config), config.finetune.classes)
-            (finetune if mode == "finetune" else train)(config, workdir, stop)
+            (finetune if mode == "finetune" else train)(config, workdir, stop, **given)
     if stop.received:
         return
     if not alone:
@@ -104,6 +102,8 @@ def closing(workdir: pathlib.Path) -> str:
 
 def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, **given) -> None:
     """Train to the end, or until SIGTERM or Ctrl-C; `given` are arguments of `Run`."""
+    if config.finetune.classes:
+        raise UserError("config.finetune.classes is set, so this is a fine-tuning; give --mode=finetune.")
     initial = functools.partial(initial_params, config) if config.init else None
     tokenizer, probe = read_tokenizer(config), None
     if config.train.probe_every:
@@ -113,14 +113,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, **given) 
     _to_the_end(Run(config, workdir, initial=initial, tokenizer=tokenizer, probe=probe, **given), stop)
 
 
-def finetune(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal) -> None:
-    """The same for a configuration that `prepare` has completed."""
+def finetune(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, source: Source) -> None:
+    """The same for a configuration that `prepare` has completed, and the images that it returned."""
     if not config.init and jax.process_index() == 0:
         print(
             "note: config.init names no weights, so the classifier is trained from random ones.", flush=True
         )
     initial = functools.partial(finetune_params, config)
-    _to_the_end(Run(config, workdir, initial=initial, build=finetune_recipe), stop)
+    _to_the_end(Run(config, workdir, initial=initial, build=finetune_recipe, source=source), stop)
 
 
 def _to_the_end(training: Run, stop: StopSignal) -> None:

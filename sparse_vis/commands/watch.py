@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import os
-import re
 import textwrap
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 from sparse_vis import api
 from sparse_vis.build import build_model, build_source
 from sparse_vis.commands.reconstruct import side_by_side, with_maps
+from sparse_vis.data.address import splits_apart
 from sparse_vis.data.compose import ComposedSource
 from sparse_vis.data.decode import decode, to_square
 from sparse_vis.data.records import BICUBIC, load_ahead, none_usable, or_skip
@@ -174,9 +174,8 @@ def held_out(config: ConfigDict) -> Source | None:
     if data.source in ("folder", "packed"):
         own, other = (os.path.realpath(os.path.join(data.path, split)) for split in (data.split, test))
         apart = os.path.commonpath([own, other]) not in (own, other)
-    else:  # parts of one split may overlap: train[:90%] and train
-        names = [set(re.sub(r"\[[^]]*\]", "", split).split("+")) - {""} for split in (data.split, test)]
-        apart = all(names) and not (names[0] & names[1] or "all" in names[0] | names[1])
+    else:
+        apart = splits_apart(data.split, test)
     if not apart:
         return None
     try:

@@ -74,8 +74,13 @@ def read_config(text: str | os.PathLike) -> ConfigDict:
     """The configuration of an experiment's name, or of a file like those of configs/.
 
     Raises:
-        UserError: there is no such file, or it fails.
+        UserError: there is no such file, or it fails; or `text` is no text.
     """
+    if not isinstance(text, str | os.PathLike):
+        raise UserError(
+            f"a configuration is the name of an experiment ({', '.join(names())}), a file like those of "
+            f"configs/, or a ConfigDict, not {shown(text)}; give one of these."
+        )
     file = pathlib.Path(file_of(os.path.expanduser(os.fspath(text))))
     _check_config_file(file)
     try:

@@ -185,18 +185,30 @@ def check_resume(saved: dict, now: dict, workdir: pathlib.Path) -> list[str]:
         Other differences that can change results, as `differences` writes them.
 
     Raises:
-        UserError: config.model, or the use of a teacher or classifier differs, or `saved` is not valid.
+        UserError: config.model, the use of a teacher, or the classifier differs, one is a fine-tuning and
+            the other is not, or `saved` is not valid.
     """
     # Configurations of earlier versions may lack settings or hold former values.
     saved = plain(from_plain(saved, workdir))
     # The path of the tokenizer may change; with pixel targets, so may all settings of the tokenizer.
     apart = "model.tokenizer." if now["model"]["target"] == "pixel" else "model.tokenizer.path"
     changed = [line for line in differences(saved, now) if not line.startswith(apart)]
-    fixed = ("model.", "teacher.enabled", "finetune.classes", "finetune.pool")
-    fatal = [textwrap.shorten(line, 200, placeholder=" …") for line in changed if line.startswith(fixed)]
-    if fatal:
+    tuned, tunes = (bool(config["finetune"]["classes"]) for config in (saved, now))
+    if tuned != tunes:
+        kinds = {True: "a fine-tuning", False: "a pretraining"}
+        modes = {True: "finetune", False: "train"}
         raise UserError(
-            f"{workdir} was trained with another architecture ({'; '.join(fatal)}); "
-            "use another --workdir, or the saved settings."
+            f"{workdir} holds {kinds[tuned]}, and this is {kinds[tunes]}; give another --workdir, or "
+            f"--mode={modes[tuned]} to continue it."
         )
+    fixed = {
+        "architecture": ("model.", "teacher.enabled"),
+        "classifier": ("finetune.classes", "finetune.pool"),
+    }
+    for what, names in fixed.items():
+        if fatal := [textwrap.shorten(x, 200, placeholder=" …") for x in changed if x.startswith(names)]:
+            raise UserError(
+                f"{workdir} was trained with another {what} ({'; '.join(fatal)}); "
+                "use another --workdir, or the saved settings."
+            )
     return [line for line in changed if not line.startswith(("efficiency.", "eval.", "name"))]

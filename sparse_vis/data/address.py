@@ -49,6 +49,12 @@ def with_split(pattern: str, split: str) -> str:
     return pattern.replace(SPLIT, split)
 
 
+def splits_apart(one: str, other: str) -> bool:
+    """Whether two splits certainly have no image in common; train[:90%] and train may, as test and all."""
+    names = [{re.match(r"[\w.-]*", part.strip())[0] for part in split.split("+")} for split in (one, other)]
+    return "" not in names[0] | names[1] and not names[0] & names[1] and "all" not in names[0] | names[1]
+
+
 def expand(pattern: str) -> list[str]:
     """A pattern with {a,b} and {008..012} replaced, as the shell does, in order."""
     for start in (match.start() for match in re.finditer("{", pattern)):

@@ -13,6 +13,7 @@ import numpy as np
 
 from sparse_vis.data.address import LABELS, expand, find_column, number_labels, split_address, with_split
 from sparse_vis.data.folder import sha256_of
+from sparse_vis.runtime import network
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.skipped import MAX_PIXELS
@@ -122,7 +123,12 @@ def _load(datasets: Any, name: str, split: str, cache: str | None, what: str) ->
     folder = os.path.expanduser(name)
     if not os.path.isdir(folder):
         place, _, config = name.partition(":")
-        found = datasets.load_dataset(place, config or None, split=split or None, cache_dir=cache)
+        away = network.unreachable()
+        with network.offline() if away else contextlib.nullcontext():
+            try:
+                found = datasets.load_dataset(place, config or None, split=split or None, cache_dir=cache)
+            except ConnectionError as error:
+                raise ConnectionError(away or str(error)) from None
     elif any(os.path.isfile(os.path.join(folder, file)) for file in ARROW):
         found = datasets.load_from_disk(folder)
         if isinstance(found, datasets.Dataset):

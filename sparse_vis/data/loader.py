@@ -13,6 +13,7 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -161,6 +162,13 @@ def _iterate(batches: grain.IterDataset) -> Iterator[tuple[Batch, list[Skips]]]:
             yield Batch(**{name: np.asarray(array) for name, array in arrays.items()}), skipped
     except UserError as error:
         raise UserError(str(error)) from None  # without the worker's traceback and Grain's notes
+    except RuntimeError as error:
+        if not (code := re.search(r"terminated unexpectedly with exit code (\S+)\.", str(error))):
+            raise
+        raise UserError(
+            f"a process that decodes images has ended with exit code {code[1]}: see its own error above; if "
+            "there is none, memory may be short: lower config.data.workers (0: decode in this process)."
+        ) from None
     finally:
         iterator.close()
         atexit.unregister(iterator.close)

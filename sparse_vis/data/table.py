@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,25 +33,29 @@ class TableSource(FilesSource):
         data_dir: folder where relative paths begin; "" for the folder of the table.
 
     Raises:
-        UserError: the table is missing, empty or damaged, lacks a column or the split, lists a file twice, or
-            a listed file is missing (of TRIED files, spread over the table).
+        UserError: the table is missing, empty or damaged, lacks a column or the split, has a column twice,
+            lists a file twice, or a listed file is missing (of TRIED files, spread over the table).
     """
 
     def __init__(self, address: str, *, split: str = "", data_dir: str = "", max_pixels: int = MAX_PIXELS):
         file, named = split_address(address, ("path", "label", "split"))
         file = os.path.expanduser(file)
         what = f"table {quoted(file)}"
-        columns = _read(file, what)
-        path = find_column(columns, named.get("path"), PATHS, what)
+        columns, repeated = _read(file, what)
+
+        def column(key: str, usual: Sequence[str]) -> str | None:
+            found = find_column(columns, named.get(key), usual, what)
+            if found in repeated:
+                raise UserError(f"{what} has more than one column {found!r}; rename or remove the others.")
+            return found
+
+        path = column("path", PATHS)
         if path is None:
             raise UserError(
                 f"{what} has no column of paths ({', '.join(map(quoted, [*columns][:8]))}); name it as in "
                 f"--config.data.source=table:{file}#path=COLUMN."
             )
-        label, splits = (
-            find_column(columns, named.get(key), usual, what)
-            for key, usual in (("label", LABELS), ("split", ("split",)))
-        )
+        label, splits = column("label", LABELS), column("split", ("split",))
         paths = columns[path]
         labels, classes = number_labels(columns[label] if label else [None] * len(paths))
         rows = range(len(paths))
@@ -88,8 +94,8 @@ def _check_files(full: list[str], what: str) -> None:
         )
 
 
-def _read(file: str, what: str) -> dict[str, list]:
-    """The columns of a table, by name."""
+def _read(file: str, what: str) -> tuple[dict[str, list], set[str]]:
+    """The columns of a table, by name, and the names that several columns have."""
     suffix = Path(file).suffix.lower()
     if suffix not in (*SEPARATORS, ".txt", ".parquet"):
         raise UserError(f"{what} is neither .csv, .tsv, .parquet nor .txt (one path a line); convert it.")
@@ -98,13 +104,13 @@ def _read(file: str, what: str) -> dict[str, list]:
             return _read_parquet(file)
         with open(file, encoding="utf-8-sig", errors=NAME_ERRORS, newline="") as lines:
             if suffix == ".txt":
-                return {"path": [line for line in map(str.strip, lines) if line]}
+                return {"path": [line for line in map(str.strip, lines) if line]}, set()
             reader = csv.DictReader(lines, delimiter=SEPARATORS[suffix], strict=True)
             rows, header = list(reader), reader.fieldnames or ()
         for number, row in enumerate(rows, 1):
             if None in row or None in row.values():
                 raise ValueError(f"row {number} has another number of cells than the header")
-        return {name: [row[name] for row in rows] for name in header}
+        return {name: [row[name] for row in rows] for name in header}, _repeated(header)
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
         raise UserError(f"{what} cannot be read ({reason}); correct --config.data.source.") from None
@@ -113,7 +119,11 @@ def _read(file: str, what: str) -> dict[str, list]:
         raise UserError(f"{what} is damaged ({reason}); repair it, or write it again.") from None
 
 
-def _read_parquet(file: str) -> dict[str, list]:
+def _repeated(names: Sequence[str]) -> set[str]:
+    return {name for name, count in collections.Counter(names).items() if count > 1}
+
+
+def _read_parquet(file: str) -> tuple[dict[str, list], set[str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -124,4 +134,6 @@ def _read_parquet(file: str) -> dict[str, list]:
         plain += [field.name for field in schema if pa.types.is_integer(field.type)]
         plain += [f.name for f in schema if pa.types.is_dictionary(f.type)]
         opened.seek(0)
-        return pq.read_table(opened, columns=plain).to_pydict()
+        repeated = _repeated(schema.names)  # which pyarrow cannot read by name
+        table = pq.read_table(opened, columns=[name for name in plain if name not in repeated])
+        return {name: [] for name in repeated} | table.to_pydict(), repeated

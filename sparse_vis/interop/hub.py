@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import pathlib
 import re
-import threading
 
+from sparse_vis.runtime import network
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import HUB as PREFIX
 
-PATIENCE = 3  # seconds
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.))*"  # of an owner or a repository; never ..
 
 
@@ -35,7 +34,7 @@ def fetch(
             f"{filenames[0]} and the other files of https://huggingface.co/{address} in a folder and give "
             "that."
         ) from None
-    away = "" if local_files_only else unreachable()
+    away = "" if local_files_only else network.unreachable()
     get = functools.partial(
         huggingface_hub.hf_hub_download, revision=revision, local_files_only=local_files_only or bool(away)
     )
@@ -51,31 +50,6 @@ def fetch(
         f"without a network, place {filenames[0]} and the other files of https://huggingface.co/{address} "
         "in a folder and give that folder."
     )
-
-
-def unreachable() -> str:
-    """Why the hub does not answer within PATIENCE seconds; "" if it does.
-
-    Called before a download, because huggingface_hub alone would retry for half a minute, with a warning each
-    time. Respects the same proxies and HF_HUB_OFFLINE. Runs in a thread, because resolving a host name has no
-    time limit.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    found: list[str] = []
-
-    def ask():
-        try:
-            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-            found.append("")
-        except Exception as error:
-            found.append(f"{constants.ENDPOINT} does not answer: {str(error)[:80] or type(error).__name__}")
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    return found[0] if found else f"{constants.ENDPOINT} does not answer within {PATIENCE} s"
 
 
 def snapshot(path: pathlib.Path) -> pathlib.Path:

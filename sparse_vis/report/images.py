@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis import api
 from sparse_vis.build import build_source
+from sparse_vis.data.address import splits_apart
 from sparse_vis.data.compose import ComposedSource
 from sparse_vis.data.decode import decode, fitted
 from sparse_vis.data.folder import FilesSource, FolderSource
@@ -188,7 +189,7 @@ def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | N
             return len(rows) * same, f"the model was trained on another packed folder, {training.path}"
         case TfdsSource(), TfdsSource() if source.split == training.split:
             return len(rows), ""
-        case TfdsSource(), TfdsSource() if set("+[(") & {*source.split, *training.split}:
+        case TfdsSource(), TfdsSource() if not splits_apart(source.split, training.split):
             return None, f"the splits {source.split!r} and {training.split!r} may overlap"
         case TfdsSource(), TfdsSource():
             return 0, f"the model was trained on split {training.split!r}"

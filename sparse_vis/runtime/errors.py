@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from sparse_vis.runtime import host
 
 
 class UserError(ValueError):
     """An error whose message is one sentence with cause and remedy; command lines print no traceback."""
+
+
+@contextlib.contextmanager
+def reworded(change: Callable[[str], str]) -> Iterator[None]:
+    """Change the sentences of UserErrors, e.g. to name settings as the caller gives them."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(change(str(error))) from error.__cause__
 
 
 def command_line(main: Callable[[], None]) -> None:

@@ -10,7 +10,8 @@ Args:
         or any object with `__len__` and `__getitem__` (docs/api.md).
     config: name of an experiment of configs/, a file like those, or a ConfigDict.
     workdir: folder of the run; by default runs/NAME, which is refused if it holds a run of other images or
-        settings. A given one is continued, and notes say which settings have changed.
+        settings (docs/api.md says how images are compared). A given one is continued, and notes say which
+        settings have changed.
     init: initial weights, as config.init.
     settings: of the configuration, with __ between the parts of a name: train__steps=200, seed=1.
 

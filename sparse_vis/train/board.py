@@ -37,6 +37,9 @@ class Writer(_interface()):
     def flush(self) -> None:
         """Nothing, unless a subclass collects what it writes."""
 
+    def close(self, failed: bool = False) -> None:
+        """End what is written; `failed`: an error has ended the run."""
+
     def _no_such_kind(self, *_, **__) -> None:
         raise NotImplementedError("only scalars, images and hyperparameters are written")
 
@@ -75,7 +78,7 @@ class EventWriter(Writer):
     def flush(self) -> None:
         self.records.flush()
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self.records.close()
 
 
@@ -109,9 +112,9 @@ class Guarded:
             self.writer.write_images(step, images)
         self.writer.flush()
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         if self.writer:
-            self._attempt(self.writer.close)
+            self._attempt(self.writer.close, failed)
 
 
 class TensorBoard(Guarded):

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.build import build_classifier, build_source, build_views
 from sparse_vis.data.records import has_labels
+from sparse_vis.data.sources import Source
 from sparse_vis.losses.classes import smoothed_cross_entropy
 from sparse_vis.models.stellar import FineTuned, Stellar
 from sparse_vis.runtime.errors import UserError
@@ -25,8 +26,11 @@ from sparse_vis.types import Tokens
 TRAINED = ("encoder", "classifier")  # all else keeps its weights
 
 
-def prepare(config: ConfigDict) -> None:
+def prepare(config: ConfigDict) -> Source:
     """Set the classes to those of the data, and switch off what only pretraining has, in place.
+
+    Returns:
+        The images.
 
     Raises:
         UserError: the images have no classes, or fewer than two, or other ones than config.finetune.classes;
@@ -49,6 +53,7 @@ def prepare(config: ConfigDict) -> None:
         )
     config.finetune.classes = source.classes
     config.teacher.enabled, config.train.health_every = False, 0
+    return source
 
 
 def finetune_recipe(config: ConfigDict, tokenizer: None = None) -> Recipe:

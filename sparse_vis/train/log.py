@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -86,7 +86,7 @@ class RunLog:
 
     def __init__(
         self, workdir: pathlib.Path, steps: int, batch: int, first: int, active: bool,
-        show: Callable[[str], None] = say, trackers: Iterable[Guarded] = (),
+        show: Callable[[str], None] = say,
     ):  # fmt: skip
         self.path, self.steps, self.batch, self.active = workdir / JSONL, steps, batch, active
         self.show = show
@@ -97,7 +97,7 @@ class RunLog:
                 rows = keep_until(self.path, first)
                 self.file = self.path.open("ab", buffering=0)
             self.board = TensorBoard(workdir / "tensorboard", rows)
-            self.writers = [self.board, *trackers]
+            self.writers: list[Guarded] = [self.board]
 
     def start_clock(self) -> None:
         """Start timing the next interval."""
@@ -194,12 +194,19 @@ class RunLog:
             parts.pop(name, None)
         return line
 
-    def close(self) -> None:
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, error: type | None, *_) -> None:
+        self.close(failed=error is not None)
+
+    def close(self, failed: bool = False) -> None:
+        """Close all files, and end the runs of trackers, as failed ones if an error has ended this run."""
         if self.active:
             end_line()
             self.file.close()
             for writer in self.writers:
-                writer.close()
+                writer.close(failed)
 
 
 class Skipped:

@@ -238,8 +238,7 @@ class Run:
             gc.freeze()  # else garbage collection over imported modules takes a tenth of the tracing time
             lowered = self.update.lower(self.state, batch, self.tokenizer, self.seed)
             traced = time.perf_counter() - began
-            log = self.open_log()
-            exits.enter_context(contextlib.closing(log))
+            log = exits.enter_context(self.open_log())
             on_cpu = jax.default_backend() == "cpu"
             update = lowered.compile(compiler_options=CPU_COMPILER_OPTIONS if on_cpu else None)
             took = time.perf_counter() - began
@@ -252,8 +251,10 @@ class Run:
     def open_log(self) -> RunLog:
         """The log of this run, and in the main process its trackers."""
         train, settings_of = self.config.train, settings.leaves(self.config)
-        trackers = open_trackers(train.trackers, self.workdir, settings_of) if self.main else []
-        return RunLog(self.workdir, train.steps, train.batch, self.step, self.main, self.show, trackers)
+        log = RunLog(self.workdir, train.steps, train.batch, self.step, self.main, self.show)
+        if self.main:
+            log.writers += open_trackers(train.trackers, self.workdir, settings_of)
+        return log
 
     def introduce(self) -> None:
         """Print sizes of the model, length of the training, and devices."""
@@ -300,10 +301,7 @@ class Run:
             # Rows come at the same steps and average over the same steps, however often a run is interrupted.
             shows = self.step in (1, train.steps) or self.step % train.log_every == 0
             if saves or shows:
-                window = jax.tree.map(float, jax.device_get(window))
-                self.check_finite(window)
-                self.averages.add(window)
-                window, skipped = [], self.skipped.report()
+                skipped, window = self._settle(window), []
             if shows:
                 means = self.averages.means()
                 extra = {"input_wait_seconds": waiting, "skipped": float(skipped)} | self.derived(means)
@@ -316,10 +314,37 @@ class Run:
                 if (found := self.probe(self.state.params)) is not None:
                     log.add_probe(self.step, *found, time.perf_counter() - began)
             if saves:
-                log.sync()
-                checkpoint.save(self.manager, self.state, self.place(), self.config)
+                self._save(log)
             if ends:
                 return row
             began = time.perf_counter()
-            batch = self.next_batch(batches)
+            try:
+                batch = self.next_batch(batches)
+            except Exception as error:  # e.g. an image that cannot be decoded
+                if jax.process_count() > 1:  # the others, which have read their images, would not save
+                    raise
+                self._settle(window)
+                if not saves:
+                    self._save(log)
+                raise self._saved_before(error) from error.__cause__
             waiting += time.perf_counter() - began
+
+    def _settle(self, window: list[dict]) -> int:
+        """Check and average the metrics of these steps; returns the number of images skipped so far."""
+        window = jax.tree.map(float, jax.device_get(window))
+        self.check_finite(window)
+        self.averages.add(window)
+        return self.skipped.report()
+
+    def _save(self, log: RunLog) -> None:
+        log.sync()
+        checkpoint.save(self.manager, self.state, self.place(), self.config)
+
+    def _saved_before(self, error: Exception) -> Exception:
+        """The error of images that cannot be read, when the last step is on disk; says so."""
+        checkpoint.finish(self.manager)
+        saved = f"step {self.step} is saved in {self.workdir}; repeat the command to go on"
+        if isinstance(error, UserError):
+            return UserError(f"{str(error).rstrip('.')} ({saved}).")
+        say(f"{saved}.")
+        return error

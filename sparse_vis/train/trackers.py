@@ -41,8 +41,8 @@ class WandbWriter(Writer):
     def write_hparams(self, hparams: Mapping) -> None:
         self.run.config.update(dict(hparams))
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, failed: bool = False) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
 class MlflowWriter(Writer):
@@ -73,8 +73,8 @@ class MlflowWriter(Writer):
         for start in range(0, len(params), MOST_PARAMS):
             self.client.log_batch(self.id, params=params[start : start + MOST_PARAMS])
 
-    def close(self) -> None:
-        self.client.set_terminated(self.id)
+    def close(self, failed: bool = False) -> None:
+        self.client.set_terminated(self.id, status="FAILED" if failed else "FINISHED")
 
 
 WRITERS = {"wandb": WandbWriter, "mlflow": MlflowWriter}

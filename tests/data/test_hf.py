@@ -2,8 +2,10 @@
 
 import io
 import pickle
+import socket
 
 import datasets
+import huggingface_hub.constants
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ from PIL import Image
 
 from sparse_vis.data.decode import decode
 from sparse_vis.data.sources import open_input
+from sparse_vis.runtime import network
 from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -21,6 +24,7 @@ LABELS = [1, 0, None, 1]
 @pytest.fixture(autouse=True)
 def cached_here(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(network, "unreachable", lambda: "")
     datasets.disable_progress_bars()
 
 
@@ -183,6 +187,15 @@ def test_without_a_network_the_error_says_how_to_place_files(monkeypatch):
         "\"from datasets import load_dataset as l; l('owner/animals', 'small').save_to_disk('FOLDER')\"`, "
         "copy FOLDER here, and give --input=hf:FOLDER."
     )
+
+
+def test_a_hub_that_does_not_answer_is_not_asked_again(monkeypatch):
+    """By `datasets` itself: it would try twelve times, with pauses."""
+    monkeypatch.setattr(network, "unreachable", lambda: "the hub does not answer")
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("a server was asked"))
+    with pytest.raises(UserError, match=r"cannot be downloaded \(the hub does not answer\); where there is"):
+        open_input("hf:owner/animals", split="train")
+    assert not datasets.config.HF_HUB_OFFLINE and not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_without_the_package_the_error_names_it(monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparse_vis.data import loader
 from sparse_vis.data.loader import train_batches
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.runtime.errors import UserError
@@ -222,6 +223,7 @@ def test_wrong_arguments_fail_at_once(changes, culprit):
 
 PARENT = """
 import multiprocessing, os, signal, sys
+from sparse_vis.data import loader
 from sparse_vis.data.loader import train_batches
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 
@@ -259,3 +261,23 @@ def _alive(pid):
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.fast
+def test_a_worker_that_ended_is_a_sentence():
+    """Known by Grain's words."""
+
+    class Ended:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise RuntimeError(
+                "Worker process was terminated unexpectedly with exit code -9. Search the logs"
+            )
+
+        def close(self):
+            pass
+
+    with pytest.raises(UserError, match=r"has ended with exit code -9: see its own error above; if"):
+        next(loader._iterate(Ended()))

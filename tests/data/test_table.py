@@ -99,6 +99,7 @@ def test_what_a_table_holds_is_said(photos, capsys):
         ("path\na/x.png\na/../a/x.png\n", "t.csv", r"lists '.*/a/x\.png' twice; remove one"),
         ("path\na/x.png\nno.png\n", "t.csv", r"no\.png', which does not exist \(nor do 0 more.*--data-dir"),
         ("path,label\n,1\n", "t.csv", "row 1 of table .* has no path; complete or remove the row"),
+        ("path,label,label\na/x.png,1,2\n", "t.csv", r"t\.csv' has more than one column 'label'; rename"),
         ("path\na/x.png\n", "t.csv#path=file", "has no column 'file', only 'path'"),
         ("path\na/x.png\n", "t.csv#paths=path", "names the column 'paths', .* path or label or"),
         ("path\na/x.png\n", "t.xlsx", r"neither \.csv, \.tsv, \.parquet nor \.txt"),
@@ -170,3 +171,11 @@ def test_a_wrong_object_is_one_sentence(data, message):
     with pytest.raises(UserError, match=message) as error:
         as_source(data)
     assert "\n" not in str(error.value)
+
+
+def test_a_repeated_column_of_a_parquet_file_is_named_if_it_is_used(photos):
+    columns = [pa.array(values) for values in (["a/x.png"], [3], [4], ["cat"])]
+    pq.write_table(pa.table(columns, names=["path", "id", "id", "label"]), photos / "t.parquet")
+    assert open_input(f"table:{photos / 't.parquet'}").classes == ("cat",)
+    with pytest.raises(UserError, match="has more than one column 'id'; rename or remove the others"):
+        open_input(f"table:{photos / 't.parquet'}#label=id")

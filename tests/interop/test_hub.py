@@ -15,6 +15,7 @@ import pytest
 import sparse_vis
 from sparse_vis.interop import hub
 from sparse_vis.interop.load import read_model
+from sparse_vis.runtime import network
 from sparse_vis.runtime.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -26,7 +27,7 @@ FILES = ("config.json", "pixel_p16.safetensors", "vq_p16.safetensors", "vq_p16.v
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """The hub is never asked whether it is there, except where that is what is tested."""
-    monkeypatch.setattr(hub, "unreachable", lambda: "")
+    monkeypatch.setattr(network, "unreachable", lambda: "")
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_the_revision_is_passed_on(cache):
 
 @pytest.mark.parametrize("address", ["../x/y", "x/../y", "./x/y", "a b/c", "a/b?c", "a/b..c"])
 def test_what_is_no_repository_is_refused_before_the_network(monkeypatch, address):
-    monkeypatch.setattr(hub, "unreachable", lambda: pytest.fail("the network was asked"))
+    monkeypatch.setattr(network, "unreachable", lambda: pytest.fail("the network was asked"))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: pytest.fail("the hub was asked"))
     with pytest.raises(
         UserError, match=r"^hf://\S+.* names no repository; write hf://owner/repository/model\.$"
@@ -134,7 +135,7 @@ def test_without_an_answer_one_sentence_comes_soon(refused, tmp_path, caplog):
         UserError, match=r"\(http://127\.0\.0\.1:\d+ does not answer: .*refused.*\); without a"
     ):
         sparse_vis.load("hf://microsoft/STELLAR/stellar-b16")
-    assert time.monotonic() - start < hub.PATIENCE + 1
+    assert time.monotonic() - start < network.PATIENCE + 1
     assert not caplog.records  # huggingface_hub warns of each of its attempts
 
 
@@ -147,7 +148,7 @@ def test_a_hub_that_says_nothing_is_not_waited_for(refused, monkeypatch):
         monkeypatch.setattr(
             huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
         )
-        monkeypatch.setattr(hub, "PATIENCE", 0.3)
+        monkeypatch.setattr(network, "PATIENCE", 0.3)
         start = time.monotonic()
         with pytest.raises(UserError, match="does not answer"):
             hub.fetch("a/b", "config.json")

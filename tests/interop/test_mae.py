@@ -14,9 +14,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
-from sparse_vis.interop import hub
 from sparse_vis.interop.backbones import find_file, read_backbone
 from sparse_vis.interop.load import read_model
+from sparse_vis.runtime import network
 from sparse_vis.runtime.errors import UserError
 from tests.interop.mae_config import config_of
 
@@ -26,7 +26,7 @@ WEIGHTS = MAE / "model.safetensors"
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    monkeypatch.setattr(hub, "unreachable", lambda: "")
+    monkeypatch.setattr(network, "unreachable", lambda: "")
 
 
 @pytest.fixture

@@ -15,8 +15,10 @@ from PIL import Image
 from scipy.special import log_softmax, softmax
 
 import sparse_vis
+from sparse_vis.config.defaults import default_config
 from sparse_vis.data.scenes import SceneSource, SceneSpec
 from sparse_vis.data.sources import FolderSource, open_input
+from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Result
 from sparse_vis.ops.token_maps import move_token, with_map
@@ -372,3 +374,22 @@ def test_the_nearest_token_of_every_other_image_is_found():
     assert [(n.image, n.token) for n in found] == [(2, 0), (1, 1)]
     np.testing.assert_allclose([n.cosine for n in found], [1, np.sqrt(0.5)], rtol=1e-6)
     assert [n.image for n in nearest_tokens(S, 2, 0, 9)] == [0, 1, 3]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("split", "trained", "words"),
+    [
+        ("train", "train", "Training images"),
+        ("test", "train[:90%]", "Held-out images"),
+        ("test", "all", UNKNOWN),
+        ("train[90%:]", "train[:90%]", UNKNOWN),
+    ],
+)
+def test_splits_of_a_data_set_are_held_out_if_they_certainly_are(monkeypatch, split, trained, words):
+    source, training = (TfdsSource.__new__(TfdsSource) for _ in range(2))
+    source.split, training.split, source.classes = split, trained, ()
+    monkeypatch.setattr("sparse_vis.report.images.build_source", lambda *_: training)
+    config = default_config()
+    config.data.source = "tfds:mnist"
+    assert name_images(config, source, np.arange(2)).startswith(words)

@@ -1,5 +1,6 @@
 """What a run reports."""
 
+import contextlib
 import json
 import math
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from sparse_vis.losses.reconstruction import pixel_mse, psnr_of
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train import log
 from sparse_vis.train.log import Averages, RunLog
 
@@ -29,7 +31,7 @@ class NoBoard:
     def write(self, step, numbers):
         self.written.append((step, numbers))
 
-    def close(self):
+    def close(self, failed=False):
         pass
 
 
@@ -183,3 +185,16 @@ def test_where_tensorboard_files_cannot_be_written_a_note_says_so_once(tmp_path,
     assert len(notes) == 1 and "metrics.jsonl has all" in notes[0]
     assert "TensorBoard files are no longer written" in notes[0]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("error", [None, UserError, KeyboardInterrupt])
+def test_trackers_learn_whether_an_error_ends_the_run(still, tmp_path, error):
+    ends, tracker = [], NoBoard(tmp_path, [])
+    tracker.close = ends.append
+    shown = RunLog(tmp_path, steps=9, batch=8, first=0, active=True)
+    shown.writers.append(tracker)
+    with contextlib.suppress(UserError, KeyboardInterrupt), shown:
+        if error:
+            raise error
+    assert ends == [error is not None]

@@ -85,17 +85,25 @@ def start(config, workdir, saved, monkeypatch, kill=None):
         return state_at(state.step + 1), metrics_of(state.step + 1)
 
     def save(manager, state, data, config):
+        assert state.step not in [step for step, _ in saved]  # Orbax would refuse it
         saved.append((state.step, json.loads(json.dumps(data))))
 
     monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(checkpoint, "finish", lambda manager: None)
     return run, update
 
 
-def go(config, workdir, saved, monkeypatch, kill=None, stop=None):
-    """Train until the end, the kill or the SIGTERM."""
+def go(config, workdir, saved, monkeypatch, kill=None, stop=None, unreadable=None):
+    """Train until the end, the kill, the SIGTERM, or an image after this step that cannot be read."""
     workdir.mkdir(exist_ok=True)
     run, update = start(config, workdir, saved, monkeypatch, kill)
-    run.next_batch = lambda batches: run.skipped.add([[("a.jpg", "why")]])
+
+    def next_batch(batches):
+        if run.step == unreadable:
+            raise Killed
+        run.skipped.add([[("a.jpg", "why")]])
+
+    run.next_batch = next_batch
     shown = RunLog(workdir, STEPS, 4, run.step, active=True)
     run.next_batch(None)
     with contextlib.suppress(Killed):
@@ -125,15 +133,35 @@ def test_rows_average_the_steps_since_the_last(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize("how", ["kill", "stop", "unreadable"])
 def test_a_run_interrupted_anywhere_has_the_same_rows(small, tmp_path, monkeypatch, how):
     expected = go(small, tmp_path / "whole", [], monkeypatch)
     for step in range(1, STEPS):
         saved, workdir = [], tmp_path / f"{how}{step}"
         go(small, workdir, saved, monkeypatch, **{how: step})
+        assert how == "kill" or saved[-1][0] == step
         go(small, workdir, saved, monkeypatch, kill=min(step + 4, STEPS))  # and again soon after
         assert go(small, workdir, saved, monkeypatch) == expected, step
         assert saved[-1][0] == STEPS
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_image_that_cannot_be_read_says_what_is_saved(small, tmp_path, monkeypatch, processes):
+    """Of several processes, the others have their images and would not save."""
+    saved = []
+    run, update = start(small, tmp_path, saved, monkeypatch)
+
+    def next_batch(batches):
+        monkeypatch.setattr(jax, "process_count", lambda: processes)
+        raise UserError("cannot decode 'a.jpg'; remove it.")
+
+    run.next_batch = next_batch
+    with RunLog(tmp_path, STEPS, 4, 0, active=True) as shown, pytest.raises(UserError) as error:
+        run._steps(update, None, None, shown, Stop())
+    said = f"cannot decode 'a.jpg'; remove it (step 1 is saved in {tmp_path}; repeat the command to go on)."
+    assert str(error.value) == (said if processes == 1 else "cannot decode 'a.jpg'; remove it.")
+    assert [step for step, _ in saved] == [1] * (processes == 1)
 
 
 @pytest.mark.fast

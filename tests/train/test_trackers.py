@@ -30,14 +30,14 @@ def records_of(log):
 
 
 def two_processes(name, workdir):
-    """What a run and its continuation write."""
+    """What a run and its continuation write, which an error ends."""
     for first in (1, 2):
         (writer,) = open_trackers((name,), workdir, {"train.steps": 5, "eval.tasks": ("knn",)})
         writer.write(first, {"total": 10.0 * first})
         if first == 2:
             writer.write(3, {"probe/psnr": 20.5}, {"probe": PICTURE})
         assert writer.writer, "it gave up"
-        writer.close()
+        writer.close(failed=first == 2)
     return json.loads((workdir / "trackers.json").read_text())[name]
 
 
@@ -47,14 +47,16 @@ def test_wandb_continues_its_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     id = two_processes("wandb", tmp_path)
     (first, second) = sorted(tmp_path.glob(f"wandb/offline-run-*/run-{id}.wandb"))
-    found, settings = {}, {}
+    found, settings, summary, codes = {}, {}, {}, []
     for file in (first, second):
         records, until = [], time.monotonic() + 60
         while not any(record.HasField("exit") for record in records):  # its own process may still write
             assert time.monotonic() < until, f"{file} has no end"
             records = [Record.FromString(data) for data in records_of(file.read_bytes())]
+        codes += [record.exit.exit_code for record in records if record.HasField("exit")]
         for record in records:
             row = {".".join(x.nested_key): json.loads(x.value_json) for x in record.history.item}
+            summary |= {".".join(x.nested_key) or x.key: x.value_json for x in record.summary.update}
             found |= {(row["_step"], name): x for name, x in row.items() if name[0] != "_"}
             named = (*record.config.update, *record.run.config.update)
             settings |= {x.key or ".".join(x.nested_key): json.loads(x.value_json) for x in named}
@@ -62,7 +64,8 @@ def test_wandb_continues_its_run(tmp_path, monkeypatch):
         (1, "total"): 10, (2, "total"): 20, (3, "probe/psnr"): 20.5,
     }  # fmt: skip
     assert (found[3, "probe.width"], found[3, "probe.height"]) == (9, 8)
-    assert settings["train.steps"] == 5
+    assert settings["train.steps"] == 5 and codes == [0, 1]
+    assert (summary["total"], summary["probe/psnr"]) == ("20", "20.5")
 
 
 def test_mlflow_continues_its_run(tmp_path, monkeypatch):
@@ -73,7 +76,7 @@ def test_mlflow_continues_its_run(tmp_path, monkeypatch):
     id = two_processes("mlflow", tmp_path)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run = client.get_run(id)
-    assert (run.info.status, run.info.run_name) == ("FINISHED", tmp_path.name)
+    assert (run.info.status, run.info.run_name) == ("FAILED", tmp_path.name)
     assert run.data.params == {"train.steps": "5", "eval.tasks": "('knn',)"}
     assert [(m.step, m.value) for m in client.get_metric_history(id, "total")] == [(1, 10), (2, 20)]
     assert [(m.step, m.value) for m in client.get_metric_history(id, "probe/psnr")] == [(3, 20.5)]

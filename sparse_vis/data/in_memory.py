@@ -1,0 +1,73 @@
+"""Images that a call in Python gives as an object: a checksum by which a run knows them, and a check."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparse_vis.data.folder import NAME_ERRORS, files_sha256
+from sparse_vis.data.own import OwnSource
+from sparse_vis.data.records import or_skip
+from sparse_vis.runtime.errors import UserError
+
+LISTS = (list, tuple, np.ndarray, jax.Array)  # in memory, so that all items can be compared
+SAMPLE = 16  # items that tell an object that makes its items from another one
+
+
+def described(source: OwnSource, data: Any) -> str:
+    """Kind, number and checksum of images in memory, for config.data.path.
+
+    All items of an array, list or tuple enter, files by their sizes and times. A data set with a checksum of
+    its own (that of `datasets` is a fingerprint) is known by this, any other object by SAMPLE of its items.
+    """
+    found, rows, of = hashlib.sha256(), range(len(source)), ""
+    own = getattr(data, "images_sha256", None) or getattr(data, "_fingerprint", None)
+    if isinstance(own, str):
+        found.update(own.encode())
+        rows = []
+    elif not isinstance(data, LISTS):
+        rows = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist()
+        of = f" of {len(rows)} of them" if len(rows) < len(source) else ""
+    for row in rows:
+        image, label = _image_and_label(data[row]) if isinstance(data, list | tuple) else (None, None)
+        if file := _file_of(image):
+            image = f"{file} {files_sha256('', [file], times=True)}".encode(errors=NAME_ERRORS)
+        else:
+            try:
+                record = source[row]
+                image, label = record["image"], record.get("label", label)
+            except UserError as error:  # the training will stop there, or skip it
+                image = str(error).encode()
+        found.update(f"{label} {np.shape(image)}".encode())
+        found.update(image if isinstance(image, bytes) else np.ascontiguousarray(image))
+    return f"{type(data).__name__} of {len(source)} images, checksum {found.hexdigest()[:16]}{of}"
+
+
+def _image_and_label(item: Any) -> tuple[Any, Any]:
+    """What an item of `OwnSource` holds; the label is None if there is none."""
+    if isinstance(item, Mapping):
+        return item.get("image"), item.get("label")
+    return item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+
+
+def _file_of(image: Any) -> str:
+    """The file of an image that is a path, or that Pillow has opened; else ""."""
+    path = getattr(image, "filename", image)
+    return os.path.expanduser(os.fsdecode(path)) if isinstance(path, str | os.PathLike) else ""
+
+
+def check_items(source: OwnSource, data: Any) -> None:
+    """Refuse a list or tuple with an item that is no image, or a file that is missing; files are not read."""
+    for row in range(len(source)) if isinstance(data, list | tuple) else ():
+        file = _file_of(_image_and_label(data[row])[0])
+        if file and os.path.exists(file):
+            continue
+        try:
+            source[row]
+        except UserError as error:
+            raise or_skip(error, "--config.data.on_error=skip to use the next image in its place") from None
