@@ -109,16 +109,19 @@ def choose_images(config: ConfigDict, data: Any) -> Source | None:
         if text.partition(":")[0] in ADDRESSES:
             names.source, names.path = text, ""
     else:
-        source = as_source(_pixels(data), max_pixels=names.max_pixels)
+        data = _pixels(data)
+        source = as_source(data, max_pixels=names.max_pixels)
         names.source, names.path = OBJECT, described(source, data)
     names.split = ""
     return source
 
 
 def _pixels(data: Any) -> Any:
-    """An array as uint8 (N, H, W, 3); other objects unchanged."""
+    """An array of images as uint8 (N, H, W, 3), one of paths as a list; other objects unchanged."""
     if not isinstance(data, np.ndarray | jax.Array):
         return data
+    if data.dtype.kind in "OU":
+        return data.tolist()
     if what := wrong_images.shape_fault(data) or wrong_images.value_fault(data):
         raise UserError(what)
     if data.dtype == np.uint8:

@@ -187,6 +187,8 @@ def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | N
             same = os.path.samefile(source.path, training.path)
             same = same or source.images_sha256 == training.images_sha256
             return len(rows) * same, f"the model was trained on another packed folder, {training.path}"
+        case TfdsSource(), TfdsSource() if source.name != training.name:
+            return 0, f"the model was trained on {training.name}"
         case TfdsSource(), TfdsSource() if source.split == training.split:
             return len(rows), ""
         case TfdsSource(), TfdsSource() if not splits_apart(source.split, training.split):

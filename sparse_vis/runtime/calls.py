@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import numbers
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, reworded
 
 # Text of errors that name settings or flags -> the same for a reader who called a function; in this order.
 OF_CALLS = {
@@ -23,16 +24,13 @@ OF_CALLS = {
 }
 
 
-@contextlib.contextmanager
-def renamed(names: Mapping[str, str]) -> Iterator[None]:
+def renamed(names: Mapping[str, str]) -> AbstractContextManager[None]:
     """Context, or decorator, whose UserErrors have each of `names` replaced, in order."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error)
-        for name, other in names.items():
-            text = text.replace(name, other)
-        raise type(error)(text) from error.__cause__
+
+    def change(text: str) -> str:
+        return functools.reduce(lambda text, name: text.replace(name, names[name]), names, text)
+
+    return reworded(change)
 
 
 def whole(name: str, value: Any, least: int) -> int:

@@ -378,16 +378,18 @@ def test_the_nearest_token_of_every_other_image_is_found():
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    ("split", "trained", "words"),
+    ("split", "trained", "other", "words"),
     [
-        ("train", "train", "Training images"),
-        ("test", "train[:90%]", "Held-out images"),
-        ("test", "all", UNKNOWN),
-        ("train[90%:]", "train[:90%]", UNKNOWN),
+        ("train", "train", "mnist", "Training images"),
+        ("train", "train", "emnist", "Held-out images"),
+        ("test", "train[:90%]", "mnist", "Held-out images"),
+        ("test", "all", "mnist", UNKNOWN),
+        ("train[90%:]", "train[:90%]", "mnist", UNKNOWN),
     ],
 )
-def test_splits_of_a_data_set_are_held_out_if_they_certainly_are(monkeypatch, split, trained, words):
+def test_splits_of_a_data_set_are_held_out_if_they_certainly_are(monkeypatch, split, trained, other, words):
     source, training = (TfdsSource.__new__(TfdsSource) for _ in range(2))
+    source.name, training.name = other, "mnist"
     source.split, training.split, source.classes = split, trained, ()
     monkeypatch.setattr("sparse_vis.report.images.build_source", lambda *_: training)
     config = default_config()
