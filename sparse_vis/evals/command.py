@@ -145,7 +145,8 @@ def _evaluate_one(
     for name in left:
         for part, kept in TASKS[name].reducers(plan.data).items():
             reducers[part].update(kept)
-    bench = Bench(encoder, plan.data, plan.networks, config.eval.batch, config.eval.seed, reducers)
+    e, folder = config.eval, results.path.parent
+    bench = Bench(encoder, plan.data, plan.networks, e.batch, e.seed, reducers, folder)
     for name, settings in left.items():
         began = time.perf_counter()
         print(f"evaluating {encoder.name}: {name}", flush=True)

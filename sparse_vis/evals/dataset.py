@@ -201,6 +201,8 @@ def without_unlabelled(
             f"none of {len(columns['label'])} images has a class; raise config.eval.train_records and "
             "test_records, or leave out the tasks that need labels."
         )
+    if len(known) == len(columns["label"]):
+        known = slice(None)  # no copy of columns that may be larger than memory
     return {name: columns[name][known] for name in names}, columns["label"][known].astype(np.int32)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 import pathlib
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -17,6 +19,7 @@ from sparse_vis.evals.features import AnyArray, Encoder, encode
 from sparse_vis.evals.pixels.networks import Networks
 from sparse_vis.runtime.progress import Progress
 
+IN_MEMORY = 2**30  # bytes; at 1.28 million images, all tokens of S of a ViT-B are 63 GB
 Metrics = dict[str, dict[str, float | int]]
 
 
@@ -37,6 +40,7 @@ class Bench:
     batch: int  # images per call of the encoder
     seed: int  # of all random draws
     reducers: dict[str, set[Reducer]]  # by part, of all tasks
+    folder: pathlib.Path | None = None  # where columns lie that are too large for memory; None: in memory
     _columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def encode(
@@ -60,7 +64,7 @@ class Bench:
         if not reducers:
             return {}
         wanted = sorted({key for r in reducers for key in r.keys})
-        kept, images = [], self.data.parts[part]
+        columns, images, done = {}, self.data.parts[part], 0
         progress = self.progress(f"{part} images", len(images))
         for records in images.batches(self.batch):
             features = self.encode(records.image, *wanted)
@@ -68,9 +72,30 @@ class Bench:
             found = {"label": records.label, "sets": sets}
             for reducer in reducers:
                 found |= reducer.reduce(features, records, self.networks)
-            kept.append({name: array for name, array in found.items() if array is not None})
+            found = {name: array for name, array in found.items() if array is not None}
+            if not columns:
+                columns = {name: _column(len(images), x, self.folder) for name, x in found.items()}
+            rows = slice(done, done + len(records.image))
+            for name, column in columns.items():
+                column[rows] = found[name]
+            done = rows.stop
             progress.add(len(records.image))
-        return jax.tree.map(lambda *batches: np.concatenate(batches), *kept)
+        return columns
+
+
+def _column(count: int, batch: np.ndarray, folder: pathlib.Path | None) -> np.ndarray:
+    """An array to fill with `count` rows like these; from IN_MEMORY bytes on, a file that goes with it.
+
+    Raises:
+        OSError: there is no room for the file.
+    """
+    shape = (count, *batch.shape[1:])
+    size = math.prod(shape) * batch.dtype.itemsize
+    if folder is None or size < IN_MEMORY:
+        return np.empty(shape, batch.dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # now, not by a signal when it is written
+        return np.memmap(file, batch.dtype, "r+", shape=shape)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ class Devices:
         """All arrays of a tree, whole on each device."""
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
-    def split(self, rows):
-        """An array with equally many of its rows on each device; whole on each, if they cannot be split."""
-        divides = len(rows) % self.mesh.size == 0
-        return jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec("batch" if divides else None)))
+    def split(self, tree, axis: int = 0):
+        """All arrays of a tree, with an equal part of this axis on each device; whole on each if that is
+        impossible."""
+        lengths = {x.shape[axis] % self.mesh.size for x in jax.tree.leaves(tree)}
+        spec = PartitionSpec(*[None] * axis, None if any(lengths) else "batch")
+        return jax.device_put(tree, NamedSharding(self.mesh, spec))

@@ -10,7 +10,7 @@ FOUR = """
 import jax, numpy as np
 from sparse_vis import api
 from sparse_vis.evals import encoders
-from sparse_vis.evals.classes import knn
+from sparse_vis.evals.classes import knn, linear
 from sparse_vis.evals.features import Split, encode
 
 def parts(array):
@@ -39,7 +39,28 @@ x, y, queries = draw.normal(size=(120, 5)), draw.integers(0, 3, 120), draw.norma
 predicted = knn.knn_predict(Split(x, y), queries, classes=3, ks=(7,))[7]
 everywhere = {(device, 50) for device in jax.devices()}
 assert split[0] == ({(device, 2) for device in jax.devices()}, everywhere)
-assert split[2] == ({(device, 2) for device in jax.devices()}, everywhere), "the last two queries"
+assert split[1] == ({(device, 2) for device in jax.devices()}, everywhere)
+assert split[2] == ({(device, 2) for device in jax.devices()}, everywhere), "two queries are whole on each"
+unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)
+cosines = unit(queries) @ unit(x).T
+nearest = np.argsort(-cosines)[:, :7]
+votes = np.exp(np.take_along_axis(cosines, nearest, 1) / 0.07)[:, :, None] * np.eye(3)[y[nearest]]
+np.testing.assert_array_equal(predicted, votes.sum(1).argmax(1))
+
+advance, shares = linear._advance, []
+linear._advance = lambda state, rows, *more: shares.append(rows[0][0].sharding.shard_shape(
+    rows[0][0].shape)) or advance(state, rows, *more)
+protocol = linear.SweepProtocol(steps=60, batch_size=40)
+four, _ = linear.fit_all({"x": x}, y, 3, protocol)
+assert shares == [(50, 10, 5), (10, 10, 5)]
+class One(knn.Devices):
+    def __init__(self):
+        self.mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
+
+linear.Devices = One
+one, _ = linear.fit_all({"x": x}, y, 3, protocol)
+np.testing.assert_allclose(four["x"].weight, one["x"].weight, atol=1e-4)
+assert np.abs(one["x"].weight).max() > 0.01
 """
 
 

@@ -1,6 +1,8 @@
 """Tasks on made-up images with made-up encoders, where the right answer is known."""
 
 import dataclasses
+import errno
+import os
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from sparse_vis.config.defaults import default_config
 from sparse_vis.data.decode import to_square
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.evals.classes.linear import SweepProtocol
-from sparse_vis.evals.dataset import Data, Part
+from sparse_vis.evals.columns import CONCATENATED, TOKEN_MEANS
+from sparse_vis.evals.dataset import Data, Part, without_unlabelled
 from sparse_vis.evals.factors import factorization, rate
 from sparse_vis.evals.features import Encoder, as_unit, patches_of
 from sparse_vis.evals.maps import segmentation
@@ -67,6 +70,36 @@ def bench_of(encoder, train, test, *, masks=None, classes=0):
     count = 3 if train[0].get("label") is not None else 0
     data = Data(parts, ("train", "test"), count, {})
     return Bench(encoder, data, Networks("", "", "", 4), 8, 0, {"train": set(), "test": set()})
+
+
+def test_columns_too_large_for_memory_are_a_file_that_goes_with_them(tmp_path, monkeypatch):
+    images, which = mosaics(20, 0)
+    source = Pictures(images, which[:, 0, 0])
+
+    def columns(folder):
+        bench = bench_of(ideal(), source, source)
+        reducers = {"train": {*TOKEN_MEANS, CONCATENATED}, "test": set()}
+        return dataclasses.replace(bench, reducers=reducers, folder=folder).columns("train")
+
+    expected = columns(tmp_path)
+    assert not any(isinstance(array, np.memmap) for array in expected.values())
+    monkeypatch.setattr("sparse_vis.evals.task.IN_MEMORY", 100)
+    found = columns(tmp_path)
+    assert {name for name, array in found.items() if isinstance(array, np.memmap)} == {
+        "mean_S", "mean_U", "concat_S",
+    }  # fmt: skip
+    assert found.keys() == expected.keys() and not [*tmp_path.iterdir()]
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+    rows, labels = without_unlabelled(found, ["concat_S"])
+    assert np.shares_memory(rows["concat_S"], found["concat_S"]) and len(labels) == 20
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        columns(tmp_path)
 
 
 def test_factorization_of_an_encoder_that_factorizes():

@@ -20,13 +20,14 @@ from sparse_vis.evals.columns import CONCATENATED, TOKEN_MEANS
 from sparse_vis.evals.dataset import Data, without_unlabelled
 from sparse_vis.evals.features import POOLED, AnyArray, check_labelled
 from sparse_vis.evals.task import Bench, Reducer, Result, Task
+from sparse_vis.runtime.batches import Devices
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 
 LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
 # Rows per block outside of training: bounds memory of float64 statistics and of the logits of all rates.
 BLOCK = 2048
-SHOWN_STEPS = 50  # steps between updates of the progress line
+STEPS = 50  # whose rows are on the devices at a time
 ADAM = optax.scale_by_adam()
 Features = Mapping[str, Float[AnyArray, "_ _"]]  # name → (N, f), of any widths f
 
@@ -258,7 +259,7 @@ def _moments(
     x: Float[AnyArray, "N f"], rows: Int[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
     """Mean and 1 / standard deviation over the given rows; 0 for constant features, which drops them."""
-    x = np.asarray(x)
+    x, rows = np.asarray(x), np.sort(rows)  # in the order of a file
     blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
     mean = sum(x[b].sum(axis=0, dtype=np.float64) for b in blocks) / len(rows)
     deviation = np.sqrt(sum(np.square(x[b] - mean).sum(axis=0) for b in blocks) / len(rows))
@@ -287,14 +288,17 @@ def _fit(
         "weight": jnp.zeros((*probes, width, classes), jnp.float32),
         "bias": jnp.zeros((*probes, classes), jnp.float32),
     }
-    state = zeros, ADAM.init(zeros)
-    data = tuple(jnp.asarray(x, jnp.float32) for x in xs), jnp.asarray(y, jnp.int32), moments
+    devices, labels = Devices(), np.asarray(y).astype(np.int32)
+    state, moments = devices.everywhere(((zeros, ADAM.init(zeros)), moments))
     progress = Progress("linear probes", batches.size)
-    for start in range(0, steps, SHOWN_STEPS):
-        some = slice(start, start + SHOWN_STEPS)
-        state = _advance(state, data, batches[some], rates[some], protocol.weight_decay)
+    for start in range(0, steps, STEPS):
+        # Only these steps' rows are read, and sent to the devices: features may be larger than any memory.
+        chosen, some = batches[start : start + STEPS], rates[start : start + STEPS]
+        read = tuple(np.asarray(x[chosen], np.float32) for x in xs), labels[chosen]
+        rows = devices.split(read, axis=1)
+        state = _advance(state, rows, moments, some, protocol.weight_decay)
         jax.block_until_ready(state)
-        progress.add(batches[some].size)
+        progress.add(chosen.size)
     return state[0]["weight"], state[0]["bias"]
 
 
@@ -306,8 +310,8 @@ def logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B c
 @partial(jax.jit, donate_argnums=0)
 def _advance(
     state: tuple,
-    data: tuple,
-    batches: Int[AnyArray, "steps batch"],
+    batches: tuple,
+    moments: list,
     rates: Float[AnyArray, "steps rates"],
     weight_decay: AnyArray,
 ) -> tuple:
@@ -315,7 +319,7 @@ def _advance(
 
     Weights of the padding get no gradient and stay at zero, so all other weights are as without padding.
     """
-    (xs, y, moments), width = data, state[0]["weight"].shape[2]
+    width = state[0]["weight"].shape[2]
 
     def loss(probe, x, y):
         out = logits(probe, x)
@@ -326,10 +330,10 @@ def _advance(
     gradients = jax.vmap(jax.vmap(jax.grad(loss), (0, None, None)), (0, 0, None))
 
     def step(state, now):
-        (probes, memory), (rows, rate) = state, now
-        standard = [(x[rows] - shift) * scale for x, (shift, scale) in zip(xs, moments, strict=True)]
+        (probes, memory), ((xs, y), rate) = state, now
+        standard = [(x - shift) * scale for x, (shift, scale) in zip(xs, moments, strict=True)]
         padded = jnp.stack([jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in standard])
-        change, memory = ADAM.update(gradients(probes, padded, y[rows]), memory)
+        change, memory = ADAM.update(gradients(probes, padded, y), memory)
         rate = {"weight": rate[:, None, None], "bias": rate[:, None]}
         probes = jax.tree.map(lambda p, c, r: p - r * (c + weight_decay * p), probes, change, rate)
         return (probes, memory), None
@@ -360,10 +364,9 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     train, test = (bench.columns(part) for part in data.labelled)
     metrics, details = {"chosen": {}}, {}
     if "label" in train:
-        names = list(candidates(train))
-        (x, y), (test_x, test_y) = (
-            without_unlabelled({**columns, **candidates(columns)}, names) for columns in (train, test)
-        )
+        columns = [{"label": part["label"], **candidates(part)} for part in (train, test)]
+        names = [name for name in columns[0] if name != "label"]
+        (x, y), (test_x, test_y) = (without_unlabelled(part, names) for part in columns)
         found = sweep(x, y, test_x, test_y, classes=data.classes, protocol=protocol)
         results = {"chosen": found.chosen, **found.alone}
         metrics = {name: {"accuracy": r.accuracy, "top5": r.top5} for name, r in results.items()}
