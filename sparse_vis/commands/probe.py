@@ -217,6 +217,8 @@ def main() -> None:
     model, params = api.assemble(loaded, given.checkpoint)
     how = given.feature, given.kind, given.holdout
     if folder := extraction(given.images):
+        if given.split or given.data_dir:
+            raise UserError(f"the extraction {folder} is used whole; leave out --split and --data-dir.")
         found, about = extracted(folder, params, *how), f"of {folder}"
     else:
         source = open_input(given.images, given.split, given.data_dir, given.max_pixels)

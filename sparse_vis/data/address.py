@@ -50,9 +50,21 @@ def with_split(pattern: str, split: str) -> str:
 
 
 def splits_apart(one: str, other: str) -> bool:
-    """Whether two splits certainly have no image in common; train[:90%] and train may, as test and all."""
-    names = [{re.match(r"[\w.-]*", part.strip())[0] for part in split.split("+")} for split in (one, other)]
-    return "" not in names[0] | names[1] and not names[0] & names[1] and "all" not in names[0] | names[1]
+    """Whether two splits certainly have no image in common.
+
+    train[:90%] and train may have one, as test and all, shard-0* and shard-00, and train and train2, which
+    patterns of files may join.
+    """
+    pairs = itertools.product(*(split.split("+") for split in (one, other)))
+    return not any(_may_overlap(first.strip(), second.strip()) for first, second in pairs)
+
+
+def _may_overlap(*splits: str) -> bool:
+    names = [re.fullmatch(r"(\w[\w.-]*)(\[[^\]]*\])?", split) for split in splits]
+    if None in names:
+        return True
+    one, other = (match[1] for match in names)
+    return "all" in (one, other) or one.startswith(other) or other.startswith(one)
 
 
 def expand(pattern: str) -> list[str]:
@@ -110,6 +122,8 @@ def number_labels(values: Sequence[Any]) -> tuple[Int32[np.ndarray, " n"], tuple
 
     None, "" and -1 stand for no label, as in the unlabelled test splits of many data sets.
     """
+    # pandas turns whole numbers into floats where one is missing.
+    values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
     texts = ["" if value is None or value != value else str(value).strip() for value in values]
     found = {text for text in texts if text not in ("", "-1")}
     whole = all(re.fullmatch(r"-?\d+", text) for text in found)

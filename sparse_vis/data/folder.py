@@ -22,7 +22,7 @@ ADDRESSED = {
     ".tsv": "table:",
     ".txt": "table:",
     ".tar": "webdataset:",
-    ".parquet": "hf:parquet:",
+    ".parquet": "table:",  # of paths; an error of its own leads from there to images inside the file
 }
 KINDS = 8  # extensions of ignored files that are printed
 NAME_ERRORS = "surrogateescape"  # file names need not be UTF-8

@@ -41,12 +41,12 @@ class TableSource(FilesSource):
         file, named = split_address(address, ("path", "label", "split"))
         file = os.path.expanduser(file)
         what = f"table {quoted(file)}"
-        columns, repeated = _read(file, what)
+        columns, faults = _read(file, what)
 
         def column(key: str, usual: Sequence[str]) -> str | None:
             found = find_column(columns, named.get(key), usual, what)
-            if found in repeated:
-                raise UserError(f"{what} has more than one column {found!r}; rename or remove the others.")
+            if found in faults:
+                raise UserError(f"{what} has {faults[found]}.")
             return found
 
         path = column("path", PATHS)
@@ -94,8 +94,8 @@ def _check_files(full: list[str], what: str) -> None:
         )
 
 
-def _read(file: str, what: str) -> tuple[dict[str, list], set[str]]:
-    """The columns of a table, by name, and the names that several columns have."""
+def _read(file: str, what: str) -> tuple[dict[str, list], dict[str, str]]:
+    """The columns of a table, by name; and why some of them cannot be used."""
     suffix = Path(file).suffix.lower()
     if suffix not in (*SEPARATORS, ".txt", ".parquet"):
         raise UserError(f"{what} is neither .csv, .tsv, .parquet nor .txt (one path a line); convert it.")
@@ -104,7 +104,7 @@ def _read(file: str, what: str) -> tuple[dict[str, list], set[str]]:
             return _read_parquet(file)
         with open(file, encoding="utf-8-sig", errors=NAME_ERRORS, newline="") as lines:
             if suffix == ".txt":
-                return {"path": [line for line in map(str.strip, lines) if line]}, set()
+                return {"path": [line for line in map(str.strip, lines) if line]}, {}
             reader = csv.DictReader(lines, delimiter=SEPARATORS[suffix], strict=True)
             rows, header = list(reader), reader.fieldnames or ()
         for number, row in enumerate(rows, 1):
@@ -119,21 +119,27 @@ def _read(file: str, what: str) -> tuple[dict[str, list], set[str]]:
         raise UserError(f"{what} is damaged ({reason}); repair it, or write it again.") from None
 
 
-def _repeated(names: Sequence[str]) -> set[str]:
-    return {name for name, count in collections.Counter(names).items() if count > 1}
+def _repeated(names: Sequence[str]) -> dict[str, str]:
+    """Names of several columns, with what is wrong."""
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    return {name: f"more than one column {name!r}; rename or remove the others" for name in twice}
 
 
-def _read_parquet(file: str) -> tuple[dict[str, list], set[str]]:
+def _read_parquet(file: str) -> tuple[dict[str, list], dict[str, str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    kinds = ("string", "large_string", "string_view", "integer", "floating", "boolean", "dictionary", "null")
+    plain = [getattr(pa.types, f"is_{kind}") for kind in kinds]
     with open(file, "rb") as opened:  # pyarrow takes paths with a colon for addresses
         # Only columns that may be paths, labels or splits: others may hold the images themselves.
         schema = pq.read_schema(opened)
-        plain = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-        plain += [field.name for field in schema if pa.types.is_integer(field.type)]
-        plain += [f.name for f in schema if pa.types.is_dictionary(f.type)]
+        remedy = "write it as text or numbers, or read images inside the file with hf:parquet: for table:"
+        faults = {
+            field.name: f"a column {field.name!r} of type {str(field.type)[:40]}; {remedy}"
+            for field in schema if not any(is_kind(field.type) for is_kind in plain)
+        }  # fmt: skip
+        faults |= _repeated(schema.names)  # which pyarrow cannot read by name
         opened.seek(0)
-        repeated = _repeated(schema.names)  # which pyarrow cannot read by name
-        table = pq.read_table(opened, columns=[name for name in plain if name not in repeated])
-        return {name: [] for name in repeated} | table.to_pydict(), repeated
+        table = pq.read_table(opened, columns=[name for name in schema.names if name not in faults])
+        return {name: [] for name in faults} | table.to_pydict(), faults

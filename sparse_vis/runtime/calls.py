@@ -17,6 +17,8 @@ OF_CALLS = {
     "config.eval.mask_classes=": "the number of classes is ",
     "config.eval.masks": "masks",
     "give --input the folder": "give the folder",
+    "several splits; set --split to": "several splits; give datasets.load_dataset(…, split=SPLIT) of",
+    "has a {split}; set --split, which replaces it": "has a {split}; write the split itself in its place",
     "--input=": "",
     "--input": "the path",
     "--data-dir": "data_dir (only commands have it)",

@@ -136,6 +136,10 @@ def test_only_what_is_certainly_not_trained_on_is_called_held_out(
         ("train", "train+test", False),
         ("all", "test", False),
         ("", "test", False),
+        ("train-{0000..0001}", "train-0001", False),
+        ("shard-0*", "shard-00", False),
+        ("train", "./train", False),
+        ("train", "train2", False),  # of a pattern like tars/{split}*.tar
     ],
 )
 def test_parts_of_one_split_are_not_certain_to_be_apart(monkeypatch, split, test, apart):

@@ -80,6 +80,28 @@ def test_columns_can_be_named_and_whole_numbers_are_sorted_by_size(photos):
     assert open_input(f"table:{file}#path=where,label=").classes == ()
 
 
+def test_columns_of_parquet_are_read_whatever_their_type_or_named(photos):
+    """pandas makes floats of whole numbers where one is missing."""
+    paths = [row[0] for row in ROWS]
+
+    def opened(label, address="", path=None):
+        table = pa.table({"path": paths if path is None else path, "label": label})
+        pq.write_table(table, photos / "t.parquet")
+        return open_input(f"table:{photos}/t.parquet{address}")
+
+    found = opened(pa.array([7.0, None, 0.0]))
+    assert found.classes == ("0", "7") and found.labels.tolist() == [1, -1, 0]
+    assert opened(pa.array([True, False, None])).classes == ("False", "True")
+    assert opened(pa.array([None, None, None])).classes == ()
+    lists = pa.array([[1], [2], [3]])
+    for address in ("", "#label=label"):
+        with pytest.raises(UserError, match="a column 'label' of type list<.*>; write it as text or numbers, or"):
+            opened(lists, address)
+    assert opened(lists, "#label=").classes == ()
+    with pytest.raises(UserError, match="a column 'path' of type binary; .* read images inside the file with hf:"):
+        opened(["a", "b", "c"], path=pa.array([b"x", b"y", b"z"]))
+
+
 def test_what_a_table_holds_is_said(photos, capsys):
     file = write(photos / "t.csv", ROWS)
     say_once.cache_clear()

@@ -12,6 +12,8 @@ import torch
 from flax import serialization
 from safetensors.torch import save_file
 from transformers import (
+    DeiTConfig,
+    DeiTModel,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
@@ -260,6 +262,16 @@ def test_what_the_encoder_cannot_represent_is_refused(tmp_path, plain, sentence)
     torch.save(UNLIKE[sentence](plain), tmp_path / "x.pth")
     with pytest.raises(UserError, match=rf"{sentence}.*cannot represent; start from another backbone\.$"):
         read_backbone(tmp_path / "x.pth", config_for(SIZE, 1e-6))
+
+
+@pytest.mark.fast
+def test_deit_is_refused(tmp_path):
+    described = DeiTConfig(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48, image_size=32
+    )
+    DeiTModel(described).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"has a distillation token .embeddings\.distillation_token"):
+        read_backbone(find_file(str(tmp_path)), config_for(SIZE, 1e-12))
 
 
 @pytest.mark.fast

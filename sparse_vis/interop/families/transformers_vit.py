@@ -10,5 +10,6 @@ VIT = Family(
     anchor="encoder.layer.0.layernorm_before.weight",
     names=renamed({"encoder.": ""}),
     unused=(r"embeddings\.mask_token", r"pooler\..*"),
+    refused={r"embeddings\.distillation_token": "has a distillation token"},
     bias="encoder.layer.0.attention.attention.query.bias",
 )
