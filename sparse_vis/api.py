@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ Path = str | pathlib.Path
 
 def load(
     path: Path, name: str | None = None, *, tokenizer: Path | None = None, tokenizer_dtype: str = "float32",
-    dtype: str = "float32", probe: Path | None = None, revision: str | None = None,
-    local_files_only: bool = False,
+    dtype: str = "float32", probe: Path | None = None, segmenter: Path | None = None,
+    revision: str | None = None, local_files_only: bool = False,
 ) -> tuple[Stellar, dict]:  # fmt: skip
     """Load a model: its parameters alone, on any device, trained on any number of devices.
 
@@ -46,10 +46,11 @@ def load(
         tokenizer_dtype, dtype: of the computation; parameters are float32.
         probe: file of a classifier for `classify`, or its folder; by default the probe.safetensors beside the
             model, if there is one for these weights.
+        segmenter: the same for `segment`, with segmenter.safetensors.
         revision, local_files_only: for hf:// addresses, as in huggingface_hub.
 
     Returns:
-        (model, params) for `encode`, `reconstruct` and, with a classifier, `classify`.
+        (model, params) for `encode`, `reconstruct`, with a classifier `classify`, with a segmenter `segment`.
 
     Raises:
         UserError: nothing can be loaded; names what is missing, damaged or of the wrong shape.
@@ -65,9 +66,9 @@ def load(
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
     model, params = assemble(found, path, tokenizer=tokenizer, tokenizer_dtype=tokenizer_dtype, dtype=dtype)
     model, params = with_classifier(model, params, *probe_file.classifier_of(found, path, probe)[:2])
-    if not (segmenter := probe_file.read_beside(found, path, probe_file.SEGMENTER)):
+    if not (read := probe_file.segmenter_of(found, path, segmenter)):
         return model, params
-    return model.clone(segmenter=segmenter[0]), {**params, "segmenter": segmenter[1]}
+    return model.clone(segmenter=read[0]), {**params, "segmenter": read[1]}
 
 
 def with_classifier(model: Stellar, params: dict, classifier=None, tensors: dict | None = None):
@@ -181,6 +182,19 @@ def _classify(model: Stellar, params: dict, images: Array) -> Array:
     return jax.nn.softmax(model.apply({"params": params}, as_pixels(images), method="classify"))
 
 
+def of_images(call: Callable, model: Stellar, images, batch: int) -> np.ndarray:
+    """What `call` gives for an array of images, seen whole, or for images that `as_source` opens, cropped."""
+    if hasattr(images, "dtype") and images.ndim != 1:  # np.array(paths) has one axis
+        return np.asarray(call(checked(images, model.patch)))
+    from sparse_vis.data.records import image_batches  # here, as encode and reconstruct need none of it
+    from sparse_vis.data.sources import as_source
+
+    source, batch = as_source(images), calls.whole("batch", batch, 1)
+    parts = image_batches(source, range(len(source)), model.encoder.image_size, batch)
+    stacked = (np.stack([image.pixels for image in part]) for part in parts)
+    return np.concatenate([run_in_batches(call, batch, pixels) for pixels in stacked])
+
+
 @calls.renamed(calls.OF_CALLS)
 def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[list[str], np.ndarray]:
     """Classes of images, by the classifier that `load` found beside the model or `probe` has fitted.
@@ -195,7 +209,8 @@ def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[
             same images may give other probabilities as an array than as a list.
 
     Returns:
-        (names, probabilities): the most likely class of each image, and (B, classes) float32, in the order of
+        (names, probabilities): the most likely class of each image, and (B, classes) float32. Images are in
+            the order given, those of a folder in that of their sorted paths; classes in the order of
         model.classifier.classes.
 
     Raises:
@@ -207,18 +222,7 @@ def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[
             "this model has no classifier; fit one: model, params, report = sparse_vis.probe(model, params, "
             "labelled images)."
         )
-    if hasattr(images, "dtype") and images.ndim != 1:  # np.array(paths) has one axis
-        probabilities = np.asarray(_classify(model, params, checked(images, model.patch)))
-    else:
-        from sparse_vis.data.records import image_batches  # here, as the others need none of it
-        from sparse_vis.data.sources import as_source
-
-        source, size = as_source(images), model.encoder.image_size
-        batch = calls.whole("batch", batch, 1)
-        call = functools.partial(_classify, model, params)
-        parts = image_batches(source, range(len(source)), size, batch)
-        stacked = (np.stack([image.pixels for image in part]) for part in parts)
-        probabilities = np.concatenate([run_in_batches(call, batch, pixels) for pixels in stacked])
+    probabilities = of_images(functools.partial(_classify, model, params), model, images, batch)
     return [model.classifier.classes[i] for i in probabilities.argmax(axis=1)], probabilities
 
 

@@ -96,7 +96,7 @@ RUN = {
         # With a Python that only notes arguments: --small takes 190 s of processor time.
         "test_the_script_for_a_gpu_runs_the_whole_set": ("benchmarks/gpu.sh",),
         "test_step_without_tensorflow_and_the_data_pipeline": ("benchmarks.speed.step",),
-        "test_parts_and_encode_as_commands": ("benchmarks.speed.parts",),
+        "test_parts_of_the_smallest_model": ("benchmarks.speed.parts",),
         "test_first_features_are_medians_of_alternating_runs_without_the_first": (
             "benchmarks.speed.first_features",
         ),

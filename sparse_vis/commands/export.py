@@ -52,12 +52,12 @@ PROBABILITY = "probability of each class, in the order of `classes`"
 DECODED = {"pixels": "pixels in [0, 1], NHWC, RGB", "logits": "of each patch's code of the VQ tokenizer"}
 
 
-def export_released(source: str, output: Path, name: str | None = None) -> Path:
+def export_released(source: str, output: Path, name: str | None = None, probe: str | None = None) -> Path:
     """Write a model in the released form; returns the path of the weights.
 
     Args:
         source: anything that `sparse_vis.load` accepts. output: folder, created if needed.
-        name: which model, if a release holds several.
+        name: which model, if a release holds several. probe: file of its classifier, as for `load`.
 
     Raises:
         UserError: the source cannot be read, or `output` holds a model or cannot be written.
@@ -66,7 +66,7 @@ def export_released(source: str, output: Path, name: str | None = None) -> Path:
         raise UserError(f"{output} already holds a config.json; give a new --output folder.")
     found = read_model(source, name, teacher=True)
     beside = {
-        probe_file.FILE: probe_file.classifier_of(found, source, None),
+        probe_file.FILE: probe_file.classifier_of(found, source, probe),
         probe_file.SEGMENTER: probe_file.read_beside(found, source, probe_file.SEGMENTER),
     }
     called = found.config.name.replace("/", "-")
@@ -107,13 +107,15 @@ def released_tensors(found: Loaded) -> Tensors:
     }
 
 
-def export_program(source: str, output: Path, kind: str, name: str | None = None) -> Path:
+def export_program(
+    source: str, output: Path, kind: str, name: str | None = None, probe: str | None = None
+) -> Path:
     """Write a model's encoder and decoder as programs, with JSON files that describe them.
 
     Returns the encoder's path; the decoder's has `.decoder` before the extension.
 
     Args:
-        source, output, name: as for `export_released`. kind: one of FORMATS.
+        source, output, name, probe: as for `export_released`. kind: one of FORMATS.
 
     Raises:
         UserError: the source cannot be read or is too large, `output` holds such a program or cannot be
@@ -125,8 +127,8 @@ def export_program(source: str, output: Path, kind: str, name: str | None = None
     if beside.exists():
         raise UserError(f"{output} already holds {beside.name}; give a new --output folder.")
     found.config.efficiency.update(dtype="float32", remat="none", attention="xla")
-    probe = probe_file.classifier_of(found, source, None)[:2]
-    model, params = api.with_classifier(build_model(found.config), found.params, *probe)
+    classifier = probe_file.classifier_of(found, source, probe)[:2]
+    model, params = api.with_classifier(build_model(found.config), found.params, *classifier)
     written = []  # decoder first, encoder last, as an encoder's JSON file says that all is there
     for part, make in (("decoder", decoder_of), ("encoder", encoder_of)):
         held = ("decoder",) if part == "decoder" else PARTS
@@ -271,12 +273,15 @@ def main() -> None:
     )
     parser.add_argument("--format", choices=["released", *FORMATS], default="released", help=what)
     parser.add_argument("--output", help="folder for the exported model")
+    probe = "file or folder of a classifier (default: the fine-tuned one, or the probe in the model's folder)"
+    parser.add_argument("--probe", help=probe)
     given = parser.parse_args()
+    source = given.checkpoint, given.output
     with outputs.writing(given.output, "export"):
         if given.format == "released":
-            path, beside = export_released(given.checkpoint, given.output, given.name), "config.json"
+            path, beside = export_released(*source, given.name, given.probe), "config.json"
         else:
-            path = export_program(given.checkpoint, given.output, given.format, given.name)
+            path = export_program(*source, given.format, given.name, given.probe)
             beside = f"{path.name}.json"
     print(f"wrote {path} and its {beside}")
     if given.format != "released":

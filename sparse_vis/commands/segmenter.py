@@ -78,7 +78,7 @@ def segmenter(
     held, fitted = np.split(np.random.default_rng(seed).permutation(len(S)), [held])
     protocol = dataclasses.replace(LINEAR, epochs=epochs, dtype="float32", batch=min(batch, len(fitted)))
     head = Probe(model.grid(size, size), len(classes), protocol, seed)
-    progress = Progress("segmenter", epochs * len(fitted))
+    progress = Progress("segmenter", epochs * len(fitted), unit="rows")
     for epoch in range(epochs):
         order = np.random.default_rng((seed, epoch)).permutation(fitted)
         for start in range(0, len(order) - protocol.batch + 1, protocol.batch):
@@ -92,11 +92,13 @@ def segmenter(
     (tensors,) = head.variables["params"].values()
     module = Segmenter(classes, S.shape[-1])
     report = {
-        "miou": miou, "iou": [None if np.isnan(x) else float(x) for x in iou], "fitted": len(fitted),
+        "miou": miou, "fitted": len(fitted),
+        "iou": {name: None if np.isnan(x) else float(x) for name, x in zip(classes, iou, strict=True)},
         "held_out": len(held), "images": source.about, "weights_crc32": probe_file.weights_of(params),
     }  # fmt: skip
     if save is not None:
         probe_file.write_probe(save, module, tensors, report)
+        print(f"wrote {save}; load it with sparse_vis.load(MODEL, segmenter={str(save)!r})", flush=True)
     return model.clone(segmenter=module), {**params, "segmenter": tensors}, report
 
 
@@ -139,14 +141,17 @@ def _segment(model: Stellar, params: dict, images: jax.Array) -> jax.Array:
     return jnp.argmax(pixel_logits(logits, features.spatial, grid, size), axis=-1).astype(jnp.uint8)
 
 
-def segment(model: Stellar, params: dict, images: np.ndarray) -> UInt8[np.ndarray, "B h w"]:
+@calls.renamed(calls.OF_CALLS)
+def segment(model: Stellar, params: dict, images: Any, *, batch: int = 64) -> UInt8[np.ndarray, "B h w"]:
     """The class of every pixel, uint8, as a number of model.segmenter.classes.
 
     Args:
-        model, params: as `segmenter` returns them, or `load` where it was saved. images: as for `encode`.
+        model, params: as `segmenter` returns them, or `load` where it was saved. images, batch: as for
+            `classify`; those of a folder, address or list are cropped as there.
 
     Returns:
-        (B, h, w): h and w are the images' sizes rounded down to whole patches.
+        (B, h, w): h and w are the images' sizes, or those of the crop, rounded down to whole patches. Images
+        are in the order given, those of a folder in that of their sorted paths.
 
     Raises:
         UserError: the model has no segmenter, or the images cannot be used.
@@ -157,4 +162,4 @@ def segment(model: Stellar, params: dict, images: np.ndarray) -> UInt8[np.ndarra
             "this model has no segmenter; fit one: model, params, report = sparse_vis.segmenter(model, "
             "params, images, masks, classes)."
         )
-    return np.asarray(_segment(model, params, api.checked(images, model.patch)))
+    return api.of_images(functools.partial(_segment, model, params), model, images, batch)

@@ -71,10 +71,11 @@ def how_to_load(found: Loaded, path: str | Path, name: str | None, probe: Path) 
     folder = beside(path)
     if folder is not None and probe.absolute() == (folder / FILE).absolute() and not found.classifier:
         return f"sparse_vis.load({call}) and export find it beside the model"
-    why = "find by themselves only one beside the model"
+    why = "alone, they find a probe only in the model's folder"
     if found.classifier:
-        why = "otherwise take the classifier of the fine-tuning"
-    return f"load it with sparse_vis.load({call}, probe={str(probe)!r}); load and export {why}"
+        why = "alone, they take the classifier of the fine-tuning"
+    load = f"load it with sparse_vis.load({call}, probe={str(probe)!r})"
+    return f"{load}, and export it with --probe={probe}; {why}"
 
 
 def classifier_of(found: Loaded, path: str | Path, given: str | Path | None) -> tuple:
@@ -90,12 +91,22 @@ def classifier_of(found: Loaded, path: str | Path, given: str | Path | None) -> 
     if given is not None:
         read = read_probe(place_of(Path(local(given, "probe"))), found.params)
         if isinstance(read[0], Segmenter):
-            raise UserError(f"probe={given} is a segmenter; give the file of a classifier.")
+            raise UserError(f"probe={given} is a segmenter; give it as segmenter=.")
         return read
     if found.classifier:
         about = {"weights_crc32": weights_of(found.params), "finetuned": True}
         return (*found.classifier, about)
     return read_beside(found, path, FILE)
+
+
+def segmenter_of(found: Loaded, path: str | Path, given: str | Path | None) -> tuple:
+    """The same for a segmenter, beside the model or `given`."""
+    if given is None:
+        return read_beside(found, path, SEGMENTER)
+    read = read_probe(place_of(Path(local(given, "segmenter")), SEGMENTER), found.params)
+    if not isinstance(read[0], Segmenter):
+        raise UserError(f"segmenter={given} is a classifier; give it as probe=.")
+    return read
 
 
 def read_beside(found: Loaded, path: str | Path, file: str) -> tuple:

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sparse_vis.build import build_model
+from sparse_vis.config import settings
 from sparse_vis.config.settings import at
 from sparse_vis.interop import backbones
 from sparse_vis.interop.load import abstract_params, read_model
@@ -18,6 +19,8 @@ from sparse_vis.runtime.names import path_name
 
 HEADS = ("sparse_head", "cls_head")
 LISTED = 4  # tensors in an error message
+# Settings of config.model that may differ from those of `init`.
+FREE = "image_size", "init_std", "spatial_temperature", "tokenizer.path", "tokenizer.codes", "tokenizer.dtype"
 
 
 def initial_params(config: ConfigDict) -> dict:
@@ -65,7 +68,10 @@ def _check(params: dict, theirs: ConfigDict, config: ConfigDict, left_out: tuple
             wrong.append(f"{name} is {at(theirs.model, name)} instead of {at(config.model, name)}")
     if wrong:
         rest = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        theirs, ours = (settings.leaves(c.model) for c in (theirs, config))
+        other = [name for name in ours if name not in FREE and theirs.get(name) != ours[name]]
+        flags = " ".join(f"--config.model.{name}={theirs[name]}" for name in other)
         raise UserError(
             f"config.init={config.init} has another architecture: {'; '.join(wrong[:LISTED])}{rest}; "
-            "make config.model match it."
+            f"make config.model match it{': ' * bool(flags)}{flags}."
         )

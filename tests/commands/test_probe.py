@@ -87,7 +87,7 @@ def test_the_command_writes_beside_the_model_what_load_finds(workdir, folder, tm
     # Elsewhere: the printed call loads it.
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--kind=knn", f"--output={tmp_path / 'other'}"])
     probe.main()
-    (call,) = re.findall(r"; load it with sparse_vis\.(load\(.*\)); load and", capsys.readouterr().out)
+    (call,) = re.findall(r"; load it with sparse_vis\.(load\(.*\)), and export", capsys.readouterr().out)
     assert len(eval(call, {"load": sparse_vis.load})[1]["classifier"]["gallery"]) == 18
 
 
@@ -117,6 +117,11 @@ def test_an_extraction_gives_the_same_probe_as_its_images(loaded, workdir, folde
     (images, about), (features, same) = (read(tmp_path / f"{n}.safetensors") for n in ("images", "features"))
     assert images["kernel"].shape == (TOKENS * WIDTH, 3) and about["accuracy"] == same["accuracy"]
     np.testing.assert_allclose(images["kernel"], features["kernel"], atol=1e-5)
+    monkeypatch.setattr(
+        sys, "argv", ["probe", f"--checkpoint={workdir}", f"--input={tmp_path / 'out'}", "--split=test"]
+    )
+    with pytest.raises(UserError, match=r"the extraction .* is used whole; leave out --split and --data-dir"):
+        probe.main()
     with pytest.raises(UserError, match="is of a model with other parameters"):
         sparse_vis.probe(*sparse_vis.load(workdir / "checkpoints" / "3"), tmp_path / "out")
 
@@ -226,6 +231,8 @@ def test_what_cannot_be_fitted_is_one_sentence_before_an_image_is_encoded(
             sparse_vis.probe(*loaded, [(white, 0), (white, 1)] * 9, **changes)
     with pytest.raises(UserError, match=r"^probe\(model, params, data\) got a dict as model and a Stel"):
         sparse_vis.probe(*loaded[::-1], [(white, 0)])
+    with pytest.raises(UserError, match=r"has a \{split\}; write the split itself in its place\.$"):
+        sparse_vis.probe(*loaded, "webdataset:a-{split}.tar")
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match=r"the extraction .* is not complete; repeat the command"):
         sparse_vis.probe(*loaded, tmp_path)

@@ -175,7 +175,8 @@ def test_a_probe_is_exported_with_the_encoder(kind, feature, tmp_path):
         path = export.export_program(str(workdir), tmp_path / "out", "stablehlo")
         program = jax.export.deserialize(path.read_bytes())
         np.testing.assert_allclose(program.call(images)["probability"], expected, atol=1e-4)
-        export.export_released(str(workdir), tmp_path / "released")
+        (workdir / "probe.safetensors").rename(tmp_path / "mine.safetensors")
+        export.export_released(str(workdir), tmp_path / "released", probe=str(tmp_path / "mine.safetensors"))
         again = sparse_vis.load(tmp_path / "released")
         np.testing.assert_allclose(sparse_vis.classify(*again, images)[1], expected, atol=1e-5)
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 import sparse_vis
 from sparse_vis.commands import export
+from sparse_vis.interop import probe_file
 from sparse_vis.runtime.errors import UserError
 from tests.tiny_checkpoint import PATCH, SIZE
 
@@ -42,11 +43,20 @@ def test_a_segmenter_is_saved_beside_its_model_and_segments(workdir, folder, tmp
     )
     assert report["held_out"] == 2 and report["fitted"] == 10 and 0 <= report["miou"] <= 1
     model, params = sparse_vis.load(workdir)
-    assert model.segmenter.classes == CLASSES and "mIoU" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert model.segmenter.classes == CLASSES and "mIoU" in said
+    assert f"wrote {workdir / probe_file.SEGMENTER}; load it with sparse_vis.load(MODEL, segmenter=" in said
     found = sparse_vis.segment(model, params, images)
     assert found.dtype == np.uint8 and found.shape == (2, SIZE, SIZE + PATCH)
     export.export_released(str(workdir), tmp_path / "released")
     np.testing.assert_array_equal(sparse_vis.segment(*sparse_vis.load(tmp_path / "released"), images), found)
+    squares = sparse_vis.segment(model, params, folder / "images", batch=5)
+    assert squares.shape == (12, SIZE, SIZE)
+    order = sorted((folder / "images").iterdir())
+    np.testing.assert_array_equal(sparse_vis.segment(model, params, order[3:4])[0], squares[3])
+    with pytest.raises(UserError, match=r"is a segmenter; give it as segmenter=\.$"):
+        sparse_vis.load(workdir, probe=workdir / probe_file.SEGMENTER)
+
     # By hand: p = L softmax(S W + b) of the patches, enlarged by Pillow.
     features = sparse_vis.encode(model, params, images)
     logits = np.asarray(features.sparse) @ np.asarray(params["segmenter"]["kernel"])
@@ -60,6 +70,20 @@ def test_a_segmenter_is_saved_beside_its_model_and_segments(workdir, folder, tmp
         ]
         expected = np.argmax(np.stack([np.asarray(x) for x in large]), axis=0)
         assert np.mean(found[number] == expected) > 0.999
+
+
+def test_a_segmenter_of_a_packaged_model_is_loaded_from_its_own_place(folder, tmp_path):
+    loaded = sparse_vis.load("scenes-tiny")
+    model, params, _ = sparse_vis.segmenter(
+        *loaded, folder / "images", folder / "masks", CLASSES, epochs=1, save=tmp_path / "mine"
+    )
+    again = sparse_vis.load("scenes-tiny", segmenter=tmp_path / "mine")
+    assert again[0] == model
+    np.testing.assert_array_equal(again[1]["segmenter"]["kernel"], params["segmenter"]["kernel"])
+    sparse_vis.probe(*loaded, [(path, i % 2) for i, path in enumerate((folder / "images").iterdir())],
+                     save=tmp_path / "mine")  # fmt: skip
+    with pytest.raises(UserError, match=r"is a classifier; give it as probe=\.$"):
+        sparse_vis.load("scenes-tiny", segmenter=tmp_path / "mine" / "probe.safetensors")
 
 
 def test_listed_images_have_the_maps_of_their_folder(loaded, folder, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from sparse_vis.config.settings import at
 from sparse_vis.interop.backbones import read_backbone
 from sparse_vis.interop.load import read_model
 from sparse_vis.interop.manifest import read_manifest, to_config
@@ -167,6 +168,8 @@ def test_another_architecture_is_refused(workdir, name, value, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         init.initial_params(config)
     assert str(caught.value).startswith(f"config.init={workdir} has another architecture: ")
+    made = at(tiny_config(), name)  # the flag that mends it, and no other
+    assert str(caught.value).endswith(f"make config.model match it: --config.{name}={made}.")
 
 
 def test_a_backbone_of_another_architecture_is_refused():

@@ -290,7 +290,7 @@ def _fit(
     }
     devices, labels = Devices(), np.asarray(y).astype(np.int32)
     state, moments = devices.everywhere(((zeros, ADAM.init(zeros)), moments))
-    progress = Progress("linear probes", batches.size)
+    progress = Progress("linear probes", batches.size, unit="rows")
     for start in range(0, steps, STEPS):
         # Only these steps' rows are read, and sent to the devices: features may be larger than any memory.
         chosen, some = batches[start : start + STEPS], rates[start : start + STEPS]
