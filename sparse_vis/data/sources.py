@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from sparse_vis.data.decode import EXTENSIONS
 from sparse_vis.data.folder import FolderSource, left_out
 from sparse_vis.data.hf import HfSource
 from sparse_vis.data.own import OwnSource
@@ -136,6 +137,8 @@ def as_source(data: Any, classes: Sequence[str] | None = None, max_pixels: int =
     if isinstance(data, str | os.PathLike):
         if os.fspath(data).startswith("tfds:"):
             raise UserError(f"{data} needs a split: give the object tfds.data_source(NAME, split=SPLIT).")
+        if Path(data).suffix.lower() in EXTENSIONS and Path(data).expanduser().is_file():
+            raise UserError(f"{data} is one image; give a list, [{os.fspath(data)!r}], or its folder.")
         source = open_input(os.path.expanduser(data), max_pixels=max_pixels)
         if classes is not None:
             own = ", ".join(map(escaped, source.classes[:SHOWN])) or "none"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
-REPORT_SECONDS = 5.0
+REPORT_SECONDS, WAIT_SECONDS = 5.0, 15.0
 
 _shown = ""  # the line that `update` shows, while the cursor is behind it
 
@@ -48,6 +51,24 @@ def end_line() -> None:
     if _shown:
         print(flush=True)
     _shown = ""
+
+
+@contextlib.contextmanager
+def waiting(text: str, every: float = WAIT_SECONDS) -> Iterator[None]:
+    """Context around work that prints nothing: shows the text with the seconds gone, from time to time."""
+    began, done = time.perf_counter(), threading.Event()
+
+    def repeat():
+        while not done.wait(every):
+            update(f"{text}: {time.perf_counter() - began:.0f} s")
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class Progress:

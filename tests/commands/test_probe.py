@@ -74,6 +74,10 @@ def test_the_command_writes_beside_the_model_what_load_finds(workdir, folder, tm
     assert names == classes
     again, from_folder = sparse_vis.classify(model, params, folder, batch=5)  # reads and crops the files
     assert again == classes
+    with pytest.raises(
+        UserError, match=r"0\.png is one image; give a list, \['.*0\.png'\], or its folder\.$"
+    ):
+        sparse_vis.classify(model, params, min(folder.rglob("*.png")))
     np.testing.assert_allclose(from_folder, expected, atol=1e-5)
     # Of another step, whose weights differ: a note, and a model without a classifier.
     other = sparse_vis.load(workdir / "checkpoints" / "3")

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 
 import pytest
 
@@ -72,3 +73,16 @@ def test_a_line_is_no_wider_than_the_terminal(monkeypatch):
     progress.update("step 1/9 total 10.5")
     progress.end_line()
     assert screen.getvalue() == "\rstep 1/9 \n"
+
+
+def test_waiting_shows_the_time_until_it_ends(capsys):
+    with progress.waiting("still compiling", every=0.05):
+        time.sleep(0.4)
+    shown = capsys.readouterr().out
+    assert shown.count("still compiling: 0 s\n") >= 2
+    time.sleep(0.15)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="inside"), progress.waiting("still compiling", every=0.05):
+        raise ValueError("inside")
+    time.sleep(0.15)
+    assert capsys.readouterr().out == ""
