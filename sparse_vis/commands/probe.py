@@ -171,9 +171,9 @@ def _fit(
     }  # fmt: skip
     common = np.bincount(y[held]).max() / len(held)
     print(
-        f"{kind} probe on {feature}: {accuracy:.2%} of {len(held)} held-out images are right (the most "
-        f"common class would give {common:.2%}); fitted on {len(fitted)} images of {len(np.unique(y))} "
-        "classes",
+        f"{kind} probe on {feature}: {round(accuracy * len(held))} of {len(held)} held-out images are right, "
+        f"{accuracy:.2%} (the most common class would give {common:.2%}); fitted on {len(fitted)} images of "
+        f"{len(np.unique(y))} classes",
         flush=True,
     )
     if save is not None:
