@@ -48,6 +48,7 @@ def test_a_call_that_was_interrupted_goes_on_and_ends_as_one_that_was_not(tmp_pa
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         model, params, history = pool.submit(uninterrupted).result()
     monkeypatch.chdir(tmp_path)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def interrupting(text):
