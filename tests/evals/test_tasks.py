@@ -326,6 +326,6 @@ def test_all_tasks_share_one_pass_that_computes_what_they_need(capsys):
     printed = capsys.readouterr().out.splitlines()
     expected = [f"e: {part} images: 20/20 images" for part in ("train", "test")]
     steps, batch = SweepProtocol().steps, 18  # two of the 20 are held out
-    expected.append(f"linear probes: {steps * batch}/{steps * batch} images")
+    expected.append(f"linear probes: {steps * batch}/{steps * batch} rows")
     assert [line.split("  ")[0] for line in printed] == expected
     assert "images/s  ETA 0:00:00" in printed[0]
