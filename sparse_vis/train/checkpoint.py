@@ -6,6 +6,7 @@ Orbax writes a step under a temporary name first, so that an interrupted save is
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import pathlib
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, data: dict, config: 
     `data` is JSON-compatible: `next_index`, the position of the next image in the global stream, and all else
     that a continued run needs.
     """
+    data = copy.deepcopy(data)  # Orbax writes it later, when training has added to its sums
     settings, rest = plain(config), state.replace(params=None)
     sums = {"params": checksums.checksums(state.params), "rest": checksums.checksums(rest)}
     sums |= {"config": checksums.of_json(settings), "data": checksums.of_json(data)}

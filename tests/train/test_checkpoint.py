@@ -1,5 +1,6 @@
 """Which checkpoints stay, and that no damage of one goes unnoticed."""
 
+import copy
 import json
 import random
 import shutil
@@ -52,6 +53,17 @@ def test_the_rest_of_a_killed_save_is_cleaned_up(tmp_path):
 
 
 DATA = {"next_index": 123, "averages": {"sums": {"total": [1.5, 2]}, "steps": 2}}
+
+
+@pytest.mark.fast
+def test_a_training_that_goes_on_does_not_change_what_is_still_to_be_written():
+    """Orbax writes in the background; else checksums and sums could disagree, and the step would be lost."""
+    written, data = {}, copy.deepcopy(DATA)
+    manager = types.SimpleNamespace(save=lambda step, args, force: written.update(args.data.item))
+    checkpoint.save(manager, state(1), data, default_config())
+    data["averages"]["sums"]["total"][0] += 1
+    data["averages"]["sums"]["other"] = [0.0, 1]
+    assert {name: written[name] for name in DATA} == DATA
 
 
 @pytest.fixture
