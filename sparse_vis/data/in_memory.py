@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -34,25 +33,19 @@ def described(source: OwnSource, data: Any) -> str:
         rows = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist()
         of = f" of {len(rows)} of them" if len(rows) < len(source) else ""
     for row in rows:
-        image, label = _image_and_label(data[row]) if isinstance(data, list | tuple) else (None, None)
-        if file := _file_of(image):
-            image = f"{file} {files_sha256('', [file], times=True)}".encode(errors=NAME_ERRORS)
-        else:
-            try:
-                record = source[row]
-                image, label = record["image"], record.get("label", label)
-            except UserError as error:  # the training will stop there, or skip it
-                image = str(error).encode()
+        label = None
+        try:
+            item = source.item(row)
+            image, label = item["image"], item.get("label")
+            if file := _file_of(image):
+                image = f"{file} {files_sha256('', [file], times=True)}".encode(errors=NAME_ERRORS)
+            else:
+                image = source[row]["image"]
+        except UserError as error:  # the training will stop there, or skip it
+            image = str(error).encode()
         found.update(f"{label} {np.shape(image)}".encode())
         found.update(image if isinstance(image, bytes) else np.ascontiguousarray(image))
     return f"{type(data).__name__} of {len(source)} images, checksum {found.hexdigest()[:16]}{of}"
-
-
-def _image_and_label(item: Any) -> tuple[Any, Any]:
-    """What an item of `OwnSource` holds; the label is None if there is none."""
-    if isinstance(item, Mapping):
-        return item.get("image"), item.get("label")
-    return item if isinstance(item, tuple) and len(item) == 2 else (item, None)
 
 
 def _file_of(image: Any) -> str:
@@ -64,10 +57,9 @@ def _file_of(image: Any) -> str:
 def check_items(source: OwnSource, data: Any) -> None:
     """Refuse a list or tuple with an item that is no image, or a file that is missing; files are not read."""
     for row in range(len(source)) if isinstance(data, list | tuple) else ():
-        file = _file_of(_image_and_label(data[row])[0])
-        if file and os.path.exists(file):
-            continue
         try:
-            source[row]
+            file = _file_of(source.item(row)["image"])
+            if not (file and os.path.exists(file)):
+                source[row]
         except UserError as error:
             raise or_skip(error, "--config.data.on_error=skip to use the next image in its place") from None

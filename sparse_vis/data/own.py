@@ -65,7 +65,7 @@ class OwnSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        item, where = self._item(index), self._where(index)
+        item, where = self.item(index), self._where(index)
         record = {"name": f"#{index}", "max_pixels": self.max_pixels, **item}
         if isinstance(item["image"], str | os.PathLike):
             record["name"] = item.get("name", os.fsdecode(item["image"]))
@@ -78,7 +78,7 @@ class OwnSource:
     def _where(self, index: int) -> str:
         return f"item {index} of the {type(self.data).__name__} with the images"
 
-    def _item(self, index: int) -> Mapping[str, Any]:
+    def item(self, index: int) -> Mapping[str, Any]:
         """An item as a dict; its image is not read."""
         try:
             item = self.data[index]
@@ -110,7 +110,7 @@ class OwnSource:
         given, unread = [], []
         for index in range(len(self)):
             try:
-                given.append(self._item(index).get("label"))
+                given.append(self.item(index).get("label"))
             except UserError as error:
                 if on_error == "stop":
                     raise UserError(f"{error}, or pass on_error='skip'.") from error.__cause__
@@ -139,7 +139,7 @@ class OwnSource:
         """The images, if all are paths, named by their paths below the folder that holds all; else None."""
         full = []
         for index in range(len(self)):
-            item = self._item(index)
+            item = self.item(index)
             if "name" in item or not isinstance(item["image"], str | os.PathLike):
                 return None
             full.append(os.path.abspath(os.path.expanduser(os.fsdecode(item["image"]))))
