@@ -210,7 +210,7 @@ def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[
 
     Returns:
         (names, probabilities): the most likely class of each image, and (B, classes) float32. Images are in
-            the order given, those of a folder in that of their sorted paths; classes in the order of
+        the order given, those of a folder in that of their sorted paths; classes in the order of
         model.classifier.classes.
 
     Raises:

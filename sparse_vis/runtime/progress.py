@@ -54,7 +54,7 @@ def end_line() -> None:
 
 
 @contextlib.contextmanager
-def waiting(text: str, every: float = WAIT_SECONDS) -> Iterator[None]:
+def sign_of_life(text: str, every: float = WAIT_SECONDS) -> Iterator[None]:
     """Context around work that prints nothing: shows the text with the seconds gone, from time to time."""
     began, done = time.perf_counter(), threading.Event()
 

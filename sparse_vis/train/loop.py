@@ -26,7 +26,7 @@ from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_json
 from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
-from sparse_vis.runtime.progress import say, waiting
+from sparse_vis.runtime.progress import say, sign_of_life
 from sparse_vis.train import checkpoint
 from sparse_vis.train.health import HealthCheck
 from sparse_vis.train.log import Averages, RunLog, Skipped, short
@@ -236,7 +236,7 @@ class Run:
             say("compiling the step ...")
             began = time.perf_counter()
             gc.freeze()  # else garbage collection over imported modules takes a tenth of the tracing time
-            with waiting("still compiling") if self.main else contextlib.nullcontext():
+            with sign_of_life("still compiling") if self.main else contextlib.nullcontext():
                 lowered = self.update.lower(self.state, batch, self.tokenizer, self.seed)
                 traced = time.perf_counter() - began
                 log = exits.enter_context(self.open_log())

@@ -75,14 +75,14 @@ def test_a_line_is_no_wider_than_the_terminal(monkeypatch):
     assert screen.getvalue() == "\rstep 1/9 \n"
 
 
-def test_waiting_shows_the_time_until_it_ends(capsys):
-    with progress.waiting("still compiling", every=0.05):
+def test_a_sign_of_life_shows_the_time_until_it_ends(capsys):
+    with progress.sign_of_life("still compiling", every=0.05):
         time.sleep(0.4)
     shown = capsys.readouterr().out
     assert shown.count("still compiling: 0 s\n") >= 2
     time.sleep(0.15)
     assert capsys.readouterr().out == ""
-    with pytest.raises(ValueError, match="inside"), progress.waiting("still compiling", every=0.05):
+    with pytest.raises(ValueError, match="inside"), progress.sign_of_life("still compiling", every=0.05):
         raise ValueError("inside")
     time.sleep(0.15)
     assert capsys.readouterr().out == ""
