@@ -1,0 +1,54 @@
+"""A .npz file with the tokens and maps of a picture and the edits made on the page."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from sparse_vis.explore.edits import Edited, replay
+from sparse_vis.runtime.errors import UserError
+
+
+class Saved(NamedTuple):
+    """What such a file holds, and S and L after the edits."""
+
+    S: Float[np.ndarray, "r d"]
+    L: Float[np.ndarray, "n r"]
+    grid: tuple[int, int]  # rows and columns of the n patches
+    edits: list[dict[str, Any]]
+    edited: Edited
+
+
+def to_npz(
+    S: Float[np.ndarray, "r d"],
+    L: Float[np.ndarray, "n r"],
+    grid: tuple[int, int],
+    edits: list[dict[str, Any]],
+) -> bytes:
+    """The contents of a file that `read_saved` reads."""
+    file = io.BytesIO()
+    np.savez_compressed(file, S=S, L=L, grid=np.array(grid), edits=np.array(json.dumps(edits)))
+    return file.getvalue()
+
+
+def read_saved(path: str | pathlib.Path) -> Saved:
+    """Read a file that the page saved, and replay its edits.
+
+    Raises:
+        UserError: the file does not exist, or is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            S, L, (rows, columns), edits = file["S"], file["L"], file["grid"].tolist(), str(file["edits"])
+        if (rows * columns, len(S)) != L.shape or S.ndim != 2:
+            raise ValueError(f"S has shape {S.shape}, L {L.shape} on {rows}x{columns} patches")
+        edits = json.loads(edits)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} was not saved by the page ({error}); give such a .npz file.") from error
+    return Saved(S, L, (rows, columns), edits, replay(S, L, (rows, columns), edits))
