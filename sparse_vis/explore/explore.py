@@ -50,11 +50,12 @@ def main() -> None:
 
 
 def bound(number: int) -> socket.socket:
-    """A socket of this computer alone, at a port, or at a free one for 0."""
+    """A socket that only this computer reaches, at a port, or at a free one for 0."""
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, number))
+        listening.listen()
     except OSError as error:
         raise UserError(f"--port={number} cannot be used ({error.strerror}); give another.") from error
     return listening

@@ -29,7 +29,8 @@ async function send(picture) {
   picture.key = (await answer.json()).picture;
 }
 
-// What the server says of a picture after some edits. It keeps few pictures: those it dropped are sent again.
+// What the server says of a picture after some edits. It keeps few pictures: one that it dropped is sent again,
+// after those from which the edits take tokens.
 async function about(path, picture, edits, side = view.side) {
   const body = JSON.stringify({ picture: picture.key, side, edits });
   try {
@@ -37,7 +38,9 @@ async function about(path, picture, edits, side = view.side) {
   } catch (error) {
     if (error.status !== 404) throw error;
   }
-  for (const each of view.pictures) await send(each);
+  const taken = new Set(edits.map((edit) => edit.from?.picture));
+  for (const each of view.pictures.filter((other) => taken.has(other.key))) await send(each);
+  await send(picture);
   return ask(path, body);
 }
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from sparse_vis.report import report as tool
+from tests.browser import start
 from tests.report.test_report import write_run
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS
 
@@ -32,15 +31,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    places = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if None in places.values():
-        pytest.fail("Chromium is missing: apt-get install chromium chromium-driver, as CONTRIBUTING.md says.")
-    options = webdriver.ChromeOptions()
-    options.binary_location = places["chromium"]
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(places["chromedriver"]))
+    driver = start()
     yield driver
     driver.quit()
 
