@@ -66,7 +66,7 @@ function showTokens(found) {
   if (!box.children.length) box.append(...settings.colours.map((_, token) => tokenButton(token)));
   [...box.children].forEach((button, token) => {
     drawMap(button.querySelector("canvas"), found, token);
-    const share = `${(100 * found.shares[token]).toFixed(0)} % of the picture`;
+    const share = `share ${(100 * found.shares[token]).toFixed(0)} %`;
     button.querySelector(".share").textContent = found.peaks[token] > 0 ? share : "erased";
     button.classList.toggle("erased", found.peaks[token] === 0);
     button.querySelector(".understood").textContent = "…";
@@ -106,7 +106,7 @@ async function askEncoder() {
   if (asked !== version) return; // there are newer edits
   found.forEach(({ cosine, understood }, token) => {
     const said = $("tokens").children[token].querySelector(".understood");
-    said.textContent = understood === null ? "" : `${understood ? "understood" : "not understood"}, ${cosine.toFixed(2)}`;
+    said.textContent = understood === null ? "" : `${understood ? "understood" : "not understood"} ${cosine.toFixed(2)}`;
     said.classList.toggle("not", understood === false);
   });
 }

@@ -22,7 +22,7 @@ from sparse_vis.explore.edits import replay
 from sparse_vis.explore.explore import bound
 from sparse_vis.explore.saved import read_saved
 from sparse_vis.explore.shelf import Shelf
-from tests.browser import start
+from tests.browser import luminance, start
 from tests.explore.test_server import PIXELS, SIDE, expected, picture
 from tests.tiny_checkpoint import TOKENS
 
@@ -320,6 +320,29 @@ def test_two_tabs_do_not_see_each_other_and_one_may_close(page, address, loaded)
     driver.close()  # while the server works
     driver.switch_to.window(first)
     same(page.press("z", hold=Keys.CONTROL).shown, computed(loaded, []))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_light_and_dark(page, scheme):
+    page.driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    page.give(picture(1)[0], "b.png").token(0).click()
+    page.until("!document.querySelector('.understood').textContent.startsWith('…')")
+    script = """
+        const ground = x => { for (; x; x = x.parentElement) {
+          const c = getComputedStyle(x).backgroundColor; if (c !== "rgba(0, 0, 0, 0)") return c; } };
+        return [...document.querySelectorAll("h1, .kind, .note, figcaption, legend, label, output, .token b, "
+          + ".token span, .held, #png, select, #tools button")]
+          .filter(x => x.innerText && !x.closest(".small"))
+          .map(x => [x.innerText, getComputedStyle(x).color, ground(x)])"""
+    found = page.run(script)
+    assert len(found) > 40
+    for text, colour, ground in found:
+        low, high = sorted([luminance(colour), luminance(ground)])
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, colour, ground)  # WCAG AA
+    ground = page.run("return getComputedStyle(document.body).backgroundColor")
+    assert (luminance(ground) > 0.5) == (scheme == "light")
 
 
 def test_everything_has_a_name_and_a_phone_scrolls_in_one_direction_only(page):
