@@ -7,12 +7,14 @@ time. --screenshot saves the page with a map moved to the right.
 """
 
 import base64
+import contextlib
 import io
 import re
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 
 from PIL import Image
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -27,7 +29,8 @@ PAUSE = 700  # ms between edits, in which the page also asks what the encoder ma
 OPEN = "$('example').value = arguments[0]; $('example').dispatchEvent(new Event('change'));"
 # One arrow key after the other; each is timed until the browser draws the frame with the new picture.
 TIMED = """
-const [count, pause, done] = arguments, times = [], token = document.querySelectorAll("#tokens .token")[6];
+const [count, pause, done] = arguments, times = [], number = settings.tokens - 2;
+const token = document.querySelectorAll("#tokens .token")[number];
 (async () => {
   token.click();
   for (let i = 0; i < count; i++) {
@@ -40,15 +43,26 @@ const [count, pause, done] = arguments, times = [], token = document.querySelect
     token.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
     times.push(await drawn - begun);
   }
-  nudge(6, 0, 8);
+  nudge(number, 0, 8);
   setTimeout(() => done(times), 3 * pause);
 })();"""
 
 
-def address_of(tool: subprocess.Popen) -> str:
+@contextlib.contextmanager
+def serving(checkpoint: str) -> Iterator[str]:
+    """Context in which the tool runs; its address."""
+    command = [sys.executable, "-m", "sparse_vis", "explore", f"--checkpoint={checkpoint}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as tool:
+        try:
+            yield address_in(tool.stdout)
+        finally:
+            tool.terminate()
+
+
+def address_in(lines: Iterable[str]) -> str:
     """The address that the tool prints once it serves the page."""
     said = []
-    for line in tool.stdout:
+    for line in lines:
         said.append(line)
         if found := re.search(r"http://127\.0\.0\.1\S+", line):
             return found[0]
@@ -83,24 +97,19 @@ def main() -> None:
     add("--edits", type=positive, default=30, metavar="N", help="timed edits (%(default)s)")
     add("--screenshot", type=paths.path, metavar="FILE", help="image file for the page after them")
     given = parser.parse_args()
-    command = [sys.executable, "-m", "sparse_vis", "explore", f"--checkpoint={given.checkpoint}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as tool:
+    with serving(given.checkpoint) as address:
+        driver = start("--window-size=1280,1000")
         try:
-            address = address_of(tool)
-            driver = start("--window-size=1280,1000")
-            try:
-                driver.get(address)
-                driver.set_script_timeout(600)
-                for count, name in enumerate(PHOTOGRAPHS, start=1):
-                    opened(driver, name, count)
-                times = driver.execute_async_script(TIMED, given.edits, PAUSE)
-                if given.screenshot:
-                    picture_of(driver).save(given.screenshot, quality=85)
-                pixels = driver.execute_script("return $('reconstruction').querySelector('img').naturalWidth")
-            finally:
-                driver.quit()
+            driver.get(address)
+            driver.set_script_timeout(600)
+            for count, name in enumerate(PHOTOGRAPHS, start=1):
+                opened(driver, name, count)
+            times = driver.execute_async_script(TIMED, given.edits, PAUSE)
+            if given.screenshot:
+                picture_of(driver).save(given.screenshot, quality=85)
+            pixels = driver.execute_script("return $('reconstruction').querySelector('img').naturalWidth")
         finally:
-            tool.terminate()
+            driver.quit()
     late = sorted(times)[round(0.9 * (len(times) - 1))]
     print(
         f"{len(times)} edits of {given.checkpoint} at {pixels}x{pixels} px: "

@@ -9,6 +9,7 @@ from scipy.special import softmax
 from sparse_vis.explore.edits import FIELDS, KINDS, MOST, replay
 from sparse_vis.explore.saved import read_saved, to_npz
 from sparse_vis.runtime.errors import UserError
+from tests.documents import ROOT, python_blocks
 
 pytestmark = pytest.mark.fast
 
@@ -121,6 +122,17 @@ def test_a_saved_file_replays_to_the_same_bits(tmp_path):
     assert saved.edits == MANY and saved.grid == GRID
     for found, expected in zip([*saved.edited, saved.S, saved.L], [*now, S, L], strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_the_documented_code_decodes_a_saved_file(tmp_path, monkeypatch):
+    maps, tokens = np.tile(np.float32([[0.5, 0.5]]), (64, 1)), np.float32(rng.normal(size=(2, 96)))
+    edits = [{"kind": "erase", "token": 0}]
+    (tmp_path / "edited.npz").write_bytes(to_npz(tokens, maps, (8, 8), edits))
+    monkeypatch.chdir(tmp_path)
+    [code], space = python_blocks(ROOT / "docs" / "explore.md"), {}
+    exec(compile(code, "docs/explore.md", "exec"), space)
+    np.testing.assert_allclose(space["L"] @ space["S"], np.tile(tokens[1], (64, 1)), rtol=1e-6)
+    assert space["pixels"].shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("what", ["absent", "text", "other", "shapes"])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
+import re
+import sys
 import threading
 import time
 
@@ -17,11 +20,13 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 import sparse_vis
+from benchmarks.speed import explore_page
 from sparse_vis.explore import server
 from sparse_vis.explore.edits import replay
 from sparse_vis.explore.explore import bound
 from sparse_vis.explore.saved import read_saved
 from sparse_vis.explore.shelf import Shelf
+from sparse_vis.runtime.errors import UserError
 from tests.browser import luminance, start
 from tests.explore.test_server import PIXELS, SIDE, expected, picture
 from tests.tiny_checkpoint import TOKENS
@@ -343,6 +348,24 @@ def test_text_stands_out_in_light_and_dark(page, scheme):
         assert (high + 0.05) / (low + 0.05) >= 4.5, (text, colour, ground)  # WCAG AA
     ground = page.run("return getComputedStyle(document.body).backgroundColor")
     assert (luminance(ground) > 0.5) == (scheme == "light")
+
+
+def test_the_benchmark_times_edits_and_saves_the_page(address, monkeypatch, capsys, tmp_path):
+    # In place of a process: the server of these tests.
+    monkeypatch.setattr(explore_page, "serving", lambda checkpoint: contextlib.nullcontext(address))
+    monkeypatch.setattr(explore_page, "PAUSE", 20)
+    monkeypatch.setattr(sys, "argv", ["explore_page", "--edits=3", f"--screenshot={tmp_path / 'page.png'}"])
+    explore_page.main()
+    found = re.fullmatch(
+        r"3 edits of pictures-tiny at 64x64 px: median (\d+) ms, 9 of 10 within (\d+) ms\n",
+        capsys.readouterr().out,
+    )
+    assert 0 < int(found[1]) <= int(found[2]) < 20_000
+    with Image.open(tmp_path / "page.png") as page:
+        assert page.width > 1000 and len(page.getcolors(10**7)) > 100
+    assert explore_page.address_in(["compiling\n", f"open {address} in a browser; Ctrl-C\n"]) == address
+    with pytest.raises(UserError, match=r"explore ended \(error: no model\); mend that"):
+        explore_page.address_in(["error: no model\n"])
 
 
 def test_everything_has_a_name_and_a_phone_scrolls_in_one_direction_only(page):
