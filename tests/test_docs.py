@@ -111,7 +111,7 @@ RUN = {
     "tests/explore/test_server.py": {
         "test_the_command_serves_this_computer_alone": ("sparse_vis explore",),
     },
-    "tests/explore/test_explore_page.py": {
+    "tests/explore/test_explore_pictures.py": {
         "test_the_benchmark_times_edits_and_saves_the_page": ("benchmarks.speed.explore_page",),
     },
     "tests/benchmarks/test_peer.py": {

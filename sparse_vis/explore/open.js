@@ -18,7 +18,15 @@ function showPicture(picture) {
 }
 
 async function openAll(files) {
-  for (const file of files) await attempt(() => openPicture(file, file.name || "pasted picture"));
+  const wrong = [];
+  for (const file of files) {
+    try {
+      await openPicture(file, file.name || "pasted picture");
+    } catch (error) {
+      wrong.push(error.message);
+    }
+  }
+  if (wrong.length) say(wrong.join(" "), true);
 }
 
 $("file").addEventListener("change", async () => { await openAll([...$("file").files]); $("file").value = ""; });

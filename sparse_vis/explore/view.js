@@ -10,34 +10,41 @@ async function refresh() {
   if (busy) return;
   busy = true;
   const slow = setTimeout(() => say("Working; a new resolution takes some seconds the first time."), 700);
-  try {
-    while (again) {
-      again = false;
-      const picture = view.current, side = view.side, photographed = `${picture.name} ${picture.key} ${side}`;
-      const edits = [...editsOf(picture), ...(view.preview ? [view.preview] : [])];
-      const found = await (await about("edit", picture, edits, side)).json();
-      Object.assign(found, { side, maps: bytesOf(found.maps), winners: bytesOf(found.winners) });
-      picture.found = found;
-      if (picture !== view.current) continue;
-      if (view.photographed !== photographed) await showPhotograph(picture, side);
-      view.photographed = photographed;
-      await show(picture, found);
+  let failed = false;
+  while (again) {
+    again = false;
+    const picture = view.current, preview = view.preview;
+    try {
+      await update(picture, preview);
+      failed = false;
+    } catch (error) {
+      failed = true;
+      takeBack(picture, preview, error);
     }
-    say("");
-    waiting = setTimeout(() => attempt(askEncoder), QUIET);
-  } catch (error) {
-    failed(error);
-  } finally {
-    clearTimeout(slow);
-    busy = false;
   }
+  clearTimeout(slow);
+  busy = false;
+  if (failed) return;
+  say("");
+  if (!view.preview) waiting = setTimeout(() => attempt(askEncoder), QUIET);
+}
+
+async function update(picture, preview) {
+  const side = view.side, photographed = `${picture.name} ${picture.key} ${side}`;
+  const edits = [...editsOf(picture), ...(preview ? [preview] : [])];
+  const found = await (await about("edit", picture, edits, side)).json();
+  Object.assign(found, { side, maps: bytesOf(found.maps), winners: bytesOf(found.winners) });
+  picture.found = found;
+  if (picture !== view.current) return;
+  if (view.photographed !== photographed) await showPhotograph(picture, side);
+  view.photographed = photographed;
+  await show(picture, found);
 }
 
 // An edit that the server refuses is taken back.
-function failed(error) {
-  const { edits } = view.current;
-  if (view.preview) view.preview = null;
-  else if (error.status === 400 && edits.length) view.current.edits = edits.slice(0, -1);
+function takeBack(picture, preview, error) {
+  if (preview) view.preview = null;
+  else if (error.status === 400) picture.edits = picture.edits.slice(0, -1);
   if (!(error instanceof Refused)) console.error(error);
   updateButtons();
   say(error.message, true);

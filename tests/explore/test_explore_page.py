@@ -1,153 +1,26 @@
-"""The page in headless Chromium: pictures come in and are edited; what is shown is what Python computes."""
+"""Edits on the page, in headless Chromium: what it shows is what Python computes."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import io
 import json
-import re
-import sys
-import threading
 import time
 
 import numpy as np
-import pytest
-import uvicorn
 from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 import sparse_vis
-from benchmarks.speed import explore_page
-from sparse_vis.explore import server
-from sparse_vis.explore.edits import replay
-from sparse_vis.explore.explore import bound
 from sparse_vis.explore.saved import read_saved
-from sparse_vis.explore.shelf import Shelf
-from sparse_vis.runtime.errors import UserError
-from tests.browser import luminance, start
-from tests.explore.test_server import PIXELS, SIDE, expected, picture
+from tests.explore.page import PIXELS, SIDE, computed, expected, picture, same
 from tests.tiny_checkpoint import TOKENS
 
-CAMERA = "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
-FILE = """
-const bytes = Uint8Array.from(atob(arguments[0]), (x) => x.charCodeAt(0)), data = new DataTransfer();
-data.items.add(new File([bytes], arguments[1]));
-const drop = new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
-const paste = new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
-document.body.dispatchEvent({ drop, paste }[arguments[2]]);"""
 DRAG = """
 const data = new DataTransfer(), [from, onto] = arguments;
 const fire = (target, type) =>
   target.dispatchEvent(new DragEvent(type, { dataTransfer: data, bubbles: true, cancelable: true }));
 fire(from, "dragstart"); fire(onto, "dragover"); fire(onto, "drop");"""
-
-
-@pytest.fixture(scope="module")
-def address(loaded):
-    listening, token = bound(0), "a-token"
-    number = listening.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "default_side", lambda shelf: SIDE)
-        app = server.make_app(Shelf(*loaded, max_pixels=10**6), "tiny", token, number)
-    running = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="warning"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield f"http://127.0.0.1:{number}/?token={token}"
-    running.should_exit = True
-    thread.join(10)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    driver = start(*CAMERA)
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [
-        {"name": "prefers-reduced-motion", "value": "reduce"}]})  # fmt: skip
-    yield driver
-    driver.quit()
-
-
-class Page:
-    """The page in a browser, with what a reader does."""
-
-    def __init__(self, driver):
-        self.driver, self.run, self.find = driver, driver.execute_script, driver.find_element
-
-    def until(self, script, seconds=20):
-        deadline = time.monotonic() + seconds
-        while not self.run(f"return {script}"):
-            said = self.find(By.ID, "said").text
-            assert time.monotonic() < deadline, f"not {script}; the page says {said!r}"
-            time.sleep(0.01)
-
-    def settled(self):
-        self.until("!busy && !again")
-        return self
-
-    def give(self, file, name="a.png", how="drop"):
-        count = self.run("return view.pictures.length")
-        self.run(FILE, base64.b64encode(file).decode(), name, how)
-        self.until(f"view.pictures.length > {count}")
-        return self.settled()
-
-    def token(self, number):
-        return self.driver.find_elements(By.CSS_SELECTOR, "#tokens .token")[number]
-
-    def press(self, *keys, hold=None):
-        chain = ActionChains(self.driver)
-        chain = chain.key_down(hold).send_keys(*keys).key_up(hold) if hold else chain.send_keys(*keys)
-        chain.perform()
-        return self.settled()
-
-    def click(self, where):
-        self.find(By.CSS_SELECTOR, where).click()
-        return self.settled()
-
-    @property
-    def edits(self):
-        return self.run("return view.current.edits")
-
-    @property
-    def shown(self):
-        """Pixels of the reconstruction that the page shows."""
-        source = self.find(By.CSS_SELECTOR, "#reconstruction img").get_attribute("src")
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
-
-
-@pytest.fixture
-def page(browser, address):
-    """The page on a screen of 1200 px, with one picture (seed 0)."""
-    screen = {"width": 1200, "height": 1400, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    browser.get(address)
-    browser.get_log("browser"), browser.get_log("performance")
-    yield Page(browser).give(picture(0)[0])
-    assert [entry for entry in browser.get_log("browser") if "status of 40" not in entry["message"]] == []
-
-
-def computed(loaded, edits, seed=0):
-    """Pixels after edits of the picture of a seed, by the package's functions."""
-    out = sparse_vis.encode(*loaded, picture(seed)[1][None])
-    S, L = replay(np.asarray(out.sparse[0]), np.asarray(out.spatial[0]), (SIDE, SIDE), edits)
-    return np.uint8(np.rint(255 * expected(loaded, L @ S)))
-
-
-def same(found, pixels):
-    assert found.shape == pixels.shape and np.abs(found.astype(int) - pixels.astype(int)).max() <= 1
-
-
-def test_a_dropped_picture_is_shown_and_nothing_goes_elsewhere(page, loaded, address):
-    same(page.shown, computed(loaded, []))
-    events = [json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance")]
-    sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    own = (address.partition("?")[0], "data:", "blob:")
-    assert len(sent) > 3 and [url for url in sent if not url.startswith(own)] == []
-    maps = "return [...document.querySelectorAll('#tokens canvas')].map(x => x.width)"
-    assert page.run(maps) == [SIDE] * TOKENS
-    page.until("!document.querySelector('.understood').textContent.startsWith('…')")
-    assert "understood" in page.token(0).text
 
 
 def test_a_token_is_erased_by_key_and_edits_are_undone_and_done_again(page, loaded):
@@ -240,32 +113,16 @@ def test_a_token_of_another_picture_is_dragged_onto_one_or_chosen(page, loaded):
     same(page.shown, computed(loaded, [{**swap, "amount": 0.5}], seed=1))
 
 
-def test_bad_files_are_named_and_the_page_goes_on(page):
-    page.run(FILE, base64.b64encode(b"no picture").decode(), "notes.txt", "drop")
-    page.until("$('said').textContent.includes('notes.txt') && $('said').className === 'wrong'")
-    assert "it is not an image" in page.find(By.ID, "said").text
-    page.run(FILE, base64.b64encode(picture(size=(1001, 1000))[0]).decode(), "huge.png", "drop")
-    page.until("$('said').textContent.includes('1,001,000 pixels')")
-    page.give(picture(2)[0], "c.png", "paste")
-    assert page.run("return view.current.name") == "c.png" and page.find(By.ID, "said").text == ""
-
-
 def test_an_impossible_edit_is_said_and_taken_back(page):
     for token in range(TOKENS):
         page.run(f"commit({{kind: 'erase', token: {token}}})")
         page.settled()
     assert "is the only one left" in page.find(By.ID, "said").text and len(page.edits) == TOKENS - 1
-
-
-def test_pictures_that_the_server_dropped_are_sent_again(page, monkeypatch):
-    from sparse_vis.explore import shelf
-
-    monkeypatch.setattr(shelf, "PICTURES", 1)
-    monkeypatch.setattr(shelf, "ENCODED", 1)
-    before = page.shown
-    page.give(picture(1)[0], "b.png").give(picture(2)[0], "c.png")
-    page.click("#shelf figure:first-child .held")
-    np.testing.assert_array_equal(page.shown, before)
+    page.click("#undo")
+    # The second comes before the first is answered.
+    page.run("commit({kind: 'erase', token: 9}); commit({kind: 'erase', token: 0})")
+    page.settled()
+    assert len(page.edits) == TOKENS - 2
 
 
 def test_resolution_and_temperature(page):
@@ -298,83 +155,3 @@ def test_files_are_saved_and_read_back(page, loaded, tmp_path):
     saved = read_saved(tmp_path / "edited.npz")
     assert [edit["kind"] for edit in saved.edits] == ["move", "erase"]
     same(page.shown, np.uint8(np.rint(255 * expected(loaded, saved.edited.L @ saved.edited.S))))
-
-
-def test_the_camera_takes_a_picture_and_is_closed(page):
-    assert not page.find(By.ID, "video").is_displayed()
-    page.find(By.ID, "camera").click()
-    page.until("$('video').videoWidth > 0 && !$('taking').hidden")
-    page.find(By.ID, "take").click()
-    page.until("view.pictures.length === 2")
-    page.settled()
-    assert page.run("return [view.current.name, $('taking').hidden, $('video').srcObject]") == [
-        "camera 1", True, None,
-    ]  # fmt: skip
-    assert page.shown.std() > 0
-
-
-def test_two_tabs_do_not_see_each_other_and_one_may_close(page, address, loaded):
-    driver, first = page.driver, page.driver.current_window_handle
-    page.token(0).click()
-    page.press(Keys.DELETE)
-    driver.switch_to.new_window("tab")
-    driver.get(address)
-    other = Page(driver).give(picture(0)[0])
-    same(other.shown, computed(loaded, []))
-    driver.execute_script("for (let i = 0; i < 5; i++) commit({kind: 'move', token: 0, down: i, right: 0})")
-    driver.close()  # while the server works
-    driver.switch_to.window(first)
-    same(page.press("z", hold=Keys.CONTROL).shown, computed(loaded, []))
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_light_and_dark(page, scheme):
-    page.driver.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    )
-    page.give(picture(1)[0], "b.png").token(0).click()
-    page.until("!document.querySelector('.understood').textContent.startsWith('…')")
-    script = """
-        const ground = x => { for (; x; x = x.parentElement) {
-          const c = getComputedStyle(x).backgroundColor; if (c !== "rgba(0, 0, 0, 0)") return c; } };
-        return [...document.querySelectorAll("h1, .kind, .note, figcaption, legend, label, output, .token b, "
-          + ".token span, .held, #png, select, #tools button")]
-          .filter(x => x.innerText && !x.closest(".small"))
-          .map(x => [x.innerText, getComputedStyle(x).color, ground(x)])"""
-    found = page.run(script)
-    assert len(found) > 40
-    for text, colour, ground in found:
-        low, high = sorted([luminance(colour), luminance(ground)])
-        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, colour, ground)  # WCAG AA
-    ground = page.run("return getComputedStyle(document.body).backgroundColor")
-    assert (luminance(ground) > 0.5) == (scheme == "light")
-
-
-def test_the_benchmark_times_edits_and_saves_the_page(address, monkeypatch, capsys, tmp_path):
-    # In place of a process: the server of these tests.
-    monkeypatch.setattr(explore_page, "serving", lambda checkpoint: contextlib.nullcontext(address))
-    monkeypatch.setattr(explore_page, "PAUSE", 20)
-    monkeypatch.setattr(sys, "argv", ["explore_page", "--edits=3", f"--screenshot={tmp_path / 'page.png'}"])
-    explore_page.main()
-    found = re.fullmatch(
-        r"3 edits of pictures-tiny at 64x64 px: median (\d+) ms, 9 of 10 within (\d+) ms\n",
-        capsys.readouterr().out,
-    )
-    assert 0 < int(found[1]) <= int(found[2]) < 20_000
-    with Image.open(tmp_path / "page.png") as page:
-        assert page.width > 1000 and len(page.getcolors(10**7)) > 100
-    assert explore_page.address_in(["compiling\n", f"open {address} in a browser; Ctrl-C\n"]) == address
-    with pytest.raises(UserError, match=r"explore ended \(error: no model\); mend that"):
-        explore_page.address_in(["error: no model\n"])
-
-
-def test_everything_has_a_name_and_a_phone_scrolls_in_one_direction_only(page):
-    page.give(picture(1)[0], "b.png").token(0).click()
-    nodes = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    named = {"button", "radio", "slider", "combobox", "region", "application", "image"}
-    kinds = [(n["role"]["value"], n.get("name", {}).get("value")) for n in nodes if not n.get("ignored")]
-    assert named - {kind for kind, _ in kinds} == set()
-    assert [kind for kind, name in kinds if kind in named and not name] == []
-    screen = {"width": 360, "height": 900, "deviceScaleFactor": 1, "mobile": True}
-    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    assert page.run("return [innerWidth, document.documentElement.scrollWidth]") == [360, 360]

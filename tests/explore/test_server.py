@@ -23,19 +23,10 @@ from sparse_vis.explore.saved import read_saved
 from sparse_vis.explore.server import EXAMPLES, FILES, LARGEST_FILE, make_app
 from sparse_vis.explore.shelf import Shelf
 from sparse_vis.runtime.errors import UserError
+from tests.explore.page import SIDE, expected, picture
 from tests.tiny_checkpoint import PATCH, TOKENS
 
 HOST, TOKEN = "http://127.0.0.1:8765", "the-token"
-SIDE = 8  # patches
-PIXELS = SIDE * PATCH
-
-
-def picture(seed=0, size=(PIXELS, PIXELS), form="PNG"):
-    """Bytes of a picture, and its pixels."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, form)
-    return file.getvalue(), pixels
 
 
 @pytest.fixture
@@ -61,14 +52,6 @@ def edit(client, key, *edits, side=SIDE):
 
 def pixels_of(found):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(found["picture"]))))
-
-
-def expected(loaded, Z):
-    """Pixels of features, by the package's notebook interface."""
-    model, params = loaded
-    features = sparse_vis.encode(model, params, np.zeros((1, PIXELS, PIXELS, 3), np.uint8))
-    decoded = sparse_vis.reconstruct(model, params, features.replace(lowrank=Z[None]))
-    return np.asarray(decoded[0])
 
 
 def test_the_page_shows_what_python_computes(client, loaded):
