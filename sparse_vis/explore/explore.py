@@ -9,6 +9,8 @@ import socket
 
 from sparse_vis import api
 from sparse_vis.explore.shelf import Shelf
+from sparse_vis.explore.similar import Extraction
+from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import say
 from sparse_vis.runtime.tools import Parser
@@ -36,9 +38,14 @@ def main() -> None:
     add("--tokenizer")
     add("--port", type=port, default=0, help="port of the address (a free one)")
     add("--max-pixels")
+    searched = "folder of an extraction (`extract`), in which similar tokens are searched for"
+    add("--gallery", type=paths.path, metavar="EXTRACTION", help=searched)
+    add("--images", type=paths.path, metavar="FOLDER", help="folder of the extraction's images, its --input")
     given = parser.parse_args()
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f'explore needs {" and ".join(missing)}; run pip install -e ".[explore]".')
+    if (given.gallery is None) != (given.images is None):
+        raise UserError("--gallery and --images belong together; give both, or neither.")
     listening = bound(given.port)
     model, params = api.load(given.checkpoint, given.name, tokenizer=given.tokenizer)
     if model.decoder.codes and model.tokenizer is None:
@@ -46,7 +53,8 @@ def main() -> None:
             f"{given.checkpoint} reconstructs through a VQ tokenizer, whose weights were not found; give "
             "--tokenizer=FILE."
         )
-    serve(Shelf(model, params, given.max_pixels), given.checkpoint, listening)
+    gallery = given.gallery and Extraction(given.gallery, given.images, model, params, given.max_pixels)
+    serve(Shelf(model, params, given.max_pixels, gallery), given.checkpoint, listening)
 
 
 def bound(number: int) -> socket.socket:

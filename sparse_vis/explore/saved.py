@@ -1,4 +1,4 @@
-"""A .npz file with the tokens and maps of a picture and the edits made on the page."""
+"""Files for the reader of the page: pictures as PNG, tokens and maps with their edits as .npz."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL import Image
 
 from sparse_vis.explore.edits import Edited, replay
 from sparse_vis.runtime.errors import UserError
 
 
+def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """A PNG file, compressed little: it only goes to the browser beside it."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
 class Saved(NamedTuple):
-    """What such a file holds, and S and L after the edits."""
+    """What a .npz file of the page holds, and S and L after the edits."""
 
     S: Float[np.ndarray, "r d"]
     L: Float[np.ndarray, "n r"]
@@ -31,7 +39,7 @@ def to_npz(
     grid: tuple[int, int],
     edits: list[dict[str, Any]],
 ) -> bytes:
-    """The contents of a file that `read_saved` reads."""
+    """The contents of a .npz file that `read_saved` reads."""
     file = io.BytesIO()
     np.savez_compressed(file, S=S, L=L, grid=np.array(grid), edits=np.array(json.dumps(edits)))
     return file.getvalue()

@@ -19,8 +19,8 @@ from starlette.routing import Route
 from sparse_vis import report
 from sparse_vis.data.examples import FOLDER
 from sparse_vis.explore.guard import Guard
-from sparse_vis.explore.saved import to_npz
-from sparse_vis.explore.shelf import SIDES, NotHeld, Shelf, png
+from sparse_vis.explore.saved import png, to_npz
+from sparse_vis.explore.shelf import SIDES, NotHeld, Shelf
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.viz import overlays
 
@@ -60,7 +60,7 @@ def answered(endpoint: Callable) -> Callable:
     return answer
 
 
-def asks(shelf: Shelf, function: Callable[[str, int, Any], Any], kind: type[Response]) -> Callable:
+def asks(function: Callable[[str, int, Any], Any], kind: type[Response]) -> Callable:
     """An endpoint: what a function gives for the picture, side and edits of the request's JSON."""
 
     async def endpoint(request: Request) -> Response:
@@ -82,7 +82,8 @@ def make_app(shelf: Shelf, name: str, token: str, port: int) -> Starlette:
     """The application: the page, which shows a model of this name, and what it asks for."""
     tokens = shelf.model.encoder.queries
     contents = {
-        "name": name, "token": token, "examples": [(path.stem, file) for file, path in EXAMPLES.items()],
+        "name": name, "token": token, "gallery": shelf.gallery is not None,
+        "examples": [(path.stem, file) for file, path in EXAMPLES.items()],
         "settings": {
             "token": token, "tokens": tokens, "temperature": shelf.model.factorizer.temperature,
             "colours": [[round(255 * float(x)) for x in colour] for colour in overlays.token_colours(tokens)],
@@ -115,14 +116,19 @@ def make_app(shelf: Shelf, name: str, token: str, port: int) -> Starlette:
         shelf.edited(picture, side, resolved)  # what cannot be replayed is not saved
         return to_npz(found.S, found.L, (side, side), resolved)
 
+    async def similar(request: Request) -> Response:
+        search = functools.partial(shelf.similar, request.path_params["token"])
+        return await asks(search, JSONResponse)(request)
+
     routes = [
         Route("/", page),
         Route("/files/{name}", file),
         Route("/picture", put, methods=["POST"]),
-        Route("/photograph", asks(shelf, photograph, Response), methods=["POST"]),
-        Route("/edit", asks(shelf, shelf.shown, JSONResponse), methods=["POST"]),
-        Route("/understood", asks(shelf, shelf.understood, JSONResponse), methods=["POST"]),
-        Route("/save", asks(shelf, save, Response), methods=["POST"]),
+        Route("/photograph", asks(photograph, Response), methods=["POST"]),
+        Route("/edit", asks(shelf.shown, JSONResponse), methods=["POST"]),
+        Route("/understood", asks(shelf.understood, JSONResponse), methods=["POST"]),
+        Route("/similar/{token:int}", similar, methods=["POST"]),
+        Route("/save", asks(save, Response), methods=["POST"]),
     ]
     return Starlette(routes=routes, middleware=[Middleware(Guard, token=token, port=port)])
 

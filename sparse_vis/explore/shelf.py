@@ -5,26 +5,27 @@ from __future__ import annotations
 import base64
 import collections
 import hashlib
-import io
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from sparse_vis import api
 from sparse_vis.data.decode import decode as decode_file
 from sparse_vis.data.decode import fitted
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.explore.edits import Edited, replay
+from sparse_vis.explore.saved import png
+from sparse_vis.explore.similar import Extraction
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.report.gallery import decode
 from sparse_vis.runtime.errors import UserError
 
 SIDES = (8, 48)  # smallest and largest number of patches along a side
 PICTURES, ENCODED = 24, 48  # how many are kept, of those last used
+SIMILAR = 8  # tokens of the gallery that are shown
 UNDERSTOOD = 0.95  # smallest cosine of a token that the encoder finds again
 T = TypeVar("T")
 
@@ -44,8 +45,8 @@ class NotHeld(Exception):
 class Shelf:
     """Pictures by id, which is their checksum: a page, or another one, may send the same again."""
 
-    def __init__(self, model: Stellar, params: dict, max_pixels: int):
-        self.model, self.params, self.max_pixels = model, params, max_pixels
+    def __init__(self, model: Stellar, params: dict, max_pixels: int, gallery: Extraction | None = None):
+        self.model, self.params, self.max_pixels, self.gallery = model, params, max_pixels, gallery
         self._files: collections.OrderedDict[str, bytes] = collections.OrderedDict()
         self._encoded: collections.OrderedDict[tuple[str, int], Square] = collections.OrderedDict()
         self._lock = threading.RLock()  # one computation at a time uses all cores already
@@ -145,6 +146,14 @@ class Shelf:
             for c, there in zip(cosines, after.L.any(axis=0), strict=True)
         ]
 
+    def similar(self, token: int, key: str, side: int, edits: Any) -> list[dict[str, Any]]:
+        """Tokens of the gallery that are most similar to an edited one, as `Extraction.search` gives them."""
+        _, after = self.edited(key, side, edits)
+        if self.gallery is None or token >= len(after.S):
+            raise UserError("there is no gallery, or no such token; start explore with --gallery.")
+        with self._lock:
+            return self.gallery.search(after.S[token], SIMILAR)
+
 
 def _kept(held: collections.OrderedDict, key: Any, most: int, make: Callable[[], T]) -> T:
     """held[key], made if it is not there, as the last used; drops the one that was used longest ago."""
@@ -154,10 +163,3 @@ def _kept(held: collections.OrderedDict, key: Any, most: int, make: Callable[[],
     while len(held) > most:
         held.popitem(last=False)
     return held[key]
-
-
-def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """A PNG file, compressed little: it only goes to the browser beside it."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()

@@ -59,6 +59,19 @@ $("amount").addEventListener("input", () => {
 });
 $("amount").addEventListener("change", () => $("replace").click());
 
+// Tokens of the gallery that are most like the chosen one.
+$("similar")?.addEventListener("click", () => attempt(async () => {
+  say("Searching.");
+  const answer = await about(`similar/${view.chosen}`, view.current, editsOf(view.current));
+  $("found").replaceChildren(...(await answer.json()).map(({ name, token, cosine, picture }) => {
+    const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+    caption.textContent = `token ${token} of ${name}, cosine ${cosine.toFixed(2)}`;
+    figure.append(Object.assign(new Image(), { src: `data:image/png;base64,${picture}`, alt: "" }), caption);
+    return figure;
+  }));
+  say("");
+}));
+
 const tokenAt = (target) => target.closest?.("#tokens .token");
 for (const [event, enters] of [["pointerover", true], ["pointerout", false], ["focusin", true], ["focusout", false]]) {
   $("tokens").addEventListener(event, ({ target }) => {

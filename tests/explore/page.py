@@ -13,10 +13,12 @@ from selenium.webdriver.common.by import By
 
 import sparse_vis
 from sparse_vis.explore.edits import replay
+from sparse_vis.explore.similar import Extraction
 from tests.tiny_checkpoint import PATCH
 
 SIDE = 8  # patches
 PIXELS = SIDE * PATCH
+NAMES = [f"{i}.png" for i in range(7)]  # of the extraction
 FILE = """
 const bytes = Uint8Array.from(atob(arguments[0]), (x) => x.charCodeAt(0)), data = new DataTransfer();
 data.items.add(new File([bytes], arguments[1]));
@@ -50,6 +52,12 @@ def computed(loaded, edits, seed=0):
 
 def same(found, pixels):
     assert found.shape == pixels.shape and np.abs(found.astype(int) - pixels.astype(int)).max() <= 1
+
+
+def opened(extracted, loaded, **changes):
+    """The extraction, ready to be searched."""
+    given = {"folder": extracted / "features", "images": extracted / "images", **changes}
+    return Extraction(**given, model=loaded[0], params=loaded[1], max_pixels=10**6)
 
 
 class Page:

@@ -13,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 
 import sparse_vis
 from sparse_vis.explore.saved import read_saved
-from tests.explore.page import PIXELS, SIDE, computed, expected, picture, same
+from tests.explore.page import NAMES, PIXELS, SIDE, computed, expected, picture, same
 from tests.tiny_checkpoint import TOKENS
 
 DRAG = """
@@ -111,6 +111,18 @@ def test_a_token_of_another_picture_is_dragged_onto_one_or_chosen(page, loaded):
     page.settled()
     assert [edit["amount"] for edit in page.edits] == [0.5]
     same(page.shown, computed(loaded, [{**swap, "amount": 0.5}], seed=1))
+
+
+def test_similar_tokens_of_a_gallery_are_shown(page):
+    page.token(2).click()
+    page.click("#similar")
+    page.until("document.querySelectorAll('#found img').length > 0")
+    captions = [x.text for x in page.driver.find_elements(By.CSS_SELECTOR, "#found figcaption")]
+    assert len(captions) == len(NAMES)
+    assert {caption.split(",")[0].split(" of ")[1] for caption in captions} == {*NAMES}
+    cosines = [float(caption.rsplit(" ", 1)[1]) for caption in captions]
+    assert cosines == sorted(cosines, reverse=True)
+    page.until("[...document.querySelectorAll('#found img')].every(x => x.naturalWidth === 32)")
 
 
 def test_an_impossible_edit_is_said_and_taken_back(page):
