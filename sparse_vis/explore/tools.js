@@ -26,7 +26,8 @@ function updateButtons() {
   $("redo").disabled = !undone.length;
   $("tools").toggleAttribute("inert", view.chosen === null);
   $("tools").classList.toggle("off", view.chosen === null);
-  $("side").nextElementSibling.textContent = `${view.side} × ${view.side} patches, ${view.side * $("side").dataset.patch} px`;
+  const { value, dataset } = $("side");
+  $("side").nextElementSibling.textContent = `${value} × ${value} patches, ${value * dataset.patch} px`;
   const tau = settings.temperature / view.power;
   $("temperature").nextElementSibling.textContent = `τ = ${tau.toPrecision(2)}`;
   $("amount").nextElementSibling.textContent = `${Math.round(100 * $("amount").value)} %`;
@@ -43,6 +44,7 @@ $("npz").addEventListener("click", () => attempt(async () => {
   download("edited.npz", URL.createObjectURL(file));
 }));
 
+$("side").addEventListener("input", updateButtons);
 $("side").addEventListener("change", () => { setSide(+$("side").value); refresh(); });
 $("temperature").addEventListener("input", () => { view.power = 2 ** -$("temperature").value; refresh(); });
 
@@ -91,6 +93,7 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     return event.key === "z" ? undo() : redo();
   }
+  if (event.key === "Escape") return choose(null);
   const button = tokenAt(event.target), token = button ? +button.dataset.token : view.chosen;
   if (token === null || event.ctrlKey || event.metaKey || event.altKey) return;
   const away = AWAY[event.key.replace("Arrow", "").toLowerCase()], arrow = event.key.startsWith("Arrow");

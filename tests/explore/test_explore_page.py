@@ -44,13 +44,13 @@ def test_a_map_is_dragged_one_request_at_a_time(page, loaded):
     page.driver.get_log("performance")
     stage = page.find(By.ID, "reconstruction")
     patch = stage.size["width"] / SIDE
-    drag = ActionChains(page.driver, duration=10).move_to_element(stage).click_and_hold()
+    drag = ActionChains(page.driver, duration=10)
+    drag.move_to_element_with_offset(stage, round(patch / 2), round(patch / 2)).click_and_hold()
     for _ in range(24):
         drag = drag.move_by_offset(round(2 * patch / 24) or 1, 0)
-    drag.move_to_element_with_offset(stage, round(2.2 * patch), round(-patch)).release().perform()
+    drag.move_to_element_with_offset(stage, round(2.5 * patch), round(-patch / 2)).release().perform()
     page.settled()
-    assert [edit["kind"] for edit in page.edits] == ["move"] and page.edits[0]["token"] == 2
-    assert page.edits[0]["right"] in (2, 3) and page.edits[0]["down"] == -1
+    assert page.edits == [{"kind": "move", "token": 2, "down": -1, "right": 2}]
     same(page.shown, computed(loaded, page.edits))
     events = [json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance")]
     open_, most = set(), 0
@@ -62,6 +62,21 @@ def test_a_map_is_dragged_one_request_at_a_time(page, loaded):
             open_.discard(event["params"]["requestId"])
         most = max(most, len(open_))
     assert most == 1
+
+
+def test_a_click_on_a_picture_chooses_its_token_and_with_alt_a_drag_copies(page, loaded):
+    stage, patch = page.find(By.ID, "photograph"), page.find(By.ID, "photograph").size["width"] / SIDE
+    right = round(2.5 * patch)  # the middle of column 6
+    ActionChains(page.driver).move_to_element_with_offset(stage, right, -right).click().perform()
+    winner = int(np.asarray(sparse_vis.encode(*loaded, picture(0)[1][None]).spatial[0])[SIDE + 6].argmax())
+    assert page.run("return view.chosen") == winner and page.edits == []
+    drag = ActionChains(page.driver).key_down(Keys.ALT)
+    drag.move_to_element_with_offset(stage, round(patch / 2), round(patch / 2)).click_and_hold()
+    drag.move_by_offset(round(2 * patch), 0).release().key_up(Keys.ALT).perform()
+    assert page.settled().edits == [{"kind": "copy", "token": winner, "down": 0, "right": 2}]
+    same(page.shown, computed(loaded, page.edits))
+    page.press(Keys.ESCAPE)
+    assert page.run("return view.chosen") is None
 
 
 def test_keys_and_buttons_edit_the_map_of_the_chosen_token(page, loaded):
