@@ -33,6 +33,9 @@ class Views:
     visible: jax.Array  # (B, Vg, keep) int32, the patches of each masked view that the encoder sees
     local: jax.Array  # (B, Vl, h, w, 3), the local crops with colour change
     label: jax.Array | None = None  # that of the batch
+    # With mixup, of the image that is blended into `image`: its class, and 1 - share is its weight.
+    other: jax.Array | None = None  # (B,) int32
+    share: jax.Array | None = None  # (B,) in [0, 1]
 
 
 @struct.dataclass

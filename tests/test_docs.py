@@ -34,7 +34,7 @@ from tests.tiny_checkpoint import write_checkpoints
 
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in pages()}
 # Programs of the system in the docs' shell code; only the words are known here.
-SYSTEM = ("mkdir", "tar", "rm", "for", "do", "done", "apt-get", "ruff")
+SYSTEM = ("mkdir", "tar", "rm", "for", "do", "done", "apt-get", "ruff", "docker", "kubectl")
 # Arguments that make a command a mode of its own.
 MODE = r"--(mode=\w+|distributed|format=\w+|compare-bf16|topology|mesh|tables|group|tool=\w+)(?==|$)"
 
@@ -55,6 +55,9 @@ RUN = {
     "tests/launch/test_distributed.py": {
         "test_slurm_processes_find_each_other_and_fail_in_one_sentence": ("launch/slurm.sh",),
         "test_tpu_workers_get_the_arguments_as_they_were_given": ("launch/tpu_pod.sh",),
+    },
+    "tests/launch/test_kubernetes.py": {
+        "test_the_pods_find_each_other_on_this_machine": ("launch/kubernetes.py",),
     },
     "tests/commands/test_extract.py": {
         "test_two_processes_share_the_shards_and_one_killed_the_same_command_continues": (

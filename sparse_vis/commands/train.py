@@ -7,6 +7,7 @@
     --mode=evaluate            only the tasks of config.eval: docs/evaluation.md; or finetune: train a
                                classifier and the weights of config.init, docs/classifiers.md
     --distributed=auto         be one process of several; launch/ has the starters, docs/pods.md the rest
+    --stopped_status=75        exit status after a SIGTERM (default 0): a scheduler then repeats the command
 
 Started again with the same workdir, a run continues where it was. With --workdir and no --config, the
 configuration saved there is used. `python -m sparse_vis train` and `evaluate` take the same flags; other
@@ -36,6 +37,7 @@ def define_flags() -> None:
     modes = ["train", "finetune", "evaluate"]
     flags.DEFINE_enum("mode", "train", modes, "Train or fine-tune, then evaluate; or only evaluate.")
     flags.DEFINE_string("distributed", None, "auto, or HOST:PORT,PROCESSES,PROCESS.")
+    flags.DEFINE_integer("stopped_status", 0, "Exit status after a SIGTERM.", 0, 255)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -49,7 +51,7 @@ def parse(argv: list[str]) -> list[str]:
 def start(_) -> None:
     """Train and evaluate as the flags say."""
     given = flags.FLAGS
-    with StopSignal() as stop:  # also during the imports, which take seconds
+    with StopSignal(given.stopped_status) as stop:  # also during the imports, which take seconds
         if not given["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         if given.config is None and given.workdir is None:

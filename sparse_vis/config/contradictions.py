@@ -70,6 +70,9 @@ def _of_training(config: ConfigDict, devices: int) -> Iterator[str]:
     if t.batch % (devices * parts):
         what = f"devices x config.efficiency.microbatches ({devices} x {parts})"
         yield f"{{train.batch}} is not a multiple of {what}; choose a multiple"
+    if config.finetune.mixup and t.batch % (2 * parts):
+        what = "{train.batch} / {efficiency.microbatches} is odd"
+        yield f"config.finetune.mixup blends images half a batch apart, and {what}; make it even"
     if not any(config.loss[name] for name in TERMS):
         yield "every weight of config.loss is 0, so nothing would be trained; raise one"
     if v.local_count and v.local_size < m.patch:

@@ -130,6 +130,7 @@ _CONFIG = dict(
         pool="mean_S",  # what the classifier reads: "mean_S", "cls", or "concat_S", all of S
         layer_decay=0.75,  # rate of each layer relative to the next one
         label_smoothing=0.1,
+        mixup=0.0,  # both parameters of the Beta distribution of an image's share in its blend; 0: no blends
     ),
     efficiency=dict(
         dtype="bfloat16",

@@ -208,7 +208,7 @@ _TABLE = {
     },
     "finetune": {
         "classes": NAMES, "pool": Choice("mean_S", "cls", "concat_S"), "layer_decay": real("(0, 1]"),
-        "label_smoothing": _MEMORY,
+        "label_smoothing": _MEMORY, "mixup": real("[0, 100]"),
     },
     "efficiency": {
         "dtype": DTYPES, "remat": Choice("none", "products", "blocks"), "unroll": _LAYERS,

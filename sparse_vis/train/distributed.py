@@ -88,6 +88,6 @@ def _initialize(others: str) -> None:
         jax.distributed.initialize(**options)
     except ValueError as error:
         raise UserError(
-            f"--distributed=auto finds no other processes ({error}); start them with launch/slurm.sh or "
-            "launch/tpu_pod.sh, or give HOST:PORT,PROCESSES,PROCESS."
+            f"--distributed=auto finds no other processes ({error}); start them with a script of "
+            "launch/, or give HOST:PORT,PROCESSES,PROCESS."
         ) from None

@@ -57,18 +57,20 @@ def prepare(config: ConfigDict) -> Source:
 
 
 def finetune_recipe(config: ConfigDict, tokenizer: None = None) -> Recipe:
-    """`build_recipe` with a classifier's loss on one view (a crop and a flip), without a teacher."""
+    """`build_recipe` with a classifier's loss on one view (a crop, a flip, mixup), without a teacher."""
     f, o, usual = config.finetune, config.optimizer, build_recipe(config, tokenizer)
     parts = {x.name: getattr(usual.model, x.name) for x in dataclasses.fields(Stellar) if x.name != "parent"}
     adamw = dict(weight_decay=o.weight_decay, b1=o.b1, b2=o.b2, clip=o.clip)
     return dataclasses.replace(
         usual,
         model=FineTuned(**parts | {"classifier": build_classifier(config)}),
-        views=dataclasses.replace(build_views(config), global_count=1, local_count=0),
+        views=dataclasses.replace(build_views(config), global_count=1, local_count=0, mixup=f.mixup),
         optimizer=finetune_optimizer(usual.schedule, config.model.layers, f.layer_decay, **adamw),
         loss=dataclasses.replace(usual.loss, balance_over="microbatch"),  # nothing is balanced
-        targets=lambda model, loss, views, *_: views.label,
-        objective=lambda logits, labels, _: smoothed_cross_entropy(logits, labels, f.label_smoothing),
+        targets=lambda model, loss, views, *_: views,
+        objective=lambda logits, views, _: smoothed_cross_entropy(
+            logits, views.label, f.label_smoothing, views.other, views.share
+        ),
         momentum=None,
     )
 

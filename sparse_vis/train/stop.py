@@ -15,9 +15,13 @@ class StopSignal:
 
     A first Ctrl-C is handled like a SIGTERM, but the process then ends as by an interrupt, so that a shell
     script's loop over runs ends too. A second Ctrl-C ends the process at once.
+
+    Args:
+        status: exit status after a SIGTERM.
     """
 
-    def __init__(self):
+    def __init__(self, status: int = 0):
+        self.status = status
         self.number = None  # of the signal received
         self.keep = (
             False  # whether there are steps to save; if not, a signal prints this and ends the process:
@@ -63,10 +67,12 @@ class StopSignal:
         return self.received
 
     def end(self) -> None:
-        """After a Ctrl-C, end the process as by an interrupt; after a SIGTERM, return."""
+        """After a Ctrl-C, end the process as by an interrupt; after a SIGTERM, with `status`."""
         if self.number == signal.SIGINT:
             sys.stdout.flush()
             _end_by_interrupt()
+        if self.received and self.status:
+            sys.exit(self.status)
 
     def _handle(self, number: int, _) -> None:
         self.number = number
@@ -76,7 +82,7 @@ class StopSignal:
             os.write(1, f"{self.name} {self.message}\n".encode())
             if number == signal.SIGINT:
                 _end_by_interrupt()
-            os._exit(0)
+            os._exit(self.status)
         if number == signal.SIGINT:
             os.write(2, b"\nCtrl-C: saving after this step; another Ctrl-C ends without that\n")
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -98,7 +104,7 @@ class StopCall(StopSignal):
 
     def end(self) -> None:
         """Give a signal that stopped the training to the handlers that were there before."""
-        if self.received:
+        if self.received and self.status:
             signal.raise_signal(self.number)
 
     def _handle(self, number: int, _) -> None:

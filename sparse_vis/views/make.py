@@ -20,6 +20,7 @@ from sparse_vis.types import Batch, Views
 from sparse_vis.views import colour as augment
 from sparse_vis.views.crops import crop_and_flip, sample_box
 from sparse_vis.views.masking import visible_patches
+from sparse_vis.views.mixup import mix
 
 
 class Purpose(enum.IntEnum):
@@ -29,6 +30,7 @@ class Purpose(enum.IntEnum):
     FLIP = 1
     COLOUR = 2
     MASK = 3
+    MIXUP = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,8 @@ class ViewSpec:
 
     Sizes are in pixels a side. `scale` is a range of crop area / image area, `aspect` of width / height. The
     jitter's first three factors are uniform in 1 ± reach, the hue's shift in ± reach (1 is the full circle).
-    colour_per="batch", as published, is one draw for all masked views and one for all local ones.
+    colour_per="batch", as published, is one draw for all masked views and one for all local ones. `mixup` is
+    the strength of `mixup.mix`.
     """
 
     size: int = 224
@@ -61,6 +64,7 @@ class ViewSpec:
     mask_kind: str = "gaussian"
     focus_probability: float = 0.5
     patch_size: int = 16
+    mixup: float = 0.0  # of fine-tuning
 
     def __post_init__(self):
         check_fields("views", vars(self))
@@ -96,7 +100,7 @@ def sample_colour(key: PRNGKeyArray, spec: ViewSpec) -> augment.Colour:
 def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Views:
     """All views of one image; `key` belongs to the image. Views are numbered global first, then local."""
     fold = jax.vmap(jax.random.fold_in, (None, 0))
-    purposes, views = jnp.arange(len(Purpose)), jnp.arange(spec.global_count + spec.local_count)
+    purposes, views = jnp.arange(Purpose.MASK + 1), jnp.arange(spec.global_count + spec.local_count)
     keys = jax.vmap(fold, (0, None))(fold(key, purposes), views)
     ranges = (jnp.array(scale, jnp.float32) for scale in (spec.global_scale, spec.local_scale))
     scales = jnp.where(views[:, None] < spec.global_count, *ranges)
@@ -135,4 +139,8 @@ def make_views(key: PRNGKeyArray, batch: Batch, spec: ViewSpec) -> Views:
         return _views_of_image(jax.random.fold_in(key, index), batch_key, canvas, height, width, spec)
 
     views = jax.vmap(one)(batch.image, batch.height, batch.width, batch.index)
-    return views.replace(label=batch.label)
+    views = views.replace(label=batch.label)
+    if not spec.mixup:
+        return views
+    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, index), Purpose.MIXUP))
+    return mix(keys(batch.index), views, spec.mixup)

@@ -57,7 +57,7 @@ RIGHT_AND_WRONG = [
         [1e-30, 10.0], [0.0, 1e-50, -1.0, 10.00001],
     ),
     (
-        ["optimizer.weight_decay", *(f"{probe}.weight_decay" for probe in PROBES)],
+        ["optimizer.weight_decay", "finetune.mixup", *(f"{probe}.weight_decay" for probe in PROBES)],
         [0.0, 100.0], [-1e-6, -3.0, 100.0001],
     ),
     (["optimizer.final_lr"], [0.0, 10.0], [-1e-6, 10.00001]),

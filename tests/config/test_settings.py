@@ -77,6 +77,13 @@ def test_what_only_several_settings_show():
     with pytest.raises(UserError, match=r"config\.model\.decoder\.width=513 is odd; its position code"):
         settings.check(config)
     config = default_config()
+    config.finetune.mixup, config.train.batch = 0.2, 6
+    config.efficiency.microbatches = 2
+    with pytest.raises(
+        UserError, match=r"train\.batch=6 / config\.efficiency\.microbatches=2 is odd; make it"
+    ):
+        settings.check(config)
+    config = default_config()
     config.loss.update(dict.fromkeys(TERMS, 0.0))
     with pytest.raises(UserError, match=r"every weight of config\.loss is 0, so nothing would be trained"):
         settings.check(config)

@@ -93,6 +93,20 @@ def test_the_loss_is_that_of_smoothed_labels_and_leaves_out_images_without_a_cla
 
 
 @pytest.mark.fast
+def test_the_loss_of_a_blend_is_the_blend_of_the_losses():
+    rng = np.random.default_rng(1)
+    logits, share = jnp.asarray(rng.normal(0, 2, (4, 3)), jnp.float32), jnp.array([0.0, 0.25, 1.0, 0.5])
+    labels, other = jnp.array([0, 2, 1, 2]), jnp.array([1, 2, 0, -1])
+    loss, _ = smoothed_cross_entropy(logits, labels, 0.1, other, share)
+
+    def error(which):
+        targets = optax.smooth_labels(jax.nn.one_hot(which, 3), 0.1)
+        return optax.softmax_cross_entropy(logits, targets) * (which >= 0)
+
+    np.testing.assert_allclose(loss, (share * error(labels) + (1 - share) * error(other)).mean(), rtol=1e-6)
+
+
+@pytest.mark.fast
 def test_ranks_by_hand():
     probability = np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2], [1, 0, 0]], np.float32)
     assert ranks(probability, np.array([2, 0, 1, -1])).tolist() == [1, 0, 1, -1]
@@ -143,7 +157,7 @@ def test_gradients_reach_all_of_the_encoder_and_nothing_else(config, pool):
     @jax.grad
     def gradient(params):
         views = make_views(step_key(0, 0), batch, recipe.views)
-        return recipe.objective(recipe.model.apply({"params": params}, views), views.label, None)[0]
+        return recipe.objective(recipe.model.apply({"params": params}, views), views, None)[0]
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
         name = path_name(path)
@@ -164,6 +178,7 @@ def test_labels_travel_with_their_images(folder):
 def test_a_stopped_run_continues_bit_identically_and_its_classifier_is_loaded(
     config, tmp_path, monkeypatch, capsys
 ):
+    config.finetune.mixup = 0.2
     for workdir, stops in ((tmp_path / "whole", (None,)), (tmp_path / "run", (4, None))):
         for stop in stops:
             with monkeypatch.context() as patch:  # the images are listed once, when their classes are read

@@ -13,7 +13,7 @@ PROGRAM = """
 import os, signal, sys
 from sparse_vis.train.stop import StopSignal
 number, keep = int(sys.argv[1]), sys.argv[2] == "True"
-with StopSignal() as stop:
+with StopSignal(*map(int, sys.argv[4:])) as stop:
     stop.keep = keep
     os.kill(os.getpid(), number)
     print("the step ends", stop.received, flush=True)
@@ -25,9 +25,9 @@ print("end of the program")
 """
 
 
-def outcome(number, keep, again=""):
+def outcome(number, keep, again="", *status):
     """Exit status and output of a program that sends itself a signal."""
-    command = [sys.executable, "-c", PROGRAM, str(int(number)), str(keep), again]
+    command = [sys.executable, "-c", PROGRAM, str(int(number)), str(keep), again, *status]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout, done.stderr
 
@@ -49,6 +49,13 @@ def test_a_signal_lets_the_step_end_and_a_second_ctrl_c_does_not():
     assert (status, out) == (-signal.SIGINT, "the step ends True\n")
     assert error == "\nCtrl-C: saving after this step; another Ctrl-C ends without that\n"
     assert outcome(signal.SIGINT, keep=True, again="again")[:2] == (-signal.SIGINT, "the step ends True\n")
+
+
+@pytest.mark.fast
+def test_a_status_tells_a_stopped_run_from_a_finished_one():
+    assert outcome(signal.SIGTERM, True, "", "75")[:2] == (75, "the step ends True\n")
+    assert outcome(signal.SIGTERM, False, "", "75")[0] == 75
+    assert outcome(signal.SIGINT, True, "", "75")[0] == -signal.SIGINT
 
 
 @pytest.mark.fast
