@@ -15,6 +15,7 @@ TOOLS = {
     "extract": ("commands.extract", "write features of a folder of images as Parquet files"),
     "reconstruct": ("commands.reconstruct", "reconstruct every image of a folder from S and L"),
     "report": ("report.report", "show a model on one HTML page"),
+    "explore": ("explore.explore", "show and edit the tokens of any picture on a live page"),
     "probe": ("commands.probe", "fit a classifier on labelled images, and save it beside the model"),
     "export": ("commands.export", "convert a model for PyTorch, jax.export or ONNX"),
     "pack": ("commands.pack", "pack a folder of images into a few large files"),

@@ -32,7 +32,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")  # or ke
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # lines of source, which no test reads
 
 CHECKED = (
-    "ops", "views", "models", "losses", "evals", "viz", "report", "data.compose", "data.scenes",
+    "ops", "views", "models", "losses", "evals", "viz", "report", "explore", "data.compose", "data.scenes",
     "data.pictures", "data.address", "data.examples", "data.decode", "data.cut", "data.records",
     "train.recipe", "train.optimizer", "train.health", "train.finetune", "commands.reconstruct",
     "commands.segmenter", "commands.watch",

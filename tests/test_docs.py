@@ -111,6 +111,12 @@ RUN = {
     "tests/benchmarks/test_faults.py": {
         "test_the_command_finds_nothing_wrong": ("benchmarks.faults",),
     },
+    "tests/explore/test_server.py": {
+        "test_the_command_serves_this_computer_alone": ("sparse_vis explore",),
+    },
+    "tests/explore/test_explore_pictures.py": {
+        "test_the_benchmark_times_edits_and_saves_the_page": ("benchmarks.speed.explore_page",),
+    },
     "tests/benchmarks/test_peer.py": {
         "test_the_command_prints_ratios_of_one_run": ("benchmarks.peer.peer",),
     },
@@ -127,6 +133,7 @@ CODE = {
     "docs/classifiers.md": ("tests/commands/test_probe.py", "test_the_documented_command_and_code"),
     "docs/extraction.md": ("tests/commands/test_extract.py", "test_half_precision_and_the_documented_reader"),
     "docs/compatibility.md": ("tests/commands/test_programs.py", "test_the_documented_readers"),
+    "docs/explore.md": ("tests/explore/test_edits.py", "test_the_documented_code_decodes_a_saved_file"),
     "docs/models.md": ("tests/interop/test_hub.py", "test_a_model_of_the_cache"),
 }
 

@@ -27,6 +27,7 @@ ORDER = (
     "viz",  # figures and pictures
     "evals",  # encoders, tasks
     "report",  # the page
+    "explore",  # a live page and its server
     "commands",  # what the command line does
     "__main__",
 )

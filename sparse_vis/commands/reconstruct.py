@@ -71,7 +71,8 @@ def with_maps(
     for token, (left, right) in enumerate(itertools.pairwise(edges)):
         map_ = L[:, token].reshape(*grid, 1)
         shown = (map_ - map_.min()) / max(float(np.ptp(map_)), 1e-12) * colours[token]
-        small = Image.fromarray(np.uint8(np.round(255 * shown))).resize((right - left, height))
+        large = (right - left, height)  # bicubic resizing would overshoot, to other colours
+        small = Image.fromarray(np.uint8(np.round(255 * shown))).resize(large, Image.Resampling.BILINEAR)
         larger.paste(small, (left, sheet.height))
     return larger
 

@@ -25,16 +25,23 @@ def with_map(
     return np.insert(shares * (1 - column[:, None]), token, column, axis=1).astype(L.dtype)
 
 
+def move_map(
+    map_: Float[np.ndarray, "rows columns"], shift: tuple[int, int]
+) -> Float[np.ndarray, "rows columns"]:
+    """A map moved by whole patches (down, right); what leaves the image is lost."""
+    (rows, columns), moved = map_.shape, np.zeros_like(map_)
+    down, right = (max(-side, min(by, side)) for by, side in zip(shift, map_.shape, strict=True))
+    into = np.s_[max(down, 0) : rows + min(down, 0), max(right, 0) : columns + min(right, 0)]
+    out_of = np.s_[max(-down, 0) : rows - max(down, 0), max(-right, 0) : columns - max(right, 0)]
+    moved[into] = map_[out_of]
+    return moved
+
+
 def move_token(
     L: Float[np.ndarray, "n r"], token: int, shift: tuple[int, int], grid: tuple[int, int]
 ) -> Float[np.ndarray, "n r"]:
-    """L with one token's map moved by whole patches (down, right); what leaves the image is lost."""
-    (rows, columns), (down, right) = grid, shift
-    moved = np.zeros(grid, L.dtype)
-    into = np.s_[max(down, 0) : rows + min(down, 0), max(right, 0) : columns + min(right, 0)]
-    out_of = np.s_[max(-down, 0) : rows - max(down, 0), max(-right, 0) : columns - max(right, 0)]
-    moved[into] = L[:, token].reshape(grid)[out_of]
-    return with_map(L, token, moved.ravel())
+    """L with one token's map moved as by `move_map`."""
+    return with_map(L, token, move_map(L[:, token].reshape(grid), shift).ravel())
 
 
 def object_token(L: Float[np.ndarray, "n r"], grid: tuple[int, int]) -> int:

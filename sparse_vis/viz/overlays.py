@@ -15,10 +15,19 @@ from sparse_vis.ops.moments import Moments
 # Opacity of a token's colour where its map is 1, of black where it is 0, and of a hard segmentation.
 TINT, SHADE, SEGMENT = 0.4, 0.78, 0.6
 
+# Of the first tokens. Colour-blind people too can tell each from each: tests/viz/test_viz.py.
+COLOURS = (
+    "#ee9911", "#1100ff", "#55bbff", "#881133", "#eeeebb", "#4433aa", "#44ffff", "#44aa66", "#224477",
+    "#ffee00", "#776600", "#007777", "#77ff77", "#bb44ff", "#ff44cc", "#ff99bb",
+)  # fmt: skip
+
 
 def token_colours(count: int) -> Float[np.ndarray, "count 3"]:
-    """One RGB colour per token, the same for every image."""
-    return matplotlib.colormaps["hsv"](np.arange(count) / count)[:, :3].astype(np.float32)
+    """One RGB colour per token, the same for every image; tokens beyond COLOURS get hues between theirs."""
+    more = max(0, count - len(COLOURS))
+    hues = matplotlib.colormaps["hsv"]((np.arange(more) + 0.5) / max(1, more))[:, :3]
+    fixed = matplotlib.colors.to_rgba_array(COLOURS[:count])[:, :3]
+    return np.concatenate([fixed, hues]).astype(np.float32)
 
 
 def segments(L: Float[np.ndarray, "*N n r"], grid: tuple[int, int]) -> Int[np.ndarray, "*N rows columns"]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from sparse_vis.report import report as tool
+from tests.browser import luminance, start
 from tests.report.test_report import write_run
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS
 
@@ -32,15 +31,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    places = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if None in places.values():
-        pytest.fail("Chromium is missing: apt-get install chromium chromium-driver, as CONTRIBUTING.md says.")
-    options = webdriver.ChromeOptions()
-    options.binary_location = places["chromium"]
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(places["chromedriver"]))
+    driver = start()
     yield driver
     driver.quit()
 
@@ -126,12 +117,6 @@ def test_pointing_at_the_image_finds_the_token_of_the_patch(opened):
         on = driver.find_elements(By.CSS_SELECTOR, ".tokens .on")
         assert [b.get_attribute("data-token") for b in on] == [str(winners[row][column])]
         assert visible(driver, ".tokens .map:not(.hard)") == [TOKENS + winners[row][column]]
-
-
-def luminance(colour):
-    parts = [float(x) / 255 for x in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

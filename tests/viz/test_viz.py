@@ -5,6 +5,7 @@ import json
 import matplotlib.figure
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
 from sklearn.decomposition import PCA
 
 from sparse_vis.runtime.errors import UserError
@@ -31,6 +32,36 @@ def test_colours_are_distinct_and_the_same_each_time():
     np.testing.assert_array_equal(colours, overlays.token_colours(16))
 
 
+LINEAR_TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+# How colours look without one kind of cone: Machado et al. 2009, severity 1, on linear RGB.
+SEEN = {
+    "by most people": np.eye(3),
+    "without red cones": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "without green cones": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    ),
+}
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_every_two_of_sixteen_colours_are_told_apart(seen):
+    colours = overlays.token_colours(16)
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    xyz = np.clip(linear @ np.transpose(SEEN[seen]), 0, 1) @ LINEAR_TO_XYZ.T / (0.9505, 1, 1.089)
+    x, y, z = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29).T
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    assert pdist(lab).min() > 20  # 2.3 is the smallest difference that people notice
+
+
+def test_colours_are_the_same_for_any_number_of_tokens_and_go_on():
+    np.testing.assert_array_equal(overlays.token_colours(3), overlays.token_colours(16)[:3])
+    many = overlays.token_colours(40)
+    np.testing.assert_array_equal(many[:16], overlays.token_colours(16))
+    assert many.shape == (40, 3) and len({tuple(c) for c in np.round(many, 3)}) == 40
+
+
 def test_segments_are_the_largest_token_of_every_patch():
     np.testing.assert_array_equal(overlays.segments(HARD, GRID), [[2, 2, 2], [0, 0, 0]])
     overlay = overlays.segment_overlay(HARD, GRID)
@@ -40,8 +71,9 @@ def test_segments_are_the_largest_token_of_every_patch():
 
 def test_a_map_is_tinted_where_largest_and_dark_where_nothing():
     overlay = overlays.token_overlay(np.float32([[1, 0], [0.5, 0.5], [0, 1]]), 0, (3, 1))[:, 0]
-    red, tint, shade = (255, 0, 0), round(255 * overlays.TINT), round(255 * overlays.SHADE)
-    assert tuple(overlay[0]) == (*red, tint) and tuple(overlay[2]) == (0, 0, 0, shade)
+    first = tuple(np.uint8(np.round(255 * overlays.token_colours(1)[0])))
+    tint, shade = round(255 * overlays.TINT), round(255 * overlays.SHADE)
+    assert tuple(overlay[0]) == (*first, tint) and tuple(overlay[2]) == (0, 0, 0, shade)
     assert abs(int(overlay[1, 3]) - (tint + shade) / 2) <= 1
     # Relative to the largest entry: half the map is the same picture.
     np.testing.assert_array_equal(

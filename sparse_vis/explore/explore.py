@@ -1,0 +1,85 @@
+"""A page in your browser for any model and any picture: `python -m sparse_vis explore --help`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import secrets
+import socket
+
+from sparse_vis import api
+from sparse_vis.explore.shelf import Shelf
+from sparse_vis.explore.similar import Extraction
+from sparse_vis.runtime import paths
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.progress import say
+from sparse_vis.runtime.tools import Parser
+
+HOST = "127.0.0.1"
+NEEDED = ("starlette", "uvicorn")
+
+
+def port(text: str) -> int:
+    """argparse `type` of a port; 0: any that is free."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 65535")
+    return int(text)
+
+
+def main() -> None:
+    """Command line; see --help."""
+    parser = Parser(
+        description="Serve a page on this computer that shows and edits the tokens and maps of any picture "
+        "(docs/explore.md). Example: python -m sparse_vis explore --checkpoint=runs/quickstart"
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=False, default="pictures-tiny")
+    add("--name")
+    add("--tokenizer")
+    add("--port", type=port, default=0, help="port of the address (a free one)")
+    add("--max-pixels")
+    searched = "folder of an extraction (`extract`), in which similar tokens are searched for"
+    add("--gallery", type=paths.path, metavar="EXTRACTION", help=searched)
+    add("--images", type=paths.path, metavar="FOLDER", help="folder of the extraction's images, its --input")
+    given = parser.parse_args()
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise UserError(f'explore needs {" and ".join(missing)}; run pip install -e ".[explore]".')
+    if (given.gallery is None) != (given.images is None):
+        raise UserError("--gallery and --images belong together; give both, or neither.")
+    listening = bound(given.port)
+    model, params = api.load(given.checkpoint, given.name, tokenizer=given.tokenizer)
+    if model.decoder.codes and model.tokenizer is None:
+        raise UserError(
+            f"{given.checkpoint} reconstructs through a VQ tokenizer, whose weights were not found; give "
+            "--tokenizer=FILE."
+        )
+    gallery = given.gallery and Extraction(given.gallery, given.images, model, params, given.max_pixels)
+    serve(Shelf(model, params, given.max_pixels, gallery), given.checkpoint, listening)
+
+
+def bound(number: int) -> socket.socket:
+    """A socket that only this computer reaches, at a port, or at a free one for 0."""
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((HOST, number))
+        listening.listen()
+    except OSError as error:
+        raise UserError(f"--port={number} cannot be used ({error.strerror}); give another.") from error
+    return listening
+
+
+def serve(shelf: Shelf, name: str, listening: socket.socket) -> None:
+    """Compile the programs of the first picture, print the address and serve it until Ctrl-C."""
+    import uvicorn  # here, as the extra `explore` may be absent, which main says in a sentence
+
+    from sparse_vis.explore.server import EXAMPLES, default_side, make_app
+
+    say("compiling, the first time for about 10 seconds")
+    side, example = default_side(shelf), next(iter(EXAMPLES.values()))
+    key = shelf.put(example.read_bytes(), example.name)
+    shelf.shown(key, side, [])
+    number, token = listening.getsockname()[1], secrets.token_urlsafe(24)
+    app = make_app(shelf, name, token, number)
+    say(f"open http://{HOST}:{number}/?token={token} in a browser; Ctrl-C stops the server")
+    uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="warning")).run(sockets=[listening])

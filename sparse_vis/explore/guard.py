@@ -1,0 +1,59 @@
+"""Who may talk to the page's server: only the page itself, opened with the address that was printed."""
+
+from __future__ import annotations
+
+import secrets
+
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data: blob:; "
+    "media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self)",
+    "Referrer-Policy": "no-referrer",  # addresses contain the token
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Guard:
+    """Refuses requests without the token, of other origins, or under another name of this computer.
+
+    A page of the web could otherwise send requests to 127.0.0.1, or name a host of its own that leads there.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, port: int):
+        self.app, self.token = app, token
+        self.hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
+
+    def fault(self, scope: Scope) -> str | None:
+        """What is wrong with a request, in a sentence; None if nothing is."""
+        headers, query = Headers(scope=scope), QueryParams(scope["query_string"])
+        if headers.get("host") not in self.hosts:
+            return "this server answers to 127.0.0.1 and localhost only; open the address that it printed."
+        origin = headers.get("origin")
+        if origin is not None and origin not in {f"http://{host}" for host in self.hosts}:
+            return "this request comes from another page; open the address that the server printed."
+        given = headers.get("x-token") or query.get("token") or ""
+        if not secrets.compare_digest(given.encode(), self.token.encode()):
+            return "the token is missing or wrong; open the address that the server printed."
+        return None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # there are no websockets; lifespan has no requests
+            return await self.app(scope, receive, send)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        fault = self.fault(scope)
+        answer = self.app if fault is None else PlainTextResponse(fault, status_code=403)
+        await answer(scope, receive, send_with_headers)

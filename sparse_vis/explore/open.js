@@ -1,0 +1,113 @@
+"use strict";
+// Pictures from files, the clipboard, the camera and the examples; those that are open, and their tokens.
+const DRAGGED = "application/x-token";
+
+async function openPicture(file, name) {
+  say(`Reading ${name}.`);
+  const picture = { name, file, edits: [], undone: [] };
+  await send(picture);
+  const same = view.pictures.find((each) => each.key === picture.key);
+  if (!same) view.pictures.push(picture);
+  return showPicture(same ?? picture);
+}
+
+function showPicture(picture) {
+  view.current = picture;
+  view.preview = view.pointed = null;
+  return refresh();
+}
+
+async function openAll(files) {
+  const wrong = [];
+  for (const file of files) {
+    try {
+      await openPicture(file, file.name || "pasted picture");
+    } catch (error) {
+      wrong.push(error.message);
+    }
+  }
+  if (wrong.length) say(wrong.join(" "), true);
+}
+
+$("file").addEventListener("change", async () => { await openAll([...$("file").files]); $("file").value = ""; });
+$("example").addEventListener("change", () => attempt(async () => {
+  const name = $("example").value;
+  $("example").value = "";
+  if (!name) return;
+  const answer = await fetch(`files/${name}`, { headers: { "X-Token": settings.token } });
+  await openPicture(await answer.blob(), name.replace(/\.\w+$/, ""));
+}));
+document.addEventListener("paste", (event) => {
+  const files = [...(event.clipboardData?.files ?? [])];
+  if (files.length) openAll(files);
+});
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  const dragged = event.dataTransfer.getData(DRAGGED), onto = tokenAt(event.target);
+  if (dragged && onto) replaceToken(+onto.dataset.token, JSON.parse(dragged), +$("amount").value);
+  else if (!dragged) openAll([...event.dataTransfer.files]);
+});
+document.addEventListener("dragstart", (event) => {
+  const button = event.target.closest?.(".token");
+  if (!button) return;
+  const picture = button.dataset.picture ?? view.current.key;
+  event.dataTransfer.setData(DRAGGED, JSON.stringify({ picture, side: view.side, token: +button.dataset.token }));
+});
+
+$("camera").addEventListener("click", () => attempt(async () => {
+  try {
+    $("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: true });
+  } catch (error) {
+    throw new Refused(0, `The camera cannot be used (${error.message}); allow it, or choose a file.`);
+  }
+  $("taking").hidden = false;
+  await $("video").play();
+  $("take").focus();
+}));
+function closeCamera() {
+  for (const track of $("video").srcObject?.getTracks() ?? []) track.stop();
+  $("video").srcObject = null;
+  $("taking").hidden = true;
+}
+$("close").addEventListener("click", closeCamera);
+$("take").addEventListener("click", () => attempt(async () => {
+  const { videoWidth: width, videoHeight: height } = $("video");
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  canvas.getContext("2d").drawImage($("video"), 0, 0);
+  closeCamera();
+  const file = await new Promise((done) => canvas.toBlob(done, "image/png"));
+  const taken = view.pictures.filter((picture) => picture.name.startsWith("camera")).length;
+  await openPicture(file, `camera ${taken + 1}`);
+}));
+
+// All open pictures; tokens of those that are not shown can be dragged onto tokens of the one that is.
+function showShelf() {
+  $("shelf").replaceChildren(...view.pictures.filter((picture) => picture.shown).map(heldPicture));
+  $("source").replaceChildren(...view.pictures.flatMap((picture) => settings.colours.map((_, token) =>
+    new Option(`token ${token} of ${picture.name}`, `${picture.key}:${token}`))));
+}
+
+function heldPicture(picture) {
+  const figure = document.createElement("figure"), button = document.createElement("button");
+  const image = Object.assign(new Image(), { src: picture.shown, alt: "" });
+  button.append(image, picture.name);
+  button.setAttribute("aria-pressed", picture === view.current);
+  button.className = "held";
+  button.addEventListener("click", () => showPicture(picture));
+  figure.append(button);
+  if (picture === view.current) return figure;
+  const tokens = Object.assign(document.createElement("div"), { className: "tokens small" });
+  tokens.append(...settings.colours.map((_, token) => heldToken(picture, token)));
+  figure.append(tokens);
+  return figure;
+}
+
+function heldToken(picture, token) {
+  const button = tokenButton(token);
+  button.dataset.picture = picture.key;
+  button.setAttribute("aria-label", `take token ${token} of ${picture.name} to replace the chosen one`);
+  button.addEventListener("click", () => { $("source").value = `${picture.key}:${token}`; });
+  drawMap(button.querySelector("canvas"), picture.found, token);
+  return button;
+}

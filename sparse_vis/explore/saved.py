@@ -1,0 +1,62 @@
+"""Files for the reader of the page: pictures as PNG, tokens and maps with their edits as .npz."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from sparse_vis.explore.edits import Edited, replay
+from sparse_vis.runtime.errors import UserError
+
+
+def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """A PNG file, compressed little: it only goes to the browser beside it."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+class Saved(NamedTuple):
+    """What a .npz file of the page holds, and S and L after the edits."""
+
+    S: Float[np.ndarray, "r d"]
+    L: Float[np.ndarray, "n r"]
+    grid: tuple[int, int]  # rows and columns of the n patches
+    edits: list[dict[str, Any]]
+    edited: Edited
+
+
+def to_npz(
+    S: Float[np.ndarray, "r d"],
+    L: Float[np.ndarray, "n r"],
+    grid: tuple[int, int],
+    edits: list[dict[str, Any]],
+) -> bytes:
+    """The contents of a .npz file that `read_saved` reads."""
+    file = io.BytesIO()
+    np.savez_compressed(file, S=S, L=L, grid=np.array(grid), edits=np.array(json.dumps(edits)))
+    return file.getvalue()
+
+
+def read_saved(path: str | pathlib.Path) -> Saved:
+    """Read a file that the page saved, and replay its edits.
+
+    Raises:
+        UserError: the file does not exist, or is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            S, L, (rows, columns), edits = file["S"], file["L"], file["grid"].tolist(), str(file["edits"])
+        if (rows * columns, len(S)) != L.shape or S.ndim != 2:
+            raise ValueError(f"S has shape {S.shape}, L {L.shape} on {rows}x{columns} patches")
+        edits = json.loads(edits)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} was not saved by the page ({error}); give such a .npz file.") from error
+    return Saved(S, L, (rows, columns), edits, replay(S, L, (rows, columns), edits))

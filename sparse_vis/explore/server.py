@@ -1,0 +1,138 @@
+"""The page's server: its files, and requests that each name a picture, a resolution and a list of edits."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jinja2
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from sparse_vis import report
+from sparse_vis.data.examples import FOLDER
+from sparse_vis.explore.guard import Guard
+from sparse_vis.explore.saved import png, to_npz
+from sparse_vis.explore.shelf import SIDES, NotHeld, Shelf
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.viz import overlays
+
+HERE = pathlib.Path(__file__).parent
+FILES = {path.name: path for path in (*HERE.glob("*.js"), *HERE.glob("*.css"))}
+FILES["base.css"] = pathlib.Path(report.__file__).with_name("base.css")
+EXAMPLES = {path.name: path for path in sorted(FOLDER.glob("*.jpg"))}
+LARGEST_FILE, LARGEST_REQUEST = 32 * 2**20, 4 * 2**20  # bytes: of a picture, of edits
+
+
+async def body_of(request: Request, limit: int) -> bytes:
+    """The body of a request; raises a UserError as soon as it has more bytes than the limit."""
+    parts, size = [], 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise UserError(f"this has more than {limit >> 20} MiB; give a smaller picture or fewer edits.")
+    return b"".join(parts)
+
+
+def answered(endpoint: Callable) -> Callable:
+    """An endpoint whose errors become a status and one sentence."""
+
+    @functools.wraps(endpoint)
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except UserError as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+        except NotHeld:
+            what = "the server does not hold this picture any more; open it again."
+            return JSONResponse({"error": what}, status_code=404)
+        except ClientDisconnect:
+            return Response(status_code=499)  # the page was closed: nobody reads this
+
+    return answer
+
+
+def asks(function: Callable[[str, int, Any], Any], kind: type[Response]) -> Callable:
+    """An endpoint: what a function gives for the picture, side and edits of the request's JSON."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            asked = json.loads(await body_of(request, LARGEST_REQUEST))
+            picture, side, edits = (asked[name] for name in ("picture", "side", "edits"))
+            if type(side) is not int:
+                raise TypeError
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError("the request is no JSON with picture, side and edits; reload the page.") from None
+        return kind(await run_in_threadpool(function, str(picture), side, edits))
+
+    return answered(endpoint)
+
+
+def make_app(shelf: Shelf, name: str, token: str, port: int) -> Starlette:
+    """The application: the page, which shows a model of this name, and what it asks for."""
+    tokens = shelf.model.encoder.queries
+    contents = {
+        "name": name, "token": token, "gallery": shelf.gallery is not None,
+        "examples": [(path.stem, file) for file, path in EXAMPLES.items()],
+        "settings": {
+            "token": token, "tokens": tokens, "temperature": shelf.model.factorizer.temperature,
+            "colours": [[round(255 * float(x)) for x in colour] for colour in overlays.token_colours(tokens)],
+        },
+        "side": default_side(shelf), "sides": SIDES, "patch": shelf.model.patch,
+    }  # fmt: skip
+    loader = jinja2.FileSystemLoader(HERE)
+    template = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    ).get_template("page.html")
+
+    async def page(request: Request) -> Response:
+        return HTMLResponse(template.render(contents))
+
+    async def file(request: Request) -> Response:
+        path = {**FILES, **EXAMPLES}.get(request.path_params["name"])
+        return FileResponse(path) if path else Response(status_code=404)
+
+    @answered
+    async def put(request: Request) -> Response:
+        data = await body_of(request, LARGEST_FILE)
+        named = request.query_params.get("name", "")[:200]
+        return JSONResponse({"picture": await run_in_threadpool(shelf.put, data, named)})
+
+    def photograph(picture: str, side: int, edits: Any) -> bytes:
+        return png(shelf.encoded(picture, side).pixels)
+
+    def save(picture: str, side: int, edits: Any) -> bytes:
+        found, resolved = shelf.encoded(picture, side), shelf.resolved(edits)
+        shelf.edited(picture, side, resolved)  # what cannot be replayed is not saved
+        return to_npz(found.S, found.L, (side, side), resolved)
+
+    async def similar(request: Request) -> Response:
+        search = functools.partial(shelf.similar, request.path_params["token"])
+        return await asks(search, JSONResponse)(request)
+
+    routes = [
+        Route("/", page),
+        Route("/files/{name}", file),
+        Route("/picture", put, methods=["POST"]),
+        Route("/photograph", asks(photograph, Response), methods=["POST"]),
+        Route("/edit", asks(shelf.shown, JSONResponse), methods=["POST"]),
+        Route("/understood", asks(shelf.understood, JSONResponse), methods=["POST"]),
+        Route("/similar/{token:int}", similar, methods=["POST"]),
+        Route("/save", asks(save, Response), methods=["POST"]),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(Guard, token=token, port=port)])
+
+
+def default_side(shelf: Shelf) -> int:
+    """Patches along a side at first: those of 240 pixels, if that is possible."""
+    return min(max(240 // shelf.model.patch, SIDES[0]), SIDES[1])

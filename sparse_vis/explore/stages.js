@@ -1,0 +1,95 @@
+"use strict";
+// Pointer and brush on the photograph and the reconstruction: drags move a map, strokes paint it.
+let drag = null; // { token, row, column, copies, moved } or { token, patches: Set, amount }
+let place = null; // row and column of the brush, when the keyboard moves it
+
+const brush = () => {
+  const { value } = document.querySelector("[name=brush]:checked");
+  return value === "" ? null : +value;
+};
+
+function patchAt(stage, event) {
+  const box = stage.getBoundingClientRect();
+  const cell = (at, length) => Math.floor((at / length) * view.side);
+  return [cell(event.clientY - box.top, box.height), cell(event.clientX - box.left, box.width)];
+}
+const inside = (x) => Math.min(view.side - 1, Math.max(0, x));
+const winnerAt = ([row, column]) => view.current.found.winners[inside(row) * view.side + inside(column)];
+
+// The patches under the brush.
+function under([row, column]) {
+  const radius = $("width").value / 2, found = [];
+  for (let y = Math.ceil(row - radius); y <= row + radius; y++) {
+    for (let x = Math.ceil(column - radius); x <= column + radius; x++) {
+      const near = Math.hypot(y - row, x - column) <= radius;
+      if (near && y === inside(y) && x === inside(x)) found.push(y * view.side + x);
+    }
+  }
+  return found;
+}
+
+const editOf = ({ token, down, right, copies, patches, amount }) => {
+  if (patches) return { kind: "paint", token, patches: [...patches], amount };
+  return { kind: copies ? "copy" : "move", token, down, right };
+};
+
+function begin(stage, event) {
+  if (event.button || !view.current?.found) return;
+  const at = patchAt(stage, event), token = view.chosen ?? winnerAt(at);
+  if (brush() !== null && view.chosen !== null) drag = { token, patches: new Set(under(at)), amount: brush() };
+  else drag = { token, row: at[0], column: at[1], down: 0, right: 0, copies: event.altKey };
+  if (drag.patches) drag.moved = true;
+  stage.setPointerCapture(event.pointerId);
+  event.preventDefault();
+  stage.focus();
+  if (drag.patches) preview();
+}
+
+function preview() {
+  view.preview = editOf(drag);
+  refresh();
+}
+
+function follow(stage, event) {
+  if (!drag) {
+    view.pointed = view.chosen === null ? winnerAt(patchAt(stage, event)) : null;
+    return showMap();
+  }
+  const [row, column] = patchAt(stage, event);
+  if (drag.patches) under([row, column]).forEach((patch) => drag.patches.add(patch));
+  else if (drag.down === row - drag.row && drag.right === column - drag.column) return;
+  else Object.assign(drag, { down: row - drag.row, right: column - drag.column, moved: true });
+  preview();
+}
+
+function end(stage, event) {
+  if (!drag) return;
+  const done = drag;
+  drag = view.preview = null;
+  if (event.type === "pointercancel") return refresh();
+  if (!done.moved) return choose(winnerAt(patchAt(stage, event)));
+  if (!done.patches && view.chosen === null) choose(done.token);
+  commit(editOf(done));
+}
+
+function brushKey(stage, event) {
+  const step = event.key.startsWith("Arrow") && AWAY[event.key.replace("Arrow", "").toLowerCase()];
+  if (brush() === null || view.chosen === null || !(step || event.key === " ")) return;
+  event.preventDefault();
+  place = place ?? [view.side >> 1, view.side >> 1];
+  if (step) place = place.map((x, i) => inside(x + step[i]));
+  else commit({ kind: "paint", token: view.chosen, patches: under(place), amount: brush() });
+  const canvas = stage.querySelector("canvas"), context = canvas.getContext("2d");
+  canvas.hidden = false;
+  drawOver(canvas, view.current.found, view.chosen);
+  context.strokeStyle = "white";
+  context.strokeRect(place[1], place[0], 1, 1);
+}
+
+for (const stage of document.querySelectorAll(".seen")) {
+  stage.addEventListener("pointerdown", (event) => begin(stage, event));
+  stage.addEventListener("pointermove", (event) => view.current?.found && follow(stage, event));
+  for (const type of ["pointerup", "pointercancel"]) stage.addEventListener(type, (event) => end(stage, event));
+  stage.addEventListener("pointerleave", () => { view.pointed = null; if (view.current) showMap(); });
+  stage.addEventListener("keydown", (event) => view.current && brushKey(stage, event));
+}

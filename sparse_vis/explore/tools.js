@@ -1,0 +1,106 @@
+"use strict";
+// Buttons, keys and sliders.
+const AWAY = { left: [0, -1], right: [0, 1], up: [-1, 0], down: [1, 0] };
+const GROW = 1.25, FAR = 4; // factor of Larger; patches of an arrow key with Shift
+
+const EDITS = {
+  ...Object.fromEntries(Object.entries(AWAY).map(([name, [down, right]]) => [name, (t) => nudge(t, down, right)])),
+  larger: (token) => commit({ kind: "scale", token, factor: GROW }),
+  smaller: (token) => commit({ kind: "scale", token, factor: 1 / GROW }),
+  horizontal: (token) => commit({ kind: "mirror", token, axis: "horizontal" }),
+  vertical: (token) => commit({ kind: "mirror", token, axis: "vertical" }),
+  copy: (token) => commit({ kind: "copy", token, down: 0, right: Math.round(view.side / 4) }),
+  erase: (token) => commit({ kind: "erase", token }),
+};
+const KEYS = { "+": "larger", "=": "larger", "-": "smaller", m: "horizontal", M: "vertical", Delete: "erase", Backspace: "erase" };
+
+function choose(token) {
+  view.chosen = token;
+  showMap();
+  updateButtons();
+}
+
+function updateButtons() {
+  const { edits, undone } = view.current;
+  $("undo").disabled = $("reset").disabled = !edits.length;
+  $("redo").disabled = !undone.length;
+  $("tools").toggleAttribute("inert", view.chosen === null);
+  $("tools").classList.toggle("off", view.chosen === null);
+  const { value, dataset } = $("side");
+  $("side").nextElementSibling.textContent = `${value} × ${value} patches, ${value * dataset.patch} px`;
+  const tau = settings.temperature / view.power;
+  $("temperature").nextElementSibling.textContent = `τ = ${tau.toPrecision(2)}`;
+  $("amount").nextElementSibling.textContent = `${Math.round(100 * $("amount").value)} %`;
+}
+
+for (const button of document.querySelectorAll("[data-edit]")) {
+  button.addEventListener("click", () => EDITS[button.dataset.edit](view.chosen));
+}
+for (const [id, work] of Object.entries({ undo, redo, reset })) $(id).addEventListener("click", work);
+
+$("png").addEventListener("click", () => download("edited.png", $("reconstruction").querySelector("img").src));
+$("npz").addEventListener("click", () => attempt(async () => {
+  const file = await (await about("save", view.current, editsOf(view.current))).blob();
+  download("edited.npz", URL.createObjectURL(file));
+}));
+
+$("side").addEventListener("input", updateButtons);
+$("side").addEventListener("change", () => { setSide(+$("side").value); refresh(); });
+$("temperature").addEventListener("input", () => { view.power = 2 ** -$("temperature").value; refresh(); });
+
+// The token that replaces the chosen one.
+function sourceOf() {
+  const [picture, token] = $("source").value.split(":");
+  const held = view.pictures.find((each) => each.key === picture);
+  return held ? { picture, side: view.side, token: +token } : null;
+}
+$("replace").addEventListener("click", () => sourceOf() && replaceToken(view.chosen, sourceOf(), +$("amount").value));
+$("amount").addEventListener("input", () => {
+  if (sourceOf()) view.preview = { kind: "replace", token: view.chosen, from: sourceOf(), amount: +$("amount").value };
+  refresh();
+});
+$("amount").addEventListener("change", () => $("replace").click());
+
+// Tokens of the gallery that are most like the chosen one.
+$("similar")?.addEventListener("click", () => attempt(async () => {
+  say("Searching.");
+  const answer = await about(`similar/${view.chosen}`, view.current, editsOf(view.current));
+  $("found").replaceChildren(...(await answer.json()).map(({ name, token, cosine, picture }) => {
+    const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+    caption.textContent = `token ${token} of ${name}, cosine ${cosine.toFixed(2)}`;
+    figure.append(Object.assign(new Image(), { src: `data:image/png;base64,${picture}`, alt: "" }), caption);
+    return figure;
+  }));
+  say("");
+}));
+
+const tokenAt = (target) => target.closest?.("#tokens .token");
+for (const [event, enters] of [["pointerover", true], ["pointerout", false], ["focusin", true], ["focusout", false]]) {
+  $("tokens").addEventListener(event, ({ target }) => {
+    if (!tokenAt(target)) return;
+    view.pointed = enters ? +tokenAt(target).dataset.token : null;
+    showMap();
+  });
+}
+$("tokens").addEventListener("click", ({ target }) => {
+  const token = tokenAt(target) ? +tokenAt(target).dataset.token : view.chosen;
+  choose(token === view.chosen ? null : token);
+});
+
+document.addEventListener("keydown", (event) => {
+  if (!view.current || event.target.closest("input, select, video")) return;
+  if ((event.ctrlKey || event.metaKey) && "zZyY".includes(event.key)) {
+    event.preventDefault();
+    return event.key === "z" ? undo() : redo();
+  }
+  if (event.key === "Escape") return choose(null);
+  const button = tokenAt(event.target), token = button ? +button.dataset.token : view.chosen;
+  if (token === null || event.ctrlKey || event.metaKey || event.altKey) return;
+  const away = AWAY[event.key.replace("Arrow", "").toLowerCase()], arrow = event.key.startsWith("Arrow");
+  if (arrow && brush() !== null && event.target.matches(".seen")) return; // stages.js moves the brush
+  if (!arrow && !(event.key in KEYS)) return;
+  event.preventDefault();
+  if (view.chosen !== token) choose(token);
+  if (arrow) nudge(token, ...away.map((step) => step * (event.shiftKey ? FAR : 1)));
+  else EDITS[KEYS[event.key]](token);
+});

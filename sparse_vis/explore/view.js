@@ -1,0 +1,119 @@
+"use strict";
+// Shows what the server answers: one request at a time, and after it the newest state, if that has changed.
+const QUIET = 150; // ms without an edit, after which the encoder is asked
+let busy = false, again = false, waiting = null, version = 0;
+
+async function refresh() {
+  version++;
+  clearTimeout(waiting);
+  again = true;
+  if (busy) return;
+  busy = true;
+  const slow = setTimeout(() => say("Working; a new resolution takes some seconds the first time."), 700);
+  let failed = false;
+  while (again) {
+    again = false;
+    const picture = view.current, preview = view.preview;
+    try {
+      await update(picture, preview);
+      failed = false;
+    } catch (error) {
+      failed = true;
+      takeBack(picture, preview, error);
+    }
+  }
+  clearTimeout(slow);
+  busy = false;
+  if (failed) return;
+  say("");
+  if (!view.preview) waiting = setTimeout(() => attempt(askEncoder), QUIET);
+}
+
+async function update(picture, preview) {
+  const side = view.side, photographed = `${picture.name} ${picture.key} ${side}`;
+  const edits = [...editsOf(picture), ...(preview ? [preview] : [])];
+  const found = await (await about("edit", picture, edits, side)).json();
+  Object.assign(found, { side, maps: bytesOf(found.maps), winners: bytesOf(found.winners) });
+  picture.found = found;
+  if (picture !== view.current) return;
+  if (view.photographed !== photographed) await showPhotograph(picture, side);
+  view.photographed = photographed;
+  await show(picture, found);
+}
+
+// An edit that the server refuses is taken back.
+function takeBack(picture, preview, error) {
+  if (preview) view.preview = null;
+  else if (error.status === 400) picture.edits = picture.edits.slice(0, -1);
+  if (!(error instanceof Refused)) console.error(error);
+  updateButtons();
+  say(error.message, true);
+}
+
+async function showPhotograph(picture, side) {
+  const source = URL.createObjectURL(await (await about("photograph", picture, [], side)).blob());
+  for (const stage of ["photograph", "segmentation"]) await showImage($(stage), source);
+  if (picture.shown) URL.revokeObjectURL(picture.shown);
+  picture.shown = source;
+  showShelf();
+}
+
+async function show(picture, found) {
+  await showImage($("reconstruction"), `data:image/png;base64,${found.picture}`);
+  $("psnr").textContent = found.psnr === null ? "" : `, PSNR ${found.psnr.toFixed(1)} dB`;
+  $("work").hidden = false;
+  drawSegmentation($("segmentation").querySelector("canvas"), found);
+  showTokens(found);
+  showMap();
+  updateButtons();
+}
+
+function showTokens(found) {
+  const box = $("tokens");
+  if (!box.children.length) box.append(...settings.colours.map((_, token) => tokenButton(token)));
+  [...box.children].forEach((button, token) => {
+    drawMap(button.querySelector("canvas"), found, token);
+    const share = `share ${(100 * found.shares[token]).toFixed(0)} %`;
+    button.querySelector(".share").textContent = found.peaks[token] > 0 ? share : "erased";
+    button.classList.toggle("erased", found.peaks[token] === 0);
+    button.querySelector(".understood").textContent = "…";
+  });
+}
+
+function tokenButton(token) {
+  const button = document.createElement("button");
+  Object.assign(button, { draggable: true, className: "token" });
+  button.dataset.token = token;
+  for (const [tag, name] of [["canvas", ""], ["b", "number"], ["span", "share"], ["span", "understood"]]) {
+    button.append(Object.assign(document.createElement(tag), { className: name }));
+  }
+  button.querySelector("b").textContent = `token ${token}`;
+  button.style.borderColor = `rgb(${settings.colours[token]})`;
+  return button;
+}
+
+// The map of the token pointed at, or else of the chosen one, over the pictures.
+function showMap() {
+  const token = view.pointed ?? view.chosen;
+  for (const stage of ["photograph", "reconstruction"]) {
+    const canvas = $(stage).querySelector("canvas");
+    const there = token !== null && view.current?.found && (stage === "photograph" || view.pointed !== null);
+    canvas.hidden = !there;
+    if (there) drawOver(canvas, view.current.found, token);
+  }
+  for (const button of $("tokens").children) {
+    button.setAttribute("aria-pressed", +button.dataset.token === view.chosen);
+    button.classList.toggle("on", +button.dataset.token === token);
+  }
+}
+
+// Whether the encoder finds each token again in the decoded picture.
+async function askEncoder() {
+  const asked = version, found = await (await about("understood", view.current, editsOf(view.current))).json();
+  if (asked !== version) return; // there are newer edits
+  found.forEach(({ cosine, understood }, token) => {
+    const said = $("tokens").children[token].querySelector(".understood");
+    said.textContent = understood === null ? "" : `${understood ? "understood" : "not understood"} ${cosine.toFixed(2)}`;
+    said.classList.toggle("not", understood === false);
+  });
+}

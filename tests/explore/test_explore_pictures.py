@@ -1,0 +1,139 @@
+"""Pictures that come to the page, in headless Chromium, and how it looks."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from benchmarks.speed import explore_page
+from sparse_vis.runtime.errors import UserError
+from tests.browser import luminance
+from tests.explore.page import FILE, SIDE, Page, computed, picture, same
+from tests.tiny_checkpoint import TOKENS
+
+
+def test_a_dropped_picture_is_shown_and_nothing_goes_elsewhere(page, loaded, address):
+    same(page.shown, computed(loaded, []))
+    events = [json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance")]
+    sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    own = (address.partition("?")[0], "data:", "blob:")
+    assert len(sent) > 3 and [url for url in sent if not url.startswith(own)] == []
+    maps = "return [...document.querySelectorAll('#tokens canvas')].map(x => x.width)"
+    assert page.run(maps) == [SIDE] * TOKENS
+    page.until("!document.querySelector('.understood').textContent.startsWith('…')")
+    assert "understood" in page.token(0).text
+
+
+def test_bad_files_are_named_and_the_page_goes_on(page):
+    page.run(FILE, base64.b64encode(b"no picture").decode(), "notes.txt", "drop")
+    page.until("$('said').textContent.includes('notes.txt') && $('said').className === 'wrong'")
+    assert "it is not an image" in page.find(By.ID, "said").text
+    page.run(FILE, base64.b64encode(picture(size=(1001, 1000))[0]).decode(), "huge.png", "drop")
+    page.until("$('said').textContent.includes('1,001,000 pixels')")
+    page.give(picture(2)[0], "c.png", "paste")
+    assert page.run("return view.current.name") == "c.png" and page.find(By.ID, "said").text == ""
+    page.run(
+        "openAll([new File(['x'], 'x.txt'), view.current.file])"
+    )  # the error outlives what comes after it
+    page.until("$('said').className === 'wrong' && !busy")
+    assert "x.txt" in page.find(By.ID, "said").text
+
+
+def test_pictures_that_the_server_dropped_are_sent_again(page, monkeypatch):
+    from sparse_vis.explore import shelf
+
+    monkeypatch.setattr(shelf, "PICTURES", 1)
+    monkeypatch.setattr(shelf, "ENCODED", 1)
+    before = page.shown
+    page.give(picture(1)[0], "b.png").give(picture(2)[0], "c.png")
+    page.click("#shelf figure:first-child .held")
+    np.testing.assert_array_equal(page.shown, before)
+
+
+def test_the_camera_takes_a_picture_and_is_closed(page):
+    assert not page.find(By.ID, "video").is_displayed()
+    page.find(By.ID, "camera").click()
+    page.until("$('video').videoWidth > 0 && !$('taking').hidden")
+    page.find(By.ID, "take").click()
+    page.until("view.pictures.length === 2")
+    page.settled()
+    assert page.run("return [view.current.name, $('taking').hidden, $('video').srcObject]") == [
+        "camera 1", True, None,
+    ]  # fmt: skip
+    assert page.shown.std() > 0
+
+
+def test_two_tabs_do_not_see_each_other_and_one_may_close(page, address, loaded):
+    driver, first = page.driver, page.driver.current_window_handle
+    page.token(0).click()
+    page.press(Keys.DELETE)
+    driver.switch_to.new_window("tab")
+    driver.get(address)
+    other = Page(driver).give(picture(0)[0])
+    same(other.shown, computed(loaded, []))
+    driver.execute_script("for (let i = 0; i < 5; i++) commit({kind: 'move', token: 0, down: i, right: 0})")
+    driver.close()  # while the server works
+    driver.switch_to.window(first)
+    same(page.press("z", hold=Keys.CONTROL).shown, computed(loaded, []))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_light_and_dark(page, scheme):
+    page.driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    page.give(picture(1)[0], "b.png").token(0).click()
+    page.until("!document.querySelector('.understood').textContent.startsWith('…')")
+    script = """
+        const ground = x => { for (; x; x = x.parentElement) {
+          const c = getComputedStyle(x).backgroundColor; if (c !== "rgba(0, 0, 0, 0)") return c; } };
+        return [...document.querySelectorAll("h1, .kind, .note, figcaption, legend, label, output, .token b, "
+          + ".token span, .held, #png, select, #tools button")]
+          .filter(x => x.innerText && !x.closest(".small"))
+          .map(x => [x.innerText, getComputedStyle(x).color, ground(x)])"""
+    found = page.run(script)
+    assert len(found) > 40
+    for text, colour, ground in found:
+        low, high = sorted([luminance(colour), luminance(ground)])
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, colour, ground)  # WCAG AA
+    ground = page.run("return getComputedStyle(document.body).backgroundColor")
+    assert (luminance(ground) > 0.5) == (scheme == "light")
+
+
+def test_the_benchmark_times_edits_and_saves_the_page(address, monkeypatch, capsys, tmp_path):
+    # In place of a process: the server of these tests.
+    monkeypatch.setattr(explore_page, "serving", lambda checkpoint: contextlib.nullcontext(address))
+    monkeypatch.setattr(explore_page, "PAUSE", 20)
+    monkeypatch.setattr(sys, "argv", ["explore_page", "--edits=3", f"--screenshot={tmp_path / 'page.png'}"])
+    explore_page.main()
+    found = re.fullmatch(
+        r"3 edits of pictures-tiny at 64x64 px: median (\d+) ms, 9 of 10 within (\d+) ms\n",
+        capsys.readouterr().out,
+    )
+    assert 0 < int(found[1]) <= int(found[2]) < 20_000
+    with Image.open(tmp_path / "page.png") as page:
+        assert page.width > 1000 and len(page.getcolors(10**7)) > 100
+    assert explore_page.address_in(["compiling\n", f"open {address} in a browser; Ctrl-C\n"]) == address
+    with pytest.raises(UserError, match=r"explore ended \(error: no model\); mend that"):
+        explore_page.address_in(["error: no model\n"])
+
+
+def test_everything_has_a_name_and_a_phone_scrolls_in_one_direction_only(page):
+    page.give(picture(1)[0], "b.png").token(0).click()
+    nodes = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    named = {"button", "radio", "slider", "combobox", "region", "application", "image"}
+    kinds = [(n["role"]["value"], n.get("name", {}).get("value")) for n in nodes if not n.get("ignored")]
+    assert named - {kind for kind, _ in kinds} == set()
+    assert [kind for kind, name in kinds if kind in named and not name] == []
+    screen = {"width": 360, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    assert page.run("return [innerWidth, document.documentElement.scrollWidth]") == [360, 360]
