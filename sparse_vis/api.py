@@ -61,7 +61,7 @@ def load(
                 f"{argument}={value!r} is not a supported dtype; give one of {', '.join(DTYPES)}."
             )
     if tokenizer is not None:
-        tokenizer = paths.local(tokenizer, "tokenizer")
+        tokenizer = paths.expanded(tokenizer, "tokenizer", buckets=True)
     host.keep_programs()
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
     model, params = assemble(found, path, tokenizer=tokenizer, tokenizer_dtype=tokenizer_dtype, dtype=dtype)

@@ -22,12 +22,14 @@ from sparse_vis.data.webdataset import WebdatasetSource
 from sparse_vis.runtime.calls import renamed
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
+from sparse_vis.runtime.paths import in_bucket
 from sparse_vis.runtime.progress import say_once
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # usual names of folders of splits
 # Kinds of addresses KIND:REST; each is called as (REST, split=, data_dir=, max_pixels=).
 ADDRESSES = {"tfds": TfdsSource, "table": TableSource, "webdataset": WebdatasetSource, "hf": HfSource}
+IN_BUCKETS = ()  # kinds of sources that can read from a bucket
 OBJECT = "object"  # config.data.source of images that are in memory; config.data.path describes them
 SHOWN = 4  # class names that are printed
 
@@ -119,12 +121,14 @@ def open_input(
                 kinds = " or ".join(f"{kind}:" for kind in ADDRESSES)
                 raise UserError(f"{flag}={value} is only for an --input that begins with {kinds}; {remedy}.")
         with _flags_of_tools("--input"):
+            _refuse_bucket("folder", name)
             return (PackedSource if Path(name, METADATA).is_file() else FolderSource)(name, max_pixels)
     if kind == "tfds":
         for flag, value in (("--split", split), ("--data-dir", data_dir)):
             if value is None:
                 raise UserError(f"--input={name} needs {flag} too, e.g. --split=train --data-dir=TFDS_DIR.")
     with _flags_of_tools("--data-dir"):
+        _refuse_bucket(name, data_dir or "")
         return ADDRESSES[kind](rest, split=split or "", data_dir=data_dir or "", max_pixels=max_pixels)
 
 
@@ -146,6 +150,15 @@ def as_source(data: Any, classes: Sequence[str] | None = None, max_pixels: int =
             raise UserError(f"{what} ({own}); leave it out.")
         return source
     return OwnSource(data, classes, max_pixels)
+
+
+def _refuse_bucket(name: str, path: str) -> None:
+    """A UserError for a folder in a bucket, if the kind of source can only read from disks."""
+    if in_bucket(path) and name.partition(":")[0] not in IN_BUCKETS:
+        raise UserError(
+            f"config.data.path={path} is in a bucket, from which config.data.source={name} cannot read; "
+            "mount the bucket as a folder, or copy the folder to the disk of every machine."
+        )
 
 
 def make_source(
@@ -171,6 +184,7 @@ def make_source(
     """
     if name == "scenes":
         return SceneSource(scenes, split=split, seed=seed)
+    _refuse_bucket(name, path)
     if name in ("pictures", "folder", "packed"):
         if not path:
             raise UserError("config.data.path is not set; give --config.data.path=FOLDER.")

@@ -1,0 +1,70 @@
+"""Files to which a run appends its metrics, on disk or in a bucket, where objects cannot grow."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from pathlib import Path
+
+from sparse_vis.runtime.paths import AnyPath, in_bucket
+
+UPLOAD_SECONDS = 30  # between two uploads of an object
+SHARE = 20  # and at least so many times what the last one took
+
+
+class GrowingObject(io.BytesIO):
+    """An object of a bucket to which a run appends: all is kept in memory, and uploaded again and again.
+
+    `flush` uploads it if the last time is long enough ago, `sync` and `close` at once.
+
+    Args:
+        path: of the object; what is there already stays.
+    """
+
+    def __init__(self, path: AnyPath):
+        super().__init__(path.read_bytes() if path.exists() else b"")
+        self.path, self.due, self.uploaded = path, 0.0, self.seek(0, io.SEEK_END)
+
+    def flush(self) -> None:
+        if time.monotonic() >= self.due:
+            self.sync()
+
+    def sync(self) -> None:
+        """Upload what is new, or raise an OSError."""
+        if (size := len(self.getbuffer())) == self.uploaded:
+            return
+        began = time.monotonic()
+        self.path.write_bytes(self.getvalue())
+        now = time.monotonic()
+        self.uploaded, self.due = size, now + max(UPLOAD_SECONDS, SHARE * (now - began))
+
+    def close(self) -> None:
+        if not self.closed:
+            self.sync()
+        super().close()
+
+
+class GrowingFile(io.FileIO):
+    """The same for a file on disk; nothing is kept in memory."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "ab")
+
+    def write(self, data: bytes) -> int:
+        """An OSError too if the file was deleted, to which writing would succeed."""
+        os.stat(self.name)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[super().write(rest) :]
+        return len(data)
+
+    def sync(self) -> None:
+        """Wait until all is on disk, or raise an OSError."""
+        os.stat(self.name)
+        os.fsync(self.fileno())
+
+
+def growing(path: AnyPath) -> GrowingObject | GrowingFile:
+    """An open file to append to, with `write`, `flush`, `sync` and `close`; created if needed."""
+    return (GrowingObject if in_bucket(path) else GrowingFile)(path)

@@ -1,0 +1,91 @@
+"""A workdir in a bucket: trained, killed, continued, evaluated and loaded, by one process and by two."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from main_process import ROOT, TINY, Main
+from test_resume import assert_same_run
+
+from tests.bucket_server import Bucket
+
+# Else a continued run waits for a minute until it takes the lock of a killed one for left over.
+IMPATIENT = """
+import runpy, sys
+from sparse_vis.runtime import bucket_lock
+bucket_lock.HEARTBEAT, bucket_lock.DEAD = 0.5, 5.0
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class Impatient(Main):
+    """A running main.py, or another script of the repository, with short times of the lock."""
+
+    def __init__(self, environment: dict, log, *arguments: str, script: str = "main.py"):
+        self.log = log
+        command = [sys.executable, "-c", IMPATIENT, str(ROOT / script), *arguments]
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+            )
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with Bucket() as bucket:
+        yield bucket
+
+
+@pytest.fixture(scope="module")
+def in_bucket(bucket):
+    """This process can use the bucket too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in bucket.variables.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(bucket, quick, tmp_path_factory):
+    """The workdir of a run that was killed, refused to others while it ran, continued, and evaluated."""
+    workdir, logs = "gs://bucket/runs/one", tmp_path_factory.mktemp("logs")
+    environment = quick | bucket.variables
+    start = (f"--config={TINY}", f"--workdir={workdir}")
+    with Impatient(environment, logs / "first.log", *start) as run:
+        run.until("step 13/")
+        run.kill()
+    with Impatient(environment, logs / "second.log", *start, "--config.eval.tasks=scenes") as run:
+        assert run.end() == 0, run.output
+    assert "waiting up to 5 s for a sign of life of the holder" in run.output
+    assert "note: took over the lock of a process that was killed (training, process" in run.output
+    assert f"continuing {workdir} at step " in run.output
+    assert f"in {workdir}:\n  checkpoints/24 " in run.output
+    return workdir
+
+
+def test_a_killed_run_continues_bit_identical(trained, in_bucket, finished, tmp_path):
+    from sparse_vis.runtime.bucket import BucketPath
+
+    there = BucketPath(trained)
+    with there._client() as client:
+        client.get(trained, str(tmp_path / "copy"), recursive=True)
+    assert_same_run(tmp_path / "copy", finished)
+    names = {path.name for path in there.iterdir()}
+    assert names == {
+        "checkpoints", "config.json", "metrics.jsonl", "tensorboard",
+        "evaluation.json", "evaluation.md", "localization.png",
+    }  # fmt: skip
+    assert json.loads((there / "evaluation.json").read_bytes())["encoders"]["model"]["scenes"]
+    assert len([*(there / "tensorboard").iterdir()]) == 1
+    assert not (ROOT / "gs:").exists()
+
+
+def test_it_loads_as_from_a_disk(trained, in_bucket, finished):
+    import sparse_vis
+
+    (_, params), (_, expected) = sparse_vis.load(trained), sparse_vis.load(finished)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
