@@ -6,6 +6,7 @@ tensorstore rely: an upload can be conditional on the object's generation, and a
 
 from __future__ import annotations
 
+import http.server
 import socket
 import subprocess
 import sys
@@ -86,6 +87,7 @@ def main() -> None:
     add_generations()
     from gcp_storage_emulator.server import create_server
 
+    http.server.HTTPServer.request_queue_size = 512  # else clients wait for seconds to connect again
     create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="bucket").run()
 
 

@@ -57,6 +57,16 @@ def loaded(workdir):
     return sparse_vis.load(workdir)
 
 
+@pytest.fixture(scope="session")
+def bucket():
+    """A server of gs://bucket, which this process uses from here on; its `variables` are for others."""
+    from tests.bucket_server import Bucket
+
+    with Bucket() as bucket:
+        os.environ.update(bucket.variables)
+        yield bucket
+
+
 def pytest_collection_finish():
     """Tracing makes many objects that live; a tenth of its time would go into looking for garbage."""
     gc.freeze()

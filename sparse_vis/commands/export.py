@@ -32,8 +32,8 @@ from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import Tensors, params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.files import whole, write_json, write_whole
-from sparse_vis.runtime.paths import AnyPath
+from sparse_vis.runtime.files import on_disk, whole, write_json, write_whole
+from sparse_vis.runtime.paths import AnyPath, in_bucket
 from sparse_vis.runtime.tools import Parser
 from sparse_vis.types import Tokens
 
@@ -86,14 +86,15 @@ def export_released(
             except SafetensorError as error:
                 raise OSError(str(error)) from error
         if copy is not None:
-            with whole(copy) as partial:
-                shutil.copyfile(found.tokenizer, partial)
+            with whole(copy) as partial, on_disk(found.tokenizer) as file:
+                shutil.copyfile(file, partial)
         for file, fitted in beside.items():
             if fitted:
                 probe_file.write_probe(output / file, *fitted)
         # Last, so that an interrupted export is never taken for a complete one.
         write_json(output / "config.json", {"models": {called: entry}})
-        shutil.copymode(output / "config.json", weights)  # safetensors makes files readable by the owner only
+        if not in_bucket(output):  # safetensors makes files readable by the owner only
+            shutil.copymode(output / "config.json", weights)
     return weights
 
 

@@ -103,7 +103,7 @@ def choose_images(config: ConfigDict, data: Any) -> Source | None:
     names, source = config.data, None
     if isinstance(data, str | os.PathLike):
         text = os.path.expanduser(os.fspath(data))
-        packed = os.path.isfile(os.path.join(text, METADATA))
+        packed = (as_path(text) / METADATA).is_file()
         names.source, names.path = "packed" if packed else "folder", text
         if text.partition(":")[0] in ADDRESSES:
             names.source, names.path = text, ""

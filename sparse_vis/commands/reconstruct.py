@@ -31,7 +31,7 @@ from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_whole
 from sparse_vis.runtime.names import quoted
-from sparse_vis.runtime.paths import AnyPath
+from sparse_vis.runtime.paths import AnyPath, as_path
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, check_size, image_size
 from sparse_vis.viz import overlays
@@ -172,7 +172,7 @@ def run(given: argparse.Namespace) -> None:
     """Reconstruct the folder; `given` are the flags of `main`."""
     source = open_input(given.input, given.split, given.data_dir, given.max_pixels)
     output = given.output.resolve()
-    if pathlib.Path(given.input).resolve() in (output, *output.parents):
+    if as_path(given.input).resolve() in (output, *output.parents):
         raise UserError(
             f"--output={given.output} is inside the --input folder, where its files would be taken for "
             "images; give another."

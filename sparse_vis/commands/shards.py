@@ -152,7 +152,8 @@ def read_columns(output: AnyPath, manifest: dict[str, Any], columns: list[str]) 
         path = output / name
         if not path.is_file() or files.file_sha256(path) != said["sha256"]:
             raise UserError(f"shard {path} is missing or damaged; repeat the extraction to write it again.")
-        tables.append(pq.read_table(path, columns=columns))
+        with path.open("rb") as file:  # pyarrow takes paths with a colon for addresses
+            tables.append(pq.read_table(file, columns=columns))
     return pa.concat_tables(tables).combine_chunks()
 
 

@@ -74,14 +74,18 @@ class BucketPath(gpath.PosixGPath):
         scheme = str(self).partition("://")[0]
         return (type(self)(f"{scheme}://{name}") for name in sorted(names))
 
+    def objects(self) -> dict[str, tuple[int, int]]:
+        """Size in bytes and time of writing in nanoseconds of every object below, by its name there."""
+        with self._client() as client:
+            found = client.find(str(self), detail=True)
+        start = len(str(self).partition("://")[2]) + 1
+        return {name[start:]: _size_and_time(info) for name, info in found.items() if name[start:]}
+
     def stat(self) -> types.SimpleNamespace:
         """`st_size` in bytes, and `st_mtime_ns`, when the object was written."""
         with self._client() as client:
-            info = client.info(str(self))
-        written = info.get("mtime") or info.get("LastModified")
-        return types.SimpleNamespace(
-            st_size=info["size"], st_mtime_ns=round(written.timestamp() * 1e9) if written else 0
-        )
+            size, written = _size_and_time(client.info(str(self)))
+        return types.SimpleNamespace(st_size=size, st_mtime_ns=written)
 
     def open(self, mode: str = "rb"):
         """The object as a file to read; `write_bytes` and `upload` write."""
@@ -133,3 +137,8 @@ class BucketPath(gpath.PosixGPath):
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: there are no folders."""
+
+
+def _size_and_time(info: dict) -> tuple[int, int]:
+    written = info.get("mtime") or info.get("LastModified")  # gcsfs, s3fs; a folder has none
+    return info["size"], round(written.timestamp() * 1e9) if written else 0

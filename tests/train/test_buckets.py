@@ -10,8 +10,6 @@ import pytest
 from main_process import ROOT, TINY, Main
 from test_resume import assert_same_run
 
-from tests.bucket_server import Bucket
-
 # Else a continued run waits for a minute until it takes the lock of a killed one for left over.
 IMPATIENT = """
 import runpy, sys
@@ -35,21 +33,6 @@ class Impatient(Main):
 
 
 @pytest.fixture(scope="module")
-def bucket():
-    with Bucket() as bucket:
-        yield bucket
-
-
-@pytest.fixture(scope="module")
-def in_bucket(bucket):
-    """This process can use the bucket too."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in bucket.variables.items():
-            patch.setenv(name, value)
-        yield
-
-
-@pytest.fixture(scope="module")
 def trained(bucket, quick, tmp_path_factory):
     """The workdir of a run that was killed, refused to others while it ran, continued, and evaluated."""
     workdir, logs = "gs://bucket/runs/one", tmp_path_factory.mktemp("logs")
@@ -67,7 +50,8 @@ def trained(bucket, quick, tmp_path_factory):
     return workdir
 
 
-def test_a_killed_run_continues_bit_identical(trained, in_bucket, finished, tmp_path):
+def test_a_killed_run_continues_bit_identical(trained, finished, tmp_path):
+    from sparse_vis.evals.encoders import OWN
     from sparse_vis.runtime.bucket import BucketPath
 
     there = BucketPath(trained)
@@ -79,13 +63,23 @@ def test_a_killed_run_continues_bit_identical(trained, in_bucket, finished, tmp_
         "checkpoints", "config.json", "metrics.jsonl", "tensorboard",
         "evaluation.json", "evaluation.md", "localization.png",
     }  # fmt: skip
-    assert json.loads((there / "evaluation.json").read_bytes())["encoders"]["model"]["scenes"]
+    assert json.loads((there / "evaluation.json").read_bytes())["encoders"][OWN]["scenes"]
     assert len([*(there / "tensorboard").iterdir()]) == 1
     assert not (ROOT / "gs:").exists()
 
 
-def test_it_loads_as_from_a_disk(trained, in_bucket, finished):
+def test_it_loads_as_from_a_disk(trained, finished):
     import sparse_vis
 
     (_, params), (_, expected) = sparse_vis.load(trained), sparse_vis.load(finished)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_two_processes_without_a_shared_folder_continue_it(trained, bucket, quick, tmp_path):
+    """On 26 steps: each of them writes its part of the checkpoint to the bucket."""
+    words = ["--processes=2", "--devices=1", "--", f"--workdir={trained}", "--config.train.steps=26"]
+    environment = quick | bucket.variables
+    with Impatient(environment, tmp_path / "two.log", *words, script="launch/local.py") as run:
+        assert run.end() == 0, run.output
+    assert f"continuing {trained} at step 24" in run.output and "step 26/26" in run.output
+    assert "devices: 2 x cpu of 2 processes" in run.output
