@@ -70,8 +70,9 @@ def add_generations() -> None:
             return "0"
 
     def conditional_insert(request, response, storage, *rest, **more):
-        asked, name = request.query.get("ifGenerationMatch"), request.query.get("name")
-        if asked and name and asked[0] != generation(request, storage, name[0]):
+        asked = request.query.get("ifGenerationMatch")
+        name = (request.query.get("name") or [request.data["meta"]["name"]])[0] if asked else ""
+        if asked and asked[0] != generation(request, storage, name):
             response.status = HTTPStatus.PRECONDITION_FAILED
             return None
         return insert(request, response, storage, *rest, **more)

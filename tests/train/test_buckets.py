@@ -77,9 +77,9 @@ def test_it_loads_as_from_a_disk(trained, finished):
 
 def test_two_processes_without_a_shared_folder_continue_it(trained, bucket, quick, tmp_path):
     """On 26 steps: each of them writes its part of the checkpoint to the bucket."""
-    words = ["--processes=2", "--devices=1", "--", f"--workdir={trained}", "--config.train.steps=26"]
-    environment = quick | bucket.variables
-    with Impatient(environment, tmp_path / "two.log", *words, script="launch/local.py") as run:
+    words = ["--processes=2", "--devices=1", "--", f"--config={TINY}", f"--workdir={trained}"]
+    environment, more = quick | bucket.variables, "--config.train.steps=26"
+    with Impatient(environment, tmp_path / "two.log", *words, more, script="launch/local.py") as run:
         assert run.end() == 0, run.output
     assert f"continuing {trained} at step 24" in run.output and "step 26/26" in run.output
     assert "devices: 2 x cpu of 2 processes" in run.output
