@@ -67,6 +67,23 @@ def bucket():
         yield bucket
 
 
+@pytest.fixture(scope="session")
+def s3():
+    """A server of s3://bucket, which this process uses from here on."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "testing"
+    os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield
+    server.stop()
+
+
 def pytest_collection_finish():
     """Tracing makes many objects that live; a tenth of its time would go into looking for garbage."""
     gc.freeze()

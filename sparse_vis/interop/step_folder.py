@@ -20,7 +20,7 @@ from sparse_vis.models.stellar import teacher_params
 from sparse_vis.runtime import checksums
 from sparse_vis.runtime.errors import UserError, quiet_orbax
 from sparse_vis.runtime.names import path_name
-from sparse_vis.runtime.paths import AnyPath, in_bucket, is_utf8
+from sparse_vis.runtime.paths import S3, AnyPath, in_bucket, is_utf8
 
 FOLDER = "checkpoints"
 ITEMS = ("params", "rest", "data", "config")
@@ -126,11 +126,15 @@ def find_step(path: AnyPath) -> AnyPath:
     """The step folder for a path: itself, or the newest of a workdir or of its checkpoints folder.
 
     Raises:
-        UserError: there is no checkpoint, the step folder is incomplete, or its name is not UTF-8.
+        UserError: there is no checkpoint, it is in S3 or incomplete, or its name is not UTF-8.
     """
     if not is_utf8(path):
         raise UserError(
             f"{str(path)!r} has a name that is not UTF-8, below which Orbax cannot read; rename it."
+        )
+    if str(path).startswith(S3):
+        raise UserError(
+            f"Orbax cannot read checkpoints in {S3} ({path}); copy it to a disk or to gs:// first."
         )
     if not _is_step(path):
         steps = _steps(path)

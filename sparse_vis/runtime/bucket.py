@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import pathlib
 import types
@@ -22,6 +23,9 @@ from etils.epath import backend, gpath
 gpath._is_tf_installed.cache_clear()  # it may have been asked before the variable was set
 for _kind in ("gs", "gcs", "s3"):  # listings are not kept, because other processes write there too
     fsspec.config.conf.setdefault(_kind, {}).setdefault("use_listings_cache", False)
+
+for _client in ("gcsfs", "s3fs"):  # they log errors, with tracebacks, that they also raise
+    logging.getLogger(_client).setLevel(logging.CRITICAL)
 
 
 class BucketPath(gpath.PosixGPath):

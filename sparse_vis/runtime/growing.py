@@ -16,7 +16,8 @@ SHARE = 20  # and at least so many times what the last one took
 class GrowingObject(io.BytesIO):
     """An object of a bucket to which a run appends: all is kept in memory, and uploaded again and again.
 
-    `flush` uploads it if the last time is long enough ago, `sync` and `close` at once.
+    `flush` uploads it if the last time is long enough ago and the bucket can be reached; `sync` and `close`
+    upload it at once.
 
     Args:
         path: of the object; what is there already stays.
@@ -28,7 +29,10 @@ class GrowingObject(io.BytesIO):
 
     def flush(self) -> None:
         if time.monotonic() >= self.due:
-            self.sync()
+            try:
+                self.sync()
+            except OSError:  # all is still in memory: only `sync` and `close` must not fail
+                self.due = time.monotonic() + UPLOAD_SECONDS
 
     def sync(self) -> None:
         """Upload what is new, or raise an OSError."""

@@ -84,14 +84,14 @@ def test_features_are_those_of_the_folder(there, images, workdir, tmp_path, monk
     assert f"{remote}: 4 images in 2 shards, 0 skipped" in capsys.readouterr().out
 
 
-def test_pictures_exports_and_reports(there, images, monkeypatch):
+def test_pictures_exports_and_reports(there, images, s3, monkeypatch):
     import sparse_vis
 
     run = f"--checkpoint={there / 'run'}"
     call(reconstruct, monkeypatch, run, f"--input={images}", f"--output={there / 'sheets'}")
     assert Image.open(io.BytesIO((there / "sheets" / "b" / "3.png").read_bytes())).size == (64, 32)
-    call(export, monkeypatch, run, f"--output={there / 'release'}")
-    exported, trained = (sparse_vis.load(there / name)[1] for name in ("release", "run"))
+    call(export, monkeypatch, run, "--output=s3://bucket/release")
+    exported, trained = (sparse_vis.load(place)[1] for place in ("s3://bucket/release", there / "run"))
     for part in ("encoder", "decoder"):
         jax.tree.map(np.testing.assert_array_equal, exported[part], trained[part])
     call(report, monkeypatch, run, f"--output={there / 'page.html'}", f"--images={images}", "--gallery=2")

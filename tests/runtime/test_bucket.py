@@ -6,31 +6,12 @@ import time
 
 import pytest
 
+from sparse_vis.interop.step_folder import find_step
 from sparse_vis.runtime import bucket_lock, files, lock
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.growing import GrowingObject
 from sparse_vis.runtime.paths import as_path
 from sparse_vis.train import checkpoint
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """A server of s3://bucket, which this process uses from here on."""
-    from moto.server import ThreadedMotoServer
-
-    with pytest.MonkeyPatch.context() as patch:
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield
-        server.stop()
 
 
 @pytest.fixture(params=["gs", "s3"])
@@ -118,6 +99,18 @@ def test_a_growing_object_is_whole_after_sync_and_close(bucket):
     assert path.read_bytes() == b"one\ntwo\nthree\n"
 
 
+def test_rows_wait_in_memory_while_a_bucket_cannot_be_reached(bucket):
+    file = GrowingObject(as_path("gs://bucket/later"))
+    file.path = as_path("gs://absent/later")
+    file.write(b"row\n")
+    file.flush()
+    with pytest.raises(OSError):
+        file.sync()
+    file.path = as_path("gs://bucket/later")
+    file.sync()
+    assert file.path.read_bytes() == b"row\n"
+
+
 def test_the_lock_of_a_living_process_is_respected(bucket, quick):
     folder = as_path("gs://bucket/locked")
     with lock.hold(folder, "training", "--workdir"):
@@ -164,4 +157,6 @@ def test_a_training_in_s3_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^Orbax cannot save checkpoints to s3:// \(s3://b/r\); give a"):
         checkpoint.prepare(as_path("s3://b/r"))
+    with pytest.raises(UserError, match=r"^Orbax cannot read checkpoints in s3:// \(s3://b/r\); copy it"):
+        find_step(as_path("s3://b/r"))
     assert list(tmp_path.iterdir()) == []

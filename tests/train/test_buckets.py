@@ -1,14 +1,18 @@
 """A workdir in a bucket: trained, killed, continued, evaluated and loaded, by one process and by two."""
 
 import json
+import re
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 from main_process import ROOT, TINY, Main
 from test_resume import assert_same_run
+
+from sparse_vis.runtime.errors import UserError
 
 # Else a continued run waits for a minute until it takes the lock of a killed one for left over.
 IMPATIENT = """
@@ -73,6 +77,23 @@ def test_it_loads_as_from_a_disk(trained, finished):
 
     (_, params), (_, expected) = sparse_vis.load(trained), sparse_vis.load(finished)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_the_command_measures_saves(bucket, monkeypatch, capsys):
+    from benchmarks.speed import save
+
+    where = ["--output=gs://bucket/saves", f"--config={TINY}", "--repeats=1"]
+    monkeypatch.setattr(sys, "argv", ["save", *where])
+    monkeypatch.setattr(save, "__spec__", types.SimpleNamespace(name="benchmarks.speed.save"))
+    save.main()
+    assert re.fullmatch(
+        r"a checkpoint of 0\.\d MB in \d\d files: training waits \d+\.\d\d s, complete after \d+\.\d\d s\n",
+        capsys.readouterr().out,
+    )
+    with pytest.raises(
+        UserError, match=r"^--output=gs://bucket/saves holds checkpoints; give an empty folder"
+    ):
+        save.main()
 
 
 def test_two_processes_without_a_shared_folder_continue_it(trained, bucket, quick, tmp_path):
