@@ -13,7 +13,7 @@ UPLOAD_SECONDS = 30  # between two uploads of an object
 SHARE = 20  # and at least so many times what the last one took
 
 
-class GrowingObject(io.BytesIO):
+class GrowingObject:
     """An object of a bucket to which a run appends: all is kept in memory, and uploaded again and again.
 
     `flush` uploads it if the last time is long enough ago and the bucket can be reached; `sync` and `close`
@@ -24,8 +24,13 @@ class GrowingObject(io.BytesIO):
     """
 
     def __init__(self, path: AnyPath):
-        super().__init__(path.read_bytes() if path.exists() else b"")
-        self.path, self.due, self.uploaded = path, 0.0, self.seek(0, io.SEEK_END)
+        self.path, self.due = path, 0.0
+        self.content = bytearray(path.read_bytes() if path.exists() else b"")
+        self.uploaded = len(self.content)
+
+    def write(self, data: bytes) -> int:
+        self.content += data
+        return len(data)
 
     def flush(self) -> None:
         if time.monotonic() >= self.due:
@@ -36,17 +41,14 @@ class GrowingObject(io.BytesIO):
 
     def sync(self) -> None:
         """Upload what is new, or raise an OSError."""
-        if (size := len(self.getbuffer())) == self.uploaded:
+        if (size := len(self.content)) == self.uploaded:
             return
         began = time.monotonic()
-        self.path.write_bytes(self.getvalue())
+        self.path.write_bytes(bytes(self.content))
         now = time.monotonic()
         self.uploaded, self.due = size, now + max(UPLOAD_SECONDS, SHARE * (now - began))
 
-    def close(self) -> None:
-        if not self.closed:
-            self.sync()
-        super().close()
+    close = sync
 
 
 class GrowingFile(io.FileIO):

@@ -18,6 +18,14 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import as_path
 
 
+@pytest.fixture(autouse=True)
+def nothing_here(tmp_path_factory, monkeypatch):
+    """Nothing is written to a local folder gs: or s3:, nor anywhere else in the current one."""
+    monkeypatch.chdir(folder := tmp_path_factory.mktemp("current"))
+    yield
+    assert list(folder.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder of two classes, with one image on several blocks of a shard, and a hidden file."""

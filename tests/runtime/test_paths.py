@@ -48,6 +48,13 @@ def test_every_path_flag_of_a_tool_refuses_what_is_no_path(tool, flag, tmp_path,
         monkeypatch.setattr(sys, "argv", ["tool", *(f"{name}={value}" for name, value in given.items())])
         with pytest.raises(UserError, match=f"^argument {flag}.*: {text!r} {reason}"):
             main()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    given = dict.fromkeys(REQUIRED[tool], "x") | {flag: "gs://b/r"}
+    monkeypatch.setattr(sys, "argv", ["tool", *(f"{name}={value}" for name, value in given.items())])
+    with pytest.raises(
+        UserError, match=f"^argument {flag}.*: 'gs://b/r' needs gcsfs, which is not installed"
+    ):
+        main()
     assert list(tmp_path.iterdir()) == []
 
 
