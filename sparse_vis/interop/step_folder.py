@@ -49,7 +49,10 @@ def reason_of(error: BaseException) -> str:
 
 def saved_steps(workdir: AnyPath) -> str:
     """The saved steps from which a stopped run can continue, in words."""
-    steps = _steps(workdir)
+    try:
+        steps = _steps(workdir)
+    except OSError:  # a bucket that cannot be reached
+        return "which steps are saved there is not known"
     return f"steps saved there: {', '.join(map(str, steps))}" if steps else "no step is saved there"
 
 

@@ -202,7 +202,7 @@ class RunLog:
         """Close all files, and end the runs of trackers, as failed ones if an error has ended this run."""
         if self.active:
             end_line()
-            with self._writing():
+            with contextlib.suppress(OSError) if failed else self._writing():
                 self.file.close()
             for writer in self.writers:
                 writer.close(failed)

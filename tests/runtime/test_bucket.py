@@ -1,14 +1,15 @@
 """Paths and locks in buckets, of gs:// and of s3://, against servers on this machine."""
 
+import errno
 import pickle
 import threading
 import time
 
 import pytest
 
-from sparse_vis.interop.step_folder import find_step
+from sparse_vis.interop.step_folder import find_step, saved_steps
 from sparse_vis.runtime import bucket_lock, files, lock
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.growing import GrowingObject
 from sparse_vis.runtime.paths import as_path
 from sparse_vis.train import checkpoint
@@ -66,6 +67,20 @@ def test_errors_of_clients_are_oserrors_with_a_reason(top):
         lock.hold(nowhere.parent, "packing"),
     ):
         pass
+
+
+def test_a_bucket_that_is_gone_is_one_sentence(monkeypatch):
+    nowhere = as_path("gs://absent/run")
+
+    def fails(*_):
+        raise OSError(errno.EIO, "no route", "gs://absent/run/x")
+
+    monkeypatch.setattr(type(nowhere), "_type", fails)
+    assert saved_steps(nowhere) == "which steps are saved there is not known"
+    with pytest.raises(
+        SystemExit, match=r"^error: gs://absent/run/x cannot be used \(no route\); repeat the"
+    ):
+        command_line(fails)
 
 
 def test_an_object_is_created_once(top):
