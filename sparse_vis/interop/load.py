@@ -164,7 +164,7 @@ def check_shipped(folder: pathlib.Path) -> None:
 def is_shipped(path: str | pathlib.Path) -> bool:
     """Whether a path is the name of a shipped model, and no file or folder of that name exists."""
     path = hub.snapshot(paths.as_path(path))
-    return not path.exists() and path.name == str(path) and (SHIPPED / path).is_dir()
+    return path.name == str(path) and not path.exists() and (SHIPPED / path).is_dir()
 
 
 def _alike(path: pathlib.Path) -> str:
