@@ -87,7 +87,8 @@ def _take(path: BucketPath, holder: str, own: str, flag: str) -> None:
     time.sleep(LOOK)  # another that took over at the same moment may have removed ours for the dead holder's
     if not _is(path, own):
         raise UserError(held)
-    print(f"note: took over the lock of a process that was killed ({other})", flush=True)
+    if now is not None:  # else its holder has ended meanwhile
+        print(f"note: took over the lock of a process that was killed ({other})", flush=True)
 
 
 def _beat(path: BucketPath, holder: str, own: str, ended: threading.Event) -> None:
