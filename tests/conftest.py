@@ -102,10 +102,11 @@ def signal_handlers():
 
 # The longest files, in this order, so that no process is left with one of them at the end.
 LONGEST = (
-    "test_commands.py", "test_elastic.py", "test_step.py", "test_mesh.py", "test_resume.py", "test_growth.py",
-    "test_speed.py", "test_command.py", "test_health.py", "test_reproduce.py", "test_peer.py",
-    "test_evidence.py", "test_precision.py", "test_decoder_probe.py", "test_vq.py", "test_notebooks.py",
-    "test_extract.py", "test_configs.py", "test_bad_input.py", "test_inception.py",
+    "test_commands.py", "test_elastic.py", "test_step.py", "test_mesh.py", "test_resume.py",
+    "test_buckets.py", "test_growth.py", "test_speed.py", "test_command.py", "test_health.py",
+    "test_reproduce.py", "test_peer.py", "test_evidence.py", "test_precision.py", "test_decoder_probe.py",
+    "test_vq.py", "test_notebooks.py", "test_extract.py", "test_configs.py", "test_bad_input.py",
+    "test_inception.py",
 )  # fmt: skip
 LONGEST_FIRST = {name: place for place, name in enumerate(LONGEST)}
 
