@@ -2,12 +2,12 @@
 # A run on a Cloud TPU pod slice, one process per host. From anywhere with gcloud:
 #
 #     TPU=my-pod ZONE=us-west4-a FOLDER=/home/me/sparse-vis launch/tpu_pod.sh \
-#         --config=configs/imagenet_h14.py --workdir=/mnt/shared/runs/h14
+#         --config=configs/imagenet_h14.py --workdir=gs://bucket/runs/h14
 #
 # TPU and ZONE name the slice, FOLDER is the repository on every host (installed there with pip, and jax[tpu]).
-# Arguments after the script's name go to main.py; all hosts must share the workdir. To start a tool instead of
-# main.py, put e.g. PROGRAM="-m sparse_vis extract" before the command. The same command continues a run.
-# Processes find each other through the TPU's metadata.
+# Arguments after the script's name go to main.py; the workdir is in a bucket, or in a folder that all hosts
+# share (docs/pods.md). To start a tool instead of main.py, put e.g. PROGRAM="-m sparse_vis extract" before the
+# command. The same command continues a run. Processes find each other through the TPU's metadata.
 
 : "${TPU:?set TPU to the name of the slice}" "${ZONE:?set ZONE to its zone}" "${FOLDER:?set FOLDER to the repository}"
 gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \

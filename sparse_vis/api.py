@@ -39,7 +39,8 @@ def load(
     Args:
         path: workdir of main.py (its newest checkpoint) or one step folder; a released .safetensors
             file with its config.json beside it; a release folder; hf://microsoft/STELLAR/stellar-b16; or
-            "pictures-tiny" or "scenes-tiny", small models that come with the package.
+            "pictures-tiny" or "scenes-tiny", small models that come with the package. Paths may be in gs://,
+            but for checkpoints also in s3:// (docs/pods.md).
         name: which model, if a release folder holds several.
         tokenizer: weights of the VQ tokenizer (torch, safetensors or Flax file); by default the file
             that the checkpoint or manifest names, if it exists. Only `reconstruct` of VQ models needs it.
@@ -61,7 +62,7 @@ def load(
                 f"{argument}={value!r} is not a supported dtype; give one of {', '.join(DTYPES)}."
             )
     if tokenizer is not None:
-        tokenizer = paths.local(tokenizer, "tokenizer")
+        tokenizer = paths.expanded(tokenizer, "tokenizer", buckets=True)
     host.keep_programs()
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
     model, params = assemble(found, path, tokenizer=tokenizer, tokenizer_dtype=tokenizer_dtype, dtype=dtype)

@@ -57,6 +57,33 @@ def loaded(workdir):
     return sparse_vis.load(workdir)
 
 
+@pytest.fixture(scope="session")
+def bucket():
+    """A server of gs://bucket, which this process uses from here on; its `variables` are for others."""
+    from tests.bucket_server import Bucket
+
+    with Bucket() as bucket:
+        os.environ.update(bucket.variables)
+        yield bucket
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A server of s3://bucket, which this process uses from here on."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "testing"
+    os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield
+    server.stop()
+
+
 def pytest_collection_finish():
     """Tracing makes many objects that live; a tenth of its time would go into looking for garbage."""
     gc.freeze()
@@ -75,10 +102,11 @@ def signal_handlers():
 
 # The longest files, in this order, so that no process is left with one of them at the end.
 LONGEST = (
-    "test_commands.py", "test_elastic.py", "test_step.py", "test_mesh.py", "test_resume.py", "test_growth.py",
-    "test_speed.py", "test_command.py", "test_health.py", "test_reproduce.py", "test_peer.py",
-    "test_evidence.py", "test_precision.py", "test_decoder_probe.py", "test_vq.py", "test_notebooks.py",
-    "test_extract.py", "test_configs.py", "test_bad_input.py", "test_inception.py",
+    "test_commands.py", "test_elastic.py", "test_step.py", "test_mesh.py", "test_resume.py",
+    "test_buckets.py", "test_growth.py", "test_speed.py", "test_command.py", "test_health.py",
+    "test_reproduce.py", "test_peer.py", "test_evidence.py", "test_precision.py", "test_decoder_probe.py",
+    "test_vq.py", "test_notebooks.py", "test_extract.py", "test_configs.py", "test_bad_input.py",
+    "test_inception.py",
 )  # fmt: skip
 LONGEST_FIRST = {name: place for place, name in enumerate(LONGEST)}
 

@@ -108,6 +108,9 @@ RUN = {
         "test_input_counts_every_form_and_split": ("benchmarks.speed.input",),
         "test_the_command_measures_what_it_draws": ("benchmarks.growth.growth",),
     },
+    "tests/train/test_buckets.py": {
+        "test_the_command_measures_saves": ("benchmarks.speed.save",),
+    },
     "tests/benchmarks/test_faults.py": {
         "test_the_command_finds_nothing_wrong": ("benchmarks.faults",),
     },

@@ -15,7 +15,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,8 @@ from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.interop.released import Tensors, params_to_tensors, teacher_to_tensors, unused_tensors
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.files import whole, write_json, write_whole
+from sparse_vis.runtime.files import on_disk, whole, write_json, write_whole
+from sparse_vis.runtime.paths import AnyPath, in_bucket
 from sparse_vis.runtime.tools import Parser
 from sparse_vis.types import Tokens
 
@@ -52,7 +52,9 @@ PROBABILITY = "probability of each class, in the order of `classes`"
 DECODED = {"pixels": "pixels in [0, 1], NHWC, RGB", "logits": "of each patch's code of the VQ tokenizer"}
 
 
-def export_released(source: str, output: Path, name: str | None = None, probe: str | None = None) -> Path:
+def export_released(
+    source: str, output: AnyPath, name: str | None = None, probe: str | None = None
+) -> AnyPath:
     """Write a model in the released form; returns the path of the weights.
 
     Args:
@@ -84,14 +86,15 @@ def export_released(source: str, output: Path, name: str | None = None, probe: s
             except SafetensorError as error:
                 raise OSError(str(error)) from error
         if copy is not None:
-            with whole(copy) as partial:
-                shutil.copyfile(found.tokenizer, partial)
+            with whole(copy) as partial, on_disk(found.tokenizer) as file:
+                shutil.copyfile(file, partial)
         for file, fitted in beside.items():
             if fitted:
                 probe_file.write_probe(output / file, *fitted)
         # Last, so that an interrupted export is never taken for a complete one.
         write_json(output / "config.json", {"models": {called: entry}})
-        shutil.copymode(output / "config.json", weights)  # safetensors makes files readable by the owner only
+        if not in_bucket(output):  # safetensors makes files readable by the owner only
+            shutil.copymode(output / "config.json", weights)
     return weights
 
 
@@ -108,8 +111,8 @@ def released_tensors(found: Loaded) -> Tensors:
 
 
 def export_program(
-    source: str, output: Path, kind: str, name: str | None = None, probe: str | None = None
-) -> Path:
+    source: str, output: AnyPath, kind: str, name: str | None = None, probe: str | None = None
+) -> AnyPath:
     """Write a model's encoder and decoder as programs, with JSON files that describe them.
 
     Returns the encoder's path; the decoder's has `.decoder` before the extension.
@@ -153,8 +156,8 @@ def export_program(
     return path
 
 
-def decoder_path(encoder: Path) -> Path:
-    """Path of the decoder's program, from that of the encoder's."""
+def decoder_path(encoder: AnyPath) -> AnyPath:
+    """AnyPath of the decoder's program, from that of the encoder's."""
     return encoder.with_name(f"{encoder.stem}.decoder{encoder.suffix}")
 
 

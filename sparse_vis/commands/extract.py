@@ -31,6 +31,7 @@ from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.batches import Devices, run_in_batches
 from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.paths import AnyPath
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, positive
 
@@ -134,7 +135,11 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
 
 
 def write_missing(
-    given: argparse.Namespace, source: Source, planned: dict[Path, range], manifest: dict, encoder: ToColumns
+    given: argparse.Namespace,
+    source: Source,
+    planned: dict[AnyPath, range],
+    manifest: dict,
+    encoder: ToColumns,
 ) -> None:
     """Write the missing ones of these shards; check the existing ones first."""
     settings = shards.fingerprint(manifest)

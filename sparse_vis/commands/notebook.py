@@ -6,7 +6,6 @@ import copy
 import gc
 import multiprocessing
 import os
-import pathlib
 import re
 import sys
 from typing import Any
@@ -28,7 +27,7 @@ from sparse_vis.interop import step_folder
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import host, progress
 from sparse_vis.runtime.errors import UserError, reworded
-from sparse_vis.runtime.paths import local
+from sparse_vis.runtime.paths import AnyPath, as_path, expanded
 from sparse_vis.train.distributed import held
 from sparse_vis.train.log import JSONL
 from sparse_vis.train.stop import StopCall
@@ -61,7 +60,7 @@ def _train(data: Any, config: Any, workdir: Any, init: Any, given: dict[str, Any
             raise UserError(f"{name} is not a setting of sparse_vis.train; give the images as its `data`.")
         override(config, name.replace("__", "."), value)
     settings.check(config)
-    place = pathlib.Path(local(workdir or f"runs/{config.name}", "workdir"))
+    place = as_path(expanded(workdir or f"runs/{config.name}", "workdir", buckets=True))
     if workdir is None:
         check_same(config, place)
     host.keep_programs()
@@ -104,7 +103,7 @@ def choose_images(config: ConfigDict, data: Any) -> Source | None:
     names, source = config.data, None
     if isinstance(data, str | os.PathLike):
         text = os.path.expanduser(os.fspath(data))
-        packed = os.path.isfile(os.path.join(text, METADATA))
+        packed = (as_path(text) / METADATA).is_file()
         names.source, names.path = "packed" if packed else "folder", text
         if text.partition(":")[0] in ADDRESSES:
             names.source, names.path = text, ""
@@ -129,7 +128,7 @@ def _pixels(data: Any) -> Any:
     return np.uint8(np.rint(255 * np.clip(np.asarray(data, np.float32), 0, 1)))
 
 
-def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
+def check_same(config: ConfigDict, workdir: AnyPath) -> None:
     """Refuse to continue a run of other images or settings, if the user did not name its workdir."""
     if not (newest := step_folder.newest_step(workdir)):
         return

@@ -6,18 +6,18 @@ import contextlib
 import sys
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 from sparse_vis.config.settings import differences
 from sparse_vis.runtime import lock
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, holds_files, write_json
+from sparse_vis.runtime.paths import AnyPath
 from sparse_vis.runtime.tools import check_folder
 
 
 @contextlib.contextmanager
-def in_one_sentence(output: Path, kept: str = "") -> Iterator[None]:
+def in_one_sentence(output: AnyPath, kept: str = "") -> Iterator[None]:
     """Context in which a full disk, say, or Ctrl-C ends the tool that writes `output` with one sentence.
 
     Args:
@@ -39,7 +39,7 @@ def in_one_sentence(output: Path, kept: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(
-    output: Path, doing: str, kept: str = "", hold: Callable[..., AbstractContextManager] = lock.hold
+    output: AnyPath, doing: str, kept: str = "", hold: Callable[..., AbstractContextManager] = lock.hold
 ) -> Iterator[None]:
     """`in_one_sentence`, and nobody else writes to the --output folder, which is checked first.
 
@@ -51,9 +51,9 @@ def writing(
 
 
 def begin_or_continue(
-    path: Path,
+    path: AnyPath,
     new: dict[str, Any],
-    read: Callable[[Path], dict],
+    read: Callable[[AnyPath], dict],
     free: Container[str],
     ours: Container[str] = (),
 ) -> dict[str, Any]:

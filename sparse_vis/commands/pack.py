@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -31,6 +30,7 @@ from sparse_vis.data.records import images_ahead, none_usable
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import file_sha256, whole, write_json
+from sparse_vis.runtime.paths import AnyPath
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.skipped import MAX_PIXELS
 from sparse_vis.runtime.tools import Parser
@@ -42,7 +42,7 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 def pack(
     *,
     images: str,
-    output: Path,
+    output: AnyPath,
     shard_size: int,
     threads: int,
     on_error: str,
@@ -98,7 +98,7 @@ def read_record(source: Source, index: int) -> bytes:
     return msgpack.packb(record, unicode_errors=NAME_ERRORS)
 
 
-def write_shard(path: Path, records: Iterator[bytes], progress: Progress) -> dict[str, Any]:
+def write_shard(path: AnyPath, records: Iterator[bytes], progress: Progress) -> dict[str, Any]:
     """Write a shard under a temporary name, then rename it; returns its `records`, `bytes` and `sha256`."""
     count = 0
     with whole(path) as partial:
@@ -116,7 +116,7 @@ def write_shard(path: Path, records: Iterator[bytes], progress: Progress) -> dic
         return {"records": count, "bytes": partial.stat().st_size, "sha256": file_sha256(partial)}
 
 
-def unwritten(output: Path, metadata: dict[str, Any], source: Source) -> dict[str, range]:
+def unwritten(output: AnyPath, metadata: dict[str, Any], source: Source) -> dict[str, range]:
     """Shards to write -> indices of their images: shards that are missing, damaged, or of replaced images."""
     planned = number_of_shards(metadata)
     todo = {shard_name(number, planned): images_of(metadata, number) for number in range(planned)}

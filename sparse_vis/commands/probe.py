@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from sparse_vis.runtime import calls, host
 from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.paths import AnyPath, as_path
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.skipped import ON_ERROR
 from sparse_vis.runtime.tools import Parser, positive
@@ -39,7 +39,7 @@ READS = {"mean_S": "sparse", "concat_S": "sparse", "cls": "cls"}  # feature -> c
 def probe(
     model: Stellar, params: dict, data: Any, *, classes: Sequence[str] | np.ndarray | None = None,
     kind: str = "linear", feature: str = "mean_S", k: int = fitting.KS, holdout: float = HOLDOUT,
-    seed: int = 1, save: str | Path | None = None, batch: int = 64, on_error: str = "stop",
+    seed: int = 1, save: str | AnyPath | None = None, batch: int = 64, on_error: str = "stop",
 ) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
     """Fit a classifier on labelled images; a random part of each class is held out to measure its accuracy.
 
@@ -85,9 +85,9 @@ def probe(
     return _fit(model, params, *found, source.about, **given)
 
 
-def extraction(data: Any) -> Path | None:
+def extraction(data: Any) -> AnyPath | None:
     """The folder of an extraction that `data` names; None if it is something else."""
-    folder = Path(data).expanduser() if isinstance(data, str | os.PathLike) else None
+    folder = as_path(data).expanduser() if isinstance(data, str | os.PathLike) else None
     return folder if folder and (folder / shards.MANIFEST).is_file() else None
 
 
@@ -125,7 +125,7 @@ def encoded(
 
 
 def extracted(
-    folder: Path, params: dict, feature: str, kind: str, holdout: float
+    folder: AnyPath, params: dict, feature: str, kind: str, holdout: float
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """The same from the Parquet files of an extraction of this model."""
     manifest, column = shards.complete(folder), READS[feature]
@@ -152,7 +152,7 @@ def extracted(
 
 def _fit(
     model: Stellar, params: dict, x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], images: str, *,
-    kind: str, feature: str, k: int, holdout: float, seed: int, save: Path | None,
+    kind: str, feature: str, k: int, holdout: float, seed: int, save: AnyPath | None,
 ) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
     """Fit, measure and save: the last part of `probe`."""
     # Again, as images that cannot be used may have been left out.

@@ -31,6 +31,7 @@ from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_whole
 from sparse_vis.runtime.names import quoted
+from sparse_vis.runtime.paths import AnyPath, as_path
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.tools import Parser, check_size, image_size
 from sparse_vis.viz import overlays
@@ -91,7 +92,7 @@ def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], jax.A
     return share
 
 
-def target_of(source: Source, output: pathlib.Path) -> Callable[[str], pathlib.Path]:
+def target_of(source: Source, output: AnyPath) -> Callable[[str], AnyPath]:
     """A function from an image's name to the path of its PNG, below `output`.
 
     That is the name with .png as extension, or appended if two would coincide or names are not listed.
@@ -99,7 +100,7 @@ def target_of(source: Source, output: pathlib.Path) -> Callable[[str], pathlib.P
     stems = {name: pathlib.PurePath(name).with_suffix(".png") for name in getattr(source, "names", ())}
     count = collections.Counter(stems.values())
 
-    def target(name: str) -> pathlib.Path:
+    def target(name: str) -> AnyPath:
         stem = stems.get(name)
         path = pathlib.PurePath(stem if count[stem] == 1 else f"{name}.png")
         if path.is_absolute() or ".." in path.parts:
@@ -113,7 +114,7 @@ def reconstruct_folder(
     model: Stellar,
     params: dict,
     source: Source,
-    output: pathlib.Path,
+    output: AnyPath,
     *,
     load: Callable[[int], LoadedImage],
     maps: bool,
@@ -172,7 +173,7 @@ def run(given: argparse.Namespace) -> None:
     """Reconstruct the folder; `given` are the flags of `main`."""
     source = open_input(given.input, given.split, given.data_dir, given.max_pixels)
     output = given.output.resolve()
-    if pathlib.Path(given.input).resolve() in (output, *output.parents):
+    if as_path(given.input).resolve() in (output, *output.parents):
         raise UserError(
             f"--output={given.output} is inside the --input folder, where its files would be taken for "
             "images; give another."

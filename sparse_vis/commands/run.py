@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pathlib
 import shlex
 import sys
 
@@ -17,6 +16,7 @@ from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime import lock
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.paths import AnyPath
 from sparse_vis.train.distributed import held
 from sparse_vis.train.finetune import finetune_params, finetune_recipe, prepare
 from sparse_vis.train.init import initial_params
@@ -24,7 +24,7 @@ from sparse_vis.train.loop import Run
 from sparse_vis.train.stop import StopSignal
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) -> None:
+def run(config: ConfigDict, workdir: AnyPath, mode: str, stop: StopSignal) -> None:
     """Train, or continue, to the last step, then evaluate; or only evaluate.
 
     Args:
@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, stop: StopSignal) 
         )
 
 
-def _evaluate(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, alone: bool) -> list[str]:
+def _evaluate(config: ConfigDict, workdir: AnyPath, stop: StopSignal, alone: bool) -> list[str]:
     """Run the unfinished evaluations in this process; returns the figures of config.eval.expected not met."""
     from sparse_vis.evals import command
 
@@ -79,7 +79,7 @@ def _evaluate(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, alone
             raise UserError(f"{what}: fix this, or free disk space, and repeat the command.") from error
 
 
-def closing(workdir: pathlib.Path) -> str:
+def closing(workdir: AnyPath) -> str:
     """The files of a run, and commands that can be run next."""
     step, name = step_folder.newest_step(workdir), str(workdir)
     files = {
@@ -100,7 +100,7 @@ def closing(workdir: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, **given) -> None:
+def train(config: ConfigDict, workdir: AnyPath, stop: StopSignal, **given) -> None:
     """Train to the end, or until SIGTERM or Ctrl-C; `given` are arguments of `Run`."""
     if config.finetune.classes:
         raise UserError("config.finetune.classes is set, so this is a fine-tuning; give --mode=finetune.")
@@ -113,7 +113,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, **given) 
     _to_the_end(Run(config, workdir, initial=initial, tokenizer=tokenizer, probe=probe, **given), stop)
 
 
-def finetune(config: ConfigDict, workdir: pathlib.Path, stop: StopSignal, source: Source) -> None:
+def finetune(config: ConfigDict, workdir: AnyPath, stop: StopSignal, source: Source) -> None:
     """The same for a configuration that `prepare` has completed, and the images that it returned."""
     if not config.init and jax.process_index() == 0:
         print(

@@ -65,7 +65,7 @@ def segmenter(
     if not 2 <= len(classes) <= IGNORE:
         what = f"a segmenter needs 2 to {IGNORE} classes, e.g. ('background', 'cat'), and classes names"
         raise UserError(f"{what} {len(classes)}; name those of the label maps, from 0 on.")
-    folder = Path(paths.local(masks, "masks"))
+    folder = Path(paths.expanded(masks, "masks"))
     save = None if save is None else probe_file.place_to_write(save, "save", probe_file.SEGMENTER)
     source, size = _named(as_source(data)), model.encoder.image_size
     if len(source) < FEWEST:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from sparse_vis.data.records import none_usable
 from sparse_vis.runtime import files, skipped
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
+from sparse_vis.runtime.paths import AnyPath
 from sparse_vis.runtime.progress import REPORT_SECONDS
 from sparse_vis.runtime.skipped import Skips
 
@@ -48,18 +48,18 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     return files.checksum({key: value for key, value in manifest.items() if key != "checkpoint"})
 
 
-def entry_of(path: Path) -> Path:
-    """Path of the entry of a shard."""
+def entry_of(path: AnyPath) -> AnyPath:
+    """AnyPath of the entry of a shard."""
     return path.with_suffix(".json")
 
 
-def plan(output: Path, images: int, shard_size: int) -> dict[Path, range]:
-    """Path of every shard -> indices of its images."""
+def plan(output: AnyPath, images: int, shard_size: int) -> dict[AnyPath, range]:
+    """AnyPath of every shard -> indices of its images."""
     rows = [range(images)[start : start + shard_size] for start in range(0, images, shard_size)]
     return {output / f"features-{k:05d}-of-{len(rows):05d}.parquet": row for k, row in enumerate(rows)}
 
 
-def open_output(output: Path, manifest: dict[str, Any], first: bool) -> None:
+def open_output(output: AnyPath, manifest: dict[str, Any], first: bool) -> None:
     """Create the output folder with its manifest, or check that it belongs to the same extraction.
 
     Args:
@@ -77,7 +77,7 @@ def open_output(output: Path, manifest: dict[str, Any], first: bool) -> None:
     begin_or_continue(path, manifest, _read_manifest, free=free, ours=ours)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: AnyPath) -> dict[str, Any]:
     try:
         return files.read_json(path)
     except ValueError as error:
@@ -87,7 +87,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def wait_for(paths: list[Path], what: str) -> None:
+def wait_for(paths: list[AnyPath], what: str) -> None:
     """Wait until other processes have written these files, called `what` in the line printed meanwhile."""
     printed = time.perf_counter()
     while missing := [path for path in paths if not path.exists()]:
@@ -97,7 +97,7 @@ def wait_for(paths: list[Path], what: str) -> None:
             print(f"waiting for the other processes: {len(missing)} {what} are missing", flush=True)
 
 
-def drop_changed(shards: dict[Path, dict[str, str]]) -> None:
+def drop_changed(shards: dict[AnyPath, dict[str, str]]) -> None:
     """Delete those of `shards`, path → `stamp` of its present images, whose images have changed since."""
     other_times = []
     for path, now in shards.items():
@@ -114,7 +114,7 @@ def drop_changed(shards: dict[Path, dict[str, str]]) -> None:
     note_times(other_times)
 
 
-def finish(output: Path, manifest: dict[str, Any], shards: dict[Path, range]) -> tuple[int, int]:
+def finish(output: AnyPath, manifest: dict[str, Any], shards: dict[AnyPath, range]) -> tuple[int, int]:
     """Complete the folder when all shards exist: write skipped.txt, and the manifest with the shards' rows.
 
     Returns the numbers of rows and of skipped images.
@@ -137,7 +137,7 @@ def finish(output: Path, manifest: dict[str, Any], shards: dict[Path, range]) ->
     return rows, len(skips)
 
 
-def complete(output: Path) -> dict[str, Any]:
+def complete(output: AnyPath) -> dict[str, Any]:
     """The manifest of a finished extraction; a UserError if it is damaged or not finished."""
     manifest = _read_manifest(output / MANIFEST)
     if "shards" not in manifest or files.CHECKSUM not in manifest:
@@ -145,14 +145,15 @@ def complete(output: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_columns(output: Path, manifest: dict[str, Any], columns: list[str]) -> pa.Table:
+def read_columns(output: AnyPath, manifest: dict[str, Any], columns: list[str]) -> pa.Table:
     """Columns of all shards of a finished extraction; a UserError if a shard is missing or damaged."""
     tables = []
     for name, said in sorted(manifest["shards"].items()):
         path = output / name
         if not path.is_file() or files.file_sha256(path) != said["sha256"]:
             raise UserError(f"shard {path} is missing or damaged; repeat the extraction to write it again.")
-        tables.append(pq.read_table(path, columns=columns))
+        with path.open("rb") as file:  # pyarrow takes paths with a colon for addresses
+            tables.append(pq.read_table(file, columns=columns))
     return pa.concat_tables(tables).combine_chunks()
 
 
@@ -183,7 +184,7 @@ def _table(rows: Columns, schema: pa.Schema) -> pa.Table:
 
 
 def write_shard(
-    path: Path, schema: pa.Schema, batches: Iterable[Columns], skipped: Skips, about: dict[str, str]
+    path: AnyPath, schema: pa.Schema, batches: Iterable[Columns], skipped: Skips, about: dict[str, str]
 ) -> None:
     """Write a shard and its entry; the shard is renamed to `path` last.
 
@@ -206,7 +207,7 @@ def write_shard(
         files.write_json(entry_of(path), shard._asdict())
 
 
-def read_shard(path: Path, images: int, settings: str, *, content: bool) -> Shard:
+def read_shard(path: AnyPath, images: int, settings: str, *, content: bool) -> Shard:
     """The entry of a finished shard, after checking the shard against it: its content, or only its length.
 
     Args:

@@ -19,7 +19,7 @@ from sparse_vis.config.experiments import file_of, names
 from sparse_vis.config.ranges import ALLOWED, shown
 from sparse_vis.config.settings import at, from_json, leaves
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.paths import fault, local
+from sparse_vis.runtime.paths import AnyPath, as_path, expanded, fault
 from sparse_vis.runtime.tools import unknown_flag
 
 CONFIG_FLAGS = ("--config", "-config")
@@ -28,10 +28,10 @@ CONFIG_FLAGS = ("--config", "-config")
 class PathParser(flags.ArgumentParser):
     """absl parser of a flag whose value is a path; expands ~."""
 
-    def parse(self, argument: str | pathlib.Path) -> pathlib.Path:
-        if wrong := fault(str(argument)):
+    def parse(self, argument: str | AnyPath) -> AnyPath:
+        if wrong := fault(str(argument), buckets=True):
             raise ValueError(f"it {wrong}")
-        return pathlib.Path(local(argument, ""))
+        return as_path(expanded(argument, "", buckets=True))
 
 
 def parse(arguments: list[str]) -> list[str]:

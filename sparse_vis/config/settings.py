@@ -17,9 +17,10 @@ from sparse_vis.config.defaults import default_config
 from sparse_vis.config.ranges import ALLOWED, shown
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, read_json
-from sparse_vis.runtime.paths import local
+from sparse_vis.runtime.paths import AnyPath, expanded
 
-# Settings that hold a path or a tuple of paths -> whether an hf:// address is allowed too.
+# Settings that hold a path or a tuple of paths -> whether an hf:// address is allowed too. All but the folder
+# of label maps may be in a bucket; some sources of images refuse one themselves.
 PATHS = {
     "init": True, "data.path": False, "model.tokenizer.path": False, "eval.masks": False, "eval.beside": True,
     "eval.inception": False, "eval.lpips.alexnet": False, "eval.lpips.heads": False,
@@ -68,7 +69,7 @@ def local_paths(config: ConfigDict) -> None:
         *sections, last = name.split(".")
         part, value = at(config, *sections), at(config, *sections, last)
         given = [value] if isinstance(value, str) else value
-        found = tuple(item and local(item, f"config.{name}", hub) for item in given)
+        found = tuple(item and expanded(item, f"config.{name}", hub, name != "eval.masks") for item in given)
         part[last] = found[0] if isinstance(value, str) else found
     below = pathlib.PurePath(config.name)
     if not config.name.strip() or below.is_absolute() or ".." in below.parts:
@@ -97,7 +98,7 @@ def plain(config: ConfigDict) -> dict:
     return json.loads(config.to_json())
 
 
-def from_plain(plain: dict, source: pathlib.Path) -> ConfigDict:
+def from_plain(plain: dict, source: AnyPath) -> ConfigDict:
     """A locked configuration from its JSON form; missing settings keep their defaults.
 
     Types are checked everywhere, ranges in config.model alone: if a later version narrows a range, old
@@ -148,7 +149,7 @@ def from_json(value):
     return tuple(map(from_json, value)) if isinstance(value, list) else value
 
 
-def read(workdir: pathlib.Path) -> ConfigDict:
+def read(workdir: AnyPath) -> ConfigDict:
     """The configuration saved in a workdir, or a UserError."""
     path = workdir / "config.json"
     try:
@@ -178,7 +179,7 @@ def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
     return found
 
 
-def check_resume(saved: dict, now: dict, workdir: pathlib.Path) -> list[str]:
+def check_resume(saved: dict, now: dict, workdir: AnyPath) -> list[str]:
     """Refuse to continue a workdir with another architecture; both configurations are in JSON form.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 from sparse_vis.data.decode import EXTENSIONS
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
+from sparse_vis.runtime.paths import CLIENTS, as_path, in_bucket
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
 # Files that are sources by themselves, as addresses (`sources.ADDRESSES`).
@@ -54,7 +56,7 @@ class FilesSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.names[index]
         try:
-            data = Path(self.path, name).read_bytes()
+            data = (as_path(self.path) / name).read_bytes()
         except OSError as error:
             raise UserError(
                 f"cannot read {quoted(name)} ({error.strerror}); restore the file or its permissions"
@@ -97,9 +99,40 @@ class FolderSource(FilesSource):
 
 
 def below_common(full: list[str]) -> tuple[str, list[str]]:
-    """The folder that holds all of these files (absolute paths), and their paths below it, with `/`."""
-    root = os.path.commonpath([os.path.dirname(name) for name in full])
-    return root, [os.path.relpath(name, root).replace(os.sep, "/") for name in full]
+    """The folder that holds all of these files (absolute paths), and their paths below it, with `/`.
+
+    In buckets they begin with gs:// or s3://.
+    """
+    scheme = next((scheme for scheme in CLIENTS if full[0].startswith(scheme)), "")
+    bare = [name.removeprefix(scheme) for name in full]
+    root = os.path.commonpath([os.path.dirname(name) for name in bare])
+    return scheme + root, [os.path.relpath(name, root).replace(os.sep, "/") for name in bare]
+
+
+@functools.lru_cache(maxsize=4)
+def _objects(folder: str) -> dict[str, tuple[int, int]]:
+    """`objects` of a folder in a bucket; listed once in a process, as it takes a second per thousand."""
+    return as_path(folder).objects()
+
+
+def _list_objects(path: str) -> tuple[list[str], collections.Counter, list[list[str]]]:
+    """`_list_images` of a bucket, where there are no links."""
+    names, others = [], collections.Counter()
+    try:
+        there = _objects(path)
+    except OSError as error:
+        raise UserError(
+            f"folder {path!r} cannot be listed ({error.strerror}); correct --config.data.path, or its access."
+        ) from None
+    for name in there:
+        extension = os.path.splitext(name)[1].lower()
+        if any(part.startswith(".") for part in name.split("/")):
+            others["hidden"] += 1
+        elif extension in EXTENSIONS:
+            names.append(name)
+        else:
+            others[extension or "without extension"] += 1
+    return sorted(names), others, []
 
 
 def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[str]]]:
@@ -107,6 +140,8 @@ def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[s
 
     Links are followed, except one to a folder that contains it.
     """
+    if in_bucket(path):
+        return _list_objects(path)
     if not (path and Path(path).is_dir()):
         what = f"{path!r} is a file" if Path(path).is_file() else f"folder {path!r} does not exist"
         address = ADDRESSED.get(os.path.splitext(path)[1].lower(), "")
@@ -176,14 +211,20 @@ def files_sha256(folder: str | Path, names: Iterable[str], *, times: bool) -> st
     and label maps often are, but a copied folder may have new ones.
     """
     found = hashlib.sha256()
+    look = _objects(str(folder)).get if in_bucket(folder) else functools.partial(_size_and_time, str(folder))
     for name in names:
-        try:
-            stat = os.stat(os.path.join(folder, name))
-            about = f"{stat.st_size} {stat.st_mtime_ns if times else ''}"
-        except OSError:
-            about = "missing"
+        known = look(name)
+        about = f"{known[0]} {known[1] if times else ''}" if known else "missing"
         found.update(f"{name}\0{about}\n".encode(errors=NAME_ERRORS))
     return found.hexdigest()
+
+
+def _size_and_time(folder: str, name: str) -> tuple[int, int] | None:
+    try:
+        stat = os.stat(os.path.join(folder, name))
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def images_sha256(source: Any, indices: Iterable[int], *, times: bool) -> str | None:

@@ -16,10 +16,11 @@ from typing import Any
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader
 
+from sparse_vis.data.bucket_records import BucketRecords
 from sparse_vis.data.folder import NAME_ERRORS
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, read_json
-from sparse_vis.runtime.paths import is_utf8
+from sparse_vis.runtime.paths import AnyPath, as_path, in_bucket, is_utf8
 from sparse_vis.runtime.progress import say_once
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
@@ -41,7 +42,7 @@ class PackedSource:
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
         import grain
 
-        folder, self.path, self.max_pixels = Path(path), path, max_pixels
+        folder, self.path, self.max_pixels = as_path(path), path, max_pixels
         self.about = f"in {path}"
         if not is_utf8(folder):
             raise UserError(
@@ -66,8 +67,11 @@ class PackedSource:
             raise UserError(
                 f"packed folder {path!r} contains no images, because all were skipped; pack other images."
             )
-        for name, shard in shards.items():
-            self._check_shard(folder, name, shard)
+        if in_bucket(path):
+            self._check_objects(folder, shards)
+        else:
+            for name, shard in shards.items():
+                self._check_shard(folder, name, shard)
         if metadata["version"] == WITHOUT_CHECKSUMS:
             say_once(
                 f"note: {path} was packed by an earlier version, without a checksum: damage to its images is "
@@ -76,11 +80,15 @@ class PackedSource:
         self.classes, self.images_sha256 = tuple(metadata["classes"]), metadata["images_sha256"]
         self._shards = list(shards)
         self._ends = list(itertools.accumulate(shard["records"] for shard in shards.values()))
+        if in_bucket(path):
+            about = ((name, shard["bytes"], shard["records"]) for name, shard in shards.items())
+            self._records = BucketRecords(path, about)
+            return
         # With the number of records in brackets, Grain does not open a shard until it is read.
         files = [f"{folder / name}[0:{shard['records']}]" for name, shard in shards.items()]
         self._records = grain.sources.ArrayRecordDataSource(files)
 
-    def _check_shard(self, folder: Path, name: str, shard: dict[str, Any]) -> None:
+    def _check_shard(self, folder: AnyPath, name: str, shard: dict[str, Any]) -> None:
         """Refuse a shard that lacks bytes or records; contents are checked when they are read."""
         path, problem = folder / name, None
         if not has_shard(folder, name, shard):
@@ -91,6 +99,18 @@ class PackedSource:
             what = f"shard {name!r} of {self.path!r} is {problem}"
             raise UserError(f"{what}; copy it again, or repeat the `{COMMAND}` that wrote it.")
 
+    def _check_objects(self, folder: AnyPath, shards: dict[str, Any]) -> None:
+        """The same in a bucket, by one listing."""
+        there = folder.objects()
+        for name, shard in shards.items():
+            found = there[name][0] if name in there else None
+            if found != shard["bytes"]:
+                problem = "missing" if found is None else f"of {found} bytes, not {shard['bytes']}"
+                raise UserError(
+                    f"shard {name!r} of {self.path!r} is {problem}; copy it again, or repeat the `{COMMAND}` "
+                    "that wrote it."
+                )
+
     def __len__(self) -> int:
         return self._ends[-1]
 
@@ -99,7 +119,7 @@ class PackedSource:
             raise IndexError(f"record {index} of {len(self)}")
         try:
             return _unpack(self._records[index], len(self.classes)) | {"max_pixels": self.max_pixels}
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
             number = bisect.bisect_right(self._ends, index)
             record = index - (self._ends[number - 1] if number else 0)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -112,7 +132,7 @@ class PackedSource:
         return f"PackedSource({self.path!r}, {len(self)} images)"
 
 
-def has_shard(folder: Path, name: str, shard: dict[str, Any]) -> bool:
+def has_shard(folder: AnyPath, name: str, shard: dict[str, Any]) -> bool:
     """Whether the folder has the shard's file, at its full length."""
     path = folder / name
     return path.is_file() and path.stat().st_size == shard["bytes"]
@@ -153,7 +173,7 @@ def describe(images: int, images_sha256: str, classes: tuple[str, ...], shard_si
     }  # fmt: skip
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: AnyPath) -> dict[str, Any]:
     """The checked content of a folder's packed.json, with `shards` in order.
 
     Raises:

@@ -18,6 +18,7 @@ from sparse_vis.config.ranges import check_fields
 from sparse_vis.data.compose import ComposedSource, Mask, Pixels, cut, place
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.files import whole
 from sparse_vis.runtime.tools import Parser
 
 # For each split: which of the 500 digits of each class, and which columns (fractions) of each photograph.
@@ -150,7 +151,9 @@ def main() -> None:
     arguments = parser.parse_args()
     picture = _picture(arguments.size, rows=5, columns=6)
     try:
-        picture.save(arguments.output)
+        known = Image.registered_extensions()
+        with whole(arguments.output) as partial:
+            picture.save(partial, format=known.get(arguments.output.suffix.lower()))
     except (ValueError, OSError) as error:  # ValueError: an extension that Pillow does not know
         raise UserError(
             f"--output={arguments.output} cannot be written ({error}); give another, e.g. scenes.png."

@@ -22,12 +22,14 @@ from sparse_vis.data.webdataset import WebdatasetSource
 from sparse_vis.runtime.calls import renamed
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped, quoted
+from sparse_vis.runtime.paths import CLIENTS, as_path, in_bucket
 from sparse_vis.runtime.progress import say_once
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # usual names of folders of splits
 # Kinds of addresses KIND:REST; each is called as (REST, split=, data_dir=, max_pixels=).
 ADDRESSES = {"tfds": TfdsSource, "table": TableSource, "webdataset": WebdatasetSource, "hf": HfSource}
+IN_BUCKETS = ("folder", "packed", "table")  # kinds of sources that can read from a bucket
 OBJECT = "object"  # config.data.source of images that are in memory; config.data.path describes them
 SHOWN = 4  # class names that are printed
 
@@ -119,12 +121,14 @@ def open_input(
                 kinds = " or ".join(f"{kind}:" for kind in ADDRESSES)
                 raise UserError(f"{flag}={value} is only for an --input that begins with {kinds}; {remedy}.")
         with _flags_of_tools("--input"):
-            return (PackedSource if Path(name, METADATA).is_file() else FolderSource)(name, max_pixels)
+            _refuse_bucket("folder", name)
+            return (PackedSource if (as_path(name) / METADATA).is_file() else FolderSource)(name, max_pixels)
     if kind == "tfds":
         for flag, value in (("--split", split), ("--data-dir", data_dir)):
             if value is None:
                 raise UserError(f"--input={name} needs {flag} too, e.g. --split=train --data-dir=TFDS_DIR.")
     with _flags_of_tools("--data-dir"):
+        _refuse_bucket(name, data_dir or "")
         return ADDRESSES[kind](rest, split=split or "", data_dir=data_dir or "", max_pixels=max_pixels)
 
 
@@ -137,7 +141,7 @@ def as_source(data: Any, classes: Sequence[str] | None = None, max_pixels: int =
     if isinstance(data, str | os.PathLike):
         if os.fspath(data).startswith("tfds:"):
             raise UserError(f"{data} needs a split: give the object tfds.data_source(NAME, split=SPLIT).")
-        if Path(data).suffix.lower() in EXTENSIONS and Path(data).expanduser().is_file():
+        if Path(data).suffix.lower() in EXTENSIONS and as_path(data).expanduser().is_file():
             raise UserError(f"{data} is one image; give a list, [{os.fspath(data)!r}], or its folder.")
         source = open_input(os.path.expanduser(data), max_pixels=max_pixels)
         if classes is not None:
@@ -146,6 +150,17 @@ def as_source(data: Any, classes: Sequence[str] | None = None, max_pixels: int =
             raise UserError(f"{what} ({own}); leave it out.")
         return source
     return OwnSource(data, classes, max_pixels)
+
+
+def _refuse_bucket(name: str, path: str) -> None:
+    """A UserError for a folder in a bucket, if the kind of source can only read from disks."""
+    kind, _, rest = name.partition(":")
+    if kind not in IN_BUCKETS and (in_bucket(path) or any(scheme in rest for scheme in CLIENTS)):
+        where = f"config.data.path={path}" if in_bucket(path) else f"config.data.source={name}"
+        raise UserError(
+            f"{where} is in a bucket, from which {kind} cannot read; copy it to the disk of every machine, "
+            f"or give images there as {', '.join(IN_BUCKETS)}."
+        )
 
 
 def make_source(
@@ -171,6 +186,7 @@ def make_source(
     """
     if name == "scenes":
         return SceneSource(scenes, split=split, seed=seed)
+    _refuse_bucket(name, path)
     if name in ("pictures", "folder", "packed"):
         if not path:
             raise UserError("config.data.path is not set; give --config.data.path=FOLDER.")

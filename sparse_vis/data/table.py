@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -14,11 +16,13 @@ from sparse_vis.data.address import LABELS, find_column, number_labels, split_ad
 from sparse_vis.data.folder import NAME_ERRORS, FilesSource, below_common
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import quoted
+from sparse_vis.runtime.paths import as_path, fault, in_bucket
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
 PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TRIED = 1000  # files that are looked for when the table is opened
+TRIED_IN_BUCKET = 20  # the same in a bucket, where each is a request
 
 
 class TableSource(FilesSource):
@@ -40,6 +44,8 @@ class TableSource(FilesSource):
     def __init__(self, address: str, *, split: str = "", data_dir: str = "", max_pixels: int = MAX_PIXELS):
         file, named = split_address(address, ("path", "label", "split"))
         file = os.path.expanduser(file)
+        if in_bucket(file) and (wrong := fault(file, buckets=True)):
+            raise UserError(f"table {quoted(file)} {wrong}.")
         what = f"table {quoted(file)}"
         columns, faults = _read(file, what)
 
@@ -72,21 +78,33 @@ class TableSource(FilesSource):
             raise UserError(f"{what} lists no images; add rows, or correct --config.data.source.")
         if (empty := next((row for row in rows if not paths[row]), None)) is not None:
             raise UserError(f"row {empty + 1} of {what} has no path; complete or remove the row.")
-        start = os.path.abspath(os.path.expanduser(data_dir) or os.path.dirname(file))
-        full = [os.path.normpath(os.path.join(start, paths[row])) for row in rows]
+        start = os.path.expanduser(data_dir) or os.path.dirname(file)
+        full = [_join(start, paths[row]) for row in rows]
         _check_files(full, what)
         super().__init__(*below_common(full), labels[np.asarray(rows)], classes, max_pixels)
         self.about = f"of {file}" + (f", split {split}" if split else "")
 
 
+def _join(start: str, path: str) -> str:
+    """The full path of an image; relative paths begin at `start`."""
+    if not in_bucket(start) and not in_bucket(path):
+        return os.path.normpath(os.path.join(os.path.abspath(start), path))
+    full = path if in_bucket(path) or os.path.isabs(path) else f"{start}/{path}"
+    scheme = full[: full.find("://") + 3] if in_bucket(full) else ""
+    return scheme + os.path.normpath(full.removeprefix(scheme))
+
+
 def _check_files(full: list[str], what: str) -> None:
-    """Refuse a path that is listed twice, and missing files."""
+    """Refuse a path that is listed twice, missing files, and files on several of disk, gs:// and s3://."""
+    if len({name.partition("://")[0] if in_bucket(name) else "" for name in full}) > 1:
+        raise UserError(f"{what} lists files on this machine and in buckets; make a table of each.")
     if len({*full}) < len(full):
         seen: set[str] = set()
         twice = next(name for name in full if name in seen or seen.add(name))
         raise UserError(f"{what} lists {quoted(twice)} twice; remove one of the rows.")
-    tried = full[:: -(-len(full) // TRIED)]
-    if missing := [name for name in tried if not os.path.lexists(name)]:
+    tried = full[:: -(-len(full) // (TRIED_IN_BUCKET if in_bucket(full[0]) else TRIED))]
+    there = (lambda name: as_path(name).exists()) if in_bucket(full[0]) else os.path.lexists
+    if missing := [name for name in tried if not there(name)]:
         raise UserError(
             f"{what} lists {quoted(missing[0])}, which does not exist (nor do {len(missing) - 1} more of "
             f"{len(tried)} that were looked for); correct it, or set --config.data.path to the folder where "
@@ -102,7 +120,7 @@ def _read(file: str, what: str) -> tuple[dict[str, list], dict[str, str]]:
     try:
         if suffix == ".parquet":
             return _read_parquet(file)
-        with open(file, encoding="utf-8-sig", errors=NAME_ERRORS, newline="") as lines:
+        with _opened(file) as lines:
             if suffix == ".txt":
                 return {"path": [line for line in map(str.strip, lines) if line]}, {}
             reader = csv.DictReader(lines, delimiter=SEPARATORS[suffix], strict=True)
@@ -119,6 +137,11 @@ def _read(file: str, what: str) -> tuple[dict[str, list], dict[str, str]]:
         raise UserError(f"{what} is damaged ({reason}); repair it, or write it again.") from None
 
 
+def _opened(file: str) -> TextIO:
+    how = dict(encoding="utf-8-sig", errors=NAME_ERRORS, newline="")
+    return io.TextIOWrapper(io.BytesIO(as_path(file).read_bytes()), **how)
+
+
 def _repeated(names: Sequence[str]) -> dict[str, str]:
     """Names of several columns, with what is wrong."""
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
@@ -131,7 +154,7 @@ def _read_parquet(file: str) -> tuple[dict[str, list], dict[str, str]]:
 
     kinds = ("string", "large_string", "string_view", "integer", "floating", "boolean", "dictionary", "null")
     plain = [getattr(pa.types, f"is_{kind}") for kind in kinds]
-    with open(file, "rb") as opened:  # pyarrow takes paths with a colon for addresses
+    with as_path(file).open("rb") as opened:  # pyarrow takes paths with a colon for addresses
         # Only columns that may be paths, labels or splits: others may hold the images themselves.
         schema = pq.read_schema(opened)
         remedy = "write it as text or numbers, or read images inside the file with hf:parquet: for table:"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import pathlib
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +24,8 @@ from sparse_vis.evals.task import Bench, Reducer, Result
 from sparse_vis.evals.tasks import TASKS
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.files import whole, write_whole
+from sparse_vis.runtime.paths import AnyPath, in_bucket
 from sparse_vis.runtime.progress import say_once
 
 TOP = 5  # top-5 accuracy is trivial with this many classes
@@ -80,7 +82,7 @@ def check_classifier(plan: Plan, classes: Sequence[str]) -> None:
 
 
 def evaluate(
-    config: ConfigDict, workdir: pathlib.Path, plan: Plan, own: tuple[Encoder, tuple | None] | None = None
+    config: ConfigDict, workdir: AnyPath, plan: Plan, own: tuple[Encoder, tuple | None] | None = None
 ) -> list[str]:
     """Run the unfinished tasks, write evaluation.json after each, then print the tables.
 
@@ -145,8 +147,10 @@ def _evaluate_one(
     for name in left:
         for part, kept in TASKS[name].reducers(plan.data).items():
             reducers[part].update(kept)
-    e, folder = config.eval, results.path.parent
-    bench = Bench(encoder, plan.data, plan.networks, e.batch, e.seed, reducers, folder)
+    # Of columns that are too large for memory: beside the results, or if these are in a bucket, on a disk.
+    folder = tempfile.gettempdir() if in_bucket(results.path) else results.path.parent
+    e = config.eval
+    bench = Bench(encoder, plan.data, plan.networks, e.batch, e.seed, reducers, pathlib.Path(folder))
     for name, settings in left.items():
         began = time.perf_counter()
         print(f"evaluating {encoder.name}: {name}", flush=True)
@@ -156,7 +160,8 @@ def _evaluate_one(
         drawable = encoder.name == OWN and {"reconstruction", "spatial"} <= set(encoder.gives)
         if drawable and TASKS[name].picture:
             file, draw = TASKS[name].picture
-            draw(bench, config, results.path.with_name(file))
+            with whole(results.path.with_name(file)) as partial:
+                draw(bench, config, partial)
 
 
 def _measure(name: str, bench: Bench, config: ConfigDict) -> Result:

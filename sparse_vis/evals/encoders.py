@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import pathlib
 import zlib
 
 import jax
@@ -26,6 +25,7 @@ from sparse_vis.ops.moments import Moments
 from sparse_vis.runtime.batches import Devices
 from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.paths import AnyPath, as_path
 from sparse_vis.types import Features
 
 OWN = "trained"  # name of the run's own model in tables
@@ -33,7 +33,7 @@ BASELINES = ("untrained", "pixels", "mean_colour", "pca")
 PCA_IMAGES = 1000  # most images on which principal components are fitted
 
 
-def own_encoder(config: ConfigDict, workdir: pathlib.Path) -> tuple[Encoder, tuple[Stellar, dict] | None]:
+def own_encoder(config: ConfigDict, workdir: AnyPath) -> tuple[Encoder, tuple[Stellar, dict] | None]:
     """The newest checkpoint of a workdir, else the weights that config.init names.
 
     Returns:
@@ -100,9 +100,9 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
 
 def check_beside(name: str, config: ConfigDict) -> None:
     """Raise a UserError for an invalid name in config.eval.beside; of workdirs no weights are read."""
-    path = pathlib.Path(name)
     if name in BASELINES or name.startswith(hub.PREFIX) or is_shipped(name):
         return
+    path = as_path(name)
     if not name or not path.exists():
         raise UserError(
             f"config.eval.beside names {name!r}, which is neither a path nor one of {', '.join(BASELINES)}, "

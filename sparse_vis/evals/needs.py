@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,6 +17,7 @@ from sparse_vis.runtime import skipped
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import read_json, write_json
 from sparse_vis.runtime.names import quoted
+from sparse_vis.runtime.paths import AnyPath
 from sparse_vis.runtime.progress import Progress
 
 LACKING = {
@@ -71,7 +71,7 @@ def _refusal(name: str, need: str, found: str, remedy: str = "") -> UserError:
     return UserError(f"the evaluation {name!r} needs {need}; {found}: {remedy}{leave}.")
 
 
-def without_unusable(data: Data, workdir: pathlib.Path) -> Data:
+def without_unusable(data: Data, workdir: AnyPath) -> Data:
     """The data without images that cannot be decoded, which are listed in skipped.txt of the workdir.
 
     Every image is decoded before any is encoded, so that all tasks and encoders see the same images and the

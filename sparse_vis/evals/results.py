@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pathlib
 import platform
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -14,6 +13,7 @@ import numpy as np
 from sparse_vis.evals.task import Result
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import read_json, write_json
+from sparse_vis.runtime.paths import AnyPath
 
 FORMAT = "sparse_vis evaluation 1"
 PACKAGES = ("jax", "flax", "optax", "numpy", "pillow", "ml_collections")
@@ -30,7 +30,7 @@ class Results:
         encoders: encoder → task → {"settings", "metrics", "absent", "details", "ran"}.
     """
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: AnyPath):
         self.path = workdir / "evaluation.json"
         self.encoders: dict[str, dict] = _read(self.path)
 
@@ -129,7 +129,7 @@ def plain(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _read(path: pathlib.Path) -> dict[str, dict]:
+def _read(path: AnyPath) -> dict[str, dict]:
     try:
         found = read_json(path)
     except FileNotFoundError:

@@ -6,8 +6,6 @@ objects nor the backgrounds.
 
 from __future__ import annotations
 
-import pathlib
-
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -15,6 +13,7 @@ from sparse_vis.evals.columns import LOCALIZED, PROTOTYPE, RECONSTRUCTED
 from sparse_vis.evals.features import square_grid
 from sparse_vis.evals.maps.localization import mean_known
 from sparse_vis.evals.task import Bench, Result, Task
+from sparse_vis.runtime.paths import AnyPath
 from sparse_vis.viz import figures as viz
 
 PICTURED = 6
@@ -34,13 +33,13 @@ def row(bench: Bench) -> dict[str, float]:
     return found
 
 
-def draw(bench: Bench, config: ConfigDict, path: pathlib.Path) -> None:
+def draw(bench: Bench, config: ConfigDict, path: AnyPath) -> None:
     """Save a picture (PNG) of the first scenes with reconstructions, masks and token maps."""
     records = next(bench.data.parts["test"].first(PICTURED).batches(bench.batch))
     features = bench.encode(records.image, "reconstruction", "spatial")
     pixels, L = features["reconstruction"], features["spatial"]
     figure = viz.token_sheet(records.image, pixels, L, square_grid(L.shape[1]), records.mask)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, format="png")
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:

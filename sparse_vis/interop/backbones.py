@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import pathlib
 import re
 
 import numpy as np
@@ -20,6 +19,7 @@ from sparse_vis.interop.naming import Family, as_transformers_4
 from sparse_vis.interop.released import shapes_of, tensors_to_params
 from sparse_vis.interop.tensors import INDEX, TORCH, check_tensors, index_of, listing, read_tensors
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.paths import AnyPath, as_path
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 FILES = tuple(file for name in _WHOLE for file in (name, name + INDEX))
@@ -29,7 +29,7 @@ FOREIGN = (".msgpack", ".h5")  # weights of Flax and TensorFlow
 PREFERRED = ("teacher", "base_encoder")
 
 
-def find_file(path: str) -> pathlib.Path | None:
+def find_file(path: str) -> AnyPath | None:
     """The weight file of a path, a folder, or hf://owner/repository; None if it cannot be a backbone.
 
     Raises:
@@ -38,7 +38,7 @@ def find_file(path: str) -> pathlib.Path | None:
     if path.startswith(hub.PREFIX):
         address = path.removeprefix(hub.PREFIX)
         return _fetch(address) if address.count("/") == 1 else None
-    place = hub.snapshot(pathlib.Path(path))
+    place = hub.snapshot(as_path(path))
     if not place.is_dir():
         return place if place.is_file() else None
     if found := next((place / name for name in FILES if (place / name).is_file()), None):
@@ -58,7 +58,7 @@ def find_file(path: str) -> pathlib.Path | None:
     return None
 
 
-def _fetch(address: str) -> pathlib.Path:
+def _fetch(address: str) -> AnyPath:
     path = hub.fetch(address, *FILES)
     with contextlib.suppress(UserError):
         for name in (CONFIG, PIXELS):  # what they say is checked; they lie beside the weights
@@ -69,12 +69,12 @@ def _fetch(address: str) -> pathlib.Path:
     return path
 
 
-def _of_others(described: pathlib.Path) -> bool:
+def _of_others(described: AnyPath) -> bool:
     """Whether a config.json is that of a model of transformers."""
     return bool(read_json_if_any(described).get("model_type"))
 
 
-def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
+def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
     """Our encoder's parameters from a backbone; the position table is resized.
 
     Registers become the first queries: both are learned tokens without position, so that the encoder with
@@ -134,7 +134,7 @@ def read_backbone(path: pathlib.Path, config: ConfigDict) -> dict | None:
     return {**tree, "position_table": resized_table(tree["position_table"], grid, registers is not None)}
 
 
-def _choose(found: dict[str, np.ndarray], path: pathlib.Path) -> tuple[Family, dict[str, np.ndarray]]:
+def _choose(found: dict[str, np.ndarray], path: AnyPath) -> tuple[Family, dict[str, np.ndarray]]:
     """The family of a file, under the prefix of its backbone, and the tensors below that prefix."""
     for family in FAMILIES:
         anchor = re.compile(rf"((?:\w+\.)*){re.escape(family.anchor)}")
@@ -159,7 +159,7 @@ def _choose(found: dict[str, np.ndarray], path: pathlib.Path) -> tuple[Family, d
     )
 
 
-def _count(registers: np.ndarray, queries: int, path: pathlib.Path) -> int:
+def _count(registers: np.ndarray, queries: int, path: AnyPath) -> int:
     """Number of register tokens, each of which becomes a query."""
     count = registers.shape[1] if registers.ndim == 3 else 0
     if count > queries:

@@ -163,12 +163,14 @@ def check_shipped(folder: pathlib.Path) -> None:
 
 def is_shipped(path: str | pathlib.Path) -> bool:
     """Whether a path is the name of a shipped model, and no file or folder of that name exists."""
-    path = hub.snapshot(pathlib.Path(path))
-    return not path.exists() and path.name == str(path) and (SHIPPED / path).is_dir()
+    path = hub.snapshot(paths.as_path(path))
+    return path.name == str(path) and not path.exists() and (SHIPPED / path).is_dir()
 
 
 def _alike(path: pathlib.Path) -> str:
     """For a path that does not exist: " (did you mean …?)", or what the nearest existing folder holds."""
+    if paths.in_bucket(path):
+        return ""
     if path.is_symlink():
         return f" (it is a link to {os.readlink(path)})"
     shipped = difflib.get_close_matches(str(path), [folder.name for folder in SHIPPED.iterdir()], n=1)
@@ -200,10 +202,10 @@ def read_model(
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r} is not a checkpoint; give a {paths.PLACES}.")
-    path = paths.local(path, "checkpoint", hub=True)
+    path = paths.expanded(path, "checkpoint", hub=True, buckets=True)
     if path.startswith(hub.PREFIX):
         return _read_hub(path, name, revision, local_files_only)
-    path = hub.snapshot(pathlib.Path(path))
+    path = hub.snapshot(paths.as_path(path))
     if is_shipped(path):
         if name not in (None, path.name):
             raise UserError(f"{path} has no model {name!r}; leave the name out.")
@@ -237,5 +239,5 @@ def _read_step(step: pathlib.Path, teacher: bool) -> Loaded:
     else:
         params, own = step_folder.restore_params(step, abstract), ()
     copy = step_folder.restore_teacher(step, abstract) if teacher and config.teacher.enabled else None
-    tokenizer = pathlib.Path(config.model.tokenizer.path) if config.model.tokenizer.path else None
+    tokenizer = paths.as_path(config.model.tokenizer.path) if config.model.tokenizer.path else None
     return Loaded(config, params, tokenizer, {}, step, copy, own)

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,8 +22,8 @@ from sparse_vis.interop.step_folder import FOLDER
 from sparse_vis.models.classifier import LinearClassifier, NearestClassifier, Segmenter
 from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.files import CHECKSUM, checksum, whole
-from sparse_vis.runtime.paths import HUB, local
+from sparse_vis.runtime.files import CHECKSUM, checksum, on_disk, whole
+from sparse_vis.runtime.paths import HUB, AnyPath, as_path, expanded
 from sparse_vis.runtime.tools import check_folder
 
 FILE, SEGMENTER, FORMAT, KEY = "probe.safetensors", "segmenter.safetensors", 1, "sparse_vis.probe"
@@ -41,23 +40,23 @@ def weights_of(params: dict) -> int:
     return crc32({name: params[name] for name in ("encoder", "factorizer")})
 
 
-def place_of(path: Path, file: str = FILE) -> Path:
+def place_of(path: AnyPath, file: str = FILE) -> AnyPath:
     """The file's path for a file or folder that names it."""
     return path if path.suffix == ".safetensors" else path / file
 
 
-def place_to_write(given: str | Path, name: str, file: str = FILE) -> Path:
+def place_to_write(given: str | AnyPath, name: str, file: str = FILE) -> AnyPath:
     """`place_of` the flag or argument `name`, checked before long work.
 
     Raises:
         UserError: the file cannot be written, or is there and holds what can only be made by training.
     """
-    path = place_of(Path(local(given, name)), file)
+    path = place_of(as_path(expanded(given, name, buckets=True)), file)
     check_folder(path.parent, name)
     if path.is_dir():
         raise UserError(f"{name}={path} is a folder, and a file cannot have its name; give another {name}.")
     unread = contextlib.suppress(OSError, safetensors.SafetensorError)  # not there, or damaged: replaced
-    with unread, safetensors.safe_open(path, framework="np") as there:
+    with unread, on_disk(path) as file, safetensors.safe_open(file, framework="np") as there:
         text = (there.metadata() or {}).get(KEY)
         if text is None or '"finetuned": true' in text:
             what = "other tensors, not a probe" if text is None else "the classifier of a fine-tuning"
@@ -65,7 +64,7 @@ def place_to_write(given: str | Path, name: str, file: str = FILE) -> Path:
     return path
 
 
-def how_to_load(found: Loaded, path: str | Path, name: str | None, probe: Path) -> str:
+def how_to_load(found: Loaded, path: str | AnyPath, name: str | None, probe: AnyPath) -> str:
     """In words, how a classifier at `probe` is loaded with its model, `found` by `load(path, name)`."""
     call = ", ".join(repr(text) for text in (str(path), name) if text)
     folder = beside(path)
@@ -78,7 +77,7 @@ def how_to_load(found: Loaded, path: str | Path, name: str | None, probe: Path) 
     return f"{load}, and export it with --probe={probe}; {why}"
 
 
-def classifier_of(found: Loaded, path: str | Path, given: str | Path | None) -> tuple:
+def classifier_of(found: Loaded, path: str | AnyPath, given: str | AnyPath | None) -> tuple:
     """The classifier of a model, its parameters and what is known of it; () if there is none.
 
     Args:
@@ -89,7 +88,7 @@ def classifier_of(found: Loaded, path: str | Path, given: str | Path | None) -> 
         UserError: the probe cannot be used.
     """
     if given is not None:
-        read = read_probe(place_of(Path(local(given, "probe"))), found.params)
+        read = read_probe(place_of(as_path(expanded(given, "probe", buckets=True))), found.params)
         if isinstance(read[0], Segmenter):
             raise UserError(f"probe={given} is a segmenter; give it as segmenter=.")
         return read
@@ -99,17 +98,17 @@ def classifier_of(found: Loaded, path: str | Path, given: str | Path | None) -> 
     return read_beside(found, path, FILE)
 
 
-def segmenter_of(found: Loaded, path: str | Path, given: str | Path | None) -> tuple:
+def segmenter_of(found: Loaded, path: str | AnyPath, given: str | AnyPath | None) -> tuple:
     """The same for a segmenter, beside the model or `given`."""
     if given is None:
         return read_beside(found, path, SEGMENTER)
-    read = read_probe(place_of(Path(local(given, "segmenter")), SEGMENTER), found.params)
+    read = read_probe(place_of(as_path(expanded(given, "segmenter", buckets=True)), SEGMENTER), found.params)
     if not isinstance(read[0], Segmenter):
         raise UserError(f"segmenter={given} is a classifier; give it as probe=.")
     return read
 
 
-def read_beside(found: Loaded, path: str | Path, file: str) -> tuple:
+def read_beside(found: Loaded, path: str | AnyPath, file: str) -> tuple:
     """`read_probe` of a file beside the model; () if it is not there or, with a note, of other weights."""
     folder = beside(path)
     if folder is None or not (folder / file).is_file():
@@ -121,7 +120,7 @@ def read_beside(found: Loaded, path: str | Path, file: str) -> tuple:
         return ()
 
 
-def beside(path: str | Path) -> Path | None:
+def beside(path: str | AnyPath) -> AnyPath | None:
     """The folder in which a model's probe lies: its workdir, release folder, or folder of its file.
 
     None for a model of the hub or of the package, which has no folder of the user's.
@@ -129,7 +128,7 @@ def beside(path: str | Path) -> Path | None:
     text = os.fspath(path)
     if text.startswith(HUB) or is_shipped(text):
         return None
-    folder = Path(local(path, "checkpoint"))
+    folder = as_path(expanded(path, "checkpoint", buckets=True))
     if not folder.is_dir():
         return folder.parent
     if folder.parent.name == FOLDER and folder.name.isdigit():
@@ -137,7 +136,7 @@ def beside(path: str | Path) -> Path | None:
     return folder.parent if folder.name == FOLDER else folder
 
 
-def write_probe(path: Path, classifier: Classifier, tensors: dict, about: dict[str, Any]) -> None:
+def write_probe(path: AnyPath, classifier: Classifier, tensors: dict, about: dict[str, Any]) -> None:
     """Write a classifier, its parameters and what else is known of it.
 
     Raises:
@@ -157,7 +156,7 @@ def write_probe(path: Path, classifier: Classifier, tensors: dict, about: dict[s
         raise UserError(f"{path} cannot be written ({error}); give another place for the probe.") from None
 
 
-def read_probe(path: Path, params: dict) -> tuple[Classifier, dict, dict[str, Any]]:
+def read_probe(path: AnyPath, params: dict) -> tuple[Classifier, dict, dict[str, Any]]:
     """The classifier of a file, its parameters, and what else the file says.
 
     Args:
@@ -168,9 +167,10 @@ def read_probe(path: Path, params: dict) -> tuple[Classifier, dict, dict[str, An
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a probe's file, or the folder that holds its {FILE}.")
-    tensors = read_safetensors(path)
-    with safetensors.safe_open(path, framework="np") as file:
-        text = (file.metadata() or {}).get(KEY)
+    with on_disk(path) as place:
+        tensors = read_safetensors(place)
+        with safetensors.safe_open(place, framework="np") as file:
+            text = (file.metadata() or {}).get(KEY)
     if text is None:
         raise UserError(f"{path} holds no probe; give a file that `python -m sparse_vis probe` wrote.")
     try:

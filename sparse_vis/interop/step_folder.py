@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import pathlib
 import re
 import textwrap
 from collections.abc import Callable
@@ -21,10 +20,11 @@ from sparse_vis.models.stellar import teacher_params
 from sparse_vis.runtime import checksums
 from sparse_vis.runtime.errors import UserError, quiet_orbax
 from sparse_vis.runtime.names import path_name
-from sparse_vis.runtime.paths import is_utf8
+from sparse_vis.runtime.paths import S3, AnyPath, in_bucket, is_utf8
 
 FOLDER = "checkpoints"
 ITEMS = ("params", "rest", "data", "config")
+SAVED = "commit_success.txt"  # in a bucket, Orbax's mark of a complete save
 T = TypeVar("T")
 # Parts of tensorstore's messages around the cause: the drivers before it, the specifications after it.
 _AROUND_CAUSE = (
@@ -47,13 +47,16 @@ def reason_of(error: BaseException) -> str:
     return textwrap.shorten(line, 240, placeholder=" …")
 
 
-def saved_steps(workdir: pathlib.Path) -> str:
+def saved_steps(workdir: AnyPath) -> str:
     """The saved steps from which a stopped run can continue, in words."""
-    steps = _steps(workdir)
+    try:
+        steps = _steps(workdir)
+    except OSError:  # a bucket that cannot be reached
+        return "which steps are saved there is not known"
     return f"steps saved there: {', '.join(map(str, steps))}" if steps else "no step is saved there"
 
 
-def damaged(folder: pathlib.Path, reason: str) -> UserError:
+def damaged(folder: AnyPath, reason: str) -> UserError:
     """The error for a checkpoint that exists but cannot be read, or whose checksums differ."""
     return UserError(
         f"checkpoint {folder} is incomplete or damaged ({reason}); delete that folder to continue from an "
@@ -61,7 +64,7 @@ def damaged(folder: pathlib.Path, reason: str) -> UserError:
     )
 
 
-def _read_json(step: pathlib.Path, item: str) -> dict:
+def _read_json(step: AnyPath, item: str) -> dict:
     path = step / item / "metadata"
     try:
         content = json.loads(path.read_bytes())
@@ -72,7 +75,7 @@ def _read_json(step: pathlib.Path, item: str) -> dict:
     return content
 
 
-def read_data(step: pathlib.Path) -> tuple[dict, dict | None]:
+def read_data(step: AnyPath) -> tuple[dict, dict | None]:
     """The `data` of a step folder, and the checksums of all its items, or None if it was saved without."""
     data = _read_json(step, "data")
     saved = data.pop("checksums", None)
@@ -83,7 +86,7 @@ def read_data(step: pathlib.Path) -> tuple[dict, dict | None]:
     return data, saved
 
 
-def compare(step: pathlib.Path, saved: dict | None, item: str, tree) -> None:
+def compare(step: AnyPath, saved: dict | None, item: str, tree) -> None:
     """Refuse restored arrays whose checksums differ; without checksums, print a note.
 
     Args:
@@ -100,32 +103,41 @@ def compare(step: pathlib.Path, saved: dict | None, item: str, tree) -> None:
             raise damaged(step, f"the checksum of {item}/{name} differs")
 
 
-def _is_step(path: pathlib.Path) -> bool:
+def _is_step(path: AnyPath) -> bool:
     """Whether a folder is a step folder, complete or not; folders of classes may be named 0, 1 … too."""
-    ours = path.parent.name == FOLDER or any((path / item).is_dir() for item in ITEMS)
-    return path.name.isdigit() and ours
+    if not path.name.isdigit():
+        return False
+    return path.parent.name == FOLDER or any((path / item).is_dir() for item in ITEMS)
 
 
-def _steps(path: pathlib.Path) -> list[int]:
-    """Steps with a folder in a workdir or its checkpoints folder, complete or not, sorted."""
+def _steps(path: AnyPath) -> list[int]:
+    """Steps with a folder in a workdir or its checkpoints folder, complete or not, sorted.
+
+    In a bucket, those that Orbax has marked as saved: it cannot rename a folder there.
+    """
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    return sorted(int(p.name) for p in folder.glob("*") if _is_step(p) and p.is_dir())
+    steps = (p for p in folder.glob("*") if _is_step(p) and p.is_dir())
+    return sorted(int(p.name) for p in steps if not in_bucket(p) or (p / SAVED).exists())
 
 
-def newest_step(workdir: pathlib.Path) -> int:
+def newest_step(workdir: AnyPath) -> int:
     """The newest step with a folder in a workdir, complete or not; 0 if there is none."""
     return max(_steps(workdir), default=0)
 
 
-def find_step(path: pathlib.Path) -> pathlib.Path:
+def find_step(path: AnyPath) -> AnyPath:
     """The step folder for a path: itself, or the newest of a workdir or of its checkpoints folder.
 
     Raises:
-        UserError: there is no checkpoint, the step folder is incomplete, or its name is not UTF-8.
+        UserError: there is no checkpoint, it is in S3 or incomplete, or its name is not UTF-8.
     """
     if not is_utf8(path):
         raise UserError(
             f"{str(path)!r} has a name that is not UTF-8, below which Orbax cannot read; rename it."
+        )
+    if str(path).startswith(S3):
+        raise UserError(
+            f"Orbax cannot read checkpoints in {S3} ({path}); copy it to a disk or to gs:// first."
         )
     if not _is_step(path):
         steps = _steps(path)
@@ -133,12 +145,13 @@ def find_step(path: pathlib.Path) -> pathlib.Path:
             raise UserError(f"{path} holds no complete checkpoint{_remedy(path)}.")
         path = (path / FOLDER if (path / FOLDER).is_dir() else path) / str(steps[-1])
     missing = [item for item in ITEMS if not (path / item).is_dir()]
+    missing += [SAVED] if in_bucket(path) and not (path / SAVED).exists() else []
     if missing:
         raise damaged(path, f"it lacks {', '.join(missing)}")
     return path
 
 
-def _remedy(path: pathlib.Path) -> str:
+def _remedy(path: AnyPath) -> str:
     """The rest of the error sentence for a folder without checkpoints, by what the folder is."""
     from sparse_vis.data.decode import EXTENSIONS  # imports Pillow, which only this needs
 
@@ -153,7 +166,7 @@ def _remedy(path: pathlib.Path) -> str:
     return f"; train one with main.py --workdir={path}, or give another folder"
 
 
-def read_newest(path: pathlib.Path, read: Callable[[pathlib.Path], T]) -> T:
+def read_newest(path: AnyPath, read: Callable[[AnyPath], T]) -> T:
     """`read` the step folder for a path (`find_step`), even while training continues there.
 
     If the run removes the step folder during the reading, it has saved a newer one, which is read instead.
@@ -167,7 +180,7 @@ def read_newest(path: pathlib.Path, read: Callable[[pathlib.Path], T]) -> T:
                 raise
 
 
-def read_config(step: pathlib.Path) -> dict:
+def read_config(step: AnyPath) -> dict:
     """The configuration saved in a step folder, as JSON content, or a UserError."""
     config, (_, saved) = _read_json(step, "config"), read_data(step)
     if saved is not None and saved.get("config") != checksums.of_json(config):
@@ -175,7 +188,7 @@ def read_config(step: pathlib.Path) -> dict:
     return config
 
 
-def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
+def _restore_part(step: AnyPath, item: str, abstract: dict) -> dict:
     # Imported here: it takes a second, and released models do not need it.
     import orbax.checkpoint as ocp
 
@@ -195,7 +208,7 @@ def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
     try:
         handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            tree = checkpointer.restore(step.resolve() / item, args=arguments)
+            tree = checkpointer.restore(str(step.resolve() / item), args=arguments)
     except Exception as error:
         raise damaged(step, reason_of(error)) from error
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -205,7 +218,7 @@ def _restore_part(step: pathlib.Path, item: str, abstract: dict) -> dict:
     return tree
 
 
-def restore_params(step: pathlib.Path, abstract: dict) -> dict:
+def restore_params(step: AnyPath, abstract: dict) -> dict:
     """Parameters of a step folder, on this process's first device, trained on any number of devices.
 
     Raises:
@@ -214,6 +227,6 @@ def restore_params(step: pathlib.Path, abstract: dict) -> dict:
     return _restore_part(step, "params", abstract)
 
 
-def restore_teacher(step: pathlib.Path, abstract: dict) -> dict:
+def restore_teacher(step: AnyPath, abstract: dict) -> dict:
     """The EMA teacher (`teacher_params`) of a step folder, alone; as `restore_params`."""
     return _restore_part(step, "rest", {"teacher": teacher_params(abstract)})["teacher"]

@@ -11,6 +11,8 @@ import numpy as np
 
 from sparse_vis.interop.formats import read_msgpack, read_safetensors, read_torch, shards
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.files import on_disk
+from sparse_vis.runtime.paths import AnyPath, as_path
 
 SAFETENSORS = (".safetensors",)
 TORCH = (".bin", ".pt", ".pth", ".ckpt", ".tar")
@@ -23,7 +25,7 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 _SHARD = re.compile(r"(.+)-\d+-of-(?!0*1\.)\d+(\.\w+)")
 
 
-def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+def read_tensors(path: str | AnyPath) -> dict[str, np.ndarray]:
     """Read all tensors of a safetensors, torch or Flax msgpack file; the extension decides which it is.
 
     Of the index of several files, those of all. Torch tensors may be nested under "state_dict" or "model"
@@ -35,7 +37,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: a missing, damaged or unknown file, or a torch file where torch is not installed.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise UserError(f"{path} is not a file; give the path of a weight file.")
     if path.name.endswith(INDEX):
@@ -44,11 +46,12 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             found |= read_tensors(path.parent / name)
         return found
     suffix = path.suffix.lower()
-    if suffix in MSGPACK:
-        return read_msgpack(path)
-    if suffix in (*SAFETENSORS, *TORCH):
-        read = read_safetensors if suffix in SAFETENSORS else read_torch
-        return _without_wrappers(read(path), path)
+    if suffix in (*SAFETENSORS, *TORCH, *MSGPACK):
+        with on_disk(path) as file:
+            if suffix in MSGPACK:
+                return read_msgpack(file)
+            read = read_safetensors if suffix in SAFETENSORS else read_torch
+            return _without_wrappers(read(file), file)
     known = ", ".join(name for name in (*SAFETENSORS, *TORCH, *MSGPACK) if name)
     raise UserError(f"{path} has the unknown extension {suffix}; use one of {known} (Flax: or none).")
 

@@ -30,6 +30,7 @@ from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped
+from sparse_vis.runtime.paths import as_path, in_bucket
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.skipped import Skips
 
@@ -83,7 +84,7 @@ def find_images(
             announce(source)
         except UserError as error:
             raise UserError(str(error).replace("--input", "--images")) from None
-        kind = "folder " if os.path.isdir(images) else ""
+        kind = "folder " if as_path(images).is_dir() else ""
         return source, np.arange(len(source)), f"{kind}{images}"
     for flag, value in (("--split", split), ("--data-dir", data_dir)):
         if value is not None:
@@ -184,7 +185,7 @@ def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | N
         case FilesSource(), PackedSource():
             return len(rows), ""
         case PackedSource(), PackedSource():
-            same = os.path.samefile(source.path, training.path)
+            same = os.path.realpath(source.path) == os.path.realpath(training.path)
             same = same or source.images_sha256 == training.images_sha256
             return len(rows) * same, f"the model was trained on another packed folder, {training.path}"
         case TfdsSource(), TfdsSource() if source.name != training.name:
@@ -200,6 +201,12 @@ def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | N
     return None, f"the model was trained on {d.source}"
 
 
+def _alike(one: str, other: str) -> bool:
+    if in_bucket(one) or in_bucket(other):
+        return as_path(one).read_bytes() == as_path(other).read_bytes()
+    return filecmp.cmp(one, other, shallow=False)
+
+
 def _shared_files(source: FilesSource, rows: Rows, training: FilesSource) -> int:
     """Number of images that are training images: the same file, or a copy with the same name."""
     alike = defaultdict(set)
@@ -210,5 +217,5 @@ def _shared_files(source: FilesSource, rows: Rows, training: FilesSource) -> int
         path = os.path.join(source.path, source.names[int(row)])
         own = os.path.basename(path), os.path.basename(os.path.realpath(path))  # it may be a link
         others = set().union(*(alike.get(name, ()) for name in own))
-        count += any(filecmp.cmp(path, other, shallow=False) for other in others)
+        count += any(_alike(path, other) for other in others)
     return count

@@ -26,6 +26,7 @@ from sparse_vis.runtime import lock, paths, skipped
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped
+from sparse_vis.runtime.paths import AnyPath, in_bucket
 from sparse_vis.runtime.skipped import Skips
 from sparse_vis.runtime.tools import Parser, check_size, image_size, positive
 from sparse_vis.train.log import JSONL
@@ -76,13 +77,13 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"wrote {output}, {output.stat().st_size / 1e6:.1f} MB, which opens in any browser")
 
 
-def check_output(path: pathlib.Path) -> None:
+def check_output(path: AnyPath) -> None:
     """Raise a UserError unless the path is that of an earlier report, or of no file in an existing folder."""
     if path.is_dir():
         raise UserError(
             f"--output={path} is a folder; give the name of an HTML file, e.g. {path / 'report.html'}."
         )
-    if not path.parent.is_dir():
+    if not in_bucket(path) and not path.parent.is_dir():
         raise UserError(f"the folder of --output={path} does not exist; make it or give another.")
     if path.exists():
         with path.open("rb") as file:

@@ -39,6 +39,12 @@ def command_line(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if not str(error.filename).startswith(("gs://", "s3://")):
+            raise
+        sys.exit(
+            f"error: {error.filename} cannot be used ({error.strerror}); repeat the command when it can."
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

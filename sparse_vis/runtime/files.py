@@ -1,26 +1,38 @@
-"""Atomic writing of files, and checksums that detect later damage."""
+"""Atomic writing of files, also in buckets, and checksums that detect later damage."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from sparse_vis.runtime.errors import reworded
+from sparse_vis.runtime.paths import AnyPath, in_bucket
 
 PARTIAL = ".partial"
 CHECKSUM = "checksum"
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: AnyPath) -> Iterator[Path]:
     """Context that yields a temporary path to write to; at its end, it is synced to disk and renamed.
+
+    If the path is in a bucket, the temporary file is on this machine's disk and is uploaded at the end.
 
     Raises:
         OSError: it cannot be written; an existing file is unchanged and the temporary file is removed.
     """
+    if in_bucket(path):
+        with tempfile.TemporaryDirectory() as folder:
+            partial = Path(folder, path.name)
+            yield partial
+            path.upload(partial)
+        return
     partial = path.with_name(path.name + PARTIAL)
     try:
         yield partial
@@ -31,14 +43,31 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+@contextmanager
+def on_disk(path: AnyPath) -> Iterator[Path]:
+    """Context with a file on this machine's disk, for libraries that read no others: the path itself, or a
+    copy of an object of a bucket. UserErrors name the object.
+    """
+    if not in_bucket(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        with reworded(lambda sentence: sentence.replace(str(copy), str(path))):
+            path.download(copy)
+            yield copy
+
+
+def write_whole(path: AnyPath, content: str | bytes) -> None:
     """Write a file as `whole` does; text as UTF-8, with surrogates (paths that are not UTF-8) escaped."""
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    if in_bucket(path):
+        return path.write_bytes(data)
     with whole(path) as partial:
-        data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
         partial.write_bytes(data)
 
 
-def holds_files(folder: Path, but: Container[str] = ()) -> bool:
+def holds_files(folder: AnyPath, but: Container[str] = ()) -> bool:
     """Whether a folder holds anything but hidden files, temporary files of a killed process, and `but`."""
     return folder.is_dir() and any(
         not path.name.startswith(".") and path.suffix != PARTIAL and path.name not in but
@@ -46,7 +75,7 @@ def holds_files(folder: Path, but: Container[str] = ()) -> bool:
     )
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: AnyPath) -> str:
     """SHA-256 of a file, hexadecimal, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -61,7 +90,7 @@ def checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: AnyPath, content: dict[str, Any]) -> None:
     """Write a JSON object atomically, with the checksum of its other fields as `checksum`.
 
     That line comes first, so that it is easy to delete when the file is changed by hand.
@@ -70,7 +99,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """Read a JSON object and compare its `checksum`; files of earlier versions have none.
 
     Raises:

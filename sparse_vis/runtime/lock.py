@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.paths import is_utf8
+from sparse_vis.runtime.paths import AnyPath, in_bucket, is_utf8
 
 LOCK, EVALUATION_LOCK = ".lock", ".evaluation.lock"
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -21,14 +21,15 @@ _held: set[Path] = set()  # lock files of this process
 
 
 @contextlib.contextmanager
-def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> Iterator[None]:
+def hold(folder: AnyPath, doing: str, flag: str = "--output", name: str = LOCK) -> Iterator[None]:
     """Context in which this process is the only one that writes to a folder, created if needed.
 
     The lock is a POSIX record lock (`fcntl.lockf`) on a small file in the folder, which names the holder. The
     kernel, or the NFS server, releases it however the process ends, so a leftover file blocks nobody. Unlike
     flock's, it is not inherited: a data worker that outlives a killed run does not keep it. But a process
     loses it by closing any other descriptor of the file; therefore the file is opened only here, and never a
-    second time by a process that holds it. A folder created here is removed if nothing was written to it.
+    second time by a process that holds it. A folder created here is removed if nothing was written to it. In
+    a bucket, `bucket_lock.hold` does the same by other means.
 
     Args:
         doing: purpose, e.g. "training", shown to others who try. flag: with which to give another folder.
@@ -42,6 +43,14 @@ def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> 
             f"the name of {str(folder)!r} is not UTF-8, and some libraries cannot write there; give "
             f"another {flag}."
         )
+    since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    holder = f"{doing}, process {os.getpid()} on {socket.gethostname()}, since {since}"
+    if in_bucket(folder):
+        from sparse_vis.runtime import bucket_lock
+
+        with bucket_lock.hold(folder / name, holder, flag):
+            yield
+        return
     try:
         new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,8 +60,6 @@ def hold(folder: Path, doing: str, flag: str = "--output", name: str = LOCK) -> 
         raise UserError(f"cannot write to {folder} ({error.strerror}); give another {flag}.") from None
     if descriptor is None:
         raise UserError(f"{folder} is in use ({_holder(path)}); wait until it ends, or give another {flag}.")
-    since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    holder = f"{doing}, process {os.getpid()} on {socket.gethostname()}, since {since}"
     _held.add(path)
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds anyway

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import pathlib
 import re
-from pathlib import Path
 
 from sparse_vis.runtime.errors import UserError
 
-HUB = "hf://"
+HUB, S3 = "hf://", "s3://"
+CLIENTS = {"gs://": "gcsfs", S3: "s3fs"}  # buckets, and the optional package that reads and writes them
 PLACES = "workdir, step folder, released file or folder, hf:// address, or pictures-tiny"  # of a model
+# Of a path that may be in a bucket: pathlib.Path, or runtime.bucket.BucketPath.
+AnyPath = pathlib.PurePath
 
 
-def fault(text: str, hub: bool = False) -> str | None:
+def fault(text: str, hub: bool = False, buckets: bool = False) -> str | None:
     """What is wrong with a path, as the rest of a sentence that begins with it; None if nothing is.
 
     Args:
-        hub: whether hf:// addresses are allowed.
+        hub: whether hf:// addresses are allowed. buckets: whether gs:// and s3:// are.
     """
     if not text.strip():
         return "is empty; give a path (the current folder is .)"
@@ -27,36 +31,56 @@ def fault(text: str, hub: bool = False) -> str | None:
             "name"
         )
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text)
-    if scheme and not (hub and text.startswith(HUB)):
+    if not scheme or (hub and text.startswith(HUB)):
+        return None
+    if not (buckets and in_bucket(text)):
         return "is an address, not a path; mount it as a folder or copy its files, and give that folder"
+    if not re.match(r"\w[\w.-]*(/|$)", text[len(scheme[0]) :]):
+        return f"names no bucket; write {scheme[0]}BUCKET/PATH"
+    if importlib.util.find_spec(package := CLIENTS[scheme[0]]) is None:
+        return f'needs {package}, which is not installed; run `pip install -e ".[{scheme[0][:2]}]"`'
     return None
 
 
-def local(path: str | bytes | os.PathLike, what: str, hub: bool = False) -> str:
+def in_bucket(path: str | os.PathLike) -> bool:
+    """Whether a path is one of gs:// or s3://."""
+    return os.fspath(path).startswith(tuple(CLIENTS))
+
+
+def expanded(path: str | bytes | os.PathLike, what: str, hub: bool = False, buckets: bool = False) -> str:
     """A path with ~ expanded, because a shell does not expand it after the = of a flag.
 
     Args:
-        what: the path's name in messages, e.g. "config.data.path". hub: as in `fault`.
+        what: the path's name in messages, e.g. "config.data.path". hub, buckets: as in `fault`.
 
     Raises:
-        UserError: the path is empty, has an unknown ~user, is an address such as gs://bucket/run, or no path.
+        UserError: the path is empty, has an unknown ~user, is an address that is not allowed, or no path.
     """
     if not isinstance(path, str | bytes | os.PathLike):
         raise UserError(f"{what} is a {type(path).__name__}, not a path; give one.")
     text = os.fsdecode(path)
-    if wrong := fault(text, hub):
+    if wrong := fault(text, hub, buckets):
         raise UserError(f"{what}={text} {wrong}.")
     return text if text.startswith(HUB) else os.path.expanduser(text)
 
 
+def as_path(text: str | os.PathLike) -> AnyPath:
+    """A path to work with: pathlib.Path, or a BucketPath if it is in a bucket."""
+    if not in_bucket(text):
+        return pathlib.Path(text)
+    from sparse_vis.runtime.bucket import BucketPath  # its imports take a moment, and few runs need them
+
+    return BucketPath(os.fspath(text))
+
+
 def place(text: str, hub: bool = True) -> str:
-    """argparse `type` of --checkpoint: a path with ~ expanded, or an hf:// address."""
-    if wrong := fault(text, hub):
+    """argparse `type` of --checkpoint: a path with ~ expanded, also in a bucket, or an hf:// address."""
+    if wrong := fault(text, hub, buckets=True):
         raise argparse.ArgumentTypeError(f"{text!r} {wrong}")
-    return local(text, "", hub)
+    return expanded(text, "", hub, buckets=True)
 
 
-def is_utf8(path: Path) -> bool:
+def is_utf8(path: AnyPath) -> bool:
     """Whether the whole name of a path is UTF-8; some libraries can neither read nor write below others."""
     try:
         str(path.resolve()).encode()
@@ -70,6 +94,6 @@ def folder(text: str) -> str:
     return place(text, hub=False)
 
 
-def path(text: str) -> Path:
-    """argparse `type` of a flag that names a file or folder: a Path with ~ expanded."""
-    return Path(folder(text))
+def path(text: str) -> AnyPath:
+    """argparse `type` of a flag that names a file or folder: a path with ~ expanded, also in a bucket."""
+    return as_path(place(text, hub=False))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped
+from sparse_vis.runtime.paths import AnyPath
 
 FILE = "skipped.txt"
 ON_ERROR = ("stop", "skip")  # what to do with an unusable image
@@ -20,7 +20,7 @@ def lines(skips: Iterable[tuple[str, str]]) -> list[str]:
     return list(dict.fromkeys(f"{escaped(name)}\t{' '.join(reason.split())}\n" for name, reason in skips))
 
 
-def append(folder: Path, new: Iterable[str]) -> None:
+def append(folder: AnyPath, new: Iterable[str]) -> None:
     """Append to the folder's skipped.txt those of the lines that it does not have yet.
 
     Raises:

@@ -110,7 +110,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_folder(path: pathlib.Path, name: str = "--output") -> None:
-    """Refuse, with a UserError, a folder, given as `name`, that cannot be created or written to."""
+    """Refuse, with a UserError, a folder, given as `name`, that cannot be created or written to.
+
+    Of a bucket, only one that does not answer: whether it can be written to shows with the folder's lock.
+    """
+    if paths.in_bucket(path):
+        try:
+            path.exists()
+        except OSError as error:
+            raise UserError(
+                f"{name}={path} cannot be reached ({error.strerror}); give another {name}."
+            ) from None
+        return
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     reason = f"no permission in {there}" if there.is_dir() else f"{there} is a file"
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from PIL import Image
 
+from sparse_vis.runtime.growing import growing
+from sparse_vis.runtime.paths import AnyPath
 from sparse_vis.runtime.progress import say
 
 PICTURES = "probe"  # folder of a workdir with pictures of config.train.probe_every
@@ -50,12 +52,12 @@ class Writer(_interface()):
 class EventWriter(Writer):
     """Writes one TensorBoard event file in a folder."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: AnyPath):
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self.records = RecordWriter((folder / name).open("wb"))
+        self.records = RecordWriter(growing(folder / name))
         self.event, self.summary = event_pb2.Event, summary_pb2.Summary
         self._write(time.time(), file_version="brain.Event:2")
 
@@ -126,11 +128,11 @@ class TensorBoard(Guarded):
             damaged, or hold later steps.
     """
 
-    def __init__(self, folder: pathlib.Path, rows: list[dict]):
+    def __init__(self, folder: AnyPath, rows: list[dict]):
         super().__init__("TensorBoard files", lambda: self._open(folder, rows))
 
     @staticmethod
-    def _open(folder: pathlib.Path, rows: list[dict]) -> EventWriter:
+    def _open(folder: AnyPath, rows: list[dict]) -> EventWriter:
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.tfevents.*"):
             path.unlink()
@@ -140,12 +142,12 @@ class TensorBoard(Guarded):
             writer.write_scalars(row["step"], numbers, row.get("time"))
             picture = picture_of(folder.parent, row["step"])
             if any(name.startswith(f"{PICTURES}/") for name in numbers) and picture.exists():
-                with Image.open(picture) as image:
+                with picture.open("rb") as file, Image.open(file) as image:
                     writer.write_images(row["step"], {PICTURES: np.asarray(image.convert("RGB"))})
         writer.flush()
         return writer
 
 
-def picture_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
+def picture_of(workdir: AnyPath, step: int) -> AnyPath:
     """The file of the picture of a step."""
     return workdir / PICTURES / f"step_{step:06d}.png"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import pathlib
 from collections.abc import Iterator
 
 import jax
@@ -21,16 +20,24 @@ from sparse_vis.config.settings import plain
 from sparse_vis.interop.step_folder import FOLDER, compare, damaged, read_data, reason_of, saved_steps
 from sparse_vis.runtime import checksums
 from sparse_vis.runtime.errors import UserError, quiet_orbax
+from sparse_vis.runtime.paths import S3, AnyPath, as_path, in_bucket
 from sparse_vis.train.step import TrainState
 
 
-def prepare(workdir: pathlib.Path) -> None:
-    """Create a workdir; UserError if it cannot be created or written to, or its path contains a [."""
+def prepare(workdir: AnyPath) -> None:
+    """Create a workdir; UserError if it cannot be written to, is in S3, or its path contains a [."""
+    if str(workdir).startswith(S3):
+        raise UserError(
+            f"Orbax cannot save checkpoints to {S3} ({workdir}); give a --workdir in gs:// or in a folder, "
+            "e.g. the bucket mounted as one."
+        )
     if "[" in str(workdir.resolve()):
         raise UserError(
             f"workdir {workdir.resolve()} has a [ in its path, and Orbax cannot save there; give another "
             "--workdir."
         )
+    if in_bucket(workdir):
+        return
     try:
         (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
         if not (os.access(workdir, os.W_OK) and os.access(workdir / FOLDER, os.W_OK)):
@@ -41,14 +48,15 @@ def prepare(workdir: pathlib.Path) -> None:
         ) from None
 
 
-def open_manager(workdir: pathlib.Path, keep: int) -> ocp.CheckpointManager:
+def open_manager(workdir: AnyPath, keep: int) -> ocp.CheckpointManager:
     """Checkpoint manager of a run; keeps the newest `keep` checkpoints."""
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.LatestN(keep),
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,  # what a kill in the middle of a save leaves behind
     )
-    return ocp.CheckpointManager((workdir / FOLDER).resolve(), options=options)
+    # As text: of a BucketPath, Orbax would use methods that it has not.
+    return ocp.CheckpointManager(str((workdir / FOLDER).resolve()), options=options)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, data: dict, config: ConfigDict) -> None:
@@ -82,7 +90,7 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        folder = pathlib.Path(manager.directory)
+        folder = as_path(manager.directory)
         raise UserError(
             f"the checkpoint could not be written to {folder} ({reason_of(error)}; "
             f"{saved_steps(folder.parent)}); fix this and repeat the command."
@@ -96,7 +104,7 @@ def restore(
 
     UserError if it cannot be read, or its checksums do not match.
     """
-    folder = pathlib.Path(manager.directory) / str(manager.latest_step())
+    folder = as_path(manager.directory) / str(manager.latest_step())
     data, saved = read_data(folder)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, sharding)
     items = dict(params=A.StandardRestore(target.params), rest=A.StandardRestore(target.replace(params=None)))

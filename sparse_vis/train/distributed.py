@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
 import re
 import sys
 import traceback
@@ -16,6 +15,7 @@ from orbax.checkpoint import multihost
 
 from sparse_vis.runtime import host, lock
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.paths import AnyPath
 
 # JAX takes a process that is silent for this long for dead, and ends the others. Its default is 100 s.
 HEARTBEAT_SECONDS = 30
@@ -60,7 +60,7 @@ def joined(others: str, step: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(folder: pathlib.Path, doing: str, flag: str = "--output") -> Iterator[None]:
+def held(folder: AnyPath, doing: str, flag: str = "--output") -> Iterator[None]:
     """`runtime.lock.hold` for a run of several processes: process 0 takes the lock, the others wait for it.
 
     If another run holds the folder, process 0 raises a UserError, and the others end too.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import pathlib
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,6 +17,8 @@ from sparse_vis.interop.step_folder import saved_steps
 from sparse_vis.runtime import skipped as skipped_file
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_whole
+from sparse_vis.runtime.growing import growing
+from sparse_vis.runtime.paths import AnyPath
 from sparse_vis.runtime.progress import end_line, say, time_left
 from sparse_vis.train.board import PICTURES, Guarded, TensorBoard, picture_of
 
@@ -27,7 +27,7 @@ WIDTH = 100  # columns of a line
 INPUT_SHARE = 0.1  # a note is printed if waiting for images takes a larger share of an interval
 
 
-def keep_until(path: pathlib.Path, step: int) -> list[dict]:
+def keep_until(path: AnyPath, step: int) -> list[dict]:
     """Drop the rows of a metrics file after a step, and damaged or incomplete lines; returns the rows kept.
 
     A killed run continues from its last checkpoint and reports the steps since then again.
@@ -85,7 +85,7 @@ class RunLog:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, steps: int, batch: int, first: int, active: bool,
+        self, workdir: AnyPath, steps: int, batch: int, first: int, active: bool,
         show: Callable[[str], None] = say,
     ):  # fmt: skip
         self.path, self.steps, self.batch, self.active = workdir / JSONL, steps, batch, active
@@ -95,7 +95,7 @@ class RunLog:
         if active:
             with self._writing():
                 rows = keep_until(self.path, first)
-                self.file = self.path.open("ab", buffering=0)
+                self.file = growing(self.path)
             self.board = TensorBoard(workdir / "tensorboard", rows)
             self.writers: list[Guarded] = [self.board]
 
@@ -139,16 +139,14 @@ class RunLog:
 
     def _write(self, line: bytes) -> None:
         with self._writing():
-            os.stat(self.path)  # fails if the file was deleted, to which writing would succeed
-            while line:
-                line = line[self.file.write(line) :]
+            self.file.write(line)
+            self.file.flush()
 
     def sync(self) -> None:
         """Wait until all rows are on disk; called before a checkpoint is saved, which relies on them."""
         if self.active:
             with self._writing():
-                os.stat(self.path)
-                os.fsync(self.file.fileno())
+                self.file.sync()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -204,7 +202,8 @@ class RunLog:
         """Close all files, and end the runs of trackers, as failed ones if an error has ended this run."""
         if self.active:
             end_line()
-            self.file.close()
+            with contextlib.suppress(OSError) if failed else self._writing():
+                self.file.close()
             for writer in self.writers:
                 writer.close(failed)
 
@@ -215,7 +214,7 @@ class Skipped:
     `count` starts from the checkpoint, and is that of all processes up to the last report.
     """
 
-    def __init__(self, workdir: pathlib.Path, count: int):
+    def __init__(self, workdir: AnyPath, count: int):
         self.workdir, self.count = workdir, count
         self.new_count, self.new_lines = 0, {}  # of this process since the last report; dict as ordered set
 

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import gc
 import math
-import pathlib
 import time
 from collections.abc import Callable
 
@@ -26,6 +25,7 @@ from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_json
 from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
+from sparse_vis.runtime.paths import AnyPath, as_path
 from sparse_vis.runtime.progress import say, sign_of_life
 from sparse_vis.train import checkpoint
 from sparse_vis.train.health import HealthCheck
@@ -51,12 +51,12 @@ def bad_terms(metrics: dict[str, float]) -> str:
 
 
 def start_state(
-    config: ConfigDict, recipe: Recipe, mesh, manager, workdir: pathlib.Path, initial: Callable | None
+    config: ConfigDict, recipe: Recipe, mesh, manager, workdir: AnyPath, initial: Callable | None
 ) -> tuple[TrainState, dict]:
     """State and `data` of the newest checkpoint, or of a fresh start with the parameters of `initial()`."""
     newest = manager.latest_step()
     if newest is not None:
-        folder = step_folder.find_step(pathlib.Path(manager.directory) / str(newest))
+        folder = step_folder.find_step(as_path(manager.directory) / str(newest))
         saved = step_folder.read_config(folder)
         changed = settings.check_resume(saved, settings.plain(config), workdir)
         begun = settings.from_plain(saved, folder)
@@ -91,7 +91,7 @@ def note_jump(before: optax.Schedule, now: optax.Schedule, count: int) -> None:
         )
 
 
-def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+def write_config(config: ConfigDict, workdir: AnyPath) -> None:
     """Write a run's configuration as config.json; UserError if it cannot be written."""
     path = workdir / "config.json"
     try:
@@ -120,7 +120,7 @@ class Run:
     def __init__(
         self,
         config: ConfigDict,
-        workdir: pathlib.Path,
+        workdir: AnyPath,
         initial: Callable[[], dict] | None = None,
         tokenizer: tuple[VQGAN, dict] | None = None,
         build: Callable[..., Recipe] = build_recipe,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import pathlib
+import tempfile
 import time
 from collections.abc import Mapping
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import read_json, write_json
+from sparse_vis.runtime.paths import AnyPath, in_bucket
 from sparse_vis.train.board import Guarded, Writer
 
 PROJECT = "sparse-vis"  # project of W&B, experiment of MLflow
@@ -20,14 +21,18 @@ MOST_PARAMS, LONGEST = 100, 500  # that MLflow takes in one call; characters of 
 
 
 class WandbWriter(Writer):
-    """A run of Weights & Biases; `id` continues one. WANDB_MODE=offline keeps it in the workdir."""
+    """A run of Weights & Biases; `id` continues one. WANDB_MODE=offline keeps it in the workdir.
 
-    def __init__(self, workdir: pathlib.Path, id: str | None):
+    wandb writes to disks only: if the workdir is in a bucket, its files are in a temporary folder.
+    """
+
+    def __init__(self, workdir: AnyPath, id: str | None):
         import wandb
 
         self.image = wandb.Image
+        folder = tempfile.mkdtemp(prefix="wandb-") if in_bucket(workdir) else workdir
         self.run = wandb.init(
-            project=PROJECT, name=workdir.resolve().name, dir=workdir, id=id, resume="allow",
+            project=PROJECT, name=workdir.resolve().name, dir=folder, id=id, resume="allow",
             settings=wandb.Settings(console="off"),
         )  # fmt: skip
         self.id = self.run.id
@@ -48,7 +53,7 @@ class WandbWriter(Writer):
 class MlflowWriter(Writer):
     """A run of MLflow, in the store that MLFLOW_TRACKING_URI names; `id` continues one."""
 
-    def __init__(self, workdir: pathlib.Path, id: str | None):
+    def __init__(self, workdir: AnyPath, id: str | None):
         from mlflow import MlflowClient, entities
 
         self.client, self.entities = MlflowClient(), entities
@@ -91,7 +96,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
             )
 
 
-def open_trackers(names: tuple[str, ...], workdir: pathlib.Path, hparams: Mapping) -> list[Guarded]:
+def open_trackers(names: tuple[str, ...], workdir: AnyPath, hparams: Mapping) -> list[Guarded]:
     """Writers of these trackers, which continue their runs of this workdir.
 
     Args:

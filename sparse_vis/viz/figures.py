@@ -7,7 +7,6 @@ localization matrices, of which `grid` is (rows, columns) of the n patches.
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Sequence
 
 import matplotlib
@@ -17,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.paths import AnyPath, as_path
 from sparse_vis.viz import overlays
 
 
@@ -138,7 +138,7 @@ def prototype_page(
     return panels(rows, [f"{i + 1}." for i in range(count)], names)
 
 
-def read_metrics(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_metrics(path: str | AnyPath) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Every number of a run's metrics.jsonl: name → (steps, values), in the file's order.
 
     An incomplete last line, as a killed run leaves, is ignored.
@@ -149,7 +149,7 @@ def read_metrics(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.nda
     found: dict[str, list[tuple[int, float]]] = {}
     number = 0
     try:
-        text = pathlib.Path(path).read_text()
+        text = as_path(path).read_text()
         for line in text[: text.rfind("\n") + 1].splitlines():
             number += 1
             row = json.loads(line)

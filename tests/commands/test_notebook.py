@@ -112,7 +112,7 @@ CONFIG = r"^a configuration is the name of an experiment \(.*quickstart.*\), .* 
         (IMAGES, {"train__steps": "many"}, r"^train__steps='many' is not a whole number"),
         (IMAGES, {"train__steps": np.int64(0)}, r"^train__steps=0 is too small; it must be at least"),
         (IMAGES, {"config": "folder_smal"}, r"folder_smal: No such file .*; did you mean folder_small\?"),
-        (IMAGES, {"workdir": "gs://a/b"}, r"^workdir=gs://a/b is an address, not a path"),
+        (IMAGES, {"workdir": "az://a/b"}, r"^workdir=az://a/b is an address, not a path"),
         (IMAGES, {"data__path": "photos"}, r"^data__path is not a setting of sparse_vis\.train; give the"),
         (IMAGES.transpose(0, 3, 1, 2), {}, r"^images have shape \(9, 3, 24, 30\); .*transpose\(0, 2, 3, 1"),
         (IMAGES * 1.0, {}, r"^images reach from 0 to 255; give uint8, or float .*, e\.g\. images / 255"),

@@ -1,6 +1,7 @@
 """Where paths enter: ~ is expanded; what is empty or an address is refused before any work."""
 
 import importlib
+import importlib.util
 import pathlib
 import sys
 
@@ -32,8 +33,9 @@ FLAGS = [(tool, flag) for tool, all_ in REQUIRED.items() for flag in all_] + [
 WRONG = [
     ("", "is empty; give a path"),
     ("  ", "is empty"),
-    *((text, "is an address, not a path; mount it") for text in ("gs://b/r", "s3://b", "file:///tmp/x")),
+    *((text, "is an address, not a path; mount it") for text in ("az://b/r", "file:///tmp/x")),
 ]
+NO_BUCKET = [("gs:///r", "names no bucket; write gs://BUCKET/PATH"), ("s3://", "names no bucket")]
 
 
 @pytest.mark.fast
@@ -41,11 +43,18 @@ WRONG = [
 def test_every_path_flag_of_a_tool_refuses_what_is_no_path(tool, flag, tmp_path, monkeypatch):
     main = importlib.import_module(f"sparse_vis.{tool}").main
     monkeypatch.chdir(tmp_path)
-    for text, reason in WRONG:
+    for text, reason in [*WRONG, *NO_BUCKET]:
         given = dict.fromkeys(REQUIRED[tool], "x") | {flag: text}
         monkeypatch.setattr(sys, "argv", ["tool", *(f"{name}={value}" for name, value in given.items())])
         with pytest.raises(UserError, match=f"^argument {flag}.*: {text!r} {reason}"):
             main()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    given = dict.fromkeys(REQUIRED[tool], "x") | {flag: "gs://b/r"}
+    monkeypatch.setattr(sys, "argv", ["tool", *(f"{name}={value}" for name, value in given.items())])
+    with pytest.raises(
+        UserError, match=f"^argument {flag}.*: 'gs://b/r' needs gcsfs, which is not installed"
+    ):
+        main()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,6 +90,10 @@ def test_main_s_workdir_and_configuration_file(monkeypatch, tmp_path):
             values(["main.py", f"--workdir={text}"])
         with pytest.raises(UserError, match=f"--config={text} {reason}"):
             arguments.parse(["main.py", f"--config={text}"])
+    with pytest.raises(flags.Error, match=f"flag --workdir=gs://: it {NO_BUCKET[0][1][:16]}"):
+        values(["main.py", "--workdir=gs://"])
+    with pytest.raises(UserError, match=r"--config=gs://b/c\.py is an address, not a path"):
+        arguments.parse(["main.py", "--config=gs://b/c.py"])
     with pytest.raises(UserError, match=f"configuration file {tmp_path}/absent.py: No such file"):
         arguments.parse(["main.py", "--config=~/absent.py"])
 
@@ -99,9 +112,11 @@ def test_every_path_setting(name, monkeypatch):
         return section[last] if isinstance(section[last], str) else section[last][0]
 
     assert given("~/d") == "/home/me/d" and given("d:e/~") == "d:e/~"
-    for text in ("gs://b/r", "file:///d"):
+    for text in ("az://b/r", "file:///d", *(["gs://b/r"] if name == "eval.masks" else [])):
         with pytest.raises(UserError, match=f"^config.{name}={text} is an address"):
             settings.check(default_config_with(name, text))
+    if name != "eval.masks":
+        assert given("gs://b/r") == "gs://b/r"
     if name in ("init", "eval.beside"):
         assert given("hf://a/b") == "hf://a/b"
     else:
@@ -137,14 +152,22 @@ def test_a_run_s_name_must_stay_below_runs(name):
 @pytest.mark.fast
 def test_load_takes_the_same_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    for path in ("", "gs://b/r", b"s3://b/r".decode()):
-        with pytest.raises(UserError, match=f"^checkpoint={path} is (empty|an address)"):
+    for path, wrong in (("", "is empty"), ("az://b/r", "is an address"), ("s3://", "names no bucket")):
+        with pytest.raises(UserError, match=f"^checkpoint={path} {wrong}"):
             sparse_vis.load(path)
     for path in ("~/absent", pathlib.Path("~/absent")):
         with pytest.raises(UserError, match=f"^checkpoint {tmp_path}/absent does not exist"):
             sparse_vis.load(path)
-    with pytest.raises(UserError, match=r"^tokenizer=gs://t is an address"):
-        sparse_vis.load("scenes-tiny", tokenizer="gs://t")
+    with pytest.raises(UserError, match=r"^tokenizer=az://t is an address"):
+        sparse_vis.load("scenes-tiny", tokenizer="az://t")
+
+
+@pytest.mark.fast
+def test_a_missing_client_of_buckets_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for text, package, extra in (("gs://b/r", "gcsfs", "gs"), ("s3://b", "s3fs", "s3")):
+        with pytest.raises(UserError, match=rf'^checkpoint={text} needs {package}.*-e "\.\[{extra}\]"'):
+            sparse_vis.load(text)
 
 
 @pytest.mark.fast

@@ -9,7 +9,6 @@ head_3                           lin3.model.1.weight
 from __future__ import annotations
 
 import functools
-import pathlib
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
@@ -27,6 +26,7 @@ from sparse_vis.interop.tensors import check_tensors, read_tensors
 from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import file_sha256
+from sparse_vis.runtime.paths import AnyPath, as_path
 
 LARGEST_BATCH = 50  # images per call: Inception's first layers need 5 MB each
 INCEPTION = (
@@ -94,13 +94,13 @@ class Networks:
 
 def identity(path: str) -> dict[str, str]:
     """Name and checksum of a file."""
-    return {"file": pathlib.Path(path).name, "sha256": file_sha256(pathlib.Path(path))}
+    return {"file": as_path(path).name, "sha256": file_sha256(as_path(path))}
 
 
 def _missing(name: str, path: str, what: str) -> str:
     if not path:
         return f"config.eval.{name} is not set; give {what}"
-    return "" if pathlib.Path(path).is_file() else f"config.eval.{name}={path} does not exist; give {what}"
+    return "" if as_path(path).is_file() else f"config.eval.{name}={path} does not exist; give {what}"
 
 
 def _jitted(module: nn.Module, params: dict) -> Callable:
@@ -109,7 +109,7 @@ def _jitted(module: nn.Module, params: dict) -> Callable:
     return lambda *arrays: call(placed(), *arrays)
 
 
-def load_inception(path: str | pathlib.Path) -> tuple[Inception, dict]:
+def load_inception(path: str | AnyPath) -> tuple[Inception, dict]:
     """Read the 2015 Inception-v3, by which FID is defined, from .pth or the same tensors as safetensors.
 
     Returns the module and its parameters, float32 on the host; raises a UserError if the file is missing,
@@ -135,7 +135,7 @@ def load_inception(path: str | pathlib.Path) -> tuple[Inception, dict]:
     return module, traverse_util.unflatten_dict(params, sep="/")
 
 
-def load_lpips(alexnet_path: str | pathlib.Path, heads_path: str | pathlib.Path) -> tuple[Lpips, dict]:
+def load_lpips(alexnet_path: str | AnyPath, heads_path: str | AnyPath) -> tuple[Lpips, dict]:
     """Read torchvision's AlexNet, of which the convolutions are used, and the heads of LPIPS v0.1.
 
     Both may be safetensors with the same names. Heads of v0.0 have the same shapes, so giving them by mistake
@@ -170,7 +170,7 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _read(
-    path: str | pathlib.Path, expected: Mapping[str, tuple[int, ...]], unused: Iterable[str], source: str
+    path: str | AnyPath, expected: Mapping[str, tuple[int, ...]], unused: Iterable[str], source: str
 ) -> dict[str, np.ndarray]:
     """The checked tensors of a file; errors say which file is expected and where to get it."""
     try:

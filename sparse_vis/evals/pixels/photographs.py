@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pathlib
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +13,7 @@ from sparse_vis.evals.columns import at_size
 from sparse_vis.evals.features import as_unit, encode, square_grid
 from sparse_vis.evals.pixels.psnr_ssim import psnr, ssim
 from sparse_vis.evals.task import Bench, Result, Task
+from sparse_vis.runtime.paths import AnyPath
 from sparse_vis.viz import figures as viz
 
 SIDE = 240  # of the photographs in pixels, rounded down to whole patches
@@ -33,12 +33,14 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     return Result({"": {"psnr": float(np.mean(psnr(x, y))), "ssim": float(np.mean(ssim(x, y)))}})
 
 
-def draw(bench: Bench, config: ConfigDict, path: pathlib.Path) -> None:
+def draw(bench: Bench, config: ConfigDict, path: AnyPath) -> None:
     """Save a picture (PNG) of the photographs with reconstructions and token maps."""
     images = _images(config)
     found = encode(bench.encoder, images, ("reconstruction", "spatial"), len(images))
     L = found["spatial"]
-    viz.token_sheet(images, found["reconstruction"], L, square_grid(L.shape[1])).savefig(path, dpi=200)
+    viz.token_sheet(images, found["reconstruction"], L, square_grid(L.shape[1])).savefig(
+        path, dpi=200, format="png"
+    )
 
 
 def _protocol(config: ConfigDict) -> dict:

@@ -1,0 +1,89 @@
+"""Packed shards in a bucket: one ranged request per record, because ArrayRecord's reader needs a disk.
+
+A shard is a Riegeli file: blocks of 64 KiB, each with a header of 24 bytes, between which chunks lie. A chunk
+is a header of 40 bytes and, if it is uncompressed, a zero, the length of the sizes, the size of every record,
+and the records; numbers are varints. `pack` writes one record per chunk. The last block says where the footer
+is, a chunk whose first record describes the file, and whose others say where each record's chunk begins.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+from collections.abc import Iterable
+
+from sparse_vis.runtime.paths import as_path
+
+BLOCK, BLOCK_HEADER, CHUNK_HEADER = 2**16, 24, 40
+OFFSET = 8  # tag of the first field of the messages in the footer and of the last block: a position
+
+
+class BucketRecords:
+    """The records of shards in a bucket, by position in all of them.
+
+    Args:
+        folder: gs:// or s3://. shards: name, length in bytes and number of records of each.
+    """
+
+    def __init__(self, folder: str, shards: Iterable[tuple[str, int, int]]):
+        self._shards = [(f"{folder}/{name}", size, count) for name, size, count in shards]
+        self._ends = list(itertools.accumulate(count for *_, count in self._shards))
+
+    def __getitem__(self, index: int) -> bytes:
+        """The bytes of a record; an OSError or ValueError if they cannot be read."""
+        number = bisect.bisect_right(self._ends, index)
+        path, size, count = self._shards[number]
+        row = index - (self._ends[number] - count)
+        starts = _starts(path, size, count)
+        return _records(as_path(path).read_bytes(starts[row], starts[row + 1]), starts[row])[0]
+
+
+@functools.lru_cache(maxsize=4096)  # shards; a worker process finds them out once
+def _starts(path: str, size: int, count: int) -> list[int]:
+    """Where the chunk of each record begins, and where the last one ends."""
+    file, last = as_path(path), size - BLOCK
+    footer = _position(_records(file.read_bytes(last, size), last)[0])
+    starts = [_position(entry) for entry in _records(file.read_bytes(footer, last), footer)[1:]]
+    if len(starts) != count:
+        raise ValueError(f"{len(starts)} records, {count} expected")
+    return [*starts, footer]
+
+
+def _records(data: bytes, start: int) -> list[bytes]:
+    """The records of the chunk that begins at a position of the file, from the bytes there."""
+    parts, at = [], start
+    while at < start + len(data):
+        at += max(BLOCK_HEADER - at % BLOCK, 0)
+        end = min((at // BLOCK + 1) * BLOCK, start + len(data))
+        parts.append(data[at - start : end - start])
+        at = end
+    chunk = b"".join(parts)
+    size, kind = int.from_bytes(chunk[8:16], "little"), chunk[24:25]
+    body = chunk[CHUNK_HEADER : CHUNK_HEADER + size]
+    if kind != b"r" or len(body) != size or body[:1] != b"\0":
+        raise ValueError("no uncompressed chunk of records")
+    length, at = _varint(body, 1)
+    sizes, values = [], at + length
+    while at < values:
+        found, at = _varint(body, at)
+        sizes.append(found)
+    ends = list(itertools.accumulate(sizes, initial=values))
+    return [body[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def _position(message: bytes) -> int:
+    if message[:1] != bytes([OFFSET]):
+        return 0  # a field that is zero is left out
+    return _varint(message, 1)[0]
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and the position after it."""
+    value = 0
+    for shift in itertools.count(0, 7):
+        byte, at = data[at], at + 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise AssertionError
