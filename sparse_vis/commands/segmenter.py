@@ -85,9 +85,8 @@ def segmenter(
             some = np.sort(order[start : start + protocol.batch])
             head.learn(HeadInput(S[some], L[some]), labels[some])
         progress.add(len(order))
-    for row in held:
-        head.judge(HeadInput(S[row][None], L[row][None]), labels[row][None])
-    miou, iou = mean_iou(head.matrix)
+    matrices = [head.judge(HeadInput(S[row][None], L[row][None]), labels[row][None]) for row in held]
+    miou, iou = mean_iou(np.sum(matrices, axis=(0, 1)))
     print(f"segmenter: mIoU {miou:.2%} on {len(held)} held-out images; fitted on {len(fitted)}", flush=True)
     (tensors,) = head.variables["params"].values()
     module = Segmenter(classes, S.shape[-1])
