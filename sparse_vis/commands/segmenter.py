@@ -27,7 +27,7 @@ from sparse_vis.interop import probe_file
 from sparse_vis.models.classifier import Segmenter
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import calls, paths
-from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.batches import Devices, run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 
@@ -115,12 +115,13 @@ def _named(source: Source) -> Source:
 def _features(model: Stellar, params: dict, part: Part, batch: int) -> tuple[np.ndarray, ...]:
     """S, L and label maps at the encoder's size of all images of a part."""
     progress, found = Progress("features", len(part)), []
+    call = functools.partial(_factors, model, Devices().everywhere(params))
     cuts = published.centre_cuts(part)
     squares = published.squares(
         part, cuts, part.indices, batch, lambda r, cut: cut.labels(label_map(part, r))
     )
     for images, labels in squares:
-        S, L = run_in_batches(lambda x: _factors(model, params, x), batch, images)
+        S, L = run_in_batches(call, batch, images)
         found.append((S, L, np.stack(labels)))
         progress.add(len(images))
     return tuple(map(np.concatenate, zip(*found, strict=True)))
@@ -161,4 +162,4 @@ def segment(model: Stellar, params: dict, images: Any, *, batch: int = 64) -> UI
             "this model has no segmenter; fit one: model, params, report = sparse_vis.segmenter(model, "
             "params, images, masks, classes)."
         )
-    return api.of_images(functools.partial(_segment, model, params), model, images, batch)
+    return api.of_images(_segment, model, params, images, batch)

@@ -25,7 +25,7 @@ from sparse_vis.evals.pixels.fid import Moments, at_256
 from sparse_vis.evals.pixels.inception import Inception
 from sparse_vis.evals.pixels.lpips import SMALLEST, Lpips
 from sparse_vis.interop.tensors import check_tensors, read_tensors
-from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.batches import Devices, run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import file_sha256
 
@@ -110,7 +110,7 @@ def _missing(name: str, path: str, what: str) -> str:
 
 def _jitted(module: nn.Module, params: dict) -> Callable:
     call = jax.jit(lambda params, *arrays: module.apply({"params": params}, *arrays))
-    placed = functools.cache(lambda: jax.device_put(params))
+    placed = functools.cache(lambda: Devices().everywhere(params))
     return lambda *arrays: call(placed(), *arrays)
 
 
