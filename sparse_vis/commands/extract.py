@@ -113,7 +113,7 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
     """
     params = Devices().everywhere(params)
 
-    def call(images: np.ndarray) -> dict[str, jax.Array]:
+    def call(images: jax.Array) -> dict[str, jax.Array]:
         features = encode(model, params, images)
         return {name: getattr(features, name) for name in names}
 

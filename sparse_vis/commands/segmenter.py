@@ -127,7 +127,7 @@ def _features(model: Stellar, params: dict, part: Part, batch: int) -> tuple[np.
     return tuple(map(np.concatenate, zip(*found, strict=True)))
 
 
-def _factors(model: Stellar, params: dict, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def _factors(model: Stellar, params: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     features = api.encode(model, params, images)
     return features.sparse, features.spatial
 

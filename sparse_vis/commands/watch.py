@@ -131,7 +131,7 @@ class Watch:
             say(f"note: no probe: {error}")
             return None
 
-    def _psnr(self, params: dict, images: np.ndarray) -> np.ndarray:
+    def _psnr(self, params: dict, images: jax.Array) -> np.ndarray:
         pixels = api.reconstruct(self.model, params, api.encode(self.model, params, images))
         return psnr(at_size(np.asarray(pixels), images.shape[1]), as_unit(images))
 
