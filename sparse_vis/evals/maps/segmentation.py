@@ -211,7 +211,7 @@ class Probe:
         return np.stack([most_likely(scores, size) for scores in self._scores(tokens)])
 
     def judge(
-        self, tokens: HeadInput, labels: list[Integer[AnyArray, "H W"]] | Integer[AnyArray, "B H W"]
+        self, tokens: HeadInput, labels: list[Integer[AnyArray, "_ _"]] | Integer[AnyArray, "B H W"]
     ) -> Int[np.ndarray, "B classes classes"]:
         """The confusion matrix of each image at its label map's size; errors as in `learn` and `predict`."""
         self._check(tokens, labels)
