@@ -20,7 +20,7 @@ from sparse_vis.interop.load import Loaded, read_model
 from sparse_vis.interop.maskgit import load_tokenizer
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import calls, host, paths
-from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.batches import Devices, run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.types import Features
 
@@ -183,17 +183,19 @@ def _classify(model: Stellar, params: dict, images: Array) -> Array:
     return jax.nn.softmax(model.apply({"params": params}, as_pixels(images), method="classify"))
 
 
-def of_images(call: Callable, model: Stellar, images, batch: int) -> np.ndarray:
-    """What `call` gives for an array of images, seen whole, or for images that `as_source` opens, cropped."""
+def of_images(call: Callable, model: Stellar, params: dict, images, batch: int) -> np.ndarray:
+    """What `call(model, params, array)` gives for an array of images, seen whole, or for images that
+    `as_source` opens, cropped."""
     if hasattr(images, "dtype") and images.ndim != 1:  # np.array(paths) has one axis
-        return np.asarray(call(checked(images, model.patch)))
+        return np.asarray(call(model, params, checked(images, model.patch)))
     from sparse_vis.data.records import image_batches  # here, as encode and reconstruct need none of it
     from sparse_vis.data.sources import as_source
 
     source, batch = as_source(images), calls.whole("batch", batch, 1)
     parts = image_batches(source, range(len(source)), model.encoder.image_size, batch)
     stacked = (np.stack([image.pixels for image in part]) for part in parts)
-    return np.concatenate([run_in_batches(call, batch, pixels) for pixels in stacked])
+    placed = functools.partial(call, model, Devices().everywhere(params))
+    return np.concatenate([run_in_batches(placed, batch, pixels) for pixels in stacked])
 
 
 @calls.renamed(calls.OF_CALLS)
@@ -223,7 +225,7 @@ def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[
             "this model has no classifier; fit one: model, params, report = sparse_vis.probe(model, params, "
             "labelled images)."
         )
-    probabilities = of_images(functools.partial(_classify, model, params), model, images, batch)
+    probabilities = of_images(_classify, model, params, images, batch)
     return [model.classifier.classes[i] for i in probabilities.argmax(axis=1)], probabilities
 
 

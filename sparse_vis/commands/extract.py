@@ -111,15 +111,11 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
     """A function from images to those of their Features, rounded to `dtype`; the computation is float32.
 
     Batches are split over all devices of this process. Other processes encode other images, independently.
-
-    Args:
-        batch: images per call; rounded up to a multiple of the devices.
     """
-    devices = Devices()
-    params, batch = devices.everywhere(params), devices.multiple(batch)
+    params = Devices().everywhere(params)
 
-    def call(images: np.ndarray) -> dict[str, jax.Array]:
-        features = encode(model, params, devices.split(images))
+    def call(images: jax.Array) -> dict[str, jax.Array]:
+        features = encode(model, params, images)
         return {name: getattr(features, name) for name in names}
 
     def columns(images: list[LoadedImage]) -> shards.Columns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from sparse_vis.interop.load import read_model
 from sparse_vis.models.classifier import FEATURES, feature_of
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import calls, host
-from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.batches import Devices, run_in_batches
 from sparse_vis.runtime.checksums import crc32
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import AnyPath, as_path
@@ -112,10 +113,11 @@ def encoded(
         print(f"note: {len(labels) - len(rows)} images have no class and are left out", flush=True)
 
     @jax.jit
-    def call(images):
+    def features(params, images):
         pixels = api.as_pixels(images)
         return feature_of(model.apply({"params": params}, pixels, method="encode", only="S"), feature)
 
+    call = functools.partial(features, Devices().everywhere(params))
     progress, x, y = Progress("features", len(rows)), [], []
     for images in image_batches(source, rows, model.encoder.image_size, batch, on_error, skip):
         x.append(run_in_batches(call, batch, np.stack([image.pixels for image in images])))
@@ -160,7 +162,7 @@ def _fit(
     fitted, held = fitting.held_out(y, holdout, seed)
     fit = fitting.fit_linear if kind == "linear" else fitting.fit_nearest
     classifier, tensors, how = fit(x[fitted], y[fitted], classes, feature, seed if kind == "linear" else k)
-    tensors = jax.device_put(tensors)
+    tensors = Devices().everywhere(tensors)
     # A token of the feature's own width: the classifier's mean over one token, and all tokens, are that one.
     call = jax.jit(lambda x: classifier.apply({"params": tensors}, Tokens(x[:, None], x[:, None], None)))
     guessed = run_in_batches(call, 512, x[held]).argmax(axis=1)

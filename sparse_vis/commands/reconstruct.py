@@ -27,7 +27,7 @@ from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import skipped
-from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.batches import Devices, run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_whole
 from sparse_vis.runtime.names import quoted
@@ -131,6 +131,8 @@ def reconstruct_folder(
     Raises:
         UserError: names the unusable image, or all are unusable.
     """
+
+    params = Devices().everywhere(params)
 
     def both(images):
         found = api.encode(model, params, images)

@@ -50,11 +50,11 @@ def run(config: ConfigDict, workdir: AnyPath, mode: str, stop: StopSignal) -> No
             (finetune if mode == "finetune" else train)(config, workdir, stop, **given)
     if stop.received:
         return
+    missed = _evaluate(config, workdir, stop) if config.eval.tasks else []
     if not alone:
-        jax.distributed.shutdown()  # the other processes end with status 0; process 0 evaluates alone
+        jax.distributed.shutdown()  # the other processes end with status 0
     if jax.process_index() != 0:
         return
-    missed = _evaluate(config, workdir, stop, alone) if config.eval.tasks else []
     print(closing(workdir), flush=True)
     if missed:
         sys.exit(
@@ -62,16 +62,16 @@ def run(config: ConfigDict, workdir: AnyPath, mode: str, stop: StopSignal) -> No
         )
 
 
-def _evaluate(config: ConfigDict, workdir: AnyPath, stop: StopSignal, alone: bool) -> list[str]:
-    """Run the unfinished evaluations in this process; returns the figures of config.eval.expected not met."""
+def _evaluate(config: ConfigDict, workdir: AnyPath, stop: StopSignal) -> list[str]:
+    """Run the unfinished evaluations; returns the figures of config.eval.expected that were not met."""
     from sparse_vis.evals import command
 
     stop.message = "during the evaluation: finished tasks are saved; repeat the command to run the others."
     stop.keep = False
-    if not alone:
+    if jax.process_count() > 1:
         stop.listen()  # until here jax.distributed handled signals
     # Not the lock of training: a run may be evaluated while it trains.
-    with lock.hold(workdir, "evaluation", "--workdir", lock.EVALUATION_LOCK):
+    with held(workdir, "evaluation", "--workdir", lock.EVALUATION_LOCK):
         try:
             return command.evaluate(config, workdir, command.make_plan(config))
         except OSError as error:

@@ -27,7 +27,7 @@ from sparse_vis.interop import probe_file
 from sparse_vis.models.classifier import Segmenter
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import calls, paths
-from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.batches import Devices, run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 
@@ -85,9 +85,8 @@ def segmenter(
             some = np.sort(order[start : start + protocol.batch])
             head.learn(HeadInput(S[some], L[some]), labels[some])
         progress.add(len(order))
-    for row in held:
-        head.judge(HeadInput(S[row][None], L[row][None]), labels[row][None])
-    miou, iou = mean_iou(head.matrix)
+    matrices = [head.judge(HeadInput(S[row][None], L[row][None]), labels[row][None]) for row in held]
+    miou, iou = mean_iou(np.sum(matrices, axis=(0, 1)))
     print(f"segmenter: mIoU {miou:.2%} on {len(held)} held-out images; fitted on {len(fitted)}", flush=True)
     (tensors,) = head.variables["params"].values()
     module = Segmenter(classes, S.shape[-1])
@@ -116,18 +115,19 @@ def _named(source: Source) -> Source:
 def _features(model: Stellar, params: dict, part: Part, batch: int) -> tuple[np.ndarray, ...]:
     """S, L and label maps at the encoder's size of all images of a part."""
     progress, found = Progress("features", len(part)), []
+    call = functools.partial(_factors, model, Devices().everywhere(params))
     cuts = published.centre_cuts(part)
     squares = published.squares(
         part, cuts, part.indices, batch, lambda r, cut: cut.labels(label_map(part, r))
     )
     for images, labels in squares:
-        S, L = run_in_batches(lambda x: _factors(model, params, x), batch, images)
+        S, L = run_in_batches(call, batch, images)
         found.append((S, L, np.stack(labels)))
         progress.add(len(images))
     return tuple(map(np.concatenate, zip(*found, strict=True)))
 
 
-def _factors(model: Stellar, params: dict, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def _factors(model: Stellar, params: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     features = api.encode(model, params, images)
     return features.sparse, features.spatial
 
@@ -162,4 +162,4 @@ def segment(model: Stellar, params: dict, images: Any, *, batch: int = 64) -> UI
             "this model has no segmenter; fit one: model, params, report = sparse_vis.segmenter(model, "
             "params, images, masks, classes)."
         )
-    return api.of_images(functools.partial(_segment, model, params), model, images, batch)
+    return api.of_images(_segment, model, params, images, batch)

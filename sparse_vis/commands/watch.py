@@ -26,7 +26,7 @@ from sparse_vis.evals.columns import at_size
 from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.features import Split, as_unit, pool
 from sparse_vis.evals.pixels.psnr_ssim import psnr
-from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.batches import Devices, run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import say
 
@@ -117,9 +117,9 @@ class Watch:
 
     def __call__(self, params: dict) -> tuple[dict[str, float], UInt8[np.ndarray, "H W 3"]] | None:
         """`psnr`, `knn` (of mean S), `knn_cls`, and a picture; None, after a note, if S is not finite."""
-        params = jax.device_put(jax.device_get(params))  # from any number of devices
+        params = Devices().everywhere(jax.device_get(params))  # they may be in parts
         if self.tokenizer:
-            params = {**params, "tokenizer": self.tokenizer[1]}
+            params = {**params, "tokenizer": Devices().everywhere(self.tokenizer[1])}
         try:
             batch = min(self.config.eval.batch, len(self.query.image))
             scores = run_in_batches(functools.partial(self._psnr, params), batch, self.query.image)
@@ -131,7 +131,7 @@ class Watch:
             say(f"note: no probe: {error}")
             return None
 
-    def _psnr(self, params: dict, images: np.ndarray) -> np.ndarray:
+    def _psnr(self, params: dict, images: jax.Array) -> np.ndarray:
         pixels = api.reconstruct(self.model, params, api.encode(self.model, params, images))
         return psnr(at_size(np.asarray(pixels), images.shape[1]), as_unit(images))
 

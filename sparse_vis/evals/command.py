@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from sparse_vis.evals.dataset import Data, open_data
@@ -23,6 +24,7 @@ from sparse_vis.evals.results import Results
 from sparse_vis.evals.task import Bench, Reducer, Result
 from sparse_vis.evals.tasks import TASKS
 from sparse_vis.interop.maskgit import load_tokenizer
+from sparse_vis.runtime.batches import of_first
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole, write_whole
 from sparse_vis.runtime.paths import AnyPath, in_bucket
@@ -86,6 +88,8 @@ def evaluate(
 ) -> list[str]:
     """Run the unfinished tasks, write evaluation.json after each, then print the tables.
 
+    With several processes, all call it: they share the images, all measure the same, and process 0 writes.
+
     Args:
         own: the run's encoder and weights; None: `own_encoder` reads them.
 
@@ -100,7 +104,7 @@ def evaluate(
         check_needs(plan.data, {name: TASKS[name] for name in plan.tasks})  # there may be too few left
     train, results = plan.data.parts["train"], Results(workdir)
     encoders = [own, *(beside_encoder(name, config, weights, train) for name in config.eval.beside)]
-    left = [_unfinished(encoder, plan, config, results) for encoder in encoders]
+    left = _unfinished(encoders, plan, config, results)
     if any("map" in TASKS[name].needs for settings in left for name in settings):
         # Training label maps are read in the first epoch; those of test would only be read after the last.
         check_every_map(plan.data.parts["test"])
@@ -112,29 +116,41 @@ def evaluate(
     text += compared if config.eval.expected else ""
     absent = ["", "## Absent", "", *(f"- {metric}: {why}" for metric, why in networks.items())]
     lines = [f"# Evaluation of {own.about['from']}", text, *(absent if networks else []), ""]
-    write_whole(workdir / "evaluation.md", "\n".join(lines))
+    if jax.process_index() == 0:
+        write_whole(workdir / "evaluation.md", "\n".join(lines))
     print(text, flush=True)
     return missed
 
 
-def _unfinished(encoder: Encoder, plan: Plan, config: ConfigDict, results: Results) -> dict[str, dict]:
-    """Unfinished task → its settings: all that determines its numbers."""
-    e, found = config.eval, {}
-    for name in plan.tasks:
-        task = TASKS[name]
-        settings = {
-            "encoder": {key: value for key, value in encoder.about.items() if key != "from"},
-            "data": plan.data.about,
-            "protocol": task.protocol(config),
-            "maps": maps_sha256(plan.data) if "map" in task.needs else None,
-            "networks": {**plan.networks.about, "absent": plan.networks.absent} if task.networks else {},
-            "batch": e.batch,
-            "seed": e.seed,
-            "dtype": e.dtype,
-        }
-        if not results.finished(encoder.name, name, settings):
-            found[name] = settings
-    return found
+def _unfinished(
+    encoders: list[Encoder], plan: Plan, config: ConfigDict, results: Results
+) -> list[dict[str, dict]]:
+    """For each encoder: unfinished task → its settings, all that determines its numbers."""
+    settings = [{name: _settings(encoder, name, plan, config) for name in plan.tasks} for encoder in encoders]
+    finished = [
+        [results.finished(encoder.name, name, found[name]) for name in plan.tasks]
+        for encoder, found in zip(encoders, settings, strict=True)
+    ]
+    # Processes may see other times of files, or the file of results at another time.
+    finished = of_first(np.array(finished))
+    return [
+        {name: found[name] for name, done in zip(plan.tasks, row, strict=True) if not done}
+        for found, row in zip(settings, finished, strict=True)
+    ]
+
+
+def _settings(encoder: Encoder, name: str, plan: Plan, config: ConfigDict) -> dict:
+    e, task = config.eval, TASKS[name]
+    return {
+        "encoder": {key: value for key, value in encoder.about.items() if key != "from"},
+        "data": plan.data.about,
+        "protocol": task.protocol(config),
+        "maps": maps_sha256(plan.data) if "map" in task.needs else None,
+        "networks": {**plan.networks.about, "absent": plan.networks.absent} if task.networks else {},
+        "batch": e.batch,
+        "seed": e.seed,
+        "dtype": e.dtype,
+    }
 
 
 def _evaluate_one(
@@ -158,7 +174,7 @@ def _evaluate_one(
         ran = {"from": encoder.about.get("from"), "seconds": round(time.perf_counter() - began, 1)}
         results.add(encoder.name, name, settings, result, ran)
         drawable = encoder.name == OWN and {"reconstruction", "spatial"} <= set(encoder.gives)
-        if drawable and TASKS[name].picture:
+        if drawable and TASKS[name].picture and jax.process_index() == 0:
             file, draw = TASKS[name].picture
             with whole(results.path.with_name(file)) as partial:
                 draw(bench, config, partial)

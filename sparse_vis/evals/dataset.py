@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from sparse_vis.data.folder import images_sha256
 from sparse_vis.data.records import Records, in_batches, none_usable, or_skip, read_records
 from sparse_vis.data.sources import Source
 from sparse_vis.evals.features import AnyArray
+from sparse_vis.runtime.batches import in_shares
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.skipped import Skips
@@ -93,6 +94,16 @@ class Part:
                 )
 
         return in_batches(load, self.indices, batch_size, self.threads)
+
+    def in_shares(
+        self, batch_size: int, compute: Callable[[Records], dict[str, np.ndarray]]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """What `compute` gives for all records, in order; each process reads and computes its share."""
+
+        def batches(rows: np.ndarray) -> Iterator[Records]:
+            return dataclasses.replace(self, indices=self.indices[rows]).batches(batch_size)
+
+        return in_shares(len(self), batch_size, batches, compute)
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,8 @@ def checksums(model: nn.Module, params: dict) -> dict[str, int]:
 
 def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Encoder:
     """A STELLAR model, as from `sparse_vis.load`; `about` tells where its weights are from."""
-    absent, devices = {}, Devices()
-    about = {**about, **checksums(model, params)}
-    params = devices.everywhere(params)
+    absent, about = {}, {**about, **checksums(model, params)}
+    params = Devices().everywhere(params)
     if model.decoder.codes and model.tokenizer is None:
         absent["reconstruction"] = (
             "the weights of its VQ tokenizer were not found; give --config.model.tokenizer.path=FILE"
@@ -151,7 +150,6 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
         return jnp.argmax(embedding @ params["sparse_head"]["prototypes"], axis=-1)
 
     def features(images, wanted):
-        images = devices.split(images)
         out = api.encode(model, params, images)
         found = {key: getattr(out, key) for key in wanted if hasattr(out, key)}
         if "prototype" in wanted:
@@ -185,8 +183,7 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
     )
     backbone = {"queries": np.zeros((0, m.width), np.float32), **backbone}
     vit = VisionTransformer(m.image_size, m.patch, sizes, len(backbone["queries"]), compute)
-    devices = Devices()
-    params = devices.everywhere(backbone)
+    params = Devices().everywhere(backbone)
 
     @jax.jit
     def tokens(params, images):
@@ -194,7 +191,7 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
         return {"cls": out.cls, "dense": out.U}
 
     def features(images, wanted):
-        return tokens(params, devices.split(images))
+        return tokens(params, images)
 
     about = {**about, **checksums(vit, backbone)}
     return Encoder(name, ("cls", "dense"), features, about=about)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Num
 
 from sparse_vis.models.encoder import patchify
-from sparse_vis.runtime.batches import Devices, run_in_batches
+from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 
@@ -79,12 +79,11 @@ def encode(
         UserError: the encoder breaks its contract.
     """
     wanted = tuple(key for key in wanted if key in encoder.gives)
-    batch_size = Devices().multiple(batch_size)
 
     def call(batch):
         out = encoder.features(batch, wanted)
         for key in wanted:
-            if why := _breach(key, out, batch_size):
+            if why := _breach(key, out, len(batch)):
                 raise UserError(f"encoder '{encoder.name}' {why}.")
         return {key: out[key] for key in wanted}
 

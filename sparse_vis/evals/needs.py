@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
 
 from sparse_vis.data.compose import ComposedSource
 from sparse_vis.data.decode import decode
-from sparse_vis.data.records import images_ahead, known_labels, none_usable
+from sparse_vis.data.records import in_batches, known_labels, name_of, none_usable
 from sparse_vis.evals.dataset import Data, Part, about_part
 from sparse_vis.evals.maps.label_maps import check_maps
 from sparse_vis.evals.task import Task
 from sparse_vis.runtime import skipped
+from sparse_vis.runtime.batches import in_shares, of_first
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import read_json, write_json
 from sparse_vis.runtime.names import quoted
@@ -26,6 +28,7 @@ LACKING = {
     "mask": "true instance masks (only scenes have them)",
     "map": "label maps (scenes have them; for other images give --config.eval.masks=FOLDER)",
 }
+LOOKED_AT = 16  # images that a thread decodes at a time, only to see whether it can
 FOUND = "unusable.json"  # in the workdir: which images could not be decoded, so that this is found out once
 
 
@@ -88,21 +91,23 @@ def without_unusable(data: Data, workdir: AnyPath) -> Data:
     for name, part in data.parts.items():
         identity = about_part(part) | {"max_pixels": getattr(part.source, "max_pixels", None)}
         found = before.get(name, {})
-        if found.get("part") != identity:
+        if not of_first(np.array([found.get("part") == identity]))[0]:
             found = {"part": identity, "unusable": _unusable(name, part)}
         if identity["images_sha256"]:  # else a change would not be seen
             now[name] = found
-        left = part.indices[~np.isin(part.indices, [row for row, _, _ in found["unusable"]])]
-        of_part = [(image, why) for _, image, why in found["unusable"]]
+        rows = [row for row, _, _ in found.get("unusable", ())]
+        left = part.indices[of_first(~np.isin(part.indices, rows))]
+        of_part = [(image, why) for _, image, why in found.get("unusable", ())]
         if not len(left):
             raise none_usable(len(part), of_part, f"{name} images")
         parts[name] = dataclasses.replace(part, indices=left)
         skips += of_part
-    if now != before:
+    if now != before and jax.process_index() == 0:
         write_json(path, {"parts": now})
     if not skips:
         return data
-    skipped.append(workdir, skipped.lines(skips))
+    if jax.process_index() == 0:
+        skipped.append(workdir, skipped.lines(skips))
     again = f"delete {path} to check all images again"
     print(
         f"{len(skips)} images skipped; {workdir / skipped.FILE} lists them with the reasons; {again}",
@@ -113,20 +118,28 @@ def without_unusable(data: Data, workdir: AnyPath) -> Data:
 
 
 def _unusable(name: str, part: Part) -> list[list]:
-    """Row, name and reason of every image that cannot be decoded."""
+    """Row, name and reason of every image that cannot be decoded; each process decodes its share."""
     if isinstance(part.source, ComposedSource):  # computed, not read from files
         return []
+    progress, usable = Progress(f"looking at {name} images", len(part)), []
 
-    def check(row: int) -> int:
-        decode(part.source[row])
-        return row
+    def check(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"usable": np.array([_fault(part, row) is None for row in rows.tolist()])}
 
-    progress, kept = Progress(f"looking at {name} images", len(part)), set()
-    rows, how = part.indices.tolist(), dict(threads=part.threads, ahead=4 * part.threads, on_error="skip")
-    with images_ahead(part.source, check, rows, **how) as take:
-        good, skips = take(len(rows))
-        for row in good:
-            kept.add(row)
-            progress.add(1)
-    left_out = [row for row in rows if row not in kept]
-    return [[row, image, why] for row, (image, why) in zip(left_out, skips, strict=True)]
+    def batches(rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        return in_batches(check, part.indices[rows], LOOKED_AT, part.threads)
+
+    for found in in_shares(len(part), LOOKED_AT, batches, lambda found: found):
+        usable.append(found["usable"])
+        progress.add(len(usable[-1]))
+    bad = part.indices[~np.concatenate(usable)].tolist()
+    return [[row, name_of(part.source, row), _fault(part, row) or "could be read later"] for row in bad]
+
+
+def _fault(part: Part, row: int) -> str | None:
+    """Why an image cannot be decoded; None if it can."""
+    try:
+        decode(part.source[int(row)])
+    except UserError as error:
+        return str(error)
+    return None

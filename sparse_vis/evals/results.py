@@ -21,7 +21,7 @@ VERSIONS = {"python": platform.python_version(), **{name: version(name) for name
 
 
 class Results:
-    """The results in a workdir; every change is written to disk.
+    """The results in a workdir; process 0 writes every change to disk.
 
     Args:
         workdir: for evaluation.json, whose results are kept; a UserError if it is damaged.
@@ -52,7 +52,8 @@ class Results:
             "details": plain(result.details),
             "ran": {**ran, "device": jax.devices()[0].device_kind, **VERSIONS},
         }
-        write_json(self.path, {"format": FORMAT, "encoders": self.encoders})
+        if jax.process_index() == 0:
+            write_json(self.path, {"format": FORMAT, "encoders": self.encoders})
 
     def metrics(self, encoder: str, task: str) -> dict[str, dict[str, float | None]]:
         """What was measured → metric → number, or None if it was not finite."""

@@ -66,20 +66,23 @@ class Bench:
         wanted = sorted({key for r in reducers for key in r.keys})
         columns, images, done = {}, self.data.parts[part], 0
         progress = self.progress(f"{part} images", len(images))
-        for records in images.batches(self.batch):
+
+        def compute(records: Records) -> dict[str, np.ndarray]:
             features = self.encode(records.image, *wanted)
             sets = None if records.labels is None else multi_hot(records.labels, self.data.classes)
             found = {"label": records.label, "sets": sets}
             for reducer in reducers:
                 found |= reducer.reduce(features, records, self.networks)
-            found = {name: array for name, array in found.items() if array is not None}
+            return {name: array for name, array in found.items() if array is not None}
+
+        for found in images.in_shares(self.batch, compute):
             if not columns:
                 columns = {name: _column(len(images), x, self.folder) for name, x in found.items()}
-            rows = slice(done, done + len(records.image))
+            rows = slice(done, done + len(next(iter(found.values()))))
             for name, column in columns.items():
                 column[rows] = found[name]
+            progress.add(rows.stop - done)
             done = rows.stop
-            progress.add(len(records.image))
         return columns
 
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from sparse_vis.models.attention import LONGEST, RESULT, fused_attention, plain_attention, short_attention
-from sparse_vis.models.layers import EPSILON, INIT_STD, MOMENT, LayerNorm, Linear, gelu, product, standardize
+from sparse_vis.models.layers import EPSILON, INIT_STD, MOMENT, LayerNorm, Linear, affine, gelu, standardize
 
 PRODUCT = "product"  # checkpoint name of the outputs of a block's linear maps
 
@@ -102,7 +102,7 @@ def transform(
     """
 
     def dense(x, kernel, bias):
-        return checkpoint_name(product(x, kernel.astype(compute.dtype)) + bias.astype(compute.dtype), PRODUCT)
+        return checkpoint_name(affine(x.astype(compute.dtype), kernel, bias), PRODUCT)
 
     def per_head(x):
         return x.reshape(*x.shape[:2], sizes.heads, -1)

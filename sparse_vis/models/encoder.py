@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from sparse_vis.models.block import Compute, Sizes, Trunk
-from sparse_vis.models.layers import vit_init
+from sparse_vis.models.layers import Dense, vit_init
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Tokens
 
@@ -77,12 +77,13 @@ class VisionTransformer(nn.Module):
         if visible is not None:
             patches = jnp.take_along_axis(patches, visible[:, :, None], axis=1)
             positions = positions[0][visible]
-        embed = nn.Dense(dim, dtype=dtype, kernel_init=init, name="patch_embedding")
-        tokens = embed(patches) + positions.astype(dtype)
+        tokens = Dense(dim, dtype, init, name="patch_embedding")(patches)
 
         def spread(x):
-            return jnp.broadcast_to(x.astype(dtype), (batch, *x.shape))
+            # In this order, gradients are summed over images and devices in float32.
+            return jnp.broadcast_to(x, (batch, *x.shape[-2:])).astype(dtype)
 
+        tokens = tokens + spread(positions)
         tokens = jnp.concatenate([spread((cls + cls_position)[None]), tokens, spread(queries)], axis=1)
 
         split = tokens.shape[1] - self.queries

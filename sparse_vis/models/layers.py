@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import random
 from jax.ad_checkpoint import checkpoint_name
@@ -26,35 +28,56 @@ def uniform_init(fan_in: int):
     return lambda key, shape, dtype=None: random.uniform(key, shape, dtype or "float32", -bound, bound)
 
 
-def uniform_linear(features: int, fan_in: int, dtype=None, name: str | None = None) -> nn.Dense:
-    """nn.Dense fan_in -> features; initial kernel and bias are uniform in +-1 / sqrt(fan_in)."""
+def uniform_linear(features: int, fan_in: int, dtype=None, name: str | None = None) -> Dense:
+    """Dense fan_in -> features; initial kernel and bias are uniform in +-1 / sqrt(fan_in)."""
     init = uniform_init(fan_in)
-    return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
+    return Dense(features, dtype, init, init, name=name)
 
 
 @jax.custom_vjp
-def product(x: Float[Array, "*B i"], kernel: Float[Array, "i o"]) -> Float[Array, "*B o"]:
-    """x @ kernel, with the kernel's gradient as one matrix product, x^T g.
+def affine(
+    x: Float[Array, "*B i"], kernel: Float[Array | np.ndarray, "i o"], bias: Float[Array | np.ndarray, " o"]
+) -> Float[Array, "*B o"]:
+    """x @ kernel + bias in x's dtype, for float32 parameters, with their gradients in float32.
 
-    Autodiff would contract all leading axes of x and g, for which XLA transposes x in memory on CPU. Reverse
-    mode only.
+    In x's dtype, as of autodiff, gradients of bfloat16 would be rounded on each device and in every sum over
+    devices. The kernel's gradient is one matrix product, x^T g: autodiff would contract all leading axes of x
+    and g, for which XLA transposes x in memory on CPU. Reverse mode only.
     """
-    return jnp.matmul(x, kernel)
+    return _affine_forward(x, kernel, bias)[0]
 
 
-def _product_forward(x, kernel):
-    return jnp.matmul(x, kernel), (x, kernel)
+def _affine_forward(x, kernel, bias):
+    kernel = kernel.astype(x.dtype)
+    return jnp.matmul(x, kernel) + bias.astype(x.dtype), (x, kernel)
 
 
-def _product_backward(kept, change):
+def _affine_backward(kept, change):
     x, kernel = kept
-    kernel_change = x.reshape(-1, x.shape[-1]).T @ change.reshape(-1, change.shape[-1])
+    rows = x.reshape(-1, x.shape[-1]), change.reshape(-1, change.shape[-1])
+    kernel_change = jnp.matmul(rows[0].T, rows[1], preferred_element_type=jnp.float32)
+    bias_change = change.sum(axis=tuple(range(change.ndim - 1)), dtype=jnp.float32)
     # Not kernel.T: XLA would transpose a sharded kernel before its all-gather.
     last = change.ndim - 1
-    return jax.lax.dot_general(change, kernel, (((last,), (1,)), ((), ()))), kernel_change
+    return jax.lax.dot_general(change, kernel, (((last,), (1,)), ((), ()))), kernel_change, bias_change
 
 
-product.defvjp(_product_forward, _product_backward)
+affine.defvjp(_affine_forward, _affine_backward)
+
+
+class Dense(nn.Module):
+    """`affine` with its parameters, computed in this dtype (None: x's); names as in nn.Dense."""
+
+    features: int
+    dtype: str | None
+    kernel_init: Callable
+    bias_init: Callable = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array | np.ndarray, "*B i"]) -> Float[Array, "*B o"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        return affine(jnp.asarray(x, self.dtype), kernel, bias)
 
 
 class Linear(nn.Module):

@@ -27,7 +27,7 @@ from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.models.stellar import Stellar
-from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.batches import Devices, run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.paths import as_path, in_bucket
@@ -128,7 +128,7 @@ def encode_all(
     model: Stellar, params: dict, images: UInt8[np.ndarray, "N H W 3"], temperature: float
 ) -> Encoded:
     """Encode images batch by batch and print progress; `temperature` is of the softmax over prototypes."""
-    encode = functools.partial(_encode, model, params, temperature)
+    encode = functools.partial(_encode, model, Devices().everywhere(params), temperature)
     return run_in_batches(encode, BATCH, images, progress=Progress("encoding", len(images)))
 
 

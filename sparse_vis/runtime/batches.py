@@ -1,31 +1,44 @@
-"""Programs compile once for each shape: call them with batches of one size, split over the devices."""
+"""Programs compile once for each shape: call them with batches of one size, split over the devices.
+
+With several processes, each computes its share of the rows on its own devices, and all get all rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sparse_vis.runtime.progress import Progress
+
+GATHERED = 2**28  # bytes that processes exchange at a time, so that a device holds no more of them
+T = TypeVar("T")
 
 
 def run_in_batches(call: Callable, size: int, *arrays, progress: Progress | None = None):
     """What `call` gives for all rows: NumPy arrays in the structure that it returns, one row per row given.
 
+    Each batch is split over all devices of this process, on which parameters must be `everywhere`.
+
     Args:
         call: `size` rows of each array → any structure of arrays of `size` rows.
-        size: rows per call; a smaller last batch is padded with copies of its last row.
+        size: rows per call, rounded up to a multiple of the devices; a smaller last batch is padded with
+            copies of its last row.
         arrays: of equally many rows, at least one. progress: told of every batch.
     """
-    found = []
+    devices, found = Devices(), []
+    size = -(-size // devices.mesh.size) * devices.mesh.size
     for start in range(0, len(arrays[0]), size):
         rows = [np.asarray(x[start : start + size]) for x in arrays]
         count = len(rows[0])
         filled = [np.pad(x, [(0, size - count)] + [(0, 0)] * (x.ndim - 1), mode="edge") for x in rows]
         # Reading the result at once keeps one batch in flight; many in flight can hang JAX on few cores.
-        out = jax.device_get(call(*filled))
+        out = jax.device_get(call(*devices.split(filled)))
         found.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], out))
         if progress is not None:
             progress.add(count)
@@ -38,17 +51,76 @@ class Devices:
     def __init__(self):
         self.mesh = Mesh(np.array(jax.local_devices()), ("batch",))
 
-    def multiple(self, size: int) -> int:
-        """The batch size, rounded up to a multiple of the number of devices."""
-        return -(-size // self.mesh.size) * self.mesh.size
-
     def everywhere(self, tree):
         """All arrays of a tree, whole on each device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        return self._put(tree, PartitionSpec())
 
     def split(self, tree, axis: int = 0):
         """All arrays of a tree, with an equal part of this axis on each device; whole on each if that is
         impossible."""
         lengths = {x.shape[axis] % self.mesh.size for x in jax.tree.leaves(tree)}
         spec = PartitionSpec(*[None] * axis, None if any(lengths) else "batch")
-        return jax.device_put(tree, NamedSharding(self.mesh, spec))
+        return self._put(tree, spec)
+
+    def _put(self, tree, spec: PartitionSpec):
+        # One device: as arrays that JAX puts there itself, for which nothing is compiled again.
+        return jax.device_put(tree, NamedSharding(self.mesh, spec) if self.mesh.size > 1 else None)
+
+
+def in_shares(
+    count: int,
+    size: int,
+    batches: Callable[[np.ndarray], Iterable[T]],
+    compute: Callable[[T], dict[str, np.ndarray]],
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield what `compute` gives for rows 0 … count-1, in order, of which each process computes its share.
+
+    Every process yields the same arrays, of at most `size` rows for each process. Call it at the same point
+    of all processes, with the same rows; if one raises an error, it must end, for the others to end too.
+
+    Args:
+        batches: rows → batches of `size` of them, in order. compute: batch → arrays, one row per row.
+    """
+    done = 0
+    for batch in batches(_share(count, size)):
+        found = gathered(compute(batch))
+        found = {name: rows[: count - done] for name, rows in found.items()}
+        done += len(next(iter(found.values())))
+        yield found
+
+
+def _share(count: int, size: int) -> np.ndarray:
+    """Rows of this process: an equal part of each `size` rows times processes.
+
+    Parts that would have fewer rows than the others repeat the last row.
+    """
+    process, processes, parts = jax.process_index(), jax.process_count(), []
+    for start in range(0, count, size * processes):
+        rows = -(-min(size * processes, count - start) // processes)
+        parts.append(start + process * rows + np.arange(rows))
+    return np.minimum(np.concatenate(parts), count - 1)
+
+
+def gathered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of all processes, joined along the first axis, which is equally long in all; bit by bit."""
+    if jax.process_count() == 1:
+        return arrays
+    # As bytes, because JAX would round 64-bit numbers to 32; and in one array, to wait once.
+    arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+    flat = np.concatenate([x.reshape(len(x), -1).view(np.uint8) for x in arrays.values()], axis=1)
+    every = np.empty((jax.process_count(), *flat.shape), np.uint8)
+    block = max(1, GATHERED // (flat.shape[1] * jax.process_count()))
+    for start in range(0, len(flat), block):
+        rows = slice(start, start + block)
+        every[:, rows] = multihost_utils.process_allgather(flat[rows])
+    every, found, start = every.reshape(-1, flat.shape[1]), {}, 0
+    for name, x in arrays.items():
+        end = start + math.prod(x.shape[1:]) * x.dtype.itemsize
+        rows = np.ascontiguousarray(every[:, start:end]).view(x.dtype)
+        found[name], start = rows.reshape(-1, *x.shape[1:]), end
+    return found
+
+
+def of_first(array: np.ndarray) -> np.ndarray:
+    """The array of process 0, in all processes: for what they must agree on. All have it in one shape."""
+    return gathered({"": array})[""][: len(array)]

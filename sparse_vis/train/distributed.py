@@ -60,12 +60,12 @@ def joined(others: str, step: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(folder: AnyPath, doing: str, flag: str = "--output") -> Iterator[None]:
+def held(folder: AnyPath, doing: str, flag: str = "--output", name: str = lock.LOCK) -> Iterator[None]:
     """`runtime.lock.hold` for a run of several processes: process 0 takes the lock, the others wait for it.
 
     If another run holds the folder, process 0 raises a UserError, and the others end too.
     """
-    with lock.hold(folder, doing, flag) if jax.process_index() == 0 else contextlib.nullcontext():
+    with lock.hold(folder, doing, flag, name) if jax.process_index() == 0 else contextlib.nullcontext():
         # A barrier between processes, because one between devices needs a working collective.
         multihost.sync_global_processes(f"lock of {doing}", processes=set(range(jax.process_count())))
         yield

@@ -30,6 +30,9 @@ expected = plain(model, params, images)  # on one device
 np.testing.assert_allclose(found["sparse"], expected.sparse, atol=1e-5)
 np.testing.assert_allclose(found["dense"], expected.dense, atol=1e-5)
 np.testing.assert_allclose(found["reconstruction"], api.reconstruct(model, params, expected), atol=1e-5)
+each = []
+api.of_images(lambda model, params, x: each.append(parts(x)) or x[:, 0], model, params, list(images), 3)
+assert each == [{(device, 1) for device in jax.devices()}] * 3, "what encodes lists of images too"
 
 merge, split = knn._merge, []
 knn._merge = lambda best, queries, rows, *more: split.append((parts(queries), parts(rows))) or merge(

@@ -7,11 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 
+from sparse_vis.config.defaults import default_config
+from sparse_vis.data import decode
+from sparse_vis.data.sources import FolderSource
+from sparse_vis.evals.dataset import Data, Part
+from sparse_vis.evals.features import Encoder
 from sparse_vis.evals.maps import segmentation as seg
 from sparse_vis.evals.maps.label_maps import IGNORE
 from sparse_vis.evals.maps.published_images import adamw
+from sparse_vis.evals.pixels.networks import Networks
+from sparse_vis.evals.task import Bench
 from sparse_vis.runtime.errors import UserError
 
 
@@ -139,6 +147,48 @@ def test_interpolation_equals_torch(size):
 
 
 @pytest.mark.fast
+def test_the_most_likely_class_is_torchs_at_any_size_by_one_program():
+    scores = np.random.default_rng(3).normal(size=(3, 2, 5)).astype(np.float32)
+    image = torch.tensor(scores).permute(2, 0, 1)[None]
+    seg._tile.clear_cache()
+    for size in ((9, 14), (4, 300), (3, 2)):
+        expected = torch.nn.functional.interpolate(image, size, mode="bilinear", align_corners=False)
+        np.testing.assert_array_equal(seg.most_likely(jnp.asarray(scores), size), expected.argmax(1)[0])
+    assert seg._tile._cache_size() == 1
+
+
+def test_an_image_is_decoded_once_an_epoch_and_maps_of_all_sizes_share_a_program(tmp_path, monkeypatch):
+    """Two epochs on three images, and a test on two; every image and label map has its own size."""
+    for part, sizes in (("train", [(20, 24), (32, 20), (21, 21)]), ("test", [(20, 30), (150, 140)])):
+        for i, size in enumerate(sizes):
+            classes = np.zeros(size, np.uint8)
+            classes[:, : size[1] // 2] = 1
+            pixels = np.stack([250 * classes, 80 - 60 * classes, 0 * classes], axis=-1)
+            for kind, array in (("images", pixels), ("maps", classes)):
+                (tmp_path / kind / part).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(tmp_path / kind / part / f"{i}.png")
+    parts = {}
+    for name, count in (("train", 3), ("test", 2)):
+        source = FolderSource(tmp_path / "images" / name)
+        parts[name] = Part(source, np.arange(count), 16, 18, 1, tmp_path / "maps" / name, 2)
+
+    def colours(images, wanted):
+        return {"dense": images.reshape(len(images), 4, 4, 4, 4, 3).mean((2, 4)).reshape(-1, 16, 3)}
+
+    read, decoded = decode._read_pixels, []
+    monkeypatch.setattr(decode, "_read_pixels", lambda *given: decoded.append(given) or read(*given))
+    seg._tile.clear_cache()
+    config = default_config()
+    config.eval.segmentation.update(epochs=2, batch=2)
+    encoder, data = Encoder("colours", ("dense",), colours), Data(parts, ("train", "test"), 0, {})
+    bench = Bench(encoder, data, Networks("", "", "", 2), batch=2, seed=0, reducers={})
+    found = seg.SEGMENTATION.measure(bench, config)
+    assert len(decoded) == 2 * 3 + 2
+    assert seg._tile._cache_size() == 1
+    assert set(found.metrics) == {"U, published", "U, linear"}
+
+
+@pytest.mark.fast
 def test_factors_spread_probabilities():
     # Two tokens, each sure of its class; a patch that is 70 % token 0 is class 0 with probability 0.7.
     logits = jnp.array([[[20.0, 0.0], [0.0, 20.0]]])
@@ -175,14 +225,12 @@ def test_head_learns_classes_from_the_factors_alone(protocol):
     probe = seg.Probe((4, 4), 3, quick)
     losses = [probe.learn(tokens, labels) for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
-    for i, j in ((0, 10), (10, 24)):
-        probe.judge(seg.HeadInput(held_out.x[i:j], held_out.L[i:j]), test_labels[i:j])
-    assert probe.matrix.sum() == (test_labels != IGNORE).sum()
-    assert seg.mean_iou(probe.matrix)[0] > 0.9
+    matrices = probe.judge(held_out, test_labels)
+    np.testing.assert_array_equal(matrices.sum(axis=(1, 2)), (test_labels != IGNORE).sum(axis=(1, 2)))
+    assert seg.mean_iou(matrices.sum(axis=0))[0] > 0.9
     # Tokens without their places say nothing: the same head on a flat L is at chance.
-    probe.matrix[:] = 0
-    probe.judge(seg.HeadInput(held_out.x, np.full_like(held_out.L, 1 / 3)), test_labels)
-    assert seg.mean_iou(probe.matrix)[0] < 0.4
+    matrices = probe.judge(seg.HeadInput(held_out.x, np.full_like(held_out.L, 1 / 3)), test_labels)
+    assert seg.mean_iou(matrices.sum(axis=0))[0] < 0.4
 
 
 @pytest.mark.fast

@@ -7,17 +7,17 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from main_process import ROOT, TINY
 
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.train.distributed import joined
+from sparse_vis.train.distributed import _initialize, joined
 
 SCRIPTS = [ROOT / "launch" / name for name in ("slurm.sh", "tpu_pod.sh")]
 LOST = """
 import os, signal, sys, time
 from sparse_vis.train import distributed
-assert distributed.HEARTBEAT_SECONDS <= 30
 distributed.HEARTBEAT_SECONDS = 4
 with distributed.joined(sys.argv[1], 0):
     import jax
@@ -64,6 +64,18 @@ def test_a_process_whose_peer_vanishes_ends_soon(lost, tmp_path):
         for process in both:
             process.kill()
             process.wait()
+
+
+@pytest.mark.fast
+def test_a_silent_process_is_taken_for_dead_after_half_a_minute(monkeypatch):
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: given.update(options))
+    _initialize("127.0.0.1:4000,2,1")
+    place = dict(coordinator_address="127.0.0.1:4000", num_processes=2, process_id=1)
+    assert given == place | {"heartbeat_timeout_seconds": 30, "cluster_detection_method": "deactivate"}
+    given.clear()
+    _initialize("auto")
+    assert given == {"heartbeat_timeout_seconds": 30}
 
 
 @pytest.mark.fast

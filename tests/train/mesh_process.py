@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sparse_vis.interop.released import params_to_tensors
+from sparse_vis.models.block import Compute, Sizes, Trunk
 from sparse_vis.ops.sinkhorn import column_potentials
 from sparse_vis.runtime import checksums
 from sparse_vis.train.finetune import finetune_recipe
@@ -34,6 +35,7 @@ from tests.step_loss import loss_fn
 from tests.train.tiny_config import get_config
 
 IMAGES, SIZE = 16, 24
+SMALL = Sizes(width=16, layers=2, heads=2, mlp_dim=32)
 
 
 def config():
@@ -121,6 +123,23 @@ def finetuned(shape: tuple[int, int]) -> dict[str, np.ndarray]:
     return {"finetuned": np.concatenate([leaf.ravel() for leaf in leaves])}
 
 
+def rounded(shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """All gradients of a trunk that computes in bfloat16, as one vector; in one process."""
+    if jax.process_count() > 1:
+        return {}
+    mesh, trunk = make_mesh(shape, jax.devices()[: shape[0] * shape[1]]), Trunk(SMALL, Compute("bfloat16"))
+    x = jax.random.normal(jax.random.key(1), (IMAGES, 9, SMALL.width), "bfloat16")
+    params = trunk.init(jax.random.key(0), x)
+
+    def loss(params, x):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.numpy.sin(trunk.apply(params, x).astype("float32")).sum()
+
+    places = state_sharding(mesh, params), NamedSharding(mesh, BATCH)
+    gradient = jax.jit(jax.grad(loss), in_shardings=places)(*jax.device_put((params, x), places))
+    return {"rounded": np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])}
+
+
 def small_programs() -> dict[str, str]:
     """Text of programs on 8 devices: Sinkhorn, also from microbatches, and a sort of each column."""
     mesh, recipe, params = make_mesh((4, 2)), build_recipe(config()), start_state().params
@@ -159,7 +178,7 @@ def main() -> None:
     found = {}
     for mesh in arguments.mesh:
         data, fsdp = map(int, mesh.split(","))
-        step = one_step((data, fsdp)) | finetuned((data, fsdp))
+        step = one_step((data, fsdp)) | finetuned((data, fsdp)) | rounded((data, fsdp))
         found |= {f"{mesh}/{name}": value for name, value in step.items()}
     if arguments.programs:
         found |= {f"program/{name}": value for name, value in small_programs().items()}

@@ -2,12 +2,14 @@
 
 import json
 import math
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparse_vis.data.compose import ComposedSource
 from sparse_vis.train.health import (
     complaints,
     effective_rank,
@@ -102,8 +104,12 @@ def test_one_and_two_tokens_are_not_blamed_for_what_they_cannot_help():
     assert list(complaints(alone | {"cls_spread": 0.0}, tokens=1)) == ["cls_spread"]
 
 
-def test_a_healthy_run_is_silent(tmp_path, capsys):
+def test_a_healthy_run_is_silent_but_on_a_source_that_is_slower_than_its_steps(tmp_path, capsys, monkeypatch):
+    read = ComposedSource.__getitem__
+    monkeypatch.setattr(ComposedSource, "__getitem__", lambda self, i: time.sleep(0.01) or read(self, i))
     output, rows = run(tmp_path, capsys)
+    assert output.count("note: data loading is the bottleneck: ") == 1  # a batch is read in 0.16 s
+    assert all(row["input_wait_seconds"] > 0.2 for row in rows[1:])
     assert "collapse" not in output and "health/" not in output
     measured = {name.removeprefix("health/") for name in rows[-1] if name.startswith("health/")}
     assert measured == NAMES

@@ -16,13 +16,12 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.features import POOLED, AnyArray, Regrouped, as_unit, check_labels
+from sparse_vis.evals.features import POOLED, AnyArray, Regrouped, check_labels
 from sparse_vis.evals.maps import published_images as published
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.models.layers import uniform_linear
 from sparse_vis.runtime.errors import UserError
 
-Encode = Callable[[AnyArray], AnyArray]
 READS = ("sparse", "dense", "cls")  # the first of these that an encoder gives is used
 
 
@@ -69,7 +68,6 @@ class Head(nn.Module):
 
 
 def published_linear(
-    encode: Encode,
     train: Callable[[int], Iterable[tuple[AnyArray, AnyArray]]],
     test: Iterable[tuple[AnyArray, AnyArray]],
     *,
@@ -80,9 +78,9 @@ def published_linear(
     """Train the published probe and test it once, after the last epoch.
 
     Args:
-        encode: images (B, H, W, 3) in [0, 1] → tokens (B, r, d), S or another encoder's; jitted by its owner.
-        train: epoch → shuffled crops, in parts of any size, and their classes (B,).
-        test: images and classes. All images are (B, H, W, 3), uint8 or float in [0, 1].
+        train: epoch → tokens (B, r, d) of shuffled crops, S or another encoder's, and their classes (B,); in
+            parts of any size.
+        test: tokens and classes of the test images.
         seed: of the initial weights.
 
     Raises:
@@ -92,7 +90,7 @@ def published_linear(
     params, state, losses = None, None, []
     for epoch in range(protocol.epochs):
         batches = []
-        for tokens, labels in _steps(encode, train(epoch), protocol.batch_size):
+        for tokens, labels in _steps(train(epoch), protocol.batch_size):
             check_labels("train", labels, classes)
             if params is None:
                 params = head.init(jax.random.key(seed), tokens)["params"]
@@ -102,27 +100,27 @@ def published_linear(
         losses.append(float(np.mean(batches)) if batches else float("nan"))
     if params is None:
         raise UserError("the linear probe has no training batches; give at least one image and one epoch.")
-    return PublishedResult(*_test(encode, head, params, test), losses=tuple(losses))
+    return PublishedResult(*_test(head, params, test), losses=tuple(losses))
 
 
-def _steps(encode: Encode, parts: Iterable, batch_size: int) -> Iterator[tuple[Array, Array]]:
-    """Encode parts of any size, and regroup tokens and labels to batches of the optimizer."""
+def _steps(parts: Iterable, batch_size: int) -> Iterator[tuple[Array, Array]]:
+    """Regroup tokens and labels, in parts of any size, to batches of the optimizer."""
     groups = Regrouped(batch_size)
 
     def on_device(group: dict[str, np.ndarray]) -> tuple[Array, Array]:
         return jnp.array(group["tokens"]), jnp.array(group["labels"])  # copies: the group's memory is reused
 
-    for images, labels in parts:
-        tokens = np.asarray(encode(as_unit(images)))
-        yield from map(on_device, groups.add({"tokens": tokens, "labels": np.asarray(labels)}))
+    for tokens, labels in parts:
+        group = {"tokens": np.asarray(tokens), "labels": np.asarray(labels)}
+        yield from map(on_device, groups.add(group))
     yield from map(on_device, groups.rest())
 
 
-def _test(encode: Encode, head: Head, params: dict, test: Iterable) -> tuple[float, float]:
+def _test(head: Head, params: dict, test: Iterable) -> tuple[float, float]:
     hits, count = np.zeros(2), 0
-    for images, labels in test:
+    for tokens, labels in test:
         check_labels("test", labels, head.classes)
-        logits = head.apply({"params": params}, jnp.asarray(encode(as_unit(images))))
+        logits = head.apply({"params": params}, jnp.asarray(tokens))
         top = np.asarray(jax.lax.top_k(logits, min(5, head.classes))[1])
         right = top == np.asarray(labels)[:, None]
         hits += right[:, 0].sum(), right.sum()
@@ -149,34 +147,39 @@ def _protocol(config: ConfigDict) -> LinearProtocol:
 
 
 def _labelled(
-    part: Part, cuts: published.Maker, rows: np.ndarray, batch: int
+    bench: Bench, part: Part, cuts: published.Maker, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Crops of the images that have a class, in the order of `rows`, and their classes."""
-    for images, labels in published.squares(part, cuts, rows, batch, published.label):
-        classes = np.asarray(labels, np.int32)
-        if (classes >= 0).any():
-            yield images[classes >= 0], classes[classes >= 0]
+    """Mean tokens, as one token, of crops of the images that have a class, in the order of `rows`; classes.
+
+    The head averages over tokens, so only the mean is kept.
+    """
+    key = next(key for key in READS if key in bench.encoder.gives)
+
+    def compute(images: np.ndarray, labels: list[int]) -> dict[str, np.ndarray]:
+        tokens = bench.encode(images, key)[key].mean(axis=1, keepdims=True)
+        return {"tokens": tokens, "classes": np.asarray(labels, np.int32)}
+
+    for found in published.squares_in_shares(part, cuts, rows, bench.batch, published.label, compute):
+        known = found["classes"] >= 0
+        if known.any():
+            yield found["tokens"][known], found["classes"][known]
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
     train, test = (bench.data.parts[name] for name in bench.data.labelled)
     chosen, seed = _protocol(config), bench.seed
     train = train.without(chosen.validation, seed)
-    key = next(key for key in READS if key in bench.encoder.gives)
     progress = bench.progress("linear_published", chosen.epochs * len(train))
-
-    def encode(images: AnyArray) -> np.ndarray:
-        # The head averages over tokens, so only the mean is kept, as a single token.
-        return bench.encode(images, key)[key].mean(axis=1, keepdims=True)
 
     def epoch(number: int):
         cuts = published.random_cuts(chosen.size, chosen.scale, seed, number)
-        for part in _labelled(train, cuts, published.epoch_order(train, seed, number), bench.batch):
+        for part in _labelled(bench, train, cuts, published.epoch_order(train, seed, number)):
             yield part
             progress.add(len(part[1]))
 
-    tests = _labelled(test, published.centre_cuts(test), np.arange(len(test)), bench.batch)
-    found = published_linear(encode, epoch, tests, classes=bench.data.classes, protocol=chosen, seed=seed)
+    tests = _labelled(bench, test, published.centre_cuts(test), np.arange(len(test)))
+    found = published_linear(epoch, tests, classes=bench.data.classes, protocol=chosen, seed=seed)
+    key = next(key for key in READS if key in bench.encoder.gives)
     metrics = {POOLED[key]: {"accuracy": found.accuracy, "top5": found.top5}}
     return Result(metrics, details={"losses": found.losses})
 

@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from sparse_vis.data.records import Records
 from sparse_vis.evals.columns import at_size
 from sparse_vis.evals.dataset import no_classes
 from sparse_vis.evals.features import AnyArray, square_grid
@@ -197,10 +198,14 @@ def factors(bench: Bench, name: str, count: int, *more: str) -> dict[str, np.nda
     """S, L, further features, images and labels of at most `count` images of a part, evenly spread."""
     part = bench.data.parts[name].at_most(count)
     found, progress = [], bench.progress("features", len(part))
-    for records in part.batches(bench.batch):
+
+    def compute(records: Records) -> dict[str, np.ndarray]:
         kept = {"image": records.image} | ({} if records.label is None else {"label": records.label})
-        found.append(kept | bench.encode(records.image, "sparse", "spatial", *more))
-        progress.add(len(records.image))
+        return kept | bench.encode(records.image, "sparse", "spatial", *more)
+
+    for arrays in part.in_shares(bench.batch, compute):
+        found.append(arrays)
+        progress.add(len(arrays["image"]))
     return jax.tree.map(lambda *batches: np.concatenate(batches), *found)
 
 

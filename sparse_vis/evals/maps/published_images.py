@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int
 from sparse_vis.data.cut import Cut, centre_cut
 from sparse_vis.data.records import in_batches
 from sparse_vis.evals.dataset import Part
+from sparse_vis.runtime.batches import in_shares
 from sparse_vis.train.optimizer import make_optimizer
 from sparse_vis.views.crops import UNIFORMS, box_of
 
@@ -67,6 +68,22 @@ def squares(
         return np.stack(images), kept
 
     return in_batches(load, rows, batch_size, part.threads)
+
+
+def squares_in_shares(
+    part: Part,
+    make: Maker,
+    rows: Int[np.ndarray, " N"],
+    batch_size: int,
+    keep: Callable[[dict[str, Any], Cut], Any],
+    compute: Callable[[Float32[np.ndarray, "B size size 3"], list[Any]], dict[str, np.ndarray]],
+) -> Iterator[dict[str, np.ndarray]]:
+    """What `compute` gives for all `squares`, in order; each process reads and computes its share."""
+
+    def batches(share: np.ndarray) -> Iterator[tuple[np.ndarray, list[Any]]]:
+        return squares(part, make, rows[share], batch_size, keep)
+
+    return in_shares(len(rows), batch_size, batches, lambda batch: compute(*batch))
 
 
 def label(record: dict[str, Any], cut: Cut) -> int:

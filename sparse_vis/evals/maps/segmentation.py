@@ -20,11 +20,13 @@ from sparse_vis.data.cut import labels_at
 from sparse_vis.evals.features import AnyArray, Regrouped, square_grid
 from sparse_vis.evals.maps import published_images as published
 from sparse_vis.evals.maps.label_maps import IGNORE, centre_square, label_map
+from sparse_vis.evals.maps.localization import bilinear_weights
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.models.layers import uniform_linear
 from sparse_vis.runtime.errors import UserError
 
 KEYS = ("dense", "sparse", "spatial")
+TILE = 128  # pixels; 10 MB of interpolated scores of 150 classes
 MOMENTUM = 0.9  # of BatchNorm's running statistics; 0.1 in PyTorch's convention
 
 
@@ -145,10 +147,13 @@ def pixel_logits(
     Args:
         grid: (gh, gw) patches, row-major. size: (H, W) pixels that the grid covers.
     """
-    patches = logits if L is None else jnp.matmul(L, jax.nn.softmax(logits), precision="highest")
-    image = patches.reshape(len(patches), *grid, -1)
+    image = _at_patches(logits, L).reshape(len(logits), *grid, -1)
     image = jax.image.resize(image, (len(image), *size, image.shape[-1]), "bilinear", antialias=False)
     return image if L is None else jnp.log(jnp.maximum(image, 1e-12))
+
+
+def _at_patches(logits: Array, L: Array | None) -> Array:
+    return logits if L is None else jnp.matmul(L, jax.nn.softmax(logits), precision="highest")
 
 
 def segmentation_loss(
@@ -171,8 +176,7 @@ def segmentation_loss(
 class Probe:
     """Trains a head on batches of frozen features, and scores it; each new shape of a batch is compiled once.
 
-    The caller runs the protocol's epochs. `grid` is (gh, gw) patches; `matrix` is the confusion matrix of all
-    batches passed to `judge`.
+    The caller runs the protocol's epochs. `grid` is (gh, gw) patches.
     """
 
     def __init__(
@@ -180,7 +184,6 @@ class Probe:
     ):
         self.grid, self.protocol, self.seed = grid, protocol, seed
         self.head = SegmentationHead(classes, protocol.batch_norm, protocol.dtype)
-        self.matrix = np.zeros((classes, classes), np.int64)
         self.variables, self._state = None, None
 
     def learn(self, tokens: HeadInput, labels: Integer[AnyArray, "B H W"]) -> float:
@@ -205,23 +208,30 @@ class Probe:
         Raises:
             UserError: the head has not been trained.
         """
+        return np.stack([most_likely(scores, size) for scores in self._scores(tokens)])
+
+    def judge(
+        self, tokens: HeadInput, labels: list[Integer[AnyArray, "_ _"]] | Integer[AnyArray, "B H W"]
+    ) -> Int[np.ndarray, "B classes classes"]:
+        """The confusion matrix of each image at its label map's size; errors as in `learn` and `predict`."""
+        self._check(tokens, labels)
+        classes, scores = self.head.classes, self._scores(tokens)
+        pairs = zip(scores, labels, strict=True)
+        return np.stack([confusion(most_likely(x, true.shape), true, classes) for x, true in pairs])
+
+    def _scores(self, tokens: HeadInput) -> Float[Array, "B rows columns classes"]:
         if self.variables is None:
             raise UserError("segmentation has no training batches; give at least one image and one epoch.")
-        return np.asarray(_predict(self.variables, tokens, self.head, self.grid, size))
+        return _patch_scores(self.variables, tokens, self.head, self.grid)
 
-    def judge(self, tokens: HeadInput, labels: Integer[AnyArray, "B H W"]) -> None:
-        """Add a batch to the confusion matrix at the labels' own size; errors as in `learn` and `predict`."""
-        self._check(tokens, labels)
-        self.matrix += confusion(self.predict(tokens, labels.shape[1:]), labels, self.head.classes)
-
-    def _check(self, tokens: HeadInput, labels: AnyArray) -> None:
+    def _check(self, tokens: HeadInput, labels: list | AnyArray) -> None:
         (rows, columns), classes = self.grid, self.head.classes
         if tokens.patches != rows * columns or len(tokens.x) != len(labels):
             raise UserError(
                 f"{len(tokens.x)} images of {tokens.patches} patches do not fit {len(labels)} label maps and "
                 f"the grid {rows}x{columns}; pass the grid of the features and one map per image."
             )
-        known = np.asarray(labels)[np.asarray(labels) != IGNORE]
+        known = np.concatenate([np.asarray(map)[np.asarray(map) != IGNORE] for map in labels])
         if known.size and not 0 <= known.min() <= known.max() < classes:
             raise UserError(
                 f"segmentation labels go from {known.min()} to {known.max()}; with {classes} classes they "
@@ -251,10 +261,35 @@ def _update(variables: dict, state: Any, tokens: HeadInput, labels: Array, head,
     return {**changed, "params": optax.apply_updates(variables["params"], change)}, state, value
 
 
-@partial(jax.jit, static_argnames=("head", "grid", "size"))
-def _predict(variables: dict, tokens: HeadInput, head, grid, size):
+@partial(jax.jit, static_argnames=("head", "grid"))
+def _patch_scores(variables: dict, tokens: HeadInput, head, grid):
+    """Logits of each patch, or with L probabilities, as an image of patches."""
     logits = head.apply(variables, tokens.x, False)
-    return jnp.argmax(pixel_logits(logits, tokens.L, grid, size), axis=-1)
+    return _at_patches(logits, tokens.L).reshape(len(logits), *grid, -1)
+
+
+def most_likely(
+    scores: Float[Array, "rows columns classes"], size: tuple[int, int]
+) -> Int[np.ndarray, "H W"]:
+    """The class of largest score at every pixel, as `pixel_logits` interpolates.
+
+    Computed in tiles of TILE x TILE pixels, so that one program serves label maps of all sizes.
+    """
+    sides = zip(scores.shape, size, strict=False)
+    places = [(np.arange(pixels) + 0.5) * cells / pixels - 0.5 for cells, pixels in sides]
+    blocks = [np.pad(x, (0, -len(x) % TILE), mode="edge").reshape(-1, TILE) for x in places]
+    rows, columns = (
+        [bilinear_weights(block, cells).astype(np.float32) for block in side]
+        for side, cells in zip(blocks, scores.shape, strict=False)
+    )
+    tiles = [[np.asarray(_tile(scores, down, across)) for across in columns] for down in rows]
+    return np.block(tiles)[: size[0], : size[1]]
+
+
+@jax.jit
+def _tile(scores: Array, down: Array, across: Array) -> Array:
+    image = jnp.einsum("yi,xj,ijc->yxc", down, across, scores, precision="highest")
+    return jnp.argmax(image, axis=-1)
 
 
 class Heads:
@@ -304,6 +339,9 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     def crop(record, cut):
         return cut.labels(label_map(train, record))
 
+    def encoded(images, labels):
+        return {**bench.encode(images, *KEYS), "labels": np.stack(labels)}
+
     def whole(record, cut):
         labels = label_map(test, record)
         return cut.labels(labels), centre_square(labels, size=test.size, short_side=test.short_side)
@@ -311,42 +349,37 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     for epoch in range(chosen.epochs):
         cuts = published.random_cuts(train.size, chosen.scale, bench.seed, epoch)
         order = published.epoch_order(train, bench.seed, epoch)
-        for images, labels in published.squares(train, cuts, order, bench.batch, crop):
-            features = bench.encode(images, *KEYS)
-            if not variants(features):
+        for crops in published.squares_in_shares(train, cuts, order, bench.batch, crop, encoded):
+            if not variants(crops):
                 return Result({}, {"segmentation": "it has one token for the whole image"})
-            heads.learn({**features, "labels": np.stack(labels)})
-            progress.add(len(images))
+            heads.learn(crops)
+            progress.add(len(crops["labels"]))
         heads.learn()
-    seen: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
-    cuts = published.centre_cuts(test)
-    for images, labels in published.squares(test, cuts, np.arange(len(test)), bench.batch, whole):
-        cut = np.stack([at_size for at_size, _ in labels])
-        for pair, probe, tokens in heads.each(bench.encode(images, *KEYS), heads.protocols):
-            _judge(probe, tokens, [own for _, own in labels])
+    cuts, rows, found = published.centre_cuts(test), np.arange(len(test)), []
+
+    def judged(images, labels):
+        features, columns = bench.encode(images, *KEYS), {}
+        at_size, own = ([pair[i] for pair in labels] for i in (0, 1))
+        for (variant, name), probe, tokens in heads.each(features, heads.protocols):
+            columns[variant, name, "matrix"] = probe.judge(tokens, own)
             if probe.protocol.at == "logits":
-                found = probe.predict(tokens, probe.grid), labels_at(cut, probe.grid)
-                seen.setdefault(pair, []).append(found)
-    return _result(heads, seen)
+                columns[variant, name, "predicted"] = probe.predict(tokens, probe.grid)
+                columns[variant, name, "labels"] = labels_at(np.stack(at_size), probe.grid)
+        return columns
+
+    for columns in published.squares_in_shares(test, cuts, rows, bench.batch, whole, judged):
+        found.append(columns)
+    return _result(heads, {key: np.concatenate([columns[key] for columns in found]) for key in found[0]})
 
 
-def _judge(probe: Probe, tokens: HeadInput, labels: list[np.ndarray]) -> None:
-    """Judge all images at once if their label maps have one size, else one by one."""
-    if len({map.shape for map in labels}) == 1:
-        return probe.judge(tokens, np.stack(labels))
-    for i, map in enumerate(labels):
-        L = None if tokens.L is None else tokens.L[i : i + 1]
-        probe.judge(HeadInput(tokens.x[i : i + 1], L), map[None])
-
-
-def _result(heads: Heads, seen: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]]) -> Result:
+def _result(heads: Heads, columns: dict[tuple[str, str, str], np.ndarray]) -> Result:
     """Scores from the confusion matrices and, for heads with loss at the logits, from predictions."""
     metrics, details = {}, {}
     for pair, probe in heads.probes.items():
-        mean, iou = mean_iou(probe.matrix)
+        mean, iou = mean_iou(columns[*pair, "matrix"].sum(axis=0))
         scores = {}
-        if pair in seen:
-            predicted, labels = map(np.concatenate, zip(*seen[pair], strict=True))
+        if probe.protocol.at == "logits":
+            predicted, labels = (columns[*pair, name] for name in ("predicted", "labels"))
             scores = batch_scores(predicted, labels, heads.classes, probe.protocol.batch)
         metrics[", ".join(pair)] = {**scores, "miou": mean}
         details[", ".join(pair)] = {"iou": iou.tolist()}

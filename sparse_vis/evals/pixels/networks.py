@@ -18,12 +18,13 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Float, UInt8
 
+from sparse_vis.data.records import Records
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.pixels.fid import Moments, at_256
 from sparse_vis.evals.pixels.inception import Inception
 from sparse_vis.evals.pixels.lpips import SMALLEST, Lpips
 from sparse_vis.interop.tensors import check_tensors, read_tensors
-from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.runtime.batches import Devices, run_in_batches
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import file_sha256
 from sparse_vis.runtime.paths import AnyPath, as_path
@@ -86,8 +87,12 @@ class Networks:
         """Moments of the Inception features of a part's own images, computed once."""
         if part not in self._moments:
             found = Moments.empty(2048)
-            for records in part.batches(self.batch_size):
-                found = found.update(self.inception(at_256(records.image)))
+
+            def compute(records: Records) -> dict[str, np.ndarray]:
+                return {"inception": self.inception(at_256(records.image))}
+
+            for columns in part.in_shares(self.batch_size, compute):
+                found = found.update(columns["inception"])
             self._moments[part] = found
         return self._moments[part]
 
@@ -105,7 +110,7 @@ def _missing(name: str, path: str, what: str) -> str:
 
 def _jitted(module: nn.Module, params: dict) -> Callable:
     call = jax.jit(lambda params, *arrays: module.apply({"params": params}, *arrays))
-    placed = functools.cache(lambda: jax.device_put(params))
+    placed = functools.cache(lambda: Devices().everywhere(params))
     return lambda *arrays: call(placed(), *arrays)
 
 
