@@ -37,6 +37,7 @@ def pages() -> list[pathlib.Path]:
         ("notebooks", "*.md"),
         ("notebooks", "*.ipynb"),
         ("sparse_vis", "*.md"),
+        ("benchmarks", "*.md"),
     ):
         found += sorted((ROOT / folder).rglob(pattern))
     return found
