@@ -119,6 +119,9 @@ RUN = {
     },
     "tests/explore/test_explore_pictures.py": {
         "test_the_benchmark_times_edits_and_saves_the_page": ("benchmarks.speed.explore_page",),
+        "test_the_recording_shows_each_edit_and_ends_with_a_replaced_token": (
+            "benchmarks.speed.explore_recording",
+        ),
     },
     "tests/benchmarks/test_peer.py": {
         "test_the_command_prints_ratios_of_one_run": ("benchmarks.peer.peer",),

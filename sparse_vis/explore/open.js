@@ -41,9 +41,21 @@ document.addEventListener("paste", (event) => {
   const files = [...(event.clipboardData?.files ?? [])];
   if (files.length) openAll(files);
 });
-document.addEventListener("dragover", (event) => event.preventDefault());
+// The token below a dragged one is shown as one that is pointed at.
+function pointAt(onto) {
+  const pointed = onto ? +onto.dataset.token : null;
+  if (!view.current || pointed === view.pointed) return;
+  view.pointed = pointed;
+  showMap();
+}
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  pointAt(tokenAt(event.target));
+});
+document.addEventListener("dragend", () => pointAt(null));
 document.addEventListener("drop", (event) => {
   event.preventDefault();
+  pointAt(null);
   const dragged = event.dataTransfer.getData(DRAGGED), onto = tokenAt(event.target);
   if (dragged && onto) replaceToken(+onto.dataset.token, JSON.parse(dragged), +$("amount").value);
   else if (!dragged) openAll([...event.dataTransfer.files]);
@@ -107,7 +119,10 @@ function heldToken(picture, token) {
   const button = tokenButton(token);
   button.dataset.picture = picture.key;
   button.setAttribute("aria-label", `take token ${token} of ${picture.name} to replace the chosen one`);
-  button.addEventListener("click", () => { $("source").value = `${picture.key}:${token}`; });
+  button.addEventListener("click", () => {
+    $("source").value = `${picture.key}:${token}`;
+    say(`Token ${token} of ${picture.name}: Replace puts it in the place of the chosen token.`);
+  });
   drawMap(button.querySelector("canvas"), picture.found, token);
   return button;
 }

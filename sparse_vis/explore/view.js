@@ -55,6 +55,7 @@ async function showPhotograph(picture, side) {
   for (const stage of ["photograph", "segmentation"]) await showImage($(stage), source);
   if (picture.shown) URL.revokeObjectURL(picture.shown);
   picture.shown = source;
+  for (const said of document.querySelectorAll("#tokens .understood")) said.textContent = "…";
   showShelf();
 }
 
@@ -76,7 +77,7 @@ function showTokens(found) {
     const share = `share ${(100 * found.shares[token]).toFixed(0)} %`;
     button.querySelector(".share").textContent = found.peaks[token] > 0 ? share : "erased";
     button.classList.toggle("erased", found.peaks[token] === 0);
-    button.querySelector(".understood").textContent = "…";
+    button.querySelector(".understood").classList.add("old");
   });
 }
 
@@ -97,7 +98,7 @@ function showMap() {
   const token = view.pointed ?? view.chosen;
   for (const stage of ["photograph", "reconstruction"]) {
     const canvas = $(stage).querySelector("canvas");
-    const there = token !== null && view.current?.found && (stage === "photograph" || view.pointed !== null);
+    const there = token !== null && view.current?.found?.peaks[token] > 0 && (stage === "photograph" || view.pointed !== null);
     canvas.hidden = !there;
     if (there) drawOver(canvas, view.current.found, token);
   }
@@ -115,5 +116,6 @@ async function askEncoder() {
     const said = $("tokens").children[token].querySelector(".understood");
     said.textContent = understood === null ? "" : `${understood ? "understood" : "not understood"} ${cosine.toFixed(2)}`;
     said.classList.toggle("not", understood === false);
+    said.classList.remove("old");
   });
 }

@@ -12,3 +12,15 @@ for (const stage of document.querySelectorAll(".seen")) {
   });
   stage.addEventListener("pointerleave", () => show(-1));
 }
+
+// Copies the command that starts `explore`, or selects it where the browser does not allow that.
+document.getElementById("copy")?.addEventListener("click", async () => {
+  const command = document.getElementById("command"), copied = document.getElementById("copied");
+  try {
+    await navigator.clipboard.writeText(command.textContent);
+    copied.textContent = "Copied.";
+  } catch {
+    getSelection().selectAllChildren(command);
+    copied.textContent = "Selected: press Ctrl+C.";
+  }
+});

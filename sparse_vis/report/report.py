@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import shlex
 from typing import Any
 
 import jax
@@ -120,7 +121,7 @@ def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
     pages = make_pages(encoded, prototypes, temperature, pages=PAGES, regions=REGIONS)
     grid, settings = model.grid(*size), plain(config)
     return {
-        "title": config.name, "facts": facts(found, model, params),
+        "title": config.name, "facts": facts(found, model, params), "explore": explore_command(arguments),
         "origin": f"{known}: {origin}{left_out(skips)}", "voters": len(images),
         "searches": make_searches(
             encoded, images, names, min(QUERIES, len(cards)), grid, model.patch, count=REGIONS - 1
@@ -158,6 +159,13 @@ def facts(found: Loaded, model: Stellar, params: dict) -> list[tuple[str, str]]:
         ("decoder target", "VQ codes" if model.decoder.codes else "pixels"),
         *([("step", f"{int(found.step.name):,}")] if found.step else []),
     ]
+
+
+def explore_command(arguments: argparse.Namespace) -> str:
+    """The command that opens the report's model in `explore`, quoted for a shell."""
+    given = {name: getattr(arguments, name) for name in ("checkpoint", "name", "tokenizer")}
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return shlex.join(["python", "-m", "sparse_vis", "explore", *flags])
 
 
 def absences(model: Stellar, checkpoint: str) -> tuple[str, str]:

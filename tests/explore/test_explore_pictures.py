@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
+import itertools
 import json
 import re
 import sys
@@ -14,9 +16,9 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from benchmarks.speed import explore_page
+from benchmarks.speed import explore_page, explore_recording
 from sparse_vis.runtime.errors import UserError
-from tests.browser import luminance
+from tests.browser import luminance, start
 from tests.explore.page import FILE, SIDE, Page, computed, picture, same
 from tests.tiny_checkpoint import TOKENS
 
@@ -125,6 +127,43 @@ def test_the_benchmark_times_edits_and_saves_the_page(address, monkeypatch, caps
     assert explore_page.address_in(["compiling\n", f"open {address} in a browser; Ctrl-C\n"]) == address
     with pytest.raises(UserError, match=r"explore ended \(error: no model\); mend that"):
         explore_page.address_in(["error: no model\n"])
+
+
+def test_the_recording_shows_each_edit_and_ends_with_a_replaced_token(address, monkeypatch, capsys, tmp_path):
+    drivers, file = [], tmp_path / "film.webp"
+
+    def starting(*flags):
+        drivers.append(start(*flags))
+        monkeypatch.setattr(drivers[-1], "quit", lambda: None)  # the page is looked at after the recording
+        return drivers[-1]
+
+    monkeypatch.setattr(explore_recording, "serving", lambda checkpoint: contextlib.nullcontext(address))
+    monkeypatch.setattr(explore_recording, "start", starting)
+    monkeypatch.setattr(explore_recording, "STEPS", 1)
+    for name, token in {"MOVED": 0, "ERASED": 1, "REPLACED": 2, "TAKEN": 3}.items():
+        monkeypatch.setattr(explore_recording, name, token)
+    seen = []
+    frame = explore_recording.Recorder.frame
+
+    def noting(self, time=explore_recording.STEP):
+        frame(self, time)
+        seen.append([edit["kind"] for edit in self.driver.execute_script("return view.current.edits")])
+
+    monkeypatch.setattr(explore_recording.Recorder, "frame", noting)
+    monkeypatch.setattr(sys, "argv", ["explore_recording", f"--output={file}"])
+    explore_recording.main()
+    assert [kinds for kinds, _ in itertools.groupby(seen)] == [
+        [], ["move"], ["move", "erase"], ["move"], [], ["replace"],
+    ]  # fmt: skip
+    edit = drivers[0].execute_script("return view.current.edits[0]")
+    type(drivers[0]).quit(drivers[0])
+    assert (edit["token"], edit["from"]["token"]) == (2, 3)
+    with Image.open(file) as film:
+        assert film.width == 720 and film.n_frames > 10 and film.info["loop"] == 0
+    assert re.search(rf"{len(seen)} frames, \d+\.\d s", capsys.readouterr().out)
+    for name in ("film.mp4", "absent/film.webp"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"is no \.webp or \.gif in a folder"):
+            explore_recording.moving(str(tmp_path / name))
 
 
 def test_everything_has_a_name_and_a_phone_scrolls_in_one_direction_only(page):

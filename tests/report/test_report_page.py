@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+import urllib.parse
 
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
 
 from sparse_vis.report import report as tool
 from tests.browser import luminance, start
@@ -20,7 +23,7 @@ GRID = SIZE // PATCH
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp("a run")
     write_run(folder)
     with pytest.MonkeyPatch.context() as patch:
         flags = {"checkpoint": folder, "output": folder / "report.html", "gallery": 2, "voters": 4}
@@ -146,6 +149,28 @@ def test_a_phone_scrolls_in_one_direction_only(opened):
     button = driver.find_elements(By.CSS_SELECTOR, ".tokens button")[1]
     button.click()  # a tap
     assert visible(driver, ".tokens .map") == [1]
+
+
+def test_the_command_of_explore_is_shown_and_copied_by_keyboard(opened, page):
+    driver = opened()
+    command, said = driver.find_element(By.ID, "command"), driver.find_element(By.ID, "copied")
+    assert not command.is_displayed()
+    driver.find_element(By.CSS_SELECTOR, ".explore summary").send_keys(Keys.ENTER)
+    folder = urllib.parse.unquote(urllib.parse.urlparse(page).path).removesuffix("/report.html")
+    words = ["python", "-m", "sparse_vis", "explore", f"--checkpoint={folder}"]
+    assert shlex.split(command.text) == words and " " in folder
+    allowed = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": allowed})
+    button = driver.find_element(By.ID, "copy")
+    button.send_keys(Keys.ENTER)
+    WebDriverWait(driver, 5).until(lambda _: said.text == "Copied.")
+    read = "const done = arguments[0]; navigator.clipboard.readText().then(done, (e) => done(String(e)))"
+    assert driver.execute_async_script(read) == command.text
+    # Where a browser refuses, the command is selected.
+    driver.execute_script("navigator.clipboard.writeText = () => Promise.reject(new Error('no'))")
+    button.send_keys(Keys.SPACE)
+    WebDriverWait(driver, 5).until(lambda _: said.text == "Selected: press Ctrl+C.")
+    assert driver.execute_script("return getSelection().toString()") == command.text
 
 
 def test_everything_has_a_name_for_screen_readers(opened):
