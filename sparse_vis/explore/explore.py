@@ -44,7 +44,7 @@ def main() -> None:
     add("--images", type=paths.path, metavar="FOLDER", help="folder of the extraction's images, its --input")
     static = "write the page to this folder, for a web server of any kind, and serve nothing"
     add("--export", type=paths.path, metavar="FOLDER", help=static)
-    runtime = f"with --export: folder of {ort_web.VERSION}, unpacked (else fetched with npm)"
+    runtime = f"with --export: folder of {ort_web.PACKAGE}, unpacked (else fetched with npm)"
     add("--runtime", type=paths.path, metavar="FOLDER", help=runtime)
     given = parser.parse_args()
     if given.export is not None:

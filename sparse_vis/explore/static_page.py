@@ -47,11 +47,10 @@ def programs(model: Stellar, params: dict, side: int) -> dict[str, bytes]:
     params = jax.tree.map(np.asarray, {**params, "encoder": encoder})
     r, d = model.encoder.queries, model.encoder.sizes.width
     factors = {"sparse": [r, d], "spatial": [side * side, r]}
+    pixels = {"pixels": [size, size, 3]}
     graphs = {
         "encoder.onnx": onnx_graph.build(at_size, params, factors),
-        "decoder.onnx": onnx_graph.build_decoder(
-            at_size, params["decoder"], {**factors, "pixels": [size, size, 3]}
-        ),
+        "decoder.onnx": onnx_graph.build_decoder(at_size, params["decoder"], factors | pixels),
     }
     return {name: graph.SerializeToString() for name, graph in graphs.items()}
 
@@ -68,32 +67,20 @@ def write(
         UserError: the model reconstructs codes or is too large, or the folder cannot be written.
     """
     if model.decoder.codes:
-        raise UserError(
-            f"{name} reconstructs through a VQ tokenizer, which --export cannot write; leave it out."
-        )
+        what = f"{name} reconstructs through a VQ tokenizer, which --export lacks"
+        raise UserError(f"{what}; leave out --export.")
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params["encoder"]))
     if weights > MAX_BYTES:
         raise UserError(f"the encoder of {name} has more than 2 GiB, too much for ONNX; leave out --export.")
     side = default_side(model)
     settings = {
-        "token": "",
-        "side": side,
-        "patch": model.patch,
-        "maxPixels": max_pixels,
-        "understood": UNDERSTOOD,
-    }
+        "token": "", "side": side, "patch": model.patch, "maxPixels": max_pixels, "understood": UNDERSTOOD,
+    }  # fmt: skip
     scripts = (ort_web.FILES[0], *OWN)
     page = html(
-        model,
-        name,
-        scripts,
-        side,
-        settings,
-        query="",
-        policy=BROWSER_POLICY,
-        gallery=False,
+        model, name, scripts, side, settings, query="", policy=BROWSER_POLICY, gallery=False,
         sides=(side, side),
-    )
+    )  # fmt: skip
     copied = {file: path_of(file) for file in (*SCRIPTS, *STYLES)} | OWN | EXAMPLES
     contents = {file: path.read_bytes() for file, path in copied.items()} | runtime
     contents |= programs(model, params, side)
@@ -104,6 +91,6 @@ def write(
         files.write_whole(folder / "index.html", page)  # last: an interrupted export shows nothing
     except OSError as error:
         raise UserError(
-            f"--export={folder} cannot be written ({error}); free disk space, or give another."
+            f"--export={folder} cannot be written ({error}); free space, or give another."
         ) from None
     return len(page.encode()) + sum(map(len, contents.values()))

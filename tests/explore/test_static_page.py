@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import http.server
+import importlib.util
 import io
 import json
+import re
+import sys
+import tarfile
 import threading
 import time
 
@@ -18,13 +23,15 @@ from selenium.webdriver.common.keys import Keys
 
 import sparse_vis
 from sparse_vis.data.decode import decode, fitted
-from sparse_vis.explore import ort_web, static_page
+from sparse_vis.explore import explore, ort_web, static_page
 from sparse_vis.explore.edits import KINDS, replay
 from sparse_vis.explore.page import EXAMPLES
 from sparse_vis.explore.saved import read_saved
 from sparse_vis.explore.shelf import Shelf
-from tests.explore.page import PIXELS, SIDE, Page, computed, expected, picture, same
+from sparse_vis.runtime.errors import UserError
+from tests.explore.page import FILE, PIXELS, SIDE, Page, computed, expected, picture, same
 from tests.explore.test_edits import GRID, MANY, L, S
+from tests.tiny_checkpoint import TOKENS
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -32,6 +39,17 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+@contextlib.contextmanager
+def served(handler):
+    """The address of a server on this computer."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -200,11 +218,102 @@ def test_a_token_of_another_picture_and_what_is_saved(static, loaded, tmp_path):
 def test_what_is_wrong_is_said(static):
     assert not static.find(By.ID, "side").is_enabled()
     assert static.find(By.CSS_SELECTOR, "[for=side]").text == f"{SIDE} × {SIDE} patches, {PIXELS} px"
-    for file, said in ((b"no picture", "is no picture that this browser reads"),
-                       (picture(size=(1001, 1000))[0], "more than 1000000 pixels")):  # fmt: skip
-        static.run("say('')")
-        static.run(
-            "const bytes = Uint8Array.from(atob(arguments[0]), (x) => x.charCodeAt(0));"
-            "openAll([new File([bytes], 'x.png')])", base64.b64encode(file).decode(),
-        )  # fmt: skip
-        static.until(f"$('said').textContent.includes('{said}')")
+    static.run(FILE, base64.b64encode(b"no picture").decode(), "x.png", "drop")
+    static.until("$('said').textContent.startsWith('x.png is no picture that this browser reads; give')")
+    static.run("settings.maxPixels = 4095")
+    static.run(FILE, base64.b64encode(picture(1)[0]).decode(), "y.png", "paste")
+    static.until("$('said').textContent === 'y.png has more than 4095 pixels; shrink it.'")
+    for token in range(TOKENS):
+        static.run(f"commit({{kind: 'erase', token: {token}}})")
+        static.settled()
+    assert "is the only one left" in static.find(By.ID, "said").text
+    assert len(static.edits) == TOKENS - 1
+
+
+def refused(monkeypatch, *flags):
+    """The sentence with which the command refuses its flags, before it loads a model."""
+    monkeypatch.setattr(sys, "argv", ["sparse_vis explore", *flags])
+    monkeypatch.setattr(sparse_vis.api, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UserError) as error:
+        explore.main()
+    return str(error.value)
+
+
+def test_the_command_writes_the_page_and_says_how_large_it_is(monkeypatch, tmp_path, workdir, capsys):
+    for name in ort_web.FILES:
+        (tmp_path / name).write_text(name)
+    page, called = tmp_path / "page", f"--checkpoint={workdir}"
+    monkeypatch.setattr(sys, "argv", ["explore", called, f"--export={page}", f"--runtime={tmp_path}"])
+    explore.main()
+    size = sum(path.stat().st_size for path in page.rglob("*") if path.is_file())
+    wrote, serve = capsys.readouterr().out.splitlines()[-2:]
+    assert wrote == f"wrote {page}, {size / 1e6:.1f} MB"
+    assert serve.startswith(f"python -m http.server --bind=127.0.0.1 --directory={page} serves it")
+    text = (page / "index.html").read_text()
+    named = {*re.findall(r"files/([\w.-]+)", text), *re.findall(r'value="(\w+\.jpg)"', text)}
+    by_scripts = {"encoder.onnx", "decoder.onnx", *ort_web.FILES[1:]}
+    assert {path.name for path in (page / "files").iterdir()} == named | by_scripts
+    assert not re.search(r"https?://|token=", text)
+    assert (page / "files" / ort_web.FILES[2]).read_text() == ort_web.FILES[2]
+    said = refused(monkeypatch, f"--export={page}")
+    assert said == f"--export={page} contains files; give a new or empty folder."
+
+
+def test_mistakes_of_the_command(monkeypatch, tmp_path, loaded):
+    given = f"--export={tmp_path / 'page'}"
+    said = refused(monkeypatch, given, f"--runtime={tmp_path}")
+    assert f"is no onnxruntime-web@1.30.0 ({tmp_path / ort_web.FILES[0]}: No such file" in said
+    assert refused(monkeypatch, "--runtime=x") == "--runtime is for --export; give both, or neither."
+    said = refused(monkeypatch, given, "--gallery=x", "--images=y")
+    assert said == "--gallery needs the server; leave out --gallery, or --export."
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else found(name))
+    assert refused(monkeypatch, given) == '--export needs the package onnx; run pip install -e ".[onnx]".'
+    model, params = loaded
+    vq = model.clone(decoder=model.decoder.clone(codes=4))
+    with pytest.raises(UserError, match="a reconstructs through a VQ tokenizer, which --export lacks"):
+        static_page.write(vq, params, "a", 1, {}, tmp_path)
+    monkeypatch.setattr(static_page, "MAX_BYTES", 1000)
+    with pytest.raises(UserError, match="the encoder of a has more than 2 GiB, too much for ONNX; leave"):
+        static_page.write(model, params, "a", 1, {}, tmp_path)
+    monkeypatch.undo()
+    (tmp_path / "files").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written \(.*\); free disk space, or give another"):
+        static_page.write(model, params, "a", 1, {}, tmp_path)
+
+
+class Registry(http.server.BaseHTTPRequestHandler):
+    """A registry of one package, as npm asks for it."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w:gz") as package:
+            files = {f"dist/{name}": name.encode() for name in ort_web.FILES}
+            files["package.json"] = b'{"name": "onnxruntime-web", "version": "1.30.0"}'
+            for name, content in files.items():
+                entry = tarfile.TarInfo(f"package/{name}")
+                entry.size = len(content)
+                package.addfile(entry, io.BytesIO(content))
+        here = f"http://127.0.0.1:{self.server.server_address[1]}/a.tgz"
+        version = {"name": "onnxruntime-web", "version": "1.30.0", "dist": {"tarball": here}}
+        about = {"name": "onnxruntime-web", "versions": {"1.30.0": version}}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(archive.getvalue() if self.path == "/a.tgz" else json.dumps(about).encode())
+
+
+def test_another_package_and_none_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "cache"))
+    with served(Registry) as host:
+        monkeypatch.setenv("npm_config_registry", host)
+        with pytest.raises(UserError, match=r"npm fetched an unknown onnxruntime-web@1\.30\.0 \(SHA-512 "):
+            ort_web.fetched()
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"npm cannot fetch onnxruntime-web@.* \(.*ECONNREFUSED.*--runtime"):
+        ort_web.fetched()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="with npm, which is missing; install it, or give --runtime=FOLDER"):
+        ort_web.fetched()
