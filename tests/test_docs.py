@@ -36,7 +36,7 @@ PAGES = {page.relative_to(ROOT).as_posix(): page for page in pages()}
 # Programs of the system in the docs' shell code; only the words are known here.
 SYSTEM = ("mkdir", "tar", "rm", "for", "do", "done", "apt-get", "ruff", "docker", "kubectl")
 # Arguments that make a command a mode of its own.
-MODE = r"--(mode=\w+|distributed|format=\w+|compare-bf16|topology|mesh|tables|group|tool=\w+)(?==|$)"
+MODE = r"--(mode=\w+|distributed|format=\w+|export|compare-bf16|topology|mesh|tables|group|tool=\w+)(?==|$)"
 
 # What runs the docs' commands on a small configuration: file -> test -> tools and modes. Those of main.py and
 # of the package's tools are run one by one by tests/test_commands.py.
@@ -117,6 +117,9 @@ RUN = {
     "tests/explore/test_server.py": {
         "test_the_command_serves_this_computer_alone": ("sparse_vis explore",),
     },
+    "tests/explore/test_static_page.py": {
+        "test_the_command_writes_the_page_and_says_how_large_it_is": ("sparse_vis explore --export",),
+    },
     "tests/explore/test_explore_pictures.py": {
         "test_the_benchmark_times_edits_and_saves_the_page": ("benchmarks.speed.explore_page",),
         "test_the_recording_shows_each_edit_and_ends_with_a_replaced_token": (
@@ -148,7 +151,8 @@ def program(command: Command) -> list[str] | None:
     """What follows `python` when our program of a command runs; None where it is none of ours."""
     words = list(command.words)
     if words[0] in ("python", "python3"):
-        return None if words[1] == "-c" or words[1:3] == ["-m", "pytest"] else words[1:]
+        of_others = words[1] == "-c" or words[1:3] in (["-m", "pytest"], ["-m", "http.server"])
+        return None if of_others else words[1:]
     scripts = [i for i, word in enumerate(words) if re.fullmatch(r"launch/\w+\.sh", word)]
     if scripts and (words[0] == "sbatch" or scripts[0] == 0):
         assert os.access(ROOT / words[scripts[0]], os.X_OK), f"{command}: no such starter"
@@ -298,6 +302,8 @@ def test_other_commands_are_known():
             elif words[:3] == ["python", "-m", "pytest"]:
                 for word in words[3:]:
                     assert "/" not in word or (ROOT / word).exists(), command
+            elif words[:3] == ["python", "-m", "http.server"]:
+                assert "--bind=127.0.0.1" in words, command  # for this computer alone
             elif words[:2] == ["pip", "install"]:
                 for extra in re.findall(r"\.\[(\w+)\]", " ".join(words)):
                     assert extra in extras, command
@@ -318,7 +324,7 @@ def test_something_runs_every_tool_and_mode():
         key(c): str(c)
         for page in PAGES.values()
         for c in commands(page)
-        if c.words[0] not in SYSTEM and c not in run
+        if c.words[0] not in SYSTEM and c not in run and c.words[1:3] != ("-m", "http.server")
     }
     missing = {name: where for name, where in found.items() if name not in places and name not in NOT_RUN}
     assert not missing, f"run these, or name in RUN what does: {missing}"

@@ -208,7 +208,7 @@ def to_onnx(
 ) -> tuple[bytes, dict]:
     """The serialized ONNX graph, and facts for the JSON file; `shapes` are those of the outputs."""
     try:
-        from sparse_vis.commands import onnx_graph
+        from sparse_vis.interop import onnx_graph
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise

@@ -8,6 +8,7 @@ import secrets
 import socket
 
 from sparse_vis import api
+from sparse_vis.explore import ort_web, static_page
 from sparse_vis.explore.shelf import Shelf
 from sparse_vis.explore.similar import Extraction
 from sparse_vis.runtime import paths
@@ -41,7 +42,15 @@ def main() -> None:
     searched = "folder of an extraction (`extract`), in which similar tokens are searched for"
     add("--gallery", type=paths.path, metavar="EXTRACTION", help=searched)
     add("--images", type=paths.path, metavar="FOLDER", help="folder of the extraction's images, its --input")
+    static = "write the page to this folder, for a web server of any kind, and serve nothing"
+    add("--export", type=paths.path, metavar="FOLDER", help=static)
+    runtime = f"with --export: folder of {ort_web.PACKAGE}, unpacked (else fetched with npm)"
+    add("--runtime", type=paths.path, metavar="FOLDER", help=runtime)
     given = parser.parse_args()
+    if given.export is not None:
+        return export(given)
+    if given.runtime is not None:
+        raise UserError("--runtime is for --export; give both, or neither.")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f'explore needs {" and ".join(missing)}; run pip install -e ".[explore]".')
     if (given.gallery is None) != (given.images is None):
@@ -55,6 +64,19 @@ def main() -> None:
         )
     gallery = given.gallery and Extraction(given.gallery, given.images, model, params, given.max_pixels)
     serve(Shelf(model, params, given.max_pixels, gallery), given.checkpoint, listening)
+
+
+def export(given: argparse.Namespace) -> None:
+    """Write the page without a server, for the flags of `main`, and print how to serve it."""
+    served = ("gallery", "images", "tokenizer", "port")
+    if wrong := next((name for name in served if getattr(given, name)), None):
+        raise UserError(f"--{wrong} needs the server; leave out --{wrong}, or --export.")
+    static_page.check(given.export)
+    runtime = ort_web.fetched() if given.runtime is None else ort_web.from_folder(given.runtime)
+    model, params = api.load(given.checkpoint, given.name)
+    size = static_page.write(model, params, given.checkpoint, given.max_pixels, runtime, given.export)
+    say(f"wrote {given.export}, {size / 1e6:.1f} MB")
+    say(f"python -m http.server --bind={HOST} --directory={given.export} serves it on this computer")
 
 
 def bound(number: int) -> socket.socket:
@@ -76,7 +98,7 @@ def serve(shelf: Shelf, name: str, listening: socket.socket) -> None:
     from sparse_vis.explore.server import EXAMPLES, default_side, make_app
 
     say("compiling, the first time for about 10 seconds")
-    side, example = default_side(shelf), next(iter(EXAMPLES.values()))
+    side, example = default_side(shelf.model), next(iter(EXAMPLES.values()))
     key = shelf.put(example.read_bytes(), example.name)
     shelf.shown(key, side, [])
     number, token = listening.getsockname()[1], secrets.token_urlsafe(24)

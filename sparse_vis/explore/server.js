@@ -1,15 +1,5 @@
 "use strict";
-// Requests to the server. Errors have one sentence for the reader.
-const settings = JSON.parse(document.body.dataset.settings);
-const $ = (id) => document.getElementById(id);
-
-class Refused extends Error {
-  constructor(status, sentence) {
-    super(sentence);
-    this.status = status;
-  }
-}
-
+// Requests to the server.
 async function ask(path, body) {
   let answer;
   try {
@@ -42,19 +32,4 @@ async function about(path, picture, edits, side = view.side) {
   for (const each of view.pictures.filter((other) => taken.has(other.key))) await send(each);
   await send(picture);
   return ask(path, body);
-}
-
-function say(sentence, wrong = false) {
-  $("said").textContent = sentence;
-  $("said").classList.toggle("wrong", wrong);
-}
-
-// Runs something and says what went wrong with it.
-async function attempt(work) {
-  try {
-    return await work();
-  } catch (error) {
-    if (!(error instanceof Refused)) console.error(error);
-    say(error.message, true);
-  }
 }

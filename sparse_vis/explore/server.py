@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jinja2
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -16,18 +14,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from sparse_vis import report
-from sparse_vis.data.examples import FOLDER
 from sparse_vis.explore.guard import Guard
+from sparse_vis.explore.page import EXAMPLES, SCRIPTS, SIDES, STYLES, default_side, html, path_of
 from sparse_vis.explore.saved import png, to_npz
-from sparse_vis.explore.shelf import SIDES, NotHeld, Shelf
+from sparse_vis.explore.shelf import NotHeld, Shelf
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.viz import overlays
 
-HERE = pathlib.Path(__file__).parent
-FILES = {path.name: path for path in (*HERE.glob("*.js"), *HERE.glob("*.css"))}
-FILES["base.css"] = pathlib.Path(report.__file__).with_name("base.css")
-EXAMPLES = {path.name: path for path in sorted(FOLDER.glob("*.jpg"))}
+FILES = {name: path_of(name) for name in (*SCRIPTS, "server.js", *STYLES)}
 LARGEST_FILE, LARGEST_REQUEST = 32 * 2**20, 4 * 2**20  # bytes: of a picture, of edits
 
 
@@ -80,23 +73,14 @@ def asks(function: Callable[[str, int, Any], Any], kind: type[Response]) -> Call
 
 def make_app(shelf: Shelf, name: str, token: str, port: int) -> Starlette:
     """The application: the page, which shows a model of this name, and what it asks for."""
-    tokens = shelf.model.encoder.queries
-    contents = {
-        "name": name, "token": token, "gallery": shelf.gallery is not None,
-        "examples": [(path.stem, file) for file, path in EXAMPLES.items()],
-        "settings": {
-            "token": token, "tokens": tokens, "temperature": shelf.model.factorizer.temperature,
-            "colours": [[round(255 * float(x)) for x in colour] for colour in overlays.token_colours(tokens)],
-        },
-        "side": default_side(shelf), "sides": SIDES, "patch": shelf.model.patch,
-    }  # fmt: skip
-    loader = jinja2.FileSystemLoader(HERE)
-    template = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).get_template("page.html")
+    query = f"?token={token}"
+    rendered = html(
+        shelf.model, name, ("server.js",), default_side(shelf.model), {"token": token}, query=query,
+        policy=None, gallery=shelf.gallery is not None, sides=SIDES,
+    )  # fmt: skip
 
     async def page(request: Request) -> Response:
-        return HTMLResponse(template.render(contents))
+        return HTMLResponse(rendered)
 
     async def file(request: Request) -> Response:
         path = {**FILES, **EXAMPLES}.get(request.path_params["name"])
@@ -131,8 +115,3 @@ def make_app(shelf: Shelf, name: str, token: str, port: int) -> Starlette:
         Route("/save", asks(save, Response), methods=["POST"]),
     ]
     return Starlette(routes=routes, middleware=[Middleware(Guard, token=token, port=port)])
-
-
-def default_side(shelf: Shelf) -> int:
-    """Patches along a side at first: those of 240 pixels, if that is possible."""
-    return min(max(240 // shelf.model.patch, SIDES[0]), SIDES[1])

@@ -17,13 +17,13 @@ from sparse_vis.data.decode import decode as decode_file
 from sparse_vis.data.decode import fitted
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.explore.edits import Edited, replay
+from sparse_vis.explore.page import SIDES
 from sparse_vis.explore.saved import png
 from sparse_vis.explore.similar import Extraction
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.report.gallery import decode
 from sparse_vis.runtime.errors import UserError
 
-SIDES = (8, 48)  # smallest and largest number of patches along a side
 PICTURES, ENCODED = 24, 48  # how many are kept, of those last used
 SIMILAR = 8  # tokens of the gallery that are shown
 UNDERSTOOD = 0.95  # smallest cosine of a token that the encoder finds again

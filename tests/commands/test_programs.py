@@ -188,8 +188,8 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
         export.export_program(GOLDEN, tmp_path, "onnx", "pixel_p16")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnx", None)
-        patch.delitem(sys.modules, "sparse_vis.commands.onnx_graph", raising=False)
-        patch.delattr(sparse_vis.commands, "onnx_graph", raising=False)
+        patch.delitem(sys.modules, "sparse_vis.interop.onnx_graph", raising=False)
+        patch.delattr(sparse_vis.interop, "onnx_graph", raising=False)
         with pytest.raises(UserError, match=r'needs the package onnx: pip install -e "\.\[onnx\]"'):
             export.export_program(GOLDEN, tmp_path / "out", "onnx", "pixel_p16")
     with monkeypatch.context() as patch:

@@ -104,4 +104,4 @@ class Page:
     def shown(self):
         """Pixels of the reconstruction that the page shows."""
         source = self.find(By.CSS_SELECTOR, "#reconstruction img").get_attribute("src")
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB"))

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 import sparse_vis
 from sparse_vis.explore import explore as tool
 from sparse_vis.explore import shelf as shelves
+from sparse_vis.explore.page import default_side
 from sparse_vis.explore.saved import read_saved
 from sparse_vis.explore.server import EXAMPLES, FILES, LARGEST_FILE, make_app
 from sparse_vis.explore.shelf import Shelf
@@ -273,9 +274,7 @@ def test_a_vq_model_needs_its_tokenizer(monkeypatch, loaded):
 
 
 def test_a_side_that_is_possible_is_chosen_first(loaded):
-    from sparse_vis.explore.server import default_side
-
-    model, params = loaded
+    model, _ = loaded
     for patch, side in ((PATCH, 30), (4, 48), (40, 8)):
         larger = model.clone(encoder=model.encoder.clone(patch=patch))
-        assert default_side(Shelf(larger, params, 1)) == side
+        assert default_side(larger) == side

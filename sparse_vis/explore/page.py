@@ -1,0 +1,57 @@
+"""The page's files, and its HTML, which is the same with a server and without."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jinja2
+
+from sparse_vis import report
+from sparse_vis.data.examples import FOLDER
+from sparse_vis.models.stellar import Stellar
+from sparse_vis.viz import overlays
+
+HERE = pathlib.Path(__file__).parent
+STYLES = ("base.css", "explore.css")
+SCRIPTS = ("page.js", "draw.js", "history.js", "view.js", "tools.js", "stages.js", "open.js")
+EXAMPLES = {path.name: path for path in sorted(FOLDER.glob("*.jpg"))}
+SIDES = (8, 48)  # smallest and largest number of patches along a side
+# What the page may load and send: only its own files.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data: blob:; "
+    "media-src blob:; base-uri 'none'; form-action 'none'"
+)
+
+
+def path_of(file: str) -> pathlib.Path:
+    """Where a style sheet or script of the page lies."""
+    return (pathlib.Path(report.__file__).parent if file == "base.css" else HERE) / file
+
+
+def default_side(model: Stellar) -> int:
+    """Patches along a side at first: those of 240 pixels, if that is possible."""
+    return min(max(240 // model.patch, SIDES[0]), SIDES[1])
+
+
+def html(
+    model: Stellar, name: str, scripts: tuple[str, ...], side: int, settings: dict[str, Any], **contents: Any
+) -> str:
+    """The page of a model of this name, at first with `side` patches along a side of a picture.
+
+    Args:
+        scripts: that answer the page's questions. settings: what the scripts read.
+        contents: what else page.html needs: query, policy, gallery, sides.
+    """
+    tokens = model.encoder.queries
+    colours = [[round(255 * float(x)) for x in colour] for colour in overlays.token_colours(tokens)]
+    shown = {"tokens": tokens, "temperature": model.factorizer.temperature, "colours": colours}
+    loader = jinja2.FileSystemLoader(HERE)
+    template = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    ).get_template("page.html")
+    return template.render(
+        name=name, styles=STYLES, scripts=(*SCRIPTS, *scripts), side=side,
+        patch=model.patch, settings={**shown, **settings},
+        examples=[(path.stem, file) for file, path in EXAMPLES.items()], **contents,
+    )  # fmt: skip

@@ -1,0 +1,61 @@
+"use strict";
+// A picture's largest centred square at another size: bicubic and antialiased, the same pixels as Pillow's within one
+// level, which is what the model was trained with.
+const BICUBIC = -0.5; // Pillow's parameter a
+
+function kernel(x) {
+  x = Math.abs(x);
+  if (x < 1) return ((BICUBIC + 2) * x - (BICUBIC + 3)) * x * x + 1;
+  return x < 2 ? (((x - 5) * x + 8) * x - 4) * BICUBIC : 0;
+}
+
+// For each new pixel, the first old one that counts, and the weights of that and the next ones.
+function weightsOf(length, first, side, size) {
+  const scale = side / size, wide = Math.max(1, scale);
+  return Array.from({ length: size }, (_, to) => {
+    const centre = first + (to + 0.5) * scale;
+    const from = Math.max(0, Math.trunc(centre - 2 * wide + 0.5)), end = Math.min(length, Math.trunc(centre + 2 * wide + 0.5));
+    const weights = Array.from({ length: end - from }, (_, i) => kernel((from + i - centre + 0.5) / wide));
+    const total = weights.reduce((a, b) => a + b);
+    return [from, weights.map((weight) => weight / total)];
+  });
+}
+
+// Pixels (height, width, channels) with `size` pixels in place of the width, transposed: twice, it resizes both sides.
+function resizedRows(pixels, width, channels, weights) {
+  const height = pixels.length / width / channels, size = weights.length;
+  const found = new Uint8ClampedArray(size * height * 3);
+  for (let row = 0; row < height; row++) {
+    weights.forEach(([from, each], to) => {
+      for (let channel = 0; channel < 3; channel++) {
+        let sum = 0, at = (row * width + from) * channels + channel;
+        for (const weight of each) {
+          sum += weight * pixels[at];
+          at += channels;
+        }
+        found[(to * height + row) * 3 + channel] = sum;
+      }
+    });
+  }
+  return found;
+}
+
+function fitted(pixels, width, height, size) {
+  const side = Math.min(width, height), along = (length) => weightsOf(length, (length - side) / 2, side, size);
+  return resizedRows(resizedRows(pixels, width, 4, along(width)), height, 3, along(height));
+}
+
+// Pixels (size, size, 3) of a picture's file; transparent pixels are white, and cameras' turns are applied.
+async function squareOf({ file, name }, size) {
+  const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" }).catch(() => null);
+  if (!bitmap) throw new Refused(400, `${name} is no picture that this browser reads; give a JPEG or PNG.`);
+  const { width, height } = bitmap;
+  if (width * height > settings.maxPixels) {
+    throw new Refused(400, `${name} has more than ${settings.maxPixels} pixels; shrink it.`);
+  }
+  const context = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d");
+  context.fillStyle = "white";
+  context.fillRect(0, 0, width, height);
+  context.drawImage(bitmap, 0, 0);
+  return fitted(context.getImageData(0, 0, width, height).data, width, height, size);
+}

@@ -1,0 +1,105 @@
+"use strict";
+// In place of server.js: encoder and decoder run in the browser, with onnxruntime-web.
+const { side, patch } = settings, SIZE = side * patch;
+ort.env.wasm.numThreads = 1; // more need headers that most hosts of static pages do not send
+const held = new Map(); // key of a picture -> its pixels, S and L
+
+let programs = null; // encoder and decoder, loaded for the first picture
+async function programOf(name) {
+  const answer = await fetch(`files/${name}.onnx`).catch(() => null);
+  if (!answer?.ok) throw new Refused(0, `files/${name}.onnx does not arrive; load the page again.`);
+  return ort.InferenceSession.create(new Uint8Array(await answer.arrayBuffer()));
+}
+async function loaded(name) {
+  programs ??= { encoder: programOf("encoder"), decoder: programOf("decoder") };
+  try {
+    return await programs[name];
+  } catch (error) {
+    programs = null; // the next picture tries again
+    throw error;
+  }
+}
+
+let last = Promise.resolve(); // onnxruntime-web runs one program at a time
+async function run(name, inputs, outputs) {
+  const program = await loaded(name), done = last.then(() => program.run(inputs, outputs));
+  last = done.catch(() => {});
+  return done;
+}
+
+async function encoded(pixels) {
+  const images = new ort.Tensor("uint8", new Uint8Array(pixels), [1, SIZE, SIZE, 3]);
+  const { sparse, spatial } = await run("encoder", { images }, ["sparse", "spatial"]);
+  const [, r, d] = sparse.dims;
+  return { S: sparse.data, L: spatial.data, r, d, grid: [side, side] };
+}
+
+async function decoded({ S, L, r, d }) {
+  const sparse = new ort.Tensor("float32", S, [1, r, d]), spatial = new ort.Tensor("float32", L, [1, side * side, r]);
+  const { pixels } = await run("decoder", { sparse, spatial }, ["pixels"]);
+  return Uint8ClampedArray.from(pixels.data, (x) => 255 * x);
+}
+
+async function send(picture) {
+  const file = new Uint8Array(await picture.file.arrayBuffer());
+  picture.key = `${crc32(file).toString(16)}-${file.length}`;
+  if (held.has(picture.key)) return;
+  const pixels = await squareOf(picture, SIZE);
+  held.set(picture.key, { pixels, ...(await encoded(pixels)) });
+}
+
+function canvasOf(pixels) {
+  const canvas = document.createElement("canvas");
+  fill(canvas, SIZE, (i) => [pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2], 255]);
+  return canvas;
+}
+
+const base64 = (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+const numbers = (length, work) => Array.from({ length }, (_, i) => work(i));
+
+function psnrOf(one, other) {
+  const error = one.reduce((sum, x, i) => sum + ((x - other[i]) / 255) ** 2, 0) / one.length;
+  return -10 * Math.log10(Math.max(error, 1e-10));
+}
+
+// What the server answers with the same names, for a picture and its edits.
+const ANSWERS = {
+  async edit(found, edits) {
+    const after = replay(found, edits), pixels = await decoded(after);
+    const maps = numbers(after.r, (token) => mapIn(after, token)), peaks = maps.map((map) => Math.max(...map));
+    const relative = maps.flatMap((map, token) => [...map].map((x) => (255 * x) / Math.max(peaks[token], 1e-12)));
+    const winners = numbers(side * side, (place) => {
+      const weights = maps.map((map) => map[place]);
+      return weights.indexOf(Math.max(...weights));
+    });
+    return JSON.stringify({
+      picture: canvasOf(pixels).toDataURL("image/png").split(",")[1], psnr: psnrOf(pixels, found.pixels),
+      maps: base64(Uint8ClampedArray.from(relative)), peaks, winners: base64(winners),
+      shares: maps.map((map) => map.reduce((a, b) => a + b, 0) / map.length),
+    });
+  },
+  async understood(found, edits) {
+    const after = replay(found, edits), again = await encoded(await decoded(after));
+    const product = (a, b, token) => numbers(after.d, (i) => a.S[token * after.d + i] * b.S[token * after.d + i])
+      .reduce((x, y) => x + y);
+    return JSON.stringify(numbers(after.r, (token) => {
+      const lengths = Math.sqrt(product(again, again, token) * product(after, after, token));
+      const cosine = product(again, after, token) / Math.max(lengths, 1e-12);
+      return { cosine, understood: hasMap(after, token) ? cosine >= settings.understood : null };
+    }));
+  },
+  photograph: (found) => new Promise((done) => canvasOf(found.pixels).toBlob(done, "image/png")),
+  save(found, edits) {
+    replay(found, edits); // what cannot be replayed is not saved
+    return npz(found, edits);
+  },
+};
+
+async function about(path, picture, edits) {
+  const resolved = edits.map(({ from, ...edit }) => {
+    if (!from) return edit;
+    const { S, d } = held.get(from.picture);
+    return { ...edit, vector: [...S.subarray(from.token * d, (from.token + 1) * d)] };
+  });
+  return new Response(await ANSWERS[path](held.get(picture.key), resolved));
+}

@@ -1,0 +1,96 @@
+"""The page as a folder for any static host: the browser itself encodes, edits and decodes."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+
+from sparse_vis.explore import ort_web
+from sparse_vis.explore.page import EXAMPLES, HERE, POLICY, SCRIPTS, STYLES, default_side, html, path_of
+from sparse_vis.explore.shelf import UNDERSTOOD
+from sparse_vis.models.encoder import resize_position_table
+from sparse_vis.models.stellar import Stellar
+from sparse_vis.runtime import files
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.tools import check_folder
+
+OWN = {path.name: path for path in sorted((HERE / "static").glob("*.js"))}
+MAX_BYTES = 2**31 - 2**20  # of weights: ONNX files are limited to 2 GiB
+# WebAssembly counts as code that is made at run time.
+BROWSER_POLICY = POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'")
+
+
+def check(folder: pathlib.Path) -> None:
+    """Refuse, with a UserError, a folder that cannot be written or is not empty, or a missing onnx."""
+    check_folder(folder, "--export")
+    if files.holds_files(folder):
+        raise UserError(f"--export={folder} contains files; give a new or empty folder.")
+    if importlib.util.find_spec("onnx") is None:
+        raise UserError('--export needs the package onnx; run pip install -e ".[onnx]".')
+
+
+def programs(model: Stellar, params: dict, side: int) -> dict[str, bytes]:
+    """Encoder and decoder of pictures of side x side patches as ONNX: name of the file -> content.
+
+    The encoder takes "images" (batch, H, W, 3) uint8 and gives "sparse" (batch, r, d) and "spatial"
+    (batch, n, r); the decoder takes these and gives "pixels" (batch, H, W, 3) in [0, 1].
+    """
+    from sparse_vis.interop import onnx_graph  # here, as the package onnx may be absent
+
+    size = side * model.patch
+    at_size = model.clone(encoder=model.encoder.clone(image_size=size), classifier=None)
+    encoder = dict(params["encoder"])
+    encoder["position_table"] = resize_position_table(encoder["position_table"], (side, side))
+    params = jax.tree.map(np.asarray, {**params, "encoder": encoder})
+    r, d = model.encoder.queries, model.encoder.sizes.width
+    factors = {"sparse": [r, d], "spatial": [side * side, r]}
+    pixels = {"pixels": [size, size, 3]}
+    graphs = {
+        "encoder.onnx": onnx_graph.build(at_size, params, factors),
+        "decoder.onnx": onnx_graph.build_decoder(at_size, params["decoder"], factors | pixels),
+    }
+    return {name: graph.SerializeToString() for name, graph in graphs.items()}
+
+
+def write(
+    model: Stellar, params: dict, name: str, max_pixels: int, runtime: dict[str, bytes], folder: pathlib.Path
+) -> int:
+    """Write the page of a model of this name; returns the bytes of all files.
+
+    Args:
+        runtime: files of onnxruntime-web. max_pixels: pictures with more are refused.
+
+    Raises:
+        UserError: the model reconstructs codes or is too large, or the folder cannot be written.
+    """
+    if model.decoder.codes:
+        what = f"{name} reconstructs through a VQ tokenizer, which --export lacks"
+        raise UserError(f"{what}; leave out --export.")
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params["encoder"]))
+    if weights > MAX_BYTES:
+        raise UserError(f"the encoder of {name} has more than 2 GiB, too much for ONNX; leave out --export.")
+    side = default_side(model)
+    settings = {
+        "token": "", "side": side, "patch": model.patch, "maxPixels": max_pixels, "understood": UNDERSTOOD,
+    }  # fmt: skip
+    scripts = (ort_web.FILES[0], *OWN)
+    page = html(
+        model, name, scripts, side, settings, query="", policy=BROWSER_POLICY, gallery=False,
+        sides=(side, side),
+    )  # fmt: skip
+    copied = {file: path_of(file) for file in (*SCRIPTS, *STYLES)} | OWN | EXAMPLES
+    contents = {file: path.read_bytes() for file, path in copied.items()} | runtime
+    contents |= programs(model, params, side)
+    try:
+        (folder / "files").mkdir(parents=True, exist_ok=True)
+        for file, content in contents.items():
+            files.write_whole(folder / "files" / file, content)
+        files.write_whole(folder / "index.html", page)  # last: an interrupted export shows nothing
+    except OSError as error:
+        raise UserError(
+            f"--export={folder} cannot be written ({error}); free space, or give another."
+        ) from None
+    return len(page.encode()) + sum(map(len, contents.values()))
