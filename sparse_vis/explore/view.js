@@ -9,7 +9,7 @@ async function refresh() {
   again = true;
   if (busy) return;
   busy = true;
-  const slow = setTimeout(() => say("Working; a new resolution takes some seconds the first time."), 700);
+  const slow = setTimeout(() => say("Working; the first picture and a new resolution take some seconds."), 700);
   let failed = false;
   while (again) {
     again = false;

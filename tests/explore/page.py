@@ -66,7 +66,7 @@ class Page:
     def __init__(self, driver):
         self.driver, self.run, self.find = driver, driver.execute_script, driver.find_element
 
-    def until(self, script, seconds=20):
+    def until(self, script, seconds=60):
         deadline = time.monotonic() + seconds
         while not self.run(f"return {script}"):
             said = self.find(By.ID, "said").text
