@@ -59,7 +59,7 @@ def checked_config(given: flags.FlagValues) -> ConfigDict:
 
 def check_file(path: str | None, flag: str = "--json") -> None:
     """Refuse, before any long work, a file to write in a folder that does not exist."""
-    if path and not pathlib.Path(paths.local(path, flag)).absolute().parent.is_dir():
+    if path and not pathlib.Path(paths.expanded(path, flag)).absolute().parent.is_dir():
         raise UserError(f"{flag}={path}: its folder does not exist; create it, or use benchmarks/results/.")
 
 
@@ -67,7 +67,7 @@ def write_json(path: str | None, result: dict) -> None:
     """Write a result with the machine's record beside it, ~ expanded; nothing where no path is given."""
     if path:
         text = json.dumps({**result, "machine": machine()}, indent=1)
-        pathlib.Path(paths.local(path, "--json")).write_text(text + "\n")
+        pathlib.Path(paths.expanded(path, "--json")).write_text(text + "\n")
 
 
 def machine() -> dict:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import heapq
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +13,7 @@ from PIL import Image
 
 from sparse_vis.data.decode import decode, fitted, to_square
 from sparse_vis.explore.saved import png
+from sparse_vis.explore.token_index import READING, TokenIndex, values_of
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import files
 from sparse_vis.runtime.checksums import crc32
@@ -21,24 +21,13 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import unescaped
 from sparse_vis.viz import overlays
 
-READING = dict(memory_map=True, page_checksum_verification=True)
-BLOCK = 1024  # images whose tokens are compared at a time
-
-
-class Similar(NamedTuple):
-    """A token of an image of the extraction."""
-
-    cosine: float
-    shard: str
-    row: int  # in the shard
-    token: int
-
 
 class Extraction:
     """A finished extraction (docs/extraction.md) whose images are in a folder; nothing is kept in memory.
 
     Raises:
-        UserError: the folder is no finished extraction with S and L, or is one of another model.
+        UserError: the folder is no finished extraction with S and L, or is one of another model; a shard is
+            damaged or missing when the tokens are read for the first time.
     """
 
     def __init__(self, folder: Path, images: Path, model: Stellar, params: dict, max_pixels: int):
@@ -59,55 +48,49 @@ class Extraction:
                 f"--gallery={folder} is of another model; give the --checkpoint of that extraction."
             )
         self.patch = model.patch
+        try:
+            self.index = TokenIndex(folder, self.manifest)
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:  # pyarrow's
+            raise self._damaged(error) from error
 
-    def nearest(self, vector: Float[np.ndarray, " d"], count: int) -> list[Similar]:
-        """The most similar token of each image, for the `count` images with the highest cosines, exactly."""
-        best: list[Similar] = []
-        unit = vector / max(float(np.linalg.norm(vector)), 1e-12)
-        for name in sorted(self.manifest["shards"]):
-            first = 0
-            with pq.ParquetFile(self.folder / name, **READING) as shard:
-                for block in shard.iter_batches(BLOCK, columns=["sparse"]):
-                    S = self._values(block.column("sparse"), "sparse")
-                    cosines = S @ unit / np.maximum(np.linalg.norm(S, axis=-1), 1e-12)
-                    tokens, highest = cosines.argmax(axis=1), cosines.max(axis=1)
-                    for i in np.argsort(-highest, kind="stable")[:count]:
-                        best.append(Similar(float(highest[i]), name, first + int(i), int(tokens[i])))
-                    best = heapq.nlargest(count, best, key=lambda found: found.cosine)
-                    first += len(S)
-        return best
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(f"a file in {self.folder} is damaged ({error}); run extract again.")
 
     def search(self, vector: Float[np.ndarray, " d"], count: int) -> list[dict[str, Any]]:
-        """The tokens of `nearest`, most similar first, with the pictures of `shown` as PNGs in base64.
+        """The most similar token of each image, for the `count` images with the highest cosines, exactly.
+
+        Most similar first, with the pictures of `shown` as PNGs in base64.
 
         Raises:
             UserError: as `shown`, or a shard is damaged or missing.
         """
-        try:
-            shown = [(found, *self.shown(found)) for found in self.nearest(vector, count)]
-        except UserError:
-            raise
-        except (OSError, ValueError) as error:  # pyarrow's
-            raise UserError(f"a file in {self.folder} is damaged ({error}); run extract again.") from error
-        return [
-            {"name": name, "token": found.token, "cosine": found.cosine,
-             "picture": base64.b64encode(png(pixels)).decode()}
-            for found, name, pixels in shown
-        ]  # fmt: skip
+        answer = []
+        for image, token, cosine in zip(*self.index.nearest(vector, count), strict=True):
+            try:
+                name, pixels = self.shown(int(image), int(token))
+            except UserError:
+                raise
+            except (OSError, ValueError) as error:  # pyarrow's
+                raise self._damaged(error) from error
+            picture = base64.b64encode(png(pixels)).decode()
+            answer.append({"name": name, "token": int(token), "cosine": float(cosine), "picture": picture})
+        return answer
 
-    def _values(self, column: Any, name: str) -> Float[np.ndarray, "m tokens width"]:
-        values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-        return values.reshape(-1, *self.manifest["outputs"][name])
-
-    def shown(self, found: Similar) -> tuple[str, UInt8[np.ndarray, "H W 3"]]:
-        """Name of the image of a token, and the image with the token's map, as the encoder saw it.
+    def shown(self, image: int, token: int) -> tuple[str, UInt8[np.ndarray, "H W 3"]]:
+        """Name of an image, and the image with a token's map, as the encoder saw it.
 
         Raises:
             UserError: the image is not in the folder of images, or cannot be read.
         """
-        table = pq.read_table(self.folder / found.shard, columns=["name", "spatial"], **READING)
-        row = table.slice(found.row, 1).combine_chunks()
-        name, about = row["name"][0].as_py(), self.manifest
+        about, (shard, row) = self.manifest, self.index.place(image)
+        with pq.ParquetFile(self.folder / shard, **READING) as file:
+            group = 0  # only that part of the shard is read
+            while row >= (rows := file.metadata.row_group(group).num_rows):
+                group, row = group + 1, row - rows
+            found = file.read_row_group(group, columns=["name", "spatial"]).slice(row, 1)
+        name, map_ = found["name"][0].as_py(), found["spatial"].combine_chunks()
         path = self.images / unescaped(name)
         try:
             data = path.read_bytes()
@@ -125,6 +108,6 @@ class Extraction:
             bicubic = Image.Resampling.BICUBIC
             square = to_square(pixels, size, short_side=about["resize"], resample=bicubic)
         rows, columns = grid = tuple(about["grid"])
-        L = self._values(row["spatial"].chunk(0), "spatial")[0]
+        L = values_of(map_, tuple(about["outputs"]["spatial"]))[0]
         square = square[: rows * self.patch, : columns * self.patch]
-        return name, overlays.lay_over(square, overlays.token_overlay(L, found.token, grid))
+        return name, overlays.lay_over(square, overlays.token_overlay(L, token, grid))

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 import sparse_vis
 from sparse_vis.explore import explore as tool
-from sparse_vis.explore import similar
+from sparse_vis.explore import token_index
 from sparse_vis.explore.server import make_app
 from sparse_vis.explore.shelf import Shelf
 from sparse_vis.runtime.errors import UserError
@@ -33,7 +33,9 @@ def features(extracted, loaded):
 
 @pytest.mark.parametrize("block", [2, 1024])
 def test_the_nearest_tokens_are_those_of_all_pairs(extracted, loaded, monkeypatch, block):
-    monkeypatch.setattr(similar, "BLOCK", block)
+    monkeypatch.setattr(token_index, "BLOCK", block)
+    for file in (extracted / "features").glob(".tokens-*"):
+        file.unlink()
     _, S, _ = features(extracted, loaded)
     query = S[4, 2] + 0.1
     cosines = S @ query / np.linalg.norm(S, axis=-1) / np.linalg.norm(query)

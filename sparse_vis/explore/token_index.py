@@ -1,0 +1,89 @@
+"""The tokens of an extraction in one memory-mapped file, to be compared with one token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Float, Float32, Int
+
+from sparse_vis.runtime import files
+from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.progress import Progress
+
+READING = dict(memory_map=True, page_checksum_verification=True)
+BLOCK = 4096  # images whose tokens are read or compared at a time
+
+
+class TokenIndex:
+    """All tokens S of a finished extraction, of length one, in the order of its shards.
+
+    The first call writes them into a hidden file in the extraction's folder (float32: 4 N r d bytes); later
+    ones map it into memory.
+
+    Args:
+        folder: of the extraction. manifest: its content.
+
+    Raises:
+        UserError: the file cannot be written. OSError, ValueError: a shard is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]):
+        self.folder, self.shape = folder, tuple(manifest["outputs"]["sparse"])
+        self.names = sorted(manifest["shards"])
+        rows = [manifest["shards"][name]["rows"] for name in self.names]
+        self.ends = np.cumsum(rows)
+        # The checksum of the manifest, which has those of the shards: another extraction has another file.
+        path = folder / f".tokens-{manifest[files.CHECKSUM][:16]}.npy"
+        if not path.exists():
+            self._write(path)
+        self.tokens: Float32[np.ndarray, "N r d"] = np.load(path, mmap_mode="r")
+
+    def _write(self, path: Path) -> None:
+        progress = Progress("tokens to search", int(self.ends[-1]))
+        blocks, shape = self._blocks(), (int(self.ends[-1]), *self.shape)
+        try:
+            with files.whole(path) as partial:
+                tokens = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+                start = 0
+                for S in blocks:
+                    lengths = np.linalg.norm(S, axis=-1, keepdims=True)
+                    tokens[start : start + len(S)] = S / np.maximum(lengths, 1e-12)
+                    start += len(S)
+                    progress.add(len(S))
+                tokens.flush()
+        except PermissionError as error:
+            what = f"the tokens to search cannot be written into {self.folder} ({error.strerror})"
+            raise UserError(f"{what}; give a copy of the extraction as --gallery.") from error
+
+    def _blocks(self) -> Iterator[Float32[np.ndarray, "m r d"]]:
+        for name in self.names:
+            with pq.ParquetFile(self.folder / name, **READING) as shard:
+                for block in shard.iter_batches(BLOCK, columns=["sparse"]):
+                    yield values_of(block.column("sparse"), self.shape)
+
+    def nearest(
+        self, vector: Float[np.ndarray, " d"], count: int
+    ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+        """Image, token and cosine of the `count` images (or all) whose best token has the highest cosine."""
+        unit = np.float32(vector / max(float(np.linalg.norm(vector)), 1e-12))
+        tokens, cosines = (np.empty(len(self.tokens), kind) for kind in (np.int32, np.float32))
+        for start in range(0, len(self.tokens), BLOCK):
+            rows = slice(start, start + BLOCK)
+            found = (self.tokens[rows].reshape(-1, len(unit)) @ unit).reshape(-1, self.shape[0])
+            tokens[rows], cosines[rows] = found.argmax(axis=1), found.max(axis=1)
+        best = np.argsort(-cosines, kind="stable")[:count]
+        return best, tokens[best], cosines[best]
+
+    def place(self, image: int) -> tuple[str, int]:
+        """Shard and row of an image."""
+        shard = int(np.searchsorted(self.ends, image, side="right"))
+        return self.names[shard], image - int(self.ends[shard - 1] if shard else 0)
+
+
+def values_of(column: Any, shape: tuple[int, ...]) -> Float32[np.ndarray, "m tokens width"]:
+    """The arrays of a column of an extraction."""
+    return column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, *shape)
