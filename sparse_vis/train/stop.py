@@ -104,7 +104,7 @@ class StopCall(StopSignal):
 
     def end(self) -> None:
         """Give a signal that stopped the training to the handlers that were there before."""
-        if self.received and self.status:
+        if self.received:
             signal.raise_signal(self.number)
 
     def _handle(self, number: int, _) -> None:
