@@ -187,7 +187,7 @@ def test_edits_on_the_page(static, loaded):
     for name in ("maps", "winners"):
         values = static.run(f"return [...view.current.found.{name}]")
         same(np.uint8(values), np.frombuffer(base64.b64decode(wanted[name]), np.uint8))
-    static.until("document.querySelectorAll('.understood')[0].textContent !== '…'")
+    static.until("!document.querySelector('.understood').classList.contains('old')")
     said = [float(x.text.split()[-1]) for x in static.driver.find_elements(By.CSS_SELECTOR, ".understood")]
     wanted = [token["cosine"] for token in shelf.understood(key, SIDE, edits)]
     assert said == pytest.approx(wanted, abs=0.02)
