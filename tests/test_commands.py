@@ -152,7 +152,7 @@ def write_run(workdir: pathlib.Path, config_file: str, *steps: int) -> None:
 def write_pictures(folder: pathlib.Path) -> None:
     """A data set of the form of docs/pictures.md."""
     for kind, name, mode in (("objects", "food/a.png", "RGBA"), ("photographs", "a.jpg", "RGB")):
-        for split in ("train", "test"):
+        for split in ("train", "validation", "test"):
             file = folder / kind / split / name
             file.parent.mkdir(parents=True)
             Image.new(mode, (40, 40), "red").save(file)
