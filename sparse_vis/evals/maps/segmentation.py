@@ -368,7 +368,10 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
         return columns
 
     for columns in published.squares_in_shares(test, cuts, rows, bench.batch, whole, judged):
-        found.append(columns)
+        # Of many classes, the matrices of all images would be gigabytes.
+        found.append(
+            {key: x.sum(axis=0, keepdims=True) if key[-1] == "matrix" else x for key, x in columns.items()}
+        )
     return _result(heads, {key: np.concatenate([columns[key] for columns in found]) for key in found[0]})
 
 
