@@ -150,6 +150,15 @@ def check_model(call: str, model: Stellar, params: dict) -> None:
         raise UserError(f"{call} got params without an 'encoder' ({', '.join(params) or 'empty'}); {remedy}.")
 
 
+def check_tokenizer(model: Stellar, checkpoint: str) -> None:
+    """UserError of a tool if the model reconstructs through a VQ tokenizer, whose weights it lacks."""
+    if model.decoder.codes and model.tokenizer is None:
+        raise UserError(
+            f"{checkpoint} reconstructs through a VQ tokenizer, whose weights were not found; give "
+            "--tokenizer=FILE."
+        )
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(model: Stellar, params: dict, images: Array) -> Features:
     tokens = model.apply({"params": params}, as_pixels(images), method="encode")

@@ -157,7 +157,7 @@ def export_program(
 
 
 def decoder_path(encoder: AnyPath) -> AnyPath:
-    """AnyPath of the decoder's program, from that of the encoder's."""
+    """Path of the decoder's program, from that of the encoder's."""
     return encoder.with_name(f"{encoder.stem}.decoder{encoder.suffix}")
 
 

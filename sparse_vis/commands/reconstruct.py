@@ -185,11 +185,7 @@ def run(given: argparse.Namespace) -> None:
         model, params = api.load(
             given.checkpoint, given.name, tokenizer=given.tokenizer, tokenizer_dtype=given.tokenizer_dtype
         )
-        if model.decoder.codes and model.tokenizer is None:
-            raise UserError(
-                f"{given.checkpoint} reconstructs through a VQ tokenizer, whose weights were not found; "
-                "give --tokenizer=FILE."
-            )
+        api.check_tokenizer(model, given.checkpoint)
         if given.compare_bf16 and model.tokenizer is None:
             raise UserError(
                 f"{given.checkpoint} reconstructs pixels without a tokenizer; leave out --compare-bf16."

@@ -49,12 +49,12 @@ def fingerprint(manifest: dict[str, Any]) -> str:
 
 
 def entry_of(path: AnyPath) -> AnyPath:
-    """AnyPath of the entry of a shard."""
+    """Path of the entry of a shard."""
     return path.with_suffix(".json")
 
 
 def plan(output: AnyPath, images: int, shard_size: int) -> dict[AnyPath, range]:
-    """AnyPath of every shard -> indices of its images."""
+    """Path of every shard -> indices of its images."""
     rows = [range(images)[start : start + shard_size] for start in range(0, images, shard_size)]
     return {output / f"features-{k:05d}-of-{len(rows):05d}.parquet": row for k, row in enumerate(rows)}
 

@@ -57,11 +57,7 @@ def main() -> None:
         raise UserError("--gallery and --images belong together; give both, or neither.")
     listening = bound(given.port)
     model, params = api.load(given.checkpoint, given.name, tokenizer=given.tokenizer)
-    if model.decoder.codes and model.tokenizer is None:
-        raise UserError(
-            f"{given.checkpoint} reconstructs through a VQ tokenizer, whose weights were not found; give "
-            "--tokenizer=FILE."
-        )
+    api.check_tokenizer(model, given.checkpoint)
     gallery = given.gallery and Extraction(given.gallery, given.images, model, params, given.max_pixels)
     serve(Shelf(model, params, given.max_pixels, gallery), given.checkpoint, listening)
 
