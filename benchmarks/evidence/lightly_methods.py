@@ -51,7 +51,8 @@ HIDDEN = 0.75  # share of the patches that MAE's encoder does not see
 
 def backbone(config: ConfigDict) -> MaskedVisionTransformerTorchvision:
     """The encoder of config.model, without queries; it returns CLS."""
-    m, norm = config.model, functools.partial(nn.LayerNorm, eps=m.norm_epsilon)
+    m = config.model
+    norm = functools.partial(nn.LayerNorm, eps=m.norm_epsilon)
     vit = VisionTransformer(
         m.image_size, m.patch, m.layers, m.heads, m.width, m.mlp_dim, num_classes=1, norm_layer=norm
     )

@@ -1,8 +1,9 @@
-"""Packed shards in a bucket: one ranged request per record, because ArrayRecord's reader needs a disk.
+"""ArrayRecord files in a bucket: one ranged request per record, because ArrayRecord's reader needs a disk.
 
 A shard is a Riegeli file: blocks of 64 KiB, each with a header of 24 bytes, between which chunks lie. A chunk
-is a header of 40 bytes and, if it is uncompressed, a zero, the length of the sizes, the size of every record,
-and the records; numbers are varints. `pack` writes one record per chunk. The last block says where the footer
+is a header of 40 bytes, a byte for the compression (zero: none), the length of the sizes, the size of every
+record, and the records; numbers are varints. If they are compressed, sizes and records each begin with their
+length without compression. `pack` and TFDS write one record per chunk. The last block says where the footer
 is, a chunk whose first record describes the file, and whose others say where each record's chunk begins.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Iterable
 from sparse_vis.runtime.paths import as_path
 
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 2**16, 24, 40
+CODECS = {b"b": "brotli", b"z": "zstd"}
 OFFSET = 8  # tag of the first field of the messages in the footer and of the last block: a position
 
 
@@ -23,11 +25,11 @@ class BucketRecords:
     """The records of shards in a bucket, by position in all of them.
 
     Args:
-        folder: gs:// or s3://. shards: name, length in bytes and number of records of each.
+        shards: address, length in bytes and number of records of each.
     """
 
-    def __init__(self, folder: str, shards: Iterable[tuple[str, int, int]]):
-        self._shards = [(f"{folder}/{name}", size, count) for name, size, count in shards]
+    def __init__(self, shards: Iterable[tuple[str, int, int]]):
+        self._shards = list(shards)
         self._ends = list(itertools.accumulate(count for *_, count in self._shards))
 
     def __getitem__(self, index: int) -> bytes:
@@ -61,15 +63,26 @@ def _records(data: bytes, start: int) -> list[bytes]:
     chunk = b"".join(parts)
     size, kind = int.from_bytes(chunk[8:16], "little"), chunk[24:25]
     body = chunk[CHUNK_HEADER : CHUNK_HEADER + size]
-    if kind != b"r" or len(body) != size or body[:1] != b"\0":
-        raise ValueError("no uncompressed chunk of records")
+    if kind != b"r" or len(body) != size or body[:1] not in (b"\0", *CODECS):
+        raise ValueError("no chunk of records")
     length, at = _varint(body, 1)
-    sizes, values = [], at + length
-    while at < values:
-        found, at = _varint(body, at)
-        sizes.append(found)
-    ends = list(itertools.accumulate(sizes, initial=values))
-    return [body[a:b] for a, b in itertools.pairwise(ends)]
+    sizes, values = (_decompressed(body[:1], part) for part in (body[at : at + length], body[at + length :]))
+    ends, at = [0], 0
+    while at < len(sizes):
+        found, at = _varint(sizes, at)
+        ends.append(ends[-1] + found)
+    if ends[-1] != len(values):
+        raise ValueError("a chunk of another length")
+    return [values[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def _decompressed(compression: bytes, data: bytes) -> bytes:
+    if compression not in CODECS:
+        return data
+    import pyarrow  # only here, as packed shards are not compressed
+
+    length, at = _varint(data, 0)
+    return pyarrow.decompress(data[at:], length, CODECS[compression], asbytes=True)
 
 
 def _position(message: bytes) -> int:

@@ -81,8 +81,8 @@ class PackedSource:
         self._shards = list(shards)
         self._ends = list(itertools.accumulate(shard["records"] for shard in shards.values()))
         if in_bucket(path):
-            about = ((name, shard["bytes"], shard["records"]) for name, shard in shards.items())
-            self._records = BucketRecords(path, about)
+            about = ((f"{path}/{name}", shard["bytes"], shard["records"]) for name, shard in shards.items())
+            self._records = BucketRecords(about)
             return
         # With the number of records in brackets, Grain does not open a shard until it is read.
         files = [f"{folder / name}[0:{shard['records']}]" for name, shard in shards.items()]

@@ -29,7 +29,7 @@ from sparse_vis.runtime.skipped import MAX_PIXELS
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # usual names of folders of splits
 # Kinds of addresses KIND:REST; each is called as (REST, split=, data_dir=, max_pixels=).
 ADDRESSES = {"tfds": TfdsSource, "table": TableSource, "webdataset": WebdatasetSource, "hf": HfSource}
-IN_BUCKETS = ("folder", "packed", "table")  # kinds of sources that can read from a bucket
+IN_BUCKETS = ("folder", "packed", "table", "tfds")  # kinds of sources that can read from a bucket
 OBJECT = "object"  # config.data.source of images that are in memory; config.data.path describes them
 SHOWN = 4  # class names that are printed
 

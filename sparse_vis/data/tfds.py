@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 
+from sparse_vis.data.bucket_records import BucketRecords
 from sparse_vis.data.folder import sha256_of
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.paths import as_path, in_bucket
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
 
@@ -16,7 +19,7 @@ class TfdsSource:
 
     Args:
         name: e.g. "imagenet2012" or "name/config:1.0.0". split: e.g. "train[:90%]".
-        data_dir: folder in which the data set was prepared.
+        data_dir: folder in which the data set was prepared; it may be in a bucket.
 
     Raises:
         UserError: the data set is not prepared in data_dir or not as ArrayRecord, the split is unknown or
@@ -34,6 +37,8 @@ class TfdsSource:
             f"tfds.builder({name!r}, data_dir={data_dir!r}, file_format='array_record')"
             '.download_and_prepare()"`, for which many data sets need `pip install tensorflow-cpu`,'
         )
+        if in_bucket(data_dir):  # into which TFDS writes no ArrayRecord
+            prepare = "prepare it in a folder of a disk (docs/imagenet.md) and copy that folder there,"
         find = "or set --config.data.path to the folder that holds it"
         what = f"data set {name!r}"
         try:
@@ -62,6 +67,8 @@ class TfdsSource:
             raise UserError(
                 f"TFDS {what} has no split {split!r} ({reason}); correct --config.data.split."
             ) from None
+        if in_bucket(data_dir):
+            self._records.data_source = _InBucket(builder.info, split)
         if not len(self._records):
             raise UserError(f"split {split!r} of TFDS {what} is empty; choose another split.")
         label, sets = (dict(builder.info.features).get(name) for name in ("label", "labels"))
@@ -78,8 +85,8 @@ class TfdsSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             found = self._records[index]
-        except RuntimeError as error:  # the only type that ArrayRecord raises
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, ValueError, IndexError, OSError) as error:  # ArrayRecord: only RuntimeError
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"record {index} of TFDS data set {self.name!r} cannot be read ({reason}); "
                 f"restore or prepare {self.data_dir!r} again."
@@ -95,3 +102,31 @@ class TfdsSource:
 
     def __repr__(self) -> str:
         return f"TfdsSource({self.name!r}, split={self.split!r}, data_dir={self.data_dir!r})"
+
+
+class _InBucket:
+    """The bytes of a split's records, for a data set in a bucket: the reader of TFDS needs a disk.
+
+    Raises:
+        UserError: a shard is missing.
+    """
+
+    def __init__(self, info: Any, split: str):
+        parts = info.splits[split].file_instructions
+        files = {part.filename: part.examples_in_shard for part in parts}
+        folder = as_path(info.data_dir)
+        there = {str(folder / name): size for name, (size, _) in folder.objects().items()}
+        if missing := next((file for file in files if file not in there), None):
+            raise UserError(f"{missing} of TFDS data set {info.full_name!r} is missing; copy it again.")
+        self._records = BucketRecords((file, there[file], count) for file, count in files.items())
+        first = dict(zip(files, itertools.accumulate(files.values(), initial=0), strict=False))
+        starts = [first[part.filename] + part.skip for part in parts]
+        self._positions = np.concatenate(
+            [np.arange(start, start + part.take) for start, part in zip(starts, parts, strict=True)]
+        )
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._records[self._positions[index]]

@@ -107,7 +107,7 @@ def test_pictures_exports_and_reports(there, images, s3, monkeypatch):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("name", ["tfds:mnist", "hf:gs://b/x", "webdataset:gs://b/x.tar", "pictures"])
+@pytest.mark.parametrize("name", ["hf:gs://b/x", "webdataset:gs://b/x.tar", "pictures"])
 def test_what_cannot_be_read_from_a_bucket_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"in a bucket, from which \w+ cannot read; copy it to the disk"):

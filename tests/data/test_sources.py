@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from sparse_vis.data.records import read_records
 from sparse_vis.data.scenes import SceneSpec
 from sparse_vis.data.sources import announce, make_source, open_input
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.paths import as_path
 from sparse_vis.runtime.progress import say_once
 
 SMALL = SceneSpec(size=32, eval_records=40)
@@ -324,6 +326,30 @@ def test_tfds_reads_array_record_without_tensorflow(tiny):
     assert all(row[1] == [20, 30, 3] and row[2] == row[0] % 2 for row in every)
     assert len({row[3] for row in every}) == 10
     assert classes == ["even", "odd"] and "tiny" in name and not tensorflow
+
+
+def test_tfds_from_a_bucket_gives_the_same_records(tiny, bucket):
+    directory, there = tiny[0], as_path("gs://bucket/tfds")
+    for file in (file for file in directory.rglob("*") if file.is_file()):
+        (there / file.relative_to(directory).as_posix()).upload(file)
+
+    def make(split, path=there):
+        return make_source("tfds:tiny", split=split, path=str(path), seed=0, scenes=SMALL)
+
+    for split in ("train", "train[20%:70%]", "train[70%:]+train[:20%]"):
+        found, expected = pickle.loads(pickle.dumps(make(split))), make(split, directory)
+        assert len(found) == len(expected) and found.images_sha256 == expected.images_sha256
+        assert all(found[i] == expected[i] for i in reversed(range(len(found))))
+    with pytest.raises(UserError, match=r"prepare it in a folder of a disk .* and copy that folder there"):
+        make("train", "gs://bucket/nothing")
+    shard = there / "tiny" / "1.0.0" / "tiny-train.array_record-00000-of-00001"
+    whole = shard.read_bytes()
+    shard.write_bytes(bytes(2**10) + whole[2**10 :])  # the records are small
+    with pytest.raises(UserError, match=r"record 0 of TFDS data set 'tiny' cannot be read \(.*restore"):
+        make("train")[0]
+    shard.unlink()
+    with pytest.raises(UserError, match=r"^gs://.*00001 of TFDS data set 'tiny/1.0.0' is missing; copy it"):
+        make("train")
 
 
 def test_tfds_gives_sets_of_classes(tiny):
