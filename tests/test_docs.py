@@ -111,6 +111,10 @@ RUN = {
     "tests/train/test_buckets.py": {
         "test_the_command_measures_saves": ("benchmarks.speed.save",),
     },
+    "tests/benchmarks/test_probes.py": {
+        "test_rows_are_measured_and_kept": ("benchmarks.speed.probes",),
+        "test_searches_are_timed": ("benchmarks.speed.token_search",),
+    },
     "tests/benchmarks/test_faults.py": {
         "test_the_command_finds_nothing_wrong": ("benchmarks.faults",),
     },

@@ -113,7 +113,7 @@ def measure(config, topology: str | None, devices: list) -> dict:
     result = {
         "topology": topology or f"{len(devices)} virtual CPU devices", "chips": len(devices), "mesh": mesh,
         "batch": config.train.batch, "efficiency": settings.plain(config)["efficiency"],
-        "compile_seconds": took, "xla_flags": os.environ["XLA_FLAGS"].strip(), "memory": m,
+        "compile_seconds": took, "xla_flags": os.environ["XLA_FLAGS"], "memory": m,
         "flops": found.flops, "bytes": found.bytes, "passes": found.passes, "cycles": found.cycles,
         "xla_loops_once": {"flops": analysis.get("flops"), "bytes": analysis.get("bytes accessed")},
         "collectives": [
@@ -179,7 +179,7 @@ def main(given):
     elif topology.split(":")[0] in GPUS:
         added = GPU_FLAGS
         os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # such programs cannot be read back without a GPU
-    os.environ["XLA_FLAGS"] = f"{added} {os.environ.get('XLA_FLAGS', '')}"
+    os.environ["XLA_FLAGS"] = f"{added} {os.environ.get('XLA_FLAGS', '')}".strip()
     import jax  # only now, as it reads the environment
 
     command.check_file(given.json)

@@ -73,7 +73,8 @@ class TokenIndex:
         tokens, cosines = (np.empty(len(self.tokens), kind) for kind in (np.int32, np.float32))
         for start in range(0, len(self.tokens), BLOCK):
             rows = slice(start, start + BLOCK)
-            found = (self.tokens[rows].reshape(-1, len(unit)) @ unit).reshape(-1, self.shape[0])
+            # No BLAS product: memory is the limit, and on a busy machine BLAS's threads wait for each other.
+            found = np.vecdot(self.tokens[rows], unit)
             tokens[rows], cosines[rows] = found.argmax(axis=1), found.max(axis=1)
         best = np.argsort(-cosines, kind="stable")[:count]
         return best, tokens[best], cosines[best]

@@ -1,12 +1,13 @@
-"""The benchmark of probes: all rows find the same neighbours, and the numbers are kept."""
+"""Benchmarks of probes and of the search for tokens: the same neighbours for all, and numbers kept."""
 
 import json
+import re
 import time
 
 import numpy as np
 import pytest
 
-from benchmarks.speed import probes
+from benchmarks.speed import probes, token_search
 from sparse_vis.runtime.errors import UserError
 
 WORDS = "--rows=600", "--queries=60", "--fitted=200", "--width=8", "--classes=5"
@@ -60,3 +61,20 @@ def test_memory_is_what_the_process_holds_without_pages_of_files(tmp_path):
 def test_an_unknown_row_is_one_sentence(monkeypatch):
     with pytest.raises(UserError, match="--only=kNN: other is unknown; choose from kNN: sparse_vis, "):
         start(monkeypatch, "--only=kNN: other")
+
+
+@pytest.mark.fast
+def test_searches_are_timed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(token_search, "SHARD", 20)
+    monkeypatch.setattr(token_search.tempfile, "tempdir", str(tmp_path))
+    words = "--images=50", "--tokens=3", "--width=8", "--searches=4"
+    monkeypatch.setattr("sys.argv", ["token_search", *words])
+    token_search.main()
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"4 searches of 50 x 3 tokens of 8 numbers: median \d+ ms, slowest \d+ ms", said)
+    manifest = token_search.write_extraction(tmp_path, 50, 3, 8)
+    index = token_search.TokenIndex(tmp_path, manifest)
+    images, tokens, cosines = index.nearest(np.arange(8.0), 50)
+    expected = index.tokens @ np.arange(8.0) / np.linalg.norm(np.arange(8.0))
+    np.testing.assert_array_equal(tokens, expected.argmax(1)[images])
+    np.testing.assert_allclose(cosines, np.sort(expected.max(1))[::-1], rtol=1e-6)
