@@ -12,7 +12,7 @@ from sparse_vis.config.settings import differences
 from sparse_vis.runtime import lock
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import CHECKSUM, holds_files, write_json
-from sparse_vis.runtime.paths import AnyPath
+from sparse_vis.runtime.paths import AnyPath, in_bucket
 from sparse_vis.runtime.tools import check_folder
 
 
@@ -27,6 +27,9 @@ def in_one_sentence(output: AnyPath, kept: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        there = str(error.filename)
+        if in_bucket(there) and not there.startswith(str(output)):
+            raise  # what was read, not what is written
         raise UserError(
             f"{output} cannot be written ({error}); give another --output folder, or free disk space and "
             f"repeat the command{kept}."

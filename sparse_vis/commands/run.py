@@ -17,6 +17,7 @@ from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime import lock
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import AnyPath
+from sparse_vis.train.checkpoint import check_place
 from sparse_vis.train.distributed import held
 from sparse_vis.train.finetune import finetune_params, finetune_recipe, prepare
 from sparse_vis.train.init import initial_params
@@ -34,6 +35,7 @@ def run(config: ConfigDict, workdir: AnyPath, mode: str, stop: StopSignal) -> No
         UserError: any error that the user can correct.
     """
     settings.check(config)
+    check_place(workdir)
     alone = jax.process_count() == 1
     if not alone:
         stop.share()

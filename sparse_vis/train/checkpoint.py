@@ -24,8 +24,8 @@ from sparse_vis.runtime.paths import S3, AnyPath, as_path, in_bucket
 from sparse_vis.train.step import TrainState
 
 
-def prepare(workdir: AnyPath) -> None:
-    """Create a workdir; UserError if it cannot be written to, is in S3, or its path contains a [."""
+def check_place(workdir: AnyPath) -> None:
+    """A UserError for a workdir in S3, or with a [ in its path, before anything is read or written there."""
     if str(workdir).startswith(S3):
         raise UserError(
             f"Orbax cannot save checkpoints to {S3} ({workdir}); give a --workdir in gs:// or in a folder, "
@@ -36,6 +36,11 @@ def prepare(workdir: AnyPath) -> None:
             f"workdir {workdir.resolve()} has a [ in its path, and Orbax cannot save there; give another "
             "--workdir."
         )
+
+
+def prepare(workdir: AnyPath) -> None:
+    """Create a workdir; UserError if it cannot be written to, or as `check_place`."""
+    check_place(workdir)
     if in_bucket(workdir):
         return
     try:

@@ -7,12 +7,16 @@ import time
 
 import pytest
 
+from sparse_vis.commands import outputs
+from sparse_vis.commands.run import run
+from sparse_vis.config.experiments import experiment
 from sparse_vis.interop.step_folder import find_step, saved_steps
 from sparse_vis.runtime import bucket_lock, files, lock
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.growing import GrowingObject
 from sparse_vis.runtime.paths import as_path
 from sparse_vis.train import checkpoint
+from sparse_vis.train.stop import StopSignal
 
 
 @pytest.fixture(params=["gs", "s3"])
@@ -173,6 +177,17 @@ def test_a_training_in_s3_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^Orbax cannot save checkpoints to s3:// \(s3://b/r\); give a"):
         checkpoint.prepare(as_path("s3://b/r"))
+    with pytest.raises(UserError, match=r"^Orbax cannot save"):  # before the lock, which asks the bucket
+        run(experiment("quickstart"), as_path("s3://b/r"), "train", StopSignal())
     with pytest.raises(UserError, match=r"^Orbax cannot read checkpoints in s3:// \(s3://b/r\); copy it"):
         find_step(as_path("s3://b/r"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreadable_input_is_not_called_an_unwritable_output(tmp_path):
+    for place, error, message in (
+        ("s3://b/x", OSError, "^.Errno 5. no credentials"),
+        (f"{tmp_path}/x", UserError, f"^{tmp_path} cannot be written"),
+    ):
+        with pytest.raises(error, match=message), outputs.in_one_sentence(tmp_path):
+            raise OSError(errno.EIO, "no credentials", place)
