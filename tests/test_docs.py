@@ -87,6 +87,7 @@ RUN = {
     "tests/benchmarks/test_dryrun.py": {
         "test_the_tool_on_virtual_devices": ("benchmarks.dryrun.dryrun --mesh",),
         "test_the_scaling_table_has_a_row_for_every_topology": ("benchmarks.dryrun.scaling_table",),
+        "test_the_pod_table_says_what_hosts_read_decode_and_save": ("benchmarks.dryrun.pod_table",),
     },
     "tests/benchmarks/test_evidence.py": {
         "test_a_run_is_trained_evaluated_kept_and_not_run_again": ("benchmarks.evidence.evidence --group",),

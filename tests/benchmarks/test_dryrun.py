@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.dryrun import scaling_table
+from benchmarks.dryrun import pod_table, scaling_table
 from benchmarks.dryrun.chips import CHIPS, GPUS, link_bytes, seconds, target_config
 from benchmarks.dryrun.cost import Cost, cost
 from tests.main_process import ROOT, TINY
@@ -281,3 +281,19 @@ def test_the_scaling_table_has_a_row_for_every_topology(capsys, monkeypatch):
     result = json.loads((scaling_table.RESULTS / "b16_v5e_16x16.json").read_text())
     row = next(line for line in rows if line.startswith("| b16, v5e:16x16"))
     assert f"| {result['memory']['peak'] / 2**30:.2f} |" in row and "| 256, 1 | none, 1 |" in row
+
+
+def test_the_pod_table_says_what_hosts_read_decode_and_save(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pod_table"])
+    pod_table.main()
+    rows = [line.strip("|").split("|") for line in capsys.readouterr().out.strip().splitlines()]
+    assert len({len(row) for row in rows}) == 1
+    values = {tuple(cell.strip() for cell in row[:2]): [float(cell) for cell in row[2:]] for row in rows[2:]}
+    hosts, speed, hours, each, mb, cores, gb, part = values["b16", "8 x H100"]
+    assert hosts == 1 and speed == pytest.approx(8 * 384.6, abs=1) and each == speed
+    assert hours == pytest.approx(150 * 563 * 2048 / speed / 3600, abs=0.06)
+    assert mb == pytest.approx(speed * 0.1154, rel=0.01) and cores == pytest.approx(speed / 533, abs=0.06)
+    # B/16 with decoder and heads: 119 million parameters, each with Adam's two moments, in float32.
+    assert gb == 1.4 and part == pytest.approx(1434, abs=5)
+    hosts, speed, _, each, *_, part = values["h14", "v5e:16x16"]
+    assert hosts == 64 and speed == 3179 and each == 50 and part == pytest.approx(8026 / 64, abs=1)
