@@ -95,6 +95,23 @@ def test_another_batch_size_continues_the_same_stream():
 
 
 @pytest.mark.fast
+class Distant(Numbered):
+    """The same at the other end of a network: each record takes 20 ms to come."""
+
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+
+def test_threads_wait_for_distant_records_together():
+    seconds = {}
+    for threads in (1, 8):
+        began = time.perf_counter()
+        assert len(list(batches(Distant(13), stop=16, threads=threads))) == 16
+        seconds[threads] = time.perf_counter() - began
+    assert seconds[1] > 16 * 4 * 0.02 and seconds[8] < seconds[1] / 2  # an eighth on an idle machine
+
+
 @pytest.mark.parametrize("threads", [0, 1, 5])
 def test_threads_do_not_change_the_stream(threads):
     assert_same(batches(Numbered(13), threads=threads), batches(Numbered(13)))
