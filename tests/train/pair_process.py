@@ -25,7 +25,7 @@ from sparse_vis.train.stop import StopSignal
 from tests.train.test_log import NoBoard
 from tests.train.test_vq import vq_config
 
-TASKS = ("knn", "segmentation")
+TASKS = ("knn", "segmentation", "reconstruction_probe")
 
 
 def configuration(folder: pathlib.Path, init: pathlib.Path, tasks: tuple[str, ...]):
@@ -41,6 +41,9 @@ def configuration(folder: pathlib.Path, init: pathlib.Path, tasks: tuple[str, ..
         test_records=0, masks=str(folder / "maps"), mask_classes=2,
     )  # fmt: skip
     config.eval.segmentation.update(epochs=1, batch=8)
+    config.eval.reconstruction_probe.update(
+        target="pixel", epochs=2, width=8, layers=1, heads=1, mlp_dim=16, batch_size=7, learning_rate=1e-2
+    )
     return config
 
 

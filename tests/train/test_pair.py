@@ -84,6 +84,7 @@ def test_a_pair_measures_what_one_process_measures(done):
     found, expected = (results(folder / kind / "pretrained") for kind in ("pair", "alone"))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, expected)
     assert expected["knn"]["mean_U"]["k10"] > 0.5 and len(expected["segmentation"]) == 6
+    assert expected["reconstruction_probe"]["Z, centre"]["psnr"] > 5
     assert 0 <= results(folder / "pair/finetuned")["classifier"][""]["accuracy"] <= 1
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.evals.columns import compared, quality
 from sparse_vis.evals.dataset import Part
-from sparse_vis.evals.features import AnyArray, as_unit, encode, square_grid
+from sparse_vis.evals.features import AnyArray, Regrouped, as_unit, square_grid
 from sparse_vis.evals.maps import published_images as published
 from sparse_vis.evals.pixels.fid import Moments, at_256, to_uint8
 from sparse_vis.evals.pixels.networks import identity
@@ -144,19 +144,36 @@ def _reconstruct(params: tuple, Z: Array, decoder: Decoder, tokenizer: VQGAN | N
     return tokenizer.apply({"params": params[1]}, codes, method="decode")
 
 
-def _probed(bench: Bench, images: Num[np.ndarray, "N H W 3"], batch: int) -> Float[np.ndarray, "N n d"]:
-    """Input features of the decoder: Z = L S if the encoder factorizes, else U; `batch` images per call."""
-    found = encode(bench.encoder, images, ("sparse", "spatial", "dense"), batch)
+FEATURES = ("sparse", "spatial", "dense")
+
+
+def _read(found: dict[str, np.ndarray]) -> Float[np.ndarray, "B n d"]:
+    """Input features of the decoder: Z = L S if the encoder factorizes, else U."""
     return found["spatial"] @ found["sparse"] if {"sparse", "spatial"} <= found.keys() else found["dense"]
 
 
 def _pairs(
     bench: Bench, part: Part, make: published.Maker, rows: np.ndarray, size: int, progress: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features and images, in the given order, `size` at a time."""
-    for images, _ in published.squares(part, make, rows, size, lambda record, cut: None):
-        yield _probed(bench, images, min(bench.batch, size)), images
-        progress.add(len(images))
+    """Features and images, in the given order, `size` at a time; valid until the next are requested.
+
+    Each process reads and encodes its share of the images.
+    """
+    groups = Regrouped(size)
+
+    def compute(images: np.ndarray, _) -> dict[str, np.ndarray]:
+        found = bench.encode(images, *FEATURES)
+        if {"sparse", "spatial"} <= found.keys():
+            del found["dense"]  # larger, and not needed by the others
+        return found | {"images": images}
+
+    each = min(bench.batch, size)
+    for found in published.squares_in_shares(part, make, rows, each, lambda record, cut: None, compute):
+        progress.add(len(found["images"]))
+        for group in groups.add(found):
+            yield _read(group), group["images"]
+    for group in groups.rest():
+        yield _read(group), group["images"]
 
 
 def _judge(bench: Bench, probe: DecoderProbe, make: published.Maker, name: str) -> tuple[dict, dict]:
@@ -176,7 +193,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     chosen = DecoderProtocol(**config.eval.reconstruction_probe, dtype=config.eval.dtype)
     t, test = config.model.tokenizer, bench.data.parts["test"]
     train = bench.data.parts["train"].without(chosen.validation, bench.seed)
-    patches = _probed(bench, next(test.first(1).batches(1)).image, bench.batch).shape[1]
+    patches = _read(bench.encode(next(test.first(1).batches(1)).image, *FEATURES)).shape[1]
     if patches == 1:
         return Result({}, {"reconstruction_probe": "it has one token for the whole image"})
     tokenizer = read_tokenizer(t.path, t.dtype) if chosen.target == "vq" else None
