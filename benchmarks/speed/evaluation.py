@@ -1,0 +1,159 @@
+"""Images per second of extraction and evaluations, beside the bare encoder and transformers' pipeline.
+
+    python -m benchmarks.speed.evaluation --json=benchmarks/results/evaluation.json
+
+A ViT-S/16 of 224 pixels with random weights reads JPEG files of 500 x 375 pixels. Each row is a command in
+new processes, once with few files and once with all of them; the difference of the two is counted, so that
+neither start nor compilation is. The bare encoder computes the same features of images that lie in memory.
+Images/s of `linear` and `knn` are of features for both parts of the images. Needs transformers and torch.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.speed import command
+from benchmarks.speed.input import photographs
+from sparse_vis.config.defaults import default_config
+from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.tools import positive
+
+ROOT = Path(__file__).resolve().parents[2]
+FEW, DIFFERENT, BATCH = 64, 200, 32
+CONFIG = """
+from benchmarks.speed.evaluation import vit_s
+get_config = lambda: vit_s({folder!r})
+"""
+BARE = """
+import sys, time
+import numpy as np, jax, sparse_vis
+from sparse_vis.runtime.batches import run_in_batches
+from sparse_vis.api import encode
+checkpoint, count, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+model, params = sparse_vis.load(checkpoint)
+images = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), np.uint8)
+program = jax.jit(lambda pixels: (lambda f: (f.cls, f.sparse, f.spatial))(encode(model, params, pixels)))
+jax.block_until_ready(program(images))
+for _ in range(count // batch):
+    jax.device_get(program(images))
+"""
+PIPELINE = """
+import pathlib, sys
+import torch
+from transformers import ViTConfig, ViTImageProcessorFast, ViTModel, pipeline
+folder, batch = sys.argv[1], int(sys.argv[2])
+sizes = dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536)
+encoder = ViTModel(ViTConfig(image_size=224, patch_size=16, **sizes)).eval()
+task, images = "image-feature-extraction", ViTImageProcessorFast()
+read = pipeline(task, model=encoder, image_processor=images, device="cpu")
+with torch.inference_mode():
+    for _ in read(sorted(map(str, pathlib.Path(folder).rglob("*.jpg"))), batch_size=batch):
+        pass
+"""
+
+
+def vit_s(folder: str):
+    """Configuration of the model and of the evaluation of a folder's images."""
+    config = default_config()
+    config.name = "vit_s"
+    config.model.update(image_size=224, patch=16, width=384, layers=12, heads=6, mlp_dim=1536, tokens=16)
+    config.model.decoder.update(width=384, layers=2, heads=6, mlp_dim=1536)
+    config.model.prototypes.update(count=64, dim=64, hidden=64)
+    config.data.update(source="folder", path=folder, split="", threads=2)
+    config.efficiency.update(dtype="float32", unroll=12)
+    config.eval.update(
+        train_split="", test_split="", holdout=0.2, train_records=0, test_records=0, batch=BATCH, beside=(),
+        dtype="float32",
+    )  # fmt: skip
+    return config
+
+
+def write_images(folder: Path, files: list[bytes], count: int) -> None:
+    """Files of two classes; the same few photographs again and again, which decoders do not notice."""
+    for i in range(count):
+        path = folder / "ab"[i % 2] / f"{i:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files[i % len(files)])
+
+
+def write_checkpoint(workdir: Path, config) -> None:
+    """A checkpoint of random weights at step 1."""
+    from sparse_vis.train import checkpoint
+    from sparse_vis.train.loop import write_config
+    from sparse_vis.train.recipe import build_recipe
+    from sparse_vis.train.step import initial_state
+
+    checkpoint.prepare(workdir)
+    manager = checkpoint.open_manager(workdir, keep=1)
+    state = initial_state(build_recipe(config), 0, None).replace(step=np.int32(1))
+    checkpoint.save(manager, state, {"next_index": 0}, config)
+    checkpoint.finish(manager)
+    write_config(config, workdir)
+
+
+def commands(name: str, folder: Path, count: int) -> list[str]:
+    """The command of a row for the folder of so many images."""
+    images, run = folder / f"images{count}", folder / f"run{count}"
+    if name == "encoder":
+        return ["-c", BARE, str(run), str(count), str(BATCH)]
+    if name == "transformers":
+        return ["-c", PIPELINE, str(images), str(BATCH)]
+    if name == "extract":
+        flags = [
+            f"--output={folder / f'features{count}'}",
+            f"--batch={BATCH}",
+            "--outputs=cls,sparse,spatial",
+        ]
+        return ["-m", "sparse_vis", "extract", f"--checkpoint={run}", f"--input={images}", *flags]
+    config, task = folder / f"config{count}.py", f"--config.eval.tasks=('{name}',)"
+    return ["main.py", f"--config={config}", f"--workdir={run}", "--mode=evaluate", task]
+
+
+ROWS = ("encoder", "extract", "knn", "linear", "reconstruction", "transformers")
+
+
+def seconds(arguments: list[str]) -> float:
+    """Wall time of a command."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise UserError(f"a command failed ({' '.join(said)}); mend that.")
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = command.script_parser(__spec__, __doc__)
+    parser.add_argument("--images", type=positive, default=5000, metavar="N", help="JPEG files (%(default)s)")
+    parser.add_argument("--only", default=",".join(ROWS), metavar="ROWS", help="(all) of: %(default)s")
+    parser.add_argument("--json", metavar="FILE", help="file for the numbers")
+    given = parser.parse_args()
+    if given.images < 2 * FEW:
+        raise UserError(f"--images={given.images} is too small to be timed; give {2 * FEW} or more.")
+    names = given.only.split(",")
+    if wrong := [name for name in names if name not in ROWS]:
+        raise UserError(f"--only={wrong[0]} is unknown; choose from {', '.join(ROWS)}.")
+    command.check_file(given.json)
+    with tempfile.TemporaryDirectory() as place:
+        folder, found, files = Path(place), {}, photographs(DIFFERENT, 500, 375)
+        for count in (FEW, given.images):
+            write_images(folder / f"images{count}", files, count)
+            (folder / f"config{count}.py").write_text(CONFIG.format(folder=str(folder / f"images{count}")))
+            write_checkpoint(folder / f"run{count}", vit_s(str(folder / f"images{count}")))
+        print("| | images/s | of the encoder's |\n|---|---|---|", flush=True)
+        for name in names:
+            few, many = (seconds(commands(name, folder, count)) for count in (FEW, given.images))
+            found[name] = (given.images - FEW) / (many - few)
+            share = f"{found[name] / found['encoder']:.2f}" if "encoder" in found else "-"
+            print(f"| {name} | {found[name]:.1f} | {share} |", flush=True)
+    command.write_json(given.json, {"images": given.images, "few": FEW, "images_per_second": found})
+
+
+if __name__ == "__main__":
+    command_line(main)
