@@ -91,5 +91,5 @@ function setSide(side) {
     for (const list of ["edits", "undone"]) picture[list] = picture[list].map((edit) => atSide(edit, side));
   }
   view.side = side;
-  joined = view.preview = null;
+  joined = view.preview = drag = null;
 }

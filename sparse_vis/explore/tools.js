@@ -88,11 +88,12 @@ $("tokens").addEventListener("click", ({ target }) => {
 });
 
 document.addEventListener("keydown", (event) => {
-  if (!view.current || event.target.closest("input, select, video")) return;
+  if (!view.current) return;
   if ((event.ctrlKey || event.metaKey) && "zZyY".includes(event.key)) {
     event.preventDefault();
     return event.key === "z" ? undo() : redo();
   }
+  if (event.target.closest("input, select, video")) return;
   if (event.key === "Escape") return choose(null);
   const button = tokenAt(event.target), token = button ? +button.dataset.token : view.chosen;
   if (token === null || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -98,9 +98,11 @@ function showMap() {
   const token = view.pointed ?? view.chosen;
   for (const stage of ["photograph", "reconstruction"]) {
     const canvas = $(stage).querySelector("canvas");
-    const there = token !== null && view.current?.found?.peaks[token] > 0 && (stage === "photograph" || view.pointed !== null);
+    const paints = brushOn($(stage)), shows = stage === "photograph" || view.pointed !== null;
+    const there = paints || (token !== null && view.current?.found?.peaks[token] > 0 && shows);
     canvas.hidden = !there;
     if (there) drawOver(canvas, view.current.found, token);
+    if (paints) drawBrush(canvas);
   }
   for (const button of $("tokens").children) {
     button.setAttribute("aria-pressed", +button.dataset.token === view.chosen);
