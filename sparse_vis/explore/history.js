@@ -7,7 +7,7 @@ const view = {
   chosen: null, pointed: null, // tokens
   side: +$("side").value, power: 1,
 };
-let joined = null; // the move that further arrow keys continue
+let joined = null; // the move or copy that further arrow keys continue
 
 const temper = () => (view.power === 1 ? [] : [{ kind: "temper", power: view.power }]);
 const editsOf = (picture) => [...temper(), ...picture.edits];
@@ -28,9 +28,17 @@ function continueWith(last, edit) {
 
 function nudge(token, down, right) {
   const last = joined !== null && joined.token === token && view.current.edits.at(-1) === joined ? joined : null;
-  const move = { kind: "move", token, down: down + (last?.down ?? 0), right: right + (last?.right ?? 0) };
-  const shown = continueWith(last, move);
-  joined = move;
+  const from = last ?? { kind: "move", token, down: 0, right: 0 };
+  const edit = { ...from, down: from.down + down, right: from.right + right };
+  const shown = continueWith(last, edit);
+  joined = edit;
+  return shown;
+}
+
+// A copy to the right, which arrow keys move on.
+function copyMap(token) {
+  const edit = { kind: "copy", token, down: 0, right: Math.round(view.side / 4) }, shown = commit(edit);
+  joined = edit;
   return shown;
 }
 

@@ -87,6 +87,8 @@ def test_keys_and_buttons_edit_the_map_of_the_chosen_token(page, loaded):
     page.press("+").press("m").click("[data-edit=copy]").click("[data-edit=vertical]").click("[data-edit=up]")
     assert [edit["kind"] for edit in page.edits] == ["move", "scale", "mirror", "copy", "mirror", "move"]
     same(page.shown, computed(loaded, page.edits))
+    page.click("[data-edit=copy]").press(Keys.ARROW_UP)
+    assert page.edits[6:] == [{"kind": "copy", "token": 0, "down": -1, "right": SIDE // 4}]  # moved on
 
 
 def test_a_stroke_paints_and_removes(page, loaded):
