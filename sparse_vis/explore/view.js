@@ -31,20 +31,20 @@ async function refresh() {
 }
 
 async function update(picture, preview) {
-  const side = view.side, photographed = `${picture.name} ${picture.key} ${side}`;
+  const side = view.side, photographed = `${picture.name} ${picture.key} ${side}`, { edits } = picture;
   const found = await (await about("edit", picture, editsWith(picture, preview), side)).json();
   Object.assign(found, { side, maps: bytesOf(found.maps), winners: bytesOf(found.winners) });
-  picture.found = found;
+  Object.assign(picture, { found, possible: edits });
   if (picture !== view.current) return;
   if (view.photographed !== photographed) await showPhotograph(picture, side);
   view.photographed = photographed;
   await show(picture, found);
 }
 
-// An edit that the server refuses is taken back.
+// An edit that the server refuses is taken back, unless the same edits were possible, at another temperature.
 function takeBack(picture, preview, error) {
   if (preview) view.preview = null;
-  else if (error.status === 400) picture.edits = picture.edits.slice(0, -1);
+  else if (error.status === 400 && picture.edits !== picture.possible) picture.edits = picture.edits.slice(0, -1);
   if (!(error instanceof Refused)) console.error(error);
   updateButtons();
   say(error.message, true);

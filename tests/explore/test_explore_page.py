@@ -153,6 +153,14 @@ def test_an_impossible_edit_is_said_and_taken_back(page):
     page.run("commit({kind: 'erase', token: 9}); commit({kind: 'erase', token: 0})")
     page.settled()
     assert len(page.edits) == TOKENS - 2
+    page.run("""
+        const move = { kind: "move", token: 3, down: 0, right: 0 };
+        view.current.edits = Array(999).fill(move);
+        commit(move);""")
+    page.settled()
+    page.run("$('temperature').value = 1; $('temperature').dispatchEvent(new Event('input'))")
+    assert "these are more than 1000 edits" in page.settled().find(By.ID, "said").text
+    assert len(page.edits) == 1000  # none of them is at fault
 
 
 def test_resolution_and_temperature(page):
