@@ -39,6 +39,7 @@ function begin(stage, event) {
   if (brush() !== null && view.chosen !== null) drag = { token, patches: new Set(under(at)), amount: brush() };
   else drag = { token, row: at[0], column: at[1], down: 0, right: 0, copies: event.altKey };
   if (drag.patches) drag.moved = true;
+  place = null;
   stage.setPointerCapture(event.pointerId);
   event.preventDefault();
   stage.focus();
@@ -76,12 +77,18 @@ function brushKey(stage, event) {
   const step = event.key.startsWith("Arrow") && AWAY[event.key.replace("Arrow", "").toLowerCase()];
   if (brush() === null || view.chosen === null || !(step || event.key === " ")) return;
   event.preventDefault();
-  place = place ?? [view.side >> 1, view.side >> 1];
+  place = (place ?? [view.side >> 1, view.side >> 1]).map(inside); // there may be fewer patches now
   if (step) place = place.map((x, i) => inside(x + step[i]));
   else commit({ kind: "paint", token: view.chosen, patches: under(place), amount: brush() });
-  const canvas = stage.querySelector("canvas"), context = canvas.getContext("2d");
-  canvas.hidden = false;
-  drawOver(canvas, view.current.found, view.chosen);
+  showMap();
+}
+
+// Whether the keyboard moves the brush on this picture.
+const brushOn = (stage) =>
+  place !== null && brush() !== null && view.chosen !== null && view.current.found && document.activeElement === stage;
+
+function drawBrush(canvas) {
+  const context = canvas.getContext("2d");
   context.strokeStyle = "white";
   context.strokeRect(place[1], place[0], 1, 1);
 }
@@ -91,5 +98,6 @@ for (const stage of document.querySelectorAll(".seen")) {
   stage.addEventListener("pointermove", (event) => view.current?.found && follow(stage, event));
   for (const type of ["pointerup", "pointercancel"]) stage.addEventListener(type, (event) => end(stage, event));
   stage.addEventListener("pointerleave", () => { view.pointed = null; if (view.current) showMap(); });
+  stage.addEventListener("blur", () => view.current && showMap());
   stage.addEventListener("keydown", (event) => view.current && brushKey(stage, event));
 }

@@ -9,7 +9,7 @@ const EDITS = {
   smaller: (token) => commit({ kind: "scale", token, factor: 1 / GROW }),
   horizontal: (token) => commit({ kind: "mirror", token, axis: "horizontal" }),
   vertical: (token) => commit({ kind: "mirror", token, axis: "vertical" }),
-  copy: (token) => commit({ kind: "copy", token, down: 0, right: Math.round(view.side / 4) }),
+  copy: copyMap,
   erase: (token) => commit({ kind: "erase", token }),
 };
 const KEYS = { "+": "larger", "=": "larger", "-": "smaller", m: "horizontal", M: "vertical", Delete: "erase", Backspace: "erase" };
@@ -88,11 +88,12 @@ $("tokens").addEventListener("click", ({ target }) => {
 });
 
 document.addEventListener("keydown", (event) => {
-  if (!view.current || event.target.closest("input, select, video")) return;
+  if (!view.current) return;
   if ((event.ctrlKey || event.metaKey) && "zZyY".includes(event.key)) {
     event.preventDefault();
     return event.key === "z" ? undo() : redo();
   }
+  if (event.target.closest("input, select, video")) return;
   if (event.key === "Escape") return choose(null);
   const button = tokenAt(event.target), token = button ? +button.dataset.token : view.chosen;
   if (token === null || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -1,6 +1,7 @@
 "use strict";
 // Shows what the server answers: one request at a time, and after it the newest state, if that has changed.
 const QUIET = 150; // ms without an edit, after which the encoder is asked
+const WORKING = "Working; the first picture and a new resolution take some seconds.";
 let busy = false, again = false, waiting = null, version = 0;
 
 async function refresh() {
@@ -9,11 +10,11 @@ async function refresh() {
   again = true;
   if (busy) return;
   busy = true;
-  const slow = setTimeout(() => say("Working; the first picture and a new resolution take some seconds."), 700);
   let failed = false;
   while (again) {
     again = false;
     const picture = view.current, preview = view.preview;
+    const slow = setTimeout(() => preview || say(WORKING), 700); // a drag is not interrupted
     try {
       await update(picture, preview);
       failed = false;
@@ -21,8 +22,8 @@ async function refresh() {
       failed = true;
       takeBack(picture, preview, error);
     }
+    clearTimeout(slow);
   }
-  clearTimeout(slow);
   busy = false;
   if (failed) return;
   say("");
@@ -30,21 +31,20 @@ async function refresh() {
 }
 
 async function update(picture, preview) {
-  const side = view.side, photographed = `${picture.name} ${picture.key} ${side}`;
-  const edits = [...editsOf(picture), ...(preview ? [preview] : [])];
-  const found = await (await about("edit", picture, edits, side)).json();
+  const side = view.side, photographed = `${picture.name} ${picture.key} ${side}`, { edits } = picture;
+  const found = await (await about("edit", picture, editsWith(picture, preview), side)).json();
   Object.assign(found, { side, maps: bytesOf(found.maps), winners: bytesOf(found.winners) });
-  picture.found = found;
+  Object.assign(picture, { found, possible: edits });
   if (picture !== view.current) return;
   if (view.photographed !== photographed) await showPhotograph(picture, side);
   view.photographed = photographed;
   await show(picture, found);
 }
 
-// An edit that the server refuses is taken back.
+// An edit that the server refuses is taken back, unless the same edits were possible, at another temperature.
 function takeBack(picture, preview, error) {
   if (preview) view.preview = null;
-  else if (error.status === 400) picture.edits = picture.edits.slice(0, -1);
+  else if (error.status === 400 && picture.edits !== picture.possible) picture.edits = picture.edits.slice(0, -1);
   if (!(error instanceof Refused)) console.error(error);
   updateButtons();
   say(error.message, true);
@@ -98,9 +98,11 @@ function showMap() {
   const token = view.pointed ?? view.chosen;
   for (const stage of ["photograph", "reconstruction"]) {
     const canvas = $(stage).querySelector("canvas");
-    const there = token !== null && view.current?.found?.peaks[token] > 0 && (stage === "photograph" || view.pointed !== null);
+    const paints = brushOn($(stage)), shows = stage === "photograph" || view.pointed !== null;
+    const there = paints || (token !== null && view.current?.found?.peaks[token] > 0 && shows);
     canvas.hidden = !there;
     if (there) drawOver(canvas, view.current.found, token);
+    if (paints) drawBrush(canvas);
   }
   for (const button of $("tokens").children) {
     button.setAttribute("aria-pressed", +button.dataset.token === view.chosen);

@@ -87,6 +87,8 @@ def test_keys_and_buttons_edit_the_map_of_the_chosen_token(page, loaded):
     page.press("+").press("m").click("[data-edit=copy]").click("[data-edit=vertical]").click("[data-edit=up]")
     assert [edit["kind"] for edit in page.edits] == ["move", "scale", "mirror", "copy", "mirror", "move"]
     same(page.shown, computed(loaded, page.edits))
+    page.click("[data-edit=copy]").press(Keys.ARROW_UP)
+    assert page.edits[6:] == [{"kind": "copy", "token": 0, "down": -1, "right": SIDE // 4}]  # moved on
 
 
 def test_a_stroke_paints_and_removes(page, loaded):
@@ -121,7 +123,8 @@ def test_a_token_of_another_picture_is_dragged_onto_one_or_chosen(page, loaded):
     np.testing.assert_array_equal(page.shown, dragged)
     page.run("$('amount').value = 0.5; $('amount').dispatchEvent(new Event('input'))")
     page.settled()
-    same(page.shown, computed(loaded, [swap, {**swap, "amount": 0.5}], seed=1))  # shown, not yet done
+    same(page.shown, computed(loaded, [{**swap, "amount": 0.5}], seed=1))  # shown, not yet done
+    assert [edit["amount"] for edit in page.edits] == [1]
     page.run("$('amount').dispatchEvent(new Event('change'))")
     page.settled()
     assert [edit["amount"] for edit in page.edits] == [0.5]
@@ -150,6 +153,14 @@ def test_an_impossible_edit_is_said_and_taken_back(page):
     page.run("commit({kind: 'erase', token: 9}); commit({kind: 'erase', token: 0})")
     page.settled()
     assert len(page.edits) == TOKENS - 2
+    page.run("""
+        const move = { kind: "move", token: 3, down: 0, right: 0 };
+        view.current.edits = Array(999).fill(move);
+        commit(move);""")
+    page.settled()
+    page.run("$('temperature').value = 1; $('temperature').dispatchEvent(new Event('input'))")
+    assert "these are more than 1000 edits" in page.settled().find(By.ID, "said").text
+    assert len(page.edits) == 1000  # none of them is at fault
 
 
 def test_resolution_and_temperature(page):
@@ -164,6 +175,42 @@ def test_resolution_and_temperature(page):
     page.settled()
     assert (page.shown != before).any()
     assert page.find(By.CSS_SELECTOR, "[for=temperature]").text == "τ = 0.030"
+    page.run("commit({kind: 'paint', token: 1, patches: [0, 17, 200], amount: 1})")
+    page.settled().press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    before = page.edits
+    for side in (8, 16):  # there and back: nothing is lost
+        page.run(f"setSide({side}); refresh()")
+        page.settled()
+    assert page.edits == before and before[-1]["right"] == 3
+
+
+def test_the_brush_of_the_keyboard_stays_inside_and_a_drag_is_not_interrupted(page):
+    page.token(0).click()
+    page.find(By.CSS_SELECTOR, "[name=brush][value='1']").click()
+    page.run(f"place = [{2 * SIDE}, {2 * SIDE}]")  # of a finer resolution
+    page.find(By.ID, "photograph").send_keys(" ")
+    assert SIDE * SIDE - 1 in page.settled().edits[0]["patches"]
+    at = "return $('photograph').querySelector('canvas').toDataURL()"
+    with_brush = page.run(at)
+    page.find(By.ID, "amount").send_keys(Keys.CONTROL, "z")  # also while a slider has the focus
+    assert page.settled().edits == []
+    page.find(By.ID, "photograph").send_keys(" ")
+    assert page.settled().run(at) == with_brush  # still seen after painting
+    page.press(Keys.TAB)
+    assert page.run(at) != with_brush
+    page.run("drag = { token: 0, row: 0, column: 0, down: 1, right: 1, moved: true }; setSide(view.side)")
+    assert page.run("return drag") is None  # rows and columns of another resolution
+    page.run("""
+        const asked = ask;
+        ask = async (...given) => {
+          await new Promise((done) => setTimeout(done, 800));
+          return asked(...given);
+        };
+        window.said = [];
+        new MutationObserver(() => said.push($("said").textContent)).observe($("said"), { childList: true });
+        view.preview = { kind: "move", token: 0, down: 1, right: 0 };
+        refresh();""")
+    assert page.settled().run("return said") == []
 
 
 def test_files_are_saved_and_read_back(page, loaded, tmp_path):
