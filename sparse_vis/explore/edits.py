@@ -38,8 +38,10 @@ def replay(S: Float[np.ndarray, "r d"], L: Float[np.ndarray, "n r"], grid: Grid,
         UserError: an edit that does not exist, lacks a field or has a wrong one, or that is not possible,
             such as erasing the last token. It names the edit by its position, from 1.
     """
-    if not isinstance(edits, list | tuple) or len(edits) > MOST:
-        raise UserError(f"the edits are no list of at most {MOST}; give a list of dictionaries.")
+    if not isinstance(edits, list | tuple):
+        raise UserError("the edits are no list; give a list of dictionaries.")
+    if len(edits) > MOST:
+        raise UserError(f"these are more than {MOST} edits; take some back.")
     found = Edited(S, L)
     for position, edit in enumerate(edits, start=1):
         try:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import pathlib
 import secrets
+import shlex
 import socket
+
+import numpy as np
 
 from sparse_vis import api
 from sparse_vis.explore import ort_web, static_page
+from sparse_vis.explore.saved import png
 from sparse_vis.explore.shelf import Shelf
 from sparse_vis.explore.similar import Extraction
 from sparse_vis.runtime import paths
@@ -18,12 +23,22 @@ from sparse_vis.runtime.tools import Parser
 
 HOST = "127.0.0.1"
 NEEDED = ("starlette", "uvicorn")
+# Ports that browsers do not open, as other services use them (https://fetch.spec.whatwg.org/#port-blocking).
+UNSAFE = frozenset((
+    1, 7, 9, 11, 13, 15, 17, *range(19, 24), 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, *range(101, 105), 109,
+    110, 111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465, *range(512, 516), 526,
+    530, 531, 532, 540, 548, 554, 556, 563, 587, 601, 636, 989, 990, 993, 995, 1719, 1720, 1723, 2049, 3659,
+    4045, 4190, 5060, 5061, 6000, 6566, *range(6665, 6670), 6679, 6697, 10080,
+))  # fmt: skip
+SHUTDOWN = 10  # seconds in which requests may end after Ctrl-C
 
 
 def port(text: str) -> int:
     """argparse `type` of a port; 0: any that is free."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 65535")
+    if int(text) in UNSAFE:
+        raise argparse.ArgumentTypeError(f"{text!r} is a port that browsers do not open; give another")
     return int(text)
 
 
@@ -40,12 +55,12 @@ def main() -> None:
     add("--port", type=port, default=0, help="port of the address (a free one)")
     add("--max-pixels")
     searched = "folder of an extraction (`extract`), in which similar tokens are searched for"
-    add("--gallery", type=paths.path, metavar="EXTRACTION", help=searched)
-    add("--images", type=paths.path, metavar="FOLDER", help="folder of the extraction's images, its --input")
+    add("--gallery", type=paths.local, metavar="EXTRACTION", help=searched)
+    add("--images", type=paths.local, metavar="FOLDER", help="folder of the extraction's images, its --input")
     static = "write the page to this folder, for a web server of any kind, and serve nothing"
-    add("--export", type=paths.path, metavar="FOLDER", help=static)
+    add("--export", type=paths.local, metavar="FOLDER", help=static)
     runtime = f"with --export: folder of {ort_web.PACKAGE}, unpacked (else fetched with npm)"
-    add("--runtime", type=paths.path, metavar="FOLDER", help=runtime)
+    add("--runtime", type=paths.local, metavar="FOLDER", help=runtime)
     given = parser.parse_args()
     if given.export is not None:
         return export(given)
@@ -55,6 +70,8 @@ def main() -> None:
         raise UserError(f'explore needs {" and ".join(missing)}; run pip install -e ".[explore]".')
     if (given.gallery is None) != (given.images is None):
         raise UserError("--gallery and --images belong together; give both, or neither.")
+    for name in ("gallery", "images"):
+        check_is_folder(name, getattr(given, name))
     listening = bound(given.port)
     model, params = api.load(given.checkpoint, given.name, tokenizer=given.tokenizer)
     api.check_tokenizer(model, given.checkpoint)
@@ -68,11 +85,19 @@ def export(given: argparse.Namespace) -> None:
     if wrong := next((name for name in served if getattr(given, name)), None):
         raise UserError(f"--{wrong} needs the server; leave out --{wrong}, or --export.")
     static_page.check(given.export)
+    check_is_folder("runtime", given.runtime)
     runtime = ort_web.fetched() if given.runtime is None else ort_web.from_folder(given.runtime)
     model, params = api.load(given.checkpoint, given.name)
     size = static_page.write(model, params, given.checkpoint, given.max_pixels, runtime, given.export)
     say(f"wrote {given.export}, {size / 1e6:.1f} MB")
-    say(f"python -m http.server --bind={HOST} --directory={given.export} serves it on this computer")
+    folder = shlex.quote(str(given.export))
+    say(f"python -m http.server --bind={HOST} --directory={folder} serves it on this computer")
+
+
+def check_is_folder(name: str, folder: pathlib.Path | None) -> None:
+    """Refuse, with a UserError, a flag that names no folder."""
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"--{name}={folder} is no folder; give another --{name}.")
 
 
 def bound(number: int) -> socket.socket:
@@ -91,13 +116,13 @@ def serve(shelf: Shelf, name: str, listening: socket.socket) -> None:
     """Compile the programs of the first picture, print the address and serve it until Ctrl-C."""
     import uvicorn  # here, as the extra `explore` may be absent, which main says in a sentence
 
-    from sparse_vis.explore.server import EXAMPLES, default_side, make_app
+    from sparse_vis.explore.server import default_side, make_app
 
     say("compiling, the first time for about 10 seconds")
-    side, example = default_side(shelf.model), next(iter(EXAMPLES.values()))
-    key = shelf.put(example.read_bytes(), example.name)
-    shelf.shown(key, side, [])
+    one_pixel = png(np.zeros((1, 1, 3), np.uint8))  # which each --max-pixels allows
+    shelf.shown(shelf.put(one_pixel, "one pixel"), default_side(shelf.model), [])
     number, token = listening.getsockname()[1], secrets.token_urlsafe(24)
     app = make_app(shelf, name, token, number)
     say(f"open http://{HOST}:{number}/?token={token} in a browser; Ctrl-C stops the server")
-    uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="warning")).run(sockets=[listening])
+    config = uvicorn.Config(app, log_config=None, log_level="warning", timeout_graceful_shutdown=SHUTDOWN)
+    uvicorn.Server(config).run(sockets=[listening])

@@ -28,7 +28,9 @@ class Guard:
 
     def __init__(self, app: ASGIApp, token: str, port: int):
         self.app, self.token = app, token
-        self.hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
+        names = ("127.0.0.1", "localhost")
+        # Browsers leave out the port of http://, 80.
+        self.hosts = {*names} if port == 80 else {f"{name}:{port}" for name in names}
 
     def fault(self, scope: Scope) -> str | None:
         """What is wrong with a request, in a sentence; None if nothing is."""

@@ -36,8 +36,18 @@ function nudge(token, down, right) {
 
 function replaceToken(token, from, amount) {
   const edit = { kind: "replace", token, amount, from }, last = view.current.edits.at(-1);
-  const same = last?.kind === "replace" && last.token === token && JSON.stringify(last.from) === JSON.stringify(from);
-  return continueWith(same ? last : null, edit);
+  return continueWith(isSameExchange(last, edit) ? last : null, edit);
+}
+
+// Whether two edits put the same token in place of another: then the later one counts.
+const isSameExchange = (last, edit) => last?.kind === "replace" && edit.kind === "replace" && last.token === edit.token
+  && JSON.stringify(last.from) === JSON.stringify(edit.from);
+
+// A picture's edits, and one that is being made.
+function editsWith(picture, preview) {
+  const edits = editsOf(picture);
+  if (!preview) return edits;
+  return [...(isSameExchange(edits.at(-1), preview) ? edits.slice(0, -1) : edits), preview];
 }
 
 function undo() {
@@ -57,8 +67,17 @@ function reset() {
   return refresh();
 }
 
+// Edits that were made at another resolution -> the edit as it was made, and at which: nothing is rounded twice.
+const made = new WeakMap();
+
 // An edit for another number of patches along a side.
-function atSide(edit, from, to) {
+function atSide(edit, to) {
+  const [first, from] = made.get(edit) ?? [edit, view.side], found = from === to ? first : scaledEdit(first, from, to);
+  if (found !== first) made.set(found, [first, from]);
+  return found;
+}
+
+function scaledEdit(edit, from, to) {
   const scaled = (x) => Math.round((x * to) / from);
   if ("down" in edit) return { ...edit, down: scaled(edit.down), right: scaled(edit.right) };
   if (!("patches" in edit)) return edit;
@@ -69,7 +88,7 @@ function atSide(edit, from, to) {
 
 function setSide(side) {
   for (const picture of view.pictures) {
-    for (const list of ["edits", "undone"]) picture[list] = picture[list].map((edit) => atSide(edit, view.side, side));
+    for (const list of ["edits", "undone"]) picture[list] = picture[list].map((edit) => atSide(edit, side));
   }
   view.side = side;
   joined = view.preview = null;

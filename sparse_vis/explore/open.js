@@ -2,9 +2,15 @@
 // Pictures from files, the clipboard, the camera and the examples; those that are open, and their tokens.
 const DRAGGED = "application/x-token";
 
-async function openPicture(file, name) {
+async function openPicture(given, name) {
   say(`Reading ${name}.`);
-  const picture = { name, file, edits: [], undone: [] };
+  if (given.size > settings.maxBytes) {
+    throw new Refused(0, `${name} has more than ${settings.maxBytes >> 20} MiB; give a smaller picture.`);
+  }
+  // Kept in memory, as the file may change or go.
+  const bytes = await given.arrayBuffer().catch(() => null);
+  if (!bytes) throw new Refused(0, `${name} cannot be read, or is a folder; choose a picture.`);
+  const picture = { name, file: new Blob([bytes], { type: given.type }), edits: [], undone: [] };
   await send(picture);
   const same = view.pictures.find((each) => each.key === picture.key);
   if (!same) view.pictures.push(picture);
@@ -31,16 +37,20 @@ async function openAll(files) {
 
 $("file").addEventListener("change", async () => { await openAll([...$("file").files]); $("file").value = ""; });
 $("example").addEventListener("change", () => attempt(async () => {
-  const name = $("example").value;
-  $("example").value = "";
+  const name = $("example").value; // stays, so that an arrow key goes on to the next one
   if (!name) return;
-  const answer = await fetch(`files/${name}`, { headers: { "X-Token": settings.token } });
-  await openPicture(await answer.blob(), name.replace(/\.\w+$/, ""));
+  try {
+    await openPicture(await (await fileOf(name)).blob(), name.replace(/\.\w+$/, ""));
+  } catch (error) {
+    $("example").value = ""; // may be chosen again
+    throw error;
+  }
 }));
-document.addEventListener("paste", (event) => {
-  const files = [...(event.clipboardData?.files ?? [])];
+function openThese(files, what) {
   if (files.length) openAll(files);
-});
+  else say(`There is no picture in what was ${what}; save it as a file and choose that.`, true);
+}
+document.addEventListener("paste", (event) => openThese([...(event.clipboardData?.files ?? [])], "pasted"));
 // The token below a dragged one is shown as one that is pointed at.
 function pointAt(onto) {
   const pointed = onto ? +onto.dataset.token : null;
@@ -57,8 +67,12 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   pointAt(null);
   const dragged = event.dataTransfer.getData(DRAGGED), onto = tokenAt(event.target);
-  if (dragged && onto) replaceToken(+onto.dataset.token, JSON.parse(dragged), +$("amount").value);
-  else if (!dragged) openAll([...event.dataTransfer.files]);
+  if (!dragged) return openThese([...event.dataTransfer.files], "dropped");
+  const from = JSON.parse(dragged);
+  if (!view.pictures.some((each) => each.key === from.picture)) {
+    return say("The picture of this token is not open on this page; open it here first.", true);
+  }
+  if (onto) replaceToken(+onto.dataset.token, from, +$("amount").value);
 });
 document.addEventListener("dragstart", (event) => {
   const button = event.target.closest?.(".token");
@@ -68,9 +82,14 @@ document.addEventListener("dragstart", (event) => {
 });
 
 $("camera").addEventListener("click", () => attempt(async () => {
+  if (!navigator.mediaDevices) {
+    throw new Refused(0, "Browsers give the camera only to https:// pages and those of this computer; choose a file.");
+  }
+  $("camera").disabled = true; // one camera at a time: nothing else would close it
   try {
     $("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: true });
   } catch (error) {
+    $("camera").disabled = false;
     throw new Refused(0, `The camera cannot be used (${error.message}); allow it, or choose a file.`);
   }
   $("taking").hidden = false;
@@ -81,6 +100,8 @@ function closeCamera() {
   for (const track of $("video").srcObject?.getTracks() ?? []) track.stop();
   $("video").srcObject = null;
   $("taking").hidden = true;
+  $("camera").disabled = false;
+  $("camera").focus();
 }
 $("close").addEventListener("click", closeCamera);
 $("take").addEventListener("click", () => attempt(async () => {
@@ -95,9 +116,13 @@ $("take").addEventListener("click", () => attempt(async () => {
 
 // All open pictures; tokens of those that are not shown can be dragged onto tokens of the one that is.
 function showShelf() {
+  const source = $("source").value, buttons = () => [...document.querySelectorAll("#shelf .held")];
+  const focused = buttons().indexOf(document.activeElement);
   $("shelf").replaceChildren(...view.pictures.filter((picture) => picture.shown).map(heldPicture));
+  buttons()[focused]?.focus({ preventScroll: true });
   $("source").replaceChildren(...view.pictures.flatMap((picture) => settings.colours.map((_, token) =>
     new Option(`token ${token} of ${picture.name}`, `${picture.key}:${token}`))));
+  if (source) $("source").value = source;
 }
 
 function heldPicture(picture) {

@@ -4,9 +4,9 @@ const settings = JSON.parse(document.body.dataset.settings);
 const $ = (id) => document.getElementById(id);
 
 class Refused extends Error {
-  constructor(status, sentence) {
+  constructor(status, sentence, picture = null) {
     super(sentence);
-    this.status = status;
+    Object.assign(this, { status, picture }); // the key of a picture that the server does not hold
   }
 }
 
@@ -23,4 +23,14 @@ async function attempt(work) {
     if (!(error instanceof Refused)) console.error(error);
     say(error.message, true);
   }
+}
+
+// A file of the page.
+async function fileOf(name) {
+  const answer = await fetch(`files/${name}`, { headers: { "X-Token": settings.token } }).catch(() => null);
+  if (answer?.ok) return answer;
+  let remedy = "load the page again";
+  if (settings.token) remedy = "start the server again and open its new address";
+  if (location.protocol === "file:") remedy = "serve the page's folder with python -m http.server, and open that address";
+  throw new Refused(0, `files/${name} does not arrive; ${remedy}.`);
 }

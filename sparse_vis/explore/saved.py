@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import operator
 import pathlib
 import zipfile
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,12 @@ from PIL import Image
 
 from sparse_vis.explore.edits import Edited, replay
 from sparse_vis.runtime.errors import UserError
+
+# What NumPy and zipfile raise on files that are damaged, or are none of theirs.
+DAMAGED = (
+    OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, RecursionError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
@@ -53,10 +61,14 @@ def read_saved(path: str | pathlib.Path) -> Saved:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            S, L, (rows, columns), edits = file["S"], file["L"], file["grid"].tolist(), str(file["edits"])
-        if (rows * columns, len(S)) != L.shape or S.ndim != 2:
+            S, L, edits = file["S"], file["L"], str(file["edits"])
+            rows, columns = map(operator.index, file["grid"].tolist())
+        if (rows * columns, len(S)) != L.shape or S.ndim != 2 or min(*S.shape, rows, columns) < 1:
             raise ValueError(f"S has shape {S.shape}, L {L.shape} on {rows}x{columns} patches")
+        finite = S.dtype == L.dtype == np.float32 and np.isfinite(S).all() and np.isfinite(L).all()
+        if not finite or L.min() < 0:
+            raise ValueError("S and L are no finite float32 numbers, or L has negative ones")
         edits = json.loads(edits)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} was not saved by the page ({error}); give such a .npz file.") from error
     return Saved(S, L, (rows, columns), edits, replay(S, L, (rows, columns), edits))

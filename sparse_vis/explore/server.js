@@ -9,9 +9,9 @@ async function ask(path, body) {
   }
   if (answer.ok) return answer;
   const text = await answer.text();
-  let sentence = text;
-  try { sentence = JSON.parse(text).error; } catch { /* it is no JSON */ }
-  throw new Refused(answer.status, sentence || `The server failed (${answer.status}).`);
+  let said = { error: text };
+  try { said = JSON.parse(text); } catch { /* it is no JSON */ }
+  throw new Refused(answer.status, said.error || `The server failed (${answer.status}).`, said.picture);
 }
 
 async function send(picture) {
@@ -19,17 +19,16 @@ async function send(picture) {
   picture.key = (await answer.json()).picture;
 }
 
-// What the server says of a picture after some edits. It keeps few pictures: one that it dropped is sent again,
-// after those from which the edits take tokens.
+// What the server says of a picture after some edits. It keeps few pictures: each that it dropped is sent again.
 async function about(path, picture, edits, side = view.side) {
   const body = JSON.stringify({ picture: picture.key, side, edits });
-  try {
-    return await ask(path, body);
-  } catch (error) {
-    if (error.status !== 404) throw error;
+  for (let left = view.pictures.length; ; left--) {
+    try {
+      return await ask(path, body);
+    } catch (error) {
+      const dropped = view.pictures.find((each) => each.key === error.picture);
+      if (!dropped || !left) throw error;
+      await send(dropped);
+    }
   }
-  const taken = new Set(edits.map((edit) => edit.from?.picture));
-  for (const each of view.pictures.filter((other) => taken.has(other.key))) await send(each);
-  await send(picture);
-  return ask(path, body);
 }

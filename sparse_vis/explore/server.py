@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 from collections.abc import Callable
@@ -44,11 +45,11 @@ def answered(endpoint: Callable) -> Callable:
             return await endpoint(request)
         except UserError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
-        except NotHeld:
+        except NotHeld as error:
             what = "the server does not hold this picture any more; open it again."
-            return JSONResponse({"error": what}, status_code=404)
-        except ClientDisconnect:
-            return Response(status_code=499)  # the page was closed: nobody reads this
+            return JSONResponse({"error": what, "picture": str(error)}, status_code=404)
+        except (ClientDisconnect, asyncio.CancelledError):
+            return Response(status_code=499)  # page or server was closed: nobody reads this
 
     return answer
 
@@ -73,9 +74,9 @@ def asks(function: Callable[[str, int, Any], Any], kind: type[Response]) -> Call
 
 def make_app(shelf: Shelf, name: str, token: str, port: int) -> Starlette:
     """The application: the page, which shows a model of this name, and what it asks for."""
-    query = f"?token={token}"
+    query, settings = f"?token={token}", {"token": token, "maxBytes": LARGEST_FILE}
     rendered = html(
-        shelf.model, name, ("server.js",), default_side(shelf.model), {"token": token}, query=query,
+        shelf.model, name, ("server.js",), default_side(shelf.model), settings, query=query,
         policy=None, gallery=shelf.gallery is not None, sides=SIDES,
     )  # fmt: skip
 

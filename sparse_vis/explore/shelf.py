@@ -39,7 +39,7 @@ class Square(NamedTuple):
 
 
 class NotHeld(Exception):
-    """A picture that is not on the shelf, or not any more."""
+    """A picture, given by its id, that is not on the shelf, or not any more."""
 
 
 class Shelf:

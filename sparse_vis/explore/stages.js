@@ -76,7 +76,7 @@ function brushKey(stage, event) {
   const step = event.key.startsWith("Arrow") && AWAY[event.key.replace("Arrow", "").toLowerCase()];
   if (brush() === null || view.chosen === null || !(step || event.key === " ")) return;
   event.preventDefault();
-  place = place ?? [view.side >> 1, view.side >> 1];
+  place = (place ?? [view.side >> 1, view.side >> 1]).map(inside); // there may be fewer patches now
   if (step) place = place.map((x, i) => inside(x + step[i]));
   else commit({ kind: "paint", token: view.chosen, patches: under(place), amount: brush() });
   const canvas = stage.querySelector("canvas"), context = canvas.getContext("2d");

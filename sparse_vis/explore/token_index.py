@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 
 READING = dict(memory_map=True, page_checksum_verification=True)
+NOT_WRITTEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 BLOCK = 4096  # images whose tokens are read or compared at a time
 
 
@@ -37,10 +39,20 @@ class TokenIndex:
         rows = [manifest["shards"][name]["rows"] for name in self.names]
         self.ends = np.cumsum(rows)
         # The checksum of the manifest, which has those of the shards: another extraction has another file.
-        path = folder / f".tokens-{manifest[files.CHECKSUM][:16]}.npy"
-        if not path.exists():
+        path = folder / f".tokens-{files.checksum(manifest)[:16]}.npy"
+        if (tokens := self._read(path)) is None:
             self._write(path)
-        self.tokens: Float32[np.ndarray, "N r d"] = np.load(path, mmap_mode="r")
+            tokens = self._read(path)
+        self.tokens: Float32[np.ndarray, "N r d"] = tokens
+
+    def _read(self, path: Path) -> Float32[np.ndarray, "N r d"] | None:
+        """The tokens of the file; None if it is missing or damaged."""
+        try:
+            tokens = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return None
+        expected = (int(self.ends[-1]), *self.shape)
+        return tokens if tokens.shape == expected and tokens.dtype == np.float32 else None
 
     def _write(self, path: Path) -> None:
         progress = Progress("tokens to search", int(self.ends[-1]))
@@ -55,7 +67,9 @@ class TokenIndex:
                     start += len(S)
                     progress.add(len(S))
                 tokens.flush()
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in NOT_WRITTEN:
+                raise  # a shard
             what = f"the tokens to search cannot be written into {self.folder} ({error.strerror})"
             raise UserError(f"{what}; give a copy of the extraction as --gallery.") from error
 

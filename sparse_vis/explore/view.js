@@ -1,6 +1,7 @@
 "use strict";
 // Shows what the server answers: one request at a time, and after it the newest state, if that has changed.
 const QUIET = 150; // ms without an edit, after which the encoder is asked
+const WORKING = "Working; the first picture and a new resolution take some seconds.";
 let busy = false, again = false, waiting = null, version = 0;
 
 async function refresh() {
@@ -9,11 +10,11 @@ async function refresh() {
   again = true;
   if (busy) return;
   busy = true;
-  const slow = setTimeout(() => say("Working; the first picture and a new resolution take some seconds."), 700);
   let failed = false;
   while (again) {
     again = false;
     const picture = view.current, preview = view.preview;
+    const slow = setTimeout(() => preview || say(WORKING), 700); // a drag is not interrupted
     try {
       await update(picture, preview);
       failed = false;
@@ -21,8 +22,8 @@ async function refresh() {
       failed = true;
       takeBack(picture, preview, error);
     }
+    clearTimeout(slow);
   }
-  clearTimeout(slow);
   busy = false;
   if (failed) return;
   say("");
@@ -31,8 +32,7 @@ async function refresh() {
 
 async function update(picture, preview) {
   const side = view.side, photographed = `${picture.name} ${picture.key} ${side}`;
-  const edits = [...editsOf(picture), ...(preview ? [preview] : [])];
-  const found = await (await about("edit", picture, edits, side)).json();
+  const found = await (await about("edit", picture, editsWith(picture, preview), side)).json();
   Object.assign(found, { side, maps: bytesOf(found.maps), winners: bytesOf(found.winners) });
   picture.found = found;
   if (picture !== view.current) return;

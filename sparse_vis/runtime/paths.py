@@ -94,6 +94,13 @@ def folder(text: str) -> str:
     return place(text, hub=False)
 
 
+def local(text: str) -> pathlib.Path:
+    """argparse `type` of a flag that names a file or folder of this computer: a path with ~ expanded."""
+    if wrong := fault(text):
+        raise argparse.ArgumentTypeError(f"{text!r} {wrong}")
+    return pathlib.Path(expanded(text, ""))
+
+
 def path(text: str) -> AnyPath:
     """argparse `type` of a flag that names a file or folder: a path with ~ expanded, also in a bucket."""
     return as_path(place(text, hub=False))

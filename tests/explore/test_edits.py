@@ -135,15 +135,28 @@ def test_the_documented_code_decodes_a_saved_file(tmp_path, monkeypatch):
     assert space["pixels"].shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize("what", ["absent", "text", "other", "shapes"])
+UNFIT = {
+    "shapes": {"L": L[:7]}, "negative": {"grid": (-3, -4)}, "fractions": {"grid": (3.0, 4.0)},
+    "letters": {"S": S.astype(str)}, "doubles": {"L": L.astype(float)}, "NaN": {"S": np.full_like(S, np.nan)},
+    "below zero": {"L": -L}, "deep": {"edits": "[" * 10**5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["absent", "text", "empty", "other", "damaged", *UNFIT])
 def test_files_that_the_page_did_not_save_are_refused(tmp_path, what):
     path = tmp_path / "a.npz"
     if what == "text":
         path.write_text("no archive")
     elif what == "other":
         np.savez(path, x=S)
-    elif what == "shapes":
-        path.write_bytes(to_npz(S, L[:7], GRID, []))
+    elif what == "empty":
+        path.write_bytes(b"")
+    elif what == "damaged":  # the compressed numbers of S, which follow a name and an extra field
+        file = bytearray(to_npz(S, L, GRID, []))
+        file[30 + file[26] + file[28]] = 0xFF  # no kind of block
+        path.write_bytes(file)
+    elif what != "absent":
+        np.savez(path, **{"S": S, "L": L, "grid": GRID, "edits": "[]", **UNFIT[what]})
     with pytest.raises(UserError, match=r"a\.npz was not saved by the page \(.*\); give such a \.npz file"):
         read_saved(path)
 
@@ -174,8 +187,8 @@ def test_wrong_fields_are_refused_in_a_sentence():
         (["erase"], "edit 1: None is no kind of edit"),
         ([{"kind": "erase"}], "edit 1: erase takes token; give these fields and no others"),
         ([{"kind": "erase", "token": 0, "amount": 1}], "edit 1: erase takes token"),
-        ({"kind": "erase"}, "the edits are no list of at most 1000"),
-        ([MANY[0]] * (MOST + 1), "the edits are no list of at most 1000"),
+        ({"kind": "erase"}, "the edits are no list; give a list"),
+        ([MANY[0]] * (MOST + 1), "these are more than 1000 edits; take some back"),
     ],
 )
 def test_what_is_no_list_of_edits_is_refused(edits, sentence):

@@ -121,7 +121,8 @@ def test_a_token_of_another_picture_is_dragged_onto_one_or_chosen(page, loaded):
     np.testing.assert_array_equal(page.shown, dragged)
     page.run("$('amount').value = 0.5; $('amount').dispatchEvent(new Event('input'))")
     page.settled()
-    same(page.shown, computed(loaded, [swap, {**swap, "amount": 0.5}], seed=1))  # shown, not yet done
+    same(page.shown, computed(loaded, [{**swap, "amount": 0.5}], seed=1))  # shown, not yet done
+    assert [edit["amount"] for edit in page.edits] == [1]
     page.run("$('amount').dispatchEvent(new Event('change'))")
     page.settled()
     assert [edit["amount"] for edit in page.edits] == [0.5]
@@ -164,6 +165,32 @@ def test_resolution_and_temperature(page):
     page.settled()
     assert (page.shown != before).any()
     assert page.find(By.CSS_SELECTOR, "[for=temperature]").text == "τ = 0.030"
+    page.run("commit({kind: 'paint', token: 1, patches: [0, 17, 200], amount: 1})")
+    page.settled().press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    before = page.edits
+    for side in (8, 16):  # there and back: nothing is lost
+        page.run(f"setSide({side}); refresh()")
+        page.settled()
+    assert page.edits == before and before[-1]["right"] == 3
+
+
+def test_the_brush_of_the_keyboard_stays_inside_and_a_drag_is_not_interrupted(page):
+    page.token(0).click()
+    page.find(By.CSS_SELECTOR, "[name=brush][value='1']").click()
+    page.run(f"place = [{2 * SIDE}, {2 * SIDE}]")  # of a finer resolution
+    page.find(By.ID, "photograph").send_keys(" ")
+    assert SIDE * SIDE - 1 in page.settled().edits[0]["patches"]
+    page.run("""
+        const asked = ask;
+        ask = async (...given) => {
+          await new Promise((done) => setTimeout(done, 800));
+          return asked(...given);
+        };
+        window.said = [];
+        new MutationObserver(() => said.push($("said").textContent)).observe($("said"), { childList: true });
+        view.preview = { kind: "move", token: 0, down: 1, right: 0 };
+        refresh();""")
+    assert page.settled().run("return said") == []
 
 
 def test_files_are_saved_and_read_back(page, loaded, tmp_path):

@@ -50,6 +50,52 @@ def test_bad_files_are_named_and_the_page_goes_on(page):
     assert "x.txt" in page.find(By.ID, "said").text
 
 
+def test_what_is_no_picture_is_said_in_plain_words(page):
+    def said(script):
+        page.run(script)
+        page.until("$('said').className === 'wrong' && !busy")
+        text = page.find(By.ID, "said").text
+        page.run("say('')")
+        return text
+
+    file = "const file = new File(['x'], 'photos'); "
+    unreadable = "file.arrayBuffer = () => Promise.reject(new Error('x')); openAll([file]);"
+    assert said(file + unreadable) == "photos cannot be read, or is a folder; choose a picture."
+    large = "settings.maxBytes = 2 ** 20; openAll([new File([new Uint8Array(2 ** 20 + 1)], 'a.png')])"
+    assert said(large) == "a.png has more than 1 MiB; give a smaller picture."
+    event = "const data = new DataTransfer(); data.setData(%r, %r); "
+    text = event % ("text/plain", "hello")
+    paste = "document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true }))"
+    assert said(text + paste).startswith("There is no picture in what was pasted; save it as a file")
+    drop = (
+        "$('tokens').firstChild.dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true }))"
+    )
+    assert said(text + drop).startswith("There is no picture in what was dropped; save it as a file")
+    of_another_tab = event % ("application/x-token", json.dumps({"picture": "0", "side": SIDE, "token": 0}))
+    assert said(of_another_tab + drop).startswith("The picture of this token is not open on this page; open")
+    assert page.edits == []
+    change = "$('example').value = 'rocket.jpg'; $('example').dispatchEvent(new Event('change'));"
+    gone = said("settings.token = 'of a server that was stopped';" + change)
+    assert gone == "files/rocket.jpg does not arrive; start the server again and open its new address."
+    assert page.find(By.ID, "example").get_attribute("value") == ""  # it can be chosen again
+
+
+def test_the_keyboard_keeps_its_place(page):
+    page.give(picture(1)[0], "b.png")
+    source = "return $('source').value"
+    page.run("$('source').selectedIndex = 3")
+    chosen = page.run(source)
+    page.find(By.CSS_SELECTOR, "#shelf .held").send_keys(Keys.ENTER)
+    page.settled()
+    assert page.run("return document.activeElement === document.querySelector('#shelf .held')")
+    assert page.run("return view.current.name") == "a.png" and page.run(source) == chosen
+    for count in (3, 4):
+        page.find(By.ID, "example").send_keys(Keys.ARROW_DOWN)
+        page.until(f"view.pictures.length === {count}")
+        page.settled()
+    assert page.run("return view.pictures.slice(2).map((each) => each.name)") == ["astronaut", "chelsea"]
+
+
 def test_pictures_that_the_server_dropped_are_sent_again(page, monkeypatch):
     from sparse_vis.explore import shelf
 
@@ -59,12 +105,23 @@ def test_pictures_that_the_server_dropped_are_sent_again(page, monkeypatch):
     page.give(picture(1)[0], "b.png").give(picture(2)[0], "c.png")
     page.click("#shelf figure:first-child .held")
     np.testing.assert_array_equal(page.shown, before)
+    monkeypatch.setattr(shelf, "ENCODED", 3)
+    page.run("""
+        const from = (i) => ({ picture: view.pictures[i].key, side: view.side, token: 1 });
+        view.current.edits = [1, 2].map((i) => ({ kind: "replace", token: i, amount: 1, from: from(i) }));
+        refresh();""")
+    before = page.settled().shown
+    page.give(picture(3)[0], "d.png").give(picture(4)[0], "e.png").give(picture(5)[0], "f.png")
+    page.click("#shelf figure:first-child .held")  # needs three pictures that were dropped
+    np.testing.assert_array_equal(page.shown, before)
+    assert page.find(By.ID, "said").text == ""
 
 
 def test_the_camera_takes_a_picture_and_is_closed(page):
     assert not page.find(By.ID, "video").is_displayed()
     page.find(By.ID, "camera").click()
     page.until("$('video').videoWidth > 0 && !$('taking').hidden")
+    assert not page.find(By.ID, "camera").is_enabled()  # a second stream would stay open
     page.find(By.ID, "take").click()
     page.until("view.pictures.length === 2")
     page.settled()
@@ -72,6 +129,7 @@ def test_the_camera_takes_a_picture_and_is_closed(page):
         "camera 1", True, None,
     ]  # fmt: skip
     assert page.shown.std() > 0
+    assert page.run("return document.activeElement.id") == "camera"
 
 
 def test_two_tabs_do_not_see_each_other_and_one_may_close(page, address, loaded):
@@ -167,7 +225,7 @@ def test_the_recording_shows_each_edit_and_ends_with_a_replaced_token(address, m
 
 
 def test_everything_has_a_name_and_a_phone_scrolls_in_one_direction_only(page):
-    page.give(picture(1)[0], "b.png").token(0).click()
+    page.give(picture(1)[0], 50 * "long" + ".png").token(0).click()
     nodes = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     named = {"button", "radio", "slider", "combobox", "region", "application", "image"}
     kinds = [(n["role"]["value"], n.get("name", {}).get("value")) for n in nodes if not n.get("ignored")]

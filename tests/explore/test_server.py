@@ -146,6 +146,13 @@ def test_the_page_and_its_files(client):
     assert not re.search(r"https?://", answer.text)  # nothing from elsewhere
 
 
+def test_browsers_leave_out_port_80(shelf):
+    client = TestClient(make_app(shelf, "a", TOKEN, 80), base_url="http://127.0.0.1")
+    headers = {"X-Token": TOKEN, "Origin": "http://127.0.0.1"}
+    assert client.get("/", headers=headers).status_code == 200
+    assert client.get("/", headers={**headers, "Host": "example.org"}).status_code == 403
+
+
 def sentence_of(answer, status=400):
     assert answer.status_code == status
     return answer.json()["error"]
@@ -238,12 +245,13 @@ def test_the_command_serves_this_computer_alone(monkeypatch, capsys, workdir):
     served = {}
 
     def run(self, sockets):
-        served.update(address=sockets[0].getsockname(), app=self.config.app)
+        served.update(address=sockets[0].getsockname(), app=self.config.app, config=self.config)
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
     monkeypatch.setattr("sparse_vis.explore.server.default_side", lambda shelf: SIDE)
-    monkeypatch.setattr(sys, "argv", ["sparse_vis explore", f"--checkpoint={workdir}"])
+    monkeypatch.setattr(sys, "argv", ["sparse_vis explore", f"--checkpoint={workdir}", "--max-pixels=10"])
     tool.main()
+    assert 0 < served["config"].timeout_graceful_shutdown < 60  # Ctrl-C ends it also during an upload
     out = capsys.readouterr().out
     port, token = re.search(r"open http://127\.0\.0\.1:(\d+)/\?token=([\w-]{32}) in a browser", out).groups()
     assert served["address"] == ("127.0.0.1", int(port))
@@ -251,7 +259,7 @@ def test_the_command_serves_this_computer_alone(monkeypatch, capsys, workdir):
     assert client.get(f"/?token={token}").status_code == 200 and client.get("/").status_code == 403
 
 
-def test_what_is_wrong_is_said_before_the_model_is_loaded(monkeypatch):
+def test_what_is_wrong_is_said_before_the_model_is_loaded(monkeypatch, tmp_path):
     monkeypatch.setattr(sparse_vis.api, "load", lambda *_, **__: pytest.fail("loaded"))
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -260,6 +268,15 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(monkeypatch):
         said = refused(monkeypatch, f"--port={port}")
         assert re.fullmatch(rf"--port={port} cannot be used \(.*\); give another\.", said)
     assert "'70000' is not a whole number from 0 to 65535" in refused(monkeypatch, "--port=70000")
+    assert "'6000' is a port that browsers do not open" in refused(monkeypatch, "--port=6000")
+    for flag in ("gallery", "images", "export", "runtime"):
+        said = refused(monkeypatch, f"--{flag}=gs://bucket/x")
+        assert f"--{flag}: 'gs://bucket/x' is an address, not a path; mount it as a folder" in said
+    given = {"--gallery": tmp_path, "--images": tmp_path}
+    for flag in given:
+        both = [f"{name}={folder}" for name, folder in {**given, flag: tmp_path / "absent"}.items()]
+        said = f"{flag}={tmp_path / 'absent'} is no folder; give another {flag}."
+        assert refused(monkeypatch, *both) == said
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name))
     assert refused(monkeypatch) == 'explore needs uvicorn; run pip install -e ".[explore]".'

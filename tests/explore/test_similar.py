@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import shutil
@@ -102,6 +103,34 @@ def test_extractions_that_cannot_be_searched_are_refused(extracted, loaded, work
         (tmp_path / "copy" / "manifest.json").write_text(json.dumps(kept))
         with pytest.raises(UserError, match=f"{sentence}; run extract"):
             opened(extracted, loaded, folder=tmp_path / "copy")
+
+
+def test_the_file_of_tokens_is_written_again_if_it_is_damaged(extracted, loaded, tmp_path, monkeypatch):
+    folder, query = tmp_path / "features", np.ones(32, np.float32)
+    shutil.copytree(extracted / "features", folder)
+    wanted = opened(extracted, loaded, folder=folder).search(query, 2)
+    [file] = folder.glob(".tokens-*")
+    whole = file.read_bytes()
+    for damaged in (whole[:-8], b"", b"no array"):
+        file.write_bytes(damaged)
+        assert opened(extracted, loaded, folder=folder).search(query, 2) == wanted
+        assert file.read_bytes() == whole
+    np.save(file, np.zeros((2, 3), np.float32))
+    assert opened(extracted, loaded, folder=folder).search(query, 2) == wanted
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["checksum"]  # as of earlier versions
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert opened(extracted, loaded, folder=folder).search(query, 2) == wanted
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file.unlink()
+    monkeypatch.setattr(np.lib.format, "open_memmap", full)
+    with pytest.raises(
+        UserError, match=r"cannot be written into .* \(No space left on device\); give a copy"
+    ):
+        opened(extracted, loaded, folder=folder)
 
 
 def test_the_two_flags_belong_together(monkeypatch):

@@ -220,7 +220,8 @@ def test_what_is_wrong_is_said(static):
     assert static.find(By.CSS_SELECTOR, "[for=side]").text == f"{SIDE} × {SIDE} patches, {PIXELS} px"
     static.run(FILE, base64.b64encode(b"no picture").decode(), "x.png", "drop")
     static.until("$('said').textContent.startsWith('x.png is no picture that this browser reads; give')")
-    static.run("settings.maxPixels = 4095")
+    # Refused without being decoded.
+    static.run("settings.maxPixels = 4095; createImageBitmap = async () => { throw new Error('decoded') }")
     static.run(FILE, base64.b64encode(picture(1)[0]).decode(), "y.png", "paste")
     static.until("$('said').textContent === 'y.png has more than 4095 pixels; shrink it.'")
     for token in range(TOKENS):
@@ -228,6 +229,20 @@ def test_what_is_wrong_is_said(static):
         static.settled()
     assert "is the only one left" in static.find(By.ID, "said").text
     assert len(static.edits) == TOKENS - 1
+
+
+def test_missing_and_damaged_files_of_the_page_are_said(static):
+    def said(script):
+        static.run(f"attempt(async () => {{ {script} }})")
+        static.until("$('said').className === 'wrong'")
+        return static.find(By.ID, "said").text
+
+    gone = said("await fileOf('rocket2.jpg')")
+    assert gone == "files/rocket2.jpg does not arrive; load the page again."
+    static.run("say(''); programs = null; ort.InferenceSession.create = async () => { throw new Error('x') }")
+    damaged = said("await loaded('encoder')")
+    assert damaged.startswith("The model does not start, as a file of this page is missing or damaged")
+    static.driver.get_log("browser")  # has both
 
 
 def refused(monkeypatch, *flags):
@@ -242,13 +257,13 @@ def refused(monkeypatch, *flags):
 def test_the_command_writes_the_page_and_says_how_large_it_is(monkeypatch, tmp_path, workdir, capsys):
     for name in ort_web.FILES:
         (tmp_path / name).write_text(name)
-    page, called = tmp_path / "page", f"--checkpoint={workdir}"
+    page, called = tmp_path / "my page", f"--checkpoint={workdir}"
     monkeypatch.setattr(sys, "argv", ["explore", called, f"--export={page}", f"--runtime={tmp_path}"])
     explore.main()
     size = sum(path.stat().st_size for path in page.rglob("*") if path.is_file())
     wrote, serve = capsys.readouterr().out.splitlines()[-2:]
     assert wrote == f"wrote {page}, {size / 1e6:.1f} MB"
-    assert serve.startswith(f"python -m http.server --bind=127.0.0.1 --directory={page} serves it")
+    assert serve.startswith(f"python -m http.server --bind=127.0.0.1 --directory='{page}' serves it")
     text = (page / "index.html").read_text()
     named = {*re.findall(r"files/([\w.-]+)", text), *re.findall(r'value="(\w+\.jpg)"', text)}
     by_scripts = {"encoder.onnx", "decoder.onnx", *ort_web.FILES[1:]}

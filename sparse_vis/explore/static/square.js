@@ -45,14 +45,22 @@ function fitted(pixels, width, height, size) {
   return resizedRows(resizedRows(pixels, width, 4, along(width)), height, 3, along(height));
 }
 
+// The number of pixels of a picture's file, which is not decoded for this; 0 if it is no picture.
+async function pixelsOf(file) {
+  const image = new Image(), source = URL.createObjectURL(file);
+  await new Promise((done) => Object.assign(image, { onload: done, onerror: done, src: source }));
+  URL.revokeObjectURL(source);
+  return image.naturalWidth * image.naturalHeight;
+}
+
 // Pixels (size, size, 3) of a picture's file; transparent pixels are white, and cameras' turns are applied.
 async function squareOf({ file, name }, size) {
+  if ((await pixelsOf(file)) > settings.maxPixels) {
+    throw new Refused(400, `${name} has more than ${settings.maxPixels} pixels; shrink it.`);
+  }
   const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" }).catch(() => null);
   if (!bitmap) throw new Refused(400, `${name} is no picture that this browser reads; give a JPEG or PNG.`);
   const { width, height } = bitmap;
-  if (width * height > settings.maxPixels) {
-    throw new Refused(400, `${name} has more than ${settings.maxPixels} pixels; shrink it.`);
-  }
   const context = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d");
   context.fillStyle = "white";
   context.fillRect(0, 0, width, height);

@@ -1,17 +1,25 @@
 "use strict";
 // In place of server.js: encoder and decoder run in the browser, with onnxruntime-web.
 const { side, patch } = settings, SIZE = side * patch;
-ort.env.wasm.numThreads = 1; // more need headers that most hosts of static pages do not send
 const held = new Map(); // key of a picture -> its pixels, S and L
 
 let programs = null; // encoder and decoder, loaded for the first picture
 async function programOf(name) {
-  const answer = await fetch(`files/${name}.onnx`).catch(() => null);
-  if (!answer?.ok) throw new Refused(0, `files/${name}.onnx does not arrive; load the page again.`);
-  return ort.InferenceSession.create(new Uint8Array(await answer.arrayBuffer()));
+  const bytes = new Uint8Array(await (await fileOf(`${name}.onnx`)).arrayBuffer());
+  try {
+    ort.env.wasm.numThreads = 1; // more need headers that most hosts of static pages do not send
+    return await ort.InferenceSession.create(bytes);
+  } catch (error) {
+    console.error(error);
+    const what = "The model does not start, as a file of this page is missing or damaged, or the browser is too old";
+    throw new Refused(0, `${what}; export the page again, or use another browser.`);
+  }
 }
 async function loaded(name) {
-  programs ??= { encoder: programOf("encoder"), decoder: programOf("decoder") };
+  if (!programs) {
+    programs = { encoder: programOf("encoder"), decoder: programOf("decoder") };
+    programs.decoder.catch(() => {}); // is said when it is needed
+  }
   try {
     return await programs[name];
   } catch (error) {
@@ -22,21 +30,23 @@ async function loaded(name) {
 
 let last = Promise.resolve(); // onnxruntime-web runs one program at a time
 async function run(name, inputs, outputs) {
-  const program = await loaded(name), done = last.then(() => program.run(inputs, outputs));
+  const program = await loaded(name), done = last.then(() => program.run(inputs(), outputs));
   last = done.catch(() => {});
   return done;
 }
 
 async function encoded(pixels) {
-  const images = new ort.Tensor("uint8", new Uint8Array(pixels), [1, SIZE, SIZE, 3]);
-  const { sparse, spatial } = await run("encoder", { images }, ["sparse", "spatial"]);
+  const { sparse, spatial } = await run("encoder", () => ({
+    images: new ort.Tensor("uint8", new Uint8Array(pixels), [1, SIZE, SIZE, 3]),
+  }), ["sparse", "spatial"]);
   const [, r, d] = sparse.dims;
   return { S: sparse.data, L: spatial.data, r, d, grid: [side, side] };
 }
 
 async function decoded({ S, L, r, d }) {
-  const sparse = new ort.Tensor("float32", S, [1, r, d]), spatial = new ort.Tensor("float32", L, [1, side * side, r]);
-  const { pixels } = await run("decoder", { sparse, spatial }, ["pixels"]);
+  const { pixels } = await run("decoder", () => ({
+    sparse: new ort.Tensor("float32", S, [1, r, d]), spatial: new ort.Tensor("float32", L, [1, side * side, r]),
+  }), ["pixels"]);
   return Uint8ClampedArray.from(pixels.data, (x) => 255 * x);
 }
 
