@@ -1,6 +1,6 @@
 "use strict";
 // Pointer and brush on the photograph and the reconstruction: drags move a map, strokes paint it.
-let drag = null; // { token, row, column, copies, moved } or { token, patches: Set, amount }
+let drag = null; // { token, row, column, copies, moved } or { token, patches: Set, amount } or {}, a tap
 let place = null; // row and column of the brush, when the keyboard moves it
 
 const brush = () => {
@@ -35,6 +35,7 @@ const editOf = ({ token, down, right, copies, patches, amount }) => {
 
 function begin(stage, event) {
   if (event.button || !view.current?.found) return;
+  if (event.pointerType !== "mouse" && view.chosen === null) return void (drag = {}); // a finger may scroll
   const at = patchAt(stage, event), token = view.chosen ?? winnerAt(at);
   if (brush() !== null && view.chosen !== null) drag = { token, patches: new Set(under(at)), amount: brush() };
   else drag = { token, row: at[0], column: at[1], down: 0, right: 0, copies: event.altKey };
@@ -55,6 +56,7 @@ function follow(stage, event) {
     view.pointed = view.chosen === null ? winnerAt(patchAt(stage, event)) : null;
     return showMap();
   }
+  if (drag.token === undefined) return;
   const [row, column] = patchAt(stage, event);
   if (drag.patches) under([row, column]).forEach((patch) => drag.patches.add(patch));
   else if (drag.down === row - drag.row && drag.right === column - drag.column) return;

@@ -26,6 +26,7 @@ function updateButtons() {
   $("redo").disabled = !undone.length;
   $("tools").toggleAttribute("inert", view.chosen === null);
   $("tools").classList.toggle("off", view.chosen === null);
+  $("work").classList.toggle("chosen", view.chosen !== null); // a finger moves its map; else it scrolls
   const { value, dataset } = $("side");
   $("side").nextElementSibling.textContent = `${value} × ${value} patches, ${value * dataset.patch} px`;
   const tau = settings.temperature / view.power;
