@@ -10,7 +10,7 @@ async function openPicture(given, name) {
   // Kept in memory, as the file may change or go.
   const bytes = await given.arrayBuffer().catch(() => null);
   if (!bytes) throw new Refused(0, `${name} cannot be read, or is a folder; choose a picture.`);
-  const picture = { name, file: new Blob([bytes], { type: given.type }), edits: [], undone: [] };
+  const picture = { name, file: new Blob([bytes], { type: given.type }), ...fresh() };
   await send(picture);
   const same = view.pictures.find((each) => each.key === picture.key);
   if (!same) view.pictures.push(picture);
@@ -72,7 +72,7 @@ document.addEventListener("drop", (event) => {
   if (!view.pictures.some((each) => each.key === from.picture)) {
     return say("The picture of this token is not open on this page; open it here first.", true);
   }
-  if (onto) replaceToken(+onto.dataset.token, from, +$("amount").value);
+  if (onto) commit({ kind: "replace", token: +onto.dataset.token, from, amount: 1 });
 });
 document.addEventListener("dragstart", (event) => {
   const button = event.target.closest?.(".token");
@@ -116,14 +116,15 @@ $("take").addEventListener("click", () => attempt(async () => {
 
 // All open pictures; tokens of those that are not shown can be dragged onto tokens of the one that is.
 function showShelf() {
-  const source = $("source").value, buttons = () => [...document.querySelectorAll("#shelf .held")];
+  const buttons = () => [...document.querySelectorAll("#shelf .held")];
   const focused = buttons().indexOf(document.activeElement);
   $("shelf").replaceChildren(...view.pictures.filter((picture) => picture.shown).map(heldPicture));
   buttons()[focused]?.focus({ preventScroll: true });
-  $("source").replaceChildren(...view.pictures.flatMap((picture) => settings.colours.map((_, token) =>
-    new Option(`token ${token} of ${picture.name}`, `${picture.key}:${token}`))));
-  if (source) $("source").value = source;
+  $("source").replaceChildren(new Option("itself", ""), ...view.pictures.flatMap((picture) =>
+    settings.colours.map((_, token) => sourceOption(picture, token))));
 }
+
+const sourceOption = ({ name, key }, token) => new Option(`token ${token} of ${name}`, `${key}:${token}`);
 
 function heldPicture(picture) {
   const figure = document.createElement("figure"), button = document.createElement("button");
@@ -143,10 +144,10 @@ function heldPicture(picture) {
 function heldToken(picture, token) {
   const button = tokenButton(token);
   button.dataset.picture = picture.key;
-  button.setAttribute("aria-label", `take token ${token} of ${picture.name} to replace the chosen one`);
+  button.setAttribute("aria-label", `replace the chosen token by token ${token} of ${picture.name}`);
   button.addEventListener("click", () => {
-    $("source").value = `${picture.key}:${token}`;
-    say(`Token ${token} of ${picture.name}: Replace puts it in the place of the chosen token.`);
+    if (view.chosen === null) return say("Choose a token of the large picture first; one clicked here then replaces it.");
+    replaceChosen(picture.key, token);
   });
   drawMap(button.querySelector("canvas"), picture.found, token);
   return button;

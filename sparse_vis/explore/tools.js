@@ -21,16 +21,19 @@ function choose(token) {
 }
 
 function updateButtons() {
-  const { edits, undone } = view.current;
-  $("undo").disabled = $("reset").disabled = !edits.length;
-  $("redo").disabled = !undone.length;
+  const { edits, power, past, future } = view.current;
+  $("undo").disabled = !past.length;
+  $("redo").disabled = !future.length;
+  $("reset").disabled = !edits.length && power === 1;
   $("tools").toggleAttribute("inert", view.chosen === null);
   $("tools").classList.toggle("off", view.chosen === null);
   $("work").classList.toggle("chosen", view.chosen !== null); // a finger moves its map; else it scrolls
   const { value, dataset } = $("side");
   $("side").nextElementSibling.textContent = `${value} × ${value} patches, ${value * dataset.patch} px`;
-  const tau = settings.temperature / view.power;
+  const tau = settings.temperature / power;
+  $("temperature").value = -Math.log2(power);
   $("temperature").nextElementSibling.textContent = `τ = ${tau.toPrecision(2)}`;
+  showReplacement();
   $("amount").nextElementSibling.textContent = `${Math.round(100 * $("amount").value)} %`;
 }
 
@@ -47,20 +50,32 @@ $("npz").addEventListener("click", () => attempt(async () => {
 
 $("side").addEventListener("input", updateButtons);
 $("side").addEventListener("change", () => { setSide(+$("side").value); refresh(); });
-$("temperature").addEventListener("input", () => { view.power = 2 ** -$("temperature").value; refresh(); });
+$("temperature").addEventListener("input", () => { setPower(2 ** -$("temperature").value); });
 
-// The token that replaces the chosen one.
-function sourceOf() {
-  const [picture, token] = $("source").value.split(":");
-  const held = view.pictures.find((each) => each.key === picture);
-  return held ? { picture, side: view.side, token: +token } : null;
+// The list and the slider show and change the replacement that the chosen token has.
+function showReplacement() {
+  const edit = replacementOf(view.chosen), options = () => [...$("source").options].map(({ value }) => value);
+  const value = edit ? `${edit.from.picture}:${edit.from.token}` : "";
+  if (!options().includes(value)) $("source").append(sourceOption(pictureOf(edit.from.picture), edit.from.token));
+  $("source").value = value;
+  $("amount").value = edit?.amount ?? 1;
+  $("amount").disabled = !edit;
 }
-$("replace").addEventListener("click", () => sourceOf() && replaceToken(view.chosen, sourceOf(), +$("amount").value));
-$("amount").addEventListener("input", () => {
-  if (sourceOf()) view.preview = { kind: "replace", token: view.chosen, from: sourceOf(), amount: +$("amount").value };
-  refresh();
+const pictureOf = (key) => view.pictures.find((each) => each.key === key);
+function replaceChosen(picture, token, amount = 1) {
+  commit({ kind: "replace", token: view.chosen, from: { picture, side: view.side, token }, amount });
+}
+$("source").addEventListener("change", () => {
+  const [picture, token] = $("source").value.split(":");
+  if (picture) replaceChosen(picture, +token, +$("amount").value);
+  else change({ edits: withoutReplacement(view.current.edits, view.chosen) });
 });
-$("amount").addEventListener("change", () => $("replace").click());
+const withAmount = () => {
+  const { side, ...edit } = replacementOf(view.chosen);
+  return { ...edit, amount: +$("amount").value };
+};
+$("amount").addEventListener("input", () => { view.preview = withAmount(); refresh(); });
+$("amount").addEventListener("change", () => commit(withAmount()));
 
 // Tokens of the gallery that are most like the chosen one.
 $("similar")?.addEventListener("click", () => attempt(async () => {

@@ -32,7 +32,7 @@ async function refresh() {
 
 async function update(picture, preview) {
   const side = view.side, photographed = `${picture.name} ${picture.key} ${side}`;
-  const found = await (await about("edit", picture, editsWith(picture, preview), side)).json();
+  const found = await (await about("edit", picture, editsOf(picture, side, preview), side)).json();
   Object.assign(found, { side, maps: bytesOf(found.maps), winners: bytesOf(found.winners) });
   picture.found = found;
   if (picture !== view.current) return;
@@ -44,7 +44,7 @@ async function update(picture, preview) {
 // An edit that the server refuses is taken back.
 function takeBack(picture, preview, error) {
   if (preview) view.preview = null;
-  else if (error.status === 400) picture.edits = picture.edits.slice(0, -1);
+  else if (error.status === 400) Object.assign(picture, picture.past.pop(), { going: null });
   if (!(error instanceof Refused)) console.error(error);
   updateButtons();
   say(error.message, true);

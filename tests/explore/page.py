@@ -98,7 +98,7 @@ class Page:
 
     @property
     def edits(self):
-        return self.run("return view.current.edits")
+        return self.run("return editsOf({ ...view.current, power: 1 })")
 
     @property
     def shown(self):

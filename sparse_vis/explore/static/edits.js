@@ -1,7 +1,7 @@
 "use strict";
 // Edits of tokens and maps, as explore/edits.py makes them. Tokens and maps are { S, L, r, d, grid: [rows, columns] }
 // with S (r, d) and L (rows * columns, r), row-major; an edit makes new ones.
-const MOST = 1000, FURTHEST = 1000; // edits in a list; patches by which a map is moved
+const MOST = 1000; // edits in a list
 
 function replay(found, edits) {
   if (edits.length > MOST) throw new Refused(400, `These are more than ${MOST} edits; take some back.`);
