@@ -47,7 +47,8 @@ def answered(endpoint: Callable) -> Callable:
             return JSONResponse({"error": str(error)}, status_code=400)
         except NotHeld as error:
             what = "the server does not hold this picture any more; open it again."
-            return JSONResponse({"error": what, "picture": str(error)}, status_code=404)
+            asked = str(error).encode("ascii", "replace").decode()  # JSON may name what UTF-8 cannot
+            return JSONResponse({"error": what, "picture": asked}, status_code=404)
         except (ClientDisconnect, asyncio.CancelledError):
             return Response(status_code=499)  # page or server was closed: nobody reads this
 

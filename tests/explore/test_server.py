@@ -6,6 +6,7 @@ import base64
 import concurrent.futures
 import importlib.util
 import io
+import json
 import re
 import socket
 import sys
@@ -205,8 +206,10 @@ def test_wrong_requests_are_refused_in_a_sentence(client):
     for path in ("/edit", "/save", "/understood"):
         answer = client.post(path, json={**good, "edits": [{"kind": "erase", "token": TOKENS}]})
         assert sentence_of(answer) == "edit 1: token of erase is not the number of a token; change it."
-        gone = sentence_of(client.post(path, json={**good, "picture": "absent"}), 404)
-        assert gone == "the server does not hold this picture any more; open it again."
+        for name in ("absent", "\ud800"):  # also a name that UTF-8 does not have
+            body = json.dumps({**good, "picture": name})
+            gone = sentence_of(client.post(path, content=body), 404)
+            assert gone == "the server does not hold this picture any more; open it again."
 
 
 def test_pictures_used_longest_ago_are_dropped_and_may_come_again(client, monkeypatch):
