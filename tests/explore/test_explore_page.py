@@ -10,6 +10,7 @@ from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
 import sparse_vis
 from sparse_vis.explore.saved import read_saved
@@ -116,8 +117,8 @@ def test_a_token_of_another_picture_is_dragged_onto_one_or_chosen(page, loaded):
     dragged = page.shown
     page.click("#reset")
     page.token(1).click()
-    page.find(By.ID, "source").send_keys("token 3 of a.png")
-    page.click("#replace")
+    Select(page.find(By.ID, "source")).select_by_visible_text("token 3 of a.png")
+    page.settled()
     np.testing.assert_array_equal(page.shown, dragged)
     page.run("$('amount').value = 0.5; $('amount').dispatchEvent(new Event('input'))")
     page.settled()

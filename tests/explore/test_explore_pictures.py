@@ -82,13 +82,10 @@ def test_what_is_no_picture_is_said_in_plain_words(page):
 
 def test_the_keyboard_keeps_its_place(page):
     page.give(picture(1)[0], "b.png")
-    source = "return $('source').value"
-    page.run("$('source').selectedIndex = 3")
-    chosen = page.run(source)
     page.find(By.CSS_SELECTOR, "#shelf .held").send_keys(Keys.ENTER)
     page.settled()
     assert page.run("return document.activeElement === document.querySelector('#shelf .held')")
-    assert page.run("return view.current.name") == "a.png" and page.run(source) == chosen
+    assert page.run("return view.current.name") == "a.png"
     for count in (3, 4):
         page.find(By.ID, "example").send_keys(Keys.ARROW_DOWN)
         page.until(f"view.pictures.length === {count}")

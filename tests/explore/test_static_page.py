@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
 import sparse_vis
 from sparse_vis.data.decode import decode, fitted
@@ -175,7 +176,7 @@ def test_edits_on_the_page(static, loaded):
     key = shelf.put(picture(0)[0], "a.png")
     static.token(2).click()
     static.press(Keys.ARROW_DOWN, "+").click("[data-edit=copy]")
-    static.run("view.power = 2; refresh()")
+    static.run("setPower(2)")
     static.settled()
     edits = static.run("return editsOf(view.current)")
     assert [edit["kind"] for edit in edits] == ["temper", "move", "scale", "copy"]
@@ -196,8 +197,8 @@ def test_edits_on_the_page(static, loaded):
 def test_a_token_of_another_picture_and_what_is_saved(static, loaded, tmp_path):
     static.give(picture(1)[0], "b.png")
     static.token(1).click()
-    static.find(By.ID, "source").send_keys("token 3 of a.png")
-    static.click("#replace")
+    Select(static.find(By.ID, "source")).select_by_visible_text("token 3 of a.png")
+    static.settled()
     static.driver.execute_cdp_cmd(
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
     )
