@@ -33,6 +33,15 @@ const editOf = ({ token, down, right, copies, patches, amount }) => {
   return { kind: copies ? "copy" : "move", token, down, right };
 };
 
+// The outline of the brush around a patch of a picture; null: nowhere.
+function showBrush(stage, at) {
+  const outline = stage.querySelector(".outline"), width = +$("width").value, percent = 100 / view.side;
+  outline.hidden = at === null || brush() === null || view.chosen === null;
+  if (outline.hidden) return;
+  const [top, left] = at.map((x) => `${(x + 0.5 - width / 2) * percent}%`);
+  Object.assign(outline.style, { top, left, width: `${width * percent}%` });
+}
+
 function begin(stage, event) {
   if (event.button || !view.current?.found) return;
   if (event.pointerType !== "mouse" && view.chosen === null) return void (drag = {}); // a finger may scroll
@@ -52,6 +61,7 @@ function preview() {
 }
 
 function follow(stage, event) {
+  showBrush(stage, patchAt(stage, event));
   if (!drag) {
     view.pointed = view.chosen === null ? winnerAt(patchAt(stage, event)) : null;
     return showMap();
@@ -74,24 +84,25 @@ function end(stage, event) {
   commit(editOf(done));
 }
 
+// Where the keyboard's brush is; there may be fewer patches now.
+const placeNow = () => (place ?? [view.side >> 1, view.side >> 1]).map(inside);
+
 function brushKey(stage, event) {
   const step = event.key.startsWith("Arrow") && AWAY[event.key.replace("Arrow", "").toLowerCase()];
   if (brush() === null || view.chosen === null || !(step || event.key === " ")) return;
   event.preventDefault();
-  place = (place ?? [view.side >> 1, view.side >> 1]).map(inside); // there may be fewer patches now
+  place = placeNow();
   if (step) place = place.map((x, i) => inside(x + step[i]));
   else commit({ kind: "paint", token: view.chosen, patches: under(place), amount: brush() });
-  const canvas = stage.querySelector("canvas"), context = canvas.getContext("2d");
-  canvas.hidden = false;
-  drawOver(canvas, view.current.found, view.chosen);
-  context.strokeStyle = "white";
-  context.strokeRect(place[1], place[0], 1, 1);
+  showBrush(stage, place);
 }
 
 for (const stage of document.querySelectorAll(".seen")) {
   stage.addEventListener("pointerdown", (event) => begin(stage, event));
   stage.addEventListener("pointermove", (event) => view.current?.found && follow(stage, event));
   for (const type of ["pointerup", "pointercancel"]) stage.addEventListener(type, (event) => end(stage, event));
-  stage.addEventListener("pointerleave", () => { view.pointed = null; if (view.current) showMap(); });
+  stage.addEventListener("pointerleave", () => { view.pointed = null; showBrush(stage, null); if (view.current) showMap(); });
+  stage.addEventListener("focus", () => stage.matches(":focus-visible") && showBrush(stage, placeNow()));
+  stage.addEventListener("blur", () => showBrush(stage, null));
   stage.addEventListener("keydown", (event) => view.current && brushKey(stage, event));
 }

@@ -16,6 +16,7 @@ const KEYS = { "+": "larger", "=": "larger", "-": "smaller", m: "horizontal", M:
 
 function choose(token) {
   view.chosen = token;
+  if (token === null) for (const stage of document.querySelectorAll(".seen")) showBrush(stage, null);
   showMap();
   updateButtons();
 }
@@ -80,8 +81,10 @@ $("amount").addEventListener("change", () => commit(withAmount()));
 // Tokens of the gallery that are most like the chosen one.
 $("similar")?.addEventListener("click", () => attempt(async () => {
   say("Searching.");
-  const answer = await about(`similar/${view.chosen}`, view.current, editsOf(view.current));
-  $("found").replaceChildren(...(await answer.json()).map(({ name, token, cosine, picture }) => {
+  const { current, chosen } = view, answer = await about(`similar/${chosen}`, current, editsOf(current));
+  const heading = document.createElement("h2");
+  heading.textContent = `Most similar to token ${chosen} of ${current.name}`;
+  $("found").replaceChildren(heading, ...(await answer.json()).map(({ name, token, cosine, picture }) => {
     const figure = document.createElement("figure"), caption = document.createElement("figcaption");
     caption.textContent = `token ${token} of ${name}, cosine ${cosine.toFixed(2)}`;
     figure.append(Object.assign(new Image(), { src: `data:image/png;base64,${picture}`, alt: "" }), caption);
@@ -103,15 +106,20 @@ $("tokens").addEventListener("click", ({ target }) => {
   choose(token === view.chosen ? null : token);
 });
 
+// Whether a control needs a key itself: arrows, and letters where they choose.
+const usesKey = (control, key) => (control.matches("select") ? key.length === 1 || key.startsWith("Arrow")
+  : control.matches("input") && key.startsWith("Arrow"));
 document.addEventListener("keydown", (event) => {
-  if (!view.current || event.target.closest("input, select, video")) return;
+  if (!view.current) return;
   if ((event.ctrlKey || event.metaKey) && "zZyY".includes(event.key)) {
     event.preventDefault();
     return event.key === "z" ? undo() : redo();
   }
+  if (usesKey(event.target, event.key)) return;
   if (event.key === "Escape") return choose(null);
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   const button = tokenAt(event.target), token = button ? +button.dataset.token : view.chosen;
-  if (token === null || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (token === null) return;
   const away = AWAY[event.key.replace("Arrow", "").toLowerCase()], arrow = event.key.startsWith("Arrow");
   if (arrow && brush() !== null && event.target.matches(".seen")) return; // stages.js moves the brush
   if (!arrow && !(event.key in KEYS)) return;

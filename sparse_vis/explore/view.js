@@ -47,7 +47,7 @@ function takeBack(picture, preview, error) {
   else if (error.status === 400) Object.assign(picture, picture.past.pop(), { going: null });
   if (!(error instanceof Refused)) console.error(error);
   updateButtons();
-  say(error.message, true);
+  say(error.message.replace(/^edit \d+: /, ""), true); // it is the last one
 }
 
 async function showPhotograph(picture, side) {
@@ -55,7 +55,7 @@ async function showPhotograph(picture, side) {
   for (const stage of ["photograph", "segmentation"]) await showImage($(stage), source);
   if (picture.shown) URL.revokeObjectURL(picture.shown);
   picture.shown = source;
-  for (const said of document.querySelectorAll("#tokens .understood")) said.textContent = "…";
+  for (const said of document.querySelectorAll("#tokens .again")) said.textContent = "…";
   showShelf();
 }
 
@@ -77,7 +77,7 @@ function showTokens(found) {
     const share = `share ${(100 * found.shares[token]).toFixed(0)} %`;
     button.querySelector(".share").textContent = found.peaks[token] > 0 ? share : "erased";
     button.classList.toggle("erased", found.peaks[token] === 0);
-    button.querySelector(".understood").classList.add("old");
+    button.querySelector(".again").classList.add("old");
   });
 }
 
@@ -85,7 +85,7 @@ function tokenButton(token) {
   const button = document.createElement("button");
   Object.assign(button, { draggable: true, className: "token" });
   button.dataset.token = token;
-  for (const [tag, name] of [["canvas", ""], ["b", "number"], ["span", "share"], ["span", "understood"]]) {
+  for (const [tag, name] of [["canvas", ""], ["b", "number"], ["span", "share"], ["span", "again"]]) {
     button.append(Object.assign(document.createElement(tag), { className: name }));
   }
   button.querySelector("b").textContent = `token ${token}`;
@@ -93,29 +93,24 @@ function tokenButton(token) {
   return button;
 }
 
-// The map of the token pointed at, or else of the chosen one, over the pictures.
+// The map of the token pointed at, or else of the chosen one, over the photograph.
 function showMap() {
-  const token = view.pointed ?? view.chosen;
-  for (const stage of ["photograph", "reconstruction"]) {
-    const canvas = $(stage).querySelector("canvas");
-    const there = token !== null && view.current?.found?.peaks[token] > 0 && (stage === "photograph" || view.pointed !== null);
-    canvas.hidden = !there;
-    if (there) drawOver(canvas, view.current.found, token);
-  }
+  const token = view.pointed ?? view.chosen, canvas = $("photograph").querySelector("canvas");
+  canvas.hidden = token === null || !(view.current?.found?.peaks[token] > 0);
+  if (!canvas.hidden) drawOver(canvas, view.current.found, token);
   for (const button of $("tokens").children) {
     button.setAttribute("aria-pressed", +button.dataset.token === view.chosen);
     button.classList.toggle("on", +button.dataset.token === token);
   }
 }
 
-// Whether the encoder finds each token again in the decoded picture.
+// How well the encoder finds each token again in the decoded picture.
 async function askEncoder() {
-  const asked = version, found = await (await about("understood", view.current, editsOf(view.current))).json();
+  const asked = version, cosines = await (await about("again", view.current, editsOf(view.current))).json();
   if (asked !== version) return; // there are newer edits
-  found.forEach(({ cosine, understood }, token) => {
-    const said = $("tokens").children[token].querySelector(".understood");
-    said.textContent = understood === null ? "" : `${understood ? "understood" : "not understood"} ${cosine.toFixed(2)}`;
-    said.classList.toggle("not", understood === false);
+  cosines.forEach((cosine, token) => {
+    const said = $("tokens").children[token].querySelector(".again");
+    said.textContent = cosine === null ? "" : `found again: ${cosine.toFixed(2)}`;
     said.classList.remove("old");
   });
 }

@@ -43,7 +43,7 @@ def test_erasing_is_the_softmax_over_the_others_and_erased_tokens_stay_away():
     assert not found.L[:, 1].any() and found.S is S
     found = replay(S, L, GRID, [{"kind": "erase", "token": token} for token in (1, 0)])
     np.testing.assert_array_equal(found.L, np.tile(np.float32([0, 0, 1]), (12, 1)))
-    with pytest.raises(UserError, match=r"edit 3: token 2 is the only one left; keep another"):
+    with pytest.raises(UserError, match=r"edit 3: token 2 is the only one left; one must stay"):
         replay(S, L, GRID, [{"kind": "erase", "token": token} for token in (1, 0, 2)])
 
 

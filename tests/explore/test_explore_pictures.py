@@ -31,8 +31,8 @@ def test_a_dropped_picture_is_shown_and_nothing_goes_elsewhere(page, loaded, add
     assert len(sent) > 3 and [url for url in sent if not url.startswith(own)] == []
     maps = "return [...document.querySelectorAll('#tokens canvas')].map(x => x.width)"
     assert page.run(maps) == [SIDE] * TOKENS
-    page.until("!document.querySelector('.understood').classList.contains('old')")
-    assert "understood" in page.token(0).text
+    page.until("!document.querySelector('.again').classList.contains('old')")
+    assert "found again: 0." in page.token(0).text
 
 
 def test_bad_files_are_named_and_the_page_goes_on(page):
@@ -149,7 +149,7 @@ def test_text_stands_out_in_light_and_dark(page, scheme):
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )
     page.give(picture(1)[0], "b.png").token(0).click()
-    page.until("!document.querySelector('.understood').classList.contains('old')")
+    page.until("!document.querySelector('.again').classList.contains('old')")
     script = """
         const ground = x => { for (; x; x = x.parentElement) {
           const c = getComputedStyle(x).backgroundColor; if (c !== "rgba(0, 0, 0, 0)") return c; } };

@@ -107,7 +107,7 @@ def test_edits_are_those_of_python(still):
     refused = "try { replay(%s, %s) } catch (error) { return error.message }"
     started = "{ S: [], L: Float32Array.from([0.5, 0.25, 0.25]), r: 3, d: 0, grid: [1, 1] }"
     said = still.execute_script(refused % (started, json.dumps(last)))
-    assert said == "edit 3: token 2 is the only one left; keep another one too."
+    assert said == "edit 3: token 2 is the only one left; one must stay."
     said = still.execute_script(refused % (started, json.dumps(last[:1] * 1001)))
     assert said == "These are more than 1000 edits; take some back."
     far = [{"kind": "move", "token": 0, "down": -1001, "right": 0}]
@@ -188,9 +188,9 @@ def test_edits_on_the_page(static, loaded):
     for name in ("maps", "winners"):
         values = static.run(f"return [...view.current.found.{name}]")
         same(np.uint8(values), np.frombuffer(base64.b64decode(wanted[name]), np.uint8))
-    static.until("!document.querySelector('.understood').classList.contains('old')")
-    said = [float(x.text.split()[-1]) for x in static.driver.find_elements(By.CSS_SELECTOR, ".understood")]
-    wanted = [token["cosine"] for token in shelf.understood(key, SIDE, edits)]
+    static.until("!document.querySelector('.again').classList.contains('old')")
+    said = [float(x.text.split()[-1]) for x in static.driver.find_elements(By.CSS_SELECTOR, ".again")]
+    wanted = shelf.again(key, SIDE, edits)
     assert said == pytest.approx(wanted, abs=0.02)
 
 

@@ -88,14 +88,14 @@ const ANSWERS = {
       shares: maps.map((map) => map.reduce((a, b) => a + b, 0) / map.length),
     });
   },
-  async understood(found, edits) {
+  async again(found, edits) {
     const after = replay(found, edits), again = await encoded(await decoded(after));
     const product = (a, b, token) => numbers(after.d, (i) => a.S[token * after.d + i] * b.S[token * after.d + i])
       .reduce((x, y) => x + y);
     return JSON.stringify(numbers(after.r, (token) => {
       const lengths = Math.sqrt(product(again, again, token) * product(after, after, token));
       const cosine = product(again, after, token) / Math.max(lengths, 1e-12);
-      return { cosine, understood: hasMap(after, token) ? cosine >= settings.understood : null };
+      return hasMap(after, token) ? cosine : null;
     }));
   },
   photograph: (found) => new Promise((done) => canvasOf(found.pixels).toBlob(done, "image/png")),
