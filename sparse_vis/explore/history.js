@@ -98,5 +98,5 @@ function atSide({ side: from, ...edit }, to) {
 
 function setSide(side) {
   view.side = side;
-  view.preview = null;
+  view.preview = drag = null;
 }

@@ -19,7 +19,7 @@ async function openPicture(given, name) {
 
 function showPicture(picture) {
   view.current = picture;
-  view.preview = view.pointed = null;
+  view.preview = view.pointed = drag = null; // a drag was on another picture
   return refresh();
 }
 

@@ -49,6 +49,7 @@ function begin(stage, event) {
   if (brush() !== null && view.chosen !== null) drag = { token, patches: new Set(under(at)), amount: brush() };
   else drag = { token, row: at[0], column: at[1], down: 0, right: 0, copies: event.altKey };
   if (drag.patches) drag.moved = true;
+  place = null;
   stage.setPointerCapture(event.pointerId);
   event.preventDefault();
   stage.focus();

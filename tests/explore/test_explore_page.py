@@ -181,6 +181,16 @@ def test_the_brush_of_the_keyboard_stays_inside_and_a_drag_is_not_interrupted(pa
     page.run(f"place = [{2 * SIDE}, {2 * SIDE}]")  # of a finer resolution
     page.find(By.ID, "photograph").send_keys(" ")
     assert SIDE * SIDE - 1 in page.settled().edits[0]["patches"]
+    outlined = "return !$('photograph').querySelector('.outline').hidden"
+    assert page.run(outlined)
+    page.find(By.ID, "width").send_keys(Keys.CONTROL, "z")  # also while a slider has the focus
+    assert page.settled().edits == []
+    page.find(By.ID, "photograph").send_keys(" ")
+    assert page.settled().run(outlined)  # still seen after painting
+    page.press(Keys.TAB)
+    assert not page.run(outlined)
+    page.run("drag = { token: 0, row: 0, column: 0, down: 1, right: 1, moved: true }; setSide(view.side)")
+    assert page.run("return drag") is None  # rows and columns of another resolution
     page.run("""
         const asked = ask;
         ask = async (...given) => {
