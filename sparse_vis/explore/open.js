@@ -14,8 +14,26 @@ async function openPicture(given, name) {
   await send(picture);
   const same = view.pictures.find((each) => each.key === picture.key);
   if (!same) view.pictures.push(picture);
+  else same.closed = false;
   return showPicture(same ?? picture);
 }
+
+// A closed picture only stays for the tokens that others have of it.
+function closePicture(picture) {
+  Object.assign(picture, fresh(), { closed: true });
+  showShelf();
+  (document.querySelector("#shelf .held") ?? $("file")).focus({ preventScroll: true });
+  if (picture !== view.current) return;
+  if (openPictures().length) return void showPicture(openPictures().at(-1));
+  clearTimeout(waiting);
+  view.current = view.photographed = view.preview = drag = null;
+  $("work").hidden = true;
+  say(START);
+}
+const openPictures = () => view.pictures.filter((picture) => !picture.closed && picture.shown);
+addEventListener("beforeunload", (event) => {
+  if (view.pictures.some(({ past, future }) => past.length || future.length)) event.preventDefault();
+});
 
 function showPicture(picture) {
   view.current = picture;
@@ -36,16 +54,10 @@ async function openAll(files) {
 }
 
 $("file").addEventListener("change", async () => { await openAll([...$("file").files]); $("file").value = ""; });
-$("example").addEventListener("change", () => attempt(async () => {
-  const name = $("example").value; // stays, so that an arrow key goes on to the next one
-  if (!name) return;
-  try {
-    await openPicture(await (await fileOf(name)).blob(), name.replace(/\.\w+$/, ""));
-  } catch (error) {
-    $("example").value = ""; // may be chosen again
-    throw error;
-  }
-}));
+for (const button of document.querySelectorAll("[data-example]")) {
+  const file = button.dataset.example, name = button.textContent.trim();
+  button.addEventListener("click", () => attempt(async () => openPicture(await (await fileOf(file)).blob(), name)));
+}
 function openThese(files, what) {
   if (files.length) openAll(files);
   else say(`There is no picture in what was ${what}; save it as a file and choose that.`, true);
@@ -118,9 +130,9 @@ $("take").addEventListener("click", () => attempt(async () => {
 function showShelf() {
   const buttons = () => [...document.querySelectorAll("#shelf .held")];
   const focused = buttons().indexOf(document.activeElement);
-  $("shelf").replaceChildren(...view.pictures.filter((picture) => picture.shown).map(heldPicture));
+  $("shelf").replaceChildren(...openPictures().map(heldPicture));
   buttons()[focused]?.focus({ preventScroll: true });
-  $("source").replaceChildren(new Option("itself", ""), ...view.pictures.flatMap((picture) =>
+  $("source").replaceChildren(new Option("itself", ""), ...openPictures().flatMap((picture) =>
     settings.colours.map((_, token) => sourceOption(picture, token))));
 }
 
@@ -133,7 +145,10 @@ function heldPicture(picture) {
   button.setAttribute("aria-pressed", picture === view.current);
   button.className = "held";
   button.addEventListener("click", () => showPicture(picture));
-  figure.append(button);
+  const close = Object.assign(document.createElement("button"), { className: "close", textContent: "×", title: "Close" });
+  close.setAttribute("aria-label", `close ${picture.name}`);
+  close.addEventListener("click", () => closePicture(picture));
+  figure.append(button, close);
   if (picture === view.current) return figure;
   const tokens = Object.assign(document.createElement("div"), { className: "tokens small" });
   tokens.append(...settings.colours.map((_, token) => heldToken(picture, token)));

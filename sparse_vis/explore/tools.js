@@ -30,10 +30,10 @@ function updateButtons() {
   $("tools").classList.toggle("off", view.chosen === null);
   $("work").classList.toggle("chosen", view.chosen !== null); // a finger moves its map; else it scrolls
   const { value, dataset } = $("side");
-  $("side").nextElementSibling.textContent = `${value} × ${value} patches, ${value * dataset.patch} px`;
+  $("side").nextElementSibling.textContent = `${value} × ${value} patches, ${value * dataset.patch} px${+value === settings.trained ? ", as in training" : ""}`;
   const tau = settings.temperature / power;
   $("temperature").value = -Math.log2(power);
-  $("temperature").nextElementSibling.textContent = `τ = ${tau.toPrecision(2)}`;
+  $("temperature").nextElementSibling.textContent = `τ = ${tau.toPrecision(2)}${power === 1 ? ", the model’s" : ""}`;
   showReplacement();
   $("amount").nextElementSibling.textContent = `${Math.round(100 * $("amount").value)} %`;
 }
@@ -43,10 +43,11 @@ for (const button of document.querySelectorAll("[data-edit]")) {
 }
 for (const [id, work] of Object.entries({ undo, redo, reset })) $(id).addEventListener("click", work);
 
-$("png").addEventListener("click", () => download("edited.png", $("reconstruction").querySelector("img").src));
+const savedName = (kind) => `${view.current.name.replace(/\.\w+$/, "")}-edited.${kind}`;
+$("png").addEventListener("click", () => download(savedName("png"), $("reconstruction").querySelector("img").src));
 $("npz").addEventListener("click", () => attempt(async () => {
   const file = await (await about("save", view.current, editsOf(view.current))).blob();
-  download("edited.npz", URL.createObjectURL(file));
+  download(savedName("npz"), URL.createObjectURL(file));
 }));
 
 $("side").addEventListener("input", updateButtons);

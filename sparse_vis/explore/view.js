@@ -11,7 +11,7 @@ async function refresh() {
   if (busy) return;
   busy = true;
   let failed = false;
-  while (again) {
+  while (again && view.current) {
     again = false;
     const picture = view.current, preview = view.preview;
     const slow = setTimeout(() => preview || say(WORKING), 700); // a drag is not interrupted
@@ -24,8 +24,8 @@ async function refresh() {
     }
     clearTimeout(slow);
   }
-  busy = false;
-  if (failed) return;
+  busy = again = false;
+  if (failed || !view.current) return;
   say("");
   if (!view.preview) waiting = setTimeout(() => attempt(askEncoder), QUIET);
 }
@@ -46,7 +46,7 @@ function takeBack(picture, preview, error) {
   if (preview) view.preview = null;
   else if (error.status === 400) Object.assign(picture, picture.past.pop(), { going: null });
   if (!(error instanceof Refused)) console.error(error);
-  updateButtons();
+  if (view.current) updateButtons();
   say(error.message.replace(/^edit \d+: /, ""), true); // it is the last one
 }
 
@@ -110,7 +110,7 @@ async function askEncoder() {
   if (asked !== version) return; // there are newer edits
   cosines.forEach((cosine, token) => {
     const said = $("tokens").children[token].querySelector(".again");
-    said.textContent = cosine === null ? "" : `found again: ${cosine.toFixed(2)}`;
+    said.textContent = cosine === null ? "" : `found again:\n${cosine.toFixed(2)}`;
     said.classList.remove("old");
   });
 }
