@@ -59,7 +59,19 @@ function commit(edit) {
   view.preview = picture.going = null; // there and back
   return refresh();
 }
-const nudge = (token, down, right) => commit({ kind: "move", token, down, right });
+
+// Moves a token's map, or the copy of it that was just made.
+function nudge(token, down, right) {
+  const picture = view.current, last = picture.edits.at(-1);
+  if (picture.going !== "copy" || last.token !== token || last.side !== view.side) {
+    return commit({ kind: "move", token, down, right });
+  }
+  Object.assign(picture, picture.past.pop());
+  return copyMap(token, last.down + down, last.right + right);
+}
+function copyMap(token, down = 0, right = Math.round(view.side / 4)) {
+  return change({ edits: [...view.current.edits, madeNow({ kind: "copy", token, down, right })] }, "copy");
+}
 
 function setPower(power) {
   if (view.current.going !== "temperature") return change({ power }, "temperature");

@@ -9,7 +9,7 @@ const EDITS = {
   smaller: (token) => commit({ kind: "scale", token, factor: 1 / GROW }),
   horizontal: (token) => commit({ kind: "mirror", token, axis: "horizontal" }),
   vertical: (token) => commit({ kind: "mirror", token, axis: "vertical" }),
-  copy: (token) => commit({ kind: "copy", token, down: 0, right: Math.round(view.side / 4) }),
+  copy: copyMap,
   erase: (token) => commit({ kind: "erase", token }),
 };
 const KEYS = { "+": "larger", "=": "larger", "-": "smaller", m: "horizontal", M: "vertical", Delete: "erase", Backspace: "erase" };

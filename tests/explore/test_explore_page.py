@@ -88,6 +88,8 @@ def test_keys_and_buttons_edit_the_map_of_the_chosen_token(page, loaded):
     page.press("+").press("m").click("[data-edit=copy]").click("[data-edit=vertical]").click("[data-edit=up]")
     assert [edit["kind"] for edit in page.edits] == ["move", "scale", "mirror", "copy", "mirror", "move"]
     same(page.shown, computed(loaded, page.edits))
+    page.click("[data-edit=copy]").press(Keys.ARROW_UP)
+    assert page.edits[6:] == [{"kind": "copy", "token": 0, "down": -1, "right": SIDE // 4}]  # moved on
 
 
 def test_a_stroke_paints_and_removes(page, loaded):
@@ -210,13 +212,13 @@ def test_files_are_saved_and_read_back(page, loaded, tmp_path):
     )
     page.token(1).click()
     page.press(Keys.ARROW_RIGHT, Keys.DELETE)
-    for button, name in (("#png", "edited.png"), ("#npz", "edited.npz")):
+    for button, name in (("#png", "a-edited.png"), ("#npz", "a-edited.npz")):
         page.click(button)
         deadline = time.monotonic() + 10
         while not (tmp_path / name).exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "edited.png")), page.shown)
-    saved = read_saved(tmp_path / "edited.npz")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a-edited.png")), page.shown)
+    saved = read_saved(tmp_path / "a-edited.npz")
     assert [edit["kind"] for edit in saved.edits] == ["move", "erase"]
     same(page.shown, np.uint8(np.rint(255 * expected(loaded, saved.edited.L @ saved.edited.S))))

@@ -137,8 +137,8 @@ def test_the_page_and_its_files(client):
     assert answer.status_code == 200 and "Explore a &lt;tiny&gt; model" in answer.text
     assert client.get("/", headers={"Origin": HOST}).status_code == 200
     names = re.findall(r"files/([\w.]+)\?token=the-token", answer.text)
-    assert {*names} == {*FILES}
-    for name in (*names, *EXAMPLES):
+    assert {*names} == {*FILES, *EXAMPLES}
+    for name in names:
         got = client.get(f"/files/{name}")
         assert got.status_code == 200 and got.headers["Cache-Control"] == "no-store"
         assert got.headers["X-Content-Type-Options"] == "nosniff"
