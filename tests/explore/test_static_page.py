@@ -30,7 +30,7 @@ from sparse_vis.explore.page import EXAMPLES
 from sparse_vis.explore.saved import read_saved
 from sparse_vis.explore.shelf import Shelf
 from sparse_vis.runtime.errors import UserError
-from tests.explore.page import FILE, SIDE, Page, computed, expected, picture, same
+from tests.explore.page import FILE, SCREEN, SIDE, Page, computed, expected, picture, same
 from tests.explore.test_edits import GRID, MANY, L, S
 from tests.tiny_checkpoint import TOKENS
 
@@ -72,7 +72,8 @@ def address(loaded, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def still(browser, address):
-    """The page without a picture."""
+    """The page without a picture, on a screen of 1200 px."""
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", SCREEN)
     browser.get(address)
     browser.get_log("browser")
     yield browser
