@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import inspect
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 from sparse_vis.runtime import host
+
+AGAIN = 0.05  # seconds
 
 
 class UserError(ValueError):
@@ -70,6 +74,10 @@ def quiet_orbax() -> None:
 
 
 def _report_unless_abandoned(before: Callable, unraisable) -> None:
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        # Python drops a Ctrl-C that arrives in a callback of its garbage collector, as JAX's: it comes again.
+        threading.Timer(AGAIN, _thread.interrupt_main).start()
+        return
     if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
         before(unraisable)
 

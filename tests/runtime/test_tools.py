@@ -1,10 +1,12 @@
 """The command lines of all tools: one sentence for a wrong flag, and what --help says."""
 
+import _thread
 import errno
 import logging
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from absl import flags
@@ -86,11 +88,11 @@ def test_scenes_end_with_one_line_and_status_1(tmp_path):
 class Late:
     """Raises where nobody can catch it, as tensorstore's threads do."""
 
-    def __init__(self, message):
-        self.message = message
+    def __init__(self, message, kind=RuntimeError):
+        self.message, self.kind = message, kind
 
     def __del__(self):
-        raise RuntimeError(self.message)
+        raise self.kind(self.message)
 
 
 @pytest.mark.fast
@@ -101,6 +103,15 @@ def test_what_follows_a_damaged_checkpoint_is_silent_and_all_else_is_not(monkeyp
     assert capsys.readouterr().err == ""
     Late("another")
     assert "RuntimeError: another" in capsys.readouterr().err
+
+
+@pytest.mark.fast
+def test_ctrl_c_where_python_drops_it_comes_again(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    came = threading.Event()
+    monkeypatch.setattr(_thread, "interrupt_main", came.set)
+    command_line(lambda: Late("", KeyboardInterrupt))
+    assert came.wait(10) and capsys.readouterr().err == ""
 
 
 @pytest.mark.fast
