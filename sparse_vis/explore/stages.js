@@ -67,7 +67,7 @@ function follow(stage, event) {
     view.pointed = view.chosen === null ? winnerAt(patchAt(stage, event)) : null;
     return showMap();
   }
-  if (drag.token === undefined) return;
+  if (drag.token === undefined) return void (drag.moved = true);
   const [row, column] = patchAt(stage, event);
   if (drag.patches) under([row, column]).forEach((patch) => drag.patches.add(patch));
   else if (drag.down === row - drag.row && drag.right === column - drag.column) return;
@@ -81,6 +81,7 @@ function end(stage, event) {
   drag = view.preview = null;
   if (event.type === "pointercancel") return refresh();
   if (!done.moved) return choose(winnerAt(patchAt(stage, event)));
+  if (done.token === undefined) return; // it scrolled
   if (!done.patches && view.chosen === null) choose(done.token);
   commit(editOf(done));
 }

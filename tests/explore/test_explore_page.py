@@ -142,6 +142,8 @@ def test_similar_tokens_of_a_gallery_are_shown(page):
     cosines = [float(caption.rsplit(" ", 1)[1]) for caption in captions]
     assert cosines == sorted(cosines, reverse=True)
     page.until("[...document.querySelectorAll('#found img')].every(x => x.naturalWidth === 32)")
+    page.token(0).click()
+    assert page.find(By.CSS_SELECTOR, "#found h2").text == "Most similar to token 2 of a.png"
 
 
 def test_an_impossible_edit_is_said_and_taken_back(page):
