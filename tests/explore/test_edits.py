@@ -127,7 +127,7 @@ def test_a_saved_file_replays_to_the_same_bits(tmp_path):
 def test_the_documented_code_decodes_a_saved_file(tmp_path, monkeypatch):
     maps, tokens = np.tile(np.float32([[0.5, 0.5]]), (64, 1)), np.float32(rng.normal(size=(2, 96)))
     edits = [{"kind": "erase", "token": 0}]
-    (tmp_path / "edited.npz").write_bytes(to_npz(tokens, maps, (8, 8), edits))
+    (tmp_path / "coffee-edited.npz").write_bytes(to_npz(tokens, maps, (8, 8), edits))
     monkeypatch.chdir(tmp_path)
     [code], space = python_blocks(ROOT / "docs" / "explore.md"), {}
     exec(compile(code, "docs/explore.md", "exec"), space)
