@@ -41,7 +41,7 @@ async function update(picture, preview) {
   await show(picture, found);
 }
 
-// An edit that the server refuses is taken back.
+// An edit, or a temperature, that the server refuses is taken back.
 function takeBack(picture, preview, error) {
   if (preview) view.preview = null;
   else if (error.status === 400) Object.assign(picture, picture.past.pop(), { going: null });

@@ -156,6 +156,14 @@ def test_an_impossible_edit_is_said_and_taken_back(page):
     page.run("commit({kind: 'erase', token: 9}); commit({kind: 'erase', token: 0})")
     page.settled()
     assert len(page.edits) == TOKENS - 2
+    page.run("""
+        const stroke = { kind: "paint", token: 3, patches: [0], amount: 1 };
+        view.current.edits = Array(999).fill(madeNow(stroke));
+        commit(stroke);""")
+    page.settled()
+    page.run("$('temperature').value = 1; $('temperature').dispatchEvent(new Event('input'))")
+    assert "these are more than 1000 edits" in page.settled().find(By.ID, "said").text
+    assert len(page.edits) == 1000 and page.run("return view.current.power") == 1  # which is at fault
 
 
 def test_resolution_and_temperature(page):
