@@ -74,6 +74,7 @@ def write(
     side = default_side(model)
     settings = {
         "token": "", "side": side, "patch": model.patch, "maxPixels": max_pixels,
+        "runtime": ort_web.FILES[2],
     }  # fmt: skip
     scripts = (ort_web.FILES[0], *OWN)
     page = html(

@@ -88,6 +88,7 @@ function tokenButton(token) {
   for (const [tag, name] of [["canvas", ""], ["b", "number"], ["span", "share"], ["span", "again"]]) {
     button.append(Object.assign(document.createElement(tag), { className: name }));
   }
+  button.querySelector(".again").title = "cosine of this token with the one that the encoder finds in the decoded picture";
   button.querySelector("b").textContent = `token ${token}`;
   button.style.borderColor = `rgb(${settings.colours[token]})`;
   return button;

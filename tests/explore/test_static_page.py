@@ -238,6 +238,8 @@ def test_missing_and_damaged_files_of_the_page_are_said(static):
         static.until("$('said').className === 'wrong'")
         return static.find(By.ID, "said").text
 
+    static.run("arrived = whole = 0; arriving(settings.runtime)")
+    static.until(r"/^Loading the model: 1\d of 1\d MB\.$/.test($('said').textContent)")
     gone = said("await fileOf('rocket2.jpg')")
     assert gone == "files/rocket2.jpg does not arrive; load the page again."
     static.run("say(''); programs = null; ort.InferenceSession.create = async () => { throw new Error('x') }")
