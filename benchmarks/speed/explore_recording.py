@@ -29,7 +29,7 @@ from tests.browser import start
 SHOWN, OTHER = "coffee", "astronaut"  # photographs of the package
 # Tokens of pictures-tiny whose edits are easy to see; look at the frames after changing model or photographs.
 MOVED, ERASED, REPLACED, TAKEN = 6, 1, 5, 2
-PAGE, WIDTH = 860, 720  # px: of the page, of the picture
+PAGE, WIDTH = 1040, 720  # px: of the page, of the picture
 STEPS, STEP = 6, 50  # frames of a movement, and how long each is shown, in ms
 ASIDE = (PAGE / 2, 8.0)  # where nothing is
 DRESS = """
