@@ -25,8 +25,8 @@ async function refresh() {
     clearTimeout(slow);
   }
   busy = again = false;
-  if (failed || !view.current) return;
-  say("");
+  if (!view.current) return;
+  if (!failed) say("");
   if (!view.preview) waiting = setTimeout(() => attempt(askEncoder), QUIET);
 }
 
@@ -47,7 +47,8 @@ function takeBack(picture, preview, error) {
   else if (error.status === 400) Object.assign(picture, picture.past.pop(), { going: null });
   if (!(error instanceof Refused)) console.error(error);
   if (view.current) updateButtons();
-  say(error.message.replace(/^edit \d+: /, ""), true); // it is the last one
+  const sentence = error.message.replace(/^edit \d+: /, ""); // it is the last one
+  say(sentence.charAt(0).toUpperCase() + sentence.slice(1), true);
 }
 
 async function showPhotograph(picture, side) {
