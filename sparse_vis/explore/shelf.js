@@ -46,7 +46,7 @@ function closePicture(picture) {
   Object.assign(picture, fresh(), { closed: true });
   showShelf();
   (document.querySelector("#shelf .held") ?? $("file")).focus({ preventScroll: true });
-  if (picture !== view.current) return;
+  if (picture !== view.current) return updateButtons();
   if (openPictures().length) return void showPicture(openPictures().at(-1));
   clearTimeout(waiting);
   view.current = view.photographed = view.preview = drag = null;

@@ -148,6 +148,7 @@ def test_pictures_are_closed_and_edits_are_not_lost_unasked(page):
     assert page.run(UNLOAD)
     for name in ("b.png", "c.png"):
         page.click(f"[aria-label='close {name}']")
+    assert page.run("return $('source').selectedOptions[0].text") == "token 1 of b.png"
     texts = [option.text for option in Select(page.find(By.ID, "source")).options]
     assert page.run("return view.current.name") == "a.png" and not any("c.png" in text for text in texts)
     page.press("m").click("#undo")
