@@ -172,8 +172,9 @@ def prepared(tmp_path_factory):
     listed = (file.relative_to(folder) for file in sorted((folder / "photos").rglob("*.png")))
     rows = [f"{file},{file.parent.name}\n" for file in listed]
     (folder / "photos.csv").write_text("".join(["path,label\n", *rows]))
-    (folder / "images").mkdir()
-    for name in ("FOLDER", "images/train"):
+    for name in ("images", "notebooks"):
+        (folder / name).mkdir()
+    for name in ("FOLDER", "images/train", "notebooks/images"):
         (folder / name).symlink_to(folder / "photos")
     (folder / "data/fashion").mkdir(parents=True)
     (folder / "data/fashion/train").symlink_to(folder / "photos")

@@ -26,7 +26,7 @@ from tests.browser import start
 
 PHOTOGRAPHS = "chelsea.jpg", "coffee.jpg"
 PAUSE = 700  # ms between edits, in which the page also asks what the encoder makes of the last one
-OPEN = "$('example').value = arguments[0]; $('example').dispatchEvent(new Event('change'));"
+OPEN = "document.querySelector(`[data-example='${arguments[0]}']`).click();"
 # One arrow key after the other; each is timed until the browser draws the frame with the new picture.
 TIMED = """
 const [count, pause, done] = arguments, times = [], number = settings.tokens - 2;

@@ -29,7 +29,7 @@ from tests.browser import start
 SHOWN, OTHER = "coffee", "astronaut"  # photographs of the package
 # Tokens of pictures-tiny whose edits are easy to see; look at the frames after changing model or photographs.
 MOVED, ERASED, REPLACED, TAKEN = 6, 1, 5, 2
-PAGE, WIDTH = 860, 720  # px: of the page, of the picture
+PAGE, WIDTH = 1040, 720  # px: of the page, of the picture
 STEPS, STEP = 6, 50  # frames of a movement, and how long each is shown, in ms
 ASIDE = (PAGE / 2, 8.0)  # where nothing is
 DRESS = """
@@ -38,7 +38,7 @@ sheet.replaceSync(`
   html { overflow: hidden; }
   .kind, .note, #said, .bar label:has([type=range]), #tools fieldset:not(:first-child) { display: none; }
   [data-edit$=al], [data-edit=copy] { display: none; }
-  body { padding: 20px 24px 8px; } #shelf { margin-top: 12px; }
+  body { padding: 20px 24px 8px; } .stages { grid-template-columns: 1fr 1fr; }
   #pointer { position: fixed; z-index: 2; width: 26px; pointer-events: none; overflow: visible; }
   #carried { position: fixed; z-index: 1; width: 56px; border-radius: 6px; pointer-events: none; }`);
 document.adoptedStyleSheets.push(sheet);
@@ -135,7 +135,7 @@ def play(film: Recorder) -> None:
     """What happens in the recording."""
     film.head("Open a picture")
     film.frame(500)
-    film.go(film.middle("#example"))
+    film.go(film.middle(f"[data-example='{SHOWN}.jpg']"))
     opened(film.driver, f"{SHOWN}.jpg", 2)
     film.frame(700)
     film.head("Point at a token: where does it look?")

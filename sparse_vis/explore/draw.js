@@ -1,6 +1,7 @@
 "use strict";
 // Maps and pictures on canvases with one pixel per patch, which the style sheet enlarges.
 const TINT = 0.4, SHADE = 0.78, SEGMENT = 0.6; // as in sparse_vis/viz/overlays.py
+const LIGHT = 0.8; // how white a map is at 1
 
 const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
@@ -22,10 +23,15 @@ function drawOver(canvas, found, token) {
   });
 }
 
-// A token's map by itself: black where it is smallest, of the token's colour where it is largest.
+// A token's map by itself, on one scale for all maps: black for 0, the token's colour for twice an even share of a patch,
+// and from there lighter up to 1.
 function drawMap(canvas, found, token) {
-  const map = mapOf(found, token), colour = settings.colours[token], low = Math.min(...map);
-  fill(canvas, found.side, (i) => [...colour.map((c) => (c * (map[i] - low)) / Math.max(1, 255 - low)), 255]);
+  const map = mapOf(found, token), peak = found.peaks[token] / 255, colour = settings.colours[token];
+  const full = Math.min(0.5, 2 / settings.tokens);
+  fill(canvas, found.side, (i) => {
+    const weight = map[i] * peak, dark = Math.min(1, weight / full), light = LIGHT * Math.max(0, (weight - full) / (1 - full));
+    return [...colour.map((c) => c * dark + (255 - c) * light), 255];
+  });
 }
 
 function drawSegmentation(canvas, found) {

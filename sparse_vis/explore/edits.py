@@ -57,7 +57,7 @@ def set_map(found: Edited, token: int, column: Float[np.ndarray, " n"]) -> Edite
     present = found.L.any(axis=0)
     present[token] = True
     if present.sum() < 2:
-        raise UserError(f"token {token} is the only one left; keep another one too.")
+        raise UserError(f"token {token} is the only one left; one must stay.")
     L = np.zeros_like(found.L)
     L[:, present] = with_map(found.L[:, present], int(present[:token].sum()), column.astype(L.dtype))
     return Edited(found.S, L)

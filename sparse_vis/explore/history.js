@@ -1,91 +1,105 @@
 "use strict";
-// Open pictures and the edits of each. The server applies the whole list of edits anew each time.
+// Open pictures, and the edits and temperature of each. The list of edits is replayed anew after every change.
 const view = {
-  pictures: [], // { key, name, file, edits, undone, found }
+  pictures: [], // { key, name, file, edits, power, past, future, going, found }
   current: null, // one of them
   preview: null, // an edit that is being made: a drag, a stroke
   chosen: null, pointed: null, // tokens
-  side: +$("side").value, power: 1,
+  side: +$("side").value,
 };
-let joined = null; // the move or copy that further arrow keys continue
+const FURTHEST = 1000, FACTORS = [0.1, 10]; // of one edit, as in edits.py: patches, and factors of scale
 
-const temper = () => (view.power === 1 ? [] : [{ kind: "temper", power: view.power }]);
-const editsOf = (picture) => [...temper(), ...picture.edits];
+const fresh = () => ({ edits: [], power: 1, past: [], future: [], going: null });
+const stateOf = ({ edits, power }) => ({ edits, power }); // what undo puts back
+const madeNow = (edit) => ({ ...edit, side: view.side }); // edits keep the resolution that they were made at
+
+// The list to replay at a resolution, with an edit that is being made.
+function editsOf({ edits, power }, side = view.side, preview = null) {
+  const list = preview ? withEdit(edits, madeNow(preview)) : edits;
+  return [...(power === 1 ? [] : [{ kind: "temper", power }]), ...list.map((edit) => atSide(edit, side))];
+}
+
+// A list with one more edit. One that continues the last becomes one with it, and vanishes if both change nothing. A
+// token has one replacement, the newest; as it changes S only, its place in the list does not matter.
+function withEdit(edits, edit) {
+  if (edit.kind === "replace") return [...withoutReplacement(edits, edit.token), edit];
+  const goesOn = continues(edits.at(-1), edit), rest = goesOn ? edits.slice(0, -1) : edits;
+  const one = goesOn ? joined(edits.at(-1), edit) : edit;
+  const nothing = one.kind === "move" ? !one.down && !one.right : one.kind === "scale" && Math.abs(one.factor - 1) < 1e-9;
+  return nothing ? rest : [...rest, one];
+}
+const replaces = (edit, token) => edit.kind === "replace" && edit.token === token;
+const withoutReplacement = (edits, token) => edits.filter((edit) => !replaces(edit, token));
+
+function continues(last, edit) {
+  if (last?.kind !== edit.kind || last.token !== edit.token || last.side !== edit.side) return false;
+  const { down, right, factor } = joined(last, edit);
+  if (edit.kind === "move") return Math.max(Math.abs(down), Math.abs(right)) <= FURTHEST;
+  return edit.kind === "replace" || (edit.kind === "scale" && factor >= FACTORS[0] && factor <= FACTORS[1]);
+}
+const joined = (last, edit) => (edit.kind === "move"
+  ? { ...edit, down: last.down + edit.down, right: last.right + edit.right }
+  : { ...edit, factor: last.factor * edit.factor });
+
+// The next state of the picture. `going`: what further changes of the same kind continue, for undo too.
+function change(state, going = null) {
+  const picture = view.current;
+  view.preview = null;
+  picture.past.push(stateOf(picture));
+  Object.assign(picture, state, { future: [], going });
+  return refresh();
+}
 
 function commit(edit) {
-  const picture = view.current;
-  view.preview = joined = null;
-  picture.edits = [...picture.edits, edit];
-  picture.undone = [];
+  const picture = view.current, made = madeNow(edit), edits = withEdit(picture.edits, made);
+  if (picture.going === "edit" && continues(picture.edits.at(-1), made)) Object.assign(picture, picture.past.pop());
+  if (edits.length !== picture.edits.length || edits.some((each, i) => each !== picture.edits[i])) {
+    return change({ edits }, "edit");
+  }
+  view.preview = picture.going = null; // there and back
   return refresh();
 }
 
-// An edit in place of the last one, if that is the given edit.
-function continueWith(last, edit) {
-  if (last !== null && view.current.edits.at(-1) === last) view.current.edits = view.current.edits.slice(0, -1);
-  return commit(edit);
-}
-
+// Moves a token's map, or the copy of it that was just made.
 function nudge(token, down, right) {
-  const last = joined !== null && joined.token === token && view.current.edits.at(-1) === joined ? joined : null;
-  const from = last ?? { kind: "move", token, down: 0, right: 0 };
-  const edit = { ...from, down: from.down + down, right: from.right + right };
-  const shown = continueWith(last, edit);
-  joined = edit;
-  return shown;
+  const picture = view.current, last = picture.edits.at(-1);
+  if (picture.going !== "copy" || last.token !== token || last.side !== view.side) {
+    return commit({ kind: "move", token, down, right });
+  }
+  Object.assign(picture, picture.past.pop());
+  return copyMap(token, last.down + down, last.right + right);
+}
+function copyMap(token, down = 0, right = Math.round(view.side / 4)) {
+  return change({ edits: [...view.current.edits, madeNow({ kind: "copy", token, down, right })] }, "copy");
 }
 
-// A copy to the right, which arrow keys move on.
-function copyMap(token) {
-  const edit = { kind: "copy", token, down: 0, right: Math.round(view.side / 4) }, shown = commit(edit);
-  joined = edit;
-  return shown;
-}
-
-function replaceToken(token, from, amount) {
-  const edit = { kind: "replace", token, amount, from }, last = view.current.edits.at(-1);
-  return continueWith(isSameExchange(last, edit) ? last : null, edit);
-}
-
-// Whether two edits put the same token in place of another: then the later one counts.
-const isSameExchange = (last, edit) => last?.kind === "replace" && edit.kind === "replace" && last.token === edit.token
-  && JSON.stringify(last.from) === JSON.stringify(edit.from);
-
-// A picture's edits, and one that is being made.
-function editsWith(picture, preview) {
-  const edits = editsOf(picture);
-  if (!preview) return edits;
-  return [...(isSameExchange(edits.at(-1), preview) ? edits.slice(0, -1) : edits), preview];
-}
-
-function undo() {
-  const { edits, undone } = view.current;
-  if (edits.length) Object.assign(view.current, { edits: edits.slice(0, -1), undone: [...undone, edits.at(-1)] });
+function setPower(power) {
+  if (view.current.going !== "temperature") return change({ power }, "temperature");
+  view.current.power = power;
   return refresh();
 }
 
-function redo() {
-  const { edits, undone } = view.current;
-  if (undone.length) Object.assign(view.current, { edits: [...edits, undone.at(-1)], undone: undone.slice(0, -1) });
+// The replacement that a token has, also while its slider moves.
+function replacementOf(token) {
+  const { edits } = view.current, list = view.preview ? withEdit(edits, madeNow(view.preview)) : edits;
+  return list.find((edit) => replaces(edit, token));
+}
+
+function go(from, to) {
+  const picture = view.current, state = picture[from].pop();
+  if (state) {
+    picture[to].push(stateOf(picture));
+    Object.assign(picture, state, { going: null });
+  }
+  view.preview = null;
   return refresh();
 }
+const undo = () => go("past", "future"), redo = () => go("future", "past");
+const reset = () => change({ edits: [], power: 1 });
 
-function reset() {
-  Object.assign(view.current, { edits: [], undone: [] });
-  return refresh();
-}
-
-// Edits that were made at another resolution -> the edit as it was made, and at which: nothing is rounded twice.
-const made = new WeakMap();
-
-// An edit for another number of patches along a side.
-function atSide(edit, to) {
-  const [first, from] = made.get(edit) ?? [edit, view.side], found = from === to ? first : scaledEdit(first, from, to);
-  if (found !== first) made.set(found, [first, from]);
-  return found;
-}
-
-function scaledEdit(edit, from, to) {
+// An edit for a number of patches along a side.
+function atSide({ side: from, ...edit }, to) {
+  if (from === to) return edit;
   const scaled = (x) => Math.round((x * to) / from);
   if ("down" in edit) return { ...edit, down: scaled(edit.down), right: scaled(edit.right) };
   if (!("patches" in edit)) return edit;
@@ -95,9 +109,6 @@ function scaledEdit(edit, from, to) {
 }
 
 function setSide(side) {
-  for (const picture of view.pictures) {
-    for (const list of ["edits", "undone"]) picture[list] = picture[list].map((edit) => atSide(edit, side));
-  }
   view.side = side;
-  joined = view.preview = drag = null;
+  view.preview = drag = null;
 }

@@ -1,5 +1,5 @@
 "use strict";
-// Pictures from files, the clipboard, the camera and the examples; those that are open, and their tokens.
+// Pictures from files, the clipboard, the camera and the examples; tokens that are dragged.
 const DRAGGED = "application/x-token";
 
 async function openPicture(given, name) {
@@ -10,12 +10,17 @@ async function openPicture(given, name) {
   // Kept in memory, as the file may change or go.
   const bytes = await given.arrayBuffer().catch(() => null);
   if (!bytes) throw new Refused(0, `${name} cannot be read, or is a folder; choose a picture.`);
-  const picture = { name, file: new Blob([bytes], { type: given.type }), edits: [], undone: [] };
+  const picture = { name, file: new Blob([bytes], { type: given.type }), ...fresh() };
   await send(picture);
   const same = view.pictures.find((each) => each.key === picture.key);
   if (!same) view.pictures.push(picture);
+  else same.closed = false;
   return showPicture(same ?? picture);
 }
+
+addEventListener("beforeunload", (event) => {
+  if (view.pictures.some(({ past, future }) => past.length || future.length)) event.preventDefault();
+});
 
 function showPicture(picture) {
   view.current = picture;
@@ -36,16 +41,10 @@ async function openAll(files) {
 }
 
 $("file").addEventListener("change", async () => { await openAll([...$("file").files]); $("file").value = ""; });
-$("example").addEventListener("change", () => attempt(async () => {
-  const name = $("example").value; // stays, so that an arrow key goes on to the next one
-  if (!name) return;
-  try {
-    await openPicture(await (await fileOf(name)).blob(), name.replace(/\.\w+$/, ""));
-  } catch (error) {
-    $("example").value = ""; // may be chosen again
-    throw error;
-  }
-}));
+for (const button of document.querySelectorAll("[data-example]")) {
+  const file = button.dataset.example, name = button.textContent.trim();
+  button.addEventListener("click", () => attempt(async () => openPicture(await (await fileOf(file)).blob(), name)));
+}
 function openThese(files, what) {
   if (files.length) openAll(files);
   else say(`There is no picture in what was ${what}; save it as a file and choose that.`, true);
@@ -72,7 +71,7 @@ document.addEventListener("drop", (event) => {
   if (!view.pictures.some((each) => each.key === from.picture)) {
     return say("The picture of this token is not open on this page; open it here first.", true);
   }
-  if (onto) replaceToken(+onto.dataset.token, from, +$("amount").value);
+  if (onto) commit({ kind: "replace", token: +onto.dataset.token, from, amount: 1 });
 });
 document.addEventListener("dragstart", (event) => {
   const button = event.target.closest?.(".token");
@@ -113,41 +112,3 @@ $("take").addEventListener("click", () => attempt(async () => {
   const taken = view.pictures.filter((picture) => picture.name.startsWith("camera")).length;
   await openPicture(file, `camera ${taken + 1}`);
 }));
-
-// All open pictures; tokens of those that are not shown can be dragged onto tokens of the one that is.
-function showShelf() {
-  const source = $("source").value, buttons = () => [...document.querySelectorAll("#shelf .held")];
-  const focused = buttons().indexOf(document.activeElement);
-  $("shelf").replaceChildren(...view.pictures.filter((picture) => picture.shown).map(heldPicture));
-  buttons()[focused]?.focus({ preventScroll: true });
-  $("source").replaceChildren(...view.pictures.flatMap((picture) => settings.colours.map((_, token) =>
-    new Option(`token ${token} of ${picture.name}`, `${picture.key}:${token}`))));
-  if (source) $("source").value = source;
-}
-
-function heldPicture(picture) {
-  const figure = document.createElement("figure"), button = document.createElement("button");
-  const image = Object.assign(new Image(), { src: picture.shown, alt: "" });
-  button.append(image, picture.name);
-  button.setAttribute("aria-pressed", picture === view.current);
-  button.className = "held";
-  button.addEventListener("click", () => showPicture(picture));
-  figure.append(button);
-  if (picture === view.current) return figure;
-  const tokens = Object.assign(document.createElement("div"), { className: "tokens small" });
-  tokens.append(...settings.colours.map((_, token) => heldToken(picture, token)));
-  figure.append(tokens);
-  return figure;
-}
-
-function heldToken(picture, token) {
-  const button = tokenButton(token);
-  button.dataset.picture = picture.key;
-  button.setAttribute("aria-label", `take token ${token} of ${picture.name} to replace the chosen one`);
-  button.addEventListener("click", () => {
-    $("source").value = `${picture.key}:${token}`;
-    say(`Token ${token} of ${picture.name}: Replace puts it in the place of the chosen token.`);
-  });
-  drawMap(button.querySelector("canvas"), picture.found, token);
-  return button;
-}

@@ -2,6 +2,7 @@
 // Settings of the page, and what it says. Errors have one sentence for the reader.
 const settings = JSON.parse(document.body.dataset.settings);
 const $ = (id) => document.getElementById(id);
+const START = $("said").textContent;
 
 class Refused extends Error {
   constructor(status, sentence, picture = null) {

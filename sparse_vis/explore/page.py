@@ -14,13 +14,13 @@ from sparse_vis.viz import overlays
 
 HERE = pathlib.Path(__file__).parent
 STYLES = ("base.css", "explore.css")
-SCRIPTS = ("page.js", "draw.js", "history.js", "view.js", "tools.js", "stages.js", "open.js")
+SCRIPTS = ("page.js", "draw.js", "history.js", "view.js", "tools.js", "stages.js", "shelf.js", "open.js")
 EXAMPLES = {path.name: path for path in sorted(FOLDER.glob("*.jpg"))}
 SIDES = (8, 48)  # smallest and largest number of patches along a side
 # What the page may load and send: only its own files.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data: blob:; "
-    "media-src blob:; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data: blob:; media-src blob:; base-uri 'none'; form-action 'none'"
 )
 
 
@@ -45,7 +45,10 @@ def html(
     """
     tokens = model.encoder.queries
     colours = [[round(255 * float(x)) for x in colour] for colour in overlays.token_colours(tokens)]
-    shown = {"tokens": tokens, "temperature": model.factorizer.temperature, "colours": colours}
+    trained = model.encoder.image_size // model.patch
+    shown = {
+        "tokens": tokens, "temperature": model.factorizer.temperature, "colours": colours, "trained": trained,
+    }  # fmt: skip
     loader = jinja2.FileSystemLoader(HERE)
     template = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined

@@ -112,7 +112,7 @@ def make_app(shelf: Shelf, name: str, token: str, port: int) -> Starlette:
         Route("/picture", put, methods=["POST"]),
         Route("/photograph", asks(photograph, Response), methods=["POST"]),
         Route("/edit", asks(shelf.shown, JSONResponse), methods=["POST"]),
-        Route("/understood", asks(shelf.understood, JSONResponse), methods=["POST"]),
+        Route("/again", asks(shelf.again, JSONResponse), methods=["POST"]),
         Route("/similar/{token:int}", similar, methods=["POST"]),
         Route("/save", asks(save, Response), methods=["POST"]),
     ]

@@ -26,7 +26,6 @@ from sparse_vis.runtime.errors import UserError
 
 PICTURES, ENCODED = 24, 48  # how many are kept, of those last used
 SIMILAR = 8  # tokens of the gallery that are shown
-UNDERSTOOD = 0.95  # smallest cosine of a token that the encoder finds again
 T = TypeVar("T")
 
 
@@ -130,10 +129,10 @@ class Shelf:
             "shares": after.L.mean(axis=0).tolist(),
         }  # fmt: skip
 
-    def understood(self, key: str, side: int, edits: Any) -> list[dict[str, Any]]:
+    def again(self, key: str, side: int, edits: Any) -> list[float | None]:
         """For each token, its cosine with the same token of the decoded picture, encoded again.
 
-        "understood" is whether it is at least UNDERSTOOD; None for a token without a map.
+        None for a token without a map.
         """
         _, after = self.edited(key, side, edits)
         pixels = self.decoded(after, side)
@@ -141,10 +140,8 @@ class Shelf:
             again = np.asarray(api.encode(self.model, self.params, pixels[None]).sparse[0])
         lengths = np.linalg.norm(again, axis=1) * np.linalg.norm(after.S, axis=1)
         cosines = (again * after.S).sum(axis=1) / np.maximum(lengths, 1e-12)
-        return [
-            {"cosine": float(c), "understood": bool(c >= UNDERSTOOD) if there else None}
-            for c, there in zip(cosines, after.L.any(axis=0), strict=True)
-        ]
+        there = after.L.any(axis=0)
+        return [float(c) if has_map else None for c, has_map in zip(cosines, there, strict=True)]
 
     def similar(self, token: int, key: str, side: int, edits: Any) -> list[dict[str, Any]]:
         """Tokens of the gallery that are most similar to an edited one, as `Extraction.search` gives them."""

@@ -26,8 +26,9 @@ class Extraction:
     """A finished extraction (docs/extraction.md) whose images are in a folder; nothing is kept in memory.
 
     Raises:
-        UserError: the folder is no finished extraction with S and L, or is one of another model; a shard is
-            damaged or missing when the tokens are read for the first time.
+        UserError: the folder is no finished extraction with S and L, or is one of another model; its first
+            image is not in the folder of images; a shard is damaged or missing when the tokens are read for
+            the first time.
     """
 
     def __init__(self, folder: Path, images: Path, model: Stellar, params: dict, max_pixels: int):
@@ -50,6 +51,7 @@ class Extraction:
         self.patch = model.patch
         try:
             self.index = TokenIndex(folder, self.manifest)
+            self.shown(0, 0)  # the folder of images holds those of the extraction
         except UserError:
             raise
         except (OSError, ValueError) as error:  # pyarrow's

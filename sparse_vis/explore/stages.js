@@ -1,6 +1,6 @@
 "use strict";
 // Pointer and brush on the photograph and the reconstruction: drags move a map, strokes paint it.
-let drag = null; // { token, row, column, copies, moved } or { token, patches: Set, amount }
+let drag = null; // { token, row, column, copies, moved } or { token, patches: Set, amount } or {}, a tap
 let place = null; // row and column of the brush, when the keyboard moves it
 
 const brush = () => {
@@ -33,8 +33,18 @@ const editOf = ({ token, down, right, copies, patches, amount }) => {
   return { kind: copies ? "copy" : "move", token, down, right };
 };
 
+// The outline of the brush around a patch of a picture; null: nowhere.
+function showBrush(stage, at) {
+  const outline = stage.querySelector(".outline"), width = +$("width").value, percent = 100 / view.side;
+  outline.hidden = at === null || brush() === null || view.chosen === null;
+  if (outline.hidden) return;
+  const [top, left] = at.map((x) => `${(x + 0.5 - width / 2) * percent}%`);
+  Object.assign(outline.style, { top, left, width: `${width * percent}%` });
+}
+
 function begin(stage, event) {
   if (event.button || !view.current?.found) return;
+  if (event.pointerType !== "mouse" && view.chosen === null) return void (drag = {}); // a finger may scroll
   const at = patchAt(stage, event), token = view.chosen ?? winnerAt(at);
   if (brush() !== null && view.chosen !== null) drag = { token, patches: new Set(under(at)), amount: brush() };
   else drag = { token, row: at[0], column: at[1], down: 0, right: 0, copies: event.altKey };
@@ -52,10 +62,12 @@ function preview() {
 }
 
 function follow(stage, event) {
+  showBrush(stage, patchAt(stage, event));
   if (!drag) {
     view.pointed = view.chosen === null ? winnerAt(patchAt(stage, event)) : null;
     return showMap();
   }
+  if (drag.token === undefined) return void (drag.moved = true);
   const [row, column] = patchAt(stage, event);
   if (drag.patches) under([row, column]).forEach((patch) => drag.patches.add(patch));
   else if (drag.down === row - drag.row && drag.right === column - drag.column) return;
@@ -69,35 +81,30 @@ function end(stage, event) {
   drag = view.preview = null;
   if (event.type === "pointercancel") return refresh();
   if (!done.moved) return choose(winnerAt(patchAt(stage, event)));
+  if (done.token === undefined) return; // it scrolled
   if (!done.patches && view.chosen === null) choose(done.token);
   commit(editOf(done));
 }
+
+// Where the keyboard's brush is; there may be fewer patches now.
+const placeNow = () => (place ?? [view.side >> 1, view.side >> 1]).map(inside);
 
 function brushKey(stage, event) {
   const step = event.key.startsWith("Arrow") && AWAY[event.key.replace("Arrow", "").toLowerCase()];
   if (brush() === null || view.chosen === null || !(step || event.key === " ")) return;
   event.preventDefault();
-  place = (place ?? [view.side >> 1, view.side >> 1]).map(inside); // there may be fewer patches now
+  place = placeNow();
   if (step) place = place.map((x, i) => inside(x + step[i]));
   else commit({ kind: "paint", token: view.chosen, patches: under(place), amount: brush() });
-  showMap();
-}
-
-// Whether the keyboard moves the brush on this picture.
-const brushOn = (stage) =>
-  place !== null && brush() !== null && view.chosen !== null && view.current.found && document.activeElement === stage;
-
-function drawBrush(canvas) {
-  const context = canvas.getContext("2d");
-  context.strokeStyle = "white";
-  context.strokeRect(place[1], place[0], 1, 1);
+  showBrush(stage, place);
 }
 
 for (const stage of document.querySelectorAll(".seen")) {
   stage.addEventListener("pointerdown", (event) => begin(stage, event));
   stage.addEventListener("pointermove", (event) => view.current?.found && follow(stage, event));
   for (const type of ["pointerup", "pointercancel"]) stage.addEventListener(type, (event) => end(stage, event));
-  stage.addEventListener("pointerleave", () => { view.pointed = null; if (view.current) showMap(); });
-  stage.addEventListener("blur", () => view.current && showMap());
+  stage.addEventListener("pointerleave", () => { view.pointed = null; showBrush(stage, null); if (view.current) showMap(); });
+  stage.addEventListener("focus", () => stage.matches(":focus-visible") && showBrush(stage, placeNow()));
+  stage.addEventListener("blur", () => showBrush(stage, null));
   stage.addEventListener("keydown", (event) => view.current && brushKey(stage, event));
 }

@@ -10,7 +10,6 @@ import numpy as np
 
 from sparse_vis.explore import ort_web
 from sparse_vis.explore.page import EXAMPLES, HERE, POLICY, SCRIPTS, STYLES, default_side, html, path_of
-from sparse_vis.explore.shelf import UNDERSTOOD
 from sparse_vis.models.encoder import resize_position_table
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import files
@@ -74,7 +73,8 @@ def write(
         raise UserError(f"the encoder of {name} has more than 2 GiB, too much for ONNX; leave out --export.")
     side = default_side(model)
     settings = {
-        "token": "", "side": side, "patch": model.patch, "maxPixels": max_pixels, "understood": UNDERSTOOD,
+        "token": "", "side": side, "patch": model.patch, "maxPixels": max_pixels,
+        "runtime": ort_web.FILES[2],
     }  # fmt: skip
     scripts = (ort_web.FILES[0], *OWN)
     page = html(

@@ -11,7 +11,7 @@ async function refresh() {
   if (busy) return;
   busy = true;
   let failed = false;
-  while (again) {
+  while (again && view.current) {
     again = false;
     const picture = view.current, preview = view.preview;
     const slow = setTimeout(() => preview || say(WORKING), 700); // a drag is not interrupted
@@ -24,30 +24,31 @@ async function refresh() {
     }
     clearTimeout(slow);
   }
-  busy = false;
-  if (failed) return;
-  say("");
+  busy = again = false;
+  if (!view.current) return;
+  if (!failed) say("");
   if (!view.preview) waiting = setTimeout(() => attempt(askEncoder), QUIET);
 }
 
 async function update(picture, preview) {
-  const side = view.side, photographed = `${picture.name} ${picture.key} ${side}`, { edits } = picture;
-  const found = await (await about("edit", picture, editsWith(picture, preview), side)).json();
+  const side = view.side, photographed = `${picture.name} ${picture.key} ${side}`;
+  const found = await (await about("edit", picture, editsOf(picture, side, preview), side)).json();
   Object.assign(found, { side, maps: bytesOf(found.maps), winners: bytesOf(found.winners) });
-  Object.assign(picture, { found, possible: edits });
+  picture.found = found;
   if (picture !== view.current) return;
   if (view.photographed !== photographed) await showPhotograph(picture, side);
   view.photographed = photographed;
   await show(picture, found);
 }
 
-// An edit that the server refuses is taken back, unless the same edits were possible, at another temperature.
+// An edit, or a temperature, that the server refuses is taken back.
 function takeBack(picture, preview, error) {
   if (preview) view.preview = null;
-  else if (error.status === 400 && picture.edits !== picture.possible) picture.edits = picture.edits.slice(0, -1);
+  else if (error.status === 400) Object.assign(picture, picture.past.pop(), { going: null });
   if (!(error instanceof Refused)) console.error(error);
-  updateButtons();
-  say(error.message, true);
+  if (view.current) updateButtons();
+  const sentence = error.message.replace(/^edit \d+: /, ""); // it is the last one
+  say(sentence.charAt(0).toUpperCase() + sentence.slice(1), true);
 }
 
 async function showPhotograph(picture, side) {
@@ -55,7 +56,7 @@ async function showPhotograph(picture, side) {
   for (const stage of ["photograph", "segmentation"]) await showImage($(stage), source);
   if (picture.shown) URL.revokeObjectURL(picture.shown);
   picture.shown = source;
-  for (const said of document.querySelectorAll("#tokens .understood")) said.textContent = "…";
+  for (const said of document.querySelectorAll("#tokens .again")) said.textContent = "…";
   showShelf();
 }
 
@@ -77,7 +78,7 @@ function showTokens(found) {
     const share = `share ${(100 * found.shares[token]).toFixed(0)} %`;
     button.querySelector(".share").textContent = found.peaks[token] > 0 ? share : "erased";
     button.classList.toggle("erased", found.peaks[token] === 0);
-    button.querySelector(".understood").classList.add("old");
+    button.querySelector(".again").classList.add("old");
   });
 }
 
@@ -85,39 +86,33 @@ function tokenButton(token) {
   const button = document.createElement("button");
   Object.assign(button, { draggable: true, className: "token" });
   button.dataset.token = token;
-  for (const [tag, name] of [["canvas", ""], ["b", "number"], ["span", "share"], ["span", "understood"]]) {
+  for (const [tag, name] of [["canvas", ""], ["b", "number"], ["span", "share"], ["span", "again"]]) {
     button.append(Object.assign(document.createElement(tag), { className: name }));
   }
+  button.querySelector(".again").title = "cosine of this token with the one that the encoder finds in the decoded picture";
   button.querySelector("b").textContent = `token ${token}`;
   button.style.borderColor = `rgb(${settings.colours[token]})`;
   return button;
 }
 
-// The map of the token pointed at, or else of the chosen one, over the pictures.
+// The map of the token pointed at, or else of the chosen one, over the photograph.
 function showMap() {
-  const token = view.pointed ?? view.chosen;
-  for (const stage of ["photograph", "reconstruction"]) {
-    const canvas = $(stage).querySelector("canvas");
-    const paints = brushOn($(stage)), shows = stage === "photograph" || view.pointed !== null;
-    const there = paints || (token !== null && view.current?.found?.peaks[token] > 0 && shows);
-    canvas.hidden = !there;
-    if (there) drawOver(canvas, view.current.found, token);
-    if (paints) drawBrush(canvas);
-  }
+  const token = view.pointed ?? view.chosen, canvas = $("photograph").querySelector("canvas");
+  canvas.hidden = token === null || !(view.current?.found?.peaks[token] > 0);
+  if (!canvas.hidden) drawOver(canvas, view.current.found, token);
   for (const button of $("tokens").children) {
     button.setAttribute("aria-pressed", +button.dataset.token === view.chosen);
     button.classList.toggle("on", +button.dataset.token === token);
   }
 }
 
-// Whether the encoder finds each token again in the decoded picture.
+// How well the encoder finds each token again in the decoded picture.
 async function askEncoder() {
-  const asked = version, found = await (await about("understood", view.current, editsOf(view.current))).json();
+  const asked = version, cosines = await (await about("again", view.current, editsOf(view.current))).json();
   if (asked !== version) return; // there are newer edits
-  found.forEach(({ cosine, understood }, token) => {
-    const said = $("tokens").children[token].querySelector(".understood");
-    said.textContent = understood === null ? "" : `${understood ? "understood" : "not understood"} ${cosine.toFixed(2)}`;
-    said.classList.toggle("not", understood === false);
+  cosines.forEach((cosine, token) => {
+    const said = $("tokens").children[token].querySelector(".again");
+    said.textContent = cosine === null ? "" : `found again:\n${cosine.toFixed(2)}`;
     said.classList.remove("old");
   });
 }

@@ -14,7 +14,7 @@ from sparse_vis.explore.explore import bound
 from sparse_vis.explore.shelf import Shelf
 from tests.browser import start
 from tests.commands.test_extract import run as extract
-from tests.explore.page import NAMES, SIDE, Page, opened, picture
+from tests.explore.page import NAMES, SCREEN, SIDE, Page, opened, picture
 
 CAMERA = "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
 
@@ -59,8 +59,7 @@ def browser():
 @pytest.fixture
 def page(browser, address):
     """The page on a screen of 1200 px, with one picture (seed 0)."""
-    screen = {"width": 1200, "height": 1400, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", SCREEN)
     browser.get(address)
     browser.get_log("browser"), browser.get_log("performance")
     yield Page(browser).give(picture(0)[0])

@@ -18,6 +18,7 @@ from tests.tiny_checkpoint import PATCH
 
 SIDE = 8  # patches
 PIXELS = SIDE * PATCH
+SCREEN = {"width": 1200, "height": 1400, "deviceScaleFactor": 1, "mobile": False}
 NAMES = [f"{i}.png" for i in range(7)]  # of the extraction
 FILE = """
 const bytes = Uint8Array.from(atob(arguments[0]), (x) => x.charCodeAt(0)), data = new DataTransfer();
@@ -98,7 +99,7 @@ class Page:
 
     @property
     def edits(self):
-        return self.run("return view.current.edits")
+        return self.run("return editsOf({ ...view.current, power: 1 })")
 
     @property
     def shown(self):

@@ -43,7 +43,7 @@ def test_erasing_is_the_softmax_over_the_others_and_erased_tokens_stay_away():
     assert not found.L[:, 1].any() and found.S is S
     found = replay(S, L, GRID, [{"kind": "erase", "token": token} for token in (1, 0)])
     np.testing.assert_array_equal(found.L, np.tile(np.float32([0, 0, 1]), (12, 1)))
-    with pytest.raises(UserError, match=r"edit 3: token 2 is the only one left; keep another"):
+    with pytest.raises(UserError, match=r"edit 3: token 2 is the only one left; one must stay"):
         replay(S, L, GRID, [{"kind": "erase", "token": token} for token in (1, 0, 2)])
 
 
@@ -127,7 +127,7 @@ def test_a_saved_file_replays_to_the_same_bits(tmp_path):
 def test_the_documented_code_decodes_a_saved_file(tmp_path, monkeypatch):
     maps, tokens = np.tile(np.float32([[0.5, 0.5]]), (64, 1)), np.float32(rng.normal(size=(2, 96)))
     edits = [{"kind": "erase", "token": 0}]
-    (tmp_path / "edited.npz").write_bytes(to_npz(tokens, maps, (8, 8), edits))
+    (tmp_path / "coffee-edited.npz").write_bytes(to_npz(tokens, maps, (8, 8), edits))
     monkeypatch.chdir(tmp_path)
     [code], space = python_blocks(ROOT / "docs" / "explore.md"), {}
     exec(compile(code, "docs/explore.md", "exec"), space)

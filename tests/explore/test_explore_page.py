@@ -10,6 +10,7 @@ from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
 import sparse_vis
 from sparse_vis.explore.saved import read_saved
@@ -118,8 +119,8 @@ def test_a_token_of_another_picture_is_dragged_onto_one_or_chosen(page, loaded):
     dragged = page.shown
     page.click("#reset")
     page.token(1).click()
-    page.find(By.ID, "source").send_keys("token 3 of a.png")
-    page.click("#replace")
+    Select(page.find(By.ID, "source")).select_by_visible_text("token 3 of a.png")
+    page.settled()
     np.testing.assert_array_equal(page.shown, dragged)
     page.run("$('amount').value = 0.5; $('amount').dispatchEvent(new Event('input'))")
     page.settled()
@@ -141,6 +142,8 @@ def test_similar_tokens_of_a_gallery_are_shown(page):
     cosines = [float(caption.rsplit(" ", 1)[1]) for caption in captions]
     assert cosines == sorted(cosines, reverse=True)
     page.until("[...document.querySelectorAll('#found img')].every(x => x.naturalWidth === 32)")
+    page.token(0).click()
+    assert page.find(By.CSS_SELECTOR, "#found h2").text == "Most similar to token 2 of a.png"
 
 
 def test_an_impossible_edit_is_said_and_taken_back(page):
@@ -154,13 +157,13 @@ def test_an_impossible_edit_is_said_and_taken_back(page):
     page.settled()
     assert len(page.edits) == TOKENS - 2
     page.run("""
-        const move = { kind: "move", token: 3, down: 0, right: 0 };
-        view.current.edits = Array(999).fill(move);
-        commit(move);""")
+        const stroke = { kind: "paint", token: 3, patches: [0], amount: 1 };
+        view.current.edits = Array(999).fill(madeNow(stroke));
+        commit(stroke);""")
     page.settled()
     page.run("$('temperature').value = 1; $('temperature').dispatchEvent(new Event('input'))")
-    assert "these are more than 1000 edits" in page.settled().find(By.ID, "said").text
-    assert len(page.edits) == 1000  # none of them is at fault
+    assert "These are more than 1000 edits" in page.settled().find(By.ID, "said").text
+    assert len(page.edits) == 1000 and page.run("return view.current.power") == 1  # which is at fault
 
 
 def test_resolution_and_temperature(page):
@@ -190,14 +193,14 @@ def test_the_brush_of_the_keyboard_stays_inside_and_a_drag_is_not_interrupted(pa
     page.run(f"place = [{2 * SIDE}, {2 * SIDE}]")  # of a finer resolution
     page.find(By.ID, "photograph").send_keys(" ")
     assert SIDE * SIDE - 1 in page.settled().edits[0]["patches"]
-    at = "return $('photograph').querySelector('canvas').toDataURL()"
-    with_brush = page.run(at)
-    page.find(By.ID, "amount").send_keys(Keys.CONTROL, "z")  # also while a slider has the focus
+    outlined = "return !$('photograph').querySelector('.outline').hidden"
+    assert page.run(outlined)
+    page.find(By.ID, "width").send_keys(Keys.CONTROL, "z")  # also while a slider has the focus
     assert page.settled().edits == []
     page.find(By.ID, "photograph").send_keys(" ")
-    assert page.settled().run(at) == with_brush  # still seen after painting
+    assert page.settled().run(outlined)  # still seen after painting
     page.press(Keys.TAB)
-    assert page.run(at) != with_brush
+    assert not page.run(outlined)
     page.run("drag = { token: 0, row: 0, column: 0, down: 1, right: 1, moved: true }; setSide(view.side)")
     assert page.run("return drag") is None  # rows and columns of another resolution
     page.run("""
@@ -219,13 +222,13 @@ def test_files_are_saved_and_read_back(page, loaded, tmp_path):
     )
     page.token(1).click()
     page.press(Keys.ARROW_RIGHT, Keys.DELETE)
-    for button, name in (("#png", "edited.png"), ("#npz", "edited.npz")):
+    for button, name in (("#png", "a-edited.png"), ("#npz", "a-edited.npz")):
         page.click(button)
         deadline = time.monotonic() + 10
         while not (tmp_path / name).exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "edited.png")), page.shown)
-    saved = read_saved(tmp_path / "edited.npz")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a-edited.png")), page.shown)
+    saved = read_saved(tmp_path / "a-edited.npz")
     assert [edit["kind"] for edit in saved.edits] == ["move", "erase"]
     same(page.shown, np.uint8(np.rint(255 * expected(loaded, saved.edited.L @ saved.edited.S))))

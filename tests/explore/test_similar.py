@@ -86,7 +86,7 @@ def test_extractions_that_cannot_be_searched_are_refused(extracted, loaded, work
     with pytest.raises(UserError, match="is of another model; give the --checkpoint of that extraction"):
         opened(extracted, (loaded[0], other))
     with pytest.raises(UserError, match=r"cannot be read \(.*\); give its folder as --images"):
-        opened(extracted, loaded, images=tmp_path).search(np.ones(32, np.float32), 1)
+        opened(extracted, loaded, images=tmp_path)
     shutil.copytree(extracted / "features", tmp_path / "damaged")
     shard = sorted((tmp_path / "damaged").glob("*.parquet"))[1]
     for damage in (lambda: shard.write_bytes(shard.read_bytes()[:-100]), shard.unlink):

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
 import sparse_vis
 from sparse_vis.data.decode import decode, fitted
@@ -29,7 +30,7 @@ from sparse_vis.explore.page import EXAMPLES
 from sparse_vis.explore.saved import read_saved
 from sparse_vis.explore.shelf import Shelf
 from sparse_vis.runtime.errors import UserError
-from tests.explore.page import FILE, PIXELS, SIDE, Page, computed, expected, picture, same
+from tests.explore.page import FILE, SCREEN, SIDE, Page, computed, expected, picture, same
 from tests.explore.test_edits import GRID, MANY, L, S
 from tests.tiny_checkpoint import TOKENS
 
@@ -71,7 +72,8 @@ def address(loaded, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def still(browser, address):
-    """The page without a picture."""
+    """The page without a picture, on a screen of 1200 px."""
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", SCREEN)
     browser.get(address)
     browser.get_log("browser")
     yield browser
@@ -106,7 +108,7 @@ def test_edits_are_those_of_python(still):
     refused = "try { replay(%s, %s) } catch (error) { return error.message }"
     started = "{ S: [], L: Float32Array.from([0.5, 0.25, 0.25]), r: 3, d: 0, grid: [1, 1] }"
     said = still.execute_script(refused % (started, json.dumps(last)))
-    assert said == "edit 3: token 2 is the only one left; keep another one too."
+    assert said == "edit 3: token 2 is the only one left; one must stay."
     said = still.execute_script(refused % (started, json.dumps(last[:1] * 1001)))
     assert said == "These are more than 1000 edits; take some back."
     far = [{"kind": "move", "token": 0, "down": -1001, "right": 0}]
@@ -175,7 +177,7 @@ def test_edits_on_the_page(static, loaded):
     key = shelf.put(picture(0)[0], "a.png")
     static.token(2).click()
     static.press(Keys.ARROW_DOWN, "+").click("[data-edit=copy]")
-    static.run("view.power = 2; refresh()")
+    static.run("setPower(2)")
     static.settled()
     edits = static.run("return editsOf(view.current)")
     assert [edit["kind"] for edit in edits] == ["temper", "move", "scale", "copy"]
@@ -187,37 +189,36 @@ def test_edits_on_the_page(static, loaded):
     for name in ("maps", "winners"):
         values = static.run(f"return [...view.current.found.{name}]")
         same(np.uint8(values), np.frombuffer(base64.b64decode(wanted[name]), np.uint8))
-    static.until("!document.querySelector('.understood').classList.contains('old')")
-    said = [float(x.text.split()[-1]) for x in static.driver.find_elements(By.CSS_SELECTOR, ".understood")]
-    wanted = [token["cosine"] for token in shelf.understood(key, SIDE, edits)]
+    static.until("!document.querySelector('.again').classList.contains('old')")
+    said = [float(x.text.split()[-1]) for x in static.driver.find_elements(By.CSS_SELECTOR, ".again")]
+    wanted = shelf.again(key, SIDE, edits)
     assert said == pytest.approx(wanted, abs=0.02)
 
 
 def test_a_token_of_another_picture_and_what_is_saved(static, loaded, tmp_path):
     static.give(picture(1)[0], "b.png")
     static.token(1).click()
-    static.find(By.ID, "source").send_keys("token 3 of a.png")
-    static.click("#replace")
+    Select(static.find(By.ID, "source")).select_by_visible_text("token 3 of a.png")
+    static.settled()
     static.driver.execute_cdp_cmd(
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
     )
-    for button, name in (("#png", "edited.png"), ("#npz", "edited.npz")):
+    for button, name in (("#png", "b-edited.png"), ("#npz", "b-edited.npz")):
         static.click(button)
         deadline = time.monotonic() + 10
         while not (tmp_path / name).exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
     vector = np.asarray(sparse_vis.encode(*loaded, picture(0)[1][None]).sparse[0, 3])
-    saved = read_saved(tmp_path / "edited.npz")
+    saved = read_saved(tmp_path / "b-edited.npz")
     np.testing.assert_allclose(saved.edited.S[1], vector, atol=1e-4)
-    shown = np.asarray(Image.open(tmp_path / "edited.png").convert("RGB"))
+    shown = np.asarray(Image.open(tmp_path / "b-edited.png").convert("RGB"))
     np.testing.assert_array_equal(shown, static.shown)
     same(shown, np.uint8(np.rint(255 * expected(loaded, saved.edited.L @ saved.edited.S))))
 
 
 def test_what_is_wrong_is_said(static):
-    assert not static.find(By.ID, "side").is_enabled()
-    assert static.find(By.CSS_SELECTOR, "[for=side]").text == f"{SIDE} × {SIDE} patches, {PIXELS} px"
+    assert not static.find(By.ID, "side").is_displayed()
     static.run(FILE, base64.b64encode(b"no picture").decode(), "x.png", "drop")
     static.until("$('said').textContent.startsWith('x.png is no picture that this browser reads; give')")
     # Refused without being decoded.
@@ -237,6 +238,8 @@ def test_missing_and_damaged_files_of_the_page_are_said(static):
         static.until("$('said').className === 'wrong'")
         return static.find(By.ID, "said").text
 
+    static.run("arrived = whole = 0; arriving(settings.runtime)")
+    static.until(r"/^Loading the model: 1\d of 1\d MB\.$/.test($('said').textContent)")
     gone = said("await fileOf('rocket2.jpg')")
     assert gone == "files/rocket2.jpg does not arrive; load the page again."
     static.run("say(''); programs = null; ort.InferenceSession.create = async () => { throw new Error('x') }")
@@ -265,7 +268,7 @@ def test_the_command_writes_the_page_and_says_how_large_it_is(monkeypatch, tmp_p
     assert wrote == f"wrote {page}, {size / 1e6:.1f} MB"
     assert serve.startswith(f"python -m http.server --bind=127.0.0.1 --directory='{page}' serves it")
     text = (page / "index.html").read_text()
-    named = {*re.findall(r"files/([\w.-]+)", text), *re.findall(r'value="(\w+\.jpg)"', text)}
+    named = {*re.findall(r"files/([\w.-]+)", text)}
     by_scripts = {"encoder.onnx", "decoder.onnx", *ort_web.FILES[1:]}
     assert {path.name for path in (page / "files").iterdir()} == named | by_scripts
     assert not re.search(r"https?://|token=", text)

@@ -1,7 +1,7 @@
 "use strict";
 // Edits of tokens and maps, as explore/edits.py makes them. Tokens and maps are { S, L, r, d, grid: [rows, columns] }
 // with S (r, d) and L (rows * columns, r), row-major; an edit makes new ones.
-const MOST = 1000, FURTHEST = 1000; // edits in a list; patches by which a map is moved
+const MOST = 1000; // edits in a list
 
 function replay(found, edits) {
   if (edits.length > MOST) throw new Refused(400, `These are more than ${MOST} edits; take some back.`);
@@ -23,7 +23,7 @@ const hasMap = (found, token) => mapIn(found, token).some((weight) => weight > 0
 function withMap(found, token, map) {
   const { L, r } = found, edited = new Float32Array(L.length);
   const others = [...Array(r).keys()].filter((other) => other !== token && hasMap(found, other));
-  if (!others.length) throw new Refused(400, `token ${token} is the only one left; keep another one too.`);
+  if (!others.length) throw new Refused(400, `token ${token} is the only one left; one must stay.`);
   map.forEach((weight, patch) => {
     const at = patch * r, total = others.reduce((sum, other) => sum + L[at + other], 0);
     for (const other of others) edited[at + other] = (total > 0 ? L[at + other] / total : 1 / others.length) * (1 - weight);

@@ -4,8 +4,21 @@ const { side, patch } = settings, SIZE = side * patch;
 const held = new Map(); // key of a picture -> its pixels, S and L
 
 let programs = null; // encoder and decoder, loaded for the first picture
-async function programOf(name) {
-  const bytes = new Uint8Array(await (await fileOf(`${name}.onnx`)).arrayBuffer());
+let arrived = 0, whole = 0; // bytes of all programs
+async function arriving(name) {
+  const answer = await fileOf(name), reader = answer.body.getReader(), parts = [];
+  whole += +answer.headers.get("Content-Length");
+  for (let part; !(part = await reader.read()).done;) {
+    parts.push(part.value);
+    arrived += part.value.length;
+    const [have, all] = [arrived, whole].map((x) => Math.ceil(x / 1e6));
+    say(`Loading the model: ${have}${all < have ? "" : ` of ${all}`} MB.`); // a host that compresses files does not say their sizes
+  }
+  return new Uint8Array(await new Blob(parts).arrayBuffer());
+}
+async function programOf(name, runtime) {
+  const bytes = await arriving(`${name}.onnx`);
+  ort.env.wasm.wasmBinary = await runtime;
   try {
     ort.env.wasm.numThreads = 1; // more need headers that most hosts of static pages do not send
     return await ort.InferenceSession.create(bytes);
@@ -17,8 +30,10 @@ async function programOf(name) {
 }
 async function loaded(name) {
   if (!programs) {
-    programs = { encoder: programOf("encoder"), decoder: programOf("decoder") };
-    programs.decoder.catch(() => {}); // is said when it is needed
+    arrived = whole = 0;
+    const runtime = arriving(settings.runtime);
+    programs = { encoder: programOf("encoder", runtime), decoder: programOf("decoder", runtime) };
+    for (const other of [programs.decoder, runtime]) other.catch(() => {}); // is said when it is needed
   }
   try {
     return await programs[name];
@@ -88,14 +103,14 @@ const ANSWERS = {
       shares: maps.map((map) => map.reduce((a, b) => a + b, 0) / map.length),
     });
   },
-  async understood(found, edits) {
+  async again(found, edits) {
     const after = replay(found, edits), again = await encoded(await decoded(after));
     const product = (a, b, token) => numbers(after.d, (i) => a.S[token * after.d + i] * b.S[token * after.d + i])
       .reduce((x, y) => x + y);
     return JSON.stringify(numbers(after.r, (token) => {
       const lengths = Math.sqrt(product(again, again, token) * product(after, after, token));
       const cosine = product(again, after, token) / Math.max(lengths, 1e-12);
-      return { cosine, understood: hasMap(after, token) ? cosine >= settings.understood : null };
+      return hasMap(after, token) ? cosine : null;
     }));
   },
   photograph: (found) => new Promise((done) => canvasOf(found.pixels).toBlob(done, "image/png")),
