@@ -7,7 +7,11 @@ import importlib.util
 import pathlib
 import secrets
 import shlex
+import signal
 import socket
+import subprocess
+import sys
+import tempfile
 
 import numpy as np
 
@@ -54,9 +58,14 @@ def main() -> None:
     add("--tokenizer")
     add("--port", type=port, default=0, help="port of the address (a free one)")
     add("--max-pixels")
-    searched = "folder of an extraction (`extract`), in which similar tokens are searched for"
+    searched = "extraction of --images (`extract`); without it, one is made and deleted at the end"
     add("--gallery", type=paths.local, metavar="EXTRACTION", help=searched)
-    add("--images", type=paths.local, metavar="FOLDER", help="folder of the extraction's images, its --input")
+    add(
+        "--images",
+        type=paths.local,
+        metavar="FOLDER",
+        help="folder of images, in which similar tokens are searched for",
+    )
     static = "write the page to this folder, for a web server of any kind, and serve nothing"
     add("--export", type=paths.local, metavar="FOLDER", help=static)
     runtime = f"with --export: folder of {ort_web.PACKAGE}, unpacked (else fetched with npm)"
@@ -68,15 +77,32 @@ def main() -> None:
         raise UserError("--runtime is for --export; give both, or neither.")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f'explore needs {" and ".join(missing)}; run pip install -e ".[explore]".')
-    if (given.gallery is None) != (given.images is None):
-        raise UserError("--gallery and --images belong together; give both, or neither.")
+    if given.gallery is not None and given.images is None:
+        raise UserError("--gallery needs --images, the folder of the extraction's images; give it too.")
     for name in ("gallery", "images"):
         check_is_folder(name, getattr(given, name))
     listening = bound(given.port)
     model, params = api.load(given.checkpoint, given.name, tokenizer=given.tokenizer)
     api.check_tokenizer(model, given.checkpoint)
-    gallery = given.gallery and Extraction(given.gallery, given.images, model, params, given.max_pixels)
-    serve(Shelf(model, params, given.max_pixels, gallery), given.checkpoint, listening)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the folder is deleted then too
+    with tempfile.TemporaryDirectory(prefix="sparse_vis-") as place:
+        if given.images is not None and given.gallery is None:
+            given.gallery = extracted(given, pathlib.Path(place, "features"))
+        gallery = given.gallery and Extraction(given.gallery, given.images, model, params, given.max_pixels)
+        serve(Shelf(model, params, given.max_pixels, gallery), given.checkpoint, listening)
+
+
+def extracted(given: argparse.Namespace, output: pathlib.Path) -> pathlib.Path:
+    """Extract the features of --images into a folder, which is returned; unusable images are named."""
+    name = [] if given.name is None else [f"--name={given.name}"]
+    images = f"--input={given.images}", f"--max-pixels={given.max_pixels}", "--on-error=skip"
+    command = ["extract", f"--checkpoint={given.checkpoint}", *name, *images, f"--output={output}"]
+    done = subprocess.run([sys.executable, "-m", "sparse_vis", *command])
+    if done.returncode:
+        raise UserError(
+            f"the features of --images={given.images} were not extracted, see above; correct that."
+        )
+    return output
 
 
 def export(given: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import sparse_vis
+from sparse_vis.commands import extract
 from sparse_vis.explore import explore as tool
 from sparse_vis.explore import token_index
 from sparse_vis.explore.server import make_app
@@ -133,7 +135,36 @@ def test_the_file_of_tokens_is_written_again_if_it_is_damaged(extracted, loaded,
         opened(extracted, loaded, folder=folder)
 
 
-def test_the_two_flags_belong_together(monkeypatch):
+def test_a_gallery_needs_its_images(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["explore", "--gallery=features"])
-    with pytest.raises(UserError, match="--gallery and --images belong together; give both, or neither"):
+    with pytest.raises(UserError, match="--gallery needs --images, the folder of the extraction's images"):
+        tool.main()
+
+
+def test_a_folder_of_images_alone_is_extracted_first(extracted, workdir, tmp_path, monkeypatch):
+    images, status = tmp_path / "images", []
+    shutil.copytree(extracted / "images", images)
+    (images / "broken.png").write_bytes(b"no image")
+
+    def run(command):
+        assert command[:4] == [sys.executable, "-m", "sparse_vis", "extract"]
+        monkeypatch.setattr(sys, "argv", command[3:])
+        extract.main()
+        return subprocess.CompletedProcess(command, *status or [0])
+
+    def serve(shelf, name, listening):
+        listening.close()
+        served.append((shelf.gallery.search(np.ones(shelf.gallery.index.shape[1]), 99), shelf.gallery.folder))
+
+    served = []
+    monkeypatch.setattr(tool.subprocess, "run", run)
+    monkeypatch.setattr(tool, "serve", serve)
+    words = f"--checkpoint={workdir}", f"--images={images}"
+    monkeypatch.setattr(sys, "argv", ["explore", *words])
+    tool.main()
+    ((found, folder),) = served
+    assert {one["name"] for one in found} == {*NAMES} and not folder.exists()
+    status.append(1)
+    monkeypatch.setattr(sys, "argv", ["explore", *words])
+    with pytest.raises(UserError, match=r"of --images=.* were not extracted, see above; correct that"):
         tool.main()
