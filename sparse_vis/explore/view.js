@@ -10,23 +10,25 @@ async function refresh() {
   again = true;
   if (busy) return;
   busy = true;
-  let failed = false;
+  let asked = null, wrong = "";
   while (again && view.current) {
     again = false;
-    const picture = view.current, preview = view.preview;
+    if (asked !== version) wrong = "";
+    asked = version;
+    const picture = view.current, { preview, side } = view, { edits } = picture;
     const slow = setTimeout(() => preview || say(WORKING), 700); // a drag is not interrupted
     try {
       await update(picture, preview);
-      failed = false;
     } catch (error) {
-      failed = true;
-      takeBack(picture, preview, error);
+      if (!(error instanceof Refused)) console.error(error);
+      takeBack(picture, { preview, side, edits }, error);
+      wrong = error.message.replace(/^edit \d+: /, "");
     }
     clearTimeout(slow);
   }
   busy = again = false;
   if (!view.current) return;
-  if (!failed) say("");
+  say(wrong.charAt(0).toUpperCase() + wrong.slice(1), wrong !== "");
   if (!view.preview) waiting = setTimeout(() => attempt(askEncoder), QUIET);
 }
 
@@ -41,14 +43,16 @@ async function update(picture, preview) {
   await show(picture, found);
 }
 
-// An edit, or a temperature, that the server refuses is taken back.
-function takeBack(picture, preview, error) {
+// A resolution, an edit or a temperature that the server refuses is taken back, unless that was done already.
+function takeBack(picture, { preview, side, edits }, error) {
   if (preview) view.preview = null;
-  else if (error.status === 400) Object.assign(picture, picture.past.pop(), { going: null });
-  if (!(error instanceof Refused)) console.error(error);
+  else if (error.status === 400 && picture === view.current && picture.edits === edits && view.side === side) {
+    const before = picture.found?.side ?? side; // of the last answer
+    again = before !== side || picture.past.length > 0; // what is left is shown
+    if (before !== side) setSide($("side").value = before);
+    else Object.assign(picture, picture.past.pop(), { going: null });
+  }
   if (view.current) updateButtons();
-  const sentence = error.message.replace(/^edit \d+: /, ""); // it is the last one
-  say(sentence.charAt(0).toUpperCase() + sentence.slice(1), true);
 }
 
 async function showPhotograph(picture, side) {
