@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -190,3 +192,31 @@ def test_a_resolution_that_the_edits_do_not_allow_is_left_again(page):
     assert page.run("return atSide({ kind: 'move', side: 8, down: -900, right: 5 }, 48)") == {
         "kind": "move", "down": -1000, "right": 30,
     }  # fmt: skip
+
+
+def test_pictures_that_come_while_the_page_works_are_all_on_the_shelf(page):
+    script = """
+        const files = arguments[0].map((text, i) => new File([bytesOf(text)], `${i}.png`));
+        setSide(8 + 2 * (view.side === 8)); // the page works, for a while
+        refresh();
+        openAll(files);"""
+    page.run(script, [base64.b64encode(picture(seed)[0]).decode() for seed in (1, 2, 3)])
+    page.until("view.pictures.length === 4")
+    names = [each.text for each in page.settled().driver.find_elements(By.CSS_SELECTOR, "#shelf .held")]
+    assert names == ["a.png", "0.png", "1.png", "2.png"]
+
+
+def test_a_picture_that_is_closed_while_it_is_shown_stays_closed(page):
+    wait = """
+        const { decode } = HTMLImageElement.prototype;
+        HTMLImageElement.prototype.decode = async function () {
+          if (this.alt === arguments_.alt) closePicture(view.current);
+          return decode.call(this);
+        };"""
+    for alt in ("photograph", "reconstruction"):
+        page.run(wait.replace("arguments_.alt", repr(alt)) + "setSide(view.side === 8 ? 10 : 8); refresh()")
+        page.until("!view.current && !busy && !again")
+        assert not page.find(By.ID, "work").is_displayed()
+        page.driver.refresh()
+        page.give(picture(0)[0])
+        assert page.driver.find_elements(By.CSS_SELECTOR, "#shelf .held")
