@@ -111,7 +111,7 @@ def extracted(given: argparse.Namespace, output: pathlib.Path) -> pathlib.Path:
     flags = [f"--checkpoint={given.checkpoint}", *name, *images, f"--output={output}"]
     with reworded(lambda sentence: sentence.replace("--input", "--images")), in_one_sentence(output):
         extract.extract(extract.parser().parse_args(flags))
-    for line in (output / skipped.FILE).read_text().splitlines()[:SHOWN]:
+    for line in (output / skipped.FILE).read_text("utf-8").splitlines()[:SHOWN]:
         say(f"left out: {line}")
     return output
 
