@@ -27,8 +27,8 @@ ORDER = (
     "viz",  # figures and pictures
     "evals",  # encoders, tasks
     "report",  # the page
-    "explore",  # a live page and its server
     "commands",  # what the command line does
+    "explore",  # a live page and its server
     "__main__",
 )
 

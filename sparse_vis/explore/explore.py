@@ -9,19 +9,21 @@ import secrets
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 
 import numpy as np
 
 from sparse_vis import api
+from sparse_vis.commands import extract
+from sparse_vis.commands.outputs import in_one_sentence
+from sparse_vis.data.packed import METADATA
 from sparse_vis.explore import ort_web, static_page
 from sparse_vis.explore.saved import png
 from sparse_vis.explore.shelf import Shelf
 from sparse_vis.explore.similar import Extraction
-from sparse_vis.runtime import paths
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime import paths, skipped
+from sparse_vis.runtime.errors import UserError, reworded
 from sparse_vis.runtime.progress import say
 from sparse_vis.runtime.tools import Parser
 
@@ -35,6 +37,7 @@ UNSAFE = frozenset((
     4045, 4190, 5060, 5061, 6000, 6566, *range(6665, 6670), 6679, 6697, 10080,
 ))  # fmt: skip
 SHUTDOWN = 10  # seconds in which requests may end after Ctrl-C
+SHOWN = 5  # images that cannot be used, and are named
 
 
 def port(text: str) -> int:
@@ -85,6 +88,8 @@ def main() -> None:
     model, params = api.load(given.checkpoint, given.name, tokenizer=given.tokenizer)
     api.check_tokenizer(model, given.checkpoint)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the folder is deleted then too
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal is closed; nohup ignores that
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="sparse_vis-") as place:
         if given.images is not None and given.gallery is None:
             given.gallery = extracted(given, pathlib.Path(place, "features"))
@@ -93,15 +98,21 @@ def main() -> None:
 
 
 def extracted(given: argparse.Namespace, output: pathlib.Path) -> pathlib.Path:
-    """Extract the features of --images into a folder, which is returned; unusable images are named."""
+    """Extract the features of --images into a folder, which is returned; some unusable images are named.
+
+    Raises:
+        UserError: the folder holds no images, none that can be used, or packed ones.
+    """
+    if (given.images / METADATA).is_file():
+        raise UserError(f"--images={given.images} holds packed images; give the folder that was packed.")
     name = [] if given.name is None else [f"--name={given.name}"]
-    images = f"--input={given.images}", f"--max-pixels={given.max_pixels}", "--on-error=skip"
-    command = ["extract", f"--checkpoint={given.checkpoint}", *name, *images, f"--output={output}"]
-    done = subprocess.run([sys.executable, "-m", "sparse_vis", *command])
-    if done.returncode:
-        raise UserError(
-            f"the features of --images={given.images} were not extracted, see above; correct that."
-        )
+    # As a whole path, for a folder that is called like an address, or begins with ~.
+    images = f"--input={given.images.absolute()}", f"--max-pixels={given.max_pixels}", "--on-error=skip"
+    flags = [f"--checkpoint={given.checkpoint}", *name, *images, f"--output={output}"]
+    with reworded(lambda sentence: sentence.replace("--input", "--images")), in_one_sentence(output):
+        extract.extract(extract.parser().parse_args(flags))
+    for line in (output / skipped.FILE).read_text("utf-8").splitlines()[:SHOWN]:
+        say(f"left out: {line}")
     return output
 
 

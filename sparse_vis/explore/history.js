@@ -100,7 +100,7 @@ const reset = () => change({ edits: [], power: 1 });
 // An edit for a number of patches along a side.
 function atSide({ side: from, ...edit }, to) {
   if (from === to) return edit;
-  const scaled = (x) => Math.round((x * to) / from);
+  const scaled = (x) => Math.max(-FURTHEST, Math.min(FURTHEST, Math.round((x * to) / from)));
   if ("down" in edit) return { ...edit, down: scaled(edit.down), right: scaled(edit.right) };
   if (!("patches" in edit)) return edit;
   const painted = new Set(edit.patches), at = (x) => Math.floor(((x + 0.5) * from) / to);

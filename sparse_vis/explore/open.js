@@ -2,7 +2,15 @@
 // Pictures from files, the clipboard, the camera and the examples; tokens that are dragged.
 const DRAGGED = "application/x-token";
 
-async function openPicture(given, name) {
+// One after the other: each is on the shelf before the next one comes.
+let opening = Promise.resolve();
+function openPicture(given, name) {
+  const done = opening.then(() => openNext(given, name));
+  opening = done.catch(() => {});
+  return done;
+}
+
+async function openNext(given, name) {
   say(`Reading ${name}.`);
   if (given.size > settings.maxBytes) {
     throw new Refused(0, `${name} has more than ${settings.maxBytes >> 20} MiB; give a smaller picture.`);

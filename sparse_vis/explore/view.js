@@ -2,31 +2,38 @@
 // Shows what the server answers: one request at a time, and after it the newest state, if that has changed.
 const QUIET = 150; // ms without an edit, after which the encoder is asked
 const WORKING = "Working; the first picture and a new resolution take some seconds.";
-let busy = false, again = false, waiting = null, version = 0;
+let busy = null, again = false, waiting = null, version = 0;
 
-async function refresh() {
+// Ends when the newest state is shown.
+function refresh() {
   version++;
   clearTimeout(waiting);
+  if (!view.current) return null;
   again = true;
-  if (busy) return;
-  busy = true;
-  let failed = false;
+  return (busy ??= showNewest());
+}
+
+async function showNewest() {
+  let asked = null, wrong = "";
   while (again && view.current) {
     again = false;
-    const picture = view.current, preview = view.preview;
+    if (asked !== version) wrong = "";
+    asked = version;
+    const picture = view.current, { preview, side } = view, { edits } = picture;
     const slow = setTimeout(() => preview || say(WORKING), 700); // a drag is not interrupted
     try {
       await update(picture, preview);
-      failed = false;
     } catch (error) {
-      failed = true;
-      takeBack(picture, preview, error);
+      if (!(error instanceof Refused)) console.error(error);
+      takeBack(picture, { preview, side, edits }, error);
+      wrong = error.message.replace(/^edit \d+: /, "");
     }
     clearTimeout(slow);
   }
-  busy = again = false;
+  busy = null;
+  again = false;
   if (!view.current) return;
-  if (!failed) say("");
+  say(wrong.charAt(0).toUpperCase() + wrong.slice(1), wrong !== "");
   if (!view.preview) waiting = setTimeout(() => attempt(askEncoder), QUIET);
 }
 
@@ -35,24 +42,30 @@ async function update(picture, preview) {
   const found = await (await about("edit", picture, editsOf(picture, side, preview), side)).json();
   Object.assign(found, { side, maps: bytesOf(found.maps), winners: bytesOf(found.winners) });
   picture.found = found;
-  if (picture !== view.current) return;
-  if (view.photographed !== photographed) await showPhotograph(picture, side);
-  view.photographed = photographed;
+  if (left(picture)) return;
+  if (view.photographed !== photographed) await showPhotograph(picture, side, photographed);
   await show(picture, found);
 }
 
-// An edit, or a temperature, that the server refuses is taken back.
-function takeBack(picture, preview, error) {
+// Whether another picture is shown now, or none. A new one is shown once, as it is then on the shelf.
+const left = (picture) => picture !== view.current && picture.shown;
+
+// A resolution, an edit or a temperature that the server refuses is taken back, unless that was done already.
+function takeBack(picture, { preview, side, edits }, error) {
   if (preview) view.preview = null;
-  else if (error.status === 400) Object.assign(picture, picture.past.pop(), { going: null });
-  if (!(error instanceof Refused)) console.error(error);
+  else if (error.status === 400 && picture === view.current && picture.edits === edits && view.side === side) {
+    const before = picture.found?.side ?? side; // of the last answer
+    again ||= before !== side || picture.past.length > 0; // what remains is shown
+    if (before !== side) setSide($("side").value = before);
+    else Object.assign(picture, picture.past.pop(), { going: null });
+  }
   if (view.current) updateButtons();
-  const sentence = error.message.replace(/^edit \d+: /, ""); // it is the last one
-  say(sentence.charAt(0).toUpperCase() + sentence.slice(1), true);
 }
 
-async function showPhotograph(picture, side) {
+async function showPhotograph(picture, side, photographed) {
   const source = URL.createObjectURL(await (await about("photograph", picture, [], side)).blob());
+  if (left(picture)) return;
+  view.photographed = photographed;
   for (const stage of ["photograph", "segmentation"]) await showImage($(stage), source);
   if (picture.shown) URL.revokeObjectURL(picture.shown);
   picture.shown = source;
@@ -62,6 +75,7 @@ async function showPhotograph(picture, side) {
 
 async function show(picture, found) {
   await showImage($("reconstruction"), `data:image/png;base64,${found.picture}`);
+  if (picture !== view.current) return;
   $("psnr").textContent = found.psnr === null ? "" : `, PSNR ${found.psnr.toFixed(1)} dB`;
   $("work").hidden = false;
   drawSegmentation($("segmentation").querySelector("canvas"), found);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -126,7 +128,7 @@ def test_a_finger_scrolls_until_a_token_is_chosen(page):
 def test_the_decoded_picture_is_never_covered_and_maps_keep_their_scale(page):
     page.token(0).send_keys(Keys.DELETE)  # by keyboard: the focus stays on the token
     assert page.run("return document.querySelectorAll('#reconstruction canvas').length") == 0
-    page.token(1).click()
+    page.settled().token(1).click()
     pixel = """
         const copy = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
         copy.drawImage(document.querySelectorAll("#tokens canvas")[1], 0, 0);
@@ -159,3 +161,62 @@ def test_pictures_are_closed_and_edits_are_not_lost_unasked(page):
     page.run("document.querySelector('[data-example]').click()")
     page.until("view.current && !busy && !again")
     assert page.find(By.ID, "work").is_displayed() and page.edits == []
+
+
+def test_a_refusal_takes_back_what_was_refused_and_nothing_else(page):
+    page.run("for (const token of [1, 2, 3]) commit({ kind: 'erase', token })")
+    kept = page.settled().edits
+    page.run("commit({ kind: 'erase', token: 0 }); undo()")  # undone before the server refuses it
+    assert page.settled().edits == kept and page.find(By.ID, "said").text == ""
+    page.run("redo()")
+    assert page.settled().edits == kept
+    assert page.find(By.ID, "said").text == "Token 0 is the only one left; one must stay."
+    # The copy that the server accepted is gone with the one that it refuses; the picture shows that.
+    page.click("#undo").run("copyMap(0); ")
+    page.settled().run("nudge(0, 1000, 0)")
+    page.settled().run("nudge(0, 1, 0)")
+    shown = page.settled().shown
+    assert [edit["kind"] for edit in page.edits] == ["erase", "erase"]
+    np.testing.assert_array_equal(shown, page.click("#reset").click("#undo").shown)
+
+
+def test_a_resolution_that_the_edits_do_not_allow_is_left_again(page):
+    page.run("setSide(16); refresh()")
+    page.settled().run("nudge(0, 15, 0); for (const token of [1, 2, 3]) commit({ kind: 'erase', token })")
+    kept, shown = page.settled().edits, page.shown
+    page.run("setSide(8); refresh()")  # the map of token 0 leaves the picture, and token 3 is the last
+    assert "Token 3 is the only one left" in page.settled().find(By.ID, "said").text
+    assert page.run("return [view.side, +$('side').value]") == [16, 16] and page.edits == kept
+    np.testing.assert_array_equal(page.shown, shown)
+    # No list has moves by more than 1000 patches.
+    assert page.run("return atSide({ kind: 'move', side: 8, down: -900, right: 5 }, 48)") == {
+        "kind": "move", "down": -1000, "right": 30,
+    }  # fmt: skip
+
+
+def test_pictures_that_come_while_the_page_works_are_all_on_the_shelf(page):
+    script = """
+        const files = arguments[0].map((text, i) => new File([bytesOf(text)], `${i}.png`));
+        setSide(8 + 2 * (view.side === 8)); // the page works, for a while
+        refresh();
+        openAll(files);"""
+    page.run(script, [base64.b64encode(picture(seed)[0]).decode() for seed in (1, 2, 3)])
+    page.until("view.pictures.length === 4")
+    names = [each.text for each in page.settled().driver.find_elements(By.CSS_SELECTOR, "#shelf .held")]
+    assert names == ["a.png", "0.png", "1.png", "2.png"]
+
+
+def test_a_picture_that_is_closed_while_it_is_shown_stays_closed(page):
+    wait = """
+        const { decode } = HTMLImageElement.prototype;
+        HTMLImageElement.prototype.decode = async function () {
+          if (this.alt === arguments_.alt) closePicture(view.current);
+          return decode.call(this);
+        };"""
+    for alt in ("photograph", "reconstruction"):
+        page.run(wait.replace("arguments_.alt", repr(alt)) + "setSide(view.side === 8 ? 10 : 8); refresh()")
+        page.until("!view.current && !busy && !again")
+        assert not page.find(By.ID, "work").is_displayed()
+        page.driver.refresh()
+        page.give(picture(0)[0])
+        assert page.driver.find_elements(By.CSS_SELECTOR, "#shelf .held")

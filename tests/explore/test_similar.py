@@ -7,7 +7,7 @@ import errno
 import io
 import json
 import shutil
-import subprocess
+import signal
 import sys
 
 import numpy as np
@@ -16,7 +16,6 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import sparse_vis
-from sparse_vis.commands import extract
 from sparse_vis.explore import explore as tool
 from sparse_vis.explore import token_index
 from sparse_vis.explore.server import make_app
@@ -141,30 +140,57 @@ def test_a_gallery_needs_its_images(monkeypatch):
         tool.main()
 
 
-def test_a_folder_of_images_alone_is_extracted_first(extracted, workdir, tmp_path, monkeypatch):
-    images, status = tmp_path / "images", []
-    shutil.copytree(extracted / "images", images)
-    (images / "broken.png").write_bytes(b"no image")
-
-    def run(command):
-        assert command[:4] == [sys.executable, "-m", "sparse_vis", "extract"]
-        monkeypatch.setattr(sys, "argv", command[3:])
-        extract.main()
-        return subprocess.CompletedProcess(command, *status or [0])
+def test_a_folder_of_images_alone_is_extracted_first(extracted, workdir, tmp_path, monkeypatch, capsys):
+    (tmp_path / "table:x").mkdir()  # no address
+    for name in NAMES[:3]:
+        shutil.copy(extracted / "images" / name, tmp_path / "table:x" / f"ä '{name}")
+    (tmp_path / "table:x" / "broken.png").write_bytes(b"no image")
 
     def serve(shelf, name, listening):
         listening.close()
         served.append((shelf.gallery.search(np.ones(shelf.gallery.index.shape[1]), 99), shelf.gallery.folder))
 
-    served = []
-    monkeypatch.setattr(tool.subprocess, "run", run)
-    monkeypatch.setattr(tool, "serve", serve)
-    words = f"--checkpoint={workdir}", f"--images={images}"
-    monkeypatch.setattr(sys, "argv", ["explore", *words])
-    tool.main()
-    ((found, folder),) = served
-    assert {one["name"] for one in found} == {*NAMES} and not folder.exists()
-    status.append(1)
-    monkeypatch.setattr(sys, "argv", ["explore", *words])
-    with pytest.raises(UserError, match=r"of --images=.* were not extracted, see above; correct that"):
+    def explore(folder):
+        monkeypatch.setattr(sys, "argv", ["explore", f"--checkpoint={workdir}", f"--images={folder}"])
         tool.main()
+
+    served = []
+    monkeypatch.setattr(tool, "serve", serve)
+    monkeypatch.setattr(tool.tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path)
+    explore("./table:x")
+    ((found, folder),) = served
+    assert {one["name"] for one in found} == {f"ä '{name}" for name in NAMES[:3]}
+    assert folder.is_relative_to(tmp_path / "temporary") and not [*(tmp_path / "temporary").iterdir()]
+    assert "\nleft out: broken.png\t" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        UserError, match=r"empty' holds no image \(.*\); put images there or correct --images\.$"
+    ):
+        explore("empty")
+    (tmp_path / "empty" / "packed.json").touch()
+    with pytest.raises(
+        UserError, match="--images=empty holds packed images; give the folder that was packed"
+    ):
+        explore("empty")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_temporary_folder_goes_when_the_command_is_ended(workdir, tmp_path, monkeypatch, number):
+    def ended(*_):
+        assert [*(tmp_path / "temporary").iterdir()]
+        signal.raise_signal(number)
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tool.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tool, "extracted", ended)
+    monkeypatch.setattr(sys, "argv", ["explore", f"--checkpoint={workdir}", f"--images={tmp_path}"])
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            tool.main()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert not [*(tmp_path / "temporary").iterdir()]
