@@ -120,13 +120,15 @@ function showMap() {
   }
 }
 
-// How well the encoder finds each token again in the decoded picture.
+// How well the encoder finds each token again in the decoded picture: the cosine, and whether it is at least FOUND.
+const FOUND = 0.95;
 async function askEncoder() {
   const asked = version, cosines = await (await about("again", view.current, editsOf(view.current))).json();
   if (asked !== version) return; // there are newer edits
   cosines.forEach((cosine, token) => {
     const said = $("tokens").children[token].querySelector(".again");
-    said.textContent = cosine === null ? "" : `found again:\n${cosine.toFixed(2)}`;
+    const shown = cosine?.toFixed(2);
+    said.textContent = cosine === null ? "" : `${shown >= FOUND ? "found again" : "not found"}:\n${shown}`;
     said.classList.remove("old");
   });
 }

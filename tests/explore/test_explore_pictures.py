@@ -32,7 +32,15 @@ def test_a_dropped_picture_is_shown_and_nothing_goes_elsewhere(page, loaded, add
     maps = "return [...document.querySelectorAll('#tokens canvas')].map(x => x.width)"
     assert page.run(maps) == [SIDE] * TOKENS
     page.until("!document.querySelector('.again').classList.contains('old')")
-    assert "found again:\n0." in page.token(0).text
+    said = page.run("return [...document.querySelectorAll('#tokens .again')].map(x => x.textContent)")
+    for words, cosine in (text.split(":\n") for text in said):
+        assert words == ("found again" if float(cosine) >= 0.95 else "not found") and float(cosine) <= 1
+    assert len(said) == TOKENS
+    page.run("about = async () => new Response('[0.951, 0.944, -0.2, null]')")
+    page.run("askEncoder()")
+    page.until("document.querySelector('#tokens .again').textContent === 'found again:\\n0.95'")
+    said = page.run("return [...document.querySelectorAll('#tokens .again')].map(x => x.textContent)")
+    assert said[1:4] == ["not found:\n0.94", "not found:\n-0.20", ""]
 
 
 def test_bad_files_are_named_and_the_page_goes_on(page):
