@@ -144,12 +144,17 @@ def _reconstruct(params: tuple, Z: Array, decoder: Decoder, tokenizer: VQGAN | N
     return tokenizer.apply({"params": params[1]}, codes, method="decode")
 
 
-FEATURES = ("sparse", "spatial", "dense")
+FACTORS, DENSE = ("sparse", "spatial"), ("dense",)
+
+
+def _wanted(bench: Bench) -> tuple[str, ...]:
+    """What is asked of the encoder: S and L if it factorizes, else U."""
+    return FACTORS if set(FACTORS) <= set(bench.encoder.gives) else DENSE
 
 
 def _read(found: dict[str, np.ndarray]) -> Float[np.ndarray, "B n d"]:
-    """Input features of the decoder: Z = L S if the encoder factorizes, else U."""
-    return found["spatial"] @ found["sparse"] if {"sparse", "spatial"} <= found.keys() else found["dense"]
+    """Input features of the decoder: Z = L S, or U."""
+    return found["dense"] if "dense" in found else found["spatial"] @ found["sparse"]
 
 
 def _pairs(
@@ -159,13 +164,10 @@ def _pairs(
 
     Each process reads and encodes its share of the images.
     """
-    groups = Regrouped(size)
+    groups, wanted = Regrouped(size), _wanted(bench)
 
     def compute(images: np.ndarray, _) -> dict[str, np.ndarray]:
-        found = bench.encode(images, *FEATURES)
-        if {"sparse", "spatial"} <= found.keys():
-            del found["dense"]  # larger, and not needed by the others
-        return found | {"images": images}
+        return bench.encode(images, *wanted) | {"images": images}
 
     each = min(bench.batch, size)
     for found in published.squares_in_shares(part, make, rows, each, lambda record, cut: None, compute):
@@ -193,7 +195,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     chosen = DecoderProtocol(**config.eval.reconstruction_probe, dtype=config.eval.dtype)
     t, test = config.model.tokenizer, bench.data.parts["test"]
     train = bench.data.parts["train"].without(chosen.validation, bench.seed)
-    patches = _read(bench.encode(next(test.first(1).batches(1)).image, *FEATURES)).shape[1]
+    patches = _read(bench.encode(next(test.first(1).batches(1)).image, *_wanted(bench))).shape[1]
     if patches == 1:
         return Result({}, {"reconstruction_probe": "it has one token for the whole image"})
     tokenizer = read_tokenizer(t.path, t.dtype) if chosen.target == "vq" else None
@@ -206,7 +208,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
         return _pairs(bench, train, cuts, order, chosen.batch_size, progress)
 
     losses, metrics, absent = fit(probe, epoch), {}, {}
-    feature = "Z" if {"sparse", "spatial"} <= set(bench.encoder.gives) else "U"
+    feature = "Z" if _wanted(bench) == FACTORS else "U"
     random = published.random_cuts(test.size, chosen.scale, bench.seed, TEST_KEY)
     for name, make in (("random crops", random), ("centre", published.centre_cuts(test))):
         metrics[f"{feature}, {name}"], absent = _judge(bench, probe, make, name)
