@@ -25,6 +25,7 @@ from sparse_vis.explore.saved import read_saved
 from sparse_vis.explore.server import EXAMPLES, FILES, LARGEST_FILE, make_app
 from sparse_vis.explore.shelf import Shelf
 from sparse_vis.runtime.errors import UserError
+from tests.documents import ROOT, python_blocks
 from tests.explore.page import SIDE, expected, picture
 from tests.tiny_checkpoint import PATCH, TOKENS
 
@@ -97,6 +98,14 @@ def test_what_the_encoder_finds_again(client, loaded):
     cosines = [float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in zip(again, S, strict=True)]
     assert found[1:] == pytest.approx(cosines[1:], abs=1e-4)
     assert found[0] is None
+
+
+def test_the_documented_code_prints_cosines(capsys):
+    code = python_blocks(ROOT / "docs" / "explore.md")[0]
+    small = code.replace("30", str(SIDE)).replace("48", str(SIDE + 1))  # fewer patches: 30 take 20 s of CPU
+    exec(compile(small, "docs/explore.md", "exec"), {})
+    spans = re.findall(r": ([01]\.\d\d) to ([01]\.\d\d)$", capsys.readouterr().out, re.M)
+    assert len(spans) == 4 and all(0.5 < float(low) <= float(high) <= 1 for low, high in spans), spans
 
 
 def test_what_is_saved_is_read_back_and_replayed(client, shelf, tmp_path):
