@@ -198,10 +198,10 @@ def test_wrong_requests_are_refused_in_a_sentence(client):
     key = put(client, picture()[0])
     good = {"picture": key, "side": SIDE, "edits": []}
     for body in (b"", b"[", b"{}", b"[1]", b"7", b"\xff", b"[" * 100_000):
-        assert "no JSON with picture, side and edits" in sentence_of(client.post("/edit", content=body))
+        assert "not JSON with picture, side and edits" in sentence_of(client.post("/edit", content=body))
     for side in ("8", 8.5, True, None):
         answer = client.post("/edit", json={**good, "side": side})
-        assert "no JSON with picture, side and edits" in sentence_of(answer)
+        assert "not JSON with picture, side and edits" in sentence_of(answer)
     for side in (7, 49):
         assert "is not from 8 to 48" in sentence_of(client.post("/edit", json={**good, "side": side}))
     for place in (
@@ -211,7 +211,7 @@ def test_wrong_requests_are_refused_in_a_sentence(client):
         {"picture": key, "side": SIDE, "token": "a"},
     ):
         edits = [{"kind": "replace", "token": 0, "amount": 1, "from": place}]
-        assert "from is no picture" in sentence_of(client.post("/edit", json={**good, "edits": edits}))
+        assert "from is not a picture" in sentence_of(client.post("/edit", json={**good, "edits": edits}))
     for path in ("/edit", "/save", "/again"):
         answer = client.post(path, json={**good, "edits": [{"kind": "erase", "token": TOKENS}]})
         assert sentence_of(answer) == "edit 1: token of erase is not the number of a token; change it."
@@ -287,7 +287,7 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(monkeypatch, tmp_path)
     given = {"--gallery": tmp_path, "--images": tmp_path}
     for flag in given:
         both = [f"{name}={folder}" for name, folder in {**given, flag: tmp_path / "absent"}.items()]
-        said = f"{flag}={tmp_path / 'absent'} is no folder; give another {flag}."
+        said = f"{flag}={tmp_path / 'absent'} is not a folder; give another {flag}."
         assert refused(monkeypatch, *both) == said
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name))
