@@ -129,7 +129,7 @@ def test_the_documented_code_decodes_a_saved_file(tmp_path, monkeypatch):
     edits = [{"kind": "erase", "token": 0}]
     (tmp_path / "coffee-edited.npz").write_bytes(to_npz(tokens, maps, (8, 8), edits))
     monkeypatch.chdir(tmp_path)
-    [_, code], space = python_blocks(ROOT / "docs" / "explore.md"), {}
+    [code, _], space = python_blocks(ROOT / "docs" / "explore.md"), {}
     exec(compile(code, "docs/explore.md", "exec"), space)
     np.testing.assert_allclose(space["L"] @ space["S"], np.tile(tokens[1], (64, 1)), rtol=1e-6)
     assert space["pixels"].shape == (64, 64, 3)

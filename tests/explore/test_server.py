@@ -101,7 +101,7 @@ def test_what_the_encoder_finds_again(client, loaded):
 
 
 def test_the_documented_code_prints_cosines(capsys):
-    code = python_blocks(ROOT / "docs" / "explore.md")[0]
+    code = python_blocks(ROOT / "docs" / "explore.md")[1]
     small = code.replace("30", str(SIDE)).replace("48", str(SIDE + 1))  # fewer patches: 30 take 20 s of CPU
     exec(compile(small, "docs/explore.md", "exec"), {})
     spans = re.findall(r": ([01]\.\d\d) to ([01]\.\d\d)$", capsys.readouterr().out, re.M)
