@@ -3,7 +3,7 @@
 Command:   python -m benchmarks.evidence.fashion --output=data/fashion
            python main.py --config=configs/fashion.py
 Hardware:  CPU cores suffice.
-Result:    not measured yet with this file.
+Result:    docs/results.md: kNN .826, linear .831 (mean of S; seed 0).
 
 Single centred objects, so strong crops and changes of brightness help; the patch is a quarter of the image.
 """

@@ -14,7 +14,7 @@ function fill(canvas, side, pixel) {
 
 const mapOf = (found, token) => found.maps.subarray(token * found.side ** 2, (token + 1) * found.side ** 2);
 
-// A token's map over a picture: tinted where it is largest, dark where it is nothing.
+// A token's map over a picture: tinted where it is largest, dark where it is 0.
 function drawOver(canvas, found, token) {
   const map = mapOf(found, token), colour = settings.colours[token];
   fill(canvas, found.side, (i) => {

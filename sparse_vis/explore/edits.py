@@ -39,9 +39,9 @@ def replay(S: Float[np.ndarray, "r d"], L: Float[np.ndarray, "n r"], grid: Grid,
             such as erasing the last token. It names the edit by its position, from 1.
     """
     if not isinstance(edits, list | tuple):
-        raise UserError("the edits are no list; give a list of dictionaries.")
+        raise UserError("the edits are not a list; give a list of dictionaries.")
     if len(edits) > MOST:
-        raise UserError(f"these are more than {MOST} edits; take some back.")
+        raise UserError(f"there are more than {MOST} edits; undo some.")
     found = Edited(S, L)
     for position, edit in enumerate(edits, start=1):
         try:
@@ -53,7 +53,7 @@ def replay(S: Float[np.ndarray, "r d"], L: Float[np.ndarray, "n r"], grid: Grid,
 
 
 def set_map(found: Edited, token: int, column: Float[np.ndarray, " n"]) -> Edited:
-    """A new map for a token, by `with_map`; a token without any map gets none of what is left over."""
+    """A new map for a token, by `with_map`; of the others, only tokens with a map share the rest."""
     present = found.L.any(axis=0)
     present[token] = True
     if present.sum() < 2:
@@ -170,7 +170,7 @@ def checked(edit: Any, found: Edited) -> tuple[Any, dict[str, Any]]:
     """The function of an edit, and its fields; a UserError says what is wrong with it."""
     kind = edit.get("kind") if isinstance(edit, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"{kind!r} is no kind of edit; give one of {', '.join(KINDS)}.")
+        raise UserError(f"{kind!r} is not a kind of edit; give one of {', '.join(KINDS)}.")
     function, names = KINDS[kind]
     if {*edit} != {"kind", *names}:
         raise UserError(f"{kind} takes {', '.join(names)}; give these fields and no others.")

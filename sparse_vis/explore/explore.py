@@ -67,7 +67,7 @@ def main() -> None:
         "--images",
         type=paths.local,
         metavar="FOLDER",
-        help="folder of images, in which similar tokens are searched for",
+        help="folder of images to search for similar tokens",
     )
     static = "write the page to this folder, for a web server of any kind, and serve nothing"
     add("--export", type=paths.local, metavar="FOLDER", help=static)
@@ -134,7 +134,7 @@ def export(given: argparse.Namespace) -> None:
 def check_is_folder(name: str, folder: pathlib.Path | None) -> None:
     """Refuse, with a UserError, a flag that names no folder."""
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--{name}={folder} is no folder; give another --{name}.")
+        raise UserError(f"--{name}={folder} is not a folder; give another --{name}.")
 
 
 def bound(number: int) -> socket.socket:

@@ -23,7 +23,7 @@ HEADERS = {
 class Guard:
     """Refuses requests without the token, of other origins, or under another name of this computer.
 
-    A page of the web could otherwise send requests to 127.0.0.1, or name a host of its own that leads there.
+    Otherwise any web page could send requests to 127.0.0.1, or point a host name of its own there.
     """
 
     def __init__(self, app: ASGIApp, token: str, port: int):

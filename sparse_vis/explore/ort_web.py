@@ -31,11 +31,13 @@ def from_folder(folder: pathlib.Path) -> dict[str, bytes]:
         return {name: (place / name).read_bytes() for name in FILES}
     except OSError as error:
         what = f"{error.filename}: {error.strerror}"
-        raise UserError(f"--runtime={folder} is no {PACKAGE} ({what}); give the unpacked package.") from error
+        raise UserError(
+            f"--runtime={folder} is not {PACKAGE} ({what}); give the unpacked package."
+        ) from error
 
 
 def fetched() -> dict[str, bytes]:
-    """The same from the registry that npm is set up for, or from npm's cache.
+    """The same from the registry that npm uses, or from npm's cache.
 
     Raises:
         UserError: npm is missing or fails, or the package does not have the checksum of this version.

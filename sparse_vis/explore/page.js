@@ -30,8 +30,8 @@ async function attempt(work) {
 async function fileOf(name) {
   const answer = await fetch(`files/${name}`, { headers: { "X-Token": settings.token } }).catch(() => null);
   if (answer?.ok) return answer;
-  let remedy = "load the page again";
+  let remedy = "reload the page";
   if (settings.token) remedy = "start the server again and open its new address";
   if (location.protocol === "file:") remedy = "serve the page's folder with python -m http.server, and open that address";
-  throw new Refused(0, `files/${name} does not arrive; ${remedy}.`);
+  throw new Refused(0, `files/${name} cannot be loaded; ${remedy}.`);
 }

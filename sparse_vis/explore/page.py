@@ -30,7 +30,7 @@ def path_of(file: str) -> pathlib.Path:
 
 
 def default_side(model: Stellar) -> int:
-    """Patches along a side at first: those of 240 pixels, if that is possible."""
+    """Initial number of patches along a side: that of 240 pixels, within SIDES."""
     return min(max(240 // model.patch, SIDES[0]), SIDES[1])
 
 
@@ -40,7 +40,7 @@ def html(
     """The page of a model of this name, at first with `side` patches along a side of a picture.
 
     Args:
-        scripts: that answer the page's questions. settings: what the scripts read.
+        scripts: what answers the page's requests. settings: what the scripts read.
         contents: what else page.html needs: query, policy, gallery, sides.
     """
     tokens = model.encoder.queries

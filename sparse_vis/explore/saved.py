@@ -1,4 +1,4 @@
-"""Files for the reader of the page: pictures as PNG, tokens and maps with their edits as .npz."""
+"""Files that the page saves: pictures as PNG, tokens and maps with their edits as .npz."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DAMAGED = (
 
 
 def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """A PNG file, compressed little: it only goes to the browser beside it."""
+    """A PNG file, compressed fast rather than well: it goes to a browser on the same computer."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
@@ -47,7 +47,7 @@ def to_npz(
     grid: tuple[int, int],
     edits: list[dict[str, Any]],
 ) -> bytes:
-    """The contents of a .npz file that `read_saved` reads."""
+    """The bytes of a .npz file that `read_saved` reads."""
     file = io.BytesIO()
     np.savez_compressed(file, S=S, L=L, grid=np.array(grid), edits=np.array(json.dumps(edits)))
     return file.getvalue()
@@ -57,7 +57,7 @@ def read_saved(path: str | pathlib.Path) -> Saved:
     """Read a file that the page saved, and replay its edits.
 
     Raises:
-        UserError: the file does not exist, or is no such file.
+        UserError: the file does not exist, or the page did not save it.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -67,7 +67,7 @@ def read_saved(path: str | pathlib.Path) -> Saved:
             raise ValueError(f"S has shape {S.shape}, L {L.shape} on {rows}x{columns} patches")
         finite = S.dtype == L.dtype == np.float32 and np.isfinite(S).all() and np.isfinite(L).all()
         if not finite or L.min() < 0:
-            raise ValueError("S and L are no finite float32 numbers, or L has negative ones")
+            raise ValueError("S and L are not finite float32 numbers, or L has negative ones")
         edits = json.loads(edits)
     except DAMAGED as error:
         raise UserError(f"{path} was not saved by the page ({error}); give such a .npz file.") from error

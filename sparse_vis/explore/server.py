@@ -56,7 +56,7 @@ def answered(endpoint: Callable) -> Callable:
 
 
 def asks(function: Callable[[str, int, Any], Any], kind: type[Response]) -> Callable:
-    """An endpoint: what a function gives for the picture, side and edits of the request's JSON."""
+    """An endpoint that calls a function with the picture, side and edits in the request's JSON."""
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -67,14 +67,16 @@ def asks(function: Callable[[str, int, Any], Any], kind: type[Response]) -> Call
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError("the request is no JSON with picture, side and edits; reload the page.") from None
+            raise UserError(
+                "the request is not JSON with picture, side and edits; reload the page."
+            ) from None
         return kind(await run_in_threadpool(function, str(picture), side, edits))
 
     return answered(endpoint)
 
 
 def make_app(shelf: Shelf, name: str, token: str, port: int) -> Starlette:
-    """The application: the page, which shows a model of this name, and what it asks for."""
+    """The application: the page, for a model of this name, and the answers to its requests."""
     query, settings = f"?token={token}", {"token": token, "maxBytes": LARGEST_FILE}
     rendered = html(
         shelf.model, name, ("server.js",), default_side(shelf.model), settings, query=query,

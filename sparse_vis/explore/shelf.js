@@ -32,9 +32,9 @@ function heldPicture(picture) {
 function heldToken(picture, token) {
   const button = tokenButton(token);
   button.dataset.picture = picture.key;
-  button.setAttribute("aria-label", `replace the chosen token by token ${token} of ${picture.name}`);
+  button.setAttribute("aria-label", `replace the chosen token with token ${token} of ${picture.name}`);
   button.addEventListener("click", () => {
-    if (view.chosen === null) return say("Choose a token of the large picture first; one clicked here then replaces it.");
+    if (view.chosen === null) return say("Choose a token of the large picture first; the one that you click here then replaces it.");
     replaceChosen(picture.key, token);
   });
   drawMap(button.querySelector("canvas"), picture.found, token);

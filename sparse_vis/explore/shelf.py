@@ -42,7 +42,7 @@ class NotHeld(Exception):
 
 
 class Shelf:
-    """Pictures by id, which is their checksum: a page, or another one, may send the same again."""
+    """Pictures by id, which is their checksum: pages may send the same picture again."""
 
     def __init__(self, model: Stellar, params: dict, max_pixels: int, gallery: Extraction | None = None):
         self.model, self.params, self.max_pixels, self.gallery = model, params, max_pixels, gallery
@@ -95,7 +95,7 @@ class Shelf:
                 raise TypeError
             vector = self.encoded(picture, side).S[token].tolist()
         except (TypeError, KeyError, IndexError):
-            raise UserError("from is no picture, side and token; change it.") from None
+            raise UserError("from is not a picture, side and token; change it.") from None
         return {**{k: v for k, v in edit.items() if k != "from"}, "vector": vector}
 
     def edited(self, key: str, side: int, edits: Any) -> tuple[Square, Edited]:
@@ -147,7 +147,7 @@ class Shelf:
         """Tokens of the gallery that are most similar to an edited one, as `Extraction.search` gives them."""
         _, after = self.edited(key, side, edits)
         if self.gallery is None or token >= len(after.S):
-            raise UserError("there is no gallery, or no such token; start explore with --gallery.")
+            raise UserError("there is no gallery, or no such token; start explore with --images.")
         with self._lock:
             return self.gallery.search(after.S[token], SIMILAR)
 

@@ -1,4 +1,4 @@
-"""Among the tokens of an extraction, those most similar to one token, and the places that they look at."""
+"""The tokens of an extraction that are most similar to one token, and their maps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Extraction:
         try:
             self.manifest = files.read_json(folder / "manifest.json")
         except (OSError, ValueError) as error:
-            raise UserError(f"--gallery={folder} is no extraction ({error}); run extract first.") from error
+            raise UserError(
+                f"--gallery={folder} is not an extraction ({error}); run extract first."
+            ) from error
         lacks = {"sparse", "spatial"} - {*self.manifest.get("outputs", ())}
         if lacks or "shards" not in self.manifest:
             what = f"lacks {' and '.join(sorted(lacks))}" if lacks else "is not finished"

@@ -107,7 +107,7 @@ $("tokens").addEventListener("click", ({ target }) => {
   choose(token === view.chosen ? null : token);
 });
 
-// Whether a control needs a key itself: arrows, and letters where they choose.
+// Whether a control uses a key itself: arrows, and letters in a list.
 const usesKey = (control, key) => (control.matches("select") ? key.length === 1 || key.startsWith("Arrow")
   : control.matches("input") && key.startsWith("Arrow"));
 document.addEventListener("keydown", (event) => {

@@ -129,7 +129,7 @@ def test_the_documented_code_decodes_a_saved_file(tmp_path, monkeypatch):
     edits = [{"kind": "erase", "token": 0}]
     (tmp_path / "coffee-edited.npz").write_bytes(to_npz(tokens, maps, (8, 8), edits))
     monkeypatch.chdir(tmp_path)
-    [code], space = python_blocks(ROOT / "docs" / "explore.md"), {}
+    [code, _], space = python_blocks(ROOT / "docs" / "explore.md"), {}
     exec(compile(code, "docs/explore.md", "exec"), space)
     np.testing.assert_allclose(space["L"] @ space["S"], np.tile(tokens[1], (64, 1)), rtol=1e-6)
     assert space["pixels"].shape == (64, 64, 3)
@@ -182,13 +182,13 @@ def test_wrong_fields_are_refused_in_a_sentence():
 @pytest.mark.parametrize(
     ("edits", "sentence"),
     [
-        ([{"kind": "explode"}], "edit 1: 'explode' is no kind of edit; give one of temper, erase"),
-        ([{"kind": ["erase"]}], "edit 1: .* is no kind of edit"),
-        (["erase"], "edit 1: None is no kind of edit"),
+        ([{"kind": "explode"}], "edit 1: 'explode' is not a kind of edit; give one of temper, erase"),
+        ([{"kind": ["erase"]}], "edit 1: .* is not a kind of edit"),
+        (["erase"], "edit 1: None is not a kind of edit"),
         ([{"kind": "erase"}], "edit 1: erase takes token; give these fields and no others"),
         ([{"kind": "erase", "token": 0, "amount": 1}], "edit 1: erase takes token"),
-        ({"kind": "erase"}, "the edits are no list; give a list"),
-        ([MANY[0]] * (MOST + 1), "these are more than 1000 edits; take some back"),
+        ({"kind": "erase"}, "the edits are not a list; give a list"),
+        ([MANY[0]] * (MOST + 1), "there are more than 1000 edits; undo some"),
     ],
 )
 def test_what_is_no_list_of_edits_is_refused(edits, sentence):

@@ -162,7 +162,7 @@ def test_an_impossible_edit_is_said_and_taken_back(page):
         commit(stroke);""")
     page.settled()
     page.run("$('temperature').value = 1; $('temperature').dispatchEvent(new Event('input'))")
-    assert "These are more than 1000 edits" in page.settled().find(By.ID, "said").text
+    assert "There are more than 1000 edits" in page.settled().find(By.ID, "said").text
     assert len(page.edits) == 1000 and page.run("return view.current.power") == 1  # which is at fault
 
 

@@ -84,7 +84,7 @@ def test_what_is_no_picture_is_said_in_plain_words(page):
     assert page.edits == []
     rocket = "document.querySelector('[data-example=\"rocket.jpg\"]').click()"
     gone = said("settings.token = 'of a server that was stopped';" + rocket)
-    assert gone == "files/rocket.jpg does not arrive; start the server again and open its new address."
+    assert gone == "files/rocket.jpg cannot be loaded; start the server again and open its new address."
 
 
 def test_the_keyboard_keeps_its_place(page):

@@ -25,6 +25,7 @@ from sparse_vis.explore.saved import read_saved
 from sparse_vis.explore.server import EXAMPLES, FILES, LARGEST_FILE, make_app
 from sparse_vis.explore.shelf import Shelf
 from sparse_vis.runtime.errors import UserError
+from tests.documents import ROOT, python_blocks
 from tests.explore.page import SIDE, expected, picture
 from tests.tiny_checkpoint import PATCH, TOKENS
 
@@ -97,6 +98,14 @@ def test_what_the_encoder_finds_again(client, loaded):
     cosines = [float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in zip(again, S, strict=True)]
     assert found[1:] == pytest.approx(cosines[1:], abs=1e-4)
     assert found[0] is None
+
+
+def test_the_documented_code_prints_cosines(capsys):
+    code = python_blocks(ROOT / "docs" / "explore.md")[1]
+    small = code.replace("30", str(SIDE)).replace("48", str(SIDE + 1))  # fewer patches: 30 take 20 s of CPU
+    exec(compile(small, "docs/explore.md", "exec"), {})
+    spans = re.findall(r": ([01]\.\d\d) to ([01]\.\d\d)$", capsys.readouterr().out, re.M)
+    assert len(spans) == 4 and all(0.5 < float(low) <= float(high) <= 1 for low, high in spans), spans
 
 
 def test_what_is_saved_is_read_back_and_replayed(client, shelf, tmp_path):
@@ -189,10 +198,10 @@ def test_wrong_requests_are_refused_in_a_sentence(client):
     key = put(client, picture()[0])
     good = {"picture": key, "side": SIDE, "edits": []}
     for body in (b"", b"[", b"{}", b"[1]", b"7", b"\xff", b"[" * 100_000):
-        assert "no JSON with picture, side and edits" in sentence_of(client.post("/edit", content=body))
+        assert "not JSON with picture, side and edits" in sentence_of(client.post("/edit", content=body))
     for side in ("8", 8.5, True, None):
         answer = client.post("/edit", json={**good, "side": side})
-        assert "no JSON with picture, side and edits" in sentence_of(answer)
+        assert "not JSON with picture, side and edits" in sentence_of(answer)
     for side in (7, 49):
         assert "is not from 8 to 48" in sentence_of(client.post("/edit", json={**good, "side": side}))
     for place in (
@@ -202,7 +211,7 @@ def test_wrong_requests_are_refused_in_a_sentence(client):
         {"picture": key, "side": SIDE, "token": "a"},
     ):
         edits = [{"kind": "replace", "token": 0, "amount": 1, "from": place}]
-        assert "from is no picture" in sentence_of(client.post("/edit", json={**good, "edits": edits}))
+        assert "from is not a picture" in sentence_of(client.post("/edit", json={**good, "edits": edits}))
     for path in ("/edit", "/save", "/again"):
         answer = client.post(path, json={**good, "edits": [{"kind": "erase", "token": TOKENS}]})
         assert sentence_of(answer) == "edit 1: token of erase is not the number of a token; change it."
@@ -278,7 +287,7 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(monkeypatch, tmp_path)
     given = {"--gallery": tmp_path, "--images": tmp_path}
     for flag in given:
         both = [f"{name}={folder}" for name, folder in {**given, flag: tmp_path / "absent"}.items()]
-        said = f"{flag}={tmp_path / 'absent'} is no folder; give another {flag}."
+        said = f"{flag}={tmp_path / 'absent'} is not a folder; give another {flag}."
         assert refused(monkeypatch, *both) == said
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name))

@@ -77,11 +77,11 @@ def test_the_server_searches_for_the_edited_token(extracted, loaded):
         without.post("/similar/0", json=asked),
         with_gallery.post(f"/similar/{TOKENS}", json=asked),
     ):
-        assert answer.status_code == 400 and "start explore with --gallery" in answer.json()["error"]
+        assert answer.status_code == 400 and "start explore with --images" in answer.json()["error"]
 
 
 def test_extractions_that_cannot_be_searched_are_refused(extracted, loaded, workdir, tmp_path):
-    with pytest.raises(UserError, match=r"absent is no extraction \(.*\); run extract first"):
+    with pytest.raises(UserError, match=r"absent is not an extraction \(.*\); run extract first"):
         opened(extracted, loaded, folder=tmp_path / "absent")
     other = {**loaded[1], "decoder": {"x": np.ones(3, np.float32)}}
     with pytest.raises(UserError, match="is of another model; give the --checkpoint of that extraction"):

@@ -110,7 +110,7 @@ def test_edits_are_those_of_python(still):
     said = still.execute_script(refused % (started, json.dumps(last)))
     assert said == "edit 3: token 2 is the only one left; one must stay."
     said = still.execute_script(refused % (started, json.dumps(last[:1] * 1001)))
-    assert said == "These are more than 1000 edits; take some back."
+    assert said == "There are more than 1000 edits; undo some."
     far = [{"kind": "move", "token": 0, "down": -1001, "right": 0}]
     assert "edit 1: the map moves by more than 1000" in still.execute_script(
         refused % (started, json.dumps(far))
@@ -220,7 +220,7 @@ def test_a_token_of_another_picture_and_what_is_saved(static, loaded, tmp_path):
 def test_what_is_wrong_is_said(static):
     assert not static.find(By.ID, "side").is_displayed()
     static.run(FILE, base64.b64encode(b"no picture").decode(), "x.png", "drop")
-    static.until("$('said').textContent.startsWith('x.png is no picture that this browser reads; give')")
+    static.until("$('said').textContent.startsWith('x.png is not a picture that this browser reads; give')")
     # Refused without being decoded.
     static.run("settings.maxPixels = 4095; createImageBitmap = async () => { throw new Error('decoded') }")
     static.run(FILE, base64.b64encode(picture(1)[0]).decode(), "y.png", "paste")
@@ -241,7 +241,7 @@ def test_missing_and_damaged_files_of_the_page_are_said(static):
     static.run("arrived = whole = 0; arriving(settings.runtime)")
     static.until(r"/^Loading the model: 1\d of 1\d MB\.$/.test($('said').textContent)")
     gone = said("await fileOf('rocket2.jpg')")
-    assert gone == "files/rocket2.jpg does not arrive; load the page again."
+    assert gone == "files/rocket2.jpg cannot be loaded; reload the page."
     static.run("say(''); programs = null; ort.InferenceSession.create = async () => { throw new Error('x') }")
     damaged = said("await loaded('encoder')")
     assert damaged.startswith("The model does not start, as a file of this page is missing or damaged")
@@ -280,7 +280,7 @@ def test_the_command_writes_the_page_and_says_how_large_it_is(monkeypatch, tmp_p
 def test_mistakes_of_the_command(monkeypatch, tmp_path, loaded):
     given = f"--export={tmp_path / 'page'}"
     said = refused(monkeypatch, given, f"--runtime={tmp_path}")
-    assert f"is no onnxruntime-web@1.30.0 ({tmp_path / ort_web.FILES[0]}: No such file" in said
+    assert f"is not onnxruntime-web@1.30.0 ({tmp_path / ort_web.FILES[0]}: No such file" in said
     assert refused(monkeypatch, "--runtime=x") == "--runtime is for --export; give both, or neither."
     said = refused(monkeypatch, given, "--gallery=x", "--images=y")
     assert said == "--gallery needs the server; leave out --gallery, or --export."

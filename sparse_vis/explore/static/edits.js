@@ -4,7 +4,7 @@
 const MOST = 1000; // edits in a list
 
 function replay(found, edits) {
-  if (edits.length > MOST) throw new Refused(400, `These are more than ${MOST} edits; take some back.`);
+  if (edits.length > MOST) throw new Refused(400, `There are more than ${MOST} edits; undo some.`);
   edits.forEach((edit, i) => {
     try {
       found = KINDS[edit.kind](found, edit);
@@ -45,7 +45,7 @@ function tempered(found, { power }) {
 
 function movedMap(found, { token, down, right }) {
   if (Math.max(Math.abs(down), Math.abs(right)) > FURTHEST) {
-    throw new Refused(400, `the map moves by more than ${FURTHEST} patches; take this back.`);
+    throw new Refused(400, `the map moves by more than ${FURTHEST} patches; undo this.`);
   }
   const map = mapIn(found, token), [rows, columns] = found.grid;
   return map.map((_, patch) => {

@@ -53,13 +53,13 @@ async function pixelsOf(file) {
   return image.naturalWidth * image.naturalHeight;
 }
 
-// Pixels (size, size, 3) of a picture's file; transparent pixels are white, and cameras' turns are applied.
+// Pixels (size, size, 3) of a picture's file; transparent pixels are white, and the EXIF orientation is applied.
 async function squareOf({ file, name }, size) {
   if ((await pixelsOf(file)) > settings.maxPixels) {
     throw new Refused(400, `${name} has more than ${settings.maxPixels} pixels; shrink it.`);
   }
   const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" }).catch(() => null);
-  if (!bitmap) throw new Refused(400, `${name} is no picture that this browser reads; give a JPEG or PNG.`);
+  if (!bitmap) throw new Refused(400, `${name} is not a picture that this browser reads; give a JPEG or PNG.`);
   const { width, height } = bitmap;
   const context = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d");
   context.fillStyle = "white";
