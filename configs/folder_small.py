@@ -34,7 +34,7 @@ def get_config():
         grey_probability=0.1, blur_probability=0.2, blur_sigma=(0.1, 0.8),
     )  # fmt: skip
     config.teacher.update(enabled=True, momentum=0.99, final_momentum=0.999)
-    config.data.update(source="folder", split="", canvas=192, threads=2)
+    config.data.update(source="folder", split="", canvas=192, threads=2, cache=1024)
     config.optimizer.update(peak_lr=1.5e-3, final_lr=1e-5, warmup=0.05)
     config.train.update(batch=32, steps=1000, log_every=10, save_every=250, health_every=100)
     config.efficiency.update(dtype="float32", unroll=4)

@@ -82,6 +82,7 @@ _CONFIG = dict(
         max_pixels=MAX_PIXELS,  # of an image; larger ones are refused before they are decoded
         workers=0,
         threads=4,
+        cache=0,  # MiB of decoded images that each process keeps for later epochs
         seed=0,  # of the content of scenes and pictures
         scenes=dict(
             size=64,

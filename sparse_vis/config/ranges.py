@@ -184,7 +184,7 @@ _TABLE = {
     "data": {
         "source": TEXT, "path": TEXT, "split": TEXT, "canvas": whole(1, SIDE),
         "max_pixels": whole(1, 2**31 - 1), "on_error": Choice("stop", "skip"), "workers": whole(0, 1024),
-        "threads": whole(1, 1024), "seed": _SEED,
+        "threads": whole(1, 1024), "cache": whole(0, 2**20), "seed": _SEED,
         "scenes": {
             # Digits are illegible below 24 pixels.
             "size": whole(24, SIDE), "digits": Choice("many", "one"), "colours": Choice("random", "white"),

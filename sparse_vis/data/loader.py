@@ -47,6 +47,7 @@ class Stream:
         start_index: position in the stream of the first image.
         canvas: side of the square canvases in pixels. min_side: as in `to_canvas`, the patch size.
         on_error: "stop" raises at the first unusable record; "skip" replaces it by the next usable one.
+        cache: MiB of canvases that each process keeps, so that later epochs need not decode them again.
 
     Raises:
         UserError: an argument is out of range; when called, a record cannot be used.
@@ -62,6 +63,7 @@ class Stream:
     process_index: int
     process_count: int
     labels: bool = False  # whether batches have the label of each image
+    cache: int = 0
 
     def __post_init__(self):
         if self.on_error not in ON_ERROR:
@@ -93,19 +95,15 @@ class Stream:
         for ahead in range(2 * len(self.source) - 1):
             number = int(self._numbers[position + ahead])
             try:
-                record = self.source[number]
-                # Twice the canvas: reduction of a JPEG is a coarse filter; the last factor of 2 is bicubic.
-                pixels = decode(record, at_least=2 * self.canvas)
+                pixels, height, width, label = self._placed(number)
             except UserError as error:
                 if self.on_error == "stop":
                     how = "--config.data.on_error=skip to use the next image in its place"
                     raise or_skip(error, how) from None
                 skipped[name_of(self.source, number), str(error)] = None
                 continue
-            pixels, height, width = to_canvas(pixels, self.canvas, min_side=self.min_side)
-            label = {"label": np.int32(record.get("label", -1))} if self.labels else {}
             return {
-                **label,
+                **({"label": np.int32(label)} if self.labels else {}),
                 "image": pixels,
                 "height": np.int32(height),
                 "width": np.int32(width),
@@ -114,6 +112,22 @@ class Stream:
                 "skipped": np.array(json.dumps(list(skipped))),
             }
         raise none_usable(len(self.source), list(skipped))
+
+    @functools.cached_property
+    def _kept(self) -> dict[int, tuple[np.ndarray, int, int, int]]:
+        return {}
+
+    def _placed(self, number: int) -> tuple[np.ndarray, int, int, int]:
+        """Canvas, height, width and label (-1: none) of a record."""
+        if found := self._kept.get(number):
+            return found
+        record = self.source[number]
+        # Twice the canvas: reduction of a JPEG is a coarse filter; the last factor of 2 is bicubic.
+        pixels = decode(record, at_least=2 * self.canvas)
+        found = *to_canvas(pixels, self.canvas, min_side=self.min_side), record.get("label", -1)
+        if (len(self._kept) + 1) * 3 * self.canvas**2 <= self.cache << 20:
+            self._kept[number] = found
+        return found
 
 
 def train_batches(

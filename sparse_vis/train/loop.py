@@ -160,7 +160,7 @@ class Run:
             self.source, global_batch=size, seed=self.config.seed, start_index=position, steps=steps,
             canvas=data.canvas, min_side=self.config.model.patch, workers=workers, threads=data.threads,
             on_error=data.on_error, process_index=jax.process_index(), process_count=jax.process_count(),
-            labels=bool(self.config.finetune.classes),
+            labels=bool(self.config.finetune.classes), cache=data.cache,
         )  # fmt: skip
 
     def health_check(self) -> HealthCheck | None:

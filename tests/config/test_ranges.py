@@ -123,6 +123,7 @@ RIGHT_AND_WRONG = [
     (["data.max_pixels"], [1, 2_147_483_647], [0, -1, 2_147_483_648]),
     (["data.workers"], [0, 1024], [-1, 1025]),
     (["data.threads"], [1, 1024], [0, -1, 1025]),
+    (["data.cache"], [0, 1_048_576], [-1, 1_048_577]),
     (["views.global_count"], [1, 1024], [0, -1, 1025]),
     (["views.local_count"], [0, 1024], [-1, 1025]),
     (["loss.sinkhorn_iterations"], [0, 1000], [-1, 1001]),

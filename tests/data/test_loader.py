@@ -3,7 +3,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -66,6 +66,32 @@ def test_batches_are_filled_canvases_with_consecutive_positions():
         assert height == 9 and width == 10 + image[0, 0, 0] % 3
         assert (image[:height, :width] == image[0, 0]).all()
         assert image[height:].max() == 0 and image[:, width:].max() == 0
+
+
+@dataclass(frozen=True)
+class Counted(Numbered):
+    """Also lists which records were read."""
+
+    read: list[int] = field(default_factory=list)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("canvas, kept", [(16, 8), (512, 1)])  # 768 bytes, and 0.75 MiB of the cache's 1 MiB
+def test_canvases_in_the_cache_are_not_read_again(canvas, kept):
+    source = Counted(8)
+    found = list(batches(source, canvas=canvas, cache=1, threads=1))  # three epochs
+    assert len(source.read) == 8 + 2 * (8 - kept) and {*source.read[:8]} == {*range(8)}
+    assert_same(found, batches(Numbered(8), canvas=canvas))
+
+
+@pytest.mark.fast
+def test_a_bad_record_is_replaced_in_every_epoch_with_a_cache():
+    bad = Numbered(8, bad=(3,))
+    assert_same(batches(bad, cache=1, on_error="skip"), batches(bad, on_error="skip"))
 
 
 @pytest.mark.fast
