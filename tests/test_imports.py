@@ -77,12 +77,25 @@ def test_files_and_public_classes_have_names_of_their_own():
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
+def packages_after(code: str) -> set[str]:
+    """The packages that a new process has imported after this code."""
+    code += "; import sys; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    return {
+        *subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    }
+
+
 @pytest.mark.fast
 def test_the_package_itself_imports_nothing_heavy():
-    names = "print(*sorted({m.split('.')[0] for m in sys.modules}))"
-    code = f"import sys, sparse_vis; assert callable(sparse_vis.train); {names}"
-    names = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    names = packages_after("import sparse_vis; assert callable(sparse_vis.train)")
     assert "sparse_vis" in names
-    assert not {"jax", "flax", "tensorflow", "orbax", "grain", "numpy"} & set(names)
+    assert not {"jax", "flax", "tensorflow", "orbax", "grain", "numpy"} & names
+
+
+@pytest.mark.fast
+def test_a_training_starts_without_what_evaluations_and_pictures_need():
+    names = packages_after("import sparse_vis.commands.run, sparse_vis.evals.command")
+    assert {"jax", "flax", "orbax", "grain"} <= names
+    assert not {"scipy", "sklearn", "matplotlib", "pandas", "pyarrow", "tensorflow", "tensorboard"} & names

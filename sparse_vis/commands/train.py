@@ -24,6 +24,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sparse_vis.config import arguments, settings
+from sparse_vis.runtime import host
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.stop import StopSignal
 
@@ -57,9 +58,10 @@ def start(_) -> None:
         if given.config is None and given.workdir is None:
             raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
         config = given.config or settings.read(given.workdir)
-        from sparse_vis.commands.run import run  # slow imports, after the flags are checked
-        from sparse_vis.interop.step_folder import newest_step
-        from sparse_vis.train import distributed
+        with host.uncollected():
+            from sparse_vis.commands.run import run  # slow imports, after the flags are checked
+            from sparse_vis.interop.step_folder import newest_step
+            from sparse_vis.train import distributed
 
         workdir, others = given.workdir or pathlib.Path("runs", config.name), given.distributed
         with distributed.joined(others, newest_step(workdir)) if others else contextlib.nullcontext():

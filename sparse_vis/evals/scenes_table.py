@@ -14,7 +14,6 @@ from sparse_vis.evals.features import square_grid
 from sparse_vis.evals.maps.localization import mean_known
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.runtime.paths import AnyPath
-from sparse_vis.viz import figures as viz
 
 PICTURED = 6
 
@@ -35,6 +34,8 @@ def row(bench: Bench) -> dict[str, float]:
 
 def draw(bench: Bench, config: ConfigDict, path: AnyPath) -> None:
     """Save a picture (PNG) of the first scenes with reconstructions, masks and token maps."""
+    from sparse_vis.viz import figures as viz  # imports matplotlib
+
     records = next(bench.data.parts["test"].first(PICTURED).batches(bench.batch))
     features = bench.encode(records.image, "reconstruction", "spatial")
     pixels, L = features["reconstruction"], features["spatial"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import math
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from sparse_vis.losses.reconstruction import psnr_of
 from sparse_vis.models.vqgan import VQGAN
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import write_json
-from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
+from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS, uncollected
 from sparse_vis.runtime.paths import AnyPath, as_path
 from sparse_vis.runtime.progress import say, sign_of_life
 from sparse_vis.train import checkpoint
@@ -235,8 +234,8 @@ class Run:
             batch = self.next_batch(batches)
             say("compiling the step ...")
             began = time.perf_counter()
-            gc.freeze()  # else garbage collection over imported modules takes a tenth of the tracing time
-            with sign_of_life("still compiling") if self.main else contextlib.nullcontext():
+            alive = sign_of_life("still compiling") if self.main else contextlib.nullcontext()
+            with alive, uncollected():
                 lowered = self.update.lower(self.state, batch, self.tokenizer, self.seed)
                 traced = time.perf_counter() - began
                 log = exits.enter_context(self.open_log())

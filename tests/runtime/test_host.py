@@ -1,5 +1,6 @@
 """What is set before Python starts, and what the user's own settings keep."""
 
+import gc
 import os
 import pathlib
 import runpy
@@ -143,3 +144,17 @@ def test_with_the_package_xla_computes_without_ynnpack():
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "False True"
+
+
+@pytest.mark.fast
+def test_no_garbage_is_looked_for_while_much_is_made_and_later_it_is():
+    with pytest.raises(KeyError), host.uncollected():
+        assert not gc.isenabled()
+        made = [[] for _ in range(100)]
+        raise KeyError
+    assert gc.isenabled() and gc.get_freeze_count() >= len(made)
+    gc.disable()
+    with host.uncollected():
+        pass
+    assert not gc.isenabled()
+    gc.enable()

@@ -15,9 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from sparse_vis.data.records import Records
 from sparse_vis.evals.columns import at_size
@@ -139,13 +136,16 @@ def position_leak(
     Each query has a usual position, which says nothing about the image: its mean centroid over the training
     images is subtracted first. train and test are (S, L) of images.
     """
+    from sklearn import linear_model, pipeline, preprocessing  # slow imports
+
     usual = centroids(train[1], grid).mean(axis=0)
 
     def rows(S, L):
         return np.asarray(S).reshape(-1, S.shape[-1]), (centroids(L, grid) - usual).reshape(-1, 2)
 
     (x, y), (test_x, true) = rows(*train), rows(*test)
-    found = make_pipeline(StandardScaler(), Ridge()).fit(x, y).predict(test_x)
+    probe = pipeline.make_pipeline(preprocessing.StandardScaler(), linear_model.Ridge())
+    found = probe.fit(x, y).predict(test_x)
     varied = np.sum(true**2)  # 0 if all images have the same L: then there is nothing to predict
     return float(1 - np.sum((found - true) ** 2) / varied) if varied else 0.0
 
@@ -154,8 +154,11 @@ def class_leak(
     train_L: Float[AnyArray, "N n r"], train_y: Int[AnyArray, " N"], test_L: AnyArray, test_y: AnyArray
 ) -> float:
     """Test accuracy of a logistic regression that predicts the image's class from L alone."""
+    from sklearn import linear_model, pipeline, preprocessing  # slow imports
+
     flat = [np.asarray(L, np.float64).reshape(len(L), -1) for L in (train_L, test_L)]
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(flat[0], train_y)
+    regression = linear_model.LogisticRegression(max_iter=300)
+    probe = pipeline.make_pipeline(preprocessing.StandardScaler(), regression).fit(flat[0], train_y)
     return float(probe.score(flat[1], test_y))
 
 

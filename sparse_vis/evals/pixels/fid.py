@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, UInt8
 from PIL import Image
 
@@ -47,6 +46,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 def _factor(moments: Moments) -> Float[np.ndarray, "f rank"]:
     """F with F Fᵀ = covariance, by pivoted Cholesky, which stops when only rounding errors are left."""
+    import scipy.linalg  # here, because few evaluations need it
+
     covariance = moments.scatter / (moments.count - 1)
     factor, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
     found = np.empty((len(covariance), rank))

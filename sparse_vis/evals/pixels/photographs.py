@@ -14,7 +14,6 @@ from sparse_vis.evals.features import as_unit, encode, square_grid
 from sparse_vis.evals.pixels.psnr_ssim import psnr, ssim
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.runtime.paths import AnyPath
-from sparse_vis.viz import figures as viz
 
 SIDE = 240  # of the photographs in pixels, rounded down to whole patches
 MOST = 48  # patches along a side: memory grows with the fourth power
@@ -35,6 +34,8 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
 def draw(bench: Bench, config: ConfigDict, path: AnyPath) -> None:
     """Save a picture (PNG) of the photographs with reconstructions and token maps."""
+    from sparse_vis.viz import figures as viz  # imports matplotlib
+
     images = _images(config)
     found = encode(bench.encoder, images, ("reconstruction", "spatial"), len(images))
     L = found["spatial"]
