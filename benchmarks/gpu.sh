@@ -5,10 +5,10 @@
 #     bash benchmarks/gpu.sh            # one GPU of 80 GB
 #     bash benchmarks/gpu.sh --small    # tiny sizes, on CPU too, 190 s of processor time: does the script work?
 #
-# It needs jax with its GPU plugin, flax, optax, numpy, absl-py and jaxtyping, and a pure-Python wheel that
-# such machines often lack. Fetch it where there is a network, and bring the folder along as .whl/:
+# It needs jax with its GPU plugin, flax, optax, numpy, absl-py and jaxtyping, and three pure-Python wheels that
+# such machines often lack. Fetch them where there is a network, and bring the folder along as .whl/:
 #
-#     pip download --no-deps --only-binary=:all: -d .whl ml-collections==1.1.0
+#     pip download --no-deps --only-binary=:all: -d .whl ott-jax==0.6.0 ml-collections==1.1.0 jaxopt==0.8.5
 #
 # Neither TensorFlow, grain, tensorflow-datasets nor clu is needed. JAX_COMPILATION_CACHE_DIR names a folder for
 # compiled programs, which saves compiling them when the same set runs again. LIMIT=200 begins nothing after 200 s, and ends within 260.

@@ -20,7 +20,7 @@ pack() {
   tar -cf "$packed/pictures.tar" -C data/pictures objects/train photographs/train
   python3 -m pip download -q --no-deps --only-binary=:all: --python-version "${PYTHON_VERSION:-3.12}" --implementation cp \
     --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d "$packed" \
-    grain==0.2.18 array-record==0.8.6 portpicker==1.6.0 ml-collections==1.1.0 clu==0.0.12
+    grain==0.2.18 array-record==0.8.6 portpicker==1.6.0 ott-jax==0.6.0 ml-collections==1.1.0 jaxopt==0.8.5 clu==0.0.12
   du -sh "$packed"
 }
 
@@ -35,7 +35,7 @@ train() {
   fi
   work=$(mktemp -d)
   mkdir -p "$work/site" "$work/pictures" "$out"
-  if ! python3 -c "import grain, ml_collections" 2> /dev/null; then
+  if ! python3 -c "import grain, ml_collections, ott" 2> /dev/null; then
     python3 -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "$packed"/*.whl
     export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
   fi

@@ -18,7 +18,7 @@ from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.tools import Parser
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "ott-jax", "numpy", "torch", "transformers")
 
 
 def script_parser(spec, doc: str) -> Parser:

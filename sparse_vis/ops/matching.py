@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from sparse_vis.ops.sinkhorn import sinkhorn
+from sparse_vis.ops.sinkhorn import run_ott
 
 
 def pairwise_distance(x: Float[Array, "r d"], y: Float[Array, "r d"]) -> Float[Array, "r r"]:
@@ -28,10 +28,9 @@ def entropic_plan(
     Log-domain rounds (published: 5), rows before columns, so that columns sum to one exactly and rows nearly;
     epsilon is in units of distance (published: 0.1).
     """
-    # `sinkhorn` updates columns first; the published loop rows first. Hence the transposed problem.
-    cost = pairwise_distance(x, y).T
-    f, g = sinkhorn(cost, epsilon, iterations, 1.0, 1.0)
-    return jnp.exp((f[:, None] + g - cost) / epsilon).T
+    ones = jnp.ones(x.shape[0], jnp.float32)
+    # ott-jax updates columns first; the published loop rows first. Hence the transposed problem.
+    return run_ott(pairwise_distance(x, y).T, epsilon, iterations, ones, ones).matrix.T
 
 
 def entropic_match(

@@ -12,31 +12,22 @@ import math
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from ott.geometry import geometry
+from ott.problems.linear import linear_problem
+from ott.solvers.linear import sinkhorn
 
 
-def sinkhorn(
-    cost: Float[Array, "n m"], epsilon: float, iterations: int, row_mass: float, column_mass: float
-) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """Potentials f of rows and g of columns after rounds of [columns, rows] in the log domain, no gradient.
+def run_ott(cost: Float[Array, "n m"], epsilon: float, iterations: int, a: Array, b: Array):
+    """Exactly `iterations` log-domain rounds of ott-jax's Sinkhorn, each columns before rows.
 
-    The plan exp((f + g - cost) / epsilon) then has rows that sum to `row_mass` exactly, and columns that
-    nearly sum to `column_mass`. `epsilon` is in units of the cost.
+    Args:
+        epsilon: entropic regularisation, in units of the cost; so are the potentials f and g of the result.
+        a, b: marginals of the rows (n,) and the columns (m,).
     """
-    cost = jax.lax.stop_gradient(cost)
-    # Division by a constant would become a product with its reciprocal, which rounds twice.
-    epsilon = jax.lax.optimization_barrier(jnp.float32(epsilon))
-    log_row, log_column = (jnp.log(jnp.float32(mass)) for mass in (row_mass, column_mass))
-
-    def round(_, potentials):
-        f, g = potentials
-        # With the old potential the exponents are those of a plan, near 0; it is subtracted again.
-        sums = jax.nn.logsumexp((f[:, None] + g - cost) / epsilon, axis=0)
-        g = epsilon * log_column - (epsilon * sums - g)
-        sums = jax.nn.logsumexp((f[:, None] + g - cost) / epsilon, axis=1)
-        return epsilon * log_row - (epsilon * sums - f), g
-
-    start = tuple(jnp.zeros(n, jnp.float32) for n in cost.shape)
-    return jax.lax.fori_loop(0, iterations, round, start)
+    # With the default inner_iterations=10, ott-jax would run no iteration at all for fewer than 10.
+    rounds = dict(min_iterations=iterations, max_iterations=iterations, inner_iterations=1)
+    given = geometry.Geometry(cost_matrix=cost, epsilon=epsilon)
+    return sinkhorn.Sinkhorn(**rounds, threshold=0.0)(linear_problem.LinearProblem(given, a=a, b=b))
 
 
 def column_potentials(
@@ -53,8 +44,9 @@ def column_potentials(
     """
     scores = jax.lax.stop_gradient(scores.astype(jnp.float32))
     rows, columns = scores.shape
-    _, g = sinkhorn(-scores, temperature, iterations, 1 / rows, 1 / columns)
-    return g / temperature
+    masses = (jnp.full(n, 1 / n, jnp.float32) for n in (rows, columns))
+    out = run_ott(-scores, temperature, iterations, *masses)
+    return out.g / temperature
 
 
 def published_potentials(
