@@ -98,4 +98,5 @@ def test_the_package_itself_imports_nothing_heavy():
 def test_a_training_starts_without_what_evaluations_and_pictures_need():
     names = packages_after("import sparse_vis.commands.run, sparse_vis.evals.command")
     assert {"jax", "flax", "orbax", "grain"} <= names
-    assert not {"scipy", "sklearn", "matplotlib", "pandas", "pyarrow", "tensorflow", "tensorboard"} & names
+    # ott-jax, of which a training needs Sinkhorn, imports scipy and matplotlib itself.
+    assert not {"sklearn", "pandas", "pyarrow", "tensorflow", "tensorboard"} & names
