@@ -6,6 +6,7 @@ Type annotations of public array functions are checked by beartype while the tes
 import atexit
 import gc
 import os
+import pathlib
 import shutil
 import signal
 import tempfile
@@ -16,11 +17,18 @@ import pytest
 from jaxlib.version import __version__ as jaxlib_version
 from jaxtyping import install_import_hook
 
-QUICK = "--xla_backend_optimization_level=0"
+QUICK = pathlib.Path(__file__).parent / "quick"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(QUICK), os.environ.get("PYTHONPATH")]))
+gc.set_threshold(50_000, 20, 20)  # as in quick/: tracing makes many objects that live
+
+FLAGS = "--xla_backend_optimization_level=0"
 # Programs that run once are ready sooner without; later versions always use them, and refuse the flag.
 if [int(part) for part in jaxlib_version.split(".")[:3]] < [0, 11, 1]:
-    QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ.setdefault("XLA_FLAGS", QUICK)
+    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("XLA_FLAGS", FLAGS)
+
+# PyTorch's threads wait for work asleep: else they spin, on cores that xdist's other process needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Of this run of pytest: xdist's processes and those that tests start inherit the folder.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -85,9 +93,8 @@ def s3():
 
 
 def pytest_collection_finish():
-    """Tracing makes many objects that live; a tenth of its time would go into looking for garbage."""
+    """What is imported stays."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,8 @@ from sparse_vis.config import settings
 LAST = 24
 # The two processes compile the same program, but on CPU JAX's cache tells them apart by their topology.
 SHARED_CACHE = """
-import sys
+import gc, sys
+gc.set_threshold(50_000, 20, 20)  # as tests/quick/sitecustomize.py, in whose place this is
 if any(argument.endswith("main.py") for argument in sys.orig_argv):
     from jax._src import cache_key
     cache_key._hash_accelerator_config = lambda *_: None
@@ -56,7 +57,7 @@ class Launcher(Main):
 
 @pytest.fixture(scope="module")
 def shared(quick, tmp_path_factory):
-    """Environment of processes that share what they compile."""
+    """Environment of processes that share what they compile, also while the first of them compiles it."""
     folder = tmp_path_factory.mktemp("shared")
     (folder / "sitecustomize.py").write_text(SHARED_CACHE)
     # (With GLIBC_TUNABLES there, main.py need not start itself a second time.)
@@ -64,6 +65,7 @@ def shared(quick, tmp_path_factory):
         **quick,
         "PYTHONPATH": f"{folder}:{quick['PYTHONPATH']}",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
     }
 
 
