@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import os
@@ -20,7 +21,7 @@ import absl.app
 from absl import flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-IMPORTED = "sparse_vis.commands.run", "sparse_vis.train.loop", "sparse_vis.evals.command"
+IMPORTED = "sparse_vis.commands.run", "sparse_vis.train.loop", "sparse_vis.evals.command", "torch"
 ELLIPSIS = "…"  # in a command of the docs: and the other arguments
 
 
@@ -117,4 +118,5 @@ if __name__ == "__main__":
     os.chdir(ROOT)
     for name in IMPORTED:
         __import__(name)
+    gc.freeze()
     json.dump([in_a_fork(arguments) for arguments in json.load(sys.stdin)], sys.stdout)

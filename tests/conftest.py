@@ -22,6 +22,9 @@ if [int(part) for part in jaxlib_version.split(".")[:3]] < [0, 11, 1]:
     QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", QUICK)
 
+# PyTorch's threads wait for work asleep: else they spin, on cores that xdist's other process needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # Of this run of pytest: xdist's processes and those that tests start inherit the folder.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pathlib
@@ -57,6 +58,7 @@ def become(words: list[str], folder: str, variables: dict[str, str], log: str) -
 def main() -> None:
     for name in IMPORTED:
         __import__(name)
+    gc.freeze()
     for line in sys.stdin:
         order = json.loads(line)
         pathlib.Path(order["log"]).unlink(missing_ok=True)

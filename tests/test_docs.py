@@ -29,6 +29,7 @@ from tests.documents import (
     python_blocks,
     text_of,
 )
+from tests.main_process import environment
 from tests.test_commands import documented, listed
 from tests.tiny_checkpoint import write_checkpoints
 
@@ -215,8 +216,7 @@ def parsed():
     asked = [words for part in (every, tools, wrong) for words in part.values()]
     done = subprocess.run(
         [sys.executable, "-m", "tests.command_parsers"], input=json.dumps(asked), cwd=ROOT, text=True,
-        env={**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0", "PYTHONPATH": str(ROOT)},
-        capture_output=True, timeout=600,
+        env=environment() | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, capture_output=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     outcomes = iter(json.loads(done.stdout))

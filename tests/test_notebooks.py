@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 import subprocess
 import sys
@@ -43,7 +44,9 @@ def failures(notebook) -> list[str]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path):
+def test_a_notebook_runs(path, monkeypatch):
+    if path.stem.startswith("04"):  # it trains 150 steps, for which better code is worth it
+        monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("level=0", "level=1"))
     stored, found = nbformat.read(path, as_version=4), execute(path)
     assert [cell.execution_count for cell in code(found)] == list(range(1, len(code(found)) + 1))
     made, shown = pictures(found), pictures(stored)

@@ -21,6 +21,7 @@ from sparse_vis.data.records import load_image
 from sparse_vis.data.sources import FolderSource
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.skipped import MAX_PIXELS
+from tests.main_process import environment
 from tests.tiny_checkpoint import PATCH, SIZE, TOKENS, WIDTH, write_checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -329,10 +330,9 @@ class Launcher:
         ]
         command += ["--", "--shard-size=4", "--batch=4", "--threads=2"]
         command += [f"--checkpoint={workdir}", f"--input={folder}", f"--output={output}"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.process = subprocess.Popen(
-            [sys.executable, *map(str, command)], cwd=ROOT, env=environment, **pipes
+            [sys.executable, *map(str, command)], cwd=ROOT, env=environment(), **pipes
         )
 
     def __enter__(self):
