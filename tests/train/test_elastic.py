@@ -56,7 +56,7 @@ class Launcher(Main):
 
 @pytest.fixture(scope="module")
 def shared(quick, tmp_path_factory):
-    """Environment of processes that share what they compile, also while the first of them compiles it."""
+    """Environment of processes that share what they compile."""
     folder = tmp_path_factory.mktemp("shared")
     (folder / "sitecustomize.py").write_text(SHARED_CACHE)
     # (With GLIBC_TUNABLES there, main.py need not start itself a second time.)
@@ -64,7 +64,6 @@ def shared(quick, tmp_path_factory):
         **quick,
         "PYTHONPATH": f"{folder}:{quick['PYTHONPATH']}",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-        "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
     }
 
 
