@@ -4,8 +4,9 @@
 
 A ViT-S/16 of 224 pixels with random weights reads JPEG files of 500 x 375 pixels. Each row is a command in
 new processes, once with few files and once with all of them; the difference of the two is counted, so that
-neither start nor compilation is. The bare encoder computes the same features of images that lie in memory.
-Images/s of `linear` and `knn` are of features for both parts of the images. Needs transformers and torch.
+neither start nor compilation is. The bare encoder computes the same features of images that lie in memory;
+the row below it reconstructs them too. Images/s of `linear` and `knn` are of features for both parts of the
+images; `reconstruction` reads the test part alone, a fifth. Needs transformers and torch.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.tools import positive
 
 ROOT = Path(__file__).resolve().parents[2]
+HOLDOUT = 0.2  # of the images, for the test part
 FEW, DIFFERENT, BATCH = 64, 200, 32
 CONFIG = """
 from benchmarks.speed.evaluation import vit_s
@@ -34,11 +36,14 @@ BARE = """
 import sys, time
 import numpy as np, jax, sparse_vis
 from sparse_vis.runtime.batches import run_in_batches
-from sparse_vis.api import encode
-checkpoint, count, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+from sparse_vis.api import encode, reconstruct
+checkpoint, count, batch, decode = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "decoder"
 model, params = sparse_vis.load(checkpoint)
 images = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), np.uint8)
-program = jax.jit(lambda pixels: (lambda f: (f.cls, f.sparse, f.spatial))(encode(model, params, pixels)))
+def compute(pixels):
+    found = encode(model, params, pixels)
+    return reconstruct(model, params, found) if decode else (found.cls, found.sparse, found.spatial)
+program = jax.jit(compute)
 jax.block_until_ready(program(images))
 for _ in range(count // batch):
     jax.device_get(program(images))
@@ -46,11 +51,11 @@ for _ in range(count // batch):
 PIPELINE = """
 import pathlib, sys
 import torch
-from transformers import ViTConfig, ViTImageProcessorFast, ViTModel, pipeline
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, pipeline
 folder, batch = sys.argv[1], int(sys.argv[2])
 sizes = dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536)
 encoder = ViTModel(ViTConfig(image_size=224, patch_size=16, **sizes)).eval()
-task, images = "image-feature-extraction", ViTImageProcessorFast()
+task, images = "image-feature-extraction", ViTImageProcessorPil()
 read = pipeline(task, model=encoder, image_processor=images, device="cpu")
 with torch.inference_mode():
     for _ in read(sorted(map(str, pathlib.Path(folder).rglob("*.jpg"))), batch_size=batch):
@@ -68,8 +73,8 @@ def vit_s(folder: str):
     config.data.update(source="folder", path=folder, split="", threads=2)
     config.efficiency.update(dtype="float32", unroll=12)
     config.eval.update(
-        train_split="", test_split="", holdout=0.2, train_records=0, test_records=0, batch=BATCH, beside=(),
-        dtype="float32",
+        train_split="", test_split="", holdout=HOLDOUT, train_records=0, test_records=0, batch=BATCH,
+        beside=(), dtype="float32",
     )  # fmt: skip
     return config
 
@@ -100,8 +105,8 @@ def write_checkpoint(workdir: Path, config) -> None:
 def commands(name: str, folder: Path, count: int) -> list[str]:
     """The command of a row for the folder of so many images."""
     images, run = folder / f"images{count}", folder / f"run{count}"
-    if name == "encoder":
-        return ["-c", BARE, str(run), str(count), str(BATCH)]
+    if name in ("encoder", "decoder"):
+        return ["-c", BARE, str(run), str(count), str(BATCH), name]
     if name == "transformers":
         return ["-c", PIPELINE, str(images), str(BATCH)]
     if name == "extract":
@@ -115,7 +120,11 @@ def commands(name: str, folder: Path, count: int) -> list[str]:
     return ["main.py", f"--config={config}", f"--workdir={run}", "--mode=evaluate", task]
 
 
-ROWS = ("encoder", "extract", "knn", "linear", "reconstruction", "transformers")
+# Each with the row that it is compared with.
+ROWS = {
+    "encoder": "encoder", "extract": "encoder", "knn": "encoder", "linear": "encoder",
+    "decoder": "decoder", "reconstruction": "decoder", "transformers": "encoder",
+}  # fmt: skip
 
 
 def seconds(arguments: list[str]) -> float:
@@ -146,13 +155,14 @@ def main() -> None:
             write_images(folder / f"images{count}", files, count)
             (folder / f"config{count}.py").write_text(CONFIG.format(folder=str(folder / f"images{count}")))
             write_checkpoint(folder / f"run{count}", vit_s(str(folder / f"images{count}")))
-        print("| | images/s | of the encoder's |\n|---|---|---|", flush=True)
+        print("| | images/s | share |\n|---|---|---|", flush=True)
         for name in names:
             few, many = (seconds(commands(name, folder, count)) for count in (FEW, given.images))
-            found[name] = (given.images - FEW) / (many - few)
-            share = f"{found[name] / found['encoder']:.2f}" if "encoder" in found else "-"
+            read = HOLDOUT if name == "reconstruction" else 1
+            found[name], other = read * (given.images - FEW) / (many - few), ROWS[name]
+            share = f"{found[name] / found[other]:.2f} of {other}" if other in found else "-"
             print(f"| {name} | {found[name]:.1f} | {share} |", flush=True)
-    command.write_json(given.json, {"images": given.images, "few": FEW, "images_per_second": found})
+            command.write_json(given.json, {"images": given.images, "few": FEW, "images_per_second": found})
 
 
 if __name__ == "__main__":

@@ -29,8 +29,12 @@ def test_the_difference_of_few_and_many_files_is_counted(tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["evaluation", "--images=300", f"--json={file}"])
     evaluation.main()
     found = json.loads(file.read_text())["images_per_second"]
-    assert found == pytest.approx({**dict.fromkeys(evaluation.ROWS, 10.0), "encoder": 20.0})
-    assert "| extract | 10.0 | 0.50 |" in capsys.readouterr().out and len(seen) == 2 * len(evaluation.ROWS)
+    assert found == pytest.approx(
+        {**dict.fromkeys(evaluation.ROWS, 10.0), "encoder": 20.0, "decoder": 20.0, "reconstruction": 2.0}
+    )
+    assert "| extract | 10.0 | 0.50 of encoder |" in capsys.readouterr().out and len(seen) == 2 * len(
+        evaluation.ROWS
+    )
 
 
 @pytest.mark.fast
