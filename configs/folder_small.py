@@ -2,7 +2,7 @@
 
 Command:   python main.py --config=configs/folder_small.py --config.data.path=FOLDER
            or in Python: model, params, history = sparse_vis.train("FOLDER")
-Hardware:  one CPU core suffices.
+Hardware:  one CPU core suffices. Decoded images take up to 1 GiB of memory (data.cache).
 Result:    with --config.train.steps=400 (12,800 images, 6 minutes of one CPU core with compilation and
            evaluation, seed 0) on 2,000 pictures of 128 px, one object of 12 categories on each, and 600 with
            other objects (docs/pictures.md): reconstruction 17.6 dB (untrained 6.9). kNN, k = 20, of mean S is

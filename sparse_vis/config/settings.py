@@ -212,4 +212,5 @@ def check_resume(saved: dict, now: dict, workdir: AnyPath) -> list[str]:
                 f"{workdir} was trained with another {what} ({'; '.join(fatal)}); "
                 "use another --workdir, or the saved settings."
             )
-    return [line for line in changed if not line.startswith(("efficiency.", "eval.", "name"))]
+    same = ("efficiency.", "eval.", "name", "data.workers", "data.threads", "data.cache")
+    return [line for line in changed if not line.startswith(same)]

@@ -47,7 +47,8 @@ class Stream:
         start_index: position in the stream of the first image.
         canvas: side of the square canvases in pixels. min_side: as in `to_canvas`, the patch size.
         on_error: "stop" raises at the first unusable record; "skip" replaces it by the next usable one.
-        cache: MiB of canvases that each process keeps, so that later epochs need not decode them again.
+        cache: MiB of canvases that each process (each worker) keeps, so that later epochs need not decode
+            them again.
 
     Raises:
         UserError: an argument is out of range; when called, a record cannot be used.
@@ -160,11 +161,11 @@ def train_batches(
         shared = grain.experimental.DatasetOptions(min_shm_size=SHARED_BYTES)
         batches = grain.experimental.WithOptionsIterDataset(batches, shared)
         batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
-    return _iterate(batches)
+    return _iterate(batches, stream._kept)
 
 
-def _iterate(batches: grain.IterDataset) -> Iterator[tuple[Batch, list[Skips]]]:
-    """Turn Grain's dictionaries into batches; stop the workers when the iterator is closed."""
+def _iterate(batches: grain.IterDataset, kept: dict) -> Iterator[tuple[Batch, list[Skips]]]:
+    """Turn Grain's dictionaries into batches; at the end, stop the workers and empty the cache."""
     from sparse_vis.types import Batch  # here, because worker processes import this module but need no Batch
 
     iterator = iter(batches)
@@ -181,11 +182,13 @@ def _iterate(batches: grain.IterDataset) -> Iterator[tuple[Batch, list[Skips]]]:
             raise
         raise UserError(
             f"a process that decodes images has ended with exit code {code[1]}: see its own error above; if "
-            "there is none, memory may be short: lower config.data.workers (0: decode in this process)."
+            "there is none, memory may be short: lower config.data.workers (0: decode in this process) or "
+            "config.data.cache."
         ) from None
     finally:
         iterator.close()
         atexit.unregister(iterator.close)
+        kept.clear()  # the stream itself stays until Python looks for cycles, which Grain's objects form
 
 
 def _start_tracker() -> None:

@@ -224,6 +224,7 @@ def test_a_configuration_that_cannot_be_opened_is_named(tmp_path):
 def test_a_resume_may_change_everything_but_the_architecture():
     saved, config = settings.plain(default_config()), default_config()
     config.train.batch, config.efficiency.remat, config.model.tokenizer.path = 64, "blocks", "elsewhere"
+    config.data.update(workers=2, threads=1, cache=1024)  # speed and memory only
     assert settings.check_resume(saved, settings.plain(config), pathlib.Path("run")) == [
         "train.batch: 2048 -> 64"
     ]

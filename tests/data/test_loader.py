@@ -307,7 +307,7 @@ def _alive(pid):
 
 
 @pytest.mark.fast
-def test_a_worker_that_ended_is_a_sentence():
+def test_a_worker_that_ended_is_a_sentence_and_what_was_kept_is_freed():
     """Known by Grain's words."""
 
     class Ended:
@@ -323,4 +323,5 @@ def test_a_worker_that_ended_is_a_sentence():
             pass
 
     with pytest.raises(UserError, match=r"has ended with exit code -9: see its own error above; if"):
-        next(loader._iterate(Ended()))
+        next(loader._iterate(Ended(), kept := {0: "canvas"}))
+    assert not kept
