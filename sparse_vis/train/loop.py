@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from sparse_vis.build import build_source
 from sparse_vis.config import settings
 from sparse_vis.data.loader import train_batches
-from sparse_vis.data.sources import Source
+from sparse_vis.data.sources import OBJECT, Source
 from sparse_vis.interop import step_folder
 from sparse_vis.losses.reconstruction import psnr_of
 from sparse_vis.models.vqgan import VQGAN
@@ -155,11 +155,12 @@ class Run:
 
     def _stream(self, size: int, position: int, steps: int, workers: int):
         data = self.config.data
+        cache = 0 if data.source == OBJECT else data.cache  # an object's items may be random transformations
         return train_batches(
             self.source, global_batch=size, seed=self.config.seed, start_index=position, steps=steps,
             canvas=data.canvas, min_side=self.config.model.patch, workers=workers, threads=data.threads,
             on_error=data.on_error, process_index=jax.process_index(), process_count=jax.process_count(),
-            labels=bool(self.config.finetune.classes), cache=data.cache,
+            labels=bool(self.config.finetune.classes), cache=cache,
         )  # fmt: skip
 
     def health_check(self) -> HealthCheck | None:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,24 @@ class Items:
 
     def __getitem__(self, index):
         return self.images[index], index % 2
+
+
+@pytest.mark.fast
+def test_items_of_an_object_are_read_again_in_every_epoch():
+    """They may be random transformations, as often those of torchvision's data sets are."""
+    config, read = default_config(), []
+
+    class Noted(Items):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    source = notebook.choose_images(config, Noted(IMAGES))
+    config.data.update(canvas=32, threads=1, cache=1024)
+    read.clear()
+    run = types.SimpleNamespace(config=config, source=source)
+    assert len(list(loop.Run._stream(run, size=3, position=0, steps=6, workers=0))) == 6
+    assert sorted(read) == sorted(2 * [*range(9)])
 
 
 @pytest.mark.fast
