@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import posixpath
 import re
 import sys
 from typing import NoReturn
@@ -38,6 +39,17 @@ PORT = 8476  # of process 0
 GRACE_SECONDS = 120  # from SIGTERM to SIGKILL: time to finish a step and to save
 STOPPED = 75  # exit status after a SIGTERM; with 0 a preempted run would pass for a finished one
 CLAIM, SHARED = "data", "shared-memory"  # names of volumes
+# Flag -> pattern, what it must be. Kubernetes' own schema takes any text for these.
+FORMS = {
+    "image": (r"\S+", "the name of an image"),
+    "tpu": (r"tpu[a-z0-9-]*:[1-9]\d*(x[1-9]\d*)+", "KIND:TOPOLOGY; give e.g. tpu-v5-lite-podslice:16x16"),
+    "gke_gpu": (r"nvidia-[a-z0-9-]*[a-z0-9]", "one of GKE's kinds; give e.g. nvidia-h100-80gb"),
+    "claim": (r"[a-z0-9][a-z0-9.-]*:/[^:]+", "NAME:/PATH"),
+    "service_account": (r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", "the name of one"),
+    "cpus": (r"[1-9]\d*m?", "a number of cores; give e.g. 8"),
+    "memory": (r"[1-9]\d*[MGT]i?", "a size; give e.g. 64Gi"),
+    "tool": ("extract", "extract, the only tool for several processes"),
+}
 
 
 def job_set(given: argparse.Namespace, hosts: int) -> dict:
@@ -115,8 +127,6 @@ def command(given: argparse.Namespace, hosts: int) -> list[str]:
 
 def hosts_of(tpu: str, chips: int) -> int:
     """The number of hosts of a slice KIND:TOPOLOGY, whose hosts have this many chips."""
-    if not re.fullmatch(r"[a-z0-9-]+:\d+(x\d+)+", tpu):
-        refuse(f"--tpu={tpu} is not KIND:TOPOLOGY; give e.g. tpu-v5-lite-podslice:16x16")
     total = math.prod(map(int, tpu.split(":")[1].split("x")))
     if total % chips:
         refuse(f"--tpu={tpu} has {total} chips, which --tpu-chips={chips} does not divide; see GKE's list")
@@ -125,7 +135,7 @@ def hosts_of(tpu: str, chips: int) -> int:
 
 def refuse(message: str) -> NoReturn:
     """Exit with one sentence."""
-    sys.exit(f"error: {message}.")
+    sys.exit("error: " + message.replace("\n", "\\n") + ".")
 
 
 def check(given: argparse.Namespace) -> None:
@@ -135,21 +145,35 @@ def check(given: argparse.Namespace) -> None:
         refuse(
             f"--name={given.name} is no name; use up to {longest} of a-z, 0-9 and -, beginning with a letter"
         )
+    for flag, (pattern, what) in FORMS.items():
+        value = getattr(given, flag)
+        if value is not None and not re.fullmatch(pattern, value):
+            refuse(f"--{flag.replace('_', '-')}={value} is not {what}")
     if bool(given.tpu) == bool(given.gpus):
         refuse("give either --gpus=N with --hosts=N, or --tpu=KIND:TOPOLOGY")
     if min(given.hosts, given.tpu_chips, given.gpus + 1, given.restarts + 1) < 1:
         refuse("--hosts and --tpu-chips must be at least 1, --gpus and --restarts not negative")
     if given.tpu and (given.gke_gpu or given.hosts != 1):
         refuse("--hosts and --gke-gpu are for GPUs; the hosts of a --tpu follow from its topology")
-    if given.claim and not re.fullmatch(r"[a-z0-9.-]+:/.+", given.claim):
-        refuse(f"--claim={given.claim} is not NAME:/PATH")
-    names = {argument.split("=")[0].lstrip("-") for argument in given.arguments}
-    if not names & {"workdir", "output"}:
-        refuse("no --workdir=… or --output=… follows --; a folder inside a pod would be lost with it")
-    if given.claim is None and not any("://" in argument for argument in given.arguments):
+    check_arguments(given)
+
+
+def check_arguments(given: argparse.Namespace) -> None:
+    """Exit with one sentence if what follows -- would be lost with a pod, or contradicts `command`."""
+    flag, buckets = ("--output", ("gs://", "s3://")) if given.tool else ("--workdir", ("gs://",))
+    found = {}
+    for argument, after in zip(given.arguments, [*given.arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        found[name] = value if equals else after
+    if "--distributed" in found:
+        refuse("--distributed follows --, but the pods get theirs from this script; leave it out")
+    if flag not in found:
+        refuse(f"no {flag}=… follows --; a folder inside a pod would be lost with it")
+    path, shared = posixpath.normpath(found[flag]), (given.claim or "").partition(":")[2].rstrip("/")
+    if not found[flag].startswith(buckets) and not (shared and f"{path}/".startswith(f"{shared}/")):
         refuse(
-            "nothing that follows -- is in a bucket, and no --claim is mounted; pods share no other folder; "
-            "give e.g. --workdir=gs://BUCKET/run, or --claim=NAME:/PATH"
+            f"{flag}={found[flag]} would be a folder inside each pod, and lost with it; give {flag}="
+            f"{' or '.join(buckets)}…, or mount --claim=NAME:/PATH and give {flag}=/PATH/…"
         )
 
 

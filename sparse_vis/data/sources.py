@@ -155,7 +155,7 @@ def as_source(data: Any, classes: Sequence[str] | None = None, max_pixels: int =
 def _refuse_bucket(name: str, path: str) -> None:
     """A UserError for a folder in a bucket, if the kind of source can only read from disks."""
     kind, _, rest = name.partition(":")
-    if kind not in IN_BUCKETS and (in_bucket(path) or any(scheme in rest for scheme in CLIENTS)):
+    if kind not in IN_BUCKETS and (in_bucket(path) or any(scheme in rest.lower() for scheme in CLIENTS)):
         where = f"config.data.path={path}" if in_bucket(path) else f"config.data.source={name}"
         raise UserError(
             f"{where} is in a bucket, from which {kind} cannot read; copy it to the disk of every machine, "

@@ -44,7 +44,7 @@ class TableSource(FilesSource):
     def __init__(self, address: str, *, split: str = "", data_dir: str = "", max_pixels: int = MAX_PIXELS):
         file, named = split_address(address, ("path", "label", "split"))
         file = os.path.expanduser(file)
-        if in_bucket(file) and (wrong := fault(file, buckets=True)):
+        if file and (wrong := fault(file, buckets=True)):
             raise UserError(f"table {quoted(file)} {wrong}.")
         what = f"table {quoted(file)}"
         columns, faults = _read(file, what)

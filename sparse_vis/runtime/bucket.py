@@ -36,7 +36,7 @@ class BucketPath(gpath.PosixGPath):
         try:
             yield backend.fsspec_backend.fs(str(self))
         except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, "no such object", str(self)) from None
+            raise FileNotFoundError(errno.ENOENT, "no such object, or no such bucket", str(self)) from None
         except Exception as error:  # of HTTP, of credentials, of time
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise OSError(getattr(error, "errno", None) or errno.EIO, reason, str(self)) from error

@@ -47,7 +47,8 @@ def command_line(main: Callable[[], None]) -> None:
         if not str(error.filename).startswith(("gs://", "s3://")):
             raise
         sys.exit(
-            f"error: {error.filename} cannot be used ({error.strerror}); repeat the command when it can."
+            f"error: {error.filename} cannot be used ({error.strerror}); repeat the command when the network "
+            "and this machine's credentials allow it."
         )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

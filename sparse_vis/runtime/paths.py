@@ -30,15 +30,20 @@ def fault(text: str, hub: bool = False, buckets: bool = False) -> str | None:
             "starts with ~ and the name of an unknown user; give the full path, or ./~ for a file of that "
             "name"
         )
-    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text)
+    scheme = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*://|(gs|s3):/)", text, re.IGNORECASE)
     if not scheme or (hub and text.startswith(HUB)):
         return None
-    if not (buckets and in_bucket(text)):
+    kind, rest = scheme[1].partition(":")[0].lower() + "://", text[len(scheme[0]) :]
+    if not (buckets and kind in CLIENTS):
         return "is an address, not a path; mount it as a folder or copy its files, and give that folder"
-    if not re.match(r"\w[\w.-]*(/|$)", text[len(scheme[0]) :]):
-        return f"names no bucket; write {scheme[0]}BUCKET/PATH"
-    if importlib.util.find_spec(package := CLIENTS[scheme[0]]) is None:
-        return f'needs {package}, which is not installed; run `pip install -e ".[{scheme[0][:2]}]"`'
+    if not in_bucket(text):  # gs:/BUCKET would be a folder of this computer
+        return f"is not the address of a bucket; write {kind}BUCKET/PATH"
+    if not re.match(r"\w[\w.-]*(/|$)", rest):
+        return f"names no bucket; write {kind}BUCKET/PATH"
+    if odd := re.search(r"[#?*[\]\r\n]|(?<=/)\.\.(?=/|$)", rest):  # tensorstore drops all from # or ? on
+        return f"has {odd[0]!r}, which has another meaning in addresses; give a path in the bucket without it"
+    if importlib.util.find_spec(package := CLIENTS[kind]) is None:
+        return f'needs {package}, which is not installed; run `pip install -e ".[{kind[:2]}]"`'
     return None
 
 

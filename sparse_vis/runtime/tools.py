@@ -119,7 +119,8 @@ def check_folder(path: pathlib.Path, name: str = "--output") -> None:
             path.exists()
         except OSError as error:
             raise UserError(
-                f"{name}={path} cannot be reached ({error.strerror}); give another {name}."
+                f"{name}={path} cannot be reached ({error.strerror}); give another {name}, or repeat the "
+                "command when the network and this machine's credentials allow it."
             ) from None
         return
     there = next(place for place in (path, *path.absolute().parents) if place.exists())

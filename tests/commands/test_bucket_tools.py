@@ -107,9 +107,13 @@ def test_pictures_exports_and_reports(there, images, s3, monkeypatch):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("name", ["hf:gs://b/x", "webdataset:gs://b/x.tar", "pictures"])
+@pytest.mark.parametrize("name", ["hf:gs://b/x", "webdataset:GS://b/x.tar", "pictures"])
 def test_what_cannot_be_read_from_a_bucket_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"in a bucket, from which \w+ cannot read; copy it to the disk"):
-        make_source(name, split="train", path="" if "gs:" in name else "gs://b/d", seed=0, scenes=SceneSpec())
+        make_source(name, split="train", path="" if ":" in name else "gs://b/d", seed=0, scenes=SceneSpec())
+    with pytest.raises(
+        UserError, match=r"^table 'gs:/b/t\.csv' is not the address of a bucket; write gs://B"
+    ):
+        open_input("table:gs:/b/t.csv")
     assert list(tmp_path.iterdir()) == []

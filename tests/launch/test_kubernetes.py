@@ -105,8 +105,26 @@ def test_a_tpu_slice(slice_, chips, hosts, monkeypatch, capsys):
         ([*TPU, "--hosts=2"], RUN, "--hosts and --gke-gpu are for GPUs"),
         ([*GPUS, "--restarts=-1"], RUN, "--restarts not negative"),
         ([*GPUS, "--claim=photos"], RUN, "--claim=photos is not NAME:/PATH"),
-        (GPUS, RUN[:1], "no --workdir=… or --output=… follows --"),
-        (GPUS, [RUN[0], "--workdir=runs/b16"], "nothing that follows -- is in a bucket"),
+        (GPUS, [RUN[0], "workdir=gs://b/x"], "no --workdir=… follows --"),
+        (
+            GPUS,
+            ["--config.data.path=gs://b/x", "--workdir=runs/b16"],
+            "--workdir=runs/b16 would be a folder in",
+        ),
+        ([*GPUS, "--claim=x:/data"], ["--workdir", "/data/../run"], "--workdir=/data/../run would be"),
+        (GPUS, ["--workdir=s3://b/r"], "give --workdir=gs://…, or mount --claim"),
+        (GPUS, [*RUN, "--distributed=auto"], "--distributed follows --"),
+        ([*GPUS, "--image="], RUN, "--image= is not the name of an image"),
+        (["--tpu=tpu-v5p-slice:0x4"], RUN, "--tpu=tpu-v5p-slice:0x4 is not KIND:TOPOLOGY"),
+        ([*GPUS, "--gke-gpu=H100"], RUN, "--gke-gpu=H100 is not one of GKE's kinds"),
+        ([*GPUS, "--claim="], RUN, "--claim= is not NAME:/PATH"),
+        ([*GPUS, "--cpus=-3"], RUN, "--cpus=-3 is not a number of cores"),
+        *(
+            ([*GPUS, f"--memory={size}"], RUN, f"--memory={size} is not a size")
+            for size in ("64", "64GB", "64gi")
+        ),
+        ([*GPUS, "--tool=pack"], RUN, "--tool=pack is not extract"),
+        ([*GPUS, "--name=b\nkind"], RUN, r"--name=b\nkind is no name"),
         ([*GPUS, "--gpu=8"], RUN, "unrecognized arguments: --gpu=8; see --help"),
     ],
 )

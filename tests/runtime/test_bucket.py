@@ -15,6 +15,7 @@ from sparse_vis.runtime import bucket_lock, files, lock
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.growing import GrowingObject
 from sparse_vis.runtime.paths import as_path
+from sparse_vis.runtime.tools import check_folder
 from sparse_vis.train import checkpoint
 from sparse_vis.train.stop import StopSignal
 
@@ -52,7 +53,7 @@ def test_a_path_works_as_one_on_disk(top, tmp_path):
     file.unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError) as error:
         file.read_bytes()
-    assert error.value.strerror == "no such object" and error.value.filename == str(file)
+    assert error.value.strerror == "no such object, or no such bucket" and error.value.filename == str(file)
     with pytest.raises(OSError, match="mode 'wb'"):
         file.open("wb")
 
@@ -67,7 +68,7 @@ def test_errors_of_clients_are_oserrors_with_a_reason(top):
             call()
         assert error.value.strerror and isinstance(error.value.errno, int)
     with (
-        pytest.raises(UserError, match=r"^cannot write to ..://absent .*; give another --output"),
+        pytest.raises(UserError, match=r"^cannot write to ..://absent \(.*bucket.*; give another --output"),
         lock.hold(nowhere.parent, "packing"),
     ):
         pass
@@ -82,9 +83,13 @@ def test_a_bucket_that_is_gone_is_one_sentence(monkeypatch):
     monkeypatch.setattr(type(nowhere), "_type", fails)
     assert saved_steps(nowhere) == "which steps are saved there is not known"
     with pytest.raises(
-        SystemExit, match=r"^error: gs://absent/run/x cannot be used \(no route\); repeat the"
+        SystemExit, match=r"^error: gs://absent/run/x cannot be used \(no route\); repeat .*credentials"
     ):
         command_line(fails)
+    with pytest.raises(
+        UserError, match=r"^--output=gs://absent/run cannot be reached \(no route.*credentials"
+    ):
+        check_folder(nowhere)
 
 
 def test_an_object_is_created_once(top):
