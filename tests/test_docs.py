@@ -113,6 +113,9 @@ RUN = {
     "tests/train/test_buckets.py": {
         "test_the_command_measures_saves": ("benchmarks.speed.save",),
     },
+    "tests/benchmarks/test_evaluation.py": {
+        "test_the_difference_of_few_and_many_files_is_counted": ("benchmarks.speed.evaluation",),
+    },
     "tests/benchmarks/test_probes.py": {
         "test_rows_are_measured_and_kept": ("benchmarks.speed.probes",),
         "test_searches_are_timed": ("benchmarks.speed.token_search",),
