@@ -33,9 +33,8 @@ from benchmarks.speed.evaluation import vit_s
 get_config = lambda: vit_s({folder!r})
 """
 BARE = """
-import sys, time
+import sys
 import numpy as np, jax, sparse_vis
-from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.api import encode, reconstruct
 checkpoint, count, batch, decode = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "decoder"
 model, params = sparse_vis.load(checkpoint)

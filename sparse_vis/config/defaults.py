@@ -1,7 +1,7 @@
 """The complete configuration with the published values; files in configs/ change some of them.
 
 Sections `model`, `loss`, `views`, `teacher`, `optimizer`, `data`, `train` and `finetune` change results.
-Section `efficiency` changes speed and memory only.
+Section `efficiency` and `workers`, `threads` and `cache` of `data` change speed and memory only.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def test_the_difference_of_few_and_many_files_is_counted(tmp_path, monkeypatch, 
     def seconds(arguments):
         seen.append(arguments)
         count = 300 if "300" in " ".join(arguments) else 64
-        return 10 + count * (0.05 if arguments[0] == "-c" and "run_in_batches" in arguments[1] else 0.1)
+        return 10 + count * (0.05 if arguments[:2] == ["-c", evaluation.BARE] else 0.1)
 
     monkeypatch.setattr(evaluation, "seconds", seconds)
     monkeypatch.setattr(evaluation, "write_checkpoint", lambda workdir, config: settings.check(config))
@@ -32,9 +32,8 @@ def test_the_difference_of_few_and_many_files_is_counted(tmp_path, monkeypatch, 
     assert found == pytest.approx(
         {**dict.fromkeys(evaluation.ROWS, 10.0), "encoder": 20.0, "decoder": 20.0, "reconstruction": 2.0}
     )
-    assert "| extract | 10.0 | 0.50 of encoder |" in capsys.readouterr().out and len(seen) == 2 * len(
-        evaluation.ROWS
-    )
+    assert "| extract | 10.0 | 0.50 of encoder |" in capsys.readouterr().out
+    assert len(seen) == 2 * len(evaluation.ROWS)
 
 
 @pytest.mark.fast
