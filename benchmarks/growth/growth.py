@@ -17,7 +17,12 @@ from sparse_vis.runtime import host, paths
 if __name__ == "__main__":
     host.prepare()
 
+import jax
+
+from benchmarks.growth import growth_arms as arms
+from benchmarks.growth.growth_report import plot, table
 from benchmarks.speed.command import check_file, machine, script_parser
+from benchmarks.speed.measure import compiled, timed
 from sparse_vis.runtime.errors import command_line
 
 ROUNDS = 6
@@ -25,59 +30,37 @@ ROUNDS = 6
 
 def points() -> dict[str, dict]:
     """Name -> what is measured there: an arm or a matching, and its sizes."""
-    from benchmarks.growth.growth_arms import AXES, BASE, LENGTHS, MATCHINGS
-
     found = {}
-    for axis, values in AXES.items():
-        for value in values:
-            sizes = BASE | {axis: value}
-            for arm, needs in (
-                ("stellar", BASE), ("dense", ("batch", "image", "views")), ("decoder", ("batch", "image"))
-            ):  # fmt: skip
-                own = {name: sizes[name] for name in needs}
-                found[f"{arm} {own}"] = {"arm": arm, "sizes": sizes}
-    for matching in MATCHINGS:
-        for length in LENGTHS:
-            found[f"{matching} {length}"] = {"arm": matching, "sizes": {"tokens": length}}
+    for axis, values in arms.AXES.items():
+        for value, arm in itertools.product(values, arms.NEEDS):
+            found[arms.point(arm, axis, value)] = {"arm": arm, "sizes": arms.BASE | {axis: value}}
+    for matching, length in itertools.product(arms.MATCHINGS, arms.LENGTHS):
+        found[f"{matching} {length}"] = {"arm": matching, "sizes": {"tokens": length}}
     return found
 
 
 @functools.cache
 def program_of(arm: str, **sizes: int) -> tuple:
     """The compiled program of a point, and its arguments; compiled once for all rounds."""
-    from benchmarks.growth.growth_arms import ARMS
-    from benchmarks.speed.measure import compiled
-
-    function, arguments = ARMS[arm](**sizes)
+    function, arguments = arms.ARMS[arm](**sizes)
     return compiled(function, *arguments), arguments
 
 
 def measure(arm: str, sizes: dict) -> dict:
     """Seconds and products of one point; of a matching, also which partners it found."""
-    import jax
-
-    from benchmarks.speed.measure import timed
-
     program, arguments = program_of(arm, **sizes)
     timing = timed(lambda: program.call(*arguments), repeats=5, warmup=1)
     found = {"seconds": timing["min"], "products": program.products}
-    if arm in ("entropic", "exact"):
+    if arm in arms.MATCHINGS:
         found["partners"] = jax.device_get(program.call(*arguments)).tolist()
     return found
 
 
 def main() -> None:
-    from benchmarks.growth.growth_report import plot, table
-
-    parser = script_parser(__spec__, __doc__)
-    parser.add_argument(
-        "--json",
-        required=True,
-        type=paths.path,
-        metavar="FILE",
-        help="what is measured is kept there point by point; started again, it does the rest",
-    )
-    parser.add_argument("--plot", type=paths.path, metavar="FILE", help="the same as a picture")
+    parser, file = script_parser(__spec__, __doc__), {"type": paths.path, "metavar": "FILE"}
+    again = "what is measured is kept there point by point; started again, it does the rest"
+    parser.add_argument("--json", required=True, **file, help=again)
+    parser.add_argument("--plot", **file, help="the same as a picture")
     arguments = parser.parse_args()
     check_file(arguments.json)
     check_file(arguments.plot, "--plot")

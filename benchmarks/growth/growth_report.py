@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.growth.growth_arms import AXES, BASE, LENGTHS, SETS
+from benchmarks.growth.growth_arms import AXES, BASE, LENGTHS, NEEDS, SETS, point
 
 LAWS = {
     "batch": "a + b B",
@@ -13,13 +13,6 @@ LAWS = {
     "image": "a + b n + c n², n patches; a: the local views",
     "views": "a + b V",
 }
-NAMES = {"stellar": BASE, "dense": ("batch", "image", "views"), "decoder": ("batch", "image")}
-
-
-def point(results: dict, arm: str, axis: str, value: int) -> dict:
-    """What was measured of an arm at one place of an axis."""
-    sizes = BASE | {axis: value}
-    return results[f"{arm} { {name: sizes[name] for name in NAMES[arm]} }"]
 
 
 def table(results: dict) -> str:
@@ -30,9 +23,9 @@ def table(results: dict) -> str:
         "|" + 10 * "---|",
     ]
     for axis, values in AXES.items():
-        base = point(results, "stellar", axis, BASE[axis])
+        base = results[point("stellar", axis, BASE[axis])]
         for value in values:
-            ours, theirs, decoder = (point(results, arm, axis, value) for arm in NAMES)
+            ours, theirs, decoder = (results[point(arm, axis, value)] for arm in NEEDS)
             s, d = ours["seconds"], theirs["seconds"]
             cells = (
                 axis, value, f"{1e3 * s:.1f}", f"{s / base['seconds']:.2f}",
@@ -68,30 +61,27 @@ def plot(results: dict, path: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
-    colours = {"stellar": "C0", "dense": "C1", "decoder": "C2"}
     labels = {"stellar": "STELLAR", "dense": "dense ViT", "decoder": "decoder alone"}
     for panel, (axis, values) in zip(panels.flat, AXES.items(), strict=False):
-        for arm, colour in colours.items():
-            found = [point(results, arm, axis, value) for value in values]
-            base = point(results, arm, axis, BASE[axis])
-            panel.plot(values, [1e3 * p["seconds"] for p in found], "o-", color=colour, label=labels[arm])
+        for colour, (arm, label) in enumerate(labels.items()):
+            found = [results[point(arm, axis, value)] for value in values]
+            base = results[point(arm, axis, BASE[axis])]
+            panel.plot(values, [1e3 * p["seconds"] for p in found], "o-", color=f"C{colour}", label=label)
             law = [1e3 * base["seconds"] * p["products"] / base["products"] for p in found]
-            panel.plot(values, law, "--", color=colour, alpha=0.6, label=f"{labels[arm]}, by products")
-        panel.set(xlabel=axis, ylabel="ms per loss and gradients", xscale="log", yscale="log")
-        panel.set_xticks(values, map(str, values))
-        panel.minorticks_off()
+            panel.plot(values, law, "--", color=f"C{colour}", alpha=0.6, label=f"{label}, by products")
+        panel.set(xlabel=axis, ylabel="ms per loss and gradients")
     # Where the lines leave room.
     panels.flat[2].legend(fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.3))
-    panel = panels.flat[-1]
-    for matching, colour in (("entropic", "C3"), ("exact", "C4")):
-        times = [1e3 * results[f"{matching} {r}"]["seconds"] for r in LENGTHS]
-        panel.plot(LENGTHS, times, "o-", color=colour, label=matching)
-    start = 1e3 * results["entropic 16"]["seconds"]
-    panel.plot(LENGTHS, [start * (r / 16) ** 2 for r in LENGTHS], "--", color="C3", alpha=0.6, label="r²")
-    start = 1e3 * results["exact 16"]["seconds"]
-    panel.plot(LENGTHS, [start * (r / 16) ** 3 for r in LENGTHS], "--", color="C4", alpha=0.6, label="r³")
-    panel.set(xlabel="tokens r", ylabel=f"ms to match {2 * SETS} pairs of sets", xscale="log", yscale="log")
-    panel.set_xticks(LENGTHS, map(str, LENGTHS))
-    panel.minorticks_off()
-    panel.legend(fontsize=8)
+    matched = panels.flat[-1]
+    for matching, colour, power, law in (("entropic", "C3", 2, "r²"), ("exact", "C4", 3, "r³")):
+        times = {r: 1e3 * results[f"{matching} {r}"]["seconds"] for r in LENGTHS}
+        matched.plot(LENGTHS, [*times.values()], "o-", color=colour, label=matching)
+        expected = [times[16] * (r / 16) ** power for r in LENGTHS]
+        matched.plot(LENGTHS, expected, "--", color=colour, alpha=0.6, label=law)
+    matched.set(xlabel="tokens r", ylabel=f"ms to match {2 * SETS} pairs of sets")
+    matched.legend(fontsize=8)
+    for panel, values in zip(panels.flat, (*AXES.values(), LENGTHS), strict=True):
+        panel.set(xscale="log", yscale="log")
+        panel.set_xticks(values, map(str, values))
+        panel.minorticks_off()
     figure.savefig(path, dpi=110)

@@ -36,7 +36,6 @@ def small(monkeypatch):
         monkeypatch.setattr(module, "BASE", base)
         monkeypatch.setattr(module, "LENGTHS", (16, 3))
     monkeypatch.setattr(growth_report, "SETS", 2)
-    monkeypatch.setitem(growth_report.NAMES, "stellar", base)
 
 
 def test_growth_is_measured_once_kept_and_drawn(small, monkeypatch, tmp_path, capsys):
