@@ -5,30 +5,21 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One experiment.
+    """One experiment."""
 
-    Attributes:
-        config: file of configs/. settings: dotted name -> value, as in --config.NAME=VALUE.
-        shown: encoders measured beside the run's own that get a row in the table.
-        program: with its flags, in place of main.py.
-    """
-
-    config: str
-    settings: dict = dataclasses.field(default_factory=dict)
-    shown: tuple[str, ...] = ()
-    program: tuple[str, ...] = ("main.py",)
+    config: str  # file of configs/
+    settings: dict = dataclasses.field(default_factory=dict)  # dotted name -> value, as --config.NAME=VALUE
+    shown: tuple[str, ...] = ()  # encoders measured beside the run's own that get a row in the table
+    program: tuple[str, ...] = ("main.py",)  # with its flags
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A number of a result: its title, its keys in the result file, its digits.
-
-    Attributes:
-        path: of an evaluation (task, what was measured, metric), or ("health", measure). Of names joined by |
-            the first that a result has.
-    """
+    """A number of a result."""
 
     title: str
+    # Its keys in the result file: of an evaluation (task, what was measured, metric), or ("health", measure).
+    # Of names joined by | the first that a result has.
     path: tuple[str, ...]
     digits: int = 3
 

@@ -95,17 +95,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class Part:
-    """What a part of the campaign is given.
+    """What a part of the campaign is given."""
 
-    Attributes:
-        folder: empty, for all that it writes. tally: gets its trials. chance: all its random numbers.
-        scale: of the number of trials.
-    """
-
-    folder: pathlib.Path
-    tally: Tally
-    chance: random.Random
-    scale: float
+    folder: pathlib.Path  # empty, for all that it writes
+    tally: Tally  # gets its trials
+    chance: random.Random  # all its random numbers
+    scale: float  # of the number of trials
 
     def times(self, number: int) -> range:
         """Loops over that many trials, scaled."""

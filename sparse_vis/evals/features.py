@@ -38,24 +38,17 @@ class Encoder:
     Features are sparse (B, r, d), S; cls (B, 1, d); dense (B, n, d), U; spatial (B, n, r), L; reconstruction
     (B, h, w, 3), pixels clipped to [0, 1]; prototype (B, r), each token's most likely prototype; probability
     (B, classes), of a model with a classifier.
-
-    Attributes:
-        name: row of the result tables. gives: keys of the features that it gives.
-        features: (images, keys) → dict with at least these keys, all of them in `gives`; images are
-            (B, H, W, 3), uint8 or float in [0, 1]. Called with few batch shapes, so it may be jitted.
-        decode: S and L to a reconstruction; None without a decoder.
-        prototypes: number of prototypes; 0 if it has none.
-        about: what determines its numbers (weights' checksum, seed …), plain values for the record.
-        absent: key → why it is not given, if the user can change that.
     """
 
-    name: str
-    gives: tuple[str, ...]
+    name: str  # row of the result tables
+    gives: tuple[str, ...]  # keys of the features that it gives
+    # (images, keys) → dict with at least these keys, all of them in `gives`; images are (B, H, W, 3), uint8
+    # or float in [0, 1]. Called with few batch shapes, so it may be jitted.
     features: Callable[[AnyArray, tuple[str, ...]], dict[str, AnyArray]]
-    decode: Callable[[AnyArray, AnyArray], AnyArray] | None = None
-    prototypes: int = 0
-    about: Mapping = field(default_factory=dict)
-    absent: Mapping[str, str] = field(default_factory=dict)
+    decode: Callable[[AnyArray, AnyArray], AnyArray] | None = None  # S and L to a reconstruction
+    prototypes: int = 0  # their number; 0 if it has none
+    about: Mapping = field(default_factory=dict)  # what determines its numbers (weights' checksum, seed …)
+    absent: Mapping[str, str] = field(default_factory=dict)  # key → why, if the user can change that
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from sparse_vis.ops.token_maps import move_map, with_map
+from sparse_vis.ops.token_maps import Grid, Localization, Map, move_map, with_map
 from sparse_vis.runtime.errors import UserError
 
 MOST = 1000  # edits in a list
 FURTHEST = 1000  # patches by which a map is moved
-Grid = tuple[int, int]
 Number = int | float
 
 
@@ -24,10 +23,10 @@ class Edited(NamedTuple):
     """Tokens and maps; the features that are decoded are L @ S."""
 
     S: Float[np.ndarray, "r d"]
-    L: Float[np.ndarray, "n r"]
+    L: Localization
 
 
-def replay(S: Float[np.ndarray, "r d"], L: Float[np.ndarray, "n r"], grid: Grid, edits: Any) -> Edited:
+def replay(S: Float[np.ndarray, "r d"], L: Localization, grid: Grid, edits: Any) -> Edited:
     """S and L after all edits; rows of L still sum to one. The same input gives the same bits.
 
     Args:
@@ -98,9 +97,7 @@ def mirror(found: Edited, grid: Grid, token: int, axis: str) -> Edited:
     return set_map(found, token, stretched(found.L[:, token].reshape(grid), factors).ravel())
 
 
-def stretched(
-    map_: Float[np.ndarray, "rows columns"], factors: tuple[Number, Number]
-) -> Float[np.ndarray, "rows columns"]:
+def stretched(map_: Map, factors: tuple[Number, Number]) -> Map:
     """A map stretched along rows and columns around its centre of mass (bilinear), zero outside.
 
     The centre is rounded to half a patch, so that a factor of -1 mirrors exactly.

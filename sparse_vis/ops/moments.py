@@ -12,15 +12,11 @@ from sparse_vis.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and scatter matrix of the features so far, float64; the features themselves are not kept.
+    """Mean and scatter matrix of the features so far, float64; the features themselves are not kept."""
 
-    Attributes:
-        count: rows seen. mean: (f,). scatter: (f, f), Σ (x − mean)(x − mean)ᵀ.
-    """
-
-    count: int
+    count: int  # rows seen
     mean: Float[np.ndarray, " f"]
-    scatter: Float[np.ndarray, "f f"]
+    scatter: Float[np.ndarray, "f f"]  # Σ (x − mean)(x − mean)ᵀ
 
     @classmethod
     def empty(cls, size: int) -> Moments:

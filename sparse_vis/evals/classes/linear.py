@@ -24,7 +24,6 @@ from sparse_vis.runtime.batches import Devices
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 
-LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
 # Rows per block outside of training: bounds memory of float64 statistics and of the logits of all rates.
 BLOCK = 2048
 STEPS = 50  # whose rows are on the devices at a time
@@ -34,21 +33,15 @@ Features = Mapping[str, Float[AnyArray, "_ _"]]  # name → (N, f), of any width
 
 @dataclass(frozen=True)
 class SweepProtocol:
-    """How probes are trained: AdamW, cosine decay to zero, zero initial weights, standardised features.
+    """How probes are trained: AdamW, cosine decay to zero, zero initial weights, standardised features."""
 
-    Attributes:
-        learning_rates: initial rates; every feature gets one classifier per rate.
-        validation_fraction: share of train that is held out for choosing.
-        batch_size: rows per step (all fitted rows if there are fewer).
-        seed: of the choice of held-out rows and of the order of the others.
-    """
-
-    learning_rates: tuple[float, ...] = LEARNING_RATES
-    validation_fraction: float = 0.1
+    # Initial rates; every feature gets one classifier per rate.
+    learning_rates: tuple[float, ...] = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
+    validation_fraction: float = 0.1  # of train, held out for choosing
     steps: int = 500
-    batch_size: int = 256
+    batch_size: int = 256  # rows per step (all fitted rows if there are fewer)
     weight_decay: float = 1e-4
-    seed: int = 0
+    seed: int = 0  # of the choice of held-out rows and of the order of the others
 
     @property
     def least_rows(self) -> int:

@@ -27,23 +27,17 @@ READS = ("sparse", "dense", "cls")  # the first of these that an encoder gives i
 
 @dataclass(frozen=True)
 class LinearProtocol:
-    """Hyperparameters; the defaults are the released ones.
-
-    Attributes:
-        clip: maximum global gradient norm. validation: share of train that is held out (and not used here).
-        size: side of the crops in pixels. scale: range of crop area / image area.
-        dtype: of the linear map, as of the encoder; LayerNorm and loss are always float32.
-    """
+    """Hyperparameters; the defaults are the released ones."""
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    clip: float = 5.0
+    clip: float = 5.0  # maximum global gradient norm
     batch_size: int = 2048
     epochs: int = 30
-    validation: float = 0.1
-    size: int = 224
-    scale: tuple[float, float] = (0.2, 1.0)
-    dtype: str = "bfloat16"
+    validation: float = 0.1  # share of train that is held out (and not used here)
+    size: int = 224  # side of the crops in pixels
+    scale: tuple[float, float] = (0.2, 1.0)  # range of crop area / image area
+    dtype: str = "bfloat16"  # of the linear map, as of the encoder; LayerNorm and loss are always float32
 
 
 @dataclass(frozen=True)

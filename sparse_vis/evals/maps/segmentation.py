@@ -90,28 +90,20 @@ def variants(features: Mapping[str, AnyArray]) -> dict[str, HeadInput]:
 
 @dataclass(frozen=True)
 class HeadProtocol:
-    """How a head is built and trained; the defaults are the released ones (docs/method.md section 8).
+    """How a head is built and trained; the defaults are the released ones (docs/method.md section 8)."""
 
-    Attributes:
-        batch_norm: normalise the features first. dice: weight of the Dice loss added to cross-entropy.
-        at: resolution of the loss: "logits" (patches; labels are resized by nearest neighbour) or "pixels"
-            (labels; logits are interpolated).
-        learning_rate, weight_decay: of AdamW, constant. clip: maximum global gradient norm.
-        batch: images per step. epochs: passes over the training set.
-        scale: range of crop area / image area (0.5 to 1 for VOC).
-        dtype: of the linear map; BatchNorm and loss are always float32.
-    """
-
-    batch_norm: bool = True
-    dice: float = 1.0
+    batch_norm: bool = True  # normalise the features first
+    dice: float = 1.0  # weight of the Dice loss added to cross-entropy
+    # Resolution of the loss: "logits" (patches; labels are resized by nearest neighbour) or "pixels" (labels;
+    # logits are interpolated).
     at: str = "logits"
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-4  # of AdamW, constant, as the next
     weight_decay: float = 1e-4
-    clip: float = 5.0
-    batch: int = 2048
+    clip: float = 5.0  # maximum global gradient norm
+    batch: int = 2048  # images per step
     epochs: int = 80
-    scale: tuple[float, float] = (0.25, 1.0)
-    dtype: str = "bfloat16"
+    scale: tuple[float, float] = (0.25, 1.0)  # range of crop area / image area (0.5 to 1 for VOC)
+    dtype: str = "bfloat16"  # of the linear map; BatchNorm and loss are always float32
 
 
 PUBLISHED = HeadProtocol()

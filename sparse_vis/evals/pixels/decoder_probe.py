@@ -35,31 +35,21 @@ TEST_KEY = 2**32  # used instead of the epoch in the seed of test crops; no epoc
 
 @dataclass(frozen=True)
 class DecoderProtocol:
-    """How the decoder is built and trained; the defaults are the released ones (docs/method.md section 8).
+    """How the decoder is built and trained; the defaults are the released ones (docs/method.md section 8)."""
 
-    Attributes:
-        target: "vq", codes of the tokenizer, or "pixel".
-        learning_rate, weight_decay: of AdamW, constant. clip: maximum global gradient norm.
-        batch_size: images per step. epochs: passes over train.
-        validation: share of train that is held out (and not used here).
-        scale: range of crop area / image area.
-        width, layers, heads, mlp_dim: of the decoder (docs/method.md section 4).
-        dtype: of its computation; norms, head and loss are always float32.
-    """
-
-    target: str = "vq"
-    learning_rate: float = 1e-4
+    target: str = "vq"  # codes of the tokenizer, or "pixel"
+    learning_rate: float = 1e-4  # of AdamW, constant, as the next
     weight_decay: float = 1e-4
-    clip: float = 5.0
+    clip: float = 5.0  # maximum global gradient norm
     batch_size: int = 128
     epochs: int = 20
-    validation: float = 0.1
-    scale: tuple[float, float] = (0.36, 1.0)
-    width: int = 512
+    validation: float = 0.1  # share of train that is held out (and not used here)
+    scale: tuple[float, float] = (0.36, 1.0)  # range of crop area / image area
+    width: int = 512  # this and the next three are of the decoder (docs/method.md section 4)
     layers: int = 6
     heads: int = 8
     mlp_dim: int = 2048
-    dtype: str = "bfloat16"
+    dtype: str = "bfloat16"  # of its computation; norms, head and loss are always float32
 
 
 class DecoderProbe:
