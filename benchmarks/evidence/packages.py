@@ -28,11 +28,7 @@ def folders(spec, doc: str) -> Iterator[tuple[pathlib.Path, ...]]:
 
 
 def unpack_debian(names: tuple[str, ...], downloads: pathlib.Path, tree: pathlib.Path) -> None:
-    """Unpack packages into one tree of folders; what `downloads` lacks is fetched into it with apt-get.
-
-    Raises:
-        UserError: apt-get or dpkg-deb fail.
-    """
+    """Unpack packages into one tree of folders; what `downloads` lacks is fetched into it with apt-get."""
     downloads.mkdir(parents=True, exist_ok=True)
     try:
         for name in names:

@@ -68,11 +68,7 @@ def mae_tensors(vit: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def as_encoder(method, config: ConfigDict, workdir: pathlib.Path, about: dict) -> Encoder:
-    """A trained backbone as an encoder of our evaluations; also written to the workdir, for config.init.
-
-    Raises:
-        UserError: its features are not those that torch computes.
-    """
+    """A trained backbone as an encoder of our evaluations; also written to the workdir, for config.init."""
     with whole(workdir / ENCODER) as partial:
         write_safetensors(mae_tensors(method.backbone.vit), partial)
     encoder = backbone_encoder(OWN, config, backbones.read_backbone(workdir / ENCODER, config), about)

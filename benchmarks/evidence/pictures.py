@@ -78,11 +78,7 @@ def split_of(name: str) -> str:
 
 
 def unpack(downloads: pathlib.Path, folder: pathlib.Path) -> None:
-    """Put the files of all packages into one tree; what `downloads` lacks is fetched into it.
-
-    Raises:
-        UserError: apt-get, dpkg-deb or pip fail.
-    """
+    """Put the files of all packages into one tree; what `downloads` lacks is fetched into it."""
     unpack_debian(PACKAGES, downloads, folder)
     try:
         if not list(downloads.glob("scikit_image-*.whl")):

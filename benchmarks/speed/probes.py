@@ -182,9 +182,7 @@ def main() -> None:
                 stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
             if done.returncode:
-                raise UserError(
-                    f"'{name}' failed, see above; leave it out of --only, or install its package."
-                )
+                raise UserError(f"'{name}' failed, see above; leave it out, or install its package.")
             row = json.loads(done.stdout.splitlines()[-1])
             found.append(row)
             accuracy = f"{row['accuracy']:.3f}" if "accuracy" in row else "-"

@@ -20,11 +20,8 @@ from sparse_vis.evals.task import Bench, Reducer, Result, Task
 
 def _localized(features: dict, records: Records, networks: Networks) -> dict[str, np.ndarray]:
     L = features["spatial"]
-    segments = token_segments(L, square_grid(L.shape[1]), records.mask.shape[1:])
-    return {
-        "fg_ari": foreground_ari(segments, records.mask),
-        "best_iou": best_overlap(segments, records.mask),
-    }
+    masks = token_segments(L, square_grid(L.shape[1]), records.mask.shape[1:]), records.mask
+    return {"fg_ari": foreground_ari(*masks), "best_iou": best_overlap(*masks)}
 
 
 # Means of tokens; one Reducer per key, so that an encoder without S still has CLS and U.

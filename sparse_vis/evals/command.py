@@ -52,9 +52,8 @@ def make_plan(config: ConfigDict) -> Plan:
     for name in e.tasks:
         if name not in TASKS:
             alike = difflib.get_close_matches(name, TASKS, n=2, cutoff=0.5) or TASKS
-            raise UserError(
-                f"config.eval.tasks names {name!r}, which is not a task; use {' or '.join(alike)}."
-            )
+            what = f"config.eval.tasks names {name!r}, which is not a task"
+            raise UserError(f"{what}; use {' or '.join(alike)}.")
     data = open_data(config)
     check_needs(data, {name: TASKS[name] for name in e.tasks})
     for name in e.beside:

@@ -87,11 +87,7 @@ class Bench:
 
 
 def _column(count: int, batch: np.ndarray, folder: pathlib.Path | None) -> np.ndarray:
-    """An array to fill with `count` rows like these; from IN_MEMORY bytes on, a file that goes with it.
-
-    Raises:
-        OSError: there is no room for the file.
-    """
+    """An array to fill with `count` rows like these; from IN_MEMORY bytes on, a file that goes with it."""
     shape = (count, *batch.shape[1:])
     size = math.prod(shape) * batch.dtype.itemsize
     if folder is None or size < IN_MEMORY:

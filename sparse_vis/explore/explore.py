@@ -63,12 +63,7 @@ def main() -> None:
     add("--max-pixels")
     searched = "extraction of --images (`extract`); without it, one is made and deleted at the end"
     add("--gallery", type=paths.local, metavar="EXTRACTION", help=searched)
-    add(
-        "--images",
-        type=paths.local,
-        metavar="FOLDER",
-        help="folder of images to search for similar tokens",
-    )
+    add("--images", type=paths.local, metavar="FOLDER", help="images to search for similar tokens")
     static = "write the page to this folder, for a web server of any kind, and serve nothing"
     add("--export", type=paths.local, metavar="FOLDER", help=static)
     runtime = f"with --export: folder of {ort_web.PACKAGE}, unpacked (else fetched with npm)"
@@ -98,11 +93,7 @@ def main() -> None:
 
 
 def extracted(given: argparse.Namespace, output: pathlib.Path) -> pathlib.Path:
-    """Extract the features of --images into a folder, which is returned; some unusable images are named.
-
-    Raises:
-        UserError: the folder holds no images, none that can be used, or packed ones.
-    """
+    """Extract the features of --images into a folder, which is returned; some unusable images are named."""
     if (given.images / METADATA).is_file():
         raise UserError(f"--images={given.images} holds packed images; give the folder that was packed.")
     name = [] if given.name is None else [f"--name={given.name}"]

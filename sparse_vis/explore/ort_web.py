@@ -21,19 +21,13 @@ OTHERWISE = "or give --runtime=FOLDER with that package, unpacked"
 
 
 def from_folder(folder: pathlib.Path) -> dict[str, bytes]:
-    """Name -> content of FILES in an unpacked package, or in its folder dist/.
-
-    Raises:
-        UserError: a file is not there, or cannot be read.
-    """
+    """Name -> content of FILES in an unpacked package, or in its dist/; a UserError if one is missing."""
     place = folder / "dist" if (folder / "dist").is_dir() else folder
     try:
         return {name: (place / name).read_bytes() for name in FILES}
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}"
-        raise UserError(
-            f"--runtime={folder} is not {PACKAGE} ({what}); give the unpacked package."
-        ) from error
+        what = f"--runtime={folder} is not {PACKAGE} ({error.filename}: {error.strerror})"
+        raise UserError(f"{what}; give the unpacked package.") from error
 
 
 def fetched() -> dict[str, bytes]:

@@ -33,8 +33,7 @@ def resize_position_table(table: Float[Array, "m d"], grid: tuple[int, int]) -> 
     side = math.isqrt(table.shape[0])
     if grid == (side, side):
         return table
-    resized = resize_bicubic(table.reshape(side, side, -1), grid, align_corners=False)
-    return resized.reshape(grid[0] * grid[1], -1)
+    return resize_bicubic(table.reshape(side, side, -1), grid).reshape(grid[0] * grid[1], -1)
 
 
 class VisionTransformer(nn.Module):

@@ -50,16 +50,11 @@ def main() -> None:
     add("--split", help="split, if --images is an address, e.g. train[:90%%]")
     add("--data-dir")
     add("--on-error")
-    add("--max-pixels", help="images with more pixels are refused (%(default)s)")
+    add("--max-pixels")
     add("--size", type=image_size, metavar="HxW", help="size of the images (the model's image size)")
     add("--letterbox")
-    add(
-        "--gallery",
-        type=positive,
-        default=12,
-        help="number of images shown with maps and edits (%(default)s)",
-    )
-    voters = "number of images used to find the images of each prototype and to measure health (%(default)s)"
+    add("--gallery", type=positive, default=12, help="images shown with maps and edits (%(default)s)")
+    voters = "images used to find the images of each prototype and to measure health (%(default)s)"
     add("--voters", type=positive, default=256, help=voters)
     add("--tokenizer")
     run(parser.parse_args())

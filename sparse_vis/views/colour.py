@@ -26,22 +26,16 @@ BLUR_RADIUS = 4  # 9 taps
 
 @struct.dataclass
 class Colour:
-    """The colour change of one view: whether jitter, greyscale and blur are applied, and their arguments."""
+    """The colour change of one view."""
 
-    jitter: jax.Array
+    jitter: jax.Array  # this and the next two: whether to apply it
     grey: jax.Array
     blur: jax.Array
-    order: jax.Array
+    order: jax.Array  # of the jitter: a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE
+    # By operation: three factors (1 changes nothing; 0 gives black, the mean grey of the image, the grey of
+    # each pixel) and the shift of the hue (1 is the full circle).
     strength: jax.Array
-    sigma: jax.Array
-
-
-def _planes(image: Image) -> Planes:
-    return image[..., 0], image[..., 1], image[..., 2]
-
-
-def _image(planes: Planes) -> Image:
-    return jnp.stack(planes, axis=-1)
+    sigma: jax.Array  # of the blur, in pixels
 
 
 def _where(condition: Bool[Array, ""], chosen: Planes, other: Planes) -> Planes:
@@ -50,10 +44,6 @@ def _where(condition: Bool[Array, ""], chosen: Planes, other: Planes) -> Planes:
 
 def _grey(planes: Planes) -> Plane:
     return sum(weight * plane for weight, plane in zip(GREY_WEIGHTS, planes, strict=True))
-
-
-def _mean_grey(planes: Planes) -> Float[Array, "*batch 1 1"]:
-    return _grey(planes).mean(axis=(-2, -1), keepdims=True)
 
 
 def _blend(planes: Planes, base: float | Array, factor: Array) -> Planes:
@@ -104,12 +94,12 @@ def gaussian_blur(image: Image, sigma: float | Float[Array, "*#batch"]) -> Image
 
 
 def _jitter(planes: Planes, order: Int[Array, " 4"], strength: Float[Array, " 4"]) -> Planes:
+    """Brightness, contrast, saturation and hue of one image; order and strength are those of Colour."""
+
     def turn(planes: Planes, operation_and_factor):
-        operation, factor = operation_and_factor
-        is_contrast = operation == CONTRAST
-        base = jnp.where(
-            is_contrast, _mean_grey(planes), jnp.where(operation == SATURATION, _grey(planes), 0.0)
-        )
+        (operation, factor), grey = operation_and_factor, _grey(planes)
+        base = jnp.where(operation == SATURATION, grey, 0.0)
+        base = jnp.where(operation == CONTRAST, grey.mean(axis=(-2, -1), keepdims=True), base)
         return _where(operation == HUE, _turn_hue(planes, factor), _blend(planes, base, factor)), None
 
     # Under vmap, lax.switch would run all four operations at every turn; selecting the base leaves one blend
@@ -117,23 +107,10 @@ def _jitter(planes: Planes, order: Int[Array, " 4"], strength: Float[Array, " 4"
     return jax.lax.scan(turn, planes, (order, strength[order]))[0]
 
 
-def colour_jitter(
-    image: Float[Array, "H W 3"], order: Int[Array, " 4"], strength: Float[Array, " 4"]
-) -> Float[Array, "H W 3"]:
-    """Brightness, contrast, saturation and hue of one image, each clipped to [0, 1].
-
-    Args:
-        order: a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE: the first turn first.
-        strength: indexed by operation: three factors (1 changes nothing; 0 gives black, the mean grey of the
-            image, the grey of each pixel) and the shift of the hue (1 is the full circle).
-    """
-    return _image(_jitter(_planes(image), order, strength))
-
-
 def recolour(image: Float[Array, "H W 3"], colour: Colour) -> Float[Array, "H W 3"]:
     """Jitter, then greyscale, then blur of one image, each only if `colour` enables it."""
-    planes = _planes(image)
+    planes = image[..., 0], image[..., 1], image[..., 2]
     planes = _where(colour.jitter, _jitter(planes, colour.order, colour.strength), planes)
     grey = jnp.clip(_grey(planes), 0, 1)
-    image = _image(_where(colour.grey, (grey, grey, grey), planes))
+    image = jnp.stack(_where(colour.grey, (grey, grey, grey), planes), axis=-1)
     return jnp.where(colour.blur, gaussian_blur(image, colour.sigma), image)
