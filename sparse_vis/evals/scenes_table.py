@@ -43,12 +43,8 @@ def draw(bench: Bench, config: ConfigDict, path: AnyPath) -> None:
     figure.savefig(path, dpi=100, format="png")
 
 
-def _measure(bench: Bench, config: ConfigDict) -> Result:
-    return Result({"": row(bench)})
-
-
 SCENES = Task(
-    _measure, ("mask",), ("reconstruction", "spatial", "prototype"),
-    lambda data: {"test": (LOCALIZED, RECONSTRUCTED, PROTOTYPE)},
-    lambda config: {}, picture=("localization.png", draw),
+    lambda bench, config: Result({"": row(bench)}), ("mask",), ("reconstruction", "spatial", "prototype"),
+    lambda data: {"test": (LOCALIZED, RECONSTRUCTED, PROTOTYPE)}, lambda config: {},
+    picture=("localization.png", draw),
 )  # fmt: skip

@@ -115,10 +115,11 @@ class Stellar(nn.Module):
         tokens = self.encode(pixels, only="S")
         return tokens, self.heads(tokens)
 
-    def every_part(self, pixels: Float[Array, "B H W 3"]) -> tuple[Embeddings, Array]:
+    def every_part(self, pixels: Float[Array, "B H W 3"]) -> tuple:
         """Applies each part once, to make its parameters; `__call__` would trace the encoder three times."""
         tokens = self.encode(pixels)
-        return self.heads(tokens), self.decode(self.factorize(tokens).Z, self.grid(*pixels.shape[1:3]))
+        decoded = self.decode(self.factorize(tokens).Z, self.grid(*pixels.shape[1:3]))
+        return self.heads(tokens), decoded, self.classifier and self.classifier(tokens)
 
     def __call__(self, views: Views) -> Outputs:
         """All that the objective needs; one encoder call per kind of view."""
@@ -148,11 +149,6 @@ class FineTuned(Stellar):
 
     def __call__(self, views: Views) -> Float[Array, "B classes"]:
         return self.classify(views.image)
-
-    def every_part(self, pixels: Float[Array, "B H W 3"]) -> tuple:
-        tokens = self.encode(pixels)
-        decoded = self.decode(self.factorize(tokens).Z, self.grid(*pixels.shape[1:3]))
-        return self.heads(tokens), decoded, self.classifier(tokens)
 
 
 def init_params(model: Stellar, key: Array) -> dict:

@@ -6,8 +6,6 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from sparse_vis.data.records import Records
-from sparse_vis.evals.pixels.networks import Networks
 from sparse_vis.evals.task import Bench, Reducer, Result, Task
 
 
@@ -19,8 +17,9 @@ def ranks(probability: Float[np.ndarray, "N classes"], label: Int[np.ndarray, " 
     return np.where(label < 0, -1, ((probability > true) | earlier).sum(axis=1)).astype(np.int32)
 
 
-def _ranked(features: dict, records: Records, networks: Networks) -> dict[str, np.ndarray]:
-    return {"class_rank": ranks(features["probability"], records.label)}
+RANKED = Reducer(
+    ("probability",), lambda f, records, _: {"class_rank": ranks(f["probability"], records.label)}
+)
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
@@ -32,7 +31,6 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
 
 CLASSIFIER = Task(
-    _measure, ("label",), ("probability",),
-    lambda data: {data.labelled[1]: (Reducer(("probability",), _ranked),)},
+    _measure, ("label",), ("probability",), lambda data: {data.labelled[1]: (RANKED,)},
     lambda config: {"classifier": "the model's own, of fine-tuning"},
 )  # fmt: skip

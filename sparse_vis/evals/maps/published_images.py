@@ -25,6 +25,8 @@ ABOUT = {
 }  # fmt: skip
 OPTIMIZER = {"schedule": "constant", "betas": (0.9, 0.999), "eps": 1e-8}
 Maker = Callable[[int, int, int], Cut]  # (height, width, index in the part) of an image -> Cut
+Keep = Callable[[dict[str, Any], Cut], Any]  # a record, its image decoded, and its Cut -> what to keep
+Squares = tuple[Float32[np.ndarray, "B size size 3"], list[Any]]  # crops in [0, 1], what was kept of each
 
 
 def random_cuts(size: int, scale: tuple[float, float], *key: int) -> Maker:
@@ -47,16 +49,9 @@ def centre_cuts(part: Part) -> Maker:
 
 
 def squares(
-    part: Part,
-    make: Maker,
-    rows: Int[np.ndarray, " N"],
-    batch_size: int,
-    keep: Callable[[dict[str, Any], Cut], Any],
-) -> Iterator[tuple[Float32[np.ndarray, "B size size 3"], list[Any]]]:
-    """Yield batches of square crops in [0, 1] of these rows of the part, with the results of `keep`.
-
-    `keep` is called with each record (its image decoded) and its Cut.
-    """
+    part: Part, make: Maker, rows: Int[np.ndarray, " N"], batch_size: int, keep: Keep
+) -> Iterator[Squares]:
+    """Yield batches of square crops of these rows of the part, with the results of `keep`."""
 
     def load(rows: np.ndarray) -> tuple[np.ndarray, list[Any]]:
         images, kept = [], []
@@ -71,16 +66,11 @@ def squares(
 
 
 def squares_in_shares(
-    part: Part,
-    make: Maker,
-    rows: Int[np.ndarray, " N"],
-    batch_size: int,
-    keep: Callable[[dict[str, Any], Cut], Any],
-    compute: Callable[[Float32[np.ndarray, "B size size 3"], list[Any]], dict[str, np.ndarray]],
+    part: Part, make: Maker, rows: Int[np.ndarray, " N"], batch_size: int, keep: Keep, compute: Callable
 ) -> Iterator[dict[str, np.ndarray]]:
     """What `compute` gives for all `squares`, in order; each process reads and computes its share."""
 
-    def batches(share: np.ndarray) -> Iterator[tuple[np.ndarray, list[Any]]]:
+    def batches(share: np.ndarray) -> Iterator[Squares]:
         return squares(part, make, rows[share], batch_size, keep)
 
     return in_shares(len(rows), batch_size, batches, lambda batch: compute(*batch))
