@@ -89,9 +89,8 @@ def main() -> None:
         if used == arguments.count:
             break
     if not used:
-        raise UserError(
-            f"--images={arguments.images} has no image with a side of {LEAST} px; give larger ones."
-        )
+        what = f"--images={arguments.images} has no image with a side of {LEAST} px"
+        raise UserError(f"{what}; give larger ones.")
     print(f"{used} images with a longer side of at least {LEAST} px, {CROPS} crops of each kind per image")
     print("| crops | " + " | ".join(f"canvas {side}" for side in CANVASES) + " | original |")
     print("|---" * (len(CANVASES) + 2) + "|")

@@ -87,10 +87,8 @@ def unpack(downloads: pathlib.Path, folder: pathlib.Path) -> None:
         with zipfile.ZipFile(next(downloads.glob("scikit_image-*.whl"))) as wheel:
             wheel.extractall(folder, [n for n in wheel.namelist() if n.startswith("skimage/data/")])
     except (OSError, subprocess.CalledProcessError, StopIteration, zipfile.BadZipFile):
-        raise UserError(
-            "scikit-image's wheel cannot be fetched or unpacked; put it into --downloads: pip download "
-            "--no-deps scikit-image."
-        ) from None
+        what = "scikit-image's wheel cannot be fetched or unpacked"
+        raise UserError(f"{what}; put it into --downloads: pip download --no-deps scikit-image.") from None
 
 
 def object_files(tree: pathlib.Path, category: str) -> Iterator[tuple[str, pathlib.Path]]:

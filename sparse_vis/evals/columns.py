@@ -58,6 +58,11 @@ def compared(
     return {name: array for name, array in found.items() if array is not None}
 
 
+def localization(columns: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means of the columns of LOCALIZED, as far as they are there."""
+    return {name: mean_known(columns[name]) for name in ("fg_ari", "best_iou") if name in columns}
+
+
 def quality(
     columns: dict[str, np.ndarray], networks: Networks, true: Callable[[], Moments]
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -72,11 +77,6 @@ def quality(
     return metrics, dict(networks.absent)
 
 
-def _localization(bench: Bench, config: ConfigDict) -> Result:
-    columns = bench.columns("test")
-    return Result({"": {name: mean_known(columns[name]) for name in ("fg_ari", "best_iou")}})
-
-
 def _reconstruction(bench: Bench, config: ConfigDict) -> Result:
     networks, test = bench.networks, bench.data.parts["test"]
     metrics, absent = quality(bench.columns("test"), networks, lambda: networks.true_moments(test))
@@ -84,7 +84,8 @@ def _reconstruction(bench: Bench, config: ConfigDict) -> Result:
 
 
 LOCALIZATION = Task(
-    _localization, ("mask",), ("spatial",), lambda data: {"test": (LOCALIZED,)},
+    lambda bench, config: Result({"": localization(bench.columns("test"))}), ("mask",), ("spatial",),
+    lambda data: {"test": (LOCALIZED,)},
     lambda config: {"segments": "argmax over tokens of L, interpolated bilinearly"},
 )  # fmt: skip
 RECONSTRUCTION = Task(

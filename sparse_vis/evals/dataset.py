@@ -188,10 +188,8 @@ def _held_out(count: int, share: float, test: bool) -> Int[np.ndarray, " N"]:
     marks = np.floor(np.arange(1, count + 1) * share) > np.floor(np.arange(count) * share)
     indices = np.flatnonzero(marks == test)
     if not len(indices):
-        raise UserError(
-            f"config.eval.holdout={share} of {count} images leaves none for {'test' if test else 'train'}; "
-            "give more images or another share."
-        )
+        what = f"config.eval.holdout={share} of {count} images leaves none for {'test' if test else 'train'}"
+        raise UserError(f"{what}; give more images or another share.")
     return indices
 
 

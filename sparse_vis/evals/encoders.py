@@ -51,10 +51,8 @@ def own_encoder(config: ConfigDict, workdir: AnyPath) -> tuple[Encoder, tuple[St
         if backbone is not None:
             return backbone_encoder(OWN, config, backbone, {"from": place}), None
     elif not trained:
-        raise UserError(
-            f"{workdir} holds no checkpoint and config.init names no weights; train first, correct "
-            "--workdir, or give --config.init=PLACE."
-        )
+        what = f"{workdir} holds no checkpoint and config.init names no weights"
+        raise UserError(f"{what}; train first, correct --workdir, or give --config.init=PLACE.")
     found = read_model(place, name)
     if trained:
         if found.classifier:  # of fine-tuning, which sets these

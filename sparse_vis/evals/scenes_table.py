@@ -9,9 +9,8 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
-from sparse_vis.evals.columns import LOCALIZED, PROTOTYPE, RECONSTRUCTED
+from sparse_vis.evals.columns import LOCALIZED, PROTOTYPE, RECONSTRUCTED, localization
 from sparse_vis.evals.features import square_grid
-from sparse_vis.evals.maps.localization import mean_known
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.runtime.paths import AnyPath
 
@@ -26,7 +25,7 @@ def row(bench: Bench) -> dict[str, float]:
     columns, found = bench.columns("test"), {}
     if "psnr" in columns:
         found["psnr"] = float(np.mean(columns["psnr"]))
-    found |= {name: mean_known(columns[name]) for name in ("fg_ari", "best_iou") if name in columns}
+    found |= localization(columns)
     if "prototype" in columns:
         found["prototype_usage"] = len(np.unique(columns["prototype"])) / bench.encoder.prototypes
     return found

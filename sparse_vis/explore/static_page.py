@@ -90,7 +90,6 @@ def write(
             files.write_whole(folder / "files" / file, content)
         files.write_whole(folder / "index.html", page)  # last: an interrupted export shows nothing
     except OSError as error:
-        raise UserError(
-            f"--export={folder} cannot be written ({error}); free disk space, or give another."
-        ) from None
+        what = f"--export={folder} cannot be written ({error})"
+        raise UserError(f"{what}; free disk space, or give another.") from None
     return len(page.encode()) + sum(map(len, contents.values()))

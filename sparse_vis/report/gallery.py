@@ -184,21 +184,18 @@ def decoded(
     return pixels[0], quality[0], views
 
 
-class Neighbour(NamedTuple):
-    """A token of an image, and its cosine with the token that it was searched for."""
+def nearest_tokens(
+    S: Float[np.ndarray, "N r d"], image: int, token: int, count: int
+) -> list[tuple[int, int, float]]:
+    """Of every other image the token most similar to one of `image`: (image, token, cosine).
 
-    image: int
-    token: int
-    cosine: float
-
-
-def nearest_tokens(S: Float[np.ndarray, "N r d"], image: int, token: int, count: int) -> list[Neighbour]:
-    """Of every other image the token most similar to one of `image`; at most `count`, most similar first."""
+    At most `count`, most similar first.
+    """
     unit = S / np.maximum(np.linalg.norm(S, axis=-1, keepdims=True), 1e-12)
     cosines = unit @ unit[image, token]
     best, closest = cosines.max(axis=1), cosines.argmax(axis=1)
     order = [int(i) for i in np.argsort(-best, kind="stable") if i != image][:count]
-    return [Neighbour(i, int(closest[i]), float(best[i])) for i in order]
+    return [(i, int(closest[i]), float(best[i])) for i in order]
 
 
 def make_searches(
@@ -214,8 +211,7 @@ def make_searches(
     for i in range(queries):
         token = object_token(found.L[i], grid)
         near = nearest_tokens(found.S, i, token, count)
-        others = (shown(n.image, n.token, f", cosine {n.cosine:.2f}") for n in near)
-        made.append([shown(i, token, ""), *others])
+        made.append([shown(i, token, ""), *(shown(j, k, f", cosine {cosine:.2f}") for j, k, cosine in near)])
     return made
 
 

@@ -76,9 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
 def check_output(path: AnyPath) -> None:
     """Raise a UserError unless the path is that of an earlier report, or of no file in an existing folder."""
     if path.is_dir():
-        raise UserError(
-            f"--output={path} is a folder; give the name of an HTML file, e.g. {path / 'report.html'}."
-        )
+        what = f"--output={path} is a folder"
+        raise UserError(f"{what}; give the name of an HTML file, e.g. {path / 'report.html'}.")
     if not in_bucket(path) and not path.parent.is_dir():
         raise UserError(f"the folder of --output={path} does not exist; make it or give another.")
     if path.exists():

@@ -50,10 +50,8 @@ def knn_predict(
     check_labelled("train", train.x, train.y, classes)
     for k in ks:
         if not 1 <= k <= len(train.x):
-            raise UserError(
-                f"kNN with k={k} is impossible with {len(train.x)} training samples; choose every k "
-                f"between 1 and {len(train.x)}."
-            )
+            what = f"kNN with k={k} is impossible with {len(train.x)} training samples"
+            raise UserError(f"{what}; choose every k between 1 and {len(train.x)}.")
     order, labels = tuple(sorted(set(ks))), np.asarray(train.y, np.int32)
     cosines, index = _nearest(train.x, test_x, order[-1])
     blocks = (slice(start, start + QUERY_BLOCK) for start in range(0, len(index), QUERY_BLOCK))
@@ -80,9 +78,8 @@ def recall_at_k(
         check_labelled(name, split.x, split.y, int(np.max(split.y, initial=0)) + 1)
     available = len(found.x) - alone
     if not ks or min(ks) < 1 or max(ks) > available:
-        raise UserError(
-            f"recall@k needs every k between 1 and {available}, the number of other images; got {tuple(ks)}."
-        )
+        what = f"recall@k needs every k between 1 and {available}, the number of other images"
+        raise UserError(f"{what}; got {tuple(ks)}.")
     index = _nearest(found.x, query.x, max(ks) + alone)[1]
     if alone:
         # More than k rows may equal the query; then it is not among the k + 1, and the last one is dropped.

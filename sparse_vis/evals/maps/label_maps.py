@@ -78,9 +78,8 @@ def check_maps(part: Part) -> None:
         paths = (_path(part.masks, part.source.names[i]) for i in part.indices)
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None:
-            raise UserError(
-                f"label map {escaped(str(missing))} is missing; config.eval.masks needs one for every image."
-            )
+            what = f"label map {escaped(str(missing))} is missing"
+            raise UserError(f"{what}; config.eval.masks needs one for every image.")
 
 
 def check_every_map(part: Part) -> None:

@@ -62,9 +62,8 @@ class DecoderProbe:
         self, grid: tuple[int, int], size: int, protocol: DecoderProtocol, tokenizer: tuple | None, seed: int
     ):
         if size % grid[0]:
-            raise UserError(
-                f"the image size {size} is not a multiple of the {grid[0]} patches per side; change it."
-            )
+            what = f"the image size {size} is not a multiple of the {grid[0]} patches per side"
+            raise UserError(f"{what}; change it.")
         self.grid, self.patch, self.protocol, self.seed = grid, size // grid[0], protocol, seed
         self.tokenizer, self.tokenizer_params = tokenizer or (None, None)
         self.params, self._state, self.decoder = None, None, None

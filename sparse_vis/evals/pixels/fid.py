@@ -35,9 +35,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
             f"the Fréchet distance needs at least 2 images per set, but these have {a.count} and {b.count}."
         )
     if len(a.mean) != len(b.mean):
-        raise UserError(
-            f"the sets have {len(a.mean)} and {len(b.mean)} features; compute both with the same network."
-        )
+        what = f"the sets have {len(a.mean)} and {len(b.mean)} features"
+        raise UserError(f"{what}; compute both with the same network.")
     shared = np.linalg.svd(_factor(a).T @ _factor(b), compute_uv=False).sum()
     spread = np.trace(a.scatter) / (a.count - 1) + np.trace(b.scatter) / (b.count - 1)
     # For equal sets, rounding may give a value slightly below zero.
