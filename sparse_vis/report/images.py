@@ -61,9 +61,14 @@ class Encoded(NamedTuple):
 
 
 def find_images(
-    config: ConfigDict, images: str | None, split: str | None, data_dir: str | None,
-    *, data_known: bool, max_pixels: int,
-) -> tuple[Source, Int[np.ndarray, " N"], str]:  # fmt: skip
+    config: ConfigDict,
+    images: str | None,
+    split: str | None,
+    data_dir: str | None,
+    *,
+    data_known: bool,
+    max_pixels: int,
+) -> tuple[Source, Int[np.ndarray, " N"], str]:
     """The images of --images, or else the test images of the run's data, as for evaluations.
 
     Returns a source, the rows of it that may be used, and a description in words; a UserError that there are

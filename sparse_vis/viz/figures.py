@@ -21,7 +21,9 @@ from sparse_vis.runtime.paths import AnyPath, as_path
 from sparse_vis.viz import overlays
 
 Images = UInt8[np.ndarray, "N H W 3"]
+Decoded = Float[np.ndarray, "N h w 3"]
 Localizations = Float[np.ndarray, "N n r"]
+Masks = UInt8[np.ndarray, "N H W"]
 
 
 def panels(
@@ -47,9 +49,8 @@ def panels(
 
 
 def token_sheet(
-    images: Images, reconstructions: Float[np.ndarray, "N h w 3"], L: Localizations, grid: Grid,
-    masks: UInt8[np.ndarray, "N H W"] | None = None,
-) -> Figure:  # fmt: skip
+    images: Images, reconstructions: Decoded, L: Localizations, grid: Grid, masks: Masks | None = None
+) -> Figure:
     """One row per image: image, reconstruction, true masks (0: background), argmax L, each token's map.
 
     A map is black where it is smallest and white where it is largest.
@@ -84,7 +85,7 @@ def _token_maps(image: np.ndarray, L: np.ndarray, grid: Grid) -> list[np.ndarray
     return [overlays.lay_over(image, overlay) for overlay in shown]
 
 
-def reconstructions(images: Images, decoded: Float[np.ndarray, "N h w 3"]) -> Figure:
+def reconstructions(images: Images, decoded: Decoded) -> Figure:
     """Images above, their reconstructions below."""
     return panels([list(images), list(decoded)], [f"image {i}" for i in range(len(images))], side=1.2)
 

@@ -29,6 +29,8 @@ BLOCK = 2048
 STEPS = 50  # whose rows are on the devices at a time
 ADAM = optax.scale_by_adam()
 Features = Mapping[str, Float[AnyArray, "_ _"]]  # name → (N, f), of any widths f
+Labels = Integer[AnyArray, " _"]  # (N,)
+Sets = Shaped[AnyArray, "_ classes"]  # (N, classes), 0 or 1
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,9 @@ def candidates(columns: Mapping[str, AnyArray]) -> dict[str, Float[np.ndarray, "
 
 def sweep(
     train: Features,
-    train_y: Integer[AnyArray, " N"],
+    train_y: Labels,
     test: Features,
-    test_y: Integer[AnyArray, " M"],
+    test_y: Labels,
     *,
     classes: int,
     protocol: SweepProtocol = SweepProtocol(),
@@ -135,12 +137,7 @@ def sweep(
 
 
 def multilabel_probe(
-    train: Features,
-    train_y: Shaped[AnyArray, "n_labels classes"],
-    test: Features,
-    test_y: Shaped[AnyArray, "m_labels classes"],
-    *,
-    protocol: SweepProtocol = SweepProtocol(),
+    train: Features, train_y: Sets, test: Features, test_y: Sets, *, protocol: SweepProtocol = SweepProtocol()
 ) -> MultilabelResult:
     """The sweep for sets of classes: sigmoid cross-entropy, and the best held-out mAP chooses.
 
@@ -302,11 +299,7 @@ def logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B c
 
 @partial(jax.jit, donate_argnums=0)
 def _advance(
-    state: tuple,
-    batches: tuple,
-    moments: list,
-    rates: Float[AnyArray, "steps rates"],
-    weight_decay: AnyArray,
+    state: tuple, batches: tuple, moments: list, rates: Float[AnyArray, "steps rates"], weight_decay: AnyArray
 ) -> tuple:
     """The state after further steps of AdamW.
 

@@ -23,6 +23,7 @@ from sparse_vis.models.layers import uniform_linear
 from sparse_vis.runtime.errors import UserError
 
 READS = ("sparse", "dense", "cls")  # the first of these that an encoder gives is used
+Batches = Iterable[tuple[AnyArray, AnyArray]]  # tokens and classes
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,7 @@ class Head(nn.Module):
 
 
 def published_linear(
-    train: Callable[[int], Iterable[tuple[AnyArray, AnyArray]]],
-    test: Iterable[tuple[AnyArray, AnyArray]],
-    *,
-    classes: int,
-    protocol: LinearProtocol = LinearProtocol(),
-    seed: int = 0,
+    train: Callable[[int], Batches], test: Batches, *, classes: int, protocol: LinearProtocol, seed: int = 0
 ) -> PublishedResult:
     """Train the published probe and test it once, after the last epoch.
 

@@ -23,6 +23,7 @@ from sparse_vis.evals.maps.label_maps import IGNORE, centre_square, label_map
 from sparse_vis.evals.maps.localization import bilinear_weights
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.models.layers import uniform_linear
+from sparse_vis.ops.token_maps import Grid
 from sparse_vis.runtime.errors import UserError
 
 KEYS = ("dense", "sparse", "spatial")
@@ -125,10 +126,7 @@ class SegmentationHead(nn.Module):
 
 
 def pixel_logits(
-    logits: Float[Array, "B t classes"],
-    L: Float[Array, "B n t"] | None,
-    grid: tuple[int, int],
-    size: tuple[int, int],
+    logits: Float[Array, "B t classes"], L: Float[Array, "B n t"] | None, grid: Grid, size: tuple[int, int]
 ) -> Float[Array, "B H W classes"]:
     """A head's logits at every pixel, interpolated bilinearly (half-pixel centres, edge values extended).
 
@@ -171,9 +169,7 @@ class Probe:
     The caller runs the protocol's epochs. `grid` is (gh, gw) patches.
     """
 
-    def __init__(
-        self, grid: tuple[int, int], classes: int, protocol: HeadProtocol = PUBLISHED, seed: int = 0
-    ):
+    def __init__(self, grid: Grid, classes: int, protocol: HeadProtocol = PUBLISHED, seed: int = 0):
         self.grid, self.protocol, self.seed = grid, protocol, seed
         self.head = SegmentationHead(classes, protocol.batch_norm, protocol.dtype)
         self.variables, self._state = None, None
