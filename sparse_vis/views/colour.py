@@ -13,7 +13,6 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from sparse_vis.ops.resize import VIEW_PRECISION, apply_matrices
-from sparse_vis.runtime.errors import UserError
 
 Image = Float[Array, "*batch H W 3"]
 Plane = Float[Array, "*batch H W"]
@@ -82,10 +81,6 @@ def _blur_matrix(size: int, sigma: Float[Array, "*batch"]) -> Float[Array, "*bat
 def gaussian_blur(image: Image, sigma: float | Float[Array, "*#batch"]) -> Image:
     """Gaussian blur, 9 x 9 taps, the border reflected without repeating the edge; sigma > 0 in pixels."""
     height, width = image.shape[-3:-1]
-    if min(height, width) <= BLUR_RADIUS:
-        raise UserError(
-            f"cannot blur {height} x {width} pixels: use views of at least {BLUR_RADIUS + 1} px per side"
-        )
     # Two matrices instead of shifted sums: into those, XLA fuses the operations before and recomputes them
     # for every tap, six times slower on CPU.
     sigma = jnp.asarray(sigma, jnp.float32)

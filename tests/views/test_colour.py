@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.views import colour as augment
+from sparse_vis.views.make import ViewSpec
 from tests.golden_data import close, component
 
 pytestmark = pytest.mark.fast
@@ -136,9 +137,9 @@ def test_blur_of_tiny_views_agrees_with_scipy(size):
     np.testing.assert_allclose(BLUR(jnp.asarray(image, jnp.float32), 1.7), expected, atol=2e-6)
 
 
-def test_blur_refuses_what_it_cannot_reflect():
+def test_views_that_the_blur_cannot_reflect_are_refused():
     with pytest.raises(UserError, match="5 px"):
-        BLUR(jnp.zeros((8, 4, 3)), 1.0)
+        ViewSpec(size=4, patch_size=4)
 
 
 @pytest.mark.parametrize("operation", [*BY_NUMBER, BLUR])
