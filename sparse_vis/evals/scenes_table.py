@@ -35,7 +35,7 @@ def draw(bench: Bench, config: ConfigDict, path: AnyPath) -> None:
     """Save a picture (PNG) of the first scenes with reconstructions, masks and token maps."""
     from sparse_vis.viz import figures as viz  # imports matplotlib
 
-    records = next(bench.data.parts["test"].first(PICTURED).batches(bench.batch))
+    records = next(bench.data.parts["test"].only(np.s_[:PICTURED]).batches(bench.batch))
     features = bench.encode(records.image, "reconstruction", "spatial")
     pixels, L = features["reconstruction"], features["spatial"]
     figure = viz.token_sheet(records.image, pixels, L, square_grid(L.shape[1]), records.mask)

@@ -33,6 +33,7 @@ from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.paths import as_path, in_bucket
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.skipped import Skips
+from sparse_vis.types import Tokens
 
 BATCH = 16
 UNKNOWN = "Images of which it is not known whether the model was trained on them"
@@ -135,14 +136,10 @@ def encode_all(
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(model: Stellar, params: dict, temperature: jax.Array, images: jax.Array) -> Encoded:
     out = api.encode(model, params, images)
-
-    def heads(m, S, cls):
-        return m.sparse_head(S), m.cls_head(cls)
-
-    embedding, cls = model.apply({"params": params}, out.sparse, out.cls, method=heads)
-    logits = embedding @ params["sparse_head"]["prototypes"] / temperature
+    found = model.apply({"params": params}, Tokens(out.cls, out.sparse, out.dense), method="heads")
+    logits = found.S @ found.S_prototypes / temperature
     normaliser = jax.nn.logsumexp(logits, axis=-1)
-    return Encoded(out.sparse, out.spatial, cls, embedding, logits.argmax(axis=-1), normaliser)
+    return Encoded(out.sparse, out.spatial, found.cls, found.S, logits.argmax(axis=-1), normaliser)
 
 
 def name_images(config: ConfigDict | None, source: Source, rows: Rows) -> str:

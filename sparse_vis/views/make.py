@@ -105,15 +105,15 @@ def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Vi
     ranges = (jnp.array(scale, jnp.float32) for scale in (spec.global_scale, spec.local_scale))
     scales = jnp.where(views[:, None] < spec.global_count, *ranges)
 
+    def box(key, scale):
+        return sample_box(key, height, width, scale, spec.aspect)
+
     def visible(key):
         return visible_patches(key, spec.grid, spec.masking_ratio, spec.mask_kind, spec.focus_probability)
 
-    boxes = jax.vmap(lambda key, scale: sample_box(key, height, width, scale, spec.aspect))(
-        keys[Purpose.BOX], scales
-    )
-    flips = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32) < spec.flip_probability)(
-        keys[Purpose.FLIP]
-    )
+    boxes = jax.vmap(box)(keys[Purpose.BOX], scales)
+    uniform = jax.vmap(functools.partial(jax.random.uniform, dtype=jnp.float32))(keys[Purpose.FLIP])
+    flips = uniform < spec.flip_probability
     # DEVIATION: the published code draws one colour change per batch; we draw one per view.
     colour_keys = keys[Purpose.COLOUR]
     if spec.colour_per == "batch":

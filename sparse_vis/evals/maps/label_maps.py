@@ -84,12 +84,9 @@ def check_maps(part: Part) -> None:
 
 def check_every_map(part: Part) -> None:
     """Raise a UserError at the first invalid label map; reads all of them, and the images for their sizes."""
-
-    def load(rows: np.ndarray) -> None:
-        for row in rows:
-            label_map(part, part.record(row))
-
-    for _ in in_batches(load, part.indices, 16, part.threads):
+    for _ in in_batches(
+        lambda rows: [label_map(part, part.record(row)) for row in rows], part.indices, 16, part.threads
+    ):
         pass
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -69,11 +70,8 @@ def squares_in_shares(
     part: Part, make: Maker, rows: Int[np.ndarray, " N"], batch_size: int, keep: Keep, compute: Callable
 ) -> Iterator[dict[str, np.ndarray]]:
     """What `compute` gives for all `squares`, in order; each process reads and computes its share."""
-
-    def batches(share: np.ndarray) -> Iterator[Squares]:
-        return squares(part, make, rows[share], batch_size, keep)
-
-    return in_shares(len(rows), batch_size, batches, lambda batch: compute(*batch))
+    own = functools.partial(squares, part, make, batch_size=batch_size, keep=keep)
+    return in_shares(len(rows), batch_size, lambda share: own(rows[share]), lambda batch: compute(*batch))
 
 
 def label(record: dict[str, Any], cut: Cut) -> int:

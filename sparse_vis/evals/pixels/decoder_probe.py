@@ -184,7 +184,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     chosen = DecoderProtocol(**config.eval.reconstruction_probe, dtype=config.eval.dtype)
     t, test = config.model.tokenizer, bench.data.parts["test"]
     train = bench.data.parts["train"].without(chosen.validation, bench.seed)
-    patches = _read(bench.encode(next(test.first(1).batches(1)).image, *_wanted(bench))).shape[1]
+    patches = _read(bench.encode(next(test.only(np.s_[:1]).batches(1)).image, *_wanted(bench))).shape[1]
     if patches == 1:
         return Result({}, {"reconstruction_probe": "it has one token for the whole image"})
     tokenizer = read_tokenizer(t.path, t.dtype) if chosen.target == "vq" else None

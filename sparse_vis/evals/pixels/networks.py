@@ -18,7 +18,6 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Float, UInt8
 
-from sparse_vis.data.records import Records
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.pixels.fid import Moments, at_256
 from sparse_vis.evals.pixels.inception import Inception
@@ -87,12 +86,8 @@ class Networks:
         """Moments of the Inception features of a part's own images, computed once."""
         if part not in self._moments:
             found = Moments.empty(2048)
-
-            def compute(records: Records) -> dict[str, np.ndarray]:
-                return {"inception": self.inception(at_256(records.image))}
-
-            for columns in part.in_shares(self.batch_size, compute):
-                found = found.update(columns["inception"])
+            for some in part.in_shares(self.batch_size, lambda r: {"x": self.inception(at_256(r.image))}):
+                found = found.update(some["x"])
             self._moments[part] = found
         return self._moments[part]
 
