@@ -6,6 +6,7 @@ An edit is a dictionary as JSON has it: "kind", one of KINDS, and that kind's fi
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,16 +128,8 @@ def replace(found: Edited, grid: Grid, token: int, vector: list[Number], amount:
     return Edited(S, found.L)
 
 
-KINDS = {
-    "temper": (temper, ("power",)),
-    "erase": (erase, ("token",)),
-    "move": (move, ("token", "down", "right")),
-    "copy": (copy, ("token", "down", "right")),
-    "scale": (scale, ("token", "factor")),
-    "mirror": (mirror, ("token", "axis")),
-    "paint": (paint, ("token", "patches", "amount")),
-    "replace": (replace, ("token", "vector", "amount")),
-}
+# By name; the fields of an edit are the arguments behind (found, grid).
+KINDS = {edit.__name__: edit for edit in (temper, erase, move, copy, scale, mirror, paint, replace)}
 
 
 def _number(x: Any, low: Number, high: Number, kinds: tuple[type, ...] = (int, float)) -> bool:
@@ -168,7 +161,8 @@ def checked(edit: Any, found: Edited) -> tuple[Any, dict[str, Any]]:
     kind = edit.get("kind") if isinstance(edit, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{kind!r} is not a kind of edit; give one of {', '.join(KINDS)}.")
-    function, names = KINDS[kind]
+    function = KINDS[kind]
+    _, _, *names = inspect.signature(function).parameters
     if {*edit} != {"kind", *names}:
         raise UserError(f"{kind} takes {', '.join(names)}; give these fields and no others.")
     for name in names:
