@@ -21,6 +21,7 @@ from sparse_vis.evals.maps import published_images as published
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.models.layers import uniform_linear
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.progress import Progress
 
 READS = ("sparse", "dense", "cls")  # the first of these that an encoder gives is used
 Batches = Iterable[tuple[AnyArray, AnyArray]]  # tokens and classes
@@ -137,7 +138,7 @@ def _protocol(config: ConfigDict) -> LinearProtocol:
 
 
 def _labelled(
-    bench: Bench, part: Part, cuts: published.Maker, rows: np.ndarray
+    bench: Bench, part: Part, cuts: published.Maker, rows: np.ndarray, progress: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Mean tokens, as one token, of crops of the images that have a class, in the order of `rows`; classes.
 
@@ -153,6 +154,7 @@ def _labelled(
         known = found["classes"] >= 0
         if known.any():
             yield found["tokens"][known], found["classes"][known]
+        progress.add(len(known))
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
@@ -162,12 +164,10 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     progress = bench.progress("linear_published", chosen.epochs * len(train))
 
     def epoch(number: int):
-        cuts = published.random_cuts(chosen.size, chosen.scale, seed, number)
-        for part in _labelled(bench, train, cuts, published.epoch_order(train, seed, number)):
-            yield part
-            progress.add(len(part[1]))
+        return _labelled(bench, train, *published.epoch(train, chosen.scale, seed, number), progress)
 
-    tests = _labelled(bench, test, published.centre_cuts(test), np.arange(len(test)))
+    looking = bench.progress("linear_published, test", len(test))
+    tests = _labelled(bench, test, published.centre_cuts(test), np.arange(len(test)), looking)
     found = published_linear(epoch, tests, classes=bench.data.classes, protocol=chosen, seed=seed)
     key = next(key for key in READS if key in bench.encoder.gives)
     metrics = {POOLED[key]: {"accuracy": found.accuracy, "top5": found.top5}}

@@ -79,9 +79,12 @@ def label(record: dict[str, Any], cut: Cut) -> int:
     return record.get("label", -1)
 
 
-def epoch_order(part: Part, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
-    """Indices of a part's records, shuffled differently in every epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(len(part))
+def epoch(
+    part: Part, scale: tuple[float, float], seed: int, number: int
+) -> tuple[Maker, Int[np.ndarray, " N"]]:
+    """Cuts of the images of an epoch, and its order of the part's rows: different ones for every number."""
+    order = np.random.default_rng((seed, number)).permutation(len(part))
+    return random_cuts(part.size, scale, seed, number), order
 
 
 def adamw(protocol: Any) -> optax.GradientTransformation:

@@ -334,10 +334,9 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
         labels = label_map(test, record)
         return cut.labels(labels), centre_square(labels, size=test.size, short_side=test.short_side)
 
-    for epoch in range(chosen.epochs):
-        cuts = published.random_cuts(train.size, chosen.scale, bench.seed, epoch)
-        order = published.epoch_order(train, bench.seed, epoch)
-        for crops in published.squares_in_shares(train, cuts, order, bench.batch, crop, encoded):
+    for number in range(chosen.epochs):
+        epoch = published.epoch(train, chosen.scale, bench.seed, number)
+        for crops in published.squares_in_shares(train, *epoch, bench.batch, crop, encoded):
             if not variants(crops):
                 return Result({}, {"segmentation": "it has one token for the whole image"})
             heads.learn(crops)

@@ -192,9 +192,8 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     progress = bench.progress("reconstruction_probe", chosen.epochs * len(train))
 
     def epoch(number: int) -> Iterator:
-        cuts = published.random_cuts(train.size, chosen.scale, bench.seed, number)
-        order = published.epoch_order(train, bench.seed, number)
-        return _pairs(bench, train, cuts, order, chosen.batch_size, progress)
+        epoch = published.epoch(train, chosen.scale, bench.seed, number)
+        return _pairs(bench, train, *epoch, chosen.batch_size, progress)
 
     losses, metrics, absent = fit(probe, epoch), {}, {}
     feature = "Z" if _wanted(bench) == FACTORS else "U"
