@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sparse_vis.ops.token_maps import Grid, Localization, Map, move_map, with_map
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, reworded
 
 MOST = 1000  # edits in a list
 FURTHEST = 1000  # patches by which a map is moved
@@ -44,11 +44,9 @@ def replay(S: Float[np.ndarray, "r d"], L: Localization, grid: Grid, edits: Any)
         raise UserError(f"there are more than {MOST} edits; undo some.")
     found = Edited(S, L)
     for position, edit in enumerate(edits, start=1):
-        try:
+        with reworded(f"edit {position}: {{}}".format):
             function, fields = checked(edit, found)
             found = function(found, grid, **fields)
-        except UserError as error:
-            raise UserError(f"edit {position}: {error}") from None
     return found
 
 

@@ -28,7 +28,7 @@ from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.batches import Devices, run_in_batches
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, reworded
 from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.paths import as_path, in_bucket
 from sparse_vis.runtime.progress import Progress
@@ -80,11 +80,9 @@ def find_images(
         max_pixels: of an image in `images`.
     """
     if images is not None:
-        try:
+        with reworded(lambda sentence: sentence.replace("--input", "--images")):
             source = open_input(images, split, data_dir, max_pixels)
             announce(source)
-        except UserError as error:
-            raise UserError(str(error).replace("--input", "--images")) from None
         kind = "folder " if as_path(images).is_dir() else ""
         return source, np.arange(len(source)), f"{kind}{images}"
     for flag, value in (("--split", split), ("--data-dir", data_dir)):
@@ -92,10 +90,8 @@ def find_images(
             raise UserError(f"{flag}={value} belongs to --images; give both, or leave it out.")
     if not data_known:
         raise UserError("a released file does not say where its images are; give --images=FOLDER.")
-    try:
+    with reworded(lambda sentence: f"{sentence.rstrip('.')}; or give other images: --images=FOLDER."):
         part = open_data(config).parts["test"]
-    except UserError as error:
-        raise UserError(f"{str(error).rstrip('.')}; or give other images: --images=FOLDER.") from None
     place = f" at {config.data.path}" if config.data.path else ""
     share = f", {config.eval.holdout:.0%} held out" if config.eval.holdout else ""
     origin = f"{config.data.source}{place}, split {config.eval.test_split!r}{share}"

@@ -24,7 +24,7 @@ from sparse_vis.evals.pixels.inception import Inception
 from sparse_vis.evals.pixels.lpips import SMALLEST, Lpips
 from sparse_vis.interop.tensors import check_tensors, read_tensors
 from sparse_vis.runtime.batches import Devices, run_in_batches
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import reworded
 from sparse_vis.runtime.files import file_sha256
 from sparse_vis.runtime.paths import AnyPath, as_path
 
@@ -173,7 +173,5 @@ def _read(
     path: str | AnyPath, expected: Mapping[str, tuple[int, ...]], unused: Iterable[str], source: str
 ) -> dict[str, np.ndarray]:
     """The checked tensors of a file; errors say which file is expected and where to get it."""
-    try:
+    with reworded(lambda sentence: f"{sentence.rstrip('.')} (expected: {source})."):
         return check_tensors(read_tensors(path), expected, unused, path)
-    except UserError as error:
-        raise UserError(f"{str(error).rstrip('.')} (expected: {source}).") from error
