@@ -1,11 +1,11 @@
-"""What is kept of each image: pooled features and scores, never all of U; tasks that average the scores."""
+"""What is kept of each image: pooled features, scores and ranks, never all of U; tasks that average these."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -30,6 +30,9 @@ CONCATENATED = Reducer(("sparse",), lambda f, *_: {"concat_S": f["sparse"].resha
 LOCALIZED = Reducer(("spatial",), _localized)
 RECONSTRUCTED = Reducer(
     ("reconstruction",), lambda f, records, networks: compared(f["reconstruction"], records.image, networks)
+)
+RANKED = Reducer(
+    ("probability",), lambda f, records, _: {"class_rank": ranks(f["probability"], records.label)}
 )
 PROTOTYPE = Reducer(("prototype",), lambda f, *_: {"prototype": f["prototype"].astype(np.int32)})
 
@@ -63,6 +66,14 @@ def localization(columns: dict[str, np.ndarray]) -> dict[str, float]:
     return {name: mean_known(columns[name]) for name in ("fg_ari", "best_iou") if name in columns}
 
 
+def ranks(probability: Float[np.ndarray, "N classes"], label: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """Number of classes that are more likely than the true one; -1 for images without a class."""
+    true = np.take_along_axis(probability, np.maximum(label, 0)[:, None], axis=1)
+    # Ties go to the lower class, as in argmax.
+    earlier = (probability == true) & (np.arange(probability.shape[1]) < label[:, None])
+    return np.where(label < 0, -1, ((probability > true) | earlier).sum(axis=1)).astype(np.int32)
+
+
 def quality(
     columns: dict[str, np.ndarray], networks: Networks, true: Callable[[], Moments]
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -83,6 +94,14 @@ def _reconstruction(bench: Bench, config: ConfigDict) -> Result:
     return Result({"": metrics}, absent)
 
 
+def _classifier(bench: Bench, config: ConfigDict) -> Result:
+    rank = bench.columns(bench.data.labelled[1])["class_rank"]
+    known = rank[rank >= 0]
+    if not len(known):
+        return Result({}, {"classifier": "no test image has a class"})
+    return Result({"": {"accuracy": float(np.mean(known == 0)), "top5": float(np.mean(known < 5))}})
+
+
 LOCALIZATION = Task(
     lambda bench, config: Result({"": localization(bench.columns("test"))}), ("mask",), ("spatial",),
     lambda data: {"test": (LOCALIZED,)},
@@ -91,4 +110,8 @@ LOCALIZATION = Task(
 RECONSTRUCTION = Task(
     _reconstruction, (), ("reconstruction",), lambda data: {"test": (RECONSTRUCTED,)},
     lambda config: {"images": "as the encoder sees them"}, networks=True,
+)  # fmt: skip
+CLASSIFIER = Task(
+    _classifier, ("label",), ("probability",), lambda data: {data.labelled[1]: (RANKED,)},
+    lambda config: {"classifier": "the model's own, of fine-tuning"},
 )  # fmt: skip
