@@ -94,10 +94,8 @@ class Extraction:
         except OSError as error:
             what = f"{path} cannot be read ({error.strerror})"
             raise UserError(f"{what}; give its folder as --images.") from error
-        size, pixels = (
-            about["image_size"],
-            decode({"image": data, "name": name, "max_pixels": self.max_pixels}),
-        )
+        size = about["image_size"]
+        pixels = decode({"image": data, "name": name, "max_pixels": self.max_pixels})
         if about.get("letterbox"):
             square = fitted(pixels, (size, size), letterbox=True)
         else:
