@@ -50,11 +50,7 @@ def to_npz(S: Float[np.ndarray, "r d"], L: Localization, grid: Grid, edits: list
 
 
 def read_saved(path: str | pathlib.Path) -> Saved:
-    """Read a file that the page saved, and replay its edits.
-
-    Raises:
-        UserError: the file does not exist, or the page did not save it.
-    """
+    """Read a file that the page saved, and replay its edits; a UserError if the page did not save it."""
     try:
         with np.load(path, allow_pickle=False) as file:
             S, L, edits = file["S"], file["L"], str(file["edits"])

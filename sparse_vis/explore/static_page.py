@@ -56,8 +56,7 @@ def from_folder(folder: pathlib.Path) -> dict[str, bytes]:
 def fetched() -> dict[str, bytes]:
     """The same from the registry that npm uses, or from npm's cache.
 
-    Raises:
-        UserError: npm is missing or fails, or the package does not have the checksum of this version.
+    A UserError says that npm is missing or fails, or that the package has another checksum than this version.
     """
     npm = shutil.which("npm")
     if npm is None:

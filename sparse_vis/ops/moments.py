@@ -26,10 +26,8 @@ class Moments:
     def update(self, features: Float[Array | np.ndarray, "... f"]) -> Moments:
         """The moments after one more batch of any size.
 
-        Batches are centred before they are squared: Σ x xᵀ − n mean meanᵀ loses digits for large means.
-
-        Raises:
-            UserError: features that are not finite.
+        Batches are centred before they are squared: Σ x xᵀ − n mean meanᵀ loses digits for large means. A
+        UserError is raised for features that are not finite.
         """
         x = np.asarray(features, np.float64).reshape(-1, len(self.mean))
         if not np.isfinite(x).all():

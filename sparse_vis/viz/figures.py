@@ -133,10 +133,8 @@ def prototype_page(
 def read_metrics(path: str | AnyPath) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Every number of a run's metrics.jsonl: name → (steps, values), in the file's order.
 
-    An incomplete last line, as a killed run leaves, is ignored.
-
-    Raises:
-        UserError: the file is missing, or a line of it is damaged.
+    An incomplete last line, as a killed run leaves, is ignored; a UserError names a missing file, or a line
+    that is damaged.
     """
     found: dict[str, list[tuple[int, float]]] = {}
     number = 0

@@ -141,10 +141,8 @@ def multilabel_probe(
 ) -> MultilabelResult:
     """The sweep for sets of classes: sigmoid cross-entropy, and the best held-out mAP chooses.
 
-    Ties go to the lower rate and the earlier feature. train_y and test_y are bool or 0/1.
-
-    Raises:
-        UserError: no rows left to hold out or to fit, or a part without any label.
+    Ties go to the lower rate and the earlier feature. train_y and test_y are bool or 0/1. A UserError is
+    raised if no rows are left to hold out or to fit, or a part has no label.
     """
     for name, features, y in (("train", train, train_y), ("test", test, test_y)):
         shapes = {key: x.shape for key, x in features.items()}
@@ -175,10 +173,8 @@ def mean_average_precision(
 ) -> float:
     """Mean over classes of the average precision, Σ_k (R_k − R_{k−1}) P_k over a class's distinct scores.
 
-    Larger scores are more likely, targets are bool or 0/1, classes without any image are left out.
-
-    Raises:
-        UserError: no class has a positive, or scores are not finite.
+    Larger scores are more likely, targets are bool or 0/1, classes without any image are left out. A
+    UserError is raised if no class has an image, or for scores that are not finite.
     """
     scores, targets = np.asarray(scores), np.asarray(targets).astype(bool)
     if not targets.any():

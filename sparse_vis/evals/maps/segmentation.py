@@ -193,8 +193,7 @@ class Probe:
     def predict(self, tokens: HeadInput, size: tuple[int, int]) -> Int[np.ndarray, "B H W"]:
         """The most likely class of every pixel, for images of size (H, W); ties go to the lowest class.
 
-        Raises:
-            UserError: the head has not been trained.
+        A UserError is raised if the head has not been trained.
         """
         return np.stack([most_likely(scores, size) for scores in self._scores(tokens)])
 

@@ -25,10 +25,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     With C = F Fᵀ, tr (C₁ C₂)^½ is the sum of the singular values of F₁ᵀ F₂. The factors are real and have as
     many columns as the rank of C. So nothing becomes complex, and sets with fewer images than features
-    (singular C) need no jitter, for which scipy.linalg.sqrtm of C₁ C₂ fails or returns noise.
-
-    Raises:
-        UserError: a set of fewer than two rows, or features of two sizes.
+    (singular C) need no jitter, for which scipy.linalg.sqrtm of C₁ C₂ fails or returns noise. A UserError is
+    raised for a set of fewer than two rows, and for features of two sizes.
     """
     if min(a.count, b.count) < 2:
         raise UserError(
