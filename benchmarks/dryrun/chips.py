@@ -7,24 +7,18 @@ from benchmarks.dryrun.cost import Cost
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Numbers of the vendors: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e; NVIDIA's data sheets (SXM).
+    """Numbers of the vendors: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e; NVIDIA's data sheets (SXM)."""
 
-    Attributes:
-        memory: bytes. flops: dense bf16 operations per second. bandwidth: of the memory, bytes per second.
-        links: bytes per second that the chip sends to its neighbours over all links together, half of the
-            "bidirectional inter-chip interconnect bandwidth" (v4: six links of 50 GB/s each way); of NVLink.
-        clock: cycles per second, from `flops` and the matrix units' size (four of 128 x 128 per core, two
-            operations per cell); 0 for v6e, whose pages do not agree with themselves on this, and for
-            GPUs, whose compiler makes no estimate.
-        kind: a part of JAX's device_kind; v5e comes before v5p, whose part is shorter.
-    """
-
-    memory: float
-    flops: float
-    bandwidth: float
+    memory: float  # bytes
+    flops: float  # dense bf16 operations per second
+    bandwidth: float  # of the memory, bytes per second
+    # Bytes per second that the chip sends to its neighbours over all links together, half of the
+    # "bidirectional inter-chip interconnect bandwidth" (v4: six links of 50 GB/s each way); of NVLink.
     links: float
+    # Cycles per second, from `flops` and the matrix units' size (four of 128 x 128 per core, two operations
+    # per cell); 0 for v6e, whose pages do not agree with themselves, and for GPUs, which have no estimate.
     clock: float
-    kind: str
+    kind: str  # a part of JAX's device_kind; v5e comes before v5p, whose part is shorter
 
 
 CHIPS = {

@@ -10,20 +10,13 @@ from benchmarks.dryrun.hlo import COLLECTIVES, FREE, Instruction, Program, calle
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one step asks of one chip.
+    """What one step asks of one chip."""
 
-    Attributes:
-        flops: of matrix products and convolutions, two per multiply-add, recomputation included.
-        bytes: read from and written to the chip's main memory.
-        passes: those of them that belong to no product, convolution or library call, by part of the model.
-        cycles: the compiler's estimate for everything but collectives; 0 where it makes none (CPU).
-        collectives: (kind, chips in a group, what it belongs to) -> (count, bytes).
-    """
-
-    flops: float
-    bytes: float
-    passes: dict[str, float]
-    cycles: float
+    flops: float  # of matrix products and convolutions, two per multiply-add, recomputation included
+    bytes: float  # read from and written to the chip's main memory
+    passes: dict[str, float]  # bytes of no product, convolution or library call, by part of the model
+    cycles: float  # the compiler's estimate for everything but collectives; 0 where it makes none (CPU)
+    # (kind, chips in a group, what it belongs to) -> (count, bytes)
     collectives: dict[tuple[str, int, str], tuple[int, float]]
 
 

@@ -45,13 +45,10 @@ def row(name: str, r: dict) -> str:
 def main() -> None:
     script_parser(__spec__, __doc__).parse_args()
     found = {file.stem: json.loads(file.read_text()) for file in RESULTS.glob("*_v[456]*.json")}
-
-    def order(name: str) -> tuple:
-        return name.split("_")[0], found[name]["topology"].split(":")[0], found[name]["chips"], name
-
+    kinds = ((name.split("_")[0], r["topology"].split(":")[0], r["chips"], name) for name, r in found.items())
     print(HEADER)
     print("|---" * (HEADER.count("|") - 1) + "|")
-    for name in sorted(found, key=order):
+    for *_, name in sorted(kinds):
         print(row(name, found[name]))
 
 

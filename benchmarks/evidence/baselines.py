@@ -16,9 +16,10 @@ import functools
 import math
 
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from jaxtyping import Array, Float, Integer
 
+from benchmarks.speed.command import run_with_flags
 from sparse_vis.commands import train
 from sparse_vis.config import settings
 from sparse_vis.evals import command
@@ -26,7 +27,7 @@ from sparse_vis.evals.encoders import OWN, stellar_encoder
 from sparse_vis.losses.objective import objective
 from sparse_vis.models.encoder import patchify
 from sparse_vis.models.stellar import Stellar, fold
-from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.loop import Run
 from sparse_vis.train.recipe import Recipe, build_recipe
 from sparse_vis.types import Factors, Outputs, Tokens, Views
@@ -79,9 +80,8 @@ def baseline_recipe(baseline: str, config, tokenizer: None = None) -> Recipe:
     return dataclasses.replace(recipe, model=model(**parts), objective=loss)
 
 
-def main(_) -> None:
+def main(given: flags.FlagValues) -> None:
     """Train, then evaluate; see the docstring of this file."""
-    given = flags.FLAGS
     config, workdir, build = given.config, given.workdir, functools.partial(baseline_recipe, given.baseline)
     if config is None or workdir is None or config.model.target != "pixel":
         raise UserError("give --config=configs/NAME.py, of the pixel target, and --workdir.")
@@ -99,4 +99,4 @@ def main(_) -> None:
 if __name__ == "__main__":
     train.define_flags()
     flags.DEFINE_enum("baseline", "dense", list(BASELINES), "Which one.")
-    command_line(lambda: app.run(main, flags_parser=train.parse))
+    run_with_flags(main, __doc__)

@@ -8,6 +8,7 @@ Prints a Markdown table of the mean PSNR in dB, for crops of the global and of t
 """
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -79,19 +80,15 @@ def main() -> None:
         "local": (ViewSpec.local_size, ViewSpec.local_scale),
     }
     found, used = {kind: [] for kind in kinds}, 0
-    for number in range(len(source)):
-        image = decode(source[number])
-        if max(image.shape) < LEAST:
-            continue
+    images = (decode(source[number]) for number in range(len(source)))
+    large = (image for image in images if max(image.shape) >= LEAST)
+    for image in itertools.islice(large, arguments.count):
         used += 1
         for kind, (size, scale) in kinds.items():
             found[kind] += agreement(image, size, scale, rng)
-        if used == arguments.count:
-            break
     if not used:
-        raise UserError(
-            f"--images={arguments.images} has no image with a side of {LEAST} px; give larger ones."
-        )
+        what = f"--images={arguments.images} has no image with a side of {LEAST} px"
+        raise UserError(f"{what}; give larger ones.")
     print(f"{used} images with a longer side of at least {LEAST} px, {CROPS} crops of each kind per image")
     print("| crops | " + " | ".join(f"canvas {side}" for side in CANVASES) + " | original |")
     print("|---" * (len(CANVASES) + 2) + "|")

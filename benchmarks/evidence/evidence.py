@@ -138,9 +138,8 @@ def main() -> None:
     if unknown := [name for name in wanted if name not in rows]:
         raise UserError(f"--rows={unknown[0]} is no row of {group}; it has {', '.join(rows)}.")
     if wrong := [seed for seed in seeds if not re.fullmatch("[0-9]+", seed)]:
-        raise UserError(
-            f"--seeds={arguments.seeds}: {wrong[0]!r} is no seed; give numbers, as in --seeds=0,1,2."
-        )
+        what = f"--seeds={arguments.seeds}: {wrong[0]!r} is no seed"
+        raise UserError(f"{what}; give numbers, as in --seeds=0,1,2.")
     files = {(n, s): results / group / f"{n}-seed{s}.json" for s in map(int, seeds) for n in wanted}
     todo, began = [pair for pair, file in files.items() if not file.exists()], time.time()
     for done, (name, seed) in enumerate(todo):

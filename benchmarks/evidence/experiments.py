@@ -5,30 +5,21 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One experiment.
+    """One experiment."""
 
-    Attributes:
-        config: file of configs/. settings: dotted name -> value, as in --config.NAME=VALUE.
-        shown: encoders measured beside the run's own that get a row in the table.
-        program: with its flags, in place of main.py.
-    """
-
-    config: str
-    settings: dict = dataclasses.field(default_factory=dict)
-    shown: tuple[str, ...] = ()
-    program: tuple[str, ...] = ("main.py",)
+    config: str  # file of configs/
+    settings: dict = dataclasses.field(default_factory=dict)  # dotted name -> value, as --config.NAME=VALUE
+    shown: tuple[str, ...] = ()  # encoders measured beside the run's own that get a row in the table
+    program: tuple[str, ...] = ("main.py",)  # with its flags
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A number of a result: its title, its keys in the result file, its digits.
-
-    Attributes:
-        path: of an evaluation (task, what was measured, metric), or ("health", measure). Of names joined by |
-            the first that a result has.
-    """
+    """A number of a result."""
 
     title: str
+    # Its keys in the result file: of an evaluation (task, what was measured, metric), or ("health", measure).
+    # Of names joined by | the first that a result has.
     path: tuple[str, ...]
     digits: int = 3
 
@@ -113,10 +104,15 @@ OF_THE_PAPER = ("without clustering", "without alignment", "without reconstructi
 MAE_STYLE = {**ONLY_PIXELS, **NO_CLS, "loss.reconstruction": 10.0, "eval.beside": ()}
 DENSE = {"loss.token_clustering": 0.0, "loss.set_alignment": 0.0, "eval.beside": ()}
 
+ALONE = ("untrained", "pixels", "pca")  # measured beside
 # Of DINO, a quarter of the image's pixels each: about the size at which a global view shows them.
 LOCAL_VIEWS = {"views.local_count": 4, "views.local_size": 14, "views.local_scale": (0.1, 0.35)}
 
 SHORT = {"train.steps": 500, "train.log_every": 50, "train.health_every": 50, "eval.beside": ()}
+SHORT_FASHION = {
+    "train.steps": 1000, "train.health_every": 250, "eval.beside": (),
+    "eval.tasks": ("knn", "linear", "reconstruction"),
+}  # fmt: skip
 # What one token alone has no use for: that the tokens of an image differ.
 KOLEO = {"loss.koleo_image": 0.1, "loss.koleo_masked": 0.1}
 FOUR = {"model.tokens": 4, **KOLEO}
@@ -128,17 +124,19 @@ def baseline(name: str) -> tuple[str, ...]:
     return "-m", "benchmarks.evidence.baselines", f"--baseline={name}"
 
 
-def peer(name: str) -> tuple[str, ...]:
-    """Program of a row: a peer of benchmarks/evidence/peers.py."""
-    return "-m", "benchmarks.evidence.peers", f"--peer={name}"
+def peer(name: str, settings: dict | None = None) -> Row:
+    """A peer of benchmarks/evidence/peers.py, on Fashion-MNIST."""
+    return Row(
+        "configs/fashion.py", settings or {}, program=("-m", "benchmarks.evidence.peers", f"--peer={name}")
+    )
 
 
-def compared(config: str, title: str) -> dict[str, Row]:
+def compared(config: str, title: str, shown: tuple[str, ...], prefix: str = "") -> dict[str, Row]:
     """The method and two models of equal budget without factorization."""
     return {
-        title: Row(config, shown=("untrained", "pixels", "pca")),
-        f"{title} MAE-style": Row(config, MAE_STYLE, program=baseline("masked")),
-        f"{title} dense tokens": Row(config, DENSE, program=baseline("dense")),
+        title: Row(config, shown=shown),
+        f"{prefix}MAE-style": Row(config, MAE_STYLE, program=baseline("masked")),
+        f"{prefix}dense tokens": Row(config, DENSE, program=baseline("dense")),
     }
 
 
@@ -152,11 +150,11 @@ GROUPS = {
         "classes from random initialisation: digits",
         (KNN, LINEAR, CLS, CLS_U, PSNR, IOU, USAGE),
         {
-            "uncentred": Row("configs/digits.py", UNCENTRED, shown=("untrained", "pixels", "pca")),
+            "uncentred": Row("configs/digits.py", UNCENTRED, shown=ALONE),
             "uncentred four times as long": Row(
                 "configs/digits.py", {**UNCENTRED, "train.steps": 12000, "eval.beside": ()}
             ),
-            **compared("configs/digits.py", "centred"),
+            **compared("configs/digits.py", "centred", ALONE, "centred "),
             "centred reconstruction only": Row("configs/digits.py", {**ONLY_PIXELS, "eval.beside": ()}),
         },
     ),
@@ -164,49 +162,31 @@ GROUPS = {
         "classes and pixels of Fashion-MNIST, beside peers of the package lightly",
         (KNN, LINEAR, CONCATENATED, KNN_CLS, CLS, CLS_U, NEW_DECODER, PSNR),
         {
-            "ours": Row("configs/fashion.py", shown=("untrained", "pixels", "pca")),
-            "MAE-style": Row("configs/fashion.py", MAE_STYLE, program=baseline("masked")),
-            "dense tokens": Row("configs/fashion.py", DENSE, program=baseline("dense")),
-            "DINO": Row("configs/fashion.py", program=peer("dino")),
-            "DINO with local views": Row("configs/fashion.py", LOCAL_VIEWS, program=peer("dino")),
-            "SimCLR": Row("configs/fashion.py", program=peer("simclr")),
-            "MAE": Row("configs/fashion.py", program=peer("mae")),
+            **compared("configs/fashion.py", "ours", ALONE),
+            "DINO": peer("dino"),
+            "DINO with local views": peer("dino", LOCAL_VIEWS),
+            "SimCLR": peer("simclr"),
+            "MAE": peer("mae"),
         },
     ),
     "fashion_ablations": Group(
         "what each part of the method is for, on Fashion-MNIST with four tokens",
         (KNN, LINEAR, CONCATENATED, CLS, PSNR, USAGE, RANK),
         {
-            name: Row(
-                "configs/fashion.py",
-                {
-                    "train.steps": 1000,
-                    "train.health_every": 250,
-                    "eval.beside": (),
-                    "eval.tasks": ("knn", "linear", "reconstruction"),
-                    **settings,
-                },
-            )
-            for name, settings in {"full": {}, **{name: ABLATIONS[name] for name in OF_THE_PAPER}}.items()
+            name: Row("configs/fashion.py", SHORT_FASHION | ABLATIONS.get(name, {}))
+            for name in ("full", *OF_THE_PAPER)
         },
     ),
     "pictures": Group(
         "objects on photographs: tokens, classes of whole pictures and of single objects",
         (
-            *SCENES,
-            KNN,
-            LINEAR,
-            CLS_U,
+            *(*SCENES, KNN, LINEAR, CLS_U),
             Column("object, S by L", ("objects", "S by L", "linear")),
             Column("object, U by mask", ("objects", "U by mask", "linear")),
             factor("S after a swap", "S after a swapped token"),
             factor("(nothing done)", "S after a swapped token", "compared_with"),
         ),
-        {
-            "pictures-tiny": Row("configs/pictures_tiny.py", shown=("untrained", "pixels")),
-            "MAE-style": Row("configs/pictures_tiny.py", MAE_STYLE, program=baseline("masked")),
-            "dense tokens": Row("configs/pictures_tiny.py", DENSE, program=baseline("dense")),
-        },
+        compared("configs/pictures_tiny.py", "pictures-tiny", ("untrained", "pixels")),
     ),
     "temperature": Group(
         "how sharp L is: the quickstart with other spatial temperatures",
@@ -232,7 +212,7 @@ GROUPS = {
     "ablations": Group(
         "what each part of the method is for, on centred digits with one token",
         (KNN, LINEAR, CLS, PSNR, USAGE, SPREAD),
-        {"full": changed({}), **{name: changed(settings) for name, settings in ABLATIONS.items()}},
+        {name: changed(ABLATIONS.get(name, {})) for name in ("full", *ABLATIONS)},
     ),
     "ablations4": Group(
         "the same with four tokens, which have to be told apart, placed and matched",

@@ -9,14 +9,11 @@ Needs a Debian system with apt (`apt-get update` first). Writes OUTPUT/SPLIT/CLA
 import gzip
 import pathlib
 import struct
-import tempfile
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.evidence.packages import unpack_debian
-from benchmarks.speed.command import script_parser
-from sparse_vis.runtime import paths
+from benchmarks.evidence.packages import folders, unpack_debian
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.progress import Progress
 
@@ -52,19 +49,10 @@ def write_split(tree: pathlib.Path, output: pathlib.Path, split: str) -> None:
 
 
 def main() -> None:
-    """Command line; see the docstring of this file."""
-    parser = script_parser(__spec__, __doc__)
-    parser.add_argument("--output", required=True, type=paths.path, metavar="FOLDER", help="new folder")
-    kept = "where the package is, or is kept; default: removed"
-    parser.add_argument("--downloads", type=paths.path, metavar="FOLDER", help=kept)
-    arguments = parser.parse_args()
-    if arguments.output.exists():
-        raise UserError(f"{arguments.output} exists already; give another --output, or remove it.")
-    with tempfile.TemporaryDirectory() as folder:
-        tree = pathlib.Path(folder, "tree")
-        unpack_debian((PACKAGE,), arguments.downloads or pathlib.Path(folder, "downloads"), tree)
+    with folders(__spec__, __doc__) as (output, downloads, tree):
+        unpack_debian((PACKAGE,), downloads, tree)
         for split in SPLITS:
-            write_split(tree, arguments.output, split)
+            write_split(tree, output, split)
 
 
 if __name__ == "__main__":

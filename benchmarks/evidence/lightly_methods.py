@@ -75,11 +75,7 @@ def global_views(config: ConfigDict) -> list[DINOViewTransform]:
 
 
 class Method(nn.Module):
-    """What peers.py trains.
-
-    Attributes:
-        backbone: the encoder. views: from an image of Pillow to the list of its views, (3, h, w) each.
-    """
+    """What peers.py trains: `backbone` is the encoder, `views` makes views (3, h, w) of a Pillow image."""
 
     def loss(self, views: list[torch.Tensor], step: int) -> torch.Tensor:
         """The loss of a batch of views, (B, 3, h, w) each, at a step, 0 the first."""

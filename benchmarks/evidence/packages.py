@@ -1,17 +1,34 @@
 """Files of Debian packages, as sources of data sets that are not committed."""
 
+import contextlib
 import pathlib
 import subprocess
+import tempfile
+from collections.abc import Iterator
 
+from benchmarks.speed.command import script_parser
+from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError
 
 
-def unpack_debian(names: tuple[str, ...], downloads: pathlib.Path, tree: pathlib.Path) -> None:
-    """Unpack packages into one tree of folders; what `downloads` lacks is fetched into it with apt-get.
+@contextlib.contextmanager
+def folders(spec, doc: str) -> Iterator[tuple[pathlib.Path, ...]]:
+    """Context of a program that writes a data set, with __spec__ and __doc__; parses its command line.
 
-    Raises:
-        UserError: apt-get or dpkg-deb fail.
+    Yields the folder to write, that of the downloads, and one into which they are unpacked, which is removed.
     """
+    parser, folder = script_parser(spec, doc), {"type": paths.path, "metavar": "FOLDER"}
+    parser.add_argument("--output", required=True, **folder, help="new folder")
+    parser.add_argument("--downloads", **folder, help="where packages are, or are kept; default: removed")
+    given = parser.parse_args()
+    if given.output.exists():
+        raise UserError(f"{given.output} exists already; give another --output, or remove it.")
+    with tempfile.TemporaryDirectory() as place:
+        yield given.output, given.downloads or pathlib.Path(place, "downloads"), pathlib.Path(place, "tree")
+
+
+def unpack_debian(names: tuple[str, ...], downloads: pathlib.Path, tree: pathlib.Path) -> None:
+    """Unpack packages into one tree of folders; what `downloads` lacks is fetched into it with apt-get."""
     downloads.mkdir(parents=True, exist_ok=True)
     try:
         for name in names:

@@ -44,11 +44,7 @@ def update(method, optimizer, batch, step: int, seed: int, clip: float) -> float
 
 
 def restore(method, optimizer, config: ConfigDict, peer: str, workdir: pathlib.Path) -> int:
-    """Load what `save` wrote into method and optimizer, if there is anything; returns the steps done.
-
-    Raises:
-        UserError: a damaged file, or one of another peer, seed or architecture.
-    """
+    """Load what `save` wrote into method and optimizer, if there is anything; returns the steps done."""
     path = workdir / SAVED
     if not path.exists():
         return 0
@@ -56,9 +52,8 @@ def restore(method, optimizer, config: ConfigDict, peer: str, workdir: pathlib.P
         saved = torch.load(path, weights_only=True)
         held, begun = (saved["peer"], saved["seed"]), json.loads(saved["config"])
     except Exception as error:  # on damage, of any type
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}); remove it to start again."
-        ) from None
+        what = f"{path} cannot be read ({type(error).__name__})"
+        raise UserError(f"{what}; remove it to start again.") from None
     if held != (peer, config.seed):
         raise UserError(
             f"{workdir} holds a run of --peer={held[0]} with config.seed={held[1]}; give another "

@@ -14,7 +14,6 @@ then read as an MAE backbone, compared with torch's features, and evaluated by t
 
 import pathlib
 import re
-import sys
 
 from sparse_vis.runtime import host
 
@@ -23,10 +22,11 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks.evidence.peer_training import train
+from benchmarks.speed.command import run_with_flags
 from sparse_vis.config import arguments, settings
 from sparse_vis.evals import command
 from sparse_vis.evals.encoders import OWN, backbone_encoder
@@ -34,7 +34,7 @@ from sparse_vis.evals.features import Encoder, encode
 from sparse_vis.interop import backbones
 from sparse_vis.interop.formats import write_safetensors
 from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD
-from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import whole
 from sparse_vis.train.stop import StopSignal
 
@@ -68,11 +68,7 @@ def mae_tensors(vit: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def as_encoder(method, config: ConfigDict, workdir: pathlib.Path, about: dict) -> Encoder:
-    """A trained backbone as an encoder of our evaluations; also written to the workdir, for config.init.
-
-    Raises:
-        UserError: its features are not those that torch computes.
-    """
+    """A trained backbone as an encoder of our evaluations; also written to the workdir, for config.init."""
     with whole(workdir / ENCODER) as partial:
         write_safetensors(mae_tensors(method.backbone.vit), partial)
     encoder = backbone_encoder(OWN, config, backbones.read_backbone(workdir / ENCODER, config), about)
@@ -92,18 +88,8 @@ def as_encoder(method, config: ConfigDict, workdir: pathlib.Path, about: dict) -
     return encoder
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parse the flags; --help prints this file's docstring."""
-    if {"-h", "--help", "-help"} & set(argv):
-        print(__doc__)
-        sys.exit(0)
-    return arguments.parse(argv)
-
-
-def main(_) -> None:
+def main(given: flags.FlagValues) -> None:
     """Train, then evaluate; see the docstring of this file."""
-    given = flags.FLAGS
-    logging.set_verbosity(logging.WARNING)
     config, workdir = given.config, given.workdir
     if config is None or workdir is None or given.peer is None:
         raise UserError("give --peer=dino, simclr or mae, --config=configs/NAME.py, and --workdir.")
@@ -136,4 +122,4 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
     flags.DEFINE(arguments.PathParser(), "workdir", None, "Folder of the run.")
     flags.DEFINE_enum("peer", None, PEERS, "Which one.")
-    command_line(lambda: app.run(main, flags_parser=parse))
+    run_with_flags(main, __doc__)

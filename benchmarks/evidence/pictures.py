@@ -14,7 +14,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -23,9 +22,7 @@ from importlib.util import find_spec
 import numpy as np
 from PIL import Image
 
-from benchmarks.evidence.packages import unpack_debian
-from benchmarks.speed.command import script_parser
-from sparse_vis.runtime import paths
+from benchmarks.evidence.packages import folders, unpack_debian
 from sparse_vis.runtime.errors import UserError, command_line
 
 PACKAGES = (
@@ -81,11 +78,7 @@ def split_of(name: str) -> str:
 
 
 def unpack(downloads: pathlib.Path, folder: pathlib.Path) -> None:
-    """Put the files of all packages into one tree; what `downloads` lacks is fetched into it.
-
-    Raises:
-        UserError: apt-get, dpkg-deb or pip fail.
-    """
+    """Put the files of all packages into one tree; what `downloads` lacks is fetched into it."""
     unpack_debian(PACKAGES, downloads, folder)
     try:
         if not list(downloads.glob("scikit_image-*.whl")):
@@ -94,10 +87,8 @@ def unpack(downloads: pathlib.Path, folder: pathlib.Path) -> None:
         with zipfile.ZipFile(next(downloads.glob("scikit_image-*.whl"))) as wheel:
             wheel.extractall(folder, [n for n in wheel.namelist() if n.startswith("skimage/data/")])
     except (OSError, subprocess.CalledProcessError, StopIteration, zipfile.BadZipFile):
-        raise UserError(
-            "scikit-image's wheel cannot be fetched or unpacked; put it into --downloads: pip download "
-            "--no-deps scikit-image."
-        ) from None
+        what = "scikit-image's wheel cannot be fetched or unpacked"
+        raise UserError(f"{what}; put it into --downloads: pip download --no-deps scikit-image.") from None
 
 
 def object_files(tree: pathlib.Path, category: str) -> Iterator[tuple[str, pathlib.Path]]:
@@ -176,34 +167,21 @@ def write_photographs(tree: pathlib.Path, output: pathlib.Path) -> collections.C
     for number, (name, file) in enumerate(photograph_files(tree)):
         split = SPLITS.get(number % WALLPAPER_FOLDS, "train") if number < wallpapers else "train"
         split = "test" if name in SHOWN.split() else split
-        (output / "photographs" / split).mkdir(parents=True, exist_ok=True)
+        folder = output / "photographs" / split
+        folder.mkdir(parents=True, exist_ok=True)
         with Image.open(file) as image:
             reduced = image.convert("RGB")
         reduced.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-        reduced.save(output / "photographs" / split / f"{name}.jpg", quality=92)
+        reduced.save(folder / f"{name}.jpg", quality=92)
         counts[split] += 1
     return counts
 
 
 def main() -> None:
-    """Command line; see the docstring of this file."""
-    parser = script_parser(__spec__, __doc__)
-    parser.add_argument("--output", required=True, type=paths.path, metavar="FOLDER", help="new folder")
-    parser.add_argument(
-        "--downloads",
-        type=paths.path,
-        metavar="FOLDER",
-        help="where packages are, or are kept; default: removed",
-    )
-    arguments = parser.parse_args()
-    if arguments.output.exists():
-        raise UserError(f"{arguments.output} exists already; give another --output, or remove it.")
     Image.MAX_IMAGE_PIXELS = None  # some drawings have 200 million pixels, which Pillow takes for an attack
-    with tempfile.TemporaryDirectory() as folder:
-        tree = pathlib.Path(folder, "tree")
-        unpack(arguments.downloads or pathlib.Path(folder, "downloads"), tree)
-        objects = write_objects(tree, arguments.output)
-        photographs = write_photographs(tree, arguments.output)
+    with folders(__spec__, __doc__) as (output, downloads, tree):
+        unpack(downloads, tree)
+        objects, photographs = write_objects(tree, output), write_photographs(tree, output)
     for what, counts in (("objects", objects), ("photographs", photographs)):
         print(f"{what}:", ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
 

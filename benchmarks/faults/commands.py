@@ -25,17 +25,12 @@ LARGE = 1 << 30
 
 @dataclass(frozen=True)
 class Command:
-    """A command that writes a folder.
+    """A command that writes a folder."""
 
-    Attributes:
-        name: for the table. words: what follows `python`. contents: folder -> what an undisturbed command
-            writes there, each time the same. prepare: makes what must be there before.
-    """
-
-    name: str
-    words: list[str]
-    contents: Callable[[pathlib.Path], Any]
-    prepare: Callable[[pathlib.Path], Any] = lambda out: None
+    name: str  # for the table
+    words: list[str]  # what follows `python`
+    contents: Callable[[pathlib.Path], Any]  # folder -> what the command alone writes there, always the same
+    prepare: Callable[[pathlib.Path], Any] = lambda out: None  # makes what must be there before
 
 
 def files(pattern: str, out: pathlib.Path) -> dict[str, bytes]:

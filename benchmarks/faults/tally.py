@@ -1,5 +1,6 @@
 """What became of each fault: refused in one sentence, harmless, or wrong."""
 
+import collections
 import contextlib
 import io
 import pathlib
@@ -32,29 +33,26 @@ class Tally:
     """Trials by kind of fault."""
 
     def __init__(self):
-        self.rows: dict[str, Row] = {}
-
-    def row(self, kind: str) -> Row:
-        return self.rows.setdefault(kind, Row())
+        self.rows: dict[str, Row] = collections.defaultdict(Row)
 
     def count(self, kind: str, refused: bool, wrong: str) -> None:
         """A trial that was judged: `wrong` says what is, if anything."""
         if wrong:
             self.fail(kind, wrong)
         elif refused:
-            self.row(kind).refused += 1
+            self.rows[kind].refused += 1
         else:
-            self.row(kind).harmless += 1
+            self.rows[kind].harmless += 1
 
     def add(self, kind: str, tried: int, wrong: list[str]) -> None:
         """Trials that are judged together: all harmless, or `wrong` says what was not."""
-        self.row(kind).harmless += tried - bool(wrong)
+        self.rows[kind].harmless += tried - bool(wrong)
         if wrong:
             self.fail(kind, "; ".join(wrong[:5]))
 
     def fail(self, kind: str, what: str) -> None:
         """A fault that did harm, or an error without its sentence."""
-        self.row(kind).wrong.append(what)
+        self.rows[kind].wrong.append(what)
         print(f"WRONG: {kind}: {what}", flush=True)
 
     def judge(self, kind: str, fault: str, read: Callable[[], T], same: Callable[[T], bool]) -> None:
@@ -95,17 +93,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class Part:
-    """What a part of the campaign is given.
+    """What a part of the campaign is given."""
 
-    Attributes:
-        folder: empty, for all that it writes. tally: gets its trials. chance: all its random numbers.
-        scale: of the number of trials.
-    """
-
-    folder: pathlib.Path
-    tally: Tally
-    chance: random.Random
-    scale: float
+    folder: pathlib.Path  # empty, for all that it writes
+    tally: Tally  # gets its trials
+    chance: random.Random  # all its random numbers
+    scale: float  # of the number of trials
 
     def times(self, number: int) -> range:
         """Loops over that many trials, scaled."""

@@ -17,67 +17,131 @@ from sparse_vis.runtime import host, paths
 if __name__ == "__main__":
     host.prepare()
 
+import jax
+import numpy as np
+
+from benchmarks.growth import growth_arms as arms
 from benchmarks.speed.command import check_file, machine, script_parser
+from benchmarks.speed.measure import compiled, timed
 from sparse_vis.runtime.errors import command_line
 
 ROUNDS = 6
+LAWS = {
+    "batch": "a + b B",
+    "tokens": "a + b r + c r²: r joins every view's sequence",
+    "prototypes": "a + b K",
+    "image": "a + b n + c n², n patches; a: the local views",
+    "views": "a + b V",
+}
 
 
 def points() -> dict[str, dict]:
     """Name -> what is measured there: an arm or a matching, and its sizes."""
-    from benchmarks.growth.growth_arms import AXES, BASE, LENGTHS, MATCHINGS
-
     found = {}
-    for axis, values in AXES.items():
-        for value in values:
-            sizes = BASE | {axis: value}
-            for arm, needs in (
-                ("stellar", BASE), ("dense", ("batch", "image", "views")), ("decoder", ("batch", "image"))
-            ):  # fmt: skip
-                own = {name: sizes[name] for name in needs}
-                found[f"{arm} {own}"] = {"arm": arm, "sizes": sizes}
-    for matching in MATCHINGS:
-        for length in LENGTHS:
-            found[f"{matching} {length}"] = {"arm": matching, "sizes": {"tokens": length}}
+    for axis, values in arms.AXES.items():
+        for value, arm in itertools.product(values, arms.NEEDS):
+            found[arms.point(arm, axis, value)] = {"arm": arm, "sizes": arms.BASE | {axis: value}}
+    for matching, length in itertools.product(arms.MATCHINGS, arms.LENGTHS):
+        found[f"{matching} {length}"] = {"arm": matching, "sizes": {"tokens": length}}
     return found
 
 
 @functools.cache
 def program_of(arm: str, **sizes: int) -> tuple:
     """The compiled program of a point, and its arguments; compiled once for all rounds."""
-    from benchmarks.growth.growth_arms import ARMS
-    from benchmarks.speed.measure import compiled
-
-    function, arguments = ARMS[arm](**sizes)
+    function, arguments = arms.ARMS[arm](**sizes)
     return compiled(function, *arguments), arguments
 
 
 def measure(arm: str, sizes: dict) -> dict:
     """Seconds and products of one point; of a matching, also which partners it found."""
-    import jax
-
-    from benchmarks.speed.measure import timed
-
     program, arguments = program_of(arm, **sizes)
     timing = timed(lambda: program.call(*arguments), repeats=5, warmup=1)
     found = {"seconds": timing["min"], "products": program.products}
-    if arm in ("entropic", "exact"):
+    if arm in arms.MATCHINGS:
         found["partners"] = jax.device_get(program.call(*arguments)).tolist()
     return found
 
 
-def main() -> None:
-    from benchmarks.growth.growth_report import plot, table
+def table(results: dict) -> str:
+    """Both tables as Markdown: times relative to the base, with what the products let expect beside."""
+    lines = [
+        "| axis | value | STELLAR ms | relative | expected | dense ViT ms | STELLAR / dense | expected | "
+        "decoder's share | law |",
+        "|" + 10 * "---|",
+    ]
+    for axis, values in arms.AXES.items():
+        base = results[arms.point("stellar", axis, arms.BASE[axis])]
+        for value in values:
+            ours, theirs, decoder = (results[arms.point(arm, axis, value)] for arm in arms.NEEDS)
+            s, d = ours["seconds"], theirs["seconds"]
+            cells = (
+                axis, value, f"{1e3 * s:.1f}", f"{s / base['seconds']:.2f}",
+                f"{ours['products'] / base['products']:.2f}", f"{1e3 * d:.1f}", f"{s / d:.2f}",
+                f"{ours['products'] / theirs['products']:.2f}", f"{decoder['seconds'] / s:.0%}",
+                LAWS[axis] if value == values[0] else "",
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        f"| r | entropic ms per {2 * arms.SETS} pairs | exact ms | exact / entropic | equal, noisy copies | "
+        "equal, unrelated | targets that entropic uses, unrelated |",
+        "|" + 7 * "---|",
+    ]
+    for r in arms.LENGTHS:
+        entropic, exact = results[f"entropic {r}"], results[f"exact {r}"]
+        a, b = np.array(entropic["partners"]), np.array(exact["partners"])
+        copies, unrelated = (
+            np.mean(a[part] == b[part]) for part in (slice(None, arms.SETS), slice(arms.SETS, None))
+        )
+        used = np.mean([len(set(row)) / r for row in a[arms.SETS :].tolist()])
+        times = [1e3 * m["seconds"] for m in (entropic, exact)]
+        lines.append(
+            f"| {r} | {times[0]:.2f} | {times[1]:.2f} | {times[1] / times[0]:.2f} | {copies:.1%} | "
+            f"{unrelated:.1%} | {used:.1%} |"
+        )
+    return "\n".join(lines)
 
-    parser = script_parser(__spec__, __doc__)
-    parser.add_argument(
-        "--json",
-        required=True,
-        type=paths.path,
-        metavar="FILE",
-        help="what is measured is kept there point by point; started again, it does the rest",
-    )
-    parser.add_argument("--plot", type=paths.path, metavar="FILE", help="the same as a picture")
+
+def plot(results: dict, path: str) -> None:
+    """A panel per axis, logarithmic, and one of matching; dashed: the law through the base's time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    labels = {"stellar": "STELLAR", "dense": "dense ViT", "decoder": "decoder alone"}
+    for panel, (axis, values) in zip(panels.flat, arms.AXES.items(), strict=False):
+        for colour, (arm, label) in enumerate(labels.items()):
+            found = [results[arms.point(arm, axis, value)] for value in values]
+            base = results[arms.point(arm, axis, arms.BASE[axis])]
+            panel.plot(values, [1e3 * p["seconds"] for p in found], "o-", color=f"C{colour}", label=label)
+            law = [1e3 * base["seconds"] * p["products"] / base["products"] for p in found]
+            panel.plot(values, law, "--", color=f"C{colour}", alpha=0.6, label=f"{label}, by products")
+        panel.set(xlabel=axis, ylabel="ms per loss and gradients")
+    # Where the lines leave room.
+    panels.flat[2].legend(fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.3))
+    matched = panels.flat[-1]
+    for matching, colour, power, law in (("entropic", "C3", 2, "r²"), ("exact", "C4", 3, "r³")):
+        times = {r: 1e3 * results[f"{matching} {r}"]["seconds"] for r in arms.LENGTHS}
+        matched.plot(arms.LENGTHS, [*times.values()], "o-", color=colour, label=matching)
+        expected = [times[16] * (r / 16) ** power for r in arms.LENGTHS]
+        matched.plot(arms.LENGTHS, expected, "--", color=colour, alpha=0.6, label=law)
+    matched.set(xlabel="tokens r", ylabel=f"ms to match {2 * arms.SETS} pairs of sets")
+    matched.legend(fontsize=8)
+    for panel, values in zip(panels.flat, (*arms.AXES.values(), arms.LENGTHS), strict=True):
+        panel.set(xscale="log", yscale="log")
+        panel.set_xticks(values, map(str, values))
+        panel.minorticks_off()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser, file = script_parser(__spec__, __doc__), {"type": paths.path, "metavar": "FILE"}
+    again = "what is measured is kept there point by point; started again, it does the rest"
+    parser.add_argument("--json", required=True, **file, help=again)
+    parser.add_argument("--plot", **file, help="the same as a picture")
     arguments = parser.parse_args()
     check_file(arguments.json)
     check_file(arguments.plot, "--plot")

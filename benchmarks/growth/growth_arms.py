@@ -13,7 +13,7 @@ from sparse_vis.config.defaults import default_config
 from sparse_vis.losses.objective import objective
 from sparse_vis.losses.reconstruction import pixel_mse
 from sparse_vis.losses.targets import make_targets
-from sparse_vis.models.stellar import Stellar, init_params
+from sparse_vis.models.stellar import Stellar, fold, init_params
 from sparse_vis.ops.matching import entropic_match, exact_match
 from sparse_vis.types import Views
 from sparse_vis.views.masking import visible_count
@@ -26,9 +26,17 @@ AXES = {
     "image": (64, 128, 192, 256),
     "views": (1, 4, 8),
 }
+# The sizes that an arm depends on.
+NEEDS = {"stellar": tuple(BASE), "dense": ("batch", "image", "views"), "decoder": ("batch", "image")}
 LENGTHS = (4, 8, 16, 32, 64, 128, 256)
 MATCHINGS = ("entropic", "exact")
 SETS = 16  # of each kind, matched together
+
+
+def point(arm: str, axis: str, value: int) -> str:
+    """Name of an arm's result where one of the sizes of BASE has another value."""
+    sizes = BASE | {axis: value}
+    return f"{arm} { {name: sizes[name] for name in NEEDS[arm]} }"
 
 
 def configured(tokens: int, prototypes: int, image: int):
@@ -64,23 +72,19 @@ def stellar(batch: int, tokens: int, prototypes: int, image: int, views: int) ->
     return jax.value_and_grad(loss), (params, random_views(batch, image, views, (image // 16) ** 2))
 
 
-def parts(image: int, tokens: int) -> tuple[Stellar, dict]:
-    """Model and parameters for the other arms, with so many queries."""
+def parts(image: int) -> tuple[Stellar, dict, tuple[int, int]]:
+    """Model without queries for the other arms, its parameters and the grid of patches."""
     model = build_model(configured(2, 64, image))
-    model = model.clone(encoder=model.encoder.clone(queries=tokens))
-    side = jnp.zeros((1, image, image, 3))
-    encoder = jax.jit(model.encoder.init)(random.key(1), side)["params"]
-    grid = (image // 16,) * 2
-    decoder = jax.jit(functools.partial(model.decoder.init, grid=grid))(
-        random.key(2), jnp.zeros((1, grid[0] * grid[1], 128))
-    )["params"]
-    return model, {"encoder": encoder, "decoder": decoder}
+    model, grid = model.clone(encoder=model.encoder.clone(queries=0)), model.grid(image, image)
+    pixels, Z = jnp.zeros((1, image, image, 3)), jnp.zeros((1, grid[0] * grid[1], 128))
+    encoder = jax.jit(model.encoder.init)(random.key(1), pixels)["params"]
+    decoder = jax.jit(functools.partial(model.decoder.init, grid=grid))(random.key(2), Z)["params"]
+    return model, {"encoder": encoder, "decoder": decoder}, grid
 
 
 def dense(batch: int, image: int, views: int, **_) -> tuple:
     """Loss and gradients of a ViT without queries that decodes its patch features, on the same views."""
-    model, params = parts(image, 0)
-    grid = (image // 16,) * 2
+    model, params, grid = parts(image)
 
     def encode(params, pixels, visible=None):
         return model.encoder.apply({"params": params["encoder"]}, pixels, visible)
@@ -88,22 +92,18 @@ def dense(batch: int, image: int, views: int, **_) -> tuple:
     def loss(params, views):
         U = encode(params, views.image).U
         pixels = model.decoder.apply({"params": params["decoder"]}, U, grid)
-        joined = (x.reshape(-1, *x.shape[2:]) for x in (views.masked, views.visible, views.local))
-        masked, visible, local = joined
-        others = [encode(params, masked, visible).cls, encode(params, local).cls]
-        return pixel_mse(pixels, views.image) + sum(jnp.mean(x**2) for x in others)
+        masked = encode(params, fold(views.masked), fold(views.visible)).cls
+        local = encode(params, fold(views.local)).cls
+        return pixel_mse(pixels, views.image) + jnp.mean(masked**2) + jnp.mean(local**2)
 
     return jax.value_and_grad(loss), (params, random_views(batch, image, views, grid[0] * grid[1]))
 
 
 def decoder(batch: int, image: int, **_) -> tuple:
     """Loss and gradients of the decoder alone, also by its input."""
-    model, params = parts(image, 0)
-    grid = (image // 16,) * 2
-    Z, target = (
-        random.normal(random.key(3), (batch, grid[0] * grid[1], 128)),
-        jnp.zeros((batch, image, image, 3)),
-    )
+    model, params, grid = parts(image)
+    Z = random.normal(random.key(3), (batch, grid[0] * grid[1], 128))
+    target = jnp.zeros((batch, image, image, 3))
 
     def loss(params, Z, target):
         return pixel_mse(model.decoder.apply({"params": params}, Z, grid), target)

@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
+from sparse_vis.interop.naming import as_transformers_4
+from sparse_vis.interop.released import params_to_tensors, renamed
 from sparse_vis.losses.spec import LossSpec
 from sparse_vis.types import Views
 
@@ -236,47 +238,33 @@ def torch_views(views: Views) -> tuple[torch.Tensor, ...]:
     return pixels(views.image), pixels(views.masked), visible, pixels(views.local)
 
 
-def _linear(name: str, p: dict) -> dict:
-    return {f"{name}.weight": p["kernel"].T, f"{name}.bias": p["bias"]}
-
-
-def _norm(name: str, p: dict) -> dict:
-    return {f"{name}.weight": p["scale"], f"{name}.bias": p["bias"]}
-
-
-def _trunk(name: str, p: dict) -> dict:
-    found = _norm(f"{name}.layernorm", p["norm"])
-    for i in range(len(p["blocks"]["qkv"]["bias"])):
-        block, at = jax.tree.map(lambda x, i=i: x[i], p["blocks"]), f"{name}.layers.{i}"
-        kernels = np.split(block["qkv"]["kernel"], 3, axis=1)
-        biases = np.split(block["qkv"]["bias"], 3)
-        for letter, kernel, bias in zip("qkv", kernels, biases, strict=True):
-            found |= _linear(f"{at}.attention.{letter}_proj", {"kernel": kernel, "bias": bias})
-        found |= _linear(f"{at}.attention.o_proj", block["attention_out"])
-        found |= _linear(f"{at}.mlp.fc1", block["mlp_in"]) | _linear(f"{at}.mlp.fc2", block["mlp_out"])
-        found |= _norm(f"{at}.layernorm_before", block["norm_attention"])
-        found |= _norm(f"{at}.layernorm_after", block["norm_mlp"])
-    return found
+# Beginnings of the released names -> those of the peer, the first that fits; layers have transformers' names.
+NAMES = {
+    "sparse_tokens": "queries", "encoder.embeddings.cls_token": "cls",
+    "encoder.embeddings.position_embeddings": "positions",
+    "encoder.embeddings.patch_embeddings.projection": "embedding",
+    "encoder.": "trunk.", "decoder_proj": "decoder_in",
+    "position_embedding.positional_encoding_gaussian_matrix": "fourier",
+    "reconstruction_head.weight": "pixel_weight", "reconstruction_head.bias": "pixel_bias",
+    "clustering_head.layer.weight": "sparse_head.prototypes",
+    "clustering_head.predictor.layers.0": "sparse_head.inner",
+    "clustering_head.predictor.layers.2": "sparse_head.outer",
+    "cls_cluster_head.layer.weight": "cls_head.prototypes",
+    "cls_cluster_head.predictor.layers.0": "cls_head.inner",
+    "cls_cluster_head.predictor.layers.2": "cls_head.outer",
+}  # fmt: skip
 
 
 def transplant(params: dict, peer: Peer) -> None:
     """Copy our parameter tree into the peer; every one of its tensors is set."""
-    p = jax.tree.map(np.asarray, jax.device_get(params))
-    e, d = p["encoder"], p["decoder"]
-    tensors = {
-        "cls": e["cls_token"], "cls_position": e["cls_position"], "positions": e["position_table"],
-        "queries": e["queries"], "fourier": d["fourier"], "pixel_bias": d["pixel_bias"],
-        "pixel_weight": d["pixel_kernel"].reshape(len(d["pixel_kernel"]), -1),
-        **_linear("embedding", e["patch_embedding"]), **_trunk("trunk", e["trunk"]),
-        **_linear("dense_proj", p["factorizer"]["dense_proj"]),
-        **_linear("sparse_proj", p["factorizer"]["sparse_proj"]),
-        **_linear("decoder_in", d["proj"]), **_trunk("decoder", d["trunk"]),
-        "mean": peer.mean, "std": peer.std,
-    }  # fmt: skip
-    for name in ("sparse_head", "cls_head"):
-        head = p[name]
-        tensors |= _linear(f"{name}.inner", head["predictor_in"]) | _linear(
-            f"{name}.outer", head["predictor_out"]
-        )
-        tensors[f"{name}.prototypes"] = head["prototypes"]
-    peer.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in tensors.items()}, strict=True)
+    tensors = params_to_tensors(jax.device_get(params), peer.patch, names=renamed(NAMES))
+    table = tensors["positions"][0]
+    tensors |= {"cls": tensors["cls"][0, 0], "cls_position": table[0], "positions": table[1:]}
+    for name in ("embedding.weight", "pixel_weight"):  # colours come last in the peer's patches
+        tensors[name] = tensors[name].transpose(0, 2, 3, 1).reshape(len(tensors[name]), -1)
+    for name in ("sparse_head.prototypes", "cls_head.prototypes"):
+        tensors[name] = tensors[name].T
+    tensors |= {"mean": peer.mean, "std": peer.std}
+    own = as_transformers_4({name: name for name in peer.state_dict()})
+    state = {own[name]: torch.from_numpy(np.array(x)) for name, x in tensors.items()}
+    peer.load_state_dict(state, strict=True)

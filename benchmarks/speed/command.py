@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.tools import Parser
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "ott-jax", "numpy", "torch", "transformers")
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def script_parser(spec, doc: str) -> Parser:
@@ -33,6 +35,11 @@ def run(main: Callable, doc: str, times: bool = True) -> None:
     flags.DEFINE_string("json", None, "File for the numbers.")
     if times:
         flags.DEFINE_integer("repeats", 9, "Timed runs.", lower_bound=1)
+    run_with_flags(main, doc)
+
+
+def run_with_flags(main: Callable, doc: str) -> None:
+    """Parse the absl flags that the program has defined, and call main(flags); --help shows `doc`."""
 
     def parse(argv):
         if {"-h", "--help", "-help"} & set(argv):
@@ -44,6 +51,15 @@ def run(main: Callable, doc: str, times: bool = True) -> None:
         return rest
 
     command_line(lambda: app.run(lambda _: main(flags.FLAGS), flags_parser=parse))
+
+
+def printed_by(*words: str) -> str:
+    """What a new Python process prints; a UserError with its last line if it fails."""
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise UserError(f"a command failed ({' '.join(said)}); mend that.")
+    return done.stdout
 
 
 def checked_config(given: flags.FlagValues) -> ConfigDict:

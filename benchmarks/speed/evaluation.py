@@ -11,13 +11,9 @@ images; `reconstruction` reads the test part alone, a fifth. Needs transformers 
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-import numpy as np
 
 from benchmarks.speed import command
 from benchmarks.speed.input import photographs
@@ -25,7 +21,6 @@ from sparse_vis.config.defaults import default_config
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.tools import positive
 
-ROOT = Path(__file__).resolve().parents[2]
 HOLDOUT = 0.2  # of the images, for the test part
 FEW, DIFFERENT, BATCH = 64, 200, 32
 CONFIG = """
@@ -88,16 +83,10 @@ def write_images(folder: Path, files: list[bytes], count: int) -> None:
 
 def write_checkpoint(workdir: Path, config) -> None:
     """A checkpoint of random weights at step 1."""
-    from sparse_vis.train import checkpoint
     from sparse_vis.train.loop import write_config
-    from sparse_vis.train.recipe import build_recipe
-    from sparse_vis.train.step import initial_state
+    from tests.tiny_checkpoint import write_checkpoints
 
-    checkpoint.prepare(workdir)
-    manager = checkpoint.open_manager(workdir, keep=1)
-    state = initial_state(build_recipe(config), 0, None).replace(step=np.int32(1))
-    checkpoint.save(manager, state, {"next_index": 0}, config)
-    checkpoint.finish(manager)
+    write_checkpoints(workdir, {1: 0}, config=config)
     write_config(config, workdir)
 
 
@@ -109,11 +98,7 @@ def commands(name: str, folder: Path, count: int) -> list[str]:
     if name == "transformers":
         return ["-c", PIPELINE, str(images), str(BATCH)]
     if name == "extract":
-        flags = [
-            f"--output={folder / f'features{count}'}",
-            f"--batch={BATCH}",
-            "--outputs=cls,sparse,spatial",
-        ]
+        flags = f"--output={folder / f'features{count}'}", f"--batch={BATCH}", "--outputs=cls,sparse,spatial"
         return ["-m", "sparse_vis", "extract", f"--checkpoint={run}", f"--input={images}", *flags]
     config, task = folder / f"config{count}.py", f"--config.eval.tasks=('{name}',)"
     return ["main.py", f"--config={config}", f"--workdir={run}", "--mode=evaluate", task]
@@ -129,10 +114,7 @@ ROWS = {
 def seconds(arguments: list[str]) -> float:
     """Wall time of a command."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise UserError(f"a command failed ({' '.join(said)}); mend that.")
+    command.printed_by(*arguments)
     return time.perf_counter() - began
 
 

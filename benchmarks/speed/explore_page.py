@@ -79,15 +79,19 @@ def opened(driver: WebDriver, name: str, count: int) -> None:
         time.sleep(0.05)
 
 
-def picture_of(driver: WebDriver) -> Image.Image:
+def screenshot(driver: WebDriver, **options) -> Image.Image:
+    """What the browser shows; options of Page.captureScreenshot in Chromium's protocol."""
+    data = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", **options})["data"]
+    return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+
+
+def whole_page(driver: WebDriver) -> Image.Image:
     """The whole page as the browser draws it."""
     script = "return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
     width, height = driver.execute_script(script)
     driver.execute_script("scrollTo(0, 0)")
     size = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-    command = {"format": "png", "captureBeyondViewport": True, "clip": size}
-    data = driver.execute_cdp_cmd("Page.captureScreenshot", command)["data"]
-    return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+    return screenshot(driver, captureBeyondViewport=True, clip=size)
 
 
 def main() -> None:
@@ -97,19 +101,15 @@ def main() -> None:
     add("--edits", type=positive, default=30, metavar="N", help="timed edits (%(default)s)")
     add("--screenshot", type=paths.path, metavar="FILE", help="image file for the page after them")
     given = parser.parse_args()
-    with serving(given.checkpoint) as address:
-        driver = start("--window-size=1280,1000")
-        try:
-            driver.get(address)
-            driver.set_script_timeout(600)
-            for count, name in enumerate(PHOTOGRAPHS, start=1):
-                opened(driver, name, count)
-            times = driver.execute_async_script(TIMED, given.edits, PAUSE)
-            if given.screenshot:
-                picture_of(driver).save(given.screenshot, quality=85)
-            pixels = driver.execute_script("return $('reconstruction').querySelector('img').naturalWidth")
-        finally:
-            driver.quit()
+    with serving(given.checkpoint) as address, start("--window-size=1280,1000") as driver:
+        driver.get(address)
+        driver.set_script_timeout(600)
+        for count, name in enumerate(PHOTOGRAPHS, start=1):
+            opened(driver, name, count)
+        times = driver.execute_async_script(TIMED, given.edits, PAUSE)
+        if given.screenshot:
+            whole_page(driver).save(given.screenshot, quality=85)
+        pixels = driver.execute_script("return $('reconstruction').querySelector('img').naturalWidth")
     late = sorted(times)[round(0.9 * (len(times) - 1))]
     print(
         f"{len(times)} edits of {given.checkpoint} at {pixels}x{pixels} px: "

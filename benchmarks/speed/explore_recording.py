@@ -10,8 +10,6 @@ how fast it is; explore_page.py measures that.
 """
 
 import argparse
-import base64
-import io
 import pathlib
 
 from PIL import Image
@@ -20,7 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from benchmarks.speed.explore_page import opened, serving
+from benchmarks.speed.explore_page import opened, screenshot, serving
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import command_line
 from sparse_vis.runtime.tools import Parser
@@ -84,9 +82,7 @@ class Recorder:
             const done = arguments[0], look = () => (busy || again ? setTimeout(look, 10)
               : requestAnimationFrame(() => setTimeout(done)));
             look();""")
-        form = {"format": "png", "optimizeForSpeed": True}
-        data = self.driver.execute_cdp_cmd("Page.captureScreenshot", form)["data"]
-        page = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+        page = screenshot(self.driver, optimizeForSpeed=True)
         self.frames.append(page.resize((WIDTH, round(page.height * WIDTH / PAGE)), Image.Resampling.LANCZOS))
         self.times.append(time)
 
@@ -171,23 +167,19 @@ def main() -> None:
     add("--checkpoint", required=False, default="pictures-tiny")
     add("--output", required=True, type=moving, metavar="FILE", help="the moving picture, .webp or .gif")
     given = parser.parse_args()
-    with serving(given.checkpoint) as address:
-        driver = start()
-        try:
-            driver.set_script_timeout(120)
-            for count in (2, 1):  # both: how high the page becomes
-                screen = {"width": PAGE, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-                if count == 1:
-                    screen["height"] = driver.execute_script("return document.body.offsetHeight")
-                driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-                driver.get(address)
-                driver.execute_script(DRESS)
-                for number, name in enumerate((OTHER, SHOWN)[:count], start=1):
-                    opened(driver, f"{name}.jpg", number)
-            film = Recorder(driver)
-            play(film)
-        finally:
-            driver.quit()
+    with serving(given.checkpoint) as address, start() as driver:
+        driver.set_script_timeout(120)
+        for count in (2, 1):  # both: how high the page becomes
+            screen = {"width": PAGE, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            if count == 1:
+                screen["height"] = driver.execute_script("return document.body.offsetHeight")
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+            driver.get(address)
+            driver.execute_script(DRESS)
+            for number, name in enumerate((OTHER, SHOWN)[:count], start=1):
+                opened(driver, f"{name}.jpg", number)
+        film = Recorder(driver)
+        play(film)
     first, *others = film.frames
     look = {"save_all": True, "append_images": others, "duration": film.times, "loop": 0}
     first.save(given.output, **look, quality=75, method=5)

@@ -7,12 +7,11 @@ is not counted. Runs alternate; the first of each only fills the caches of compi
 """
 
 import statistics
-import subprocess
-import sys
 import tempfile
 
+from benchmarks.speed.command import printed_by, script_parser
 from sparse_vis.runtime.errors import UserError, command_line
-from sparse_vis.runtime.tools import Parser, positive
+from sparse_vis.runtime.tools import positive
 
 TIMED = "import time; began = time.perf_counter()\n{}print(time.perf_counter() - began)"
 OURS = """
@@ -39,15 +38,14 @@ with torch.inference_mode():
 
 def seconds(program: str, *arguments: str) -> float:
     """Wall time of the program in a new Python process."""
-    command = [sys.executable, "-c", TIMED.format(program), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode or not done.stdout.startswith("(1, 8, 64)\n"):
-        raise UserError(f"a run failed ({(done.stderr or done.stdout).strip().splitlines()[-1]}); mend that.")
-    return float(done.stdout.split()[-1])
+    printed = printed_by("-c", TIMED.format(program), *arguments)
+    if not printed.startswith("(1, 8, 64)\n"):
+        raise UserError(f"a run gave other features ({printed.splitlines()[0]}); mend that.")
+    return float(printed.split()[-1])
 
 
 def main() -> None:
-    parser = Parser(prog=f"python -m {__spec__.name}", description=__doc__)
+    parser = script_parser(__spec__, __doc__)
     parser.add_argument("--repeats", type=positive, default=7, metavar="N", help="timed runs (%(default)s)")
     repeats = parser.parse_args().repeats
     with tempfile.TemporaryDirectory() as folder:

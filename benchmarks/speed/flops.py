@@ -1,5 +1,7 @@
 """Floating-point operations: by formula from the sizes, and of a traced program."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from benchmarks.speed.synthetic import BLOCKS, CHANNELS, LATENT, MULTIPLIERS
@@ -109,14 +111,10 @@ def products(jaxpr, loops: bool = True) -> float:
         size = sum(v.aval.size for v in equation.outvars if hasattr(v.aval, "size"))
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            for axis in contracted:
-                size *= shapes[0][axis]
-            total += 2 * size
+            total += 2 * size * math.prod(shapes[0][axis] for axis in contracted)
         elif name == "conv_general_dilated":
             kernel = equation.params["dimension_numbers"].rhs_spec  # out, in, then the window
-            for axis in kernel[1:]:
-                size *= shapes[1][axis]
-            total += 2 * size
+            total += 2 * size * math.prod(shapes[1][axis] for axis in kernel[1:])
         parts = [products(inner, loops) for inner in _inner(equation.params)]
         if name == "while" and any(parts) and loops:
             raise ValueError("a matrix product runs in a while loop, as often as only the run decides")

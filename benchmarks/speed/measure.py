@@ -33,21 +33,14 @@ def timed(call: Callable, repeats: int = 9, warmup: int = 2) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled function: `call` it like the function.
-
-    Attributes:
-        compile_seconds: tracing and compilation. products: FLOPs of its matrix products and convolutions with
-            every iteration of loops, recomputation included. products_once: every loop body counted once.
-        xla: FLOPs of XLA's cost analysis before optimization: loop bodies once, elementwise work included.
-        temporaries: bytes that the compiled program needs beside its arguments and outputs.
-    """
+    """A compiled function: `call` it like the function."""
 
     call: Callable
-    compile_seconds: float
-    products: float
-    products_once: float
-    xla: float
-    temporaries: int
+    compile_seconds: float  # of tracing and compilation
+    products: float  # FLOPs of matrix products and convolutions, all iterations and recomputation included
+    products_once: float  # the same, every loop body counted once
+    xla: float  # FLOPs of XLA's analysis before optimization: loop bodies once, elementwise work included
+    temporaries: int  # bytes that the compiled program needs beside its arguments and outputs
 
     def plain(self) -> dict:
         """For JSON."""

@@ -60,11 +60,7 @@ class Part:
 
 def encoders(model: Stellar, params: dict, views: Views) -> dict[str, Part]:
     """One call of the encoder per shape of view, with the outputs that losses see."""
-
-    def run(only, params, pixels, visible=None):
-        return model.apply({"params": params}, pixels, visible, only, method="encode")
-
-    given = {"encoder": params["encoder"]}
+    given = {"params": {"encoder": params["encoder"]}}
     calls = {
         "encoder, image": (None, (views.image,)),
         "encoder, masked": ("S", (fold(views.masked), fold(views.visible))),
@@ -72,7 +68,8 @@ def encoders(model: Stellar, params: dict, views: Views) -> dict[str, Part]:
     if views.local.shape[1]:
         calls["encoder, local"] = ("cls", (fold(views.local),))
     return {
-        name: Part(functools.partial(run, only), (given, *inputs)) for name, (only, inputs) in calls.items()
+        name: Part(functools.partial(model.apply, method="encode", only=only), (given, *inputs))
+        for name, (only, inputs) in calls.items()
     }
 
 

@@ -29,7 +29,6 @@ from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.tools import positive
 
 K, ITERATIONS, BLOCK = 20, 10, 10_000
-ROWS = ("kNN: sparse_vis", "kNN: faiss", "kNN: scikit-learn", "linear: sparse_vis", "linear: scikit-learn")
 
 
 def write_features(folder: Path, rows: int, queries: int, width: int, classes: int) -> None:
@@ -102,9 +101,10 @@ def sklearn_linear(x, y, queries, classes):
     return int(fitted.n_iter_.max()) * len(x)
 
 
-RUNS = dict(
-    zip(ROWS, (ours_nearest, faiss_nearest, sklearn_nearest, ours_linear, sklearn_linear), strict=True)
-)
+ROWS = {
+    "kNN: sparse_vis": ours_nearest, "kNN: faiss": faiss_nearest, "kNN: scikit-learn": sklearn_nearest,
+    "linear: sparse_vis": ours_linear, "linear: scikit-learn": sklearn_linear,
+}  # fmt: skip
 
 
 def anonymous() -> int:
@@ -137,7 +137,7 @@ def one_row(name: str, folder: Path, fitted: int, classes: int) -> dict:
     load = {part: np.load(folder / f"{part}_x.npy", mmap_mode="r") for part in ("train", "test")}
     y, linear = np.load(folder / "train_y.npy"), name.startswith("linear")
     x, y = (load["train"][:fitted], y[:fitted]) if linear else (load["train"], y)
-    value, seconds, memory = largest_during(lambda: RUNS[name](x, y, load["test"], classes))
+    value, seconds, memory = largest_during(lambda: ROWS[name](x, y, load["test"], classes))
     found = {"row": name, "seconds": seconds, "memory": memory}
     if linear:
         return found | {"rows_per_second": value / seconds}
@@ -182,9 +182,7 @@ def main() -> None:
                 stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
             if done.returncode:
-                raise UserError(
-                    f"'{name}' failed, see above; leave it out of --only, or install its package."
-                )
+                raise UserError(f"'{name}' failed, see above; leave it out, or install its package.")
             row = json.loads(done.stdout.splitlines()[-1])
             found.append(row)
             accuracy = f"{row['accuracy']:.3f}" if "accuracy" in row else "-"

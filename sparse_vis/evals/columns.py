@@ -1,11 +1,11 @@
-"""What is kept of each image: pooled features and scores, never all of U; tasks that average the scores."""
+"""What is kept of each image: pooled features, scores and ranks, never all of U; tasks that average these."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -20,11 +20,8 @@ from sparse_vis.evals.task import Bench, Reducer, Result, Task
 
 def _localized(features: dict, records: Records, networks: Networks) -> dict[str, np.ndarray]:
     L = features["spatial"]
-    segments = token_segments(L, square_grid(L.shape[1]), records.mask.shape[1:])
-    return {
-        "fg_ari": foreground_ari(segments, records.mask),
-        "best_iou": best_overlap(segments, records.mask),
-    }
+    masks = token_segments(L, square_grid(L.shape[1]), records.mask.shape[1:]), records.mask
+    return {"fg_ari": foreground_ari(*masks), "best_iou": best_overlap(*masks)}
 
 
 # Means of tokens; one Reducer per key, so that an encoder without S still has CLS and U.
@@ -33,6 +30,9 @@ CONCATENATED = Reducer(("sparse",), lambda f, *_: {"concat_S": f["sparse"].resha
 LOCALIZED = Reducer(("spatial",), _localized)
 RECONSTRUCTED = Reducer(
     ("reconstruction",), lambda f, records, networks: compared(f["reconstruction"], records.image, networks)
+)
+RANKED = Reducer(
+    ("probability",), lambda f, records, _: {"class_rank": ranks(f["probability"], records.label)}
 )
 PROTOTYPE = Reducer(("prototype",), lambda f, *_: {"prototype": f["prototype"].astype(np.int32)})
 
@@ -61,6 +61,19 @@ def compared(
     return {name: array for name, array in found.items() if array is not None}
 
 
+def localization(columns: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means of the columns of LOCALIZED, as far as they are there."""
+    return {name: mean_known(columns[name]) for name in ("fg_ari", "best_iou") if name in columns}
+
+
+def ranks(probability: Float[np.ndarray, "N classes"], label: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """Number of classes that are more likely than the true one; -1 for images without a class."""
+    true = np.take_along_axis(probability, np.maximum(label, 0)[:, None], axis=1)
+    # Ties go to the lower class, as in argmax.
+    earlier = (probability == true) & (np.arange(probability.shape[1]) < label[:, None])
+    return np.where(label < 0, -1, ((probability > true) | earlier).sum(axis=1)).astype(np.int32)
+
+
 def quality(
     columns: dict[str, np.ndarray], networks: Networks, true: Callable[[], Moments]
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -75,22 +88,30 @@ def quality(
     return metrics, dict(networks.absent)
 
 
-def _localization(bench: Bench, config: ConfigDict) -> Result:
-    columns = bench.columns("test")
-    return Result({"": {name: mean_known(columns[name]) for name in ("fg_ari", "best_iou")}})
-
-
 def _reconstruction(bench: Bench, config: ConfigDict) -> Result:
     networks, test = bench.networks, bench.data.parts["test"]
     metrics, absent = quality(bench.columns("test"), networks, lambda: networks.true_moments(test))
     return Result({"": metrics}, absent)
 
 
+def _classifier(bench: Bench, config: ConfigDict) -> Result:
+    rank = bench.columns(bench.data.labelled[1])["class_rank"]
+    known = rank[rank >= 0]
+    if not len(known):
+        return Result({}, {"classifier": "no test image has a class"})
+    return Result({"": {"accuracy": float(np.mean(known == 0)), "top5": float(np.mean(known < 5))}})
+
+
 LOCALIZATION = Task(
-    _localization, ("mask",), ("spatial",), lambda data: {"test": (LOCALIZED,)},
+    lambda bench, config: Result({"": localization(bench.columns("test"))}), ("mask",), ("spatial",),
+    lambda data: {"test": (LOCALIZED,)},
     lambda config: {"segments": "argmax over tokens of L, interpolated bilinearly"},
 )  # fmt: skip
 RECONSTRUCTION = Task(
     _reconstruction, (), ("reconstruction",), lambda data: {"test": (RECONSTRUCTED,)},
     lambda config: {"images": "as the encoder sees them"}, networks=True,
+)  # fmt: skip
+CLASSIFIER = Task(
+    _classifier, ("label",), ("probability",), lambda data: {data.labelled[1]: (RANKED,)},
+    lambda config: {"classifier": "the model's own, of fine-tuning"},
 )  # fmt: skip

@@ -52,9 +52,8 @@ def make_plan(config: ConfigDict) -> Plan:
     for name in e.tasks:
         if name not in TASKS:
             alike = difflib.get_close_matches(name, TASKS, n=2, cutoff=0.5) or TASKS
-            raise UserError(
-                f"config.eval.tasks names {name!r}, which is not a task; use {' or '.join(alike)}."
-            )
+            what = f"config.eval.tasks names {name!r}, which is not a task"
+            raise UserError(f"{what}; use {' or '.join(alike)}.")
     data = open_data(config)
     check_needs(data, {name: TASKS[name] for name in e.tasks})
     for name in e.beside:
@@ -74,11 +73,9 @@ def check_classifier(plan: Plan, classes: Sequence[str]) -> None:
     Args:
         classes: those of the classifier; none if the model was not fine-tuned.
     """
-    if "classifier" not in plan.tasks:
-        return
     source = plan.data.parts[plan.data.labelled[1]].source
-    what = f"has other classes than {source!r}" if classes else "is not there without fine-tuning"
-    if tuple(classes) != source.classes:
+    if "classifier" in plan.tasks and tuple(classes) != source.classes:
+        what = f"has other classes than {source!r}" if classes else "is not there without fine-tuning"
         remedy = "leave 'classifier' out of config.eval.tasks, or fine-tune with --mode=finetune"
         raise UserError(f"the evaluation 'classifier' measures a classifier that {what}; {remedy}.")
 

@@ -46,16 +46,16 @@ class Part:
 
     def at_most(self, count: int) -> Part:
         """At most `count` records of the part, every n-th."""
-        return dataclasses.replace(self, indices=self.indices[:: -(-len(self) // count)])
+        return self.only(np.s_[:: -(-len(self) // count)])
 
-    def first(self, count: int) -> Part:
-        """The first `count` records of the part."""
-        return dataclasses.replace(self, indices=self.indices[:count])
+    def only(self, rows: Int[np.ndarray, " n"] | slice) -> Part:
+        """These rows of the part."""
+        return dataclasses.replace(self, indices=self.indices[rows])
 
     def without(self, share: float, seed: int) -> Part:
         """The part without a random share of its records, which a probe holds out for validation."""
         left = np.random.default_rng(seed).permutation(len(self))[int(share * len(self)) :]
-        return dataclasses.replace(self, indices=self.indices[np.sort(left)])
+        return self.only(np.sort(left))
 
     def record(self, row: int | np.integer) -> dict[str, Any]:
         """A record of the source, its image decoded; a UserError if it cannot be used."""
@@ -99,11 +99,7 @@ class Part:
         self, batch_size: int, compute: Callable[[Records], dict[str, np.ndarray]]
     ) -> Iterator[dict[str, np.ndarray]]:
         """What `compute` gives for all records, in order; each process reads and computes its share."""
-
-        def batches(rows: np.ndarray) -> Iterator[Records]:
-            return dataclasses.replace(self, indices=self.indices[rows]).batches(batch_size)
-
-        return in_shares(len(self), batch_size, batches, compute)
+        return in_shares(len(self), batch_size, lambda rows: self.only(rows).batches(batch_size), compute)
 
 
 @dataclass(frozen=True)
@@ -188,10 +184,8 @@ def _held_out(count: int, share: float, test: bool) -> Int[np.ndarray, " N"]:
     marks = np.floor(np.arange(1, count + 1) * share) > np.floor(np.arange(count) * share)
     indices = np.flatnonzero(marks == test)
     if not len(indices):
-        raise UserError(
-            f"config.eval.holdout={share} of {count} images leaves none for {'test' if test else 'train'}; "
-            "give more images or another share."
-        )
+        what = f"config.eval.holdout={share} of {count} images leaves none for {'test' if test else 'train'}"
+        raise UserError(f"{what}; give more images or another share.")
     return indices
 
 

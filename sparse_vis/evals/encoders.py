@@ -51,10 +51,8 @@ def own_encoder(config: ConfigDict, workdir: AnyPath) -> tuple[Encoder, tuple[St
         if backbone is not None:
             return backbone_encoder(OWN, config, backbone, {"from": place}), None
     elif not trained:
-        raise UserError(
-            f"{workdir} holds no checkpoint and config.init names no weights; train first, correct "
-            "--workdir, or give --config.init=PLACE."
-        )
+        what = f"{workdir} holds no checkpoint and config.init names no weights"
+        raise UserError(f"{what}; train first, correct --workdir, or give --config.init=PLACE.")
     found = read_model(place, name)
     if trained:
         if found.classifier:  # of fine-tuning, which sets these
@@ -140,9 +138,8 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
     absent, about = {}, {**about, **checksums(model, params)}
     params = Devices().everywhere(params)
     if model.decoder.codes and model.tokenizer is None:
-        absent["reconstruction"] = (
-            "the weights of its VQ tokenizer were not found; give --config.model.tokenizer.path=FILE"
-        )
+        why = "the weights of its VQ tokenizer were not found; give --config.model.tokenizer.path=FILE"
+        absent["reconstruction"] = why
 
     @jax.jit
     def nearest(params, tokens):
@@ -165,10 +162,9 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
         out = Features(cls=None, sparse=S, dense=None, spatial=L, lowrank=L @ S, size=(side, side))
         return api.reconstruct(model, params, out)
 
-    classifier = model.classifier
+    classifier, prototypes = model.classifier, params["sparse_head"]["prototypes"].shape[1]
     lacks = {*absent, *(() if classifier else ("probability",))}
     gives = tuple(key for key in RANKS if key not in lacks)
-    prototypes = params["sparse_head"]["prototypes"].shape[1]
     about |= {"patch": model.patch, "tokens": model.encoder.queries}
     about |= {"classes": list(classifier.classes)} if classifier else {}
     return Encoder(name, gives, features, None if absent else decode, prototypes, about, absent)
@@ -176,11 +172,8 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
 
 def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict) -> Encoder:
     """CLS and U of another project's ViT, as `read_backbone` gives it; the only queries are its registers."""
-    m = config.model
-    sizes, compute = (
-        Sizes(m.width, m.layers, m.heads, m.mlp_dim, epsilon=m.norm_epsilon),
-        Compute(config.eval.dtype),
-    )
+    m, compute = config.model, Compute(config.eval.dtype)
+    sizes = Sizes(m.width, m.layers, m.heads, m.mlp_dim, epsilon=m.norm_epsilon)
     backbone = {"queries": np.zeros((0, m.width), np.float32), **backbone}
     vit = VisionTransformer(m.image_size, m.patch, sizes, len(backbone["queries"]), compute)
     params = Devices().everywhere(backbone)
@@ -190,11 +183,8 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
         out = vit.apply({"params": params}, api.as_pixels(api.checked(images, m.patch)))
         return {"cls": out.cls, "dense": out.U}
 
-    def features(images, wanted):
-        return tokens(params, images)
-
     about = {**about, **checksums(vit, backbone)}
-    return Encoder(name, ("cls", "dense"), features, about=about)
+    return Encoder(name, ("cls", "dense"), lambda images, _: tokens(params, images), about=about)
 
 
 def raw_pixels() -> Encoder:

@@ -18,15 +18,7 @@ from sparse_vis.runtime.progress import Progress
 AnyArray = Array | np.ndarray
 
 # The names an encoder may return, and the number of dimensions of each array (the batch first).
-RANKS = {
-    "sparse": 3,
-    "cls": 3,
-    "dense": 3,
-    "spatial": 3,
-    "reconstruction": 4,
-    "prototype": 2,
-    "probability": 2,
-}
+RANKS = dict(sparse=3, cls=3, dense=3, spatial=3, reconstruction=4, prototype=2, probability=2)
 # Names of the mean over tokens of each set of tokens.
 POOLED = {"sparse": "mean_S", "cls": "cls", "dense": "mean_U"}
 
@@ -38,24 +30,17 @@ class Encoder:
     Features are sparse (B, r, d), S; cls (B, 1, d); dense (B, n, d), U; spatial (B, n, r), L; reconstruction
     (B, h, w, 3), pixels clipped to [0, 1]; prototype (B, r), each token's most likely prototype; probability
     (B, classes), of a model with a classifier.
-
-    Attributes:
-        name: row of the result tables. gives: keys of the features that it gives.
-        features: (images, keys) → dict with at least these keys, all of them in `gives`; images are
-            (B, H, W, 3), uint8 or float in [0, 1]. Called with few batch shapes, so it may be jitted.
-        decode: S and L to a reconstruction; None without a decoder.
-        prototypes: number of prototypes; 0 if it has none.
-        about: what determines its numbers (weights' checksum, seed …), plain values for the record.
-        absent: key → why it is not given, if the user can change that.
     """
 
-    name: str
-    gives: tuple[str, ...]
+    name: str  # row of the result tables
+    gives: tuple[str, ...]  # keys of the features that it gives
+    # (images, keys) → dict with at least these keys, all of them in `gives`; images are (B, H, W, 3), uint8
+    # or float in [0, 1]. Called with few batch shapes, so it may be jitted.
     features: Callable[[AnyArray, tuple[str, ...]], dict[str, AnyArray]]
-    decode: Callable[[AnyArray, AnyArray], AnyArray] | None = None
-    prototypes: int = 0
-    about: Mapping = field(default_factory=dict)
-    absent: Mapping[str, str] = field(default_factory=dict)
+    decode: Callable[[AnyArray, AnyArray], AnyArray] | None = None  # S and L to a reconstruction
+    prototypes: int = 0  # their number; 0 if it has none
+    about: Mapping = field(default_factory=dict)  # what determines its numbers (weights' checksum, seed …)
+    absent: Mapping[str, str] = field(default_factory=dict)  # key → why, if the user can change that
 
 
 @dataclass(frozen=True)
@@ -67,49 +52,41 @@ class Split:
 
 
 def encode(
-    encoder: Encoder,
-    images: AnyArray,
-    wanted: tuple[str, ...],
-    batch_size: int,
-    progress: Progress | None = None,
+    encoder: Encoder, images: AnyArray, wanted: tuple[str, ...], batch: int, progress: Progress | None = None
 ) -> dict[str, np.ndarray]:
     """Those of the wanted features that the encoder gives, float32, of any number of images.
 
-    Raises:
-        UserError: the encoder breaks its contract.
+    A UserError names an encoder that breaks its contract.
     """
     wanted = tuple(key for key in wanted if key in encoder.gives)
 
-    def call(batch):
-        out = encoder.features(batch, wanted)
+    def call(rows):
+        out = encoder.features(rows, wanted)
         for key in wanted:
-            if why := _breach(key, out, len(batch)):
+            if why := _breach(key, out, len(rows)):
                 raise UserError(f"encoder '{encoder.name}' {why}.")
         return {key: out[key] for key in wanted}
 
-    found = run_in_batches(call, batch_size, images, progress=progress) if wanted else {}
+    found = run_in_batches(call, batch, images, progress=progress) if wanted else {}
     return {key: np.asarray(found[key], np.float32) for key in wanted}
 
 
-def _breach(key: str, out: dict[str, AnyArray], batch_size: int) -> str:
+def _breach(key: str, out: dict[str, AnyArray], rows: int) -> str:
     """What is wrong with an encoder's output, or ""."""
     if key not in RANKS:
         return f"returns the unknown key '{key}'; the known keys are {', '.join(RANKS)}"
     if key not in out:
         return f"declares '{key}' but did not return it; correct the encoder"
-    if out[key].ndim == RANKS[key] and len(out[key]) == batch_size:
+    if out[key].ndim == RANKS[key] and len(out[key]) == rows:
         return ""
-    shape = f"{RANKS[key]} dimensions and {batch_size} rows"
+    shape = f"{RANKS[key]} dimensions and {rows} rows"
     return f"returned '{key}' of shape {out[key].shape}; it must have {shape}"
 
 
 def pool(features: Mapping[str, AnyArray]) -> dict[str, Float[np.ndarray, "N d"]]:
     """One vector per image and set of tokens, "mean_S", "cls" and "mean_U", of features from `encode`."""
-    return {
-        name: np.asarray(features[key]).mean(axis=1, dtype=np.float32)
-        for key, name in POOLED.items()
-        if key in features
-    }
+    there = {name: np.asarray(features[key]) for key, name in POOLED.items() if key in features}
+    return {name: tokens.mean(axis=1, dtype=np.float32) for name, tokens in there.items()}
 
 
 class Regrouped:
@@ -154,9 +131,7 @@ def square_grid(patches: int) -> tuple[int, int]:
     """(rows, columns) of the patches of a square image; a UserError if their number is no square."""
     side = math.isqrt(patches)
     if side * side != patches:
-        raise UserError(
-            f"{patches} patches are not a square grid; choose an image size and a patch that fit."
-        )
+        raise UserError(f"{patches} patches are not a square grid; choose image size and patch that fit.")
     return side, side
 
 

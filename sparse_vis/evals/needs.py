@@ -33,11 +33,7 @@ FOUND = "unusable.json"  # in the workdir: which images could not be decoded, so
 
 
 def check_needs(data: Data, tasks: Mapping[str, Task]) -> None:
-    """Refuse tasks (by name) that need what the records do not have.
-
-    Raises:
-        UserError: names the task, what it lacks and for which images; or a damaged image or label map.
-    """
+    """Refuse, with a UserError, tasks (by name) that need what the records do not have, and damaged maps."""
     for part_name, part in data.parts.items():
         record = part.example()
         has = {*record, *(("map",) if part.map_classes else ())}
@@ -78,10 +74,8 @@ def without_unusable(data: Data, workdir: AnyPath) -> Data:
     """The data without images that cannot be decoded, which are listed in skipped.txt of the workdir.
 
     Every image is decoded before any is encoded, so that all tasks and encoders see the same images and the
-    record of results identifies them. unusable.json keeps what was found, for parts that do not change.
-
-    Raises:
-        UserError: no image of a part can be used.
+    record of results identifies them. unusable.json keeps what was found, for parts that do not change. A
+    UserError is raised if nothing is left of a part.
     """
     path, skips, parts, now = workdir / FOUND, [], {}, {}
     try:

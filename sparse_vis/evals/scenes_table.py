@@ -9,9 +9,8 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
-from sparse_vis.evals.columns import LOCALIZED, PROTOTYPE, RECONSTRUCTED
+from sparse_vis.evals.columns import LOCALIZED, PROTOTYPE, RECONSTRUCTED, localization
 from sparse_vis.evals.features import square_grid
-from sparse_vis.evals.maps.localization import mean_known
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.runtime.paths import AnyPath
 
@@ -26,7 +25,7 @@ def row(bench: Bench) -> dict[str, float]:
     columns, found = bench.columns("test"), {}
     if "psnr" in columns:
         found["psnr"] = float(np.mean(columns["psnr"]))
-    found |= {name: mean_known(columns[name]) for name in ("fg_ari", "best_iou") if name in columns}
+    found |= localization(columns)
     if "prototype" in columns:
         found["prototype_usage"] = len(np.unique(columns["prototype"])) / bench.encoder.prototypes
     return found
@@ -36,19 +35,15 @@ def draw(bench: Bench, config: ConfigDict, path: AnyPath) -> None:
     """Save a picture (PNG) of the first scenes with reconstructions, masks and token maps."""
     from sparse_vis.viz import figures as viz  # imports matplotlib
 
-    records = next(bench.data.parts["test"].first(PICTURED).batches(bench.batch))
+    records = next(bench.data.parts["test"].only(np.s_[:PICTURED]).batches(bench.batch))
     features = bench.encode(records.image, "reconstruction", "spatial")
     pixels, L = features["reconstruction"], features["spatial"]
     figure = viz.token_sheet(records.image, pixels, L, square_grid(L.shape[1]), records.mask)
     figure.savefig(path, dpi=100, format="png")
 
 
-def _measure(bench: Bench, config: ConfigDict) -> Result:
-    return Result({"": row(bench)})
-
-
 SCENES = Task(
-    _measure, ("mask",), ("reconstruction", "spatial", "prototype"),
-    lambda data: {"test": (LOCALIZED, RECONSTRUCTED, PROTOTYPE)},
-    lambda config: {}, picture=("localization.png", draw),
+    lambda bench, config: Result({"": row(bench)}), ("mask",), ("reconstruction", "spatial", "prototype"),
+    lambda data: {"test": (LOCALIZED, RECONSTRUCTED, PROTOTYPE)}, lambda config: {},
+    picture=("localization.png", draw),
 )  # fmt: skip

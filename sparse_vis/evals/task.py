@@ -87,11 +87,7 @@ class Bench:
 
 
 def _column(count: int, batch: np.ndarray, folder: pathlib.Path | None) -> np.ndarray:
-    """An array to fill with `count` rows like these; from IN_MEMORY bytes on, a file that goes with it.
-
-    Raises:
-        OSError: there is no room for the file.
-    """
+    """An array to fill with `count` rows like these; from IN_MEMORY bytes on, a file that goes with it."""
     shape = (count, *batch.shape[1:])
     size = math.prod(shape) * batch.dtype.itemsize
     if folder is None or size < IN_MEMORY:
@@ -112,23 +108,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Task:
-    """One evaluation.
-
-    Attributes:
-        needs: what records must have: "label", "class" (a label or a set), "mask" (instances), "map".
-        reads: features of the encoder, of which the task needs at least one.
-        reducers: data → part → Reducers that the shared pass over its images applies.
-        protocol: configuration → all constants of the protocol, as plain values.
-        networks: whether the task uses the networks of rFID and LPIPS.
-        least: smallest numbers of train and test images; with a class, if the task needs classes.
-        picture: a file in the workdir and what draws it, for the run's own model if it has L and a decoder.
-    """
+    """One evaluation."""
 
     measure: Callable[[Bench, ConfigDict], Result]
-    needs: tuple[str, ...]
-    reads: tuple[str, ...]
-    reducers: Callable[[Data], dict[str, tuple[Reducer, ...]]]
-    protocol: Callable[[ConfigDict], dict]
-    networks: bool = False
-    least: tuple[int, int] = (1, 1)
+    needs: tuple[str, ...]  # of records: "label", "class" (a label or a set), "mask" (instances), "map"
+    reads: tuple[str, ...]  # features of the encoder, of which the task needs at least one
+    reducers: Callable[[Data], dict[str, tuple[Reducer, ...]]]  # by part, for the shared pass over its images
+    protocol: Callable[[ConfigDict], dict]  # configuration → all constants of the protocol, as plain values
+    networks: bool = False  # whether it uses the networks of rFID and LPIPS
+    least: tuple[int, int] = (1, 1)  # train and test images; with a class, if the task needs classes
+    # A file in the workdir and what draws it, for the run's own model if it has L and a decoder.
     picture: tuple[str, Callable[[Bench, ConfigDict, pathlib.Path], None]] | None = None

@@ -4,8 +4,7 @@ from sparse_vis.evals.classes.knn import KNN, RETRIEVAL
 from sparse_vis.evals.classes.linear import LINEAR
 from sparse_vis.evals.classes.linear_published import LINEAR_PUBLISHED
 from sparse_vis.evals.classes.objects import OBJECTS
-from sparse_vis.evals.classes.own_classifier import CLASSIFIER
-from sparse_vis.evals.columns import LOCALIZATION, RECONSTRUCTION
+from sparse_vis.evals.columns import CLASSIFIER, LOCALIZATION, RECONSTRUCTION
 from sparse_vis.evals.factors.factorization import FACTORIZATION
 from sparse_vis.evals.factors.rate import RATE
 from sparse_vis.evals.maps.segmentation import SEGMENTATION

@@ -6,17 +6,17 @@ An edit is a dictionary as JSON has it: "kind", one of KINDS, and that kind's fi
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from sparse_vis.ops.token_maps import move_map, with_map
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.ops.token_maps import Grid, Localization, Map, move_map, with_map
+from sparse_vis.runtime.errors import UserError, reworded
 
 MOST = 1000  # edits in a list
 FURTHEST = 1000  # patches by which a map is moved
-Grid = tuple[int, int]
 Number = int | float
 
 
@@ -24,10 +24,10 @@ class Edited(NamedTuple):
     """Tokens and maps; the features that are decoded are L @ S."""
 
     S: Float[np.ndarray, "r d"]
-    L: Float[np.ndarray, "n r"]
+    L: Localization
 
 
-def replay(S: Float[np.ndarray, "r d"], L: Float[np.ndarray, "n r"], grid: Grid, edits: Any) -> Edited:
+def replay(S: Float[np.ndarray, "r d"], L: Localization, grid: Grid, edits: Any) -> Edited:
     """S and L after all edits; rows of L still sum to one. The same input gives the same bits.
 
     Args:
@@ -44,11 +44,9 @@ def replay(S: Float[np.ndarray, "r d"], L: Float[np.ndarray, "n r"], grid: Grid,
         raise UserError(f"there are more than {MOST} edits; undo some.")
     found = Edited(S, L)
     for position, edit in enumerate(edits, start=1):
-        try:
+        with reworded(f"edit {position}: {{}}".format):
             function, fields = checked(edit, found)
             found = function(found, grid, **fields)
-        except UserError as error:
-            raise UserError(f"edit {position}: {error}") from None
     return found
 
 
@@ -98,9 +96,7 @@ def mirror(found: Edited, grid: Grid, token: int, axis: str) -> Edited:
     return set_map(found, token, stretched(found.L[:, token].reshape(grid), factors).ravel())
 
 
-def stretched(
-    map_: Float[np.ndarray, "rows columns"], factors: tuple[Number, Number]
-) -> Float[np.ndarray, "rows columns"]:
+def stretched(map_: Map, factors: tuple[Number, Number]) -> Map:
     """A map stretched along rows and columns around its centre of mass (bilinear), zero outside.
 
     The centre is rounded to half a patch, so that a factor of -1 mirrors exactly.
@@ -130,16 +126,8 @@ def replace(found: Edited, grid: Grid, token: int, vector: list[Number], amount:
     return Edited(S, found.L)
 
 
-KINDS = {
-    "temper": (temper, ("power",)),
-    "erase": (erase, ("token",)),
-    "move": (move, ("token", "down", "right")),
-    "copy": (copy, ("token", "down", "right")),
-    "scale": (scale, ("token", "factor")),
-    "mirror": (mirror, ("token", "axis")),
-    "paint": (paint, ("token", "patches", "amount")),
-    "replace": (replace, ("token", "vector", "amount")),
-}
+# By name; the fields of an edit are the arguments behind (found, grid).
+KINDS = {edit.__name__: edit for edit in (temper, erase, move, copy, scale, mirror, paint, replace)}
 
 
 def _number(x: Any, low: Number, high: Number, kinds: tuple[type, ...] = (int, float)) -> bool:
@@ -171,7 +159,8 @@ def checked(edit: Any, found: Edited) -> tuple[Any, dict[str, Any]]:
     kind = edit.get("kind") if isinstance(edit, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{kind!r} is not a kind of edit; give one of {', '.join(KINDS)}.")
-    function, names = KINDS[kind]
+    function = KINDS[kind]
+    _, _, *names = inspect.signature(function).parameters
     if {*edit} != {"kind", *names}:
         raise UserError(f"{kind} takes {', '.join(names)}; give these fields and no others.")
     for name in names:

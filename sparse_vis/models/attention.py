@@ -9,13 +9,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+Heads = Float[Array, "B T h c"]
 LONGEST = 128  # tokens of `short_attention`; a program holds their scores in float32
 RESULT = "short attention"  # checkpoint name of its output
 
 
-def plain_attention(
-    q: Float[Array, "B Q h c"], k: Float[Array, "B T h c"], v: Float[Array, "B T h c"]
-) -> Float[Array, "B Q h c"]:
+def plain_attention(q: Float[Array, "B Q h c"], k: Heads, v: Heads) -> Float[Array, "B Q h c"]:
     """softmax(q k^T / sqrt(c)) v per head; scores, exponentials and their sums in float32.
 
     Plain batched products over [B, h]: on CPU twice as fast as jax.nn.dot_product_attention, and the
@@ -31,13 +30,7 @@ def plain_attention(
     return jnp.swapaxes((y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype), 1, 2)
 
 
-def fused_attention(
-    q: Float[Array, "B T h c"],
-    k: Float[Array, "B T h c"],
-    v: Float[Array, "B T h c"],
-    length: int,
-    implementation: str = "cudnn",
-) -> Float[Array, "B T h c"]:
+def fused_attention(q: Heads, k: Heads, v: Heads, length: int, implementation: str = "cudnn") -> Heads:
     """`plain_attention` over the first `length` tokens, by one kernel that never writes scores to memory.
 
     Args:
@@ -51,7 +44,7 @@ def fused_attention(
     )
 
 
-def short_attention(qkv: Float[Array, "B T 3 h c"], interpret: bool = False) -> Float[Array, "B T h c"]:
+def short_attention(qkv: Float[Array, "B T 3 h c"], interpret: bool = False) -> Heads:
     """`plain_attention` in float32 on GPUs: one program per image and head holds all scores in registers.
 
     cuDNN's kernel is made for long sequences: for the 53 and 56 tokens of local and masked views its backward

@@ -24,53 +24,46 @@ def feature_of(tokens: Tokens, feature: str) -> Float[Array, "B f"]:
 
 
 class LinearClassifier(nn.Module):
-    """Logits = feature · kernel + bias.
+    """Logits = feature · kernel + bias."""
 
-    Attributes:
-        classes: their names. feature: one of FEATURES. width: f, of the feature.
-    """
-
-    classes: tuple[str, ...]
-    feature: str
-    width: int
+    classes: tuple[str, ...]  # their names
+    feature: str  # one of FEATURES
+    width: int  # f, of the feature
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Float[Array, "B classes"]:
-        drawn, shape = nn.initializers.normal(INIT_STD, jnp.float32), (self.width, len(self.classes))
-        kernel = self.param("kernel", drawn, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
-        x = feature_of(tokens, self.feature)
-        return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+        return _logits(self, feature_of(tokens, self.feature))
 
 
 class Segmenter(nn.Module):
-    """Logits of the classes of every token of S; `classes`: their names, `width`: d."""
+    """Logits of the classes of every token of S."""
 
-    classes: tuple[str, ...]
-    width: int
+    classes: tuple[str, ...]  # their names
+    width: int  # d
 
     @nn.compact
     def __call__(self, S: Float[Array, "B r d"]) -> Float[Array, "B r classes"]:
-        drawn, shape = nn.initializers.normal(INIT_STD, jnp.float32), (self.width, len(self.classes))
-        kernel = self.param("kernel", drawn, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
-        return jnp.matmul(S.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST) + bias
+        return _logits(self, S.astype(jnp.float32))
+
+
+def _logits(module: LinearClassifier | Segmenter, x: Float[Array, "*B f"]) -> Float[Array, "*B classes"]:
+    shape = (module.width, len(module.classes))
+    kernel = module.param("kernel", nn.initializers.normal(INIT_STD, jnp.float32), shape)
+    bias = module.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+    return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
 
 
 class NearestClassifier(nn.Module):
     """Logarithms of the classes' shares of the vote of `evals/classes/knn.py`.
 
     The k images of largest cosine vote with the weight exp(cosine / temperature).
-
-    Attributes:
-        classes, feature, width: as of LinearClassifier. count: N, labelled images. k: of them that vote.
     """
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # this and the next two are as of LinearClassifier
     feature: str
     width: int
-    count: int
-    k: int
+    count: int  # of labelled images
+    k: int  # of them that vote
     temperature: float
 
     @nn.compact

@@ -14,6 +14,9 @@ from sparse_vis.models.layers import Dense, vit_init
 from sparse_vis.ops.resize import resize_bicubic
 from sparse_vis.types import Tokens
 
+Pixels = Float[Array, "B H W 3"]
+Visible = Int[Array, "B keep"]
+Only = Literal["cls", "S"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -33,8 +36,7 @@ def resize_position_table(table: Float[Array, "m d"], grid: tuple[int, int]) -> 
     side = math.isqrt(table.shape[0])
     if grid == (side, side):
         return table
-    resized = resize_bicubic(table.reshape(side, side, -1), grid, align_corners=False)
-    return resized.reshape(grid[0] * grid[1], -1)
+    return resize_bicubic(table.reshape(side, side, -1), grid).reshape(grid[0] * grid[1], -1)
 
 
 class VisionTransformer(nn.Module):
@@ -50,12 +52,7 @@ class VisionTransformer(nn.Module):
         self.trunk = Trunk(self.sizes, self.compute)
 
     @nn.compact
-    def __call__(
-        self,
-        pixels: Float[Array, "B H W 3"],
-        visible: Int[Array, "B keep"] | None = None,
-        only: Literal["cls", "S"] | None = None,
-    ) -> Tokens:
+    def __call__(self, pixels: Pixels, visible: Visible | None = None, only: Only | None = None) -> Tokens:
         """Encode images of any size of at least one patch.
 
         Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from sparse_vis.models.classifier import LinearClassifier, NearestClassifier, Segmenter
 from sparse_vis.models.decoder import Decoder
-from sparse_vis.models.encoder import VisionTransformer
+from sparse_vis.models.encoder import Only, Pixels, Visible, VisionTransformer
 from sparse_vis.models.factorize import Factorizer, l2_normalize
 from sparse_vis.models.layers import gelu, uniform_linear
 from sparse_vis.models.vqgan import VQGAN
@@ -68,12 +67,7 @@ class Stellar(nn.Module):
         """Rows and columns of patches of an image of this size in pixels."""
         return height // self.patch, width // self.patch
 
-    def encode(
-        self,
-        pixels: Float[Array, "B H W 3"],
-        visible: Int[Array, "B keep"] | None = None,
-        only: Literal["cls", "S"] | None = None,
-    ) -> Tokens:
+    def encode(self, pixels: Pixels, visible: Visible | None = None, only: Only | None = None) -> Tokens:
         """Tokens of images in [0, 1]; arguments as in VisionTransformer."""
         return self.encoder(pixels, visible, only)
 
@@ -85,7 +79,7 @@ class Stellar(nn.Module):
         """Unclipped pixels or code logits, as in Decoder."""
         return self.decoder(Z, grid)
 
-    def codes(self, pixels: Float[Array, "B H W 3"]) -> Int[Array, "B n"]:
+    def codes(self, pixels: Pixels) -> Int[Array, "B n"]:
         """VQ targets of images: one code per patch, row-major.
 
         Where a code is larger or smaller than a patch, images are first resized: 224 -> 256 px at patch 14.
@@ -99,7 +93,7 @@ class Stellar(nn.Module):
         """Pixels in [0, 1] from code logits: the tokenizer decodes each patch's most likely code."""
         return self.tokenizer.decode(jnp.argmax(logits, axis=-1).reshape(-1, *grid))
 
-    def classify(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B classes"]:
+    def classify(self, pixels: Pixels) -> Float[Array, "B classes"]:
         """The classifier's logits of images in [0, 1]."""
         return self.classifier(self.encode(pixels, only="S"))
 
@@ -110,15 +104,16 @@ class Stellar(nn.Module):
             S_prototypes=self.sparse_head.prototypes, cls_prototypes=self.cls_head.prototypes,
         )  # fmt: skip
 
-    def embed(self, pixels: Float[Array, "B H W 3"]) -> tuple[Tokens, Embeddings]:
+    def embed(self, pixels: Pixels) -> tuple[Tokens, Embeddings]:
         """What targets are made from, computed by the encoder and the heads alone."""
         tokens = self.encode(pixels, only="S")
         return tokens, self.heads(tokens)
 
-    def every_part(self, pixels: Float[Array, "B H W 3"]) -> tuple[Embeddings, Array]:
+    def every_part(self, pixels: Pixels) -> tuple:
         """Applies each part once, to make its parameters; `__call__` would trace the encoder three times."""
         tokens = self.encode(pixels)
-        return self.heads(tokens), self.decode(self.factorize(tokens).Z, self.grid(*pixels.shape[1:3]))
+        decoded = self.decode(self.factorize(tokens).Z, self.grid(*pixels.shape[1:3]))
+        return self.heads(tokens), decoded, self.classifier and self.classifier(tokens)
 
     def __call__(self, views: Views) -> Outputs:
         """All that the objective needs; one encoder call per kind of view."""
@@ -148,11 +143,6 @@ class FineTuned(Stellar):
 
     def __call__(self, views: Views) -> Float[Array, "B classes"]:
         return self.classify(views.image)
-
-    def every_part(self, pixels: Float[Array, "B H W 3"]) -> tuple:
-        tokens = self.encode(pixels)
-        decoded = self.decode(self.factorize(tokens).Z, self.grid(*pixels.shape[1:3]))
-        return self.heads(tokens), decoded, self.classifier(tokens)
 
 
 def init_params(model: Stellar, key: Array) -> dict:

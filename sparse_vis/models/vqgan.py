@@ -138,7 +138,7 @@ class VQGAN(nn.Module):
         """Codes of images on a grid (rows, columns), for which they are resized if necessary."""
         size = (grid[0] * self.stride, grid[1] * self.stride)
         if pixels.shape[1:3] != size:
-            pixels = resize_bicubic(pixels, size, align_corners=False)
+            pixels = resize_bicubic(pixels, size)
         return self.codes(self.encode(pixels))
 
     def decode(self, codes: Int[Array, "B h w"]) -> Float[Array, "B H W 3"]:

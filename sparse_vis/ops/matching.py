@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from sparse_vis.ops.sinkhorn import run_ott
 
+TokenSets = Float[Array, "N r d"]
+
 
 def pairwise_distance(x: Float[Array, "r d"], y: Float[Array, "r d"]) -> Float[Array, "r r"]:
     """Euclidean distances between the rows of x and of y, float32.
@@ -33,15 +35,13 @@ def entropic_plan(
     return run_ott(pairwise_distance(x, y).T, epsilon, iterations, ones, ones).matrix.T
 
 
-def entropic_match(
-    x: Float[Array, "N r d"], y: Float[Array, "N r d"], epsilon: float, iterations: int
-) -> Int[Array, "N r"]:
+def entropic_match(x: TokenSets, y: TokenSets, epsilon: float, iterations: int) -> Int[Array, "N r"]:
     """For each token of x, the token of y that receives most of its mass; several may share one."""
     plans = jax.vmap(lambda a, b: entropic_plan(a, b, epsilon, iterations))(x, y)
     return jnp.argmax(plans, axis=-1).astype(jnp.int32)
 
 
-def exact_match(x: Float[Array, "N r d"], y: Float[Array, "N r d"]) -> Int[Array, "N r"]:
+def exact_match(x: TokenSets, y: TokenSets) -> Int[Array, "N r"]:
     """For each token of x, its partner in the one-to-one assignment of least total distance."""
 
     def one(a, b):

@@ -12,15 +12,11 @@ from sparse_vis.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and scatter matrix of the features so far, float64; the features themselves are not kept.
+    """Mean and scatter matrix of the features so far, float64; the features themselves are not kept."""
 
-    Attributes:
-        count: rows seen. mean: (f,). scatter: (f, f), Σ (x − mean)(x − mean)ᵀ.
-    """
-
-    count: int
+    count: int  # rows seen
     mean: Float[np.ndarray, " f"]
-    scatter: Float[np.ndarray, "f f"]
+    scatter: Float[np.ndarray, "f f"]  # Σ (x − mean)(x − mean)ᵀ
 
     @classmethod
     def empty(cls, size: int) -> Moments:
@@ -30,10 +26,8 @@ class Moments:
     def update(self, features: Float[Array | np.ndarray, "... f"]) -> Moments:
         """The moments after one more batch of any size.
 
-        Batches are centred before they are squared: Σ x xᵀ − n mean meanᵀ loses digits for large means.
-
-        Raises:
-            UserError: features that are not finite.
+        Batches are centred before they are squared: Σ x xᵀ − n mean meanᵀ loses digits for large means. A
+        UserError is raised for features that are not finite.
         """
         x = np.asarray(features, np.float64).reshape(-1, len(self.mean))
         if not np.isfinite(x).all():

@@ -49,16 +49,13 @@ def _interpolation(
     return matrix
 
 
-def bicubic_matrix(size_in: int, size_out: int, align_corners: bool) -> Float[Array, "out in"]:
+def bicubic_matrix(size_in: int, size_out: int) -> Float[Array, "out in"]:
     """Matrix that resizes a row of `size_in` pixels to `size_out` pixels; rows sum to one.
 
-    `align_corners`: whether the centres of the first and last pixels stay where they are (True), or the outer
-    edges of the image do (False). A size below one is a UserError.
+    The outer edges stay where they are (align_corners=False). A size below one is a UserError.
     """
     if size_in < 1 or size_out < 1:
         raise UserError(f"cannot resize {size_in} to {size_out} pixels: both sizes must be at least 1")
-    if align_corners:
-        return crop_matrix(0, size_in, size_in, size_out)
     source = (jnp.arange(size_out, dtype=jnp.float32) + 0.5) * (size_in / size_out) - 0.5
     return _interpolation(source, 0, size_in, size_in)
 
@@ -79,7 +76,7 @@ def apply_matrices(
     image: Float[Array, "*batch H W C"],
     rows: Float[Array, "*#batch h H"],
     columns: Float[Array, "*#batch w W"],
-    precision: jax.lax.Precision = PRECISION,
+    precision: jax.lax.Precision,
 ) -> Float[Array, "*batch h w C"]:
     """Separable resize, image[h, w] = sum over H, W of rows[h, H] columns[w, W] image[H, W]."""
     # With the channel axis in the middle, neither product needs a transposed copy of the image.
@@ -89,12 +86,8 @@ def apply_matrices(
 
 
 def resize_bicubic(
-    image: Float[Array, "*batch H W C"],
-    size: tuple[int, int],
-    align_corners: bool = False,
-    precision: jax.lax.Precision = PRECISION,
+    image: Float[Array, "*batch H W C"], size: tuple[int, int]
 ) -> Float[Array, "*batch h w C"]:
     """Bicubic resize of whole images or position tables to (h, w), as `bicubic_matrix`; not clipped."""
-    rows = bicubic_matrix(image.shape[-3], size[0], align_corners)
-    columns = bicubic_matrix(image.shape[-2], size[1], align_corners)
-    return apply_matrices(image, rows, columns, precision)
+    rows, columns = (bicubic_matrix(*sides) for sides in zip(image.shape[-3:-1], size, strict=True))
+    return apply_matrices(image, rows, columns, PRECISION)

@@ -16,6 +16,8 @@ from ott.geometry import geometry
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn
 
+Scores = Float[Array, "rows K"]
+
 
 def run_ott(cost: Float[Array, "n m"], epsilon: float, iterations: int, a: Array, b: Array):
     """Exactly `iterations` log-domain rounds of ott-jax's Sinkhorn, each columns before rows.
@@ -30,9 +32,7 @@ def run_ott(cost: Float[Array, "n m"], epsilon: float, iterations: int, a: Array
     return sinkhorn.Sinkhorn(**rounds, threshold=0.0)(linear_problem.LinearProblem(given, a=a, b=b))
 
 
-def column_potentials(
-    scores: Float[Array, "rows K"], temperature: float, iterations: int
-) -> Float[Array, " K"]:
+def column_potentials(scores: Scores, temperature: float, iterations: int) -> Float[Array, " K"]:
     """Column potentials g with assignments = softmax(scores / temperature + g), no gradient.
 
     DEVIATION: the published code adds 1e-8 to row and column sums, which shrinks rows that are far below
@@ -50,7 +50,7 @@ def column_potentials(
 
 
 def published_potentials(
-    scores: Float[Array, "rows K"], temperature: float, iterations: int, epsilon: float
+    scores: Scores, temperature: float, iterations: int, epsilon: float
 ) -> Float[Array, "rounds K"]:
     """Column potentials of every round of the published loop, which adds epsilon (1e-8) to each sum that it
     divides by; no gradient.
@@ -88,9 +88,7 @@ def assignments(
     return jax.nn.softmax(scores.astype(jnp.float32) / temperature + potentials, axis=-1)
 
 
-def column_error(
-    scores: Float[Array, "rows K"], potentials: Float[Array, " K"], temperature: float
-) -> Float[Array, ""]:
+def column_error(scores: Scores, potentials: Float[Array, " K"], temperature: float) -> Float[Array, ""]:
     """How far the assignments are from equal use of the prototypes: total variation distance, from 0 to 1."""
     mass = jnp.mean(assignments(scores, potentials, temperature), axis=0)
     return 0.5 * jnp.sum(jnp.abs(mass - 1 / mass.size))

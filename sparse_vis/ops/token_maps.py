@@ -7,10 +7,12 @@ import functools
 import numpy as np
 from jaxtyping import Float
 
+Localization = Float[np.ndarray, "n r"]
+Map = Float[np.ndarray, "rows columns"]
+Grid = tuple[int, int]  # rows and columns of the n patches
 
-def with_map(
-    L: Float[np.ndarray, "n r"], token: int, column: Float[np.ndarray, " n"]
-) -> Float[np.ndarray, "n r"]:
+
+def with_map(L: Localization, token: int, column: Float[np.ndarray, " n"]) -> Localization:
     """L with a new map for one token; the other tokens share the rest in their old proportions.
 
     Where the token had all the weight, the others share evenly. A map of zeros removes the token: the result
@@ -25,9 +27,7 @@ def with_map(
     return np.insert(shares * (1 - column[:, None]), token, column, axis=1).astype(L.dtype)
 
 
-def move_map(
-    map_: Float[np.ndarray, "rows columns"], shift: tuple[int, int]
-) -> Float[np.ndarray, "rows columns"]:
+def move_map(map_: Map, shift: tuple[int, int]) -> Map:
     """A map moved by whole patches (down, right); what leaves the image is lost."""
     (rows, columns), moved = map_.shape, np.zeros_like(map_)
     down, right = (max(-side, min(by, side)) for by, side in zip(shift, map_.shape, strict=True))
@@ -37,14 +37,12 @@ def move_map(
     return moved
 
 
-def move_token(
-    L: Float[np.ndarray, "n r"], token: int, shift: tuple[int, int], grid: tuple[int, int]
-) -> Float[np.ndarray, "n r"]:
+def move_token(L: Localization, token: int, shift: tuple[int, int], grid: Grid) -> Localization:
     """L with one token's map moved as by `move_map`."""
     return with_map(L, token, move_map(L[:, token].reshape(grid), shift).ravel())
 
 
-def object_token(L: Float[np.ndarray, "n r"], grid: tuple[int, int]) -> int:
+def object_token(L: Localization, grid: Grid) -> int:
     """The token that most likely looks at an object: the one of most patches that is no background.
 
     A patch belongs to its strongest token. Background holds more than a quarter of the patches at the border

@@ -16,12 +16,14 @@ from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.ops.matching import exact_match
-from sparse_vis.ops.token_maps import move_token, object_token, with_map
+from sparse_vis.ops.token_maps import Grid, Localization, move_token, object_token, with_map
 from sparse_vis.report.images import Encoded
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.types import Features
 from sparse_vis.viz import overlays
 
+Images = UInt8[np.ndarray, "N H W 3"]
+TokenSet = Float[np.ndarray, "r d"]
 LARGE, SMALL = 256, 144  # longest side in pixels: of gallery pictures, of edits
 SHARP = 96  # up to this size PNG: small pictures are shown enlarged, with visible artefacts if lossy
 
@@ -29,15 +31,15 @@ SHARP = 96  # up to this size PNG: small pictures are shown enlarged, with visib
 class Pair(NamedTuple):
     """An image's factors, and for each token its match in another image: S and index there; its letter."""
 
-    S: Float[np.ndarray, "r d"]
-    L: Float[np.ndarray, "n r"]
-    partner: Float[np.ndarray, "r d"]
+    S: TokenSet
+    L: Localization
+    partner: TokenSet
     match: Int[np.ndarray, " r"]
     other: str | None
 
 
 def make_cards(
-    model: Stellar, params: dict, images: UInt8[np.ndarray, "N H W 3"], names: list[str], found: Encoded,
+    model: Stellar, params: dict, images: Images, names: list[str], found: Encoded,
     *, decodes: bool, edits: bool,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The images of a gallery as page.html shows them; pictures are data URIs. Prints progress.
@@ -122,7 +124,7 @@ def make_pairs(S: Float[np.ndarray, "N r d"], L: Float[np.ndarray, "N n r"]) -> 
     ]
 
 
-def sideways(L: Float[np.ndarray, "n r"], token: int, grid: tuple[int, int]) -> int:
+def sideways(L: Localization, token: int, grid: Grid) -> int:
     """Columns by which a token's map is moved: a quarter of the image, away from the nearer edge."""
     picture = L[:, token].reshape(grid)
     centre = (picture.sum(axis=0) * (np.arange(grid[1]) + 0.5)).sum() / picture.sum()
@@ -130,10 +132,7 @@ def sideways(L: Float[np.ndarray, "n r"], token: int, grid: tuple[int, int]) -> 
 
 
 def edited(
-    S: Float[np.ndarray, "r d"],
-    L: Float[np.ndarray, "n r"],
-    partner: Float[np.ndarray, "r d"],
-    grid: tuple[int, int],
+    S: TokenSet, L: Localization, partner: TokenSet, grid: Grid
 ) -> dict[str, Float[np.ndarray, "r n d"]]:
     """Z' of every edit of every token of an image.
 
@@ -185,27 +184,23 @@ def decoded(
     return pixels[0], quality[0], views
 
 
-class Neighbour(NamedTuple):
-    """A token of an image, and its cosine with the token that it was searched for."""
+def nearest_tokens(
+    S: Float[np.ndarray, "N r d"], image: int, token: int, count: int
+) -> list[tuple[int, int, float]]:
+    """Of every other image the token most similar to one of `image`: (image, token, cosine).
 
-    image: int
-    token: int
-    cosine: float
-
-
-def nearest_tokens(S: Float[np.ndarray, "N r d"], image: int, token: int, count: int) -> list[Neighbour]:
-    """Of every other image the token most similar to one of `image`; at most `count`, most similar first."""
+    At most `count`, most similar first.
+    """
     unit = S / np.maximum(np.linalg.norm(S, axis=-1, keepdims=True), 1e-12)
     cosines = unit @ unit[image, token]
     best, closest = cosines.max(axis=1), cosines.argmax(axis=1)
     order = [int(i) for i in np.argsort(-best, kind="stable") if i != image][:count]
-    return [Neighbour(i, int(closest[i]), float(best[i])) for i in order]
+    return [(i, int(closest[i]), float(best[i])) for i in order]
 
 
 def make_searches(
-    found: Encoded, images: UInt8[np.ndarray, "N H W 3"], names: list[str], queries: int,
-    grid: tuple[int, int], patch: int, *, count: int,
-) -> list[list[tuple[str, str]]]:  # fmt: skip
+    found: Encoded, images: Images, names: list[str], queries: int, grid: Grid, patch: int, *, count: int
+) -> list[list[tuple[str, str]]]:
     """(data URI, label) of the object token of each of the first `queries` images, and of its neighbours."""
     whole, made = images[:, : grid[0] * patch, : grid[1] * patch], []
 
@@ -216,9 +211,7 @@ def make_searches(
     for i in range(queries):
         token = object_token(found.L[i], grid)
         near = nearest_tokens(found.S, i, token, count)
-        made.append(
-            [shown(i, token, ""), *(shown(n.image, n.token, f", cosine {n.cosine:.2f}") for n in near)]
-        )
+        made.append([shown(i, token, ""), *(shown(j, k, f", cosine {cosine:.2f}") for j, k, cosine in near)])
     return made
 
 
@@ -230,9 +223,7 @@ class Page(NamedTuple):
     images: list[int]  # indices, highest vote first
     maps: Float[np.ndarray, "m n"]  # votes of their patches, 0 to 1
 
-    def regions(
-        self, images: UInt8[np.ndarray, "N H W 3"], names: list[str], grid: tuple[int, int], patch: int
-    ) -> list[tuple[str, str]]:
+    def regions(self, images: Images, names: list[str], grid: Grid, patch: int) -> list[tuple[str, str]]:
         """(data URI, label) of each image, darkened where the vote is low; from those of all voters."""
         whole = images[:, : grid[0] * patch, : grid[1] * patch]
         return [

@@ -28,11 +28,12 @@ from sparse_vis.data.tfds import TfdsSource
 from sparse_vis.evals.dataset import open_data
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime.batches import Devices, run_in_batches
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, reworded
 from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.paths import as_path, in_bucket
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.skipped import Skips
+from sparse_vis.types import Tokens
 
 BATCH = 16
 UNKNOWN = "Images of which it is not known whether the model was trained on them"
@@ -63,8 +64,8 @@ class Encoded(NamedTuple):
 def find_images(
     config: ConfigDict,
     images: str | None,
-    split: str | None = None,
-    data_dir: str | None = None,
+    split: str | None,
+    data_dir: str | None,
     *,
     data_known: bool,
     max_pixels: int,
@@ -79,11 +80,9 @@ def find_images(
         max_pixels: of an image in `images`.
     """
     if images is not None:
-        try:
+        with reworded(lambda sentence: sentence.replace("--input", "--images")):
             source = open_input(images, split, data_dir, max_pixels)
             announce(source)
-        except UserError as error:
-            raise UserError(str(error).replace("--input", "--images")) from None
         kind = "folder " if as_path(images).is_dir() else ""
         return source, np.arange(len(source)), f"{kind}{images}"
     for flag, value in (("--split", split), ("--data-dir", data_dir)):
@@ -91,10 +90,8 @@ def find_images(
             raise UserError(f"{flag}={value} belongs to --images; give both, or leave it out.")
     if not data_known:
         raise UserError("a released file does not say where its images are; give --images=FOLDER.")
-    try:
+    with reworded(lambda sentence: f"{sentence.rstrip('.')}; or give other images: --images=FOLDER."):
         part = open_data(config).parts["test"]
-    except UserError as error:
-        raise UserError(f"{str(error).rstrip('.')}; or give other images: --images=FOLDER.") from None
     place = f" at {config.data.path}" if config.data.path else ""
     share = f", {config.eval.holdout:.0%} held out" if config.eval.holdout else ""
     origin = f"{config.data.source}{place}, split {config.eval.test_split!r}{share}"
@@ -135,14 +132,10 @@ def encode_all(
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(model: Stellar, params: dict, temperature: jax.Array, images: jax.Array) -> Encoded:
     out = api.encode(model, params, images)
-
-    def heads(m, S, cls):
-        return m.sparse_head(S), m.cls_head(cls)
-
-    embedding, cls = model.apply({"params": params}, out.sparse, out.cls, method=heads)
-    logits = embedding @ params["sparse_head"]["prototypes"] / temperature
+    found = model.apply({"params": params}, Tokens(out.cls, out.sparse, out.dense), method="heads")
+    logits = found.S @ found.S_prototypes / temperature
     normaliser = jax.nn.logsumexp(logits, axis=-1)
-    return Encoded(out.sparse, out.spatial, cls, embedding, logits.argmax(axis=-1), normaliser)
+    return Encoded(out.sparse, out.spatial, found.cls, found.S, logits.argmax(axis=-1), normaliser)
 
 
 def name_images(config: ConfigDict | None, source: Source, rows: Rows) -> str:

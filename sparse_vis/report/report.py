@@ -50,16 +50,11 @@ def main() -> None:
     add("--split", help="split, if --images is an address, e.g. train[:90%%]")
     add("--data-dir")
     add("--on-error")
-    add("--max-pixels", help="images with more pixels are refused (%(default)s)")
+    add("--max-pixels")
     add("--size", type=image_size, metavar="HxW", help="size of the images (the model's image size)")
     add("--letterbox")
-    add(
-        "--gallery",
-        type=positive,
-        default=12,
-        help="number of images shown with maps and edits (%(default)s)",
-    )
-    voters = "number of images used to find the images of each prototype and to measure health (%(default)s)"
+    add("--gallery", type=positive, default=12, help="images shown with maps and edits (%(default)s)")
+    voters = "images used to find the images of each prototype and to measure health (%(default)s)"
     add("--voters", type=positive, default=256, help=voters)
     add("--tokenizer")
     run(parser.parse_args())
@@ -81,9 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
 def check_output(path: AnyPath) -> None:
     """Raise a UserError unless the path is that of an earlier report, or of no file in an existing folder."""
     if path.is_dir():
-        raise UserError(
-            f"--output={path} is a folder; give the name of an HTML file, e.g. {path / 'report.html'}."
-        )
+        what = f"--output={path} is a folder"
+        raise UserError(f"{what}; give the name of an HTML file, e.g. {path / 'report.html'}.")
     if not in_bucket(path) and not path.parent.is_dir():
         raise UserError(f"the folder of --output={path} does not exist; make it or give another.")
     if path.exists():

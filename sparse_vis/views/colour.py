@@ -13,7 +13,6 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from sparse_vis.ops.resize import VIEW_PRECISION, apply_matrices
-from sparse_vis.runtime.errors import UserError
 
 Image = Float[Array, "*batch H W 3"]
 Plane = Float[Array, "*batch H W"]
@@ -26,22 +25,16 @@ BLUR_RADIUS = 4  # 9 taps
 
 @struct.dataclass
 class Colour:
-    """The colour change of one view: whether jitter, greyscale and blur are applied, and their arguments."""
+    """The colour change of one view."""
 
-    jitter: jax.Array
+    jitter: jax.Array  # this and the next two: whether to apply it
     grey: jax.Array
     blur: jax.Array
-    order: jax.Array
+    order: jax.Array  # of the jitter: a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE
+    # By operation: three factors (1 changes nothing; 0 gives black, the mean grey of the image, the grey of
+    # each pixel) and the shift of the hue (1 is the full circle).
     strength: jax.Array
-    sigma: jax.Array
-
-
-def _planes(image: Image) -> Planes:
-    return image[..., 0], image[..., 1], image[..., 2]
-
-
-def _image(planes: Planes) -> Image:
-    return jnp.stack(planes, axis=-1)
+    sigma: jax.Array  # of the blur, in pixels
 
 
 def _where(condition: Bool[Array, ""], chosen: Planes, other: Planes) -> Planes:
@@ -50,10 +43,6 @@ def _where(condition: Bool[Array, ""], chosen: Planes, other: Planes) -> Planes:
 
 def _grey(planes: Planes) -> Plane:
     return sum(weight * plane for weight, plane in zip(GREY_WEIGHTS, planes, strict=True))
-
-
-def _mean_grey(planes: Planes) -> Float[Array, "*batch 1 1"]:
-    return _grey(planes).mean(axis=(-2, -1), keepdims=True)
 
 
 def _blend(planes: Planes, base: float | Array, factor: Array) -> Planes:
@@ -92,10 +81,6 @@ def _blur_matrix(size: int, sigma: Float[Array, "*batch"]) -> Float[Array, "*bat
 def gaussian_blur(image: Image, sigma: float | Float[Array, "*#batch"]) -> Image:
     """Gaussian blur, 9 x 9 taps, the border reflected without repeating the edge; sigma > 0 in pixels."""
     height, width = image.shape[-3:-1]
-    if min(height, width) <= BLUR_RADIUS:
-        raise UserError(
-            f"cannot blur {height} x {width} pixels: use views of at least {BLUR_RADIUS + 1} px per side"
-        )
     # Two matrices instead of shifted sums: into those, XLA fuses the operations before and recomputes them
     # for every tap, six times slower on CPU.
     sigma = jnp.asarray(sigma, jnp.float32)
@@ -104,12 +89,12 @@ def gaussian_blur(image: Image, sigma: float | Float[Array, "*#batch"]) -> Image
 
 
 def _jitter(planes: Planes, order: Int[Array, " 4"], strength: Float[Array, " 4"]) -> Planes:
+    """Brightness, contrast, saturation and hue of one image; order and strength are those of Colour."""
+
     def turn(planes: Planes, operation_and_factor):
-        operation, factor = operation_and_factor
-        is_contrast = operation == CONTRAST
-        base = jnp.where(
-            is_contrast, _mean_grey(planes), jnp.where(operation == SATURATION, _grey(planes), 0.0)
-        )
+        (operation, factor), grey = operation_and_factor, _grey(planes)
+        base = jnp.where(operation == SATURATION, grey, 0.0)
+        base = jnp.where(operation == CONTRAST, grey.mean(axis=(-2, -1), keepdims=True), base)
         return _where(operation == HUE, _turn_hue(planes, factor), _blend(planes, base, factor)), None
 
     # Under vmap, lax.switch would run all four operations at every turn; selecting the base leaves one blend
@@ -117,23 +102,10 @@ def _jitter(planes: Planes, order: Int[Array, " 4"], strength: Float[Array, " 4"
     return jax.lax.scan(turn, planes, (order, strength[order]))[0]
 
 
-def colour_jitter(
-    image: Float[Array, "H W 3"], order: Int[Array, " 4"], strength: Float[Array, " 4"]
-) -> Float[Array, "H W 3"]:
-    """Brightness, contrast, saturation and hue of one image, each clipped to [0, 1].
-
-    Args:
-        order: a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE: the first turn first.
-        strength: indexed by operation: three factors (1 changes nothing; 0 gives black, the mean grey of the
-            image, the grey of each pixel) and the shift of the hue (1 is the full circle).
-    """
-    return _image(_jitter(_planes(image), order, strength))
-
-
 def recolour(image: Float[Array, "H W 3"], colour: Colour) -> Float[Array, "H W 3"]:
     """Jitter, then greyscale, then blur of one image, each only if `colour` enables it."""
-    planes = _planes(image)
+    planes = image[..., 0], image[..., 1], image[..., 2]
     planes = _where(colour.jitter, _jitter(planes, colour.order, colour.strength), planes)
     grey = jnp.clip(_grey(planes), 0, 1)
-    image = _image(_where(colour.grey, (grey, grey, grey), planes))
+    image = jnp.stack(_where(colour.grey, (grey, grey, grey), planes), axis=-1)
     return jnp.where(colour.blur, gaussian_blur(image, colour.sigma), image)

@@ -13,6 +13,8 @@ from sparse_vis.ops.resize import VIEW_PRECISION, apply_matrices, crop_matrix
 
 Box = tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]  # top, left, height, width
 AnyArray = Array | np.ndarray
+Scale = tuple[float, float] | Float[Array, " 2"]
+Side = AnyArray | int
 BOX_DRAWS = 10
 UNIFORMS = 2 * BOX_DRAWS + 2  # random numbers per box: areas, aspects, position
 
@@ -21,7 +23,7 @@ def sample_box(
     key: PRNGKeyArray,
     height: Int[Array, ""],
     width: Int[Array, ""],
-    scale: tuple[float, float] | Float[Array, " 2"],
+    scale: Scale,
     aspect: tuple[float, float],
 ) -> Box:
     """Box (top, left, height, width): the first of ten draws that fits, else the largest centred box.
@@ -35,11 +37,7 @@ def sample_box(
 
 
 def box_of(
-    uniform: Float[AnyArray, " 22"],
-    height: AnyArray | int,
-    width: AnyArray | int,
-    scale: tuple[float, float] | Float[Array, " 2"],
-    aspect: tuple[float, float],
+    uniform: Float[AnyArray, " 22"], height: Side, width: Side, scale: Scale, aspect: tuple[float, float]
 ) -> tuple:
     """The box of `sample_box` from its random numbers in [0, 1); NumPy arrays give NumPy results."""
     xp = uniform.__array_namespace__()

@@ -12,7 +12,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from sparse_vis.config.ranges import check_fields
 from sparse_vis.runtime.errors import UserError
@@ -20,7 +20,6 @@ from sparse_vis.types import Batch, Views
 from sparse_vis.views import colour as augment
 from sparse_vis.views.crops import crop_and_flip, sample_box
 from sparse_vis.views.masking import visible_patches
-from sparse_vis.views.mixup import mix
 
 
 class Purpose(enum.IntEnum):
@@ -40,7 +39,7 @@ class ViewSpec:
     Sizes are in pixels a side. `scale` is a range of crop area / image area, `aspect` of width / height. The
     jitter's first three factors are uniform in 1 ± reach, the hue's shift in ± reach (1 is the full circle).
     colour_per="batch", as published, is one draw for all masked views and one for all local ones. `mixup` is
-    the strength of `mixup.mix`.
+    the strength of `mix`.
     """
 
     size: int = 224
@@ -105,15 +104,15 @@ def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Vi
     ranges = (jnp.array(scale, jnp.float32) for scale in (spec.global_scale, spec.local_scale))
     scales = jnp.where(views[:, None] < spec.global_count, *ranges)
 
+    def box(key, scale):
+        return sample_box(key, height, width, scale, spec.aspect)
+
     def visible(key):
         return visible_patches(key, spec.grid, spec.masking_ratio, spec.mask_kind, spec.focus_probability)
 
-    boxes = jax.vmap(lambda key, scale: sample_box(key, height, width, scale, spec.aspect))(
-        keys[Purpose.BOX], scales
-    )
-    flips = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32) < spec.flip_probability)(
-        keys[Purpose.FLIP]
-    )
+    boxes = jax.vmap(box)(keys[Purpose.BOX], scales)
+    uniform = jax.vmap(functools.partial(jax.random.uniform, dtype=jnp.float32))(keys[Purpose.FLIP])
+    flips = uniform < spec.flip_probability
     # DEVIATION: the published code draws one colour change per batch; we draw one per view.
     colour_keys = keys[Purpose.COLOUR]
     if spec.colour_per == "batch":
@@ -144,3 +143,24 @@ def make_views(key: PRNGKeyArray, batch: Batch, spec: ViewSpec) -> Views:
         return views
     keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, index), Purpose.MIXUP))
     return mix(keys(batch.index), views, spec.mixup)
+
+
+def mix(keys: Key[Array, " B"], views: Views, strength: float) -> Views:
+    """Views whose `image` is share * image + (1 - share) * that of the image half a batch further on.
+
+    The shares are drawn from Beta(strength, strength), one for each image; `share` and `other`, the class of
+    the image mixed in, say how to count the labels. Half a batch is the same distance for a global batch and
+    for its microbatches, so these have the same pairs.
+
+    Source: Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization".
+
+    Args:
+        keys: (B,), one for each image. B must be even.
+    """
+    count = views.image.shape[0]
+    share: Float[Array, " B"] = jax.vmap(lambda key: jax.random.beta(key, strength, strength))(keys)
+    other = jnp.roll(views.image, count // 2, axis=0)
+    part = share[:, None, None, None]
+    return views.replace(
+        image=part * views.image + (1 - part) * other, other=jnp.roll(views.label, count // 2), share=share
+    )

@@ -15,9 +15,15 @@ from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sparse_vis.ops.token_maps import Grid
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import AnyPath, as_path
 from sparse_vis.viz import overlays
+
+Images = UInt8[np.ndarray, "N H W 3"]
+Decoded = Float[np.ndarray, "N h w 3"]
+Localizations = Float[np.ndarray, "N n r"]
+Masks = UInt8[np.ndarray, "N H W"]
 
 
 def panels(
@@ -43,11 +49,7 @@ def panels(
 
 
 def token_sheet(
-    images: UInt8[np.ndarray, "N H W 3"],
-    reconstructions: Float[np.ndarray, "N h w 3"],
-    L: Float[np.ndarray, "N n r"],
-    grid: tuple[int, int],
-    masks: UInt8[np.ndarray, "N H W"] | None = None,
+    images: Images, reconstructions: Decoded, L: Localizations, grid: Grid, masks: Masks | None = None
 ) -> Figure:
     """One row per image: image, reconstruction, true masks (0: background), argmax L, each token's map.
 
@@ -65,9 +67,7 @@ def token_sheet(
     return panels(rows, [*columns, *(f"token {i}" for i in range(r))])
 
 
-def localization_maps(
-    images: UInt8[np.ndarray, "N H W 3"], L: Float[np.ndarray, "N n r"], grid: tuple[int, int]
-) -> Figure:
+def localization_maps(images: Images, L: Localizations, grid: Grid) -> Figure:
     """One row per image: the image, overlaid with argmax L, and with each token's map in its colour.
 
     Every map is shown relative to its largest entry.
@@ -79,23 +79,18 @@ def localization_maps(
     return panels(rows, ["image", "argmax L", *(f"token {i}" for i in range(L.shape[-1]))])
 
 
-def _token_maps(image: np.ndarray, L: np.ndarray, grid: tuple[int, int]) -> list[np.ndarray]:
+def _token_maps(image: np.ndarray, L: np.ndarray, grid: Grid) -> list[np.ndarray]:
     """The image with the map of each token."""
     shown = (overlays.token_overlay(L, token, grid) for token in range(L.shape[-1]))
     return [overlays.lay_over(image, overlay) for overlay in shown]
 
 
-def reconstructions(images: UInt8[np.ndarray, "N H W 3"], decoded: Float[np.ndarray, "N h w 3"]) -> Figure:
+def reconstructions(images: Images, decoded: Decoded) -> Figure:
     """Images above, their reconstructions below."""
     return panels([list(images), list(decoded)], [f"image {i}" for i in range(len(images))], side=1.2)
 
 
-def matched_tokens(
-    pair: UInt8[np.ndarray, "2 H W 3"],
-    L: Float[np.ndarray, "2 n r"],
-    match: Int[np.ndarray, " r"],
-    grid: tuple[int, int],
-) -> Figure:
+def matched_tokens(pair: Images, L: Localizations, match: Int[np.ndarray, " r"], grid: Grid) -> Figure:
     """Two views or images in two rows: the tokens of the first, and below each its match, in the same colour.
 
     `match` is the second's token for each of the first (`ops.matching.exact_match`, `entropic_match`).
@@ -106,10 +101,7 @@ def matched_tokens(
 
 
 def features_pca(
-    images: UInt8[np.ndarray, "N H W 3"],
-    U: Float[np.ndarray, "N n d"],
-    Z: Float[np.ndarray, "N n d"],
-    grid: tuple[int, int],
+    images: Images, U: Float[np.ndarray, "N n d"], Z: Float[np.ndarray, "N n d"], grid: Grid
 ) -> Figure:
     """Images, and below them the first three principal components of U and of Z = L S."""
     rows = [list(images), list(overlays.pca_colours(U, grid)), list(overlays.pca_colours(Z, grid))]
@@ -118,10 +110,10 @@ def features_pca(
 
 
 def prototype_page(
-    images: UInt8[np.ndarray, "N H W 3"],
-    L: Float[np.ndarray, "N n r"],
+    images: Images,
+    L: Localizations,
     p: Float[np.ndarray, "N P r"],
-    grid: tuple[int, int],
+    grid: Grid,
     names: Sequence[str],
     count: int = 8,
 ) -> Figure:
@@ -141,10 +133,8 @@ def prototype_page(
 def read_metrics(path: str | AnyPath) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Every number of a run's metrics.jsonl: name → (steps, values), in the file's order.
 
-    An incomplete last line, as a killed run leaves, is ignored.
-
-    Raises:
-        UserError: the file is missing, or a line of it is damaged.
+    An incomplete last line, as a killed run leaves, is ignored; a UserError names a missing file, or a line
+    that is damaged.
     """
     found: dict[str, list[tuple[int, float]]] = {}
     number = 0

@@ -11,6 +11,10 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from sparse_vis.ops.moments import Moments
+from sparse_vis.ops.token_maps import Grid, Localization, Map
+
+Image8 = UInt8[np.ndarray, "H W 3"]
+Overlay = UInt8[np.ndarray, "rows columns 4"]
 
 # Opacity of a token's colour where its map is 1, of black where it is 0, and of a hard segmentation.
 TINT, SHADE, SEGMENT = 0.4, 0.78, 0.6
@@ -30,21 +34,19 @@ def token_colours(count: int) -> Float[np.ndarray, "count 3"]:
     return np.concatenate([fixed, hues]).astype(np.float32)
 
 
-def segments(L: Float[np.ndarray, "*N n r"], grid: tuple[int, int]) -> Int[np.ndarray, "*N rows columns"]:
+def segments(L: Float[np.ndarray, "*N n r"], grid: Grid) -> Int[np.ndarray, "*N rows columns"]:
     """Hard segmentation: the token of largest L at every patch, 0 … r−1."""
     return L.argmax(axis=-1).reshape(*L.shape[:-2], *grid)
 
 
-def segment_overlay(L: Float[np.ndarray, "n r"], grid: tuple[int, int]) -> UInt8[np.ndarray, "rows cols 4"]:
+def segment_overlay(L: Localization, grid: Grid) -> Overlay:
     """The hard segmentation in the tokens' colours, as an overlay of the image."""
     colours = token_colours(L.shape[-1])[segments(L, grid)]
     alpha = np.full((*grid, 1), SEGMENT)
     return np.uint8(np.round(255 * np.concatenate([colours, alpha], axis=-1)))
 
 
-def map_overlay(
-    weights: Float[np.ndarray, "rows columns"], colour: Float[np.ndarray, " 3"] | None = None
-) -> UInt8[np.ndarray, "rows columns 4"]:
+def map_overlay(weights: Map, colour: Float[np.ndarray, " 3"] | None = None) -> Overlay:
     """A map as an overlay of the image: transparent, or tinted, where it is largest, dark where it is 0."""
     weights = weights / max(float(weights.max()), 1e-12)
     tint, shade = (0 if colour is None else TINT) * weights, SHADE * (1 - weights)
@@ -55,16 +57,12 @@ def map_overlay(
     return np.uint8(np.round(255 * rgba))
 
 
-def token_overlay(
-    L: Float[np.ndarray, "n r"], token: int, grid: tuple[int, int]
-) -> UInt8[np.ndarray, "rows columns 4"]:
+def token_overlay(L: Localization, token: int, grid: Grid) -> Overlay:
     """A token's localization map in its colour, relative to its largest entry, as an overlay of the image."""
     return map_overlay(L[:, token].reshape(grid), token_colours(L.shape[-1])[token])
 
 
-def lay_over(
-    image: UInt8[np.ndarray, "H W 3"], overlay: UInt8[np.ndarray, "rows columns 4"], *, smooth: bool = True
-) -> UInt8[np.ndarray, "H W 3"]:
+def lay_over(image: Image8, overlay: Overlay, *, smooth: bool = True) -> Image8:
     """Composite an overlay over its image, cropped by the caller to the area that the patches cover.
 
     The overlay is enlarged bilinearly if `smooth`, else by nearest neighbour.
@@ -74,9 +72,7 @@ def lay_over(
     return np.asarray(Image.alpha_composite(Image.fromarray(image).convert("RGBA"), large).convert("RGB"))
 
 
-def pca_colours(
-    x: Float[np.ndarray, "N n d"], grid: tuple[int, int]
-) -> Float[np.ndarray, "N rows columns 3"]:
+def pca_colours(x: Float[np.ndarray, "N n d"], grid: Grid) -> Float[np.ndarray, "N rows columns 3"]:
     """The first three principal components of patch features (U or Z, d ≥ 3) as red, green and blue.
 
     The components are fitted to all patches of all images, so that colours are comparable between images.

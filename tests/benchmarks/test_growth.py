@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.growth import growth, growth_arms, growth_report
+from benchmarks.growth import growth, growth_arms
 from benchmarks.speed import input as input_benchmark
 
 AXES = {
@@ -31,12 +31,8 @@ def small(monkeypatch):
 
     monkeypatch.setattr(growth_arms, "configured", shallow)
     base = {"batch": 1, "tokens": 2, "prototypes": 64, "image": 64, "views": 1}
-    for module in (growth_arms, growth_report):
-        monkeypatch.setattr(module, "AXES", AXES)
-        monkeypatch.setattr(module, "BASE", base)
-        monkeypatch.setattr(module, "LENGTHS", (16, 3))
-    monkeypatch.setattr(growth_report, "SETS", 2)
-    monkeypatch.setitem(growth_report.NAMES, "stellar", base)
+    for name, value in {"AXES": AXES, "BASE": base, "LENGTHS": (16, 3), "SETS": 2}.items():
+        monkeypatch.setattr(growth_arms, name, value)
 
 
 def test_growth_is_measured_once_kept_and_drawn(small, monkeypatch, tmp_path, capsys):

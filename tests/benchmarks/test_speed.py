@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.evidence import baselines
 from benchmarks.speed import attention, command, encode, first_features, measure, parts
 from benchmarks.speed.flops import encode_flops, products, step_flops, tokenizer
 from benchmarks.speed.synthetic import random_tokenizer, recipe_of
@@ -183,6 +184,15 @@ def test_wrong_input_is_one_sentence():
 def test_flags_are_checked_before_anything_is_measured(config, file, sentence):
     with pytest.raises(UserError, match=sentence):
         command.checked_config(SimpleNamespace(config=config, json=file))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("program", [baselines, encode])
+def test_help_is_the_programs_own_docstring(program, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["program", "--help"])
+    with pytest.raises(SystemExit):
+        command.run_with_flags(program.main, program.__doc__)
+    assert capsys.readouterr().out == f"{program.__doc__}\n"
 
 
 @pytest.mark.fast

@@ -23,7 +23,7 @@ encoder, seen = encoders.stellar_encoder("trained", model, params, {}), []
 plain = api.encode
 api.encode = lambda model, params, images: seen.append(images) or plain(model, params, images)
 names = ("sparse", "dense", "reconstruction", "prototype")
-found = encode(encoder, images, names, batch_size=3)
+found = encode(encoder, images, names, batch=3)
 # Batches of 3 are rounded up to 4: one image on every device.
 assert [parts(batch) for batch in seen] == [{(device, 1) for device in jax.devices()}] * 2
 expected = plain(model, params, images)  # on one device

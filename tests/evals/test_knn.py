@@ -49,8 +49,8 @@ def test_blocks_change_nothing(monkeypatch):
     whole = knn.knn_predict(train, test.x, classes=5, ks=(3, 30))
     monkeypatch.setattr(knn, "GALLERY_BLOCK", 17)  # smaller than k, and neither block divides its set
     monkeypatch.setattr(knn, "QUERY_BLOCK", 32)
-    read, unit = [], knn._unit
-    monkeypatch.setattr(knn, "_unit", lambda rows: read.append(rows) or unit(rows))
+    read, unit = [], knn.unit
+    monkeypatch.setattr(knn, "unit", lambda rows: read.append(rows) or unit(rows))
     parts = knn.knn_predict(train, test.x, classes=5, ks=(3, 30))
     # The gallery can be larger than the device's memory and its upload slow: each row is read once.
     gallery = [rows for rows in read if np.shares_memory(rows, train.x)]

@@ -43,7 +43,7 @@ def test_accuracy_is_that_of_logistic_regression():
     assert result.accuracy < result.top5 < 1
     validation = result.validation["x"]
     assert len(validation) == 13
-    assert validation[linear.LEARNING_RATES.index(result.learning_rate)] == max(validation)
+    assert validation[linear.SweepProtocol().learning_rates.index(result.learning_rate)] == max(validation)
 
 
 def test_random_labels_give_chance():

@@ -9,8 +9,14 @@ import pytest
 import torch
 
 from sparse_vis.evals.classes import linear_published as lp
-from sparse_vis.evals.maps.published_images import adamw
+from sparse_vis.evals.dataset import Data, Part
+from sparse_vis.evals.encoders import raw_pixels
+from sparse_vis.evals.maps.published_images import adamw, centre_cuts
+from sparse_vis.evals.pixels.networks import Networks
+from sparse_vis.evals.task import Bench
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.progress import Progress
+from tests.evals.pictures import Pictures
 
 
 def coloured(count, seed):
@@ -109,6 +115,18 @@ def test_mixed_computation_rounds_the_linear_map_alone():
     weights = variables["params"]["Dense_0"]
     rounded = [np.asarray(jnp.asarray(a, "bfloat16"), np.float32) for a in (x, weights["kernel"])]
     np.testing.assert_allclose(mixed, rounded[0] @ rounded[1] + weights["bias"], atol=0.01)
+
+
+def test_progress_counts_the_images_without_a_class_too():
+    images, labels = coloured(7, 5)
+    labels[[1, 6]] = -1
+    part, rows = Part(Pictures(images, labels), np.arange(7), 12, 12, threads=1), np.arange(7)
+    data, networks = Data({"train": part}, ("train", "train"), 6, {}), Networks("", "", "", 1)
+    bench = Bench(raw_pixels(), data, networks, 3, 0, {})
+    progress = Progress("probe", len(part))
+    found = list(lp._labelled(bench, part, centre_cuts(part), rows, progress))
+    np.testing.assert_array_equal(np.concatenate([y for _, y in found]), labels[labels >= 0])
+    assert progress.done == 7
 
 
 def test_bad_input_is_named():

@@ -15,7 +15,7 @@ from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.maps.published_images import (
     centre_cuts,
     departures,
-    epoch_order,
+    epoch,
     label,
     random_cuts,
     squares,
@@ -109,8 +109,8 @@ def test_a_share_is_held_out():
     assert len(kept) == 45 and len({*kept.indices}) == 45 and (np.diff(kept.indices) > 0).all()
     np.testing.assert_array_equal(kept.indices, part.without(0.1, seed=3).indices)
     assert {*kept.indices} != {*part.without(0.1, seed=4).indices}
-    assert len(part.without(0.0, seed=3)) == 50 and len(part.first(5).without(0.1, seed=3)) == 5
-    orders = [epoch_order(kept, 0, epoch) for epoch in (0, 1)]
+    assert len(part.without(0.0, seed=3)) == 50 and len(part.only(slice(5)).without(0.1, seed=3)) == 5
+    orders = [epoch(kept, (0.2, 1.0), 0, number)[1] for number in (0, 1)]
     assert sorted(orders[0]) == list(range(45)) and list(orders[0]) != list(orders[1])
 
 

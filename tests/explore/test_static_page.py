@@ -24,7 +24,7 @@ from selenium.webdriver.support.ui import Select
 
 import sparse_vis
 from sparse_vis.data.decode import decode, fitted
-from sparse_vis.explore import explore, ort_web, static_page
+from sparse_vis.explore import explore, static_page
 from sparse_vis.explore.edits import KINDS, replay
 from sparse_vis.explore.page import EXAMPLES
 from sparse_vis.explore.saved import read_saved
@@ -59,7 +59,7 @@ def address(loaded, tmp_path_factory):
     folder = tmp_path_factory.mktemp("host")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(static_page, "default_side", lambda model: SIDE)
-        size = static_page.write(*loaded, "tiny", 10**6, ort_web.fetched(), folder / "a" / "page")
+        size = static_page.write(*loaded, "tiny", 10**6, static_page.fetched(), folder / "a" / "page")
     files = [path for path in (folder / "a" / "page").rglob("*") if path.is_file()]
     assert size == sum(path.stat().st_size for path in files)
     with http.server.ThreadingHTTPServer(
@@ -258,7 +258,7 @@ def refused(monkeypatch, *flags):
 
 
 def test_the_command_writes_the_page_and_says_how_large_it_is(monkeypatch, tmp_path, workdir, capsys):
-    for name in ort_web.FILES:
+    for name in static_page.FILES:
         (tmp_path / name).write_text(name)
     page, called = tmp_path / "my page", f"--checkpoint={workdir}"
     monkeypatch.setattr(sys, "argv", ["explore", called, f"--export={page}", f"--runtime={tmp_path}"])
@@ -269,10 +269,10 @@ def test_the_command_writes_the_page_and_says_how_large_it_is(monkeypatch, tmp_p
     assert serve.startswith(f"python -m http.server --bind=127.0.0.1 --directory='{page}' serves it")
     text = (page / "index.html").read_text()
     named = {*re.findall(r"files/([\w.-]+)", text)}
-    by_scripts = {"encoder.onnx", "decoder.onnx", *ort_web.FILES[1:]}
+    by_scripts = {"encoder.onnx", "decoder.onnx", *static_page.FILES[1:]}
     assert {path.name for path in (page / "files").iterdir()} == named | by_scripts
     assert not re.search(r"https?://|token=", text)
-    assert (page / "files" / ort_web.FILES[2]).read_text() == ort_web.FILES[2]
+    assert (page / "files" / static_page.FILES[2]).read_text() == static_page.FILES[2]
     said = refused(monkeypatch, f"--export={page}")
     assert said == f"--export={page} contains files; give a new or empty folder."
 
@@ -280,7 +280,7 @@ def test_the_command_writes_the_page_and_says_how_large_it_is(monkeypatch, tmp_p
 def test_mistakes_of_the_command(monkeypatch, tmp_path, loaded):
     given = f"--export={tmp_path / 'page'}"
     said = refused(monkeypatch, given, f"--runtime={tmp_path}")
-    assert f"is not onnxruntime-web@1.30.0 ({tmp_path / ort_web.FILES[0]}: No such file" in said
+    assert f"is not onnxruntime-web@1.30.0 ({tmp_path / static_page.FILES[0]}: No such file" in said
     assert refused(monkeypatch, "--runtime=x") == "--runtime is for --export; give both, or neither."
     said = refused(monkeypatch, given, "--gallery=x", "--images=y")
     assert said == "--gallery needs the server; leave out --gallery, or --export."
@@ -309,7 +309,7 @@ class Registry(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w:gz") as package:
-            files = {f"dist/{name}": name.encode() for name in ort_web.FILES}
+            files = {f"dist/{name}": name.encode() for name in static_page.FILES}
             files["package.json"] = b'{"name": "onnxruntime-web", "version": "1.30.0"}'
             for name, content in files.items():
                 entry = tarfile.TarInfo(f"package/{name}")
@@ -328,10 +328,10 @@ def test_another_package_and_none_are_refused(monkeypatch, tmp_path):
     with served(Registry) as host:
         monkeypatch.setenv("npm_config_registry", host)
         with pytest.raises(UserError, match=r"npm fetched an unknown onnxruntime-web@1\.30\.0 \(SHA-512 "):
-            ort_web.fetched()
+            static_page.fetched()
     monkeypatch.setenv("npm_config_cache", str(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"npm cannot fetch onnxruntime-web@.* \(.*ECONNREFUSED.*--runtime"):
-        ort_web.fetched()
+        static_page.fetched()
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="with npm, which is missing; install it, or give --runtime=FOLDER"):
-        ort_web.fetched()
+        static_page.fetched()

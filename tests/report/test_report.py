@@ -371,9 +371,9 @@ def test_the_nearest_token_of_every_other_image_is_found():
     S[2] = [[5, 0, 0], [0, 0, 1]]
     S[3] = [[-1, 0, 0], [0, 0, 0]]
     found = nearest_tokens(S, 0, 0, 2)
-    assert [(n.image, n.token) for n in found] == [(2, 0), (1, 1)]
-    np.testing.assert_allclose([n.cosine for n in found], [1, np.sqrt(0.5)], rtol=1e-6)
-    assert [n.image for n in nearest_tokens(S, 2, 0, 9)] == [0, 1, 3]
+    assert [near[:2] for near in found] == [(2, 0), (1, 1)]
+    np.testing.assert_allclose([cosine for *_, cosine in found], [1, np.sqrt(0.5)], rtol=1e-6)
+    assert [image for image, *_ in nearest_tokens(S, 2, 0, 9)] == [0, 1, 3]
 
 
 @pytest.mark.fast

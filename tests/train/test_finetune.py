@@ -17,7 +17,7 @@ from sparse_vis.commands import probe
 from sparse_vis.commands import run as command
 from sparse_vis.data.loader import train_batches
 from sparse_vis.data.sources import as_source
-from sparse_vis.evals.classes.own_classifier import ranks
+from sparse_vis.evals.columns import ranks
 from sparse_vis.losses.classes import smoothed_cross_entropy
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import path_name

@@ -9,9 +9,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.views.masking import KINDS, visible_count, visible_patches
+from sparse_vis.views.make import ViewSpec
+from sparse_vis.views.masking import visible_count, visible_patches
 from tests.golden_data import files
 
+KINDS = ("uniform", "gaussian", "block")
 SIGMAS = 5
 RECORDED_NAME = {"uniform": "none", "gaussian": "gaussian", "block": "block"}
 
@@ -128,11 +130,10 @@ def test_focus_probability_zero_is_uniform_and_one_is_focused():
     assert np.median(spread(draw(1.0))) < spread(uniform).min()
 
 
-def test_bad_input_is_named():
-    key = jax.random.key(0)
-    with pytest.raises(UserError, match="'focal' is unknown"):
-        visible_patches(key, (4, 4), 0.8, "focal")
-    with pytest.raises(UserError, match=r"ratio 1\.0 is outside"):
-        visible_patches(key, (4, 4), 1.0, "uniform")
-    with pytest.raises(UserError, match="0 patches"):
-        visible_patches(key, (0, 4), 0.5, "uniform")
+def test_bad_input_is_named_before_anything_is_drawn():
+    with pytest.raises(UserError, match=r"views\.mask_kind='focal' "):
+        ViewSpec(mask_kind="focal")
+    with pytest.raises(UserError, match=r"views\.masking_ratio=1 "):
+        ViewSpec(masking_ratio=1.0)
+    with pytest.raises(UserError, match="size=8 is too small"):
+        ViewSpec(size=8)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
-from sparse_vis.evals.classes.knn import TEMPERATURE
+from sparse_vis.evals.classes.knn import TEMPERATURE, unit
 from sparse_vis.evals.classes.linear import SweepProtocol, fit_all, scores
 from sparse_vis.evals.features import AnyArray, check_labelled
-from sparse_vis.models.classifier import LEAST, LinearClassifier, NearestClassifier
+from sparse_vis.models.classifier import LinearClassifier, NearestClassifier
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped
 
@@ -79,16 +79,14 @@ def fit_linear(
     check_labelled("labelled", x, y, len(classes))
     protocol = SweepProtocol(seed=seed)
     found, rows = fit_all({feature: x}, y, len(classes), protocol)
-    accuracy, _, loss = scores(found[feature], x, y, rows)
-    best = int(np.lexsort((loss, -accuracy))[0])
     probes = found[feature]
+    accuracy, _, loss = scores(probes, x, y, rows)
+    best = int(np.lexsort((loss, -accuracy))[0])
     weight = np.asarray(probes.weight[best], np.float64) * probes.scale[:, None]
     bias = np.asarray(probes.bias[best], np.float64) - probes.shift @ weight
     tensors = {"kernel": weight.astype(np.float32), "bias": bias.astype(np.float32)}
-    return (
-        LinearClassifier(classes, feature, x.shape[1]), tensors,
-        {"learning_rate": protocol.learning_rates[best]},
-    )  # fmt: skip
+    rate = {"learning_rate": protocol.learning_rates[best]}
+    return LinearClassifier(classes, feature, x.shape[1]), tensors, rate
 
 
 def fit_nearest(
@@ -96,7 +94,5 @@ def fit_nearest(
 ) -> tuple[NearestClassifier, dict[str, np.ndarray], dict]:
     """The labelled images themselves, of which the k nearest vote (all, if there are fewer); as above."""
     check_labelled("labelled", x, y, len(classes))
-    x = np.asarray(x, np.float32)
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), LEAST)
     classifier = NearestClassifier(classes, feature, x.shape[1], len(x), min(k, len(x)), TEMPERATURE)
-    return classifier, {"gallery": x, "label": np.asarray(y, np.int32)}, {}
+    return classifier, {"gallery": unit(x), "label": np.asarray(y, np.int32)}, {}

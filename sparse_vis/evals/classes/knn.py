@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from sparse_vis.evals.columns import TOKEN_MEANS
-from sparse_vis.evals.dataset import Data, without_unlabelled
+from sparse_vis.evals.dataset import without_unlabelled
 from sparse_vis.evals.features import POOLED, AnyArray, Split, check_labelled
-from sparse_vis.evals.task import Bench, Reducer, Result, Task
+from sparse_vis.evals.task import Bench, Result, Task
+from sparse_vis.models.classifier import LEAST
 from sparse_vis.runtime.batches import Devices
 from sparse_vis.runtime.errors import UserError
 
@@ -49,10 +50,8 @@ def knn_predict(
     check_labelled("train", train.x, train.y, classes)
     for k in ks:
         if not 1 <= k <= len(train.x):
-            raise UserError(
-                f"kNN with k={k} is impossible with {len(train.x)} training samples; choose every k "
-                f"between 1 and {len(train.x)}."
-            )
+            what = f"kNN with k={k} is impossible with {len(train.x)} training samples"
+            raise UserError(f"{what}; choose every k between 1 and {len(train.x)}.")
     order, labels = tuple(sorted(set(ks))), np.asarray(train.y, np.int32)
     cosines, index = _nearest(train.x, test_x, order[-1])
     blocks = (slice(start, start + QUERY_BLOCK) for start in range(0, len(index), QUERY_BLOCK))
@@ -79,9 +78,8 @@ def recall_at_k(
         check_labelled(name, split.x, split.y, int(np.max(split.y, initial=0)) + 1)
     available = len(found.x) - alone
     if not ks or min(ks) < 1 or max(ks) > available:
-        raise UserError(
-            f"recall@k needs every k between 1 and {available}, the number of other images; got {tuple(ks)}."
-        )
+        what = f"recall@k needs every k between 1 and {available}, the number of other images"
+        raise UserError(f"{what}; got {tuple(ks)}.")
     index = _nearest(found.x, query.x, max(ks) + alone)[1]
     if alone:
         # More than k rows may equal the query; then it is not among the k + 1, and the last one is dropped.
@@ -107,21 +105,21 @@ def _nearest(
     devices = Devices()
     best = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int32)
     for first in range(0, len(gallery), GALLERY_BLOCK):
-        rows = devices.everywhere(_unit(gallery[first : first + GALLERY_BLOCK]))
+        rows = devices.everywhere(unit(gallery[first : first + GALLERY_BLOCK]))
         found = []
         for start in range(0, len(queries), QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
-            known, split = (best[0][block], best[1][block]), devices.split(_unit(queries[block]))
+            known, split = (best[0][block], best[1][block]), devices.split(unit(queries[block]))
             # Reading each result at once keeps one block in flight; many in flight can hang JAX on few cores.
             found.append(jax.device_get(_merge(known, split, rows, np.int32(first), k)))
         best = tuple(np.concatenate(part) for part in zip(*found, strict=True))
     return best
 
 
-def _unit(rows: Float[AnyArray, "N f"]) -> Float[np.ndarray, "N f"]:
+def unit(rows: Float[AnyArray, "N f"]) -> Float[np.ndarray, "N f"]:
     """Rows in float32 at length 1; rows of zeros stay as they are."""
     rows = np.asarray(rows, np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), LEAST)
 
 
 @partial(jax.jit, static_argnums=4)
@@ -183,15 +181,11 @@ def _retrieval(bench: Bench, config: ConfigDict) -> Result:
     return Result(metrics, few)
 
 
-def _reducers(data: Data) -> dict[str, tuple[Reducer, ...]]:
-    return dict.fromkeys(data.labelled, TOKEN_MEANS)
-
-
 KNN = Task(
-    _knn, ("label",), tuple(POOLED), _reducers,
+    _knn, ("label",), tuple(POOLED), lambda data: dict.fromkeys(data.labelled, TOKEN_MEANS),
     lambda config: {"k": KS, "temperature": TEMPERATURE, "feature": "L2-normalised"}, least=(min(KS), 1),
 )  # fmt: skip
 RETRIEVAL = Task(
-    _retrieval, ("label",), tuple(POOLED), _reducers,
+    _retrieval, KNN.needs, KNN.reads, KNN.reducers,
     lambda config: {"k": RECALL_KS, "gallery": "all other test images"}, least=(1, 2),
 )  # fmt: skip

@@ -24,31 +24,26 @@ from sparse_vis.runtime.batches import Devices
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 
-LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
 # Rows per block outside of training: bounds memory of float64 statistics and of the logits of all rates.
 BLOCK = 2048
 STEPS = 50  # whose rows are on the devices at a time
 ADAM = optax.scale_by_adam()
 Features = Mapping[str, Float[AnyArray, "_ _"]]  # name → (N, f), of any widths f
+Labels = Integer[AnyArray, " _"]  # (N,)
+Sets = Shaped[AnyArray, "_ classes"]  # (N, classes), 0 or 1
 
 
 @dataclass(frozen=True)
 class SweepProtocol:
-    """How probes are trained: AdamW, cosine decay to zero, zero initial weights, standardised features.
+    """How probes are trained: AdamW, cosine decay to zero, zero initial weights, standardised features."""
 
-    Attributes:
-        learning_rates: initial rates; every feature gets one classifier per rate.
-        validation_fraction: share of train that is held out for choosing.
-        batch_size: rows per step (all fitted rows if there are fewer).
-        seed: of the choice of held-out rows and of the order of the others.
-    """
-
-    learning_rates: tuple[float, ...] = LEARNING_RATES
-    validation_fraction: float = 0.1
+    # Initial rates; every feature gets one classifier per rate.
+    learning_rates: tuple[float, ...] = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
+    validation_fraction: float = 0.1  # of train, held out for choosing
     steps: int = 500
-    batch_size: int = 256
+    batch_size: int = 256  # rows per step (all fitted rows if there are fewer)
     weight_decay: float = 1e-4
-    seed: int = 0
+    seed: int = 0  # of the choice of held-out rows and of the order of the others
 
     @property
     def least_rows(self) -> int:
@@ -104,9 +99,9 @@ def candidates(columns: Mapping[str, AnyArray]) -> dict[str, Float[np.ndarray, "
 
 def sweep(
     train: Features,
-    train_y: Integer[AnyArray, " N"],
+    train_y: Labels,
     test: Features,
-    test_y: Integer[AnyArray, " M"],
+    test_y: Labels,
     *,
     classes: int,
     protocol: SweepProtocol = SweepProtocol(),
@@ -142,19 +137,12 @@ def sweep(
 
 
 def multilabel_probe(
-    train: Features,
-    train_y: Shaped[AnyArray, "n_labels classes"],
-    test: Features,
-    test_y: Shaped[AnyArray, "m_labels classes"],
-    *,
-    protocol: SweepProtocol = SweepProtocol(),
+    train: Features, train_y: Sets, test: Features, test_y: Sets, *, protocol: SweepProtocol = SweepProtocol()
 ) -> MultilabelResult:
     """The sweep for sets of classes: sigmoid cross-entropy, and the best held-out mAP chooses.
 
-    Ties go to the lower rate and the earlier feature. train_y and test_y are bool or 0/1.
-
-    Raises:
-        UserError: no rows left to hold out or to fit, or a part without any label.
+    Ties go to the lower rate and the earlier feature. train_y and test_y are bool or 0/1. A UserError is
+    raised if no rows are left to hold out or to fit, or a part has no label.
     """
     for name, features, y in (("train", train, train_y), ("test", test, test_y)):
         shapes = {key: x.shape for key, x in features.items()}
@@ -185,10 +173,8 @@ def mean_average_precision(
 ) -> float:
     """Mean over classes of the average precision, Σ_k (R_k − R_{k−1}) P_k over a class's distinct scores.
 
-    Larger scores are more likely, targets are bool or 0/1, classes without any image are left out.
-
-    Raises:
-        UserError: no class has a positive, or scores are not finite.
+    Larger scores are more likely, targets are bool or 0/1, classes without any image are left out. A
+    UserError is raised if no class has an image, or for scores that are not finite.
     """
     scores, targets = np.asarray(scores), np.asarray(targets).astype(bool)
     if not targets.any():
@@ -309,11 +295,7 @@ def logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B c
 
 @partial(jax.jit, donate_argnums=0)
 def _advance(
-    state: tuple,
-    batches: tuple,
-    moments: list,
-    rates: Float[AnyArray, "steps rates"],
-    weight_decay: AnyArray,
+    state: tuple, batches: tuple, moments: list, rates: Float[AnyArray, "steps rates"], weight_decay: AnyArray
 ) -> tuple:
     """The state after further steps of AdamW.
 

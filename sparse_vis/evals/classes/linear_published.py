@@ -21,29 +21,25 @@ from sparse_vis.evals.maps import published_images as published
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.models.layers import uniform_linear
 from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.progress import Progress
 
 READS = ("sparse", "dense", "cls")  # the first of these that an encoder gives is used
+Batches = Iterable[tuple[AnyArray, AnyArray]]  # tokens and classes
 
 
 @dataclass(frozen=True)
 class LinearProtocol:
-    """Hyperparameters; the defaults are the released ones.
-
-    Attributes:
-        clip: maximum global gradient norm. validation: share of train that is held out (and not used here).
-        size: side of the crops in pixels. scale: range of crop area / image area.
-        dtype: of the linear map, as of the encoder; LayerNorm and loss are always float32.
-    """
+    """Hyperparameters; the defaults are the released ones."""
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    clip: float = 5.0
+    clip: float = 5.0  # maximum global gradient norm
     batch_size: int = 2048
     epochs: int = 30
-    validation: float = 0.1
-    size: int = 224
-    scale: tuple[float, float] = (0.2, 1.0)
-    dtype: str = "bfloat16"
+    validation: float = 0.1  # share of train that is held out (and not used here)
+    size: int = 224  # side of the crops in pixels
+    scale: tuple[float, float] = (0.2, 1.0)  # range of crop area / image area
+    dtype: str = "bfloat16"  # of the linear map, as of the encoder; LayerNorm and loss are always float32
 
 
 @dataclass(frozen=True)
@@ -68,12 +64,7 @@ class Head(nn.Module):
 
 
 def published_linear(
-    train: Callable[[int], Iterable[tuple[AnyArray, AnyArray]]],
-    test: Iterable[tuple[AnyArray, AnyArray]],
-    *,
-    classes: int,
-    protocol: LinearProtocol = LinearProtocol(),
-    seed: int = 0,
+    train: Callable[[int], Batches], test: Batches, *, classes: int, protocol: LinearProtocol, seed: int = 0
 ) -> PublishedResult:
     """Train the published probe and test it once, after the last epoch.
 
@@ -147,7 +138,7 @@ def _protocol(config: ConfigDict) -> LinearProtocol:
 
 
 def _labelled(
-    bench: Bench, part: Part, cuts: published.Maker, rows: np.ndarray
+    bench: Bench, part: Part, cuts: published.Maker, rows: np.ndarray, progress: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Mean tokens, as one token, of crops of the images that have a class, in the order of `rows`; classes.
 
@@ -163,6 +154,7 @@ def _labelled(
         known = found["classes"] >= 0
         if known.any():
             yield found["tokens"][known], found["classes"][known]
+        progress.add(len(known))
 
 
 def _measure(bench: Bench, config: ConfigDict) -> Result:
@@ -172,12 +164,10 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     progress = bench.progress("linear_published", chosen.epochs * len(train))
 
     def epoch(number: int):
-        cuts = published.random_cuts(chosen.size, chosen.scale, seed, number)
-        for part in _labelled(bench, train, cuts, published.epoch_order(train, seed, number)):
-            yield part
-            progress.add(len(part[1]))
+        return _labelled(bench, train, *published.epoch(train, chosen.scale, seed, number), progress)
 
-    tests = _labelled(bench, test, published.centre_cuts(test), np.arange(len(test)))
+    looking = bench.progress("linear_published, test", len(test))
+    tests = _labelled(bench, test, published.centre_cuts(test), np.arange(len(test)), looking)
     found = published_linear(epoch, tests, classes=bench.data.classes, protocol=chosen, seed=seed)
     key = next(key for key in READS if key in bench.encoder.gives)
     metrics = {POOLED[key]: {"accuracy": found.accuracy, "top5": found.top5}}

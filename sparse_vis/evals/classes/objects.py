@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from sparse_vis.data.records import Records
 from sparse_vis.evals.classes.knn import knn_accuracy, recall_at_k
 from sparse_vis.evals.classes.linear import SweepProtocol, sweep
-from sparse_vis.evals.dataset import Data
 from sparse_vis.evals.features import AnyArray, Split, square_grid
 from sparse_vis.evals.task import Bench, Reducer, Result, Task
 
@@ -40,9 +39,13 @@ def covered(
     return counts.astype(np.float32) / np.maximum(counts.sum(axis=-1, keepdims=True), 1)
 
 
+def _seen_by(patches: Float[np.ndarray, "N n d"], records: Records) -> Float[np.ndarray, "N objects d"]:
+    """For each object the mean over its pixels of what the patches hold."""
+    return covered(records.mask, square_grid(patches.shape[1]), records.labels.shape[1]) @ patches
+
+
 def _of_tokens(features: dict, records: Records, networks) -> dict[str, np.ndarray]:
-    S, L = features["sparse"], features["spatial"]
-    weight = covered(records.mask, square_grid(L.shape[1]), records.labels.shape[1]) @ L
+    S, weight = features["sparse"], _seen_by(features["spatial"], records)
     return {
         "object_token": np.take_along_axis(S, weight.argmax(axis=2)[..., None], axis=1),
         "object_S": weight @ S,
@@ -50,21 +53,16 @@ def _of_tokens(features: dict, records: Records, networks) -> dict[str, np.ndarr
     }
 
 
-def _of_patches(features: dict, records: Records, networks) -> dict[str, np.ndarray]:
-    U = features["dense"]
-    return {"object_U": covered(records.mask, square_grid(U.shape[1]), records.labels.shape[1]) @ U}
-
-
 def _classes(features: dict, records: Records, networks) -> dict[str, np.ndarray]:
     numbers = {} if records.objects is None else {"object_number": records.objects}
     return {"object_label": records.labels, **numbers}
 
 
-def _reducers(data: Data) -> dict[str, tuple[Reducer, ...]]:
-    tokens, patches = Reducer(("sparse", "spatial"), _of_tokens), Reducer(("dense",), _of_patches)
-    return dict.fromkeys(("train", "test"), (tokens, patches, Reducer((), _classes)))
-
-
+REDUCERS = (
+    Reducer(("sparse", "spatial"), _of_tokens),
+    Reducer(("dense",), lambda f, records, _: {"object_U": _seen_by(f["dense"], records)}),
+    Reducer((), _classes),
+)
 NAMES = {"object_token": "token", "object_S": "S by L", "object_U": "U by mask", "object_mean_S": "mean S"}
 
 
@@ -96,7 +94,8 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
 
 OBJECTS = Task(
-    _measure, ("mask", "class"), ("sparse", "dense"), _reducers,
+    _measure, ("mask", "class"), ("sparse", "dense"),
+    lambda data: dict.fromkeys(("train", "test"), REDUCERS),
     lambda config: {
         "k": NEIGHBOURS, "recall": RECALL_KS, "gallery": "all other objects of the test images",
         **dataclasses.asdict(SweepProtocol(seed=config.eval.seed)),

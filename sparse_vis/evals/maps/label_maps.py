@@ -78,19 +78,15 @@ def check_maps(part: Part) -> None:
         paths = (_path(part.masks, part.source.names[i]) for i in part.indices)
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None:
-            raise UserError(
-                f"label map {escaped(str(missing))} is missing; config.eval.masks needs one for every image."
-            )
+            what = f"label map {escaped(str(missing))} is missing"
+            raise UserError(f"{what}; config.eval.masks needs one for every image.")
 
 
 def check_every_map(part: Part) -> None:
     """Raise a UserError at the first invalid label map; reads all of them, and the images for their sizes."""
-
-    def load(rows: np.ndarray) -> None:
-        for row in rows:
-            label_map(part, part.record(row))
-
-    for _ in in_batches(load, part.indices, 16, part.threads):
+    for _ in in_batches(
+        lambda rows: [label_map(part, part.record(row)) for row in rows], part.indices, 16, part.threads
+    ):
         pass
 
 

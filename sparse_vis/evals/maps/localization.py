@@ -36,9 +36,8 @@ def token_segments(
     L = np.asarray(L, np.float32)
     N, n, r = L.shape
     if n != gh * gw:
-        raise UserError(
-            f"L has {n} patches but the grid {gh}x{gw} has {gh * gw}; pass the grid L was computed on."
-        )
+        what = f"L has {n} patches but the grid {gh}x{gw} has {gh * gw}"
+        raise UserError(f"{what}; pass the grid L was computed on.")
     down, across = (
         bilinear_weights((np.arange(pixels) + 0.5) * cells / pixels - 0.5, cells).astype(np.float32)
         for cells, pixels in zip(grid, size, strict=True)

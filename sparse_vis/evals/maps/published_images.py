@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ ABOUT = {
 }  # fmt: skip
 OPTIMIZER = {"schedule": "constant", "betas": (0.9, 0.999), "eps": 1e-8}
 Maker = Callable[[int, int, int], Cut]  # (height, width, index in the part) of an image -> Cut
+Keep = Callable[[dict[str, Any], Cut], Any]  # a record, its image decoded, and its Cut -> what to keep
+Squares = tuple[Float32[np.ndarray, "B size size 3"], list[Any]]  # crops in [0, 1], what was kept of each
 
 
 def random_cuts(size: int, scale: tuple[float, float], *key: int) -> Maker:
@@ -47,16 +50,9 @@ def centre_cuts(part: Part) -> Maker:
 
 
 def squares(
-    part: Part,
-    make: Maker,
-    rows: Int[np.ndarray, " N"],
-    batch_size: int,
-    keep: Callable[[dict[str, Any], Cut], Any],
-) -> Iterator[tuple[Float32[np.ndarray, "B size size 3"], list[Any]]]:
-    """Yield batches of square crops in [0, 1] of these rows of the part, with the results of `keep`.
-
-    `keep` is called with each record (its image decoded) and its Cut.
-    """
+    part: Part, make: Maker, rows: Int[np.ndarray, " N"], batch_size: int, keep: Keep
+) -> Iterator[Squares]:
+    """Yield batches of square crops of these rows of the part, with the results of `keep`."""
 
     def load(rows: np.ndarray) -> tuple[np.ndarray, list[Any]]:
         images, kept = [], []
@@ -71,19 +67,11 @@ def squares(
 
 
 def squares_in_shares(
-    part: Part,
-    make: Maker,
-    rows: Int[np.ndarray, " N"],
-    batch_size: int,
-    keep: Callable[[dict[str, Any], Cut], Any],
-    compute: Callable[[Float32[np.ndarray, "B size size 3"], list[Any]], dict[str, np.ndarray]],
+    part: Part, make: Maker, rows: Int[np.ndarray, " N"], batch_size: int, keep: Keep, compute: Callable
 ) -> Iterator[dict[str, np.ndarray]]:
     """What `compute` gives for all `squares`, in order; each process reads and computes its share."""
-
-    def batches(share: np.ndarray) -> Iterator[tuple[np.ndarray, list[Any]]]:
-        return squares(part, make, rows[share], batch_size, keep)
-
-    return in_shares(len(rows), batch_size, batches, lambda batch: compute(*batch))
+    own = functools.partial(squares, part, make, batch_size=batch_size, keep=keep)
+    return in_shares(len(rows), batch_size, lambda share: own(rows[share]), lambda batch: compute(*batch))
 
 
 def label(record: dict[str, Any], cut: Cut) -> int:
@@ -91,9 +79,12 @@ def label(record: dict[str, Any], cut: Cut) -> int:
     return record.get("label", -1)
 
 
-def epoch_order(part: Part, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
-    """Indices of a part's records, shuffled differently in every epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(len(part))
+def epoch(
+    part: Part, scale: tuple[float, float], seed: int, number: int
+) -> tuple[Maker, Int[np.ndarray, " N"]]:
+    """Cuts of the images of an epoch, and its order of the part's rows: different ones for every number."""
+    order = np.random.default_rng((seed, number)).permutation(len(part))
+    return random_cuts(part.size, scale, seed, number), order
 
 
 def adamw(protocol: Any) -> optax.GradientTransformation:

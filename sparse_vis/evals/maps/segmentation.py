@@ -23,6 +23,7 @@ from sparse_vis.evals.maps.label_maps import IGNORE, centre_square, label_map
 from sparse_vis.evals.maps.localization import bilinear_weights
 from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.models.layers import uniform_linear
+from sparse_vis.ops.token_maps import Grid
 from sparse_vis.runtime.errors import UserError
 
 KEYS = ("dense", "sparse", "spatial")
@@ -90,28 +91,20 @@ def variants(features: Mapping[str, AnyArray]) -> dict[str, HeadInput]:
 
 @dataclass(frozen=True)
 class HeadProtocol:
-    """How a head is built and trained; the defaults are the released ones (docs/method.md section 8).
+    """How a head is built and trained; the defaults are the released ones (docs/method.md section 8)."""
 
-    Attributes:
-        batch_norm: normalise the features first. dice: weight of the Dice loss added to cross-entropy.
-        at: resolution of the loss: "logits" (patches; labels are resized by nearest neighbour) or "pixels"
-            (labels; logits are interpolated).
-        learning_rate, weight_decay: of AdamW, constant. clip: maximum global gradient norm.
-        batch: images per step. epochs: passes over the training set.
-        scale: range of crop area / image area (0.5 to 1 for VOC).
-        dtype: of the linear map; BatchNorm and loss are always float32.
-    """
-
-    batch_norm: bool = True
-    dice: float = 1.0
+    batch_norm: bool = True  # normalise the features first
+    dice: float = 1.0  # weight of the Dice loss added to cross-entropy
+    # Resolution of the loss: "logits" (patches; labels are resized by nearest neighbour) or "pixels" (labels;
+    # logits are interpolated).
     at: str = "logits"
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-4  # of AdamW, constant, as the next
     weight_decay: float = 1e-4
-    clip: float = 5.0
-    batch: int = 2048
+    clip: float = 5.0  # maximum global gradient norm
+    batch: int = 2048  # images per step
     epochs: int = 80
-    scale: tuple[float, float] = (0.25, 1.0)
-    dtype: str = "bfloat16"
+    scale: tuple[float, float] = (0.25, 1.0)  # range of crop area / image area (0.5 to 1 for VOC)
+    dtype: str = "bfloat16"  # of the linear map; BatchNorm and loss are always float32
 
 
 PUBLISHED = HeadProtocol()
@@ -133,10 +126,7 @@ class SegmentationHead(nn.Module):
 
 
 def pixel_logits(
-    logits: Float[Array, "B t classes"],
-    L: Float[Array, "B n t"] | None,
-    grid: tuple[int, int],
-    size: tuple[int, int],
+    logits: Float[Array, "B t classes"], L: Float[Array, "B n t"] | None, grid: Grid, size: tuple[int, int]
 ) -> Float[Array, "B H W classes"]:
     """A head's logits at every pixel, interpolated bilinearly (half-pixel centres, edge values extended).
 
@@ -179,9 +169,7 @@ class Probe:
     The caller runs the protocol's epochs. `grid` is (gh, gw) patches.
     """
 
-    def __init__(
-        self, grid: tuple[int, int], classes: int, protocol: HeadProtocol = PUBLISHED, seed: int = 0
-    ):
+    def __init__(self, grid: Grid, classes: int, protocol: HeadProtocol = PUBLISHED, seed: int = 0):
         self.grid, self.protocol, self.seed = grid, protocol, seed
         self.head = SegmentationHead(classes, protocol.batch_norm, protocol.dtype)
         self.variables, self._state = None, None
@@ -205,8 +193,7 @@ class Probe:
     def predict(self, tokens: HeadInput, size: tuple[int, int]) -> Int[np.ndarray, "B H W"]:
         """The most likely class of every pixel, for images of size (H, W); ties go to the lowest class.
 
-        Raises:
-            UserError: the head has not been trained.
+        A UserError is raised if the head has not been trained.
         """
         return np.stack([most_likely(scores, size) for scores in self._scores(tokens)])
 
@@ -346,10 +333,9 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
         labels = label_map(test, record)
         return cut.labels(labels), centre_square(labels, size=test.size, short_side=test.short_side)
 
-    for epoch in range(chosen.epochs):
-        cuts = published.random_cuts(train.size, chosen.scale, bench.seed, epoch)
-        order = published.epoch_order(train, bench.seed, epoch)
-        for crops in published.squares_in_shares(train, cuts, order, bench.batch, crop, encoded):
+    for number in range(chosen.epochs):
+        epoch = published.epoch(train, chosen.scale, bench.seed, number)
+        for crops in published.squares_in_shares(train, *epoch, bench.batch, crop, encoded):
             if not variants(crops):
                 return Result({}, {"segmentation": "it has one token for the whole image"})
             heads.learn(crops)

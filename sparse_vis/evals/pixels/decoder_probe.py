@@ -35,31 +35,21 @@ TEST_KEY = 2**32  # used instead of the epoch in the seed of test crops; no epoc
 
 @dataclass(frozen=True)
 class DecoderProtocol:
-    """How the decoder is built and trained; the defaults are the released ones (docs/method.md section 8).
+    """How the decoder is built and trained; the defaults are the released ones (docs/method.md section 8)."""
 
-    Attributes:
-        target: "vq", codes of the tokenizer, or "pixel".
-        learning_rate, weight_decay: of AdamW, constant. clip: maximum global gradient norm.
-        batch_size: images per step. epochs: passes over train.
-        validation: share of train that is held out (and not used here).
-        scale: range of crop area / image area.
-        width, layers, heads, mlp_dim: of the decoder (docs/method.md section 4).
-        dtype: of its computation; norms, head and loss are always float32.
-    """
-
-    target: str = "vq"
-    learning_rate: float = 1e-4
+    target: str = "vq"  # codes of the tokenizer, or "pixel"
+    learning_rate: float = 1e-4  # of AdamW, constant, as the next
     weight_decay: float = 1e-4
-    clip: float = 5.0
+    clip: float = 5.0  # maximum global gradient norm
     batch_size: int = 128
     epochs: int = 20
-    validation: float = 0.1
-    scale: tuple[float, float] = (0.36, 1.0)
-    width: int = 512
+    validation: float = 0.1  # share of train that is held out (and not used here)
+    scale: tuple[float, float] = (0.36, 1.0)  # range of crop area / image area
+    width: int = 512  # this and the next three are of the decoder (docs/method.md section 4)
     layers: int = 6
     heads: int = 8
     mlp_dim: int = 2048
-    dtype: str = "bfloat16"
+    dtype: str = "bfloat16"  # of its computation; norms, head and loss are always float32
 
 
 class DecoderProbe:
@@ -72,9 +62,8 @@ class DecoderProbe:
         self, grid: tuple[int, int], size: int, protocol: DecoderProtocol, tokenizer: tuple | None, seed: int
     ):
         if size % grid[0]:
-            raise UserError(
-                f"the image size {size} is not a multiple of the {grid[0]} patches per side; change it."
-            )
+            what = f"the image size {size} is not a multiple of the {grid[0]} patches per side"
+            raise UserError(f"{what}; change it.")
         self.grid, self.patch, self.protocol, self.seed = grid, size // grid[0], protocol, seed
         self.tokenizer, self.tokenizer_params = tokenizer or (None, None)
         self.params, self._state, self.decoder = None, None, None
@@ -195,7 +184,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     chosen = DecoderProtocol(**config.eval.reconstruction_probe, dtype=config.eval.dtype)
     t, test = config.model.tokenizer, bench.data.parts["test"]
     train = bench.data.parts["train"].without(chosen.validation, bench.seed)
-    patches = _read(bench.encode(next(test.first(1).batches(1)).image, *_wanted(bench))).shape[1]
+    patches = _read(bench.encode(next(test.only(np.s_[:1]).batches(1)).image, *_wanted(bench))).shape[1]
     if patches == 1:
         return Result({}, {"reconstruction_probe": "it has one token for the whole image"})
     tokenizer = read_tokenizer(t.path, t.dtype) if chosen.target == "vq" else None
@@ -203,9 +192,8 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     progress = bench.progress("reconstruction_probe", chosen.epochs * len(train))
 
     def epoch(number: int) -> Iterator:
-        cuts = published.random_cuts(train.size, chosen.scale, bench.seed, number)
-        order = published.epoch_order(train, bench.seed, number)
-        return _pairs(bench, train, cuts, order, chosen.batch_size, progress)
+        epoch = published.epoch(train, chosen.scale, bench.seed, number)
+        return _pairs(bench, train, *epoch, chosen.batch_size, progress)
 
     losses, metrics, absent = fit(probe, epoch), {}, {}
     feature = "Z" if _wanted(bench) == FACTORS else "U"

@@ -25,19 +25,16 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     With C = F Fᵀ, tr (C₁ C₂)^½ is the sum of the singular values of F₁ᵀ F₂. The factors are real and have as
     many columns as the rank of C. So nothing becomes complex, and sets with fewer images than features
-    (singular C) need no jitter, for which scipy.linalg.sqrtm of C₁ C₂ fails or returns noise.
-
-    Raises:
-        UserError: a set of fewer than two rows, or features of two sizes.
+    (singular C) need no jitter, for which scipy.linalg.sqrtm of C₁ C₂ fails or returns noise. A UserError is
+    raised for a set of fewer than two rows, and for features of two sizes.
     """
     if min(a.count, b.count) < 2:
         raise UserError(
             f"the Fréchet distance needs at least 2 images per set, but these have {a.count} and {b.count}."
         )
     if len(a.mean) != len(b.mean):
-        raise UserError(
-            f"the sets have {len(a.mean)} and {len(b.mean)} features; compute both with the same network."
-        )
+        what = f"the sets have {len(a.mean)} and {len(b.mean)} features"
+        raise UserError(f"{what}; compute both with the same network.")
     shared = np.linalg.svd(_factor(a).T @ _factor(b), compute_uv=False).sum()
     spread = np.trace(a.scatter) / (a.count - 1) + np.trace(b.scatter) / (b.count - 1)
     # For equal sets, rounding may give a value slightly below zero.

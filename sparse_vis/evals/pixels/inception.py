@@ -76,16 +76,11 @@ class Inception(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches side by side: chains of convolutions, and pooling.
+    """Branches side by side: chains of convolutions, and pooling."""
 
-    Attributes:
-        chains: (name, step 1, step 2, …); a step is (features, kernel) or (features, kernel, stride).
-        pool: the pooling. pooled: channels of a convolution after it; 0 for none.
-    """
-
-    chains: tuple[tuple, ...]
+    chains: tuple[tuple, ...]  # (name, step 1, step 2, …); a step is (features, kernel[, stride])
     pool: Callable[[jax.Array], jax.Array]
-    pooled: int = 0
+    pooled: int = 0  # channels of a convolution after the pooling; 0 for none
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h2 w2 out"]:

@@ -18,14 +18,13 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Float, UInt8
 
-from sparse_vis.data.records import Records
 from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.pixels.fid import Moments, at_256
 from sparse_vis.evals.pixels.inception import Inception
 from sparse_vis.evals.pixels.lpips import SMALLEST, Lpips
 from sparse_vis.interop.tensors import check_tensors, read_tensors
 from sparse_vis.runtime.batches import Devices, run_in_batches
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import reworded
 from sparse_vis.runtime.files import file_sha256
 from sparse_vis.runtime.paths import AnyPath, as_path
 
@@ -87,12 +86,8 @@ class Networks:
         """Moments of the Inception features of a part's own images, computed once."""
         if part not in self._moments:
             found = Moments.empty(2048)
-
-            def compute(records: Records) -> dict[str, np.ndarray]:
-                return {"inception": self.inception(at_256(records.image))}
-
-            for columns in part.in_shares(self.batch_size, compute):
-                found = found.update(columns["inception"])
+            for some in part.in_shares(self.batch_size, lambda r: {"x": self.inception(at_256(r.image))}):
+                found = found.update(some["x"])
             self._moments[part] = found
         return self._moments[part]
 
@@ -178,7 +173,5 @@ def _read(
     path: str | AnyPath, expected: Mapping[str, tuple[int, ...]], unused: Iterable[str], source: str
 ) -> dict[str, np.ndarray]:
     """The checked tensors of a file; errors say which file is expected and where to get it."""
-    try:
+    with reworded(lambda sentence: f"{sentence.rstrip('.')} (expected: {source})."):
         return check_tensors(read_tensors(path), expected, unused, path)
-    except UserError as error:
-        raise UserError(f"{str(error).rstrip('.')} (expected: {source}).") from error
