@@ -1,7 +1,5 @@
 """The notebook interface: load a model, encode images, reconstruct them."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import pathlib

@@ -1,7 +1,5 @@
 """Build model, loss, views and data source from the configuration; none of these sees a ConfigDict."""
 
-from __future__ import annotations
-
 import functools
 from typing import TYPE_CHECKING
 
@@ -61,7 +59,7 @@ def build_views(config: ConfigDict) -> ViewSpec:
     return ViewSpec(size=config.model.image_size, patch_size=config.model.patch, **config.views)
 
 
-def build_source(config: ConfigDict, split: str) -> Source:
+def build_source(config: ConfigDict, split: str) -> "Source":
     """The data source of config.data; process 0 prints what it holds."""
     # Here, because `sparse_vis.load` needs none of it.
     from sparse_vis.data.pictures import PictureSpec

@@ -9,8 +9,6 @@ them, and returns the same arrays as `sparse_vis.encode`, under the same names, 
 probabilities. The decoder takes S and L, and returns pixels. JSON files beside the programs describe this.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

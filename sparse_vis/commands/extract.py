@@ -1,7 +1,5 @@
 """Features of many images as Parquet shards: `python -m sparse_vis extract --help`."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import signal

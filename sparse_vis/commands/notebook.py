@@ -1,7 +1,5 @@
 """`sparse_vis.train`: the training of main.py as a call, e.g. in a notebook."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import multiprocessing

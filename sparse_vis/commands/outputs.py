@@ -1,7 +1,5 @@
 """The --output folder of a tool: its lock, one sentence for a full disk, and how shards are continued."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable, Container, Iterator

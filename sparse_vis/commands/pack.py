@@ -4,8 +4,6 @@ A few large files instead of millions of small ones; packed.py describes and rea
 once as a check; the bytes of its file are stored unchanged.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """A classifier on frozen features, fitted on labelled images: `python -m sparse_vis probe --help`."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import os

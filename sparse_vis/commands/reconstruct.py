@@ -5,8 +5,6 @@ with --maps also the hard segmentation, and in a second row where each token loo
 With --compare-bf16 it also prints the share of codes that are the same with a bfloat16 tokenizer.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import functools

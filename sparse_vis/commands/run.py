@@ -1,7 +1,5 @@
 """`main.py`: train a configuration in a workdir, then run its evaluations; or only the evaluations."""
 
-from __future__ import annotations
-
 import functools
 import shlex
 import sys

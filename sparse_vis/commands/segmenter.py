@@ -1,7 +1,5 @@
 """A segmenter from S and L, fitted on images with label maps: the linear head on (S, L) of the evaluation."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

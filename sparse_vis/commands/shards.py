@@ -4,8 +4,6 @@ A shard gets its name only when it is complete. Beside it is its entry, a JSON f
 a damaged shard is never taken for a finished one.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable
@@ -19,7 +17,7 @@ from sparse_vis.commands.outputs import begin_or_continue
 from sparse_vis.data.folder import note_times
 from sparse_vis.data.records import none_usable
 from sparse_vis.runtime import files, skipped
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.paths import AnyPath
 from sparse_vis.runtime.progress import REPORT_SECONDS
@@ -78,13 +76,9 @@ def open_output(output: AnyPath, manifest: dict[str, Any], first: bool) -> None:
 
 
 def _read_manifest(path: AnyPath) -> dict[str, Any]:
-    try:
+    remedy = "delete it and repeat the command, or give --output another folder."
+    with explained(ValueError, f"{path} is damaged or is not the manifest of an extraction", remedy):
         return files.read_json(path)
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged or is not the manifest of an extraction ({error}); delete it and repeat "
-            "the command, or give --output another folder."
-        ) from None
 
 
 def wait_for(paths: list[AnyPath], what: str) -> None:

@@ -14,8 +14,6 @@ configuration saved there is used. `python -m sparse_vis train` and `evaluate` t
 tools: python -m sparse_vis --help
 """
 
-from __future__ import annotations
-
 import contextlib
 import pathlib
 import sys

@@ -1,7 +1,5 @@
 """kNN, PSNR and pictures of a few images while a model trains: config.train.probe_every."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import os

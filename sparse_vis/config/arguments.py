@@ -1,7 +1,5 @@
 """Parse the command line of main.py; every mistake becomes an error of one sentence."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 import os

@@ -1,7 +1,5 @@
 """The experiments of configs/ by name: `--config=quickstart`, in the repository and after `pip install`."""
 
-from __future__ import annotations
-
 import pathlib
 import runpy
 

@@ -6,8 +6,6 @@ return what is wrong, as the rest of a sentence with a remedy, or "". Values may
 are lists.
 """
 
-from __future__ import annotations
-
 import numbers
 import struct
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Check a configuration before any long work starts; convert it to and from JSON."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math
@@ -15,7 +13,7 @@ from ml_collections import ConfigDict
 from sparse_vis.config.contradictions import contradictions, of_model
 from sparse_vis.config.defaults import default_config
 from sparse_vis.config.ranges import ALLOWED, shown
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import AnyPath, expanded
 
@@ -152,17 +150,12 @@ def from_json(value):
 def read(workdir: AnyPath) -> ConfigDict:
     """The configuration saved in a workdir, or a UserError."""
     path = workdir / "config.json"
-    try:
+    remedy = f'give {GIVE} to replace it, or delete its line "{CHECKSUM}" if the edit was intended.'
+    unread = explained(OSError, f"{path} cannot be read", f"give {GIVE}, or restore it.")
+    with unread, explained(ValueError, f"{path} is damaged or was edited by hand", remedy):
+        if not path.exists():
+            raise UserError(f"{workdir} holds no config.json; start the run with {GIVE}.")
         plain = read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{workdir} holds no config.json; start the run with {GIVE}.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give {GIVE}, or restore it.") from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged or was edited by hand ({error}); give {GIVE} to replace it, or delete its "
-            f'line "{CHECKSUM}" if the edit was intended.'
-        ) from None
     plain.pop(CHECKSUM, None)  # files of earlier versions have none
     return from_plain(plain, path)
 

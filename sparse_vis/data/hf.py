@@ -1,7 +1,5 @@
 """Data sets of the `datasets` package, `hf:NAME`: of the hub, of `save_to_disk`, or Parquet files."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import os
@@ -14,7 +12,7 @@ import numpy as np
 from sparse_vis.data.address import LABELS, expand, find_column, number_labels, split_address, with_split
 from sparse_vis.data.folder import sha256_of
 from sparse_vis.runtime import network
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained, reason_of
 from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
@@ -34,8 +32,7 @@ class HfSource:
         data_dir: folder in which `datasets` caches what it downloads or converts; "" for its own.
 
     Raises:
-        UserError: the package or the data set is missing or cannot be read, or there is no such split, column
-            or image.
+        UserError: the package, data set, split, column or images are missing, or cannot be read.
     """
 
     def __init__(self, address: str, *, split: str = "", data_dir: str = "", max_pixels: int = MAX_PIXELS):
@@ -90,12 +87,8 @@ class HfSource:
         if isinstance(image, dict):
             path, image = image.get("path"), image.get("bytes")
             if image is None and path:
-                try:
+                with explained(OSError, f"cannot read {quoted(path)}, the file of {name}", "restore it"):
                     image = Path(path).read_bytes()
-                except OSError as error:
-                    raise UserError(
-                        f"cannot read {quoted(path)} ({error.strerror}), the file of {name}; restore it"
-                    ) from None
         if image is None:
             raise UserError(f"{quoted(name)} has no image, its row is empty; remove the row")
         record = {"image": image, "name": name, "max_pixels": self.max_pixels}
@@ -155,7 +148,7 @@ def _errors_of_datasets(name: str, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error.__cause__ or error)
         if "split" in reason.lower() or "instruction" in reason.lower():
             raise UserError(f"{what} cannot be read ({reason}); correct --config.data.split.") from None
         if os.path.isdir(os.path.expanduser(name)) or name.startswith(PARQUET):

@@ -6,8 +6,6 @@ from k * b on. The number of processes, workers and threads therefore changes no
 next image is enough to continue, even with another batch size.
 """
 
-from __future__ import annotations
-
 import atexit
 import functools
 import json
@@ -47,11 +45,8 @@ class Stream:
         start_index: position in the stream of the first image.
         canvas: side of the square canvases in pixels. min_side: as in `to_canvas`, the patch size.
         on_error: "stop" raises at the first unusable record; "skip" replaces it by the next usable one.
-        cache: MiB of canvases that each process (each worker) keeps, so that later epochs need not decode
-            them again.
-
-    Raises:
-        UserError: an argument is out of range; when called, a record cannot be used.
+        labels: whether batches have the label of each image.
+        cache: MiB of canvases that each process (each worker) keeps, so that later epochs need not decode.
     """
 
     source: Source
@@ -133,11 +128,10 @@ class Stream:
 
 def train_batches(
     source: Source, *, steps: int, workers: int, threads: int, **settings
-) -> Iterator[tuple[Batch, list[Skips]]]:
-    """Iterate over this process's part of the next batches of the stream.
+) -> "Iterator[tuple[Batch, list[Skips]]]":
+    """Iterate over this process's part of the next `steps` batches of the stream that `settings` describe.
 
     Args:
-        steps: number of batches. settings: of the Stream, which is checked at once.
         workers: decoding processes; 0 decodes in this process.
         threads: decoding threads in each decoding process; each holds one batch in memory.
 
@@ -164,7 +158,7 @@ def train_batches(
     return _iterate(batches, stream._kept)
 
 
-def _iterate(batches: grain.IterDataset, kept: dict) -> Iterator[tuple[Batch, list[Skips]]]:
+def _iterate(batches: grain.IterDataset, kept: dict) -> "Iterator[tuple[Batch, list[Skips]]]":
     """Turn Grain's dictionaries into batches; at the end, stop the workers and empty the cache."""
     from sparse_vis.types import Batch  # here, because worker processes import this module but need no Batch
 

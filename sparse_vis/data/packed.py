@@ -4,8 +4,6 @@ Shards are ArrayRecord files. A record is a msgpack map of `image` (the bytes of
 folder has classes, `label`. packed.json beside them describes the shards (docs/imagenet.md).
 """
 
-from __future__ import annotations
-
 import bisect
 import itertools
 import re
@@ -16,9 +14,9 @@ from typing import Any
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader
 
-from sparse_vis.data.bucket_records import BucketRecords
+from sparse_vis.data.bucket_records import UNREADABLE, BucketRecords
 from sparse_vis.data.folder import NAME_ERRORS
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import AnyPath, as_path, in_bucket, is_utf8
 from sparse_vis.runtime.progress import say_once
@@ -32,11 +30,7 @@ COMMAND = "python -m sparse_vis pack"
 class PackedSource:
     """Records of a packed folder, as FolderSource gives them for the original folder, in the same order.
 
-    Args:
-        max_pixels: largest number of pixels of an image.
-
-    Raises:
-        UserError: `path` is no packed folder, is not finished, lacks a shard or part of one, or is not UTF-8.
+    A UserError if it is no packed folder, is not finished, lacks a shard or part of one, or is not UTF-8.
     """
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
@@ -48,14 +42,7 @@ class PackedSource:
             raise UserError(
                 f"{path!r} has a name that is not UTF-8, below which ArrayRecord cannot read; rename it."
             )
-        try:
-            metadata = read_metadata(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"folder {path!r} holds no packed images ({METADATA}); write them with "
-                f"`{COMMAND} --input=FOLDER --output=...`, or correct --config.data.path and "
-                '--config.data.split (a subfolder, or "").'
-            ) from None
+        metadata = read_metadata(folder)
         shards = metadata["shards"]
         done = sum(shard["records"] + len(shard["skipped"]) for shard in shards.values())
         if done != metadata["images"]:
@@ -117,16 +104,11 @@ class PackedSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        try:
+        number = bisect.bisect_right(self._ends, index)
+        record = index - (self._ends[number - 1] if number else 0)
+        what = f"record {record} of shard {self._shards[number]!r} of {self.path!r} is damaged"
+        with explained(UNREADABLE, what, f"copy the shard again, or repeat the `{COMMAND}` that wrote it."):
             return _unpack(self._records[index], len(self.classes)) | {"max_pixels": self.max_pixels}
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            number = bisect.bisect_right(self._ends, index)
-            record = index - (self._ends[number - 1] if number else 0)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"record {record} of shard {self._shards[number]!r} of {self.path!r} is damaged ({reason}); "
-                f"copy the shard again, or repeat the `{COMMAND}` that wrote it."
-            ) from None
 
     def __repr__(self) -> str:
         return f"PackedSource({self.path!r}, {len(self)} images)"
@@ -176,24 +158,22 @@ def describe(images: int, images_sha256: str, classes: tuple[str, ...], shard_si
 def read_metadata(folder: AnyPath) -> dict[str, Any]:
     """The checked content of a folder's packed.json, with `shards` in order.
 
-    Raises:
-        UserError: the file is damaged, cannot be read, or is of a later version.
-        FileNotFoundError, NotADirectoryError: there is no such file.
+    A UserError if it is missing, damaged, cannot be read, or is of a later version.
     """
     path = folder / METADATA
-    try:
+    unread = explained(OSError, f"{path} cannot be read", "restore it or its permissions.")
+    remedy = f"copy it again, or delete its folder and repeat `{COMMAND}`."
+    with unread, explained(ValueError, f"{path} is damaged", remedy):
+        if not path.exists():
+            raise UserError(
+                f"folder {str(folder)!r} holds no packed images ({METADATA}); write them with "
+                f"`{COMMAND} --input=FOLDER --output=...`, or correct --config.data.path and "
+                '--config.data.split (a subfolder, or "").'
+            )
         metadata = read_json(path)
         _check_fields({"version": metadata.get("version")}, {"version": FIELDS["version"]}, "it")
         if metadata["version"] in (WITHOUT_CHECKSUMS, VERSION):
             _check(metadata)
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); restore it or its permissions.") from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); copy it again, or delete its folder and repeat `{COMMAND}`."
-        ) from None
     if metadata["version"] > VERSION:
         raise UserError(
             f"{path} is of version {metadata['version']}, this program reads {VERSION}; "

@@ -4,8 +4,6 @@ The file is MAGIC, the length of the header (8 bytes, little-endian), the header
 and all names, one after another.
 """
 
-from __future__ import annotations
-
 import array
 import collections
 import hashlib
@@ -22,7 +20,7 @@ import numpy as np
 from sparse_vis.data.address import LABELS, number_labels
 from sparse_vis.data.decode import EXTENSIONS
 from sparse_vis.data.folder import NAME_ERRORS
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import whole
 from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.progress import Progress
@@ -60,7 +58,6 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
 
     Raises:
         UserError: a tar is damaged, compressed or cut short, a label cannot be read, or there is no image.
-        OSError: the index cannot be written.
     """
     rows, names = {name: array.array(np.dtype(SAMPLE[name]).char) for name in SAMPLE.names[:4]}, bytearray()
     labels, others = [], collections.Counter()
@@ -107,11 +104,7 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
 
 
 def read(path: Path) -> Index:
-    """Map an index into memory, and check it.
-
-    Raises:
-        ValueError: it is damaged. OSError: it cannot be read.
-    """
+    """Map an index into memory, and check it: a ValueError if it is damaged."""
     mapped = np.memmap(path, np.uint8, "r")
     if mapped[:8].tobytes() != MAGIC:
         raise ValueError("no index")
@@ -164,7 +157,8 @@ def _label(labels: dict[str, tuple[str, bytes]], named: str | None, path: str) -
     if kind not in labels or (named == "cls" and kind == "json"):
         return None
     name, data = labels[kind]
-    try:
+    remedy = "name a JSON key after the address, as in #label=KEY, or none: #label="
+    with explained(ValueError, f"member {quoted(name)} of {quoted(path)} is no label", remedy):
         value = data.decode().strip() if kind == "cls" else json.loads(data)
         if kind == "json":
             keys = (named,) if named else LABELS
@@ -172,13 +166,7 @@ def _label(labels: dict[str, tuple[str, bytes]], named: str | None, path: str) -
                 value = next((value[key] for key in keys if key in value), None)
         if isinstance(value, bool) or not isinstance(value, int | str | None):
             raise ValueError(f"its label is {value!r:.40}, neither a number nor a text")
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"member {quoted(name)} of {quoted(path)} is no label ({reason}); name a JSON key after the "
-            "address, as in #label=KEY, or none: #label="
-        ) from None
-    return value
+        return value
 
 
 def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, Any]]:
@@ -190,7 +178,8 @@ def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, Any]]:
         file.seek(0)
         if packer := next((name for magic, name in PACKERS.items() if begin.startswith(magic)), None):
             raise UserError(f"{what} is compressed ({packer}), and cannot be read at random; decompress it.")
-        try:
+        damaged = tarfile.TarError, OSError
+        with explained(damaged, f"{what} is damaged", "copy it again, or leave it out."):
             with tarfile.open(fileobj=file, mode="r:", errors=NAME_ERRORS) as tar:
                 while (info := tar.next()) is not None:
                     tar.members.clear()  # else all of them stay in memory
@@ -204,6 +193,3 @@ def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, Any]]:
             while rest := file.read(MB):
                 if rest.strip(b"\0"):
                     raise tarfile.ReadError("another archive follows its end")
-        except (tarfile.TarError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{what} is damaged ({reason}); copy it again, or leave it out.") from None

@@ -1,7 +1,5 @@
 """Read other projects' ViTs as initial weights of the encoder: MAE, ViT, DINO, DINOv2, MoCo v3, timm."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re

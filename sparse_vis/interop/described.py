@@ -1,7 +1,5 @@
 """What the JSON files beside a backbone's weights say of it, that its tensors do not show."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 

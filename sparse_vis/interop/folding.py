@@ -1,7 +1,5 @@
 """What other backbones compute and our encoder does not, moved into its weights; their position tables."""
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -6,8 +6,6 @@ checkpoint (an argparse.Namespace, settings of a trainer) become empty placehold
 no foreign module is imported, no foreign code runs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

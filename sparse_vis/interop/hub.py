@@ -1,7 +1,5 @@
 """Files on the Hugging Face hub, through the optional huggingface_hub."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """Read configuration and parameters of a model from our checkpoints, released files, or the hub."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

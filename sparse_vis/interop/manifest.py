@@ -1,7 +1,5 @@
 """Convert between config.json of the released form and our configuration (docs/method.md section 9)."""
 
-from __future__ import annotations
-
 import pathlib
 from typing import NoReturn
 
@@ -12,7 +10,7 @@ from sparse_vis.config.defaults import default_config
 from sparse_vis.config.ranges import ALLOWED, FLAG, Choice, Form, Range, shown
 from sparse_vis.config.settings import at
 from sparse_vis.models.vqgan import VQGAN
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import CHECKSUM, read_json
 
 # Key in a released config.json -> setting in config.model.
@@ -50,15 +48,11 @@ def read_manifest(path: pathlib.Path) -> dict:
         UserError: the file is missing, is no JSON, does not match its checksum (only our own exports have
             one), or lists no models with weight files.
     """
-    try:
+    remedy = f'download or export it again, or delete its line "{CHECKSUM}" if the edit was intended.'
+    with explained((OSError, ValueError), f"{path} is damaged or was edited by hand", remedy):
+        if not path.exists():
+            raise UserError(f"{path} is missing; place the release's config.json beside its weights.")
         content = read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; place the release's config.json beside its weights.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged or was edited by hand ({error}); download or export it again, or delete "
-            f'its line "{CHECKSUM}" if the edit was intended.'
-        ) from None
     models, kind = content.get("models"), content.get("model_type")
     if kind and not models:
         raise UserError(

@@ -1,7 +1,5 @@
 """Families of backbones: tensor names in other projects' weight files, one file a family in families/."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -55,7 +53,7 @@ class Family:
     epsilon: float | None = None
     patches_alone: bool = False
 
-    def under(self, prefix: str) -> Family:
+    def under(self, prefix: str) -> "Family":
         """The same names with a prefix of words and dots."""
         pattern = re.escape(prefix)
         return replace(

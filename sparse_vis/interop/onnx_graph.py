@@ -5,8 +5,6 @@ an orbax-checkpoint older than ours, and fail on `nn.scan` with an unknown batch
 graphs with `sparse_vis.encode`, `reconstruct` and `classify`.
 """
 
-from __future__ import annotations
-
 import json
 
 import jax

@@ -4,8 +4,6 @@ The JSON, under the key `sparse_vis.probe`, has `format` (1), `kind`, the fields
 `classes`, their names), `weights_crc32` (of the model's encoder and factorizer) and its `accuracy`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -21,7 +19,7 @@ from sparse_vis.interop.load import Loaded, is_shipped
 from sparse_vis.interop.step_folder import FOLDER
 from sparse_vis.models.classifier import LinearClassifier, NearestClassifier, Segmenter
 from sparse_vis.runtime.checksums import crc32
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import CHECKSUM, checksum, on_disk, whole
 from sparse_vis.runtime.paths import HUB, AnyPath, as_path, expanded
 from sparse_vis.runtime.tools import check_folder
@@ -147,13 +145,12 @@ def write_probe(path: AnyPath, classifier: Classifier, tensors: dict, about: dic
     fields = {name: value for name, value in fields.items() if name not in ("parent", "name")}
     about = {"format": FORMAT, "kind": kind, **about, **fields}
     about = json.loads(json.dumps(about))  # tuples become lists, of which the checksum is the same
-    try:
+    unwritten = OSError, safetensors.SafetensorError
+    with explained(unwritten, f"{path} cannot be written", "give another place for the probe."):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as partial:
             text = json.dumps({CHECKSUM: checksum(about), **about})
             write_safetensors({k: np.asarray(v) for k, v in tensors.items()}, partial, {KEY: text})
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} cannot be written ({error}); give another place for the probe.") from None
 
 
 def read_probe(path: AnyPath, params: dict) -> tuple[Classifier, dict, dict[str, Any]]:
@@ -173,7 +170,8 @@ def read_probe(path: AnyPath, params: dict) -> tuple[Classifier, dict, dict[str,
             text = (file.metadata() or {}).get(KEY)
     if text is None:
         raise UserError(f"{path} holds no probe; give a file that `python -m sparse_vis probe` wrote.")
-    try:
+    damages = ValueError, KeyError, TypeError, AttributeError
+    with explained(damages, f"{path} is damaged", "fit it again, or restore it from a copy."):
         about = json.loads(text)
         if about.pop(CHECKSUM) != checksum(about):
             raise ValueError("its description has another checksum")
@@ -183,10 +181,6 @@ def read_probe(path: AnyPath, params: dict) -> tuple[Classifier, dict, dict[str,
         kind = KINDS[about["kind"]]
         names = [f.name for f in dataclasses.fields(kind) if f.name not in ("parent", "name")]
         classifier = kind(**{n: about[n] for n in names} | {"classes": tuple(about["classes"])})
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error}; fit it again, or restore it from a copy.") from None
     if about["weights_crc32"] != weights_of(params):
         raise OtherWeightsError(
             f"{path} was fitted for a model with other parameters; fit a probe for this one "

@@ -4,8 +4,6 @@ Torch stores linear weights as out x in, convolutions as out x in x kh x kw, sep
 values, and layers under numbered names. Our kernels are in x out, QKV is fused, and layers are stacked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import product
 

@@ -5,8 +5,6 @@ in the global stream, sums for the next row of metrics, and a checksum of every 
 `config`.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

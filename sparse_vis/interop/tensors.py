@@ -1,7 +1,5 @@
 """Read named tensors from weight files, and check that they are those of the expected model."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path

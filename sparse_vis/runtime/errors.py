@@ -1,7 +1,5 @@
 """UserError, for mistakes that the user can correct, and how command lines report it."""
 
-from __future__ import annotations
-
 import _thread
 import contextlib
 import functools
@@ -19,6 +17,23 @@ AGAIN = 0.05  # seconds
 
 class UserError(ValueError):
     """An error whose message is one sentence with cause and remedy; command lines print no traceback."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something failed, in one line: of the system's errors without number and file."""
+    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def explained(kinds: type | tuple[type, ...], what: str, remedy: str) -> Iterator[None]:
+    """Context in which errors of these kinds become the UserError "what (reason); remedy"."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        raise UserError(f"{what} ({reason_of(error)}); {remedy}") from None
 
 
 @contextlib.contextmanager

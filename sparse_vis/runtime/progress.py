@@ -1,7 +1,5 @@
 """What long work prints: its progress, and notes."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import functools
@@ -75,10 +73,7 @@ class Progress:
     """Prints images done, images/s and the time left, every few seconds and at the end (not of training).
 
     The rate leaves out the images of the first `add`, during which programs compile, unless these are all.
-
-    Args:
-        what: name of the work. total: images over all epochs. done: images done by an earlier call.
-        unit: what is counted, if not images.
+    `total` counts the images (or `unit`) of all epochs, `done` those of an earlier call.
     """
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "images"):

@@ -1,7 +1,5 @@
 """Where metrics go besides metrics.jsonl: writers behind clu's interface, without TensorFlow."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import pathlib

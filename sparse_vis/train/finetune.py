@@ -1,7 +1,5 @@
 """Fine-tuning: a training step with a classifier on the tokens, and a rate for each layer of the encoder."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

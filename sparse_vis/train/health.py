@@ -1,7 +1,5 @@
 """Measures of S, L, prototypes and matches on fixed images, and warnings of collapse."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """The log of a training run: printed lines, metrics.jsonl, TensorBoard files, skipped images."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -192,7 +190,7 @@ class RunLog:
             parts.pop(name, None)
         return line
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, error: type | None, *_) -> None:

@@ -4,8 +4,6 @@ The batch is sharded over both axes, parameters and optimizer state over fsdp, b
 The mathematics contains no collectives: under jit, a sum over the batch is already global.
 """
 
-from __future__ import annotations
-
 import math
 import re
 

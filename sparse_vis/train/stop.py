@@ -1,7 +1,5 @@
 """Handle SIGTERM and Ctrl-C: exit at once if nothing would be lost, else finish the step and save first."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -37,7 +35,7 @@ class StopSignal:
         """The signal's name, for messages."""
         return "Ctrl-C" if self.number == signal.SIGINT else "SIGTERM"
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> "StopSignal":
         # None: a handler that was not set from Python, and could not be set again.
         self.before = {n: h for n in SIGNALS if (h := signal.getsignal(n)) is not None}
         self.listen()
@@ -96,7 +94,7 @@ class StopCall(StopSignal):
     thread, to which Python gives signals, nothing is handled.
     """
 
-    def __enter__(self) -> StopCall:
+    def __enter__(self) -> "StopCall":
         self.before = {}
         if threading.current_thread() is threading.main_thread():
             super().__enter__()

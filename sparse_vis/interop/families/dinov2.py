@@ -1,7 +1,5 @@
 """DINOv2 and DINOv2 with registers of transformers; timm_vit.py reads those of timm and facebookresearch."""
 
-from __future__ import annotations
-
 from sparse_vis.interop.families.transformers_vit import VIT
 from sparse_vis.interop.naming import Family
 

@@ -1,7 +1,5 @@
 """timm's plain ViT and all that use its names: facebookresearch's MAE, DINO and DINOv2, MoCo v3."""
 
-from __future__ import annotations
-
 from sparse_vis.interop.naming import Family
 
 TIMM = Family(

@@ -1,7 +1,5 @@
 """The plain ViTs of transformers, alone or within another model: ViT, ViTMAE, ViTMSN, DINO."""
 
-from __future__ import annotations
-
 from sparse_vis.interop.naming import Family
 from sparse_vis.interop.released import renamed
 
