@@ -83,8 +83,7 @@ def assemble(
 ) -> tuple[Stellar, dict]:  # fmt: skip
     """What `load(path)` returns, from what `read_model` found there.
 
-    Raises:
-        UserError: a tokenizer that the model does not use or that has another number of codes.
+    A UserError for a tokenizer that the model does not use or that has another number of codes.
     """
     config = copy.deepcopy(found.config)
     config.efficiency.update(dtype=dtype, remat="none", attention="xla")
@@ -114,9 +113,8 @@ def as_pixels(images: Array) -> Float[Array, "B H W 3"]:
 def checked(images: Array, patch: int) -> Array:
     """The images as a JAX array; `patch` is the smallest allowed side in pixels.
 
-    Raises:
-        UserError: no array, no images, a wrong shape or dtype, a side below the patch size, or values
-            outside [0, 1] (not checked inside jit, where values are not known).
+    A UserError for no array, no images, a wrong shape or dtype, a side below the patch size, or values
+    outside [0, 1] (not checked inside jit, where values are not known).
     """
     if what := wrong_images.shape_fault(images):
         raise UserError(what)

@@ -53,14 +53,10 @@ DECODED = {"pixels": "pixels in [0, 1], NHWC, RGB", "logits": "of each patch's c
 def export_released(
     source: str, output: AnyPath, name: str | None = None, probe: str | None = None
 ) -> AnyPath:
-    """Write a model in the released form; returns the path of the weights.
+    """Write a model in the released form into a folder; returns the path of the weights.
 
-    Args:
-        source: anything that `sparse_vis.load` accepts. output: folder, created if needed.
-        name: which model, if a release holds several. probe: file of its classifier, as for `load`.
-
-    Raises:
-        UserError: the source cannot be read, or `output` holds a model or cannot be written.
+    `source`, `name` and `probe` are as for `load`. A UserError if the source cannot be read, or if `output`
+    holds a model or cannot be written.
     """
     if (output / "config.json").exists():
         raise UserError(f"{output} already holds a config.json; give a new --output folder.")
@@ -111,16 +107,10 @@ def released_tensors(found: Loaded) -> Tensors:
 def export_program(
     source: str, output: AnyPath, kind: str, name: str | None = None, probe: str | None = None
 ) -> AnyPath:
-    """Write a model's encoder and decoder as programs, with JSON files that describe them.
+    """Write a model's encoder and decoder as programs of a `kind` in FORMATS, with JSON files beside them.
 
-    Returns the encoder's path; the decoder's has `.decoder` before the extension.
-
-    Args:
-        source, output, name, probe: as for `export_released`. kind: one of FORMATS.
-
-    Raises:
-        UserError: the source cannot be read or is too large, `output` holds such a program or cannot be
-            written, or the package onnx is not installed.
+    Arguments and errors as of `export_released`; also refused are models too large, and "onnx" without its
+    package. Returns the encoder's path; the decoder's has `.decoder` before the extension.
     """
     found = read_model(source, name)
     path = output / f"{found.config.name.replace('/', '-')}.{kind}"

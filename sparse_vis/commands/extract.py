@@ -41,11 +41,8 @@ ToColumns = Callable[[list[LoadedImage]], shards.Columns]
 def extract(given: argparse.Namespace) -> None:
     """Write features of all images of a source, or continue an interrupted call; `given`: the tool's flags.
 
-    Each of n processes writes every n-th shard, with its own devices; process 0 completes the folder.
-
-    Raises:
-        UserError: no images, no checkpoint, another extraction's output, an image that cannot be used, or
-            none that can.
+    Each of n processes writes every n-th shard, with its own devices; process 0 completes the folder. A
+    UserError for no images or checkpoint, unusable images, and an output of another extraction.
     """
     if given.resize is not None and given.resize > SIDE:
         raise UserError(f"--resize={given.resize} is too large; it must be at most {SIDE}.")

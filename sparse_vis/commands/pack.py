@@ -50,9 +50,8 @@ def pack(
 ) -> None:
     """Write the shards of a source, or continue an interrupted call; arguments are the flags of the tool.
 
-    Raises:
-        UserError: no images, none or one that cannot be used, or an output of other images.
-        OSError: the disk is full or fails.
+    A UserError for no images, none or one that cannot be used, and an output of other images; an OSError for
+    a disk that is full or fails.
     """
     source = open_input(images, split, data_dir, max_pixels)
     announce(source)

@@ -121,13 +121,11 @@ def reconstruct_folder(
 ) -> None:
     """Write a PNG per image of the source; print progress, mean PSNR and, with `compare`, the agreement.
 
+    A UserError names an unusable image, unless skipped.txt in the output lists it, or says that all are.
+
     Args:
         load: reads the image of a number. maps: whether to show L too.
-        compare: whether to compare a bfloat16 tokenizer with a float32 one. on_error: "stop" or "skip" at an
-            unusable image; skipped.txt in the output lists skipped ones.
-
-    Raises:
-        UserError: names the unusable image, or all are unusable.
+        compare: whether to compare a bfloat16 tokenizer with a float32 one.
     """
 
     params = Devices().everywhere(params)

@@ -24,13 +24,9 @@ from sparse_vis.train.stop import StopSignal
 
 
 def run(config: ConfigDict, workdir: AnyPath, mode: str, stop: StopSignal) -> None:
-    """Train, or continue, to the last step, then evaluate; or only evaluate.
+    """Train or fine-tune to the last step, or continue that, then evaluate; or only evaluate, as `mode` says.
 
-    Args:
-        mode: "train", "finetune" or "evaluate". stop: checked after every step.
-
-    Raises:
-        UserError: any error that the user can correct.
+    `stop` is checked after every step. A UserError is any error that the user can correct.
     """
     settings.check(config)
     check_place(workdir)

@@ -60,11 +60,8 @@ def plan(output: AnyPath, images: int, shard_size: int) -> dict[AnyPath, range]:
 def open_output(output: AnyPath, manifest: dict[str, Any], first: bool) -> None:
     """Create the output folder with its manifest, or check that it belongs to the same extraction.
 
-    Args:
-        first: whether this process creates the folder; others wait for it.
-
-    Raises:
-        UserError: the folder holds something else, features with other settings, or a damaged manifest.
+    The `first` process creates the folder, others wait for it. A UserError if it holds something else,
+    features with other settings, or a damaged manifest.
     """
     path, planned = output / MANIFEST, plan(output, manifest["images"], manifest["shard_size"])
     if not first:
@@ -111,10 +108,8 @@ def drop_changed(shards: dict[AnyPath, dict[str, str]]) -> None:
 def finish(output: AnyPath, manifest: dict[str, Any], shards: dict[AnyPath, range]) -> tuple[int, int]:
     """Complete the folder when all shards exist: write skipped.txt, and the manifest with the shards' rows.
 
-    Returns the numbers of rows and of skipped images.
-
-    Raises:
-        UserError: a shard is damaged, judging by its length and number of rows; or no image could be used.
+    Returns the numbers of rows and of skipped images. A UserError if no image could be used, or a shard is
+    damaged, judging by its length and number of rows.
     """
     settings, said, rows, skips = fingerprint(manifest), {}, 0, []
     for path, images in shards.items():
@@ -180,13 +175,9 @@ def _table(rows: Columns, schema: pa.Schema) -> pa.Table:
 def write_shard(
     path: AnyPath, schema: pa.Schema, batches: Iterable[Columns], skipped: Skips, about: dict[str, str]
 ) -> None:
-    """Write a shard and its entry; the shard is renamed to `path` last.
+    """Write a shard and its entry; the shard is renamed to `path` last. UserError if an output is not finite.
 
-    Args:
-        skipped: read when `batches` has ended. about: `settings`, `images` and `times` of the entry.
-
-    Raises:
-        UserError: an output is not finite.
+    `skipped` is read when `batches` has ended; `about`: `settings`, `images` and `times` of the entry.
     """
     rows = 0
     # Features hardly compress, and dictionary encoding of floats only costs time. Page checksums are for
@@ -204,11 +195,7 @@ def write_shard(
 def read_shard(path: AnyPath, images: int, settings: str, *, content: bool) -> Shard:
     """The entry of a finished shard, after checking the shard against it: its content, or only its length.
 
-    Args:
-        images: number planned for it. settings: `fingerprint` of the extraction.
-
-    Raises:
-        UserError: the shard or its entry is damaged, or has other settings.
+    A UserError if either is damaged, has another number of `images`, or another `fingerprint`, `settings`.
     """
     entry = entry_of(path)
     try:

@@ -45,13 +45,8 @@ class Watch:
 
     PSNR and pictures are of config.train.probe_images images of config.eval.test_split, if that split has
     certainly none of the training's images, else of each fifth of these; a printed line says which. For kNN,
-    as many images of the training vote by their classes.
-
-    Args:
-        tokenizer: module and parameters, for the VQ target. source: the training's images.
-
-    Raises:
-        UserError: several processes, or an image that cannot be used.
+    as many images of the training, `source`, vote by their classes. `tokenizer`: module and parameters, for
+    the VQ target. A UserError for several processes, or an image that cannot be used.
     """
 
     def __init__(self, config: ConfigDict, tokenizer: tuple | None, source: Source):

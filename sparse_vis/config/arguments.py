@@ -33,13 +33,9 @@ class PathParser(flags.ArgumentParser):
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """Parse absl's flags, including --config and its overrides.
+    """Parse absl's flags, including --config and its overrides; returns the program's name alone.
 
-    Args:
-        arguments: sys.argv, the program's name first; a list with that name alone is returned.
-
-    Raises:
-        UserError: a wrong flag, configuration file, setting or value.
+    A UserError for a wrong flag, configuration file, setting or value.
     """
     settings = [m[1] for a in arguments[1:] if (m := re.match(r"--?(?:no)?config\.([^=]+)", a))]
     arguments, file = _with_file(arguments)
@@ -69,11 +65,7 @@ def parse(arguments: list[str]) -> list[str]:
 
 
 def read_config(text: str | os.PathLike) -> ConfigDict:
-    """The configuration of an experiment's name, or of a file like those of configs/.
-
-    Raises:
-        UserError: there is no such file, or it fails; or `text` is no text.
-    """
+    """The configuration of an experiment's name, or of a file like those of configs/; or UserError."""
     if not isinstance(text, str | os.PathLike):
         raise UserError(
             f"a configuration is the name of an experiment ({', '.join(names())}), a file like those of "
@@ -93,8 +85,7 @@ def read_config(text: str | os.PathLike) -> ConfigDict:
 def override(config: ConfigDict, name: str, value: Any) -> None:
     """Change a setting as --config.NAME=VALUE does; `settings.check` checks the range.
 
-    Raises:
-        UserError: there is no such setting, or the value has another type.
+    A UserError if there is no such setting, or the value has another type.
     """
     check_setting(name)
     if name not in ALLOWED:

@@ -35,11 +35,8 @@ REMOVED = {"model.bottleneck": "factors", "loss.inpainting": 0.0}
 def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
     """Refuse settings that are out of range or contradict each other, and expand ~ in paths, in place.
 
-    Args:
-        devices: number of devices of all processes. backend: jax.default_backend(), or "" if not known.
-
-    Raises:
-        UserError: names the settings and a remedy.
+    A UserError names the settings and a remedy. `devices`: number of devices of all processes. `backend`:
+    jax.default_backend(), or "" if not known.
     """
     found = leaves(config)
     for name in found.keys() ^ ALLOWED.keys():
@@ -60,8 +57,7 @@ def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
 def local_paths(config: ConfigDict) -> None:
     """Expand ~ in all path settings, in place; empty paths stay empty.
 
-    Raises:
-        UserError: an address where a path is needed, or a config.name that names no folder below runs/.
+    A UserError for an address where a path is needed, or a config.name that names no folder below runs/.
     """
     for name, hub in PATHS.items():
         *sections, last = name.split(".")
@@ -100,13 +96,8 @@ def from_plain(plain: dict, source: AnyPath) -> ConfigDict:
     """A locked configuration from its JSON form; missing settings keep their defaults.
 
     Types are checked everywhere, ranges in config.model alone: if a later version narrows a range, old
-    checkpoints must stay readable.
-
-    Args:
-        source: file or folder that holds it, for error messages.
-
-    Raises:
-        UserError: an unknown setting, a wrong type, or a model that is out of range or contradictory.
+    checkpoints must stay readable. A UserError, which names the `source`, for an unknown setting, a wrong
+    type, or a model that is out of range or contradictory.
     """
     config = default_config()
 
@@ -173,14 +164,10 @@ def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
 
 
 def check_resume(saved: dict, now: dict, workdir: AnyPath) -> list[str]:
-    """Refuse to continue a workdir with another architecture; both configurations are in JSON form.
+    """Other differences of two configurations in JSON form that can change results, as `differences` says.
 
-    Returns:
-        Other differences that can change results, as `differences` writes them.
-
-    Raises:
-        UserError: config.model, the use of a teacher, or the classifier differs, one is a fine-tuning and
-            the other is not, or `saved` is not valid.
+    A UserError if config.model, the use of a teacher or the classifier differs, one is a fine-tuning and the
+    other is not, or `saved` is not valid.
     """
     # Configurations of earlier versions may lack settings or hold former values.
     saved = plain(from_plain(saved, workdir))

@@ -30,8 +30,7 @@ PREFERRED = ("teacher", "base_encoder")
 def find_file(path: str) -> AnyPath | None:
     """The weight file of a path, a folder, or hf://owner/repository; None if it cannot be a backbone.
 
-    Raises:
-        UserError: a hub address that cannot be fetched, or a folder of transformers without weights.
+    A UserError for an address that cannot be fetched, or a folder of transformers without weights.
     """
     if path.startswith(hub.PREFIX):
         address = path.removeprefix(hub.PREFIX)
@@ -73,7 +72,7 @@ def _of_others(described: AnyPath) -> bool:
 
 
 def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
-    """Our encoder's parameters from a backbone; the position table is resized.
+    """Our encoder's parameters, float32 arrays, from a backbone; the position table is resized.
 
     Registers become the first queries: both are learned tokens without position, so that the encoder with
     these queries alone computes what the backbone computes. Without registers there are no queries.
@@ -82,7 +81,7 @@ def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
         path: safetensors or torch file, or the index of several. config: of the model to be initialised.
 
     Returns:
-        Tree of float32 numpy arrays; None if the file holds a released STELLAR model instead.
+        The tree; None if the file holds a released STELLAR model instead.
 
     Raises:
         UserError: an unreadable file; tensors that are missing or unknown, or of another architecture.

@@ -13,11 +13,7 @@ CONFIG, PIXELS = "config.json", "preprocessor_config.json"  # of transformers; t
 
 
 def check_described(path: pathlib.Path, family: Family, config: ConfigDict) -> None:
-    """Refuse a backbone with other heads, LayerNorm epsilon or activation than config.model.
-
-    Raises:
-        UserError: names both values.
-    """
+    """Refuse, with a UserError, other heads, LayerNorm epsilon or activation than those of config.model."""
     beside, m = path.parent / CONFIG, config.model
     found = read_json_if_any(beside)
     activation = found.get("hidden_act") or (found.get("model_args") or {}).get("act_layer") or "gelu"
@@ -37,12 +33,9 @@ def check_described(path: pathlib.Path, family: Family, config: ConfigDict) -> N
 
 
 def pixels_of(path: pathlib.Path) -> Pixels:
-    """Mean and standard deviation by which a backbone's pixels are scaled.
+    """Mean and standard deviation by which a backbone's pixels are scaled; without a file, ImageNet's.
 
-    ImageNet's, with a note, if no file beside it says so.
-
-    Raises:
-        UserError: they are not three numbers each, or the standard deviations are not positive.
+    A UserError if a file beside it has other than three numbers each, or deviations that are not positive.
     """
     for name, group, keys in (
         (PIXELS, None, ("image_mean", "image_std")),
@@ -66,11 +59,7 @@ def _three(values: object, path: pathlib.Path, key: str) -> tuple[float, ...]:
 
 
 def read_json_if_any(path: pathlib.Path) -> dict:
-    """The content of a JSON file; empty if there is none.
-
-    Raises:
-        UserError: the file is no group of settings in JSON, such as a Git-LFS pointer.
-    """
+    """The content of a JSON file, empty without one; a UserError if it is no group of settings in JSON."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

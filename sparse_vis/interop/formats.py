@@ -80,12 +80,9 @@ def _crc32(array: np.ndarray) -> int:
 def write_safetensors(
     tensors: dict[str, np.ndarray], path: Path, about: dict[str, str] | None = None
 ) -> None:
-    """Write tensors with their checksums; the same tensors always give the same bytes.
+    """Write tensors with their checksums and metadata `about`; the same tensors always give the same bytes.
 
-    `about`: further metadata of the file.
-
-    Raises:
-        OSError, safetensors.SafetensorError: the file cannot be written.
+    An OSError or safetensors.SafetensorError if the file cannot be written.
     """
     sums = {name: _crc32(array) for name, array in tensors.items()}
     save_file(tensors, path, {"format": "pt", CHECKSUMS: json.dumps(sums), **(about or {})})
@@ -103,8 +100,7 @@ def write_safetensors(
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """All tensors of a file, checked against their checksums if it has them.
 
-    Raises:
-        UserError: a damaged file, or a tensor of an element type that NumPy lacks.
+    A UserError if it is damaged, or for a tensor of an element type that NumPy lacks.
     """
 
     def tensor(file, name: str) -> np.ndarray:
@@ -136,8 +132,7 @@ def _unknown_type(path: Path, name: str, kind: str) -> UserError:
 def shards(index: Path) -> list[str]:
     """File names in the index of a model saved in parts (model.safetensors.index.json).
 
-    Raises:
-        UserError: the index cannot be read, or names a file outside its folder.
+    A UserError if it cannot be read, or names a file outside its folder.
     """
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -179,9 +174,8 @@ class _StandIn:
 def read_torch(path: Path) -> dict[str, np.ndarray]:
     """Named tensors of a file of torch.save: a state_dict, or a checkpoint that also holds other things.
 
-    Raises:
-        UserError: torch is not installed; the file is damaged or has no named tensors; or a tensor is sparse,
-            quantized, without values, or of an element type that NumPy lacks.
+    A UserError if torch is not installed; the file is damaged or has no named tensors; or a tensor is sparse,
+    quantized, without values, or of an element type that NumPy lacks.
     """
     try:
         import torch

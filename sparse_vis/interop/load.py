@@ -190,13 +190,9 @@ def read_model(
     local_files_only: bool = False,
     teacher: bool = False,
 ) -> Loaded:
-    """Read a model from any place that `sparse_vis.load` accepts; the other arguments as there.
+    """Read a model from any place that `sparse_vis.load` accepts; arguments and errors as there.
 
-    Args:
-        teacher: whether to read the EMA teacher too, from one of our own checkpoints.
-
-    Raises:
-        UserError: nothing can be loaded; says what is wrong and what to do.
+    `teacher`: whether to read the EMA teacher too, from one of our own checkpoints.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r} is not a checkpoint; give a {paths.PLACES}.")

@@ -44,9 +44,8 @@ KNOWN = {
 def read_manifest(path: pathlib.Path) -> dict:
     """The `models` of a config.json.
 
-    Raises:
-        UserError: the file is missing, is no JSON, does not match its checksum (only our own exports have
-            one), or lists no models with weight files.
+    A UserError if the file is missing, no JSON, does not match its checksum (only our own exports have one),
+    or lists no models with weight files.
     """
     remedy = f'download or export it again, or delete its line "{CHECKSUM}" if the edit was intended.'
     with explained((OSError, ValueError), f"{path} is damaged or was edited by hand", remedy):
@@ -93,9 +92,8 @@ def _refuse(name: str, what: str) -> NoReturn:
 def complete(entry: dict, name: str) -> dict:
     """A manifest entry with every size filled in and checked against sparse_vis/config/ranges.py.
 
-    Raises:
-        UserError: a missing size that cannot be derived, a value of a wrong type or out of range, or an
-            unsupported choice.
+    A UserError for a missing size that cannot be derived, a value of a wrong type or out of range, or an
+    unsupported choice.
     """
     for key in ("spatial_temp", "predictor_layers"):  # tensor shapes do not show these
         if key in entry and entry[key] is None:
@@ -143,8 +141,7 @@ def _check(entry: dict, key: str, allowed: Range | Choice | Form, name: str) -> 
 def to_config(entry: dict, name: str) -> ConfigDict:
     """Our configuration for a manifest entry: its model in float32, otherwise the published recipe.
 
-    Raises:
-        UserError: as `complete`; or contradictory sizes.
+    Errors as of `complete`, and for contradictory sizes.
     """
     full = complete(entry, name)
     config = default_config()

@@ -141,8 +141,7 @@ def _classifier(graph: Graph, classifier: LinearClassifier | NearestClassifier, 
 def build_decoder(model: Stellar, params: dict, shapes: dict[str, list[int]]) -> onnx.ModelProto:
     """Graph from "sparse" and "spatial" to "pixels", or "logits" of codes.
 
-    Args:
-        params: of the decoder, as numpy arrays. shapes: of the three, without the batch.
+    `params`: of the decoder, as numpy arrays. `shapes`: of the three, without the batch.
     """
     decoder, size = model.decoder, model.encoder.image_size
     (rows, columns), p = model.grid(size, size), decoder.patch
@@ -181,9 +180,7 @@ def build(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> onnx.M
     """Graph from uint8 images (batch, H, W, 3) of the model's own size to the outputs of `sparse_vis.encode`.
 
     With a classifier, "probability" is one more output, and the metadata have the `classes` as a JSON list.
-
-    Args:
-        params: as numpy arrays. outputs: name -> shape without the batch.
+    `params`: as numpy arrays. `outputs`: name -> shape without the batch.
     """
     encoder = model.encoder
     graph = Graph(encoder.sizes.epsilon)

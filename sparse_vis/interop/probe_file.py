@@ -46,8 +46,7 @@ def place_of(path: AnyPath, file: str = FILE) -> AnyPath:
 def place_to_write(given: str | AnyPath, name: str, file: str = FILE) -> AnyPath:
     """`place_of` the flag or argument `name`, checked before long work.
 
-    Raises:
-        UserError: the file cannot be written, or is there and holds what can only be made by training.
+    A UserError if it cannot be written, or is there and holds what can only be made by training.
     """
     path = place_of(as_path(expanded(given, name, buckets=True)), file)
     check_folder(path.parent, name)
@@ -78,12 +77,8 @@ def how_to_load(found: Loaded, path: str | AnyPath, name: str | None, probe: Any
 def classifier_of(found: Loaded, path: str | AnyPath, given: str | AnyPath | None) -> tuple:
     """The classifier of a model, its parameters and what is known of it; () if there is none.
 
-    Args:
-        found: the model that was read from `path`. given: file or folder of a probe. Without it, a fine-tuned
-            model's own is used, or the probe beside the model; one of other weights is left out with a note.
-
-    Raises:
-        UserError: the probe cannot be used.
+    `given`: file or folder of a probe, or UserError. Without it, a fine-tuned model's own is used, or the
+    probe beside `path`, from which `found` was read; one of other weights is left out with a note.
     """
     if given is not None:
         read = read_probe(place_of(as_path(expanded(given, "probe", buckets=True))), found.params)
@@ -135,11 +130,7 @@ def beside(path: str | AnyPath) -> AnyPath | None:
 
 
 def write_probe(path: AnyPath, classifier: Classifier, tensors: dict, about: dict[str, Any]) -> None:
-    """Write a classifier, its parameters and what else is known of it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a classifier, its parameters and what else is known of it, or raise a UserError."""
     kind = next(kind for kind, of in KINDS.items() if isinstance(classifier, of))
     fields = {f.name: getattr(classifier, f.name) for f in dataclasses.fields(classifier)}
     fields = {name: value for name, value in fields.items() if name not in ("parent", "name")}
@@ -154,13 +145,9 @@ def write_probe(path: AnyPath, classifier: Classifier, tensors: dict, about: dic
 
 
 def read_probe(path: AnyPath, params: dict) -> tuple[Classifier, dict, dict[str, Any]]:
-    """The classifier of a file, its parameters, and what else the file says.
+    """The classifier of a file for a model with these `params`, its parameters, and what else the file says.
 
-    Args:
-        params: of the model for which it is to be used.
-
-    Raises:
-        UserError: it is missing or damaged, no probe, of a later format, or was fitted for other weights.
+    A UserError if it is missing or damaged, no probe, of a later format, or was fitted for other weights.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a probe's file, or the folder that holds its {FILE}.")

@@ -25,14 +25,10 @@ TRAINED = ("encoder", "classifier")  # all else keeps its weights
 
 
 def prepare(config: ConfigDict) -> Source:
-    """Set the classes to those of the data, and switch off what only pretraining has, in place.
+    """Set the classes to those of the data, and switch off what only pretraining has; returns the images.
 
-    Returns:
-        The images.
-
-    Raises:
-        UserError: the images have no classes, or fewer than two, or other ones than config.finetune.classes;
-            config.train.probe_every is set.
+    A UserError if these have no classes, fewer than two, or other ones than config.finetune.classes, or if
+    config.train.probe_every is set.
     """
     if config.train.probe_every:
         raise UserError(

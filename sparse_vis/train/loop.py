@@ -98,6 +98,8 @@ def write_config(config: ConfigDict, workdir: AnyPath) -> None:
 class Run:
     """One training run in a workdir; `Run(config, workdir).train()`.
 
+    A UserError is any error that the user can correct; before the first step where possible.
+
     Args:
         workdir: folder for checkpoints, metrics and config.json.
         initial: returns the initial parameters; called at a fresh start only. None: random ones.
@@ -105,9 +107,6 @@ class Run:
         build: (config, tokenizer module) -> Recipe; benchmarks/evidence/baselines.py has another.
         source: the images, if config.data does not name them. show: prints the line of a row of metrics.
         probe: source -> (parameters -> numbers and a picture, or None), for config.train.probe_every.
-
-    Raises:
-        UserError: any error that the user can correct; before the first step where possible.
     """
 
     def __init__(
@@ -211,11 +210,7 @@ class Run:
         )
 
     def train(self, stop: StopSignal | None = None) -> dict[str, float]:
-        """Train to the last step, or until `stop` has a signal, and save; returns the last row of metrics.
-
-        Raises:
-            UserError: bad numbers, unreadable data, or a checkpoint that cannot be written.
-        """
+        """Train to the last step, or until `stop` has a signal, and save; returns the last row of metrics."""
         steps = self.config.train.steps
         if self.step >= steps:
             say(

@@ -30,8 +30,7 @@ RULES = (
 def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
     """Mesh over all devices of all processes, or over given ones.
 
-    Args:
-        shape: devices along (data, fsdp), which must cover them (UserError); -1: all that remain.
+    `shape`: devices along (data, fsdp), which must cover them (UserError); -1: all that remain.
     """
     devices = jax.devices() if devices is None else devices
     sizes = list(shape)

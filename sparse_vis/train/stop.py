@@ -12,10 +12,8 @@ class StopSignal:
     """Tells the training loop when to save and stop; as a context, handles both signals inside it.
 
     A first Ctrl-C is handled like a SIGTERM, but the process then ends as by an interrupt, so that a shell
-    script's loop over runs ends too. A second Ctrl-C ends the process at once.
-
-    Args:
-        status: exit status after a SIGTERM.
+    script's loop over runs ends too. A second Ctrl-C ends the process at once. `status`: exit status after a
+    SIGTERM.
     """
 
     def __init__(self, status: int = 0):

@@ -97,8 +97,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
 def open_trackers(names: tuple[str, ...], workdir: AnyPath, hparams: Mapping) -> list[Guarded]:
     """Writers of these trackers, which continue their runs of this workdir.
 
-    Args:
-        hparams: dotted name -> value of every setting; written to a new run.
+    `hparams`: dotted name -> value of every setting; written to a new run.
     """
     file = workdir / FILE
     with explained(ValueError, f"{file} is damaged", "delete it to start new runs of the trackers."):
