@@ -56,9 +56,7 @@ def load(
     """
     for argument, value in (("dtype", dtype), ("tokenizer_dtype", tokenizer_dtype)):
         if value not in DTYPES:
-            raise UserError(
-                f"{argument}={value!r} is not a supported dtype; give one of {', '.join(DTYPES)}."
-            )
+            raise UserError(f"{argument}={value!r} is no supported dtype; give one of {', '.join(DTYPES)}.")
     if tokenizer is not None:
         tokenizer = paths.expanded(tokenizer, "tokenizer", buckets=True)
     host.keep_programs()

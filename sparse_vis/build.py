@@ -22,15 +22,13 @@ if TYPE_CHECKING:
 
 def build_model(config: ConfigDict, tokenizer: VQGAN | None = None) -> Stellar:
     """The model of config.model, computed as config.efficiency says, with the tokenizer of the VQ target."""
-    m, e = config.model, config.efficiency
+    m, e, p = config.model, config.efficiency, config.model.prototypes
     compute = Compute(e.dtype, e.attention, e.remat, e.unroll)
 
     def sizes(of: ConfigDict, **rest) -> Sizes:
         return Sizes(of.width, of.layers, of.heads, of.mlp_dim, m.init_std, **rest)
 
-    head = functools.partial(
-        PrototypeHead, m.width, m.prototypes.hidden, m.prototypes.dim, m.prototypes.count
-    )
+    head = functools.partial(PrototypeHead, m.width, p.hidden, p.dim, p.count)
     codes = m.tokenizer.codes if m.target == "vq" else 0
     return Stellar(
         encoder=VisionTransformer(m.image_size, m.patch, sizes(m, epsilon=m.norm_epsilon), m.tokens, compute),

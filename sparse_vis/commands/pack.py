@@ -56,9 +56,7 @@ def pack(
     source = open_input(images, split, data_dir, max_pixels)
     announce(source)
     if getattr(source, "sets", False):
-        raise UserError(
-            f"{source!r} has sets of classes, which packed folders do not store; use it unpacked."
-        )
+        raise UserError(f"{source!r} has sets of classes, which packed folders do not keep; use it unpacked.")
     metadata = outputs.begin_or_continue(
         output / METADATA,
         describe(len(source), source.images_sha256, source.classes, shard_size),

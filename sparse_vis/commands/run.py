@@ -112,9 +112,7 @@ def train(config: ConfigDict, workdir: AnyPath, stop: StopSignal, **given) -> No
 def finetune(config: ConfigDict, workdir: AnyPath, stop: StopSignal, source: Source) -> None:
     """The same for a configuration that `prepare` has completed, and the images that it returned."""
     if not config.init and jax.process_index() == 0:
-        print(
-            "note: config.init names no weights, so the classifier is trained from random ones.", flush=True
-        )
+        print("note: config.init names no weights, so the classifier starts from random ones.", flush=True)
     initial = functools.partial(finetune_params, config)
     _to_the_end(Run(config, workdir, initial=initial, build=finetune_recipe, source=source), stop)
 

@@ -143,9 +143,7 @@ def _check_config_file(path: pathlib.Path) -> None:
         line = f"line {error.lineno}: {error.msg}"
         raise UserError(f"configuration file {path} is not Python ({line}); correct it.") from None
     if b"get_config" not in source:
-        raise UserError(
-            f"configuration file {path} defines no get_config(); write one as in configs/quickstart.py."
-        )
+        raise UserError(f"configuration file {path} defines no get_config(); see configs/quickstart.py.")
 
 
 def check_setting(name: str) -> None:

@@ -51,9 +51,7 @@ class PackedSource:
                 f"`{COMMAND}` command that started it."
             )
         if not metadata["records"]:
-            raise UserError(
-                f"packed folder {path!r} contains no images, because all were skipped; pack other images."
-            )
+            raise UserError(f"packed folder {path!r} holds no images, because all were skipped; pack others.")
         if in_bucket(path):
             self._check_objects(folder, shards)
         else:

@@ -132,9 +132,7 @@ def _picture(size: int, rows: int, columns: int) -> Image.Image:
         spec = SceneSpec(size=size, digits="one" if row == rows - 1 else "many")
         source = SceneSource(spec, split="test", seed=0)
         records = [source[row * columns + column] for column in range(columns)]
-        sheets.append(
-            np.concatenate([frame(p) for r in records for p in (r["image"], palette[r["mask"]])], axis=1)
-        )
+        sheets.append(np.hstack([frame(p) for r in records for p in (r["image"], palette[r["mask"]])]))
     return Image.fromarray(np.concatenate(sheets))
 
 

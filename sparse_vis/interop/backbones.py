@@ -98,9 +98,7 @@ def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
         return None
     family, found = _choose(found, path)
     if unlike := family.unlike(found):
-        raise UserError(
-            f"{path} {unlike}, which STELLAR's encoder cannot represent; start from another backbone."
-        )
+        raise UserError(f"{path} {unlike}, which our encoder cannot represent; start from another backbone.")
     check_described(path, family, config)
     m = config.model
     encoder = {k: v for k, v in abstract_params(config)["encoder"].items() if k != "queries"}

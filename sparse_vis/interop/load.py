@@ -101,7 +101,7 @@ def _entry(
         models = {key: entry for key, entry in models.items() if entry["weights"] == weights}
     if not models:
         raise UserError(
-            f"{described} names no model with the weights {weights}; use the config.json released with it."
+            f"{described} names no model with the weights {weights}; use the one released with it."
         )
     if name is None and len(models) == 1:
         name = next(iter(models))

@@ -84,9 +84,7 @@ def _lock(path: Path) -> int | None:
                     return None
                 raise
             where = f"{path.parent} does not support locks ({error.strerror})"
-            print(
-                f"note: the file system of {where}; make sure that no other process writes there.", flush=True
-            )
+            print(f"note: the file system of {where}; make sure no other process writes there.", flush=True)
             return descriptor
         if _is_at(descriptor, path):
             return descriptor

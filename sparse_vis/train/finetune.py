@@ -31,9 +31,7 @@ def prepare(config: ConfigDict) -> Source:
     config.train.probe_every is set.
     """
     if config.train.probe_every:
-        raise UserError(
-            "config.train.probe_every measures pretraining, and --mode=finetune does not do it; set it to 0."
-        )
+        raise UserError("config.train.probe_every measures pretraining, not fine-tuning; set it to 0.")
     source, given = build_source(config, config.data.split), tuple(config.finetune.classes)
     if not has_labels(source) or len(source.classes) < 2:
         raise UserError(
@@ -42,9 +40,7 @@ def prepare(config: ConfigDict) -> Source:
             "class, or a table with labels."
         )
     if given and given != source.classes:
-        raise UserError(
-            f"config.finetune.classes are not the classes of {source!r}; leave it out, to read them there."
-        )
+        raise UserError(f"config.finetune.classes are not the classes of {source!r}; leave it out.")
     config.finetune.classes = source.classes
     config.teacher.enabled, config.train.health_every = False, 0
     return source

@@ -19,9 +19,8 @@ class StopSignal:
     def __init__(self, status: int = 0):
         self.status = status
         self.number = None  # of the signal received
-        self.keep = (
-            False  # whether there are steps to save; if not, a signal prints this and ends the process:
-        )
+        # Whether there are steps to save; if not, a signal prints the message and ends the process.
+        self.keep = False
         self.message = "before the first step: there was nothing to save; repeat the command to start again."
 
     @property
