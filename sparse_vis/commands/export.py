@@ -39,15 +39,17 @@ Inputs = dict[str, tuple[tuple[int, ...], type]]  # name -> shape without the ba
 PLATFORMS = ("cpu", "cuda", "tpu")
 PARTS = ("encoder", "factorizer", "classifier")  # parameters of the first program; "decoder" has the second
 MAX_BYTES = 2**31 - 2**20  # of weights: the program files, flatbuffers and protobuf, are limited to 2 GiB
+FEATURES = ("cls", "sparse", "spatial", "dense", "lowrank")
 MEANING = {
     "cls": "class token",
     "sparse": "semantic tokens S: what",
     "spatial": "localization matrix L: where; every row sums to 1, patches are row-major",
     "dense": "patch features U, row-major",
     "lowrank": "Z = L S",
+    "probability": "probability of each class, in the order of `classes`",
+    "pixels": "pixels in [0, 1], NHWC, RGB",
+    "logits": "of each patch's code of the VQ tokenizer",
 }
-PROBABILITY = "probability of each class, in the order of `classes`"
-DECODED = {"pixels": "pixels in [0, 1], NHWC, RGB", "logits": "of each patch's code of the VQ tokenizer"}
 
 
 def export_released(
@@ -135,7 +137,7 @@ def export_program(
         shapes = {name: list(array.shape[1:]) for name, array in one.items()}
         program, about = FORMATS[kind](part, model, tensors, function, inputs, shapes)
         place = path if part == "encoder" else decoder_path(path)
-        written.append((place, program, {"format": kind, **about, **DESCRIBE[part](model, shapes)}))
+        written.append((place, program, {"format": kind, **about, **describe(part, model, inputs, shapes)}))
     with outputs.in_one_sentence(output):
         output.mkdir(parents=True, exist_ok=True)
         for place, program, described in written:
@@ -150,14 +152,14 @@ def decoder_path(encoder: AnyPath) -> AnyPath:
 
 
 def encoder_of(model: Stellar, params: dict) -> tuple[Callable[[jax.Array], dict[str, jax.Array]], Inputs]:
-    """A function: images (batch, H, W, 3) uint8 -> {name in MEANING: (batch, tokens, width) float32}.
+    """A function: images (batch, H, W, 3) uint8 -> {name in FEATURES: (batch, tokens, width) float32}.
 
     With a classifier, also "probability" (batch, classes). And its inputs: name -> (shape, type).
     """
 
     def encode(images):
         features = api.encode(model, params, images)
-        found = {name: getattr(features, name) for name in MEANING}
+        found = {name: getattr(features, name) for name in FEATURES}
         if model.classifier is not None:
             tokens = Tokens(cls=features.cls, S=features.sparse, U=None)
             logits = model.classifier.apply({"params": jax.device_put(params["classifier"])}, tokens)
@@ -212,9 +214,19 @@ def to_onnx(
 FORMATS = {"stablehlo": to_stablehlo, "onnx": to_onnx}
 
 
-def describe(model: Stellar, shapes: dict[str, list[int]]) -> dict:
-    """The part of the encoder's JSON file that is the same in both formats."""
-    size, meaning = model.encoder.image_size, {**MEANING, "probability": PROBABILITY}
+def describe(part: str, model: Stellar, inputs: Inputs, shapes: dict[str, list[int]]) -> dict:
+    """What the JSON file of an encoder or decoder says in both formats; `shapes` are those of its outputs."""
+    size = model.encoder.image_size
+
+    def arrays(shapes: dict) -> dict:
+        return {
+            name: {"dtype": "float32", "shape": ["batch", *shape], "what": MEANING[name]}
+            for name, shape in shapes.items()
+        }
+
+    common = {"outputs": arrays(shapes), "patch": model.patch, "grid": list(model.grid(size, size))}
+    if part == "decoder":
+        return {"inputs": arrays({name: shape for name, (shape, _) in inputs.items()}), **common}
     classes = {} if model.classifier is None else {"classes": list(model.classifier.classes)}
     return {
         "input": {
@@ -223,34 +235,9 @@ def describe(model: Stellar, shapes: dict[str, list[int]]) -> dict:
         },
         "preprocessing": f"turn upright, resize the short side to {round(SHORT_SIDE * size)} px (bicubic, "
         f"antialiased), cut out the centre of {size}x{size} px; scaling and normalisation happen inside",
-        "outputs": {
-            name: {"dtype": "float32", "shape": ["batch", *shape], "what": meaning[name]}
-            for name, shape in shapes.items()
-        },
-        "patch": model.patch,
-        "grid": list(model.grid(size, size)),
+        **common,
         **classes,
     }  # fmt: skip
-
-
-def describe_decoder(model: Stellar, shapes: dict[str, list[int]]) -> dict:
-    """The same for the decoder."""
-
-    def arrays(shapes: dict, what: dict[str, str]) -> dict:
-        return {
-            name: {"dtype": "float32", "shape": ["batch", *shape], "what": what[name]}
-            for name, shape in shapes.items()
-        }
-
-    inputs = {name: shape for name, (shape, _) in decoder_of(model, {})[1].items()}
-    size = model.encoder.image_size
-    return {
-        "inputs": arrays(inputs, MEANING), "outputs": arrays(shapes, DECODED), "patch": model.patch,
-        "grid": list(model.grid(size, size)),
-    }  # fmt: skip
-
-
-DESCRIBE = {"encoder": describe, "decoder": describe_decoder}
 
 
 def main() -> None:

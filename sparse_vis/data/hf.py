@@ -48,7 +48,10 @@ class HfSource:
         if not len(data):
             raise UserError(f"{what}{f', split {split!r},' * bool(split)} is empty; give one with images.")
         self._image = _image_column(datasets, data.features, named.get("image"), what)
-        label = _label_column(datasets, data.features, named.get("label"), what)
+        label = find_column(data.features, named.get("label"), (*LABELS, "labels"), what)
+        if label is None and "label" not in named:
+            classes = [c for c, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)]
+            label = classes[0] if len(classes) == 1 else None
         self.labels, self.classes, self._sets = None, (), None
         feature = data.features.get(label)
         if inner := getattr(feature, "feature", None):  # sets of classes
@@ -179,10 +182,3 @@ def _image_column(datasets: Any, features: Any, named: str | None, what: str) ->
         there = ", ".join(map(quoted, possible if possible and not found else features))
         raise UserError(f"{which} images ({there}); name one after the address: #image=COLUMN.")
     return found
-
-
-def _label_column(datasets: Any, features: Any, named: str | None, what: str) -> str | None:
-    if named is not None:
-        return find_column(features, named, (), what)
-    single = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    return find_column(features, None, (*LABELS, "labels"), what) or (single[0] if len(single) == 1 else None)

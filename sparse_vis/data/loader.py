@@ -15,7 +15,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,7 @@ class Stream:
     process_count: int
     labels: bool = False  # whether batches have the label of each image
     cache: int = 0
+    _kept: dict[int, tuple] = field(default_factory=dict, init=False)  # by record: what `_placed` returns
 
     def __post_init__(self):
         if self.on_error not in ON_ERROR:
@@ -108,10 +109,6 @@ class Stream:
                 "skipped": np.array(json.dumps(list(skipped))),
             }
         raise none_usable(len(self.source), list(skipped))
-
-    @functools.cached_property
-    def _kept(self) -> dict[int, tuple[np.ndarray, int, int, int]]:
-        return {}
 
     def _placed(self, number: int) -> tuple[np.ndarray, int, int, int]:
         """Canvas, height, width and label (-1: none) of a record."""

@@ -51,12 +51,8 @@ class PackedSource:
                 f"`{COMMAND}` command that started it."
             )
         if not metadata["records"]:
-            raise UserError(f"packed folder {path!r} holds no images, because all were skipped; pack others.")
-        if in_bucket(path):
-            self._check_objects(folder, shards)
-        else:
-            for name, shard in shards.items():
-                self._check_shard(folder, name, shard)
+            raise UserError(f"packed folder {path!r} contains no images, as all were skipped; pack others.")
+        self._check_shards(folder, shards)
         if metadata["version"] == WITHOUT_CHECKSUMS:
             say_once(
                 f"note: {path} was packed by an earlier version, without a checksum: damage to its images is "
@@ -73,28 +69,19 @@ class PackedSource:
         files = [f"{folder / name}[0:{shard['records']}]" for name, shard in shards.items()]
         self._records = grain.sources.ArrayRecordDataSource(files)
 
-    def _check_shard(self, folder: AnyPath, name: str, shard: dict[str, Any]) -> None:
-        """Refuse a shard that lacks bytes or records; contents are checked when they are read."""
-        path, problem = folder / name, None
-        if not has_shard(folder, name, shard):
-            problem = f"of {path.stat().st_size} bytes, not {shard['bytes']}" if path.exists() else "missing"
-        elif (found := count_records(path)) != shard["records"]:
-            problem = f"damaged ({found} records, {shard['records']} expected)"
-        if problem:
+    def _check_shards(self, folder: AnyPath, shards: dict[str, Any]) -> None:
+        """Refuse a shard that lacks bytes or, on a disk, records; contents are checked when they are read."""
+        there = folder.objects() if in_bucket(folder) else None
+        for name, shard in shards.items():
+            size = _length(folder / name) if there is None else there.get(name, (None,))[0]
+            if size != shard["bytes"]:
+                problem = "missing" if size is None else f"of {size} bytes, not {shard['bytes']}"
+            elif there is None and (found := count_records(folder / name)) != shard["records"]:
+                problem = f"damaged ({found} records, {shard['records']} expected)"
+            else:
+                continue
             what = f"shard {name!r} of {self.path!r} is {problem}"
             raise UserError(f"{what}; copy it again, or repeat the `{COMMAND}` that wrote it.")
-
-    def _check_objects(self, folder: AnyPath, shards: dict[str, Any]) -> None:
-        """The same in a bucket, by one listing."""
-        there = folder.objects()
-        for name, shard in shards.items():
-            found = there[name][0] if name in there else None
-            if found != shard["bytes"]:
-                problem = "missing" if found is None else f"of {found} bytes, not {shard['bytes']}"
-                raise UserError(
-                    f"shard {name!r} of {self.path!r} is {problem}; copy it again, or repeat the `{COMMAND}` "
-                    "that wrote it."
-                )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -114,8 +101,11 @@ class PackedSource:
 
 def has_shard(folder: AnyPath, name: str, shard: dict[str, Any]) -> bool:
     """Whether the folder has the shard's file, at its full length."""
-    path = folder / name
-    return path.is_file() and path.stat().st_size == shard["bytes"]
+    return _length(folder / name) == shard["bytes"]
+
+
+def _length(path: AnyPath) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def count_records(path: Path) -> int:

@@ -65,15 +65,14 @@ def announce(source: Source) -> None:
     names, count = source.classes, len(source.classes)
     images = f"{len(source)} image{'s' * (len(source) > 1)}"
     classes = f"{count} class{'es' * (count > 1)}" if count else "no classes"
+    left = left_out(getattr(source, "left_out", collections.Counter()))
     if not isinstance(source, FolderSource | PackedSource):
-        left = left_out(getattr(source, "left_out", collections.Counter()))
         say_once(f"{images} {source.about}, {classes}{left}")
         return
     shown = ", ".join(map(escaped, names[:SHOWN])) + (" …" if count > SHOWN else "")
     below = f", named by its subfolders ({shown})" if count else ""
-    left = left_out(source.left_out) if isinstance(source, FolderSource) else ""
     say_once(f"{images} in {source.path}, {classes}{below}{left}")
-    for same in source.same[:SHOWN] if isinstance(source, FolderSource) else ():
+    for same in getattr(source, "same", [])[:SHOWN]:
         say_once(
             f"note: {' and '.join(map(quoted, same))} in {source.path} are links to the same folder, so "
             f"its images are used {len(same)} times, once under each name"

@@ -8,12 +8,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sparse_vis.interop import hub
-from sparse_vis.interop.described import CONFIG, PIXELS, check_described, pixels_of, read_json_if_any
-from sparse_vis.interop.families import dinov2, timm_vit, transformers_vit
-from sparse_vis.interop.folding import fold_pixels, fold_scales, resized_table
+from sparse_vis.interop.families import FAMILIES, Family, as_transformers_4
+from sparse_vis.interop.foreign import (
+    CONFIG,
+    PIXELS,
+    check_described,
+    fold_pixels,
+    fold_scales,
+    pixels_of,
+    read_json_if_any,
+    resized_table,
+)
 from sparse_vis.interop.formats import shards
 from sparse_vis.interop.load import RELEASED, abstract_params
-from sparse_vis.interop.naming import Family, as_transformers_4
 from sparse_vis.interop.released import shapes_of, tensors_to_params
 from sparse_vis.interop.tensors import INDEX, TORCH, check_tensors, index_of, listing, read_tensors
 from sparse_vis.runtime.errors import UserError
@@ -21,7 +28,6 @@ from sparse_vis.runtime.paths import AnyPath, as_path
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 FILES = tuple(file for name in _WHOLE for file in (name, name + INDEX))
-FAMILIES = (transformers_vit.VIT, dinov2.DINOV2, timm_vit.TIMM)
 FOREIGN = (".msgpack", ".h5")  # weights of Flax and TensorFlow
 # Of a file with several backbones, the one whose prefix contains: DINO's teacher, MoCo v3's encoder.
 PREFERRED = ("teacher", "base_encoder")
@@ -47,7 +53,8 @@ def find_file(path: str) -> AnyPath | None:
             f"{place} holds only weights of Flax or TensorFlow ({listing(foreign)}); give the "
             "safetensors or torch file of the same model."
         )
-    if ((torch or foreign) and CONFIG not in names) or _of_others(place / CONFIG):
+    others = read_json_if_any(place / CONFIG).get("model_type")  # that of a model of transformers
+    if others or ((torch or foreign) and CONFIG not in names):
         raise UserError(
             f"{place} holds none of {', '.join(FILES)} but {listing(names)}; give a weight file itself"
             f"{f', e.g. {place / torch[0]}' if torch else ''}."
@@ -64,11 +71,6 @@ def _fetch(address: str) -> AnyPath:
         for name in shards(path):
             hub.fetch(address, name)
     return path
-
-
-def _of_others(described: AnyPath) -> bool:
-    """Whether a config.json is that of a model of transformers."""
-    return bool(read_json_if_any(described).get("model_type"))
 
 
 def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:

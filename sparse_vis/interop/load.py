@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from sparse_vis.build import build_classifier, build_model
 from sparse_vis.config import settings
 from sparse_vis.interop import hub, manifest, step_folder
-from sparse_vis.interop.naming import as_transformers_4
+from sparse_vis.interop.families import as_transformers_4
 from sparse_vis.interop.released import UNUSED, params_to_tensors, shapes_of, tensors_to_params
 from sparse_vis.interop.tensors import SAFETENSORS, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.classifier import LinearClassifier
