@@ -196,4 +196,4 @@ def make_source(
     if kind in ADDRESSES and rest:
         return ADDRESSES[kind](rest, split=split, data_dir=path, max_pixels=max_pixels)
     kinds = ", ".join(f"'{kind}:…'" for kind in ADDRESSES)
-    raise UserError(f"unknown data source {name!r}; use 'scenes', 'pictures', 'folder', 'packed', {kinds}.")
+    raise UserError(f"unknown data source {name!r}; choose scenes, pictures, folder, packed, {kinds}.")
