@@ -62,8 +62,8 @@ def load(
     host.keep_programs()
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
     model, params = assemble(found, path, tokenizer=tokenizer, tokenizer_dtype=tokenizer_dtype, dtype=dtype)
-    model, params = with_classifier(model, params, *probe_file.classifier_of(found, path, probe)[:2])
-    if not (read := probe_file.segmenter_of(found, path, segmenter)):
+    model, params = with_classifier(model, params, *probe_file.head_of(found, path, probe)[:2])
+    if not (read := probe_file.head_of(found, path, segmenter, probe_file.SEGMENTER)):
         return model, params
     return model.clone(segmenter=read[0]), {**params, "segmenter": read[1]}
 

@@ -64,8 +64,8 @@ def export_released(
         raise UserError(f"{output} already holds a config.json; give a new --output folder.")
     found = read_model(source, name, teacher=True)
     beside = {
-        probe_file.FILE: probe_file.classifier_of(found, source, probe),
-        probe_file.SEGMENTER: probe_file.read_beside(found, source, probe_file.SEGMENTER),
+        probe_file.FILE: probe_file.head_of(found, source, probe),
+        probe_file.SEGMENTER: probe_file.head_of(found, source, None, probe_file.SEGMENTER),
     }
     called = found.config.name.replace("/", "-")
     weights = output / f"{called}.safetensors"
@@ -120,7 +120,7 @@ def export_program(
     if beside.exists():
         raise UserError(f"{output} already holds {beside.name}; give a new --output folder.")
     found.config.efficiency.update(dtype="float32", remat="none", attention="xla")
-    classifier = probe_file.classifier_of(found, source, probe)[:2]
+    classifier = probe_file.head_of(found, source, probe)[:2]
     model, params = api.with_classifier(build_model(found.config), found.params, *classifier)
     written = []  # decoder first, encoder last, as an encoder's JSON file says that all is there
     for part, make in (("decoder", decoder_of), ("encoder", encoder_of)):

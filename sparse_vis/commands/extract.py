@@ -14,15 +14,9 @@ import numpy as np
 from sparse_vis.api import assemble, encode
 from sparse_vis.commands import outputs, shards
 from sparse_vis.config.ranges import SIDE
+from sparse_vis.data import records
 from sparse_vis.data.folder import FolderSource, sha256_of, stamp
-from sparse_vis.data.records import (
-    SHORT_SIDE,
-    LoadedImage,
-    has_labels,
-    images_ahead,
-    known_labels,
-    load_image,
-)
+from sparse_vis.data.records import SHORT_SIDE, LoadedImage, images_ahead, known_labels, load_image
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar
@@ -62,7 +56,7 @@ def extract(given: argparse.Namespace) -> None:
     manifest |= {"dtype": given.dtype, "resize": resize, "shard_size": given.shard_size}
     if given.letterbox:  # not in manifests of earlier versions, whose extractions can be continued
         manifest |= {"resize": 0, "letterbox": True}
-    if has_labels(source):
+    if records.has_labels(source):
         manifest |= {"classes": list(source.classes), "labels_sha256": labels_sha256(source)}
     process, processes = jax.process_index(), jax.process_count()
     if process == 0:

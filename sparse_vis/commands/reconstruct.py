@@ -20,7 +20,7 @@ from PIL import Image
 
 from sparse_vis import api
 from sparse_vis.commands import outputs
-from sparse_vis.data.records import LoadedImage, images_ahead, load_fitted, load_image, none_usable
+from sparse_vis.data.records import LoadedImage, images_ahead, load_image, none_usable
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.models.stellar import Stellar
@@ -46,10 +46,7 @@ def side_by_side(
         Image.fromarray(np.uint8(np.round(255 * x))).resize((round(x.shape[1] * height / x.shape[0]), height))
         for x in (image, reconstruction)
     ]
-    sheet = Image.new("RGB", (sum(part.width for part in parts), height))
-    sheet.paste(parts[0], (0, 0))
-    sheet.paste(parts[1], (parts[0].width, 0))
-    return sheet
+    return Image.fromarray(np.hstack(parts))
 
 
 def with_maps(
@@ -64,16 +61,15 @@ def with_maps(
     hard = overlays.lay_over(pixels, overlays.segment_overlay(L, grid), smooth=False)
     edges = [round(k * (sheet.width + width) / r) for k in range(r + 1)]
     height = round(edges[1] * sheet.height / width)
-    larger = Image.new("RGB", (sheet.width + width, sheet.height + height))
-    larger.paste(sheet, (0, 0))
-    larger.paste(Image.fromarray(hard).resize((width, sheet.height)), (sheet.width, 0))
+    above, below = [sheet, Image.fromarray(hard).resize((width, sheet.height))], []
     for token, (left, right) in enumerate(itertools.pairwise(edges)):
         map_ = L[:, token].reshape(*grid, 1)
         shown = (map_ - map_.min()) / max(float(np.ptp(map_)), 1e-12) * colours[token]
         large = (right - left, height)  # bicubic resizing would overshoot, to other colours
-        small = Image.fromarray(np.uint8(np.round(255 * shown))).resize(large, Image.Resampling.BILINEAR)
-        larger.paste(small, (left, sheet.height))
-    return larger
+        below.append(
+            Image.fromarray(np.uint8(np.round(255 * shown))).resize(large, Image.Resampling.BILINEAR)
+        )
+    return Image.fromarray(np.vstack([np.hstack(above), np.hstack(below)]))
 
 
 def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], jax.Array]:
@@ -188,10 +184,8 @@ def run(given: argparse.Namespace) -> None:
             )
         if given.size:
             check_size(given.size, model.patch)
-            load = functools.partial(load_fitted, source, size=given.size, letterbox=given.letterbox)
-        else:
-            square = dict(size=model.encoder.image_size, letterbox=given.letterbox)
-            load = functools.partial(load_image, source, **square)
+        size = given.size or model.encoder.image_size
+        load = functools.partial(load_image, source, size=size, letterbox=given.letterbox)
         how = dict(load=load, maps=given.maps, compare=given.compare_bf16, on_error=given.on_error)
         reconstruct_folder(model, params, source, output, **how)
 

@@ -111,24 +111,20 @@ class LoadedImage(NamedTuple):
 
 
 def load_image(
-    source: Source, index: int, size: int, short_side: int | None = None, *, letterbox: bool = False
-) -> LoadedImage:
-    """Decode one image, resize its short side to `short_side` pixels, else SHORT_SIDE * size (bicubic,
-    antialiased), and crop the centre; with `letterbox` show the whole image instead, as `fitted`.
+    source: Source, index: int, size: int | tuple[int, int], short_side: int | None = None, *,
+    letterbox: bool = False,
+) -> LoadedImage:  # fmt: skip
+    """Decode one image; resize its short side (bicubic, antialiased) and crop a square of `size` pixels.
+
+    The short side has `short_side` pixels, SHORT_SIDE * size unless given. With `letterbox`, or if `size` is
+    (height, width), as `fitted` instead.
     """
-    if letterbox:
-        return load_fitted(source, index, (size, size), letterbox=True)
     record = source[index]
-    pixels, short_side = decode(record), short_side or round(SHORT_SIDE * size)
-    square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
-    return LoadedImage(record["name"], *pixels.shape[:2], square, record.get("label", -1))
-
-
-def load_fitted(source: Source, index: int, size: tuple[int, int], *, letterbox: bool) -> LoadedImage:
-    """Decode one image and bring it to `size` (height, width), as `fitted`."""
-    record = source[index]
-    pixels = decode(record)
-    image = fitted(pixels, size, letterbox=letterbox)
+    pixels, square = decode(record), isinstance(size, int)
+    if letterbox or not square:
+        image = fitted(pixels, (size, size) if square else size, letterbox=letterbox)
+    else:
+        image = to_square(pixels, size, short_side=short_side or round(SHORT_SIDE * size), resample=BICUBIC)
     return LoadedImage(record["name"], *pixels.shape[:2], image, record.get("label", -1))
 
 

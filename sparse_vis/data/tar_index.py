@@ -59,17 +59,14 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
     Raises:
         UserError: a tar is damaged, compressed or cut short, a label cannot be read, or there is no image.
     """
-    rows, names = {name: array.array(np.dtype(SAMPLE[name]).char) for name in SAMPLE.names[:4]}, bytearray()
-    labels, others = [], collections.Counter()
+    # Of each sample: offset, size, end of the name, shard; then the columns of SAMPLE.
+    rows, names, labels, others = array.array("Q"), bytearray(), [], collections.Counter()
     sizes, times = [os.path.getsize(tar) for tar in tars], [os.stat(tar).st_mtime_ns for tar in tars]
     progress, done = Progress("indexing tars", -(-sum(sizes) // MB), unit="MB"), 0
     for shard, (tar, size) in enumerate(zip(tars, sizes, strict=True)):
         for sample in _samples(tar, image, label, others):
             names += sample.name.encode(errors=NAME_ERRORS)
-            for column, value in zip(
-                SAMPLE.names, (sample.offset, sample.size, len(names), shard), strict=False
-            ):
-                rows[column].append(value)
+            rows.extend((sample.offset, sample.size, len(names), shard))
             labels.append(sample.label)
             if (read_mb := (done + sample.offset) // MB) > progress.done:
                 progress.add(read_mb - progress.done)
@@ -85,7 +82,7 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
     if label and all(value is None for value in labels):
         raise UserError(f"no sample of {quoted(tars[0])} has a label {label!r}; correct #label=.")
     samples = np.zeros(len(labels), SAMPLE)
-    for column, values in rows.items():
+    for column, values in zip(SAMPLE.names[:4], np.array(rows).reshape(-1, 4).T, strict=True):
         samples[column] = values
     samples["label"], classes = number_labels(labels)
     body = samples.tobytes() + bytes(names)

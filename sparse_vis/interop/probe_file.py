@@ -74,35 +74,21 @@ def how_to_load(found: Loaded, path: str | AnyPath, name: str | None, probe: Any
     return f"{load}, and export it with --probe={probe}; {why}"
 
 
-def classifier_of(found: Loaded, path: str | AnyPath, given: str | AnyPath | None) -> tuple:
-    """The classifier of a model, its parameters and what is known of it; () if there is none.
+def head_of(found: Loaded, path: str | AnyPath, given: str | AnyPath | None, file: str = FILE) -> tuple:
+    """A model's classifier, or with SEGMENTER its segmenter, its parameters and what is known of it; or ().
 
-    `given`: file or folder of a probe, or UserError. Without it, a fine-tuned model's own is used, or the
-    probe beside `path`, from which `found` was read; one of other weights is left out with a note.
+    `given`: file or folder of one, else a UserError. Without it, a fine-tuned model's own is used, or that
+    beside `path`, from which `found` was read; one of other weights is left out with a note.
     """
     if given is not None:
-        read = read_probe(place_of(as_path(expanded(given, "probe", buckets=True))), found.params)
-        if isinstance(read[0], Segmenter):
-            raise UserError(f"probe={given} is a segmenter; give it as segmenter=.")
+        name, other = ("probe", "segmenter") if file == FILE else ("segmenter", "probe")
+        read = read_probe(place_of(as_path(expanded(given, name, buckets=True)), file), found.params)
+        if isinstance(read[0], Segmenter) != (file == SEGMENTER):
+            kind = "segmenter" if file == FILE else "classifier"
+            raise UserError(f"{name}={given} is a {kind}; give it as {other}=.")
         return read
-    if found.classifier:
-        about = {"weights_crc32": weights_of(found.params), "finetuned": True}
-        return (*found.classifier, about)
-    return read_beside(found, path, FILE)
-
-
-def segmenter_of(found: Loaded, path: str | AnyPath, given: str | AnyPath | None) -> tuple:
-    """The same for a segmenter, beside the model or `given`."""
-    if given is None:
-        return read_beside(found, path, SEGMENTER)
-    read = read_probe(place_of(as_path(expanded(given, "segmenter", buckets=True)), SEGMENTER), found.params)
-    if not isinstance(read[0], Segmenter):
-        raise UserError(f"segmenter={given} is a classifier; give it as probe=.")
-    return read
-
-
-def read_beside(found: Loaded, path: str | AnyPath, file: str) -> tuple:
-    """`read_probe` of a file beside the model; () if it is not there or, with a note, of other weights."""
+    if file == FILE and found.classifier:
+        return (*found.classifier, {"weights_crc32": weights_of(found.params), "finetuned": True})
     folder = beside(path)
     if folder is None or not (folder / file).is_file():
         return ()

@@ -125,7 +125,9 @@ def find_step(path: AnyPath) -> AnyPath:
     A UserError if there is no checkpoint, it is in S3 or incomplete, or its name is not UTF-8.
     """
     if not is_utf8(path):
-        raise UserError(f"{str(path)!r} has a name that is not UTF-8, so Orbax cannot read there; rename it.")
+        raise UserError(
+            f"{str(path)!r} has a name that is not UTF-8, below which Orbax cannot read; rename it."
+        )
     if str(path).startswith(S3):
         raise UserError(f"Orbax cannot read checkpoints in {S3} ({path}); copy it to a disk or gs:// first.")
     if not _is_step(path):

@@ -85,8 +85,8 @@ def quiet_orbax() -> None:
 
     if getattr(sys.unraisablehook, "func", None) is not _report_unless_abandoned:
         sys.unraisablehook = functools.partial(_report_unless_abandoned, sys.unraisablehook)
-    absl_logging.get_absl_logger().addFilter(_is_news)
-    logging.getLogger("asyncio").addFilter(_is_retrieved)
+    for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(_is_news)
 
 
 def _report_unless_abandoned(before: Callable, unraisable) -> None:
@@ -99,10 +99,7 @@ def _report_unless_abandoned(before: Callable, unraisable) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # Each of Orbax's threads logs the error that ends it, with a traceback; Orbax raises that error too.
-    return record.levelno < logging.ERROR or "/orbax/" not in record.pathname
-
-
-def _is_retrieved(record: logging.LogRecord) -> bool:
-    # Orbax raises the first error, and abandons all other futures.
-    return "never retrieved" not in record.getMessage()
+    # Each of Orbax's threads logs the error that ends it, with a traceback. Orbax raises the first of these
+    # errors, and abandons all other futures.
+    of_orbax = record.levelno >= logging.ERROR and "/orbax/" in record.pathname
+    return not of_orbax and "never retrieved" not in record.getMessage()

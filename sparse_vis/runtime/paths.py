@@ -71,11 +71,11 @@ def as_path(text: str | os.PathLike) -> AnyPath:
     return BucketPath(os.fspath(text))
 
 
-def place(text: str, hub: bool = True) -> str:
+def place(text: str, hub: bool = True, buckets: bool = True) -> str:
     """argparse `type` of --checkpoint: a path with ~ expanded, also in a bucket, or an hf:// address."""
-    if wrong := fault(text, hub, buckets=True):
+    if wrong := fault(text, hub, buckets):
         raise argparse.ArgumentTypeError(f"{text!r} {wrong}")
-    return expanded(text, "", hub, buckets=True)
+    return expanded(text, "", hub, buckets)
 
 
 def is_utf8(path: AnyPath) -> bool:
@@ -94,9 +94,7 @@ def folder(text: str) -> str:
 
 def local(text: str) -> pathlib.Path:
     """argparse `type` of a flag that names a file or folder of this computer: a path with ~ expanded."""
-    if wrong := fault(text):
-        raise argparse.ArgumentTypeError(f"{text!r} {wrong}")
-    return pathlib.Path(expanded(text, ""))
+    return pathlib.Path(place(text, hub=False, buckets=False))
 
 
 def path(text: str) -> AnyPath:

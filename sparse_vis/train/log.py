@@ -133,11 +133,8 @@ class RunLog:
 
     def _write_row(self, step: int, numbers: dict[str, float]) -> None:
         row = {"step": step, "time": time.time(), **numbers}
-        self._write(json.dumps(row, allow_nan=False).encode() + b"\n")
-
-    def _write(self, line: bytes) -> None:
         with self._writing():
-            self.file.write(line)
+            self.file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
             self.file.flush()
 
     def sync(self) -> None:

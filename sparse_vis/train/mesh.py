@@ -17,14 +17,11 @@ from sparse_vis.runtime.names import path_name
 
 BATCH = P(("data", "fsdp"))
 
-# The first match wins. The blocks' kernels, 97 % of H/14's parameters, are sharded along their first matrix
-# axis; so are scale and bias of the LayerNorm before a kernel, as their gradients follow from the kernel's.
-# All else is replicated: sharded prototypes would be gathered again for each of their many uses, and their
-# gradient would need the rows of the whole batch.
-RULES = (
-    (r"blocks/(.*kernel|norm_.*)$", P(None, "fsdp")),
-    (r"", P()),
-)
+# The blocks' kernels, 97 % of H/14's parameters, are sharded along their first matrix axis; so are scale and
+# bias of the LayerNorm before a kernel, as their gradients follow from the kernel's. All else is replicated:
+# sharded prototypes would be gathered again for each of their many uses, and their gradient would need the
+# rows of the whole batch.
+SHARDED = re.compile(r"blocks/(.*kernel|norm_.*)$")
 
 
 def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
@@ -51,8 +48,7 @@ def state_sharding(mesh: Mesh, state):
     is replicated."""
 
     def one(path, leaf):
-        name = path_name(path)
-        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+        spec = P(None, "fsdp") if SHARDED.search(path_name(path)) else P()
         fits = len(spec) <= len(leaf.shape) and all(
             axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(spec, leaf.shape, strict=False)
         )
