@@ -7,13 +7,13 @@ folder has classes, `label`. packed.json beside them describes the shards (docs/
 import bisect
 import itertools
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader
 
+from sparse_vis.config.ranges import TEXT, Form, Range, whole
 from sparse_vis.data.bucket_records import UNREADABLE, BucketRecords
 from sparse_vis.data.folder import NAME_ERRORS
 from sparse_vis.runtime.errors import UserError, explained
@@ -25,6 +25,7 @@ from sparse_vis.runtime.skipped import MAX_PIXELS
 METADATA, VERSION = "packed.json", 2
 WITHOUT_CHECKSUMS = 1  # the previous version, still readable
 COMMAND = "python -m sparse_vis pack"
+MOST = 2**63 - 1  # of any number in packed.json
 
 
 class PackedSource:
@@ -171,38 +172,23 @@ def read_metadata(folder: AnyPath) -> dict[str, Any]:
     return metadata | {"shards": dict(in_order)}
 
 
-Test = tuple[str, Callable[[Any], bool]]  # description of valid values, and the test for them
-
-
-def _whole(lowest: int) -> Test:
-    return f"a whole number of at least {lowest}", lambda x: type(x) is int and lowest <= x < 2**63
-
-
-def _list_of(x: Any, right: Callable[[Any], bool]) -> bool:
-    return isinstance(x, list) and all(map(right, x))
-
-
-def _is_text(x: Any) -> bool:
-    return isinstance(x, str)
-
-
-SHA256: Test = "64 hexadecimal digits", lambda x: _is_text(x) and re.fullmatch("[0-9a-f]{64}", x) is not None
-FIELDS: dict[str, Test] = {
-    "version": _whole(1),
-    "images": _whole(1),
+SHA256 = Form(lambda x: TEXT.right(x) and re.fullmatch("[0-9a-f]{64}", x), "is not 64 hexadecimal digits")
+FIELDS = {
+    "version": whole(1, MOST),
+    "images": whole(1, MOST),
     "images_sha256": SHA256,
-    "classes": ("a list of different names", lambda x: _list_of(x, _is_text) and len(set(x)) == len(x)),
-    "shard_size": _whole(1),
-    "records": _whole(0),
-    "shards": ("an object", lambda x: isinstance(x, dict)),
-}
-SHARD_FIELDS: dict[str, Test] = {
-    "records": _whole(0),
-    "bytes": _whole(0),
-    "skipped": (
-        "a list of pairs of name and reason",
-        lambda x: _list_of(x, lambda row: _list_of(row, _is_text) and len(row) == 2),
+    "classes": Form(
+        lambda x: _list_of(x, TEXT) and len(set(x)) == len(x), "is not a list of different names"
     ),
+    "shard_size": whole(1, MOST),
+    "records": whole(0, MOST),
+    "shards": Form(lambda x: isinstance(x, dict), "is not an object"),
+}
+PAIR = Form(lambda x: _list_of(x, TEXT) and len(x) == 2, "")
+SHARD_FIELDS = {
+    "records": whole(0, MOST),
+    "bytes": whole(0, MOST),
+    "skipped": Form(lambda x: _list_of(x, PAIR), "is not a list of pairs of name and reason"),
     "sha256": SHA256,
     "images": SHA256,  # of names and sizes of its images, including skipped ones
     "times": SHA256,  # the same, with modification times
@@ -210,15 +196,19 @@ SHARD_FIELDS: dict[str, Test] = {
 SINCE_CHECKSUMS = ("sha256", "images", "times")  # fields that the previous version lacks
 
 
-def _check_fields(found: Any, fields: dict[str, Test], where: str) -> None:
+def _list_of(x: Any, form: Form) -> bool:
+    return isinstance(x, list) and all(map(form.right, x))
+
+
+def _check_fields(found: Any, fields: dict[str, Range | Form], where: str) -> None:
     """Raise ValueError unless `found` is a dict with exactly these fields, all valid."""
     if not isinstance(found, dict):
         raise ValueError(f"{where} is not an object")
     if odd := sorted(found.keys() ^ fields.keys()):
         raise ValueError(f"{where} {'lacks' if odd[0] in fields else 'has an unknown'} {odd[0]!r}")
-    for name, (what, test) in fields.items():
-        if not test(found[name]):
-            raise ValueError(f"{name!r} of {where} is not {what}")
+    for name, allowed in fields.items():
+        if fault := allowed.fault(found[name]):
+            raise ValueError(f"{name!r} of {where} {fault.partition(';')[0]}")
 
 
 def _check(metadata: dict[str, Any]) -> None:
@@ -242,13 +232,15 @@ def _check(metadata: dict[str, Any]) -> None:
 
 def _unpack(data: bytes, classes: int) -> dict[str, Any]:
     """Unpack and check a record, or raise a ValueError; without classes there are no labels."""
-    fields: dict[str, Test] = {
-        "image": ("bytes", lambda x: isinstance(x, bytes)),
-        "name": ("a string", _is_text),
+    fields = {
+        "image": Form(lambda x: isinstance(x, bytes), "is not bytes"),
+        "name": Form(TEXT.right, "is not a string"),
     }
     if classes:
         last = classes - 1
-        fields["label"] = (f"a whole number from -1 to {last}", lambda x: type(x) is int and -1 <= x <= last)
+        fields["label"] = Form(
+            lambda x: type(x) is int and -1 <= x <= last, f"is not a whole number from -1 to {last}"
+        )
     try:
         record = msgpack.unpackb(data, unicode_errors=NAME_ERRORS)
     except ValueError as error:  # some have no message

@@ -195,5 +195,5 @@ def make_source(
     kind, _, rest = name.partition(":")
     if kind in ADDRESSES and rest:
         return ADDRESSES[kind](rest, split=split, data_dir=path, max_pixels=max_pixels)
-    kinds = ", ".join(f"'{kind}:…'" for kind in ADDRESSES)
-    raise UserError(f"unknown data source {name!r}; choose scenes, pictures, folder, packed, {kinds}.")
+    more = ", ".join(f"'{kind}:…'" for kind in ADDRESSES)
+    raise UserError(f"unknown data source {name!r}; choose 'scenes', 'pictures', 'folder', 'packed', {more}.")
