@@ -17,7 +17,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
 
 from sparse_vis import api
 from sparse_vis.build import build_model
@@ -77,10 +76,7 @@ def export_released(
     with outputs.in_one_sentence(output):
         output.mkdir(parents=True, exist_ok=True)
         with whole(weights) as partial:
-            try:
-                write_safetensors(tensors, partial)
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
+            write_safetensors(tensors, partial)
         if copy is not None:
             with whole(copy) as partial, on_disk(found.tokenizer) as file:
                 shutil.copyfile(file, partial)

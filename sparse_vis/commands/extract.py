@@ -111,9 +111,7 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
         features = run_in_batches(call, batch, np.stack([image.pixels for image in images]))
         with np.errstate(over="ignore"):  # write_shard refuses infinities
             features = {name: np.asarray(array, dtype) for name, array in features.items()}
-        about = {
-            key: [getattr(image, key) for image in images] for key in ("name", "height", "width", "label")
-        }
+        about = {key: [getattr(x, key) for x in images] for key in ("name", "height", "width", "label")}
         return about | features
 
     return columns

@@ -105,9 +105,7 @@ def write_shard(path: AnyPath, records: Iterator[bytes], progress: Progress) -> 
 def unwritten(output: AnyPath, metadata: dict[str, Any], source: Source) -> dict[str, range]:
     """Shards to write -> indices of their images: shards that are missing, damaged, or of replaced images."""
     planned = packed.number_of_shards(metadata)
-    todo = {
-        packed.shard_name(number, planned): packed.images_of(metadata, number) for number in range(planned)
-    }
+    todo = {packed.shard_name(k, planned): packed.images_of(metadata, k) for k in range(planned)}
     there = [name for name, shard in metadata["shards"].items() if packed.has_shard(output, name, shard)]
     progress = Progress("checking finished shards", sum(len(todo[name]) for name in there))
     other_times = []

@@ -43,7 +43,7 @@ def side_by_side(
     """Two images, in [0, 1], side by side, both resized to the height of the taller one."""
     height = max(image.shape[0], reconstruction.shape[0])
     parts = [
-        Image.fromarray(np.uint8(np.round(255 * x))).resize((round(x.shape[1] * height / x.shape[0]), height))
+        Image.fromarray(np.uint8(np.rint(255 * x))).resize((round(x.shape[1] * height / x.shape[0]), height))
         for x in (image, reconstruction)
     ]
     return Image.fromarray(np.hstack(parts))
@@ -56,7 +56,7 @@ def with_maps(
 
     A map is black where it is smallest and of the token's colour where it is largest.
     """
-    r, pixels, colours = L.shape[1], np.uint8(np.round(255 * image)), overlays.token_colours(L.shape[1])
+    r, pixels, colours = L.shape[1], np.uint8(np.rint(255 * image)), overlays.token_colours(L.shape[1])
     width = round(pixels.shape[1] * sheet.height / pixels.shape[0])
     hard = overlays.lay_over(pixels, overlays.segment_overlay(L, grid), smooth=False)
     edges = [round(k * (sheet.width + width) / r) for k in range(r + 1)]
@@ -66,9 +66,7 @@ def with_maps(
         map_ = L[:, token].reshape(*grid, 1)
         shown = (map_ - map_.min()) / max(float(np.ptp(map_)), 1e-12) * colours[token]
         large = (right - left, height)  # bicubic resizing would overshoot, to other colours
-        below.append(
-            Image.fromarray(np.uint8(np.round(255 * shown))).resize(large, Image.Resampling.BILINEAR)
-        )
+        below.append(Image.fromarray(np.uint8(np.rint(255 * shown))).resize(large, Image.Resampling.BILINEAR))
     return Image.fromarray(np.vstack([np.hstack(above), np.hstack(below)]))
 
 

@@ -75,9 +75,7 @@ def expand(pattern: str) -> list[str]:
         elif len(parts) == 1:
             continue
         rest = expand(pattern[end + 1 :])
-        return [
-            f"{pattern[:start]}{text}{after}" for part in parts for text in expand(part) for after in rest
-        ]
+        return [f"{pattern[:start]}{text}{tail}" for part in parts for text in expand(part) for tail in rest]
     return [pattern]
 
 

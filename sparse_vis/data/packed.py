@@ -177,18 +177,16 @@ FIELDS = {
     "version": whole(1, MOST),
     "images": whole(1, MOST),
     "images_sha256": SHA256,
-    "classes": Form(
-        lambda x: _list_of(x, TEXT) and len(set(x)) == len(x), "is not a list of different names"
-    ),
+    "classes": Form(lambda x: _list(x, TEXT) and len(set(x)) == len(x), "is not a list of different names"),
     "shard_size": whole(1, MOST),
     "records": whole(0, MOST),
     "shards": Form(lambda x: isinstance(x, dict), "is not an object"),
 }
-PAIR = Form(lambda x: _list_of(x, TEXT) and len(x) == 2, "")
+PAIR = Form(lambda x: _list(x, TEXT) and len(x) == 2, "")
 SHARD_FIELDS = {
     "records": whole(0, MOST),
     "bytes": whole(0, MOST),
-    "skipped": Form(lambda x: _list_of(x, PAIR), "is not a list of pairs of name and reason"),
+    "skipped": Form(lambda x: _list(x, PAIR), "is not a list of pairs of name and reason"),
     "sha256": SHA256,
     "images": SHA256,  # of names and sizes of its images, including skipped ones
     "times": SHA256,  # the same, with modification times
@@ -196,7 +194,7 @@ SHARD_FIELDS = {
 SINCE_CHECKSUMS = ("sha256", "images", "times")  # fields that the previous version lacks
 
 
-def _list_of(x: Any, form: Form) -> bool:
+def _list(x: Any, form: Form) -> bool:
     return isinstance(x, list) and all(map(form.right, x))
 
 

@@ -115,9 +115,7 @@ def read(path: Path) -> Index:
     return Index(header, mapped[start:end].view(SAMPLE), mapped[end:])
 
 
-def _samples(
-    path: str, image: str | None, label: str | None, others: collections.Counter
-) -> Iterator[Sample]:
+def _samples(path: str, image: str | None, label: str | None, left: collections.Counter) -> Iterator[Sample]:
     """The images of a tar: of consecutive members with the same name up to the first dot, the one image."""
     key, found, labels = None, [], {}
 
@@ -130,7 +128,7 @@ def _samples(
         if found:
             yield Sample(*found[0], _label(labels, label, path))
         elif key is not None:
-            others[WITHOUT] += 1
+            left[WITHOUT] += 1
 
     for info, read_member in _members(path):
         folder, _, base = info.name.rpartition("/")
@@ -144,7 +142,7 @@ def _samples(
         elif extension in ("cls", "json") and label != "":
             labels[extension] = (info.name, read_member())
         else:
-            others[f".{extension}" if extension else "without extension"] += 1
+            left[f".{extension}" if extension else "without extension"] += 1
     yield from finish()
 
 

@@ -21,7 +21,7 @@ import safetensors
 from flax import serialization, traverse_util
 from safetensors.numpy import save_file
 
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, reason_of
 
 CHECKSUMS = "sparse_vis.crc32"  # key of the file's metadata: JSON of tensor name -> checksum
 # Keys under which trainers store the model's tensors in a checkpoint, the outer key first.
@@ -59,8 +59,7 @@ def damaged(path: Path, kind: str, cause: Exception | str) -> UserError:
         return UserError(f"{path} is a safetensors file by its content; give it the extension .safetensors.")
     if kind != "Flax msgpack" and start[8:9] != b"{" and _FLAX.match(start):
         return UserError(f"{path} is a Flax msgpack file; give the safetensors or torch file instead.")
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    reason = lines[0].rstrip(". ")[:200]
+    reason = reason_of(cause).rstrip(". ")[:200]
     return UserError(f"{path} cannot be read as a {kind} file ({reason}); download or export it again.")
 
 
@@ -77,15 +76,16 @@ def _crc32(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), start)
 
 
-def write_safetensors(
-    tensors: dict[str, np.ndarray], path: Path, about: dict[str, str] | None = None
-) -> None:
-    """Write tensors with their checksums and metadata `about`; the same tensors always give the same bytes.
+def write_safetensors(tensors: dict[str, np.ndarray], path: Path, meta: dict[str, str] | None = None) -> None:
+    """Write tensors with their checksums and metadata `meta`; the same tensors always give the same bytes.
 
-    An OSError or safetensors.SafetensorError if the file cannot be written.
+    An OSError if the file cannot be written.
     """
     sums = {name: _crc32(array) for name, array in tensors.items()}
-    save_file(tensors, path, {"format": "pt", CHECKSUMS: json.dumps(sums), **(about or {})})
+    try:
+        save_file(tensors, path, {"format": "pt", CHECKSUMS: json.dumps(sums), **(meta or {})})
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
     # The library writes the metadata's keys in random order.
     with path.open("r+b") as file:
         (length,) = struct.unpack("<Q", file.read(8))

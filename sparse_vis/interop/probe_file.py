@@ -122,8 +122,7 @@ def write_probe(path: AnyPath, classifier: Classifier, tensors: dict, about: dic
     fields = {name: value for name, value in fields.items() if name not in ("parent", "name")}
     about = {"format": FORMAT, "kind": kind, **about, **fields}
     about = json.loads(json.dumps(about))  # tuples become lists, of which the checksum is the same
-    unwritten = OSError, safetensors.SafetensorError
-    with explained(unwritten, f"{path} cannot be written", "give another place for the probe."):
+    with explained(OSError, f"{path} cannot be written", "give another place for the probe."):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as partial:
             text = json.dumps({CHECKSUM: checksum(about), **about})

@@ -55,9 +55,6 @@ class BucketPath(gpath.PosixGPath):
     def is_file(self) -> bool:
         return self._type() == "file"
 
-    def is_symlink(self) -> bool:
-        return False
-
     def resolve(self) -> "BucketPath":
         return self
 

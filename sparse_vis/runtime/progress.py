@@ -91,7 +91,5 @@ class Progress:
         if now - self.printed < REPORT_SECONDS and self.done < self.total:
             return
         self.printed, rate = now, (self.done - self.first) / max(now - self.began, 1e-9)
-        speed = (
-            f"  {rate:.1f} {self.unit}/s  ETA {time_left((self.total - self.done) / rate)}" if rate else ""
-        )
-        print(f"{self.what}: {self.done}/{self.total} {self.unit}{speed}", flush=True)
+        rest = f"  {rate:.1f} {self.unit}/s  ETA {time_left((self.total - self.done) / rate)}" if rate else ""
+        print(f"{self.what}: {self.done}/{self.total} {self.unit}{rest}", flush=True)

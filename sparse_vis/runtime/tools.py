@@ -58,9 +58,7 @@ FLAGS = {
     "--on-error": dict(
         choices=ON_ERROR, default="stop", help="what to do if an image cannot be used (%(default)s)",
     ),
-    "--letterbox": dict(
-        action="store_true", help="show whole images, in a border, instead of their centre crop",
-    ),
+    "--letterbox": dict(action="store_true", help="show whole images, in a border, not their centre crop"),
     "--max-pixels": dict(
         type=positive, default=MAX_PIXELS, help="images with more pixels are refused (%(default)s)",
     ),
