@@ -20,7 +20,7 @@ from PIL import Image
 
 from sparse_vis import api
 from sparse_vis.commands import outputs
-from sparse_vis.data.records import LoadedImage, images_ahead, load_image, none_usable
+from sparse_vis.data.records import images_ahead, load_image, none_usable
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.models.stellar import Stellar
@@ -102,35 +102,23 @@ def target_of(source: Source, output: AnyPath) -> Callable[[str], AnyPath]:
     return target
 
 
-def reconstruct_folder(
-    model: Stellar,
-    params: dict,
-    source: Source,
-    output: AnyPath,
-    *,
-    load: Callable[[int], LoadedImage],
-    maps: bool,
-    compare: bool,
-    on_error: str,
-) -> None:
-    """Write a PNG per image of the source; print progress, mean PSNR and, with `compare`, the agreement.
+def reconstruct_folder(model: Stellar, params: dict, source: Source, given: argparse.Namespace) -> None:
+    """Write a PNG per image of the source, as the flags say; print progress, mean PSNR and the agreement.
 
     A UserError names an unusable image, unless skipped.txt in the output lists it, or says that all are.
-
-    Args:
-        load: reads the image of a number. maps: whether to show L too.
-        compare: whether to compare a bfloat16 tokenizer with a float32 one.
     """
-
     params = Devices().everywhere(params)
 
     def both(images):
         found = api.encode(model, params, images)
         return api.reconstruct(model, params, found), found.spatial
 
-    agreement, kept, quality, done = make_agreement(model, params) if compare else None, 0.0, [], 0
+    agreement = make_agreement(model, params) if given.compare_bf16 else None
+    output, kept, quality, done = given.output.resolve(), 0.0, [], 0
+    size = given.size or model.encoder.image_size
+    load = functools.partial(load_image, source, size=size, letterbox=given.letterbox)
     target, progress = target_of(source, output), Progress("reconstructing", len(source))
-    how = dict(threads=os.cpu_count() or 1, ahead=2 * BATCH, on_error=on_error)
+    how = dict(threads=os.cpu_count() or 1, ahead=2 * BATCH, on_error=given.on_error)
     with images_ahead(source, load, list(range(len(source))), **how) as take:
         usable, skips = take(len(source))
         while batch := list(itertools.islice(usable, BATCH)):
@@ -142,7 +130,7 @@ def reconstruct_folder(
                 path, sheet = target(loaded.name), side_by_side(image, pixel)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with whole(path) as partial:
-                    (with_maps(sheet, inside, L, grid) if maps else sheet).save(partial, format="PNG")
+                    (with_maps(sheet, inside, L, grid) if given.maps else sheet).save(partial, format="PNG")
             if pixels.shape == floats.shape:  # not for VQ models that turn 224 px into 256
                 quality += list(psnr(pixels, floats))
             if agreement is not None:
@@ -151,7 +139,7 @@ def reconstruct_folder(
             progress.add(len(images))
     if not done:
         raise none_usable(len(source), skips)
-    if on_error == "skip":
+    if given.on_error == "skip":
         progress.add(len(skips))
         write_whole(output / skipped.FILE, "".join(skipped.lines(skips)))
         print(f"{len(skips)} images skipped; {output / skipped.FILE} lists them with the reasons")
@@ -182,10 +170,7 @@ def run(given: argparse.Namespace) -> None:
             )
         if given.size:
             check_size(given.size, model.patch)
-        size = given.size or model.encoder.image_size
-        load = functools.partial(load_image, source, size=size, letterbox=given.letterbox)
-        how = dict(load=load, maps=given.maps, compare=given.compare_bf16, on_error=given.on_error)
-        reconstruct_folder(model, params, source, output, **how)
+        reconstruct_folder(model, params, source, given)
 
 
 def main() -> None:

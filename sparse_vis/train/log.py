@@ -113,7 +113,14 @@ class RunLog:
             self._write_row(step, means)
             for writer in self.writers:
                 writer.write(step, means)
-            self.mention_input(extra.get("input_wait_seconds", 0.0) / seconds)
+            share = extra.get("input_wait_seconds", 0.0) / seconds
+            if share > INPUT_SHARE and not self.said_waiting:
+                self.said_waiting = True
+                say(
+                    f"note: data loading is the bottleneck: {share:.0%} of the time since the last line was "
+                    "spent waiting for images; raise config.data.workers (decoding processes), up to the "
+                    "number of free cores."
+                )
         return means
 
     def add_probe(self, step: int, numbers: dict[str, float], picture: np.ndarray, seconds: float) -> None:
@@ -152,16 +159,6 @@ class RunLog:
                 f"metrics cannot be written to {self.path} ({error.strerror}; "
                 f"{saved_steps(self.path.parent)}); fix this and repeat the command."
             ) from error
-
-    def mention_input(self, share: float) -> None:
-        """Print once that input is the bottleneck, if waiting took more than INPUT_SHARE of an interval."""
-        if share > INPUT_SHARE and not self.said_waiting:
-            self.said_waiting = True
-            say(
-                f"note: data loading is the bottleneck: {share:.0%} of the time since the last line was "
-                "spent waiting for images; raise config.data.workers (decoding processes), up to the "
-                "number of free cores."
-            )
 
     def line(self, step: int, row: dict[str, float]) -> str:
         """The line to print for a row: the main numbers; metrics.jsonl has all.
