@@ -164,7 +164,7 @@ def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
 
 
 def check_resume(saved: dict, now: dict, workdir: AnyPath) -> list[str]:
-    """Other differences of two configurations in JSON form that can change results, as `differences` says.
+    """Differences of two configurations in JSON form that can change results, as `differences` writes them.
 
     A UserError if config.model, the use of a teacher or the classifier differs, one is a fine-tuning and the
     other is not, or `saved` is not valid.

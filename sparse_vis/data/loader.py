@@ -60,7 +60,8 @@ class Stream:
     process_count: int
     labels: bool = False  # whether batches have the label of each image
     cache: int = 0
-    _kept: dict[int, tuple] = field(default_factory=dict, init=False)  # by record: what `_placed` returns
+    # By record: what `_placed` returns.
+    _kept: dict[int, tuple] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         if self.on_error not in ON_ERROR:

@@ -7,18 +7,8 @@ import re
 import numpy as np
 from ml_collections import ConfigDict
 
-from sparse_vis.interop import hub
+from sparse_vis.interop import foreign, hub
 from sparse_vis.interop.families import FAMILIES, Family, as_transformers_4
-from sparse_vis.interop.foreign import (
-    CONFIG,
-    PIXELS,
-    check_described,
-    fold_pixels,
-    fold_scales,
-    pixels_of,
-    read_json_if_any,
-    resized_table,
-)
 from sparse_vis.interop.formats import shards
 from sparse_vis.interop.load import RELEASED, abstract_params
 from sparse_vis.interop.released import shapes_of, tensors_to_params
@@ -47,14 +37,14 @@ def find_file(path: str) -> AnyPath | None:
     if found := next((place / name for name in FILES if (place / name).is_file()), None):
         return found
     names = [entry.name for entry in place.iterdir()]
-    torch, foreign = ([name for name in names if name.endswith(ends)] for ends in (TORCH, FOREIGN))
-    if foreign and not torch:
+    torch, flax = ([name for name in names if name.endswith(ends)] for ends in (TORCH, FOREIGN))
+    if flax and not torch:
         raise UserError(
-            f"{place} holds only weights of Flax or TensorFlow ({listing(foreign)}); give the "
+            f"{place} holds only weights of Flax or TensorFlow ({listing(flax)}); give the "
             "safetensors or torch file of the same model."
         )
-    others = read_json_if_any(place / CONFIG).get("model_type")  # that of a model of transformers
-    if others or ((torch or foreign) and CONFIG not in names):
+    described = foreign.read_json_if_any(place / foreign.CONFIG)
+    if described.get("model_type") or ((torch or flax) and foreign.CONFIG not in names):  # of transformers
         raise UserError(
             f"{place} holds none of {', '.join(FILES)} but {listing(names)}; give a weight file itself"
             f"{f', e.g. {place / torch[0]}' if torch else ''}."
@@ -65,7 +55,7 @@ def find_file(path: str) -> AnyPath | None:
 def _fetch(address: str) -> AnyPath:
     path = hub.fetch(address, *FILES)
     with contextlib.suppress(UserError):
-        for name in (CONFIG, PIXELS):  # what they say is checked; they lie beside the weights
+        for name in (foreign.CONFIG, foreign.PIXELS):  # what they say is checked; they lie beside the weights
             hub.fetch(address, name)
     if path.name.endswith(INDEX):
         for name in shards(path):
@@ -101,7 +91,7 @@ def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
     family, found = _choose(found, path)
     if unlike := family.unlike(found):
         raise UserError(f"{path} {unlike}, which our encoder cannot represent; start from another backbone.")
-    check_described(path, family, config)
+    foreign.check_described(path, family, config)
     m = config.model
     encoder = {k: v for k, v in abstract_params(config)["encoder"].items() if k != "queries"}
     expected = shapes_of({"encoder": encoder}, m.patch, family.names)
@@ -121,14 +111,15 @@ def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
         expected[registers] = (1, _count(found[registers], m.tokens, path), m.width)
     checked = check_tensors(found, expected, family.unused, path)
     tree = tensors_to_params(checked, {"encoder": encoder}, family.names)["encoder"]
-    tree["patch_embedding"] = fold_pixels(tree["patch_embedding"], pixels_of(path))
+    tree["patch_embedding"] = foreign.fold_pixels(tree["patch_embedding"], foreign.pixels_of(path))
     if scales:
         attention, mlp = (np.stack([checked[name] for name in names]) for names in scales)
-        tree["trunk"]["blocks"] = fold_scales(tree["trunk"]["blocks"], attention, mlp)
+        tree["trunk"]["blocks"] = foreign.fold_scales(tree["trunk"]["blocks"], attention, mlp)
     if registers is not None:
         tree["queries"] = checked[registers][0]
     grid = (m.image_size // m.patch,) * 2
-    return {**tree, "position_table": resized_table(tree["position_table"], grid, registers is not None)}
+    table = foreign.resized_table(tree["position_table"], grid, registers is not None)
+    return {**tree, "position_table": table}
 
 
 def _choose(found: dict[str, np.ndarray], path: AnyPath) -> tuple[Family, dict[str, np.ndarray]]:
