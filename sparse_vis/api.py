@@ -79,10 +79,7 @@ def assemble(
     found: Loaded, path: Path, *, tokenizer: Path | None = None, tokenizer_dtype: str = "float32",
     dtype: str = "float32",
 ) -> tuple[Stellar, dict]:  # fmt: skip
-    """What `load(path)` returns, from what `read_model` found there.
-
-    A UserError for a tokenizer that the model does not use or that has another number of codes.
-    """
+    """What `load(path)` returns, from what `read_model` found there; a UserError for a wrong tokenizer."""
     config = copy.deepcopy(found.config)
     config.efficiency.update(dtype=dtype, remat="none", attention="xla")
     # Not jnp.asarray, which compiles a program for every shape.

@@ -83,10 +83,7 @@ def read_config(text: str | os.PathLike) -> ConfigDict:
 
 
 def override(config: ConfigDict, name: str, value: Any) -> None:
-    """Change a setting as --config.NAME=VALUE does; `settings.check` checks the range.
-
-    A UserError if there is no such setting, or the value has another type.
-    """
+    """Change a setting as --config.NAME=VALUE does; a UserError for a wrong name or type, not for a range."""
     check_setting(name)
     if name not in ALLOWED:
         known = next(leaf for leaf in ALLOWED if leaf.startswith(f"{name}."))

@@ -246,10 +246,7 @@ ALLOWED = _flat(_TABLE)  # dotted name of every setting -> its allowed values
 
 
 def check_fields(section: str, values: dict) -> None:
-    """Refuse, with a UserError, the first of a section's values that is out of range.
-
-    `section` is dotted; names that are no settings of it are ignored.
-    """
+    """Refuse, with a UserError, the first value out of range of a (dotted) section; ignores other names."""
     for name, value in values.items():
         allowed = ALLOWED.get(f"{section}.{name}")
         if allowed and (sentence := allowed.fault(value)):

@@ -55,10 +55,7 @@ def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
 
 
 def local_paths(config: ConfigDict) -> None:
-    """Expand ~ in all path settings, in place; empty paths stay empty.
-
-    A UserError for an address where a path is needed, or a config.name that names no folder below runs/.
-    """
+    """Expand ~ in all paths, in place; a UserError for an address, or a config.name that names no folder."""
     for name, hub in PATHS.items():
         *sections, last = name.split(".")
         part, value = at(config, *sections), at(config, *sections, last)

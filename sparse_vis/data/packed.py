@@ -29,10 +29,7 @@ MOST = 2**63 - 1  # of any number in packed.json
 
 
 class PackedSource:
-    """Records of a packed folder, as FolderSource gives them for the original folder, in the same order.
-
-    A UserError if it is no packed folder, is not finished, lacks a shard or part of one, or is not UTF-8.
-    """
+    """Records of a finished packed folder, as FolderSource gives them for the original one; or UserError."""
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
         import grain
@@ -145,10 +142,7 @@ def describe(images: int, images_sha256: str, classes: tuple[str, ...], shard_si
 
 
 def read_metadata(folder: AnyPath) -> dict[str, Any]:
-    """The checked content of a folder's packed.json, with `shards` in order.
-
-    A UserError if it is missing, damaged, cannot be read, or is of a later version.
-    """
+    """The checked content of a folder's packed.json, with `shards` in order; or a UserError."""
     path = folder / METADATA
     unread = explained(OSError, f"{path} cannot be read", "restore it or its permissions.")
     remedy = f"copy it again, or delete its folder and repeat `{COMMAND}`."

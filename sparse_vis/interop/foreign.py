@@ -39,10 +39,7 @@ def check_described(path: pathlib.Path, family: Family, config: ConfigDict) -> N
 
 
 def pixels_of(path: pathlib.Path) -> Pixels:
-    """Mean and standard deviation by which a backbone's pixels are scaled; without a file, ImageNet's.
-
-    A UserError if a file beside it has other than three numbers each, or deviations that are not positive.
-    """
+    """Mean and standard deviation that scale a backbone's pixels: of a file beside it, else ImageNet's."""
     for name, group, keys in (
         (PIXELS, None, ("image_mean", "image_std")),
         (CONFIG, "pretrained_cfg", ("mean", "std")),

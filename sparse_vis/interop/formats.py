@@ -77,10 +77,7 @@ def _crc32(array: np.ndarray) -> int:
 
 
 def write_safetensors(tensors: dict[str, np.ndarray], path: Path, meta: dict[str, str] | None = None) -> None:
-    """Write tensors with their checksums and metadata `meta`; the same tensors always give the same bytes.
-
-    An OSError if the file cannot be written.
-    """
+    """Write tensors, their checksums and metadata, always in the same bytes; an OSError if that fails."""
     sums = {name: _crc32(array) for name, array in tensors.items()}
     try:
         save_file(tensors, path, {"format": "pt", CHECKSUMS: json.dumps(sums), **(meta or {})})
@@ -98,10 +95,7 @@ def write_safetensors(tensors: dict[str, np.ndarray], path: Path, meta: dict[str
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, checked against their checksums if it has them.
-
-    A UserError if it is damaged, or for a tensor of an element type that NumPy lacks.
-    """
+    """All tensors of a file; a UserError if it is damaged, or has a type of elements that NumPy lacks."""
 
     def tensor(file, name: str) -> np.ndarray:
         try:
@@ -130,10 +124,7 @@ def _unknown_type(path: Path, name: str, kind: str) -> UserError:
 
 
 def shards(index: Path) -> list[str]:
-    """File names in the index of a model saved in parts (model.safetensors.index.json).
-
-    A UserError if it cannot be read, or names a file outside its folder.
-    """
+    """File names in a *.safetensors.index.json; a UserError if it is damaged, or names a file elsewhere."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         inside = all(name and name == Path(name).name for name in names)

@@ -139,10 +139,7 @@ def _check(entry: dict, key: str, allowed: Range | Choice | Form, name: str) -> 
 
 
 def to_config(entry: dict, name: str) -> ConfigDict:
-    """Our configuration for a manifest entry: its model in float32, otherwise the published recipe.
-
-    Errors as of `complete`, and for contradictory sizes.
-    """
+    """Our configuration for an entry: its model in float32, else the published recipe. Errors: `complete`."""
     full = complete(entry, name)
     config = default_config()
     config.name = name

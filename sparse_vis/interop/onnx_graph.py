@@ -139,10 +139,7 @@ def _classifier(graph: Graph, classifier: LinearClassifier | NearestClassifier, 
 
 
 def build_decoder(model: Stellar, params: dict, shapes: dict[str, list[int]]) -> onnx.ModelProto:
-    """Graph from "sparse" and "spatial" to "pixels", or "logits" of codes.
-
-    `params`: of the decoder, as numpy arrays. `shapes`: of the three, without the batch.
-    """
+    """Graph from "sparse" and "spatial" to "pixels" or "logits", of these shapes without the batch."""
     decoder, size = model.decoder, model.encoder.image_size
     (rows, columns), p = model.grid(size, size), decoder.patch
     graph = Graph(decoder.sizes.epsilon)

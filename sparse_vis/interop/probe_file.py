@@ -44,10 +44,7 @@ def place_of(path: AnyPath, file: str = FILE) -> AnyPath:
 
 
 def place_to_write(given: str | AnyPath, name: str, file: str = FILE) -> AnyPath:
-    """`place_of` the flag or argument `name`, checked before long work.
-
-    A UserError if it cannot be written, or is there and holds what can only be made by training.
-    """
+    """`place_of` an argument; a UserError if it cannot be written, or holds what only training can make."""
     path = place_of(as_path(expanded(given, name, buckets=True)), file)
     check_folder(path.parent, name)
     if path.is_dir():

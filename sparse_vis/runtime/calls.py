@@ -54,10 +54,7 @@ def one_of(name: str, value: Any, known: Collection[str]) -> None:
 
 
 def class_names(given: Any) -> tuple[str, ...]:
-    """The argument `classes` as names: a list, tuple or array of them in the order of the labels.
-
-    A UserError if it is something else, such as a string, a number or a set, is empty, or has a name twice.
-    """
+    """The names in an argument `classes`: a list, tuple or array in the order of the labels; or UserError."""
     found = given.tolist() if hasattr(given, "tolist") else given
     if isinstance(found, str | bytes) or not isinstance(found, Sequence):
         what = f"classes={given!r} is a {type(given).__name__}"

@@ -93,10 +93,7 @@ def write_json(path: AnyPath, content: dict[str, Any]) -> None:
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
-    """Read a JSON object and compare its `checksum`; files of earlier versions have none.
-
-    A ValueError says in a few words what is damaged; an OSError, that the file cannot be read.
-    """
+    """Read a JSON object; a ValueError if it is none, or if it has a `checksum` that does not match."""
     try:
         content = json.loads(path.read_bytes().decode())
         if not isinstance(content, dict):

@@ -83,10 +83,7 @@ class EventWriter(Writer):
 
 
 class Guarded:
-    """A writer that must not end the run, e.g. on a full disk: on an error, it prints one note and stops.
-
-    `what` is written, for the note. `make` opens the writer.
-    """
+    """A writer that must not end the run, e.g. on a full disk: on an error, it prints one note and stops."""
 
     def __init__(self, what: str, make: Callable[[], Writer]):
         self.what = what

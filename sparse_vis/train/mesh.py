@@ -25,10 +25,7 @@ SHARDED = re.compile(r"blocks/(.*kernel|norm_.*)$")
 
 
 def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
-    """Mesh over all devices of all processes, or over given ones.
-
-    `shape`: devices along (data, fsdp), which must cover them (UserError); -1: all that remain.
-    """
+    """Mesh over all devices along (data, fsdp), which `shape` must cover (UserError); -1: all that remain."""
     devices = jax.devices() if devices is None else devices
     sizes = list(shape)
     given = math.prod(size for size in sizes if size != -1)
