@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from sparse_vis.config.defaults import default_config
 from sparse_vis.config.experiments import file_of, names
-from sparse_vis.config.ranges import ALLOWED, shown
-from sparse_vis.config.settings import at, from_json, leaves
+from sparse_vis.config.ranges import ALLOWED, leaves, shown
+from sparse_vis.config.settings import at, from_json
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import AnyPath, as_path, expanded, fault
 from sparse_vis.runtime.tools import unknown_flag

@@ -8,7 +8,7 @@ are lists.
 
 import numbers
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -234,15 +234,18 @@ _TABLE = {
 }  # fmt: skip
 
 
-def _flat(table: dict, prefix: str = "") -> dict[str, Range | Choice | Form]:
+def leaves(sections: Mapping, prefix: str = "") -> dict:
+    """Dotted name -> value of every setting, of nested dictionaries or a ConfigDict."""
     found = {}
-    for name, allowed in table.items():
-        nested = isinstance(allowed, dict)
-        found |= _flat(allowed, f"{prefix}{name}.") if nested else {prefix + name: allowed}
+    for name, value in sections.items():
+        nested = hasattr(value, "items")
+        found |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return found
 
 
-ALLOWED = _flat(_TABLE)  # dotted name of every setting -> its allowed values
+ALLOWED: dict[str, Range | Choice | Form] = leaves(
+    _TABLE
+)  # dotted name of every setting -> its allowed values
 
 
 def check_fields(section: str, values: dict) -> None:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from sparse_vis.config.contradictions import contradictions, of_model
 from sparse_vis.config.defaults import default_config
-from sparse_vis.config.ranges import ALLOWED, shown
+from sparse_vis.config.ranges import ALLOWED, leaves, shown
 from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import AnyPath, expanded
@@ -73,15 +73,6 @@ def local_paths(config: ConfigDict) -> None:
 def at(config: ConfigDict, *names: str):
     """The setting or section with these names, which may be dotted."""
     return functools.reduce(operator.getitem, ".".join(names).split(".") if names else (), config)
-
-
-def leaves(config: ConfigDict, prefix: str = "") -> dict:
-    """Dotted name -> value of every setting."""
-    found = {}
-    for name, value in config.items():
-        whole = not isinstance(value, ConfigDict)
-        found |= {prefix + name: value} if whole else leaves(value, f"{prefix}{name}.")
-    return found
 
 
 def plain(config: ConfigDict) -> dict:
