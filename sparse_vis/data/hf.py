@@ -90,7 +90,7 @@ class HfSource:
         if isinstance(image, dict):
             path, image = image.get("path"), image.get("bytes")
             if image is None and path:
-                with explained(OSError, f"cannot read {quoted(path)}, the file of {name}", "restore it"):
+                with explained(OSError, f"cannot read {quoted(path)}", f"restore the file of {name}"):
                     image = Path(path).read_bytes()
         if image is None:
             raise UserError(f"{quoted(name)} has no image, its row is empty; remove the row")

@@ -149,8 +149,7 @@ def _image(image: Any, where: str) -> bytes | np.ndarray:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | os.PathLike):
-        what = f"cannot read {quoted(os.fsdecode(image))}, {where}"
-        with explained(OSError, what, "correct the path"):
+        with explained(OSError, f"cannot read {quoted(os.fsdecode(image))}", f"correct the path of {where}"):
             return Path(image).expanduser().read_bytes()
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
