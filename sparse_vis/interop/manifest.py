@@ -139,7 +139,7 @@ def _check(entry: dict, key: str, allowed: Range | Choice | Form, name: str) -> 
 
 
 def to_config(entry: dict, name: str) -> ConfigDict:
-    """Our configuration for an entry: its model in float32, else the published recipe. Errors: `complete`."""
+    """Our configuration for an entry: its model in float32, else as published; errors as of `complete`."""
     full = complete(entry, name)
     config = default_config()
     config.name = name
