@@ -54,8 +54,9 @@ def load(
     Raises:
         UserError: nothing can be loaded; names what is missing, damaged or of the wrong shape.
     """
-    calls.one_of("dtype", dtype, DTYPES)
-    calls.one_of("tokenizer_dtype", tokenizer_dtype, DTYPES)
+    for argument, value in (("dtype", dtype), ("tokenizer_dtype", tokenizer_dtype)):
+        if value not in DTYPES:
+            raise UserError(f"{argument}={value!r} is no supported dtype; give one of {', '.join(DTYPES)}.")
     if tokenizer is not None:
         tokenizer = paths.expanded(tokenizer, "tokenizer", buckets=True)
     host.keep_programs()
