@@ -77,8 +77,7 @@ def read_json_if_any(path: pathlib.Path) -> dict:
 def fold_scales(blocks: dict, attention: np.ndarray, mlp: np.ndarray) -> dict:
     """Blocks with LayerScale in their last linear maps: scale * (x W + b) = x (W scale) + b scale.
 
-    Args:
-        blocks: parameters, stacked. attention, mlp: scale factors behind each, (layers, d).
+    `blocks`: parameters, stacked. `attention`, `mlp`: scale factors behind each, (layers, d).
     """
     scaled = {
         name: {

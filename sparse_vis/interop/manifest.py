@@ -42,11 +42,7 @@ KNOWN = {
 
 
 def read_manifest(path: pathlib.Path) -> dict:
-    """The `models` of a config.json.
-
-    A UserError if the file is missing, no JSON, does not match its checksum (only our own exports have one),
-    or lists no models with weight files.
-    """
+    """The `models` of a config.json; a UserError if it is missing, damaged, or names no weight files."""
     remedy = f'download or export it again, or delete its line "{CHECKSUM}" if the edit was intended.'
     with explained((OSError, ValueError), f"{path} is damaged or was edited by hand", remedy):
         if not path.exists():
@@ -90,11 +86,7 @@ def _refuse(name: str, what: str) -> NoReturn:
 
 
 def complete(entry: dict, name: str) -> dict:
-    """A manifest entry with every size filled in and checked against sparse_vis/config/ranges.py.
-
-    A UserError for a missing size that cannot be derived, a value of a wrong type or out of range, or an
-    unsupported choice.
-    """
+    """A manifest entry with every size filled in and checked against config/ranges.py; or a UserError."""
     for key in ("spatial_temp", "predictor_layers"):  # tensor shapes do not show these
         if key in entry and entry[key] is None:
             _refuse(name, f"has no value for {key}")

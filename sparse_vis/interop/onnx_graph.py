@@ -33,8 +33,7 @@ class Graph:
     def add(self, operator: str, *inputs: str | np.ndarray, names: tuple[str, ...] = (), **attributes):
         """Append a node; returns the name of its first output.
 
-        Args:
-            inputs: names, or arrays, which become constants. names: of the outputs; one new name if empty.
+        Arrays among `inputs` become constants. `names`: of the outputs; one new name if empty.
         """
         names = names or (f"v{len(self.nodes)}",)
         inputs = [x if isinstance(x, str) else self._constant(x) for x in inputs]
