@@ -24,8 +24,6 @@ Prints YAML. The cluster needs JobSet (jobset.sigs.k8s.io) and, for GPUs, NVIDIA
 lost or preempted, all are started again, and the run continues from its last checkpoint.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import posixpath

@@ -12,8 +12,6 @@ stop all processes; another one two seconds later kills them. When one dies, the
 seconds.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import os

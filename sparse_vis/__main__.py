@@ -1,7 +1,5 @@
 """Start a tool of the package: `python -m sparse_vis TOOL …`, or `sparse-vis TOOL …` if it is installed."""
 
-from __future__ import annotations
-
 import importlib
 import pathlib
 import sys

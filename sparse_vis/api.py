@@ -1,7 +1,5 @@
 """The notebook interface: load a model, encode images, reconstruct them."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import pathlib
@@ -58,16 +56,14 @@ def load(
     """
     for argument, value in (("dtype", dtype), ("tokenizer_dtype", tokenizer_dtype)):
         if value not in DTYPES:
-            raise UserError(
-                f"{argument}={value!r} is not a supported dtype; give one of {', '.join(DTYPES)}."
-            )
+            raise UserError(f"{argument}={value!r} is no supported dtype; give one of {', '.join(DTYPES)}.")
     if tokenizer is not None:
         tokenizer = paths.expanded(tokenizer, "tokenizer", buckets=True)
     host.keep_programs()
     found = read_model(path, name, revision=revision, local_files_only=local_files_only)
     model, params = assemble(found, path, tokenizer=tokenizer, tokenizer_dtype=tokenizer_dtype, dtype=dtype)
-    model, params = with_classifier(model, params, *probe_file.classifier_of(found, path, probe)[:2])
-    if not (read := probe_file.segmenter_of(found, path, segmenter)):
+    model, params = with_classifier(model, params, *probe_file.head_of(found, path, probe)[:2])
+    if not (read := probe_file.head_of(found, path, segmenter, probe_file.SEGMENTER)):
         return model, params
     return model.clone(segmenter=read[0]), {**params, "segmenter": read[1]}
 
@@ -83,11 +79,7 @@ def assemble(
     found: Loaded, path: Path, *, tokenizer: Path | None = None, tokenizer_dtype: str = "float32",
     dtype: str = "float32",
 ) -> tuple[Stellar, dict]:  # fmt: skip
-    """What `load(path)` returns, from what `read_model` found there.
-
-    Raises:
-        UserError: a tokenizer that the model does not use or that has another number of codes.
-    """
+    """What `load(path)` returns, from what `read_model` found there; a UserError for a wrong tokenizer."""
     config = copy.deepcopy(found.config)
     config.efficiency.update(dtype=dtype, remat="none", attention="xla")
     # Not jnp.asarray, which compiles a program for every shape.
@@ -116,9 +108,8 @@ def as_pixels(images: Array) -> Float[Array, "B H W 3"]:
 def checked(images: Array, patch: int) -> Array:
     """The images as a JAX array; `patch` is the smallest allowed side in pixels.
 
-    Raises:
-        UserError: no array, no images, a wrong shape or dtype, a side below the patch size, or values
-            outside [0, 1] (not checked inside jit, where values are not known).
+    A UserError for no array, no images, a wrong shape or dtype, a side below the patch size, or values
+    outside [0, 1] (not checked inside jit, where values are not known).
     """
     if what := wrong_images.shape_fault(images):
         raise UserError(what)

@@ -1,7 +1,5 @@
 """Build model, loss, views and data source from the configuration; none of these sees a ConfigDict."""
 
-from __future__ import annotations
-
 import functools
 from typing import TYPE_CHECKING
 
@@ -24,15 +22,13 @@ if TYPE_CHECKING:
 
 def build_model(config: ConfigDict, tokenizer: VQGAN | None = None) -> Stellar:
     """The model of config.model, computed as config.efficiency says, with the tokenizer of the VQ target."""
-    m, e = config.model, config.efficiency
+    m, e, p = config.model, config.efficiency, config.model.prototypes
     compute = Compute(e.dtype, e.attention, e.remat, e.unroll)
 
     def sizes(of: ConfigDict, **rest) -> Sizes:
         return Sizes(of.width, of.layers, of.heads, of.mlp_dim, m.init_std, **rest)
 
-    head = functools.partial(
-        PrototypeHead, m.width, m.prototypes.hidden, m.prototypes.dim, m.prototypes.count
-    )
+    head = functools.partial(PrototypeHead, m.width, p.hidden, p.dim, p.count)
     codes = m.tokenizer.codes if m.target == "vq" else 0
     return Stellar(
         encoder=VisionTransformer(m.image_size, m.patch, sizes(m, epsilon=m.norm_epsilon), m.tokens, compute),
@@ -61,7 +57,7 @@ def build_views(config: ConfigDict) -> ViewSpec:
     return ViewSpec(size=config.model.image_size, patch_size=config.model.patch, **config.views)
 
 
-def build_source(config: ConfigDict, split: str) -> Source:
+def build_source(config: ConfigDict, split: str) -> "Source":
     """The data source of config.data; process 0 prints what it holds."""
     # Here, because `sparse_vis.load` needs none of it.
     from sparse_vis.data.pictures import PictureSpec

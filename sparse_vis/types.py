@@ -5,8 +5,6 @@ prototypes and D their dimension; Vg global views of H x W pixels, Vl local ones
 section 1). Floats are float32.
 """
 
-from __future__ import annotations
-
 import jax
 from flax import struct
 

@@ -9,8 +9,6 @@ them, and returns the same arrays as `sparse_vis.encode`, under the same names, 
 probabilities. The decoder takes S and L, and returns pixels. JSON files beside the programs describe this.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -19,7 +17,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
 
 from sparse_vis import api
 from sparse_vis.build import build_model
@@ -41,35 +38,33 @@ Inputs = dict[str, tuple[tuple[int, ...], type]]  # name -> shape without the ba
 PLATFORMS = ("cpu", "cuda", "tpu")
 PARTS = ("encoder", "factorizer", "classifier")  # parameters of the first program; "decoder" has the second
 MAX_BYTES = 2**31 - 2**20  # of weights: the program files, flatbuffers and protobuf, are limited to 2 GiB
+FEATURES = ("cls", "sparse", "spatial", "dense", "lowrank")
 MEANING = {
     "cls": "class token",
     "sparse": "semantic tokens S: what",
     "spatial": "localization matrix L: where; every row sums to 1, patches are row-major",
     "dense": "patch features U, row-major",
     "lowrank": "Z = L S",
+    "probability": "probability of each class, in the order of `classes`",
+    "pixels": "pixels in [0, 1], NHWC, RGB",
+    "logits": "of each patch's code of the VQ tokenizer",
 }
-PROBABILITY = "probability of each class, in the order of `classes`"
-DECODED = {"pixels": "pixels in [0, 1], NHWC, RGB", "logits": "of each patch's code of the VQ tokenizer"}
 
 
 def export_released(
     source: str, output: AnyPath, name: str | None = None, probe: str | None = None
 ) -> AnyPath:
-    """Write a model in the released form; returns the path of the weights.
+    """Write a model in the released form into a folder; returns the path of the weights.
 
-    Args:
-        source: anything that `sparse_vis.load` accepts. output: folder, created if needed.
-        name: which model, if a release holds several. probe: file of its classifier, as for `load`.
-
-    Raises:
-        UserError: the source cannot be read, or `output` holds a model or cannot be written.
+    `source`, `name` and `probe` are as for `load`. A UserError if the source cannot be read, or if `output`
+    holds a model or cannot be written.
     """
     if (output / "config.json").exists():
         raise UserError(f"{output} already holds a config.json; give a new --output folder.")
     found = read_model(source, name, teacher=True)
     beside = {
-        probe_file.FILE: probe_file.classifier_of(found, source, probe),
-        probe_file.SEGMENTER: probe_file.read_beside(found, source, probe_file.SEGMENTER),
+        probe_file.FILE: probe_file.head_of(found, source, probe),
+        probe_file.SEGMENTER: probe_file.head_of(found, source, None, probe_file.SEGMENTER),
     }
     called = found.config.name.replace("/", "-")
     weights = output / f"{called}.safetensors"
@@ -81,10 +76,7 @@ def export_released(
     with outputs.in_one_sentence(output):
         output.mkdir(parents=True, exist_ok=True)
         with whole(weights) as partial:
-            try:
-                write_safetensors(tensors, partial)
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
+            write_safetensors(tensors, partial)
         if copy is not None:
             with whole(copy) as partial, on_disk(found.tokenizer) as file:
                 shutil.copyfile(file, partial)
@@ -113,16 +105,10 @@ def released_tensors(found: Loaded) -> Tensors:
 def export_program(
     source: str, output: AnyPath, kind: str, name: str | None = None, probe: str | None = None
 ) -> AnyPath:
-    """Write a model's encoder and decoder as programs, with JSON files that describe them.
+    """Write a model's encoder and decoder as programs of a `kind` in FORMATS, with JSON files beside them.
 
-    Returns the encoder's path; the decoder's has `.decoder` before the extension.
-
-    Args:
-        source, output, name, probe: as for `export_released`. kind: one of FORMATS.
-
-    Raises:
-        UserError: the source cannot be read or is too large, `output` holds such a program or cannot be
-            written, or the package onnx is not installed.
+    Arguments and errors as of `export_released`; also refused are models too large, and "onnx" without its
+    package. Returns the encoder's path; the decoder's has `.decoder` before the extension.
     """
     found = read_model(source, name)
     path = output / f"{found.config.name.replace('/', '-')}.{kind}"
@@ -130,7 +116,7 @@ def export_program(
     if beside.exists():
         raise UserError(f"{output} already holds {beside.name}; give a new --output folder.")
     found.config.efficiency.update(dtype="float32", remat="none", attention="xla")
-    classifier = probe_file.classifier_of(found, source, probe)[:2]
+    classifier = probe_file.head_of(found, source, probe)[:2]
     model, params = api.with_classifier(build_model(found.config), found.params, *classifier)
     written = []  # decoder first, encoder last, as an encoder's JSON file says that all is there
     for part, make in (("decoder", decoder_of), ("encoder", encoder_of)):
@@ -147,7 +133,7 @@ def export_program(
         shapes = {name: list(array.shape[1:]) for name, array in one.items()}
         program, about = FORMATS[kind](part, model, tensors, function, inputs, shapes)
         place = path if part == "encoder" else decoder_path(path)
-        written.append((place, program, {"format": kind, **about, **DESCRIBE[part](model, shapes)}))
+        written.append((place, program, {"format": kind, **about, **describe(part, model, inputs, shapes)}))
     with outputs.in_one_sentence(output):
         output.mkdir(parents=True, exist_ok=True)
         for place, program, described in written:
@@ -162,14 +148,14 @@ def decoder_path(encoder: AnyPath) -> AnyPath:
 
 
 def encoder_of(model: Stellar, params: dict) -> tuple[Callable[[jax.Array], dict[str, jax.Array]], Inputs]:
-    """A function: images (batch, H, W, 3) uint8 -> {name in MEANING: (batch, tokens, width) float32}.
+    """A function: images (batch, H, W, 3) uint8 -> {name in FEATURES: (batch, tokens, width) float32}.
 
     With a classifier, also "probability" (batch, classes). And its inputs: name -> (shape, type).
     """
 
     def encode(images):
         features = api.encode(model, params, images)
-        found = {name: getattr(features, name) for name in MEANING}
+        found = {name: getattr(features, name) for name in FEATURES}
         if model.classifier is not None:
             tokens = Tokens(cls=features.cls, S=features.sparse, U=None)
             logits = model.classifier.apply({"params": jax.device_put(params["classifier"])}, tokens)
@@ -224,9 +210,19 @@ def to_onnx(
 FORMATS = {"stablehlo": to_stablehlo, "onnx": to_onnx}
 
 
-def describe(model: Stellar, shapes: dict[str, list[int]]) -> dict:
-    """The part of the encoder's JSON file that is the same in both formats."""
-    size, meaning = model.encoder.image_size, {**MEANING, "probability": PROBABILITY}
+def describe(part: str, model: Stellar, inputs: Inputs, shapes: dict[str, list[int]]) -> dict:
+    """What the JSON file of an encoder or decoder says in both formats; `shapes` are those of its outputs."""
+    size = model.encoder.image_size
+
+    def arrays(shapes: dict) -> dict:
+        return {
+            name: {"dtype": "float32", "shape": ["batch", *shape], "what": MEANING[name]}
+            for name, shape in shapes.items()
+        }
+
+    common = {"outputs": arrays(shapes), "patch": model.patch, "grid": list(model.grid(size, size))}
+    if part == "decoder":
+        return {"inputs": arrays({name: shape for name, (shape, _) in inputs.items()}), **common}
     classes = {} if model.classifier is None else {"classes": list(model.classifier.classes)}
     return {
         "input": {
@@ -235,34 +231,9 @@ def describe(model: Stellar, shapes: dict[str, list[int]]) -> dict:
         },
         "preprocessing": f"turn upright, resize the short side to {round(SHORT_SIDE * size)} px (bicubic, "
         f"antialiased), cut out the centre of {size}x{size} px; scaling and normalisation happen inside",
-        "outputs": {
-            name: {"dtype": "float32", "shape": ["batch", *shape], "what": meaning[name]}
-            for name, shape in shapes.items()
-        },
-        "patch": model.patch,
-        "grid": list(model.grid(size, size)),
+        **common,
         **classes,
     }  # fmt: skip
-
-
-def describe_decoder(model: Stellar, shapes: dict[str, list[int]]) -> dict:
-    """The same for the decoder."""
-
-    def arrays(shapes: dict, what: dict[str, str]) -> dict:
-        return {
-            name: {"dtype": "float32", "shape": ["batch", *shape], "what": what[name]}
-            for name, shape in shapes.items()
-        }
-
-    inputs = {name: shape for name, (shape, _) in decoder_of(model, {})[1].items()}
-    size = model.encoder.image_size
-    return {
-        "inputs": arrays(inputs, MEANING), "outputs": arrays(shapes, DECODED), "patch": model.patch,
-        "grid": list(model.grid(size, size)),
-    }  # fmt: skip
-
-
-DESCRIBE = {"encoder": describe, "decoder": describe_decoder}
 
 
 def main() -> None:

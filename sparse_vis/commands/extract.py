@@ -1,7 +1,5 @@
 """Features of many images as Parquet shards: `python -m sparse_vis extract --help`."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import signal
@@ -16,15 +14,9 @@ import numpy as np
 from sparse_vis.api import assemble, encode
 from sparse_vis.commands import outputs, shards
 from sparse_vis.config.ranges import SIDE
+from sparse_vis.data import records
 from sparse_vis.data.folder import FolderSource, sha256_of, stamp
-from sparse_vis.data.records import (
-    SHORT_SIDE,
-    LoadedImage,
-    has_labels,
-    images_ahead,
-    known_labels,
-    load_image,
-)
+from sparse_vis.data.records import SHORT_SIDE, LoadedImage, images_ahead, known_labels, load_image
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.interop.load import read_model
 from sparse_vis.models.stellar import Stellar
@@ -43,11 +35,8 @@ ToColumns = Callable[[list[LoadedImage]], shards.Columns]
 def extract(given: argparse.Namespace) -> None:
     """Write features of all images of a source, or continue an interrupted call; `given`: the tool's flags.
 
-    Each of n processes writes every n-th shard, with its own devices; process 0 completes the folder.
-
-    Raises:
-        UserError: no images, no checkpoint, another extraction's output, an image that cannot be used, or
-            none that can.
+    Each of n processes writes every n-th shard, with its own devices; process 0 completes the folder. A
+    UserError for no images or checkpoint, unusable images, and an output of another extraction.
     """
     if given.resize is not None and given.resize > SIDE:
         raise UserError(f"--resize={given.resize} is too large; it must be at most {SIDE}.")
@@ -67,7 +56,7 @@ def extract(given: argparse.Namespace) -> None:
     manifest |= {"dtype": given.dtype, "resize": resize, "shard_size": given.shard_size}
     if given.letterbox:  # not in manifests of earlier versions, whose extractions can be continued
         manifest |= {"resize": 0, "letterbox": True}
-    if has_labels(source):
+    if records.has_labels(source):
         manifest |= {"classes": list(source.classes), "labels_sha256": labels_sha256(source)}
     process, processes = jax.process_index(), jax.process_count()
     if process == 0:
@@ -122,9 +111,7 @@ def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...
         features = run_in_batches(call, batch, np.stack([image.pixels for image in images]))
         with np.errstate(over="ignore"):  # write_shard refuses infinities
             features = {name: np.asarray(array, dtype) for name, array in features.items()}
-        about = {
-            key: [getattr(image, key) for image in images] for key in ("name", "height", "width", "label")
-        }
+        about = {key: [getattr(x, key) for x in images] for key in ("name", "height", "width", "label")}
         return about | features
 
     return columns

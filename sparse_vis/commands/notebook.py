@@ -1,7 +1,5 @@
 """`sparse_vis.train`: the training of main.py as a call, e.g. in a notebook."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import multiprocessing
@@ -95,11 +93,7 @@ def in_python(text: str) -> str:
 
 
 def choose_images(config: ConfigDict, data: Any) -> Source | None:
-    """Make config.data name the images; returns them if they are in memory, else None.
-
-    Raises:
-        UserError: an array or object that holds no images.
-    """
+    """Make config.data name the images; returns them if they are in memory, else None."""
     names, source = config.data, None
     if isinstance(data, str | os.PathLike):
         text = os.path.expanduser(os.fspath(data))

@@ -1,7 +1,5 @@
 """The --output folder of a tool: its lock, one sentence for a full disk, and how shards are continued."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable, Container, Iterator
@@ -20,8 +18,7 @@ from sparse_vis.runtime.tools import check_folder
 def in_one_sentence(output: AnyPath, kept: str = "") -> Iterator[None]:
     """Context in which a full disk, say, or Ctrl-C ends the tool that writes `output` with one sentence.
 
-    Args:
-        kept: what the same command continues from, e.g. "complete shards".
+    `kept`: what the same command continues from, e.g. "complete shards".
     """
     kept = f" ({kept} are kept)" if kept else ""
     try:
@@ -62,14 +59,12 @@ def begin_or_continue(
 ) -> dict[str, Any]:
     """The description of a folder of shards: an earlier call's for the same images and settings, or `new`.
 
+    A UserError if the folder holds something else, or shards of other images, settings or an earlier version.
+
     Args:
         path: of the description, a JSON file in the folder; written if it is not there. new: of this call.
         read: the checked content of the file. free: fields that may differ.
         ours: names of files that may be there without a description.
-
-    Raises:
-        UserError: the folder holds something else, shards of other images or settings, or of an earlier
-            version.
     """
     folder = path.parent
     if not path.exists():

@@ -4,8 +4,6 @@ A few large files instead of millions of small ones; packed.py describes and rea
 once as a check; the bytes of its file are stored unchanged.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -14,18 +12,9 @@ import msgpack
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from sparse_vis.commands import outputs
+from sparse_vis.data import packed
 from sparse_vis.data.decode import decode
 from sparse_vis.data.folder import NAME_ERRORS, note_times, stamp
-from sparse_vis.data.packed import (
-    METADATA,
-    count_records,
-    describe,
-    has_shard,
-    images_of,
-    number_of_shards,
-    read_metadata,
-    shard_name,
-)
 from sparse_vis.data.records import images_ahead, none_usable
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.runtime.errors import UserError
@@ -52,20 +41,17 @@ def pack(
 ) -> None:
     """Write the shards of a source, or continue an interrupted call; arguments are the flags of the tool.
 
-    Raises:
-        UserError: no images, none or one that cannot be used, or an output of other images.
-        OSError: the disk is full or fails.
+    A UserError for no images, none or one that cannot be used, and an output of other images; an OSError for
+    a disk that is full or fails.
     """
     source = open_input(images, split, data_dir, max_pixels)
     announce(source)
     if getattr(source, "sets", False):
-        raise UserError(
-            f"{source!r} has sets of classes, which packed folders do not store; use it unpacked."
-        )
+        raise UserError(f"{source!r} has sets of classes, which packed folders do not keep; use it unpacked.")
     metadata = outputs.begin_or_continue(
-        output / METADATA,
-        describe(len(source), source.images_sha256, source.classes, shard_size),
-        lambda path: read_metadata(path.parent),
+        output / packed.METADATA,
+        packed.describe(len(source), source.images_sha256, source.classes, shard_size),
+        lambda path: packed.read_metadata(path.parent),
         free={"classes", "records", "shards"},  # classes follow from the names
     )
     shards, todo = metadata["shards"], unwritten(output, metadata, source)
@@ -78,7 +64,7 @@ def pack(
             shards[name] = write_shard(output / name, records, progress)
             shards[name] |= {"skipped": skipped, **stamp(source, rows)}
             metadata["records"] = sum(shard["records"] for shard in shards.values())
-            write_json(output / METADATA, metadata)
+            write_json(output / packed.METADATA, metadata)
             if skipped:
                 progress.add(len(skipped))
     skipped = [entry for shard in shards.values() for entry in shard["skipped"]]
@@ -111,16 +97,16 @@ def write_shard(path: AnyPath, records: Iterator[bytes], progress: Progress) -> 
             writer.close()
         except RuntimeError as error:  # the only type that ArrayRecord raises
             raise OSError(str(error)) from None
-        if count_records(partial) != count:
+        if packed.count_records(partial) != count:
             raise OSError("the file is incomplete")
         return {"records": count, "bytes": partial.stat().st_size, "sha256": file_sha256(partial)}
 
 
 def unwritten(output: AnyPath, metadata: dict[str, Any], source: Source) -> dict[str, range]:
     """Shards to write -> indices of their images: shards that are missing, damaged, or of replaced images."""
-    planned = number_of_shards(metadata)
-    todo = {shard_name(number, planned): images_of(metadata, number) for number in range(planned)}
-    there = [name for name, shard in metadata["shards"].items() if has_shard(output, name, shard)]
+    planned = packed.number_of_shards(metadata)
+    todo = {packed.shard_name(k, planned): packed.images_of(metadata, k) for k in range(planned)}
+    there = [name for name, shard in metadata["shards"].items() if packed.has_shard(output, name, shard)]
     progress = Progress("checking finished shards", sum(len(todo[name]) for name in there))
     other_times = []
     for name in there:

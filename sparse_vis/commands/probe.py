@@ -1,7 +1,5 @@
 """A classifier on frozen features, fitted on labelled images: `python -m sparse_vis probe --help`."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import os
@@ -66,10 +64,9 @@ def probe(
             model; an argument that is out of range. Before the first image is encoded, where possible.
     """
     api.check_model("probe(model, params, data)", model, params)
-    for argument, value, known in (
-        ("kind", kind, CLASSIFIERS), ("feature", feature, FEATURES), ("on_error", on_error, ON_ERROR)
-    ):  # fmt: skip
-        calls.one_of(argument, value, known)
+    calls.one_of("kind", kind, CLASSIFIERS)
+    calls.one_of("feature", feature, FEATURES)
+    calls.one_of("on_error", on_error, ON_ERROR)
     k, seed, batch = calls.whole("k", k, 1), calls.whole("seed", seed, 0), calls.whole("batch", batch, 1)
     holdout = calls.share("holdout", holdout)
     save = None if save is None else probe_file.place_to_write(save, "save")

@@ -5,8 +5,6 @@ with --maps also the hard segmentation, and in a second row where each token loo
 With --compare-bf16 it also prints the share of codes that are the same with a bfloat16 tokenizer.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import functools
@@ -22,7 +20,7 @@ from PIL import Image
 
 from sparse_vis import api
 from sparse_vis.commands import outputs
-from sparse_vis.data.records import LoadedImage, images_ahead, load_fitted, load_image, none_usable
+from sparse_vis.data.records import images_ahead, load_image, none_usable
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.evals.pixels.psnr_ssim import psnr
 from sparse_vis.models.stellar import Stellar
@@ -45,13 +43,10 @@ def side_by_side(
     """Two images, in [0, 1], side by side, both resized to the height of the taller one."""
     height = max(image.shape[0], reconstruction.shape[0])
     parts = [
-        Image.fromarray(np.uint8(np.round(255 * x))).resize((round(x.shape[1] * height / x.shape[0]), height))
+        Image.fromarray(np.uint8(np.rint(255 * x))).resize((round(x.shape[1] * height / x.shape[0]), height))
         for x in (image, reconstruction)
     ]
-    sheet = Image.new("RGB", (sum(part.width for part in parts), height))
-    sheet.paste(parts[0], (0, 0))
-    sheet.paste(parts[1], (parts[0].width, 0))
-    return sheet
+    return Image.fromarray(np.hstack(parts))
 
 
 def with_maps(
@@ -61,21 +56,18 @@ def with_maps(
 
     A map is black where it is smallest and of the token's colour where it is largest.
     """
-    r, pixels, colours = L.shape[1], np.uint8(np.round(255 * image)), overlays.token_colours(L.shape[1])
+    r, pixels, colours = L.shape[1], np.uint8(np.rint(255 * image)), overlays.token_colours(L.shape[1])
     width = round(pixels.shape[1] * sheet.height / pixels.shape[0])
     hard = overlays.lay_over(pixels, overlays.segment_overlay(L, grid), smooth=False)
     edges = [round(k * (sheet.width + width) / r) for k in range(r + 1)]
     height = round(edges[1] * sheet.height / width)
-    larger = Image.new("RGB", (sheet.width + width, sheet.height + height))
-    larger.paste(sheet, (0, 0))
-    larger.paste(Image.fromarray(hard).resize((width, sheet.height)), (sheet.width, 0))
+    above, below = [sheet, Image.fromarray(hard).resize((width, sheet.height))], []
     for token, (left, right) in enumerate(itertools.pairwise(edges)):
         map_ = L[:, token].reshape(*grid, 1)
         shown = (map_ - map_.min()) / max(float(np.ptp(map_)), 1e-12) * colours[token]
         large = (right - left, height)  # bicubic resizing would overshoot, to other colours
-        small = Image.fromarray(np.uint8(np.round(255 * shown))).resize(large, Image.Resampling.BILINEAR)
-        larger.paste(small, (left, sheet.height))
-    return larger
+        below.append(Image.fromarray(np.uint8(np.rint(255 * shown))).resize(large, Image.Resampling.BILINEAR))
+    return Image.fromarray(np.vstack([np.hstack(above), np.hstack(below)]))
 
 
 def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], jax.Array]:
@@ -110,37 +102,23 @@ def target_of(source: Source, output: AnyPath) -> Callable[[str], AnyPath]:
     return target
 
 
-def reconstruct_folder(
-    model: Stellar,
-    params: dict,
-    source: Source,
-    output: AnyPath,
-    *,
-    load: Callable[[int], LoadedImage],
-    maps: bool,
-    compare: bool,
-    on_error: str,
-) -> None:
-    """Write a PNG per image of the source; print progress, mean PSNR and, with `compare`, the agreement.
+def reconstruct_folder(model: Stellar, params: dict, source: Source, given: argparse.Namespace) -> None:
+    """Write a PNG per image of the source, as the flags say; print progress, mean PSNR and the agreement.
 
-    Args:
-        load: reads the image of a number. maps: whether to show L too.
-        compare: whether to compare a bfloat16 tokenizer with a float32 one. on_error: "stop" or "skip" at an
-            unusable image; skipped.txt in the output lists skipped ones.
-
-    Raises:
-        UserError: names the unusable image, or all are unusable.
+    A UserError names an unusable image, unless skipped.txt in the output lists it, or says that all are.
     """
-
     params = Devices().everywhere(params)
 
     def both(images):
         found = api.encode(model, params, images)
         return api.reconstruct(model, params, found), found.spatial
 
-    agreement, kept, quality, done = make_agreement(model, params) if compare else None, 0.0, [], 0
+    agreement = make_agreement(model, params) if given.compare_bf16 else None
+    output, kept, quality, done = given.output.resolve(), 0.0, [], 0
+    size = given.size or model.encoder.image_size
+    load = functools.partial(load_image, source, size=size, letterbox=given.letterbox)
     target, progress = target_of(source, output), Progress("reconstructing", len(source))
-    how = dict(threads=os.cpu_count() or 1, ahead=2 * BATCH, on_error=on_error)
+    how = dict(threads=os.cpu_count() or 1, ahead=2 * BATCH, on_error=given.on_error)
     with images_ahead(source, load, list(range(len(source))), **how) as take:
         usable, skips = take(len(source))
         while batch := list(itertools.islice(usable, BATCH)):
@@ -152,7 +130,7 @@ def reconstruct_folder(
                 path, sheet = target(loaded.name), side_by_side(image, pixel)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with whole(path) as partial:
-                    (with_maps(sheet, inside, L, grid) if maps else sheet).save(partial, format="PNG")
+                    (with_maps(sheet, inside, L, grid) if given.maps else sheet).save(partial, format="PNG")
             if pixels.shape == floats.shape:  # not for VQ models that turn 224 px into 256
                 quality += list(psnr(pixels, floats))
             if agreement is not None:
@@ -161,7 +139,7 @@ def reconstruct_folder(
             progress.add(len(images))
     if not done:
         raise none_usable(len(source), skips)
-    if on_error == "skip":
+    if given.on_error == "skip":
         progress.add(len(skips))
         write_whole(output / skipped.FILE, "".join(skipped.lines(skips)))
         print(f"{len(skips)} images skipped; {output / skipped.FILE} lists them with the reasons")
@@ -192,12 +170,7 @@ def run(given: argparse.Namespace) -> None:
             )
         if given.size:
             check_size(given.size, model.patch)
-            load = functools.partial(load_fitted, source, size=given.size, letterbox=given.letterbox)
-        else:
-            square = dict(size=model.encoder.image_size, letterbox=given.letterbox)
-            load = functools.partial(load_image, source, **square)
-        how = dict(load=load, maps=given.maps, compare=given.compare_bf16, on_error=given.on_error)
-        reconstruct_folder(model, params, source, output, **how)
+        reconstruct_folder(model, params, source, given)
 
 
 def main() -> None:

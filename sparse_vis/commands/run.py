@@ -1,7 +1,5 @@
 """`main.py`: train a configuration in a workdir, then run its evaluations; or only the evaluations."""
 
-from __future__ import annotations
-
 import functools
 import shlex
 import sys
@@ -26,13 +24,9 @@ from sparse_vis.train.stop import StopSignal
 
 
 def run(config: ConfigDict, workdir: AnyPath, mode: str, stop: StopSignal) -> None:
-    """Train, or continue, to the last step, then evaluate; or only evaluate.
+    """Train or fine-tune to the last step, or continue that, then evaluate; or only evaluate, as `mode` says.
 
-    Args:
-        mode: "train", "finetune" or "evaluate". stop: checked after every step.
-
-    Raises:
-        UserError: any error that the user can correct.
+    `stop` is checked after every step. A UserError is any error that the user can correct.
     """
     settings.check(config)
     check_place(workdir)
@@ -118,9 +112,7 @@ def train(config: ConfigDict, workdir: AnyPath, stop: StopSignal, **given) -> No
 def finetune(config: ConfigDict, workdir: AnyPath, stop: StopSignal, source: Source) -> None:
     """The same for a configuration that `prepare` has completed, and the images that it returned."""
     if not config.init and jax.process_index() == 0:
-        print(
-            "note: config.init names no weights, so the classifier is trained from random ones.", flush=True
-        )
+        print("note: config.init names no weights, so the classifier starts from random ones.", flush=True)
     initial = functools.partial(finetune_params, config)
     _to_the_end(Run(config, workdir, initial=initial, build=finetune_recipe, source=source), stop)
 

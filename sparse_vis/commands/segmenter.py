@@ -1,7 +1,5 @@
 """A segmenter from S and L, fitted on images with label maps: the linear head on (S, L) of the evaluation."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os
@@ -117,9 +115,7 @@ def _features(model: Stellar, params: dict, part: Part, batch: int) -> tuple[np.
     progress, found = Progress("features", len(part)), []
     call = functools.partial(_factors, model, Devices().everywhere(params))
     cuts = published.centre_cuts(part)
-    squares = published.squares(
-        part, cuts, part.indices, batch, lambda r, cut: cut.labels(label_map(part, r))
-    )
+    squares = published.squares(part, cuts, part.indices, batch, lambda r, c: c.labels(label_map(part, r)))
     for images, labels in squares:
         S, L = run_in_batches(call, batch, images)
         found.append((S, L, np.stack(labels)))

@@ -4,8 +4,6 @@ A shard gets its name only when it is complete. Beside it is its entry, a JSON f
 a damaged shard is never taken for a finished one.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable
@@ -19,7 +17,7 @@ from sparse_vis.commands.outputs import begin_or_continue
 from sparse_vis.data.folder import note_times
 from sparse_vis.data.records import none_usable
 from sparse_vis.runtime import files, skipped
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.paths import AnyPath
 from sparse_vis.runtime.progress import REPORT_SECONDS
@@ -62,11 +60,8 @@ def plan(output: AnyPath, images: int, shard_size: int) -> dict[AnyPath, range]:
 def open_output(output: AnyPath, manifest: dict[str, Any], first: bool) -> None:
     """Create the output folder with its manifest, or check that it belongs to the same extraction.
 
-    Args:
-        first: whether this process creates the folder; others wait for it.
-
-    Raises:
-        UserError: the folder holds something else, features with other settings, or a damaged manifest.
+    The `first` process creates the folder, others wait for it. A UserError if it holds something else,
+    features with other settings, or a damaged manifest.
     """
     path, planned = output / MANIFEST, plan(output, manifest["images"], manifest["shard_size"])
     if not first:
@@ -78,13 +73,9 @@ def open_output(output: AnyPath, manifest: dict[str, Any], first: bool) -> None:
 
 
 def _read_manifest(path: AnyPath) -> dict[str, Any]:
-    try:
+    remedy = "delete it and repeat the command, or give --output another folder."
+    with explained(ValueError, f"{path} is damaged or is not the manifest of an extraction", remedy):
         return files.read_json(path)
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged or is not the manifest of an extraction ({error}); delete it and repeat "
-            "the command, or give --output another folder."
-        ) from None
 
 
 def wait_for(paths: list[AnyPath], what: str) -> None:
@@ -117,10 +108,8 @@ def drop_changed(shards: dict[AnyPath, dict[str, str]]) -> None:
 def finish(output: AnyPath, manifest: dict[str, Any], shards: dict[AnyPath, range]) -> tuple[int, int]:
     """Complete the folder when all shards exist: write skipped.txt, and the manifest with the shards' rows.
 
-    Returns the numbers of rows and of skipped images.
-
-    Raises:
-        UserError: a shard is damaged, judging by its length and number of rows; or no image could be used.
+    Returns the numbers of rows and of skipped images. A UserError if no image could be used, or a shard is
+    damaged, judging by its length and number of rows.
     """
     settings, said, rows, skips = fingerprint(manifest), {}, 0, []
     for path, images in shards.items():
@@ -186,13 +175,9 @@ def _table(rows: Columns, schema: pa.Schema) -> pa.Table:
 def write_shard(
     path: AnyPath, schema: pa.Schema, batches: Iterable[Columns], skipped: Skips, about: dict[str, str]
 ) -> None:
-    """Write a shard and its entry; the shard is renamed to `path` last.
+    """Write a shard and its entry; the shard is renamed to `path` last. UserError if an output is not finite.
 
-    Args:
-        skipped: read when `batches` has ended. about: `settings`, `images` and `times` of the entry.
-
-    Raises:
-        UserError: an output is not finite.
+    `skipped` is read when `batches` has ended; `about`: `settings`, `images` and `times` of the entry.
     """
     rows = 0
     # Features hardly compress, and dictionary encoding of floats only costs time. Page checksums are for
@@ -210,11 +195,7 @@ def write_shard(
 def read_shard(path: AnyPath, images: int, settings: str, *, content: bool) -> Shard:
     """The entry of a finished shard, after checking the shard against it: its content, or only its length.
 
-    Args:
-        images: number planned for it. settings: `fingerprint` of the extraction.
-
-    Raises:
-        UserError: the shard or its entry is damaged, or has other settings.
+    A UserError if either is damaged, has another number of `images`, or another `fingerprint`, `settings`.
     """
     entry = entry_of(path)
     try:

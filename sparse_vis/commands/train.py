@@ -14,8 +14,6 @@ configuration saved there is used. `python -m sparse_vis train` and `evaluate` t
 tools: python -m sparse_vis --help
 """
 
-from __future__ import annotations
-
 import contextlib
 import pathlib
 import sys
@@ -31,9 +29,7 @@ from sparse_vis.train.stop import StopSignal
 
 def define_flags() -> None:
     """Define the flags; once in a process, as absl keeps them all in one place."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Name of an experiment in configs/, or a configuration file."
-    )
+    config_flags.DEFINE_config_file("config", None, "Name of an experiment, or a configuration file.")
     flags.DEFINE(arguments.PathParser(), "workdir", None, "Folder of the run (default: runs/NAME).")
     modes = ["train", "finetune", "evaluate"]
     flags.DEFINE_enum("mode", "train", modes, "Train or fine-tune, then evaluate; or only evaluate.")

@@ -1,7 +1,5 @@
 """kNN, PSNR and pictures of a few images while a model trains: config.train.probe_every."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import os
@@ -18,8 +16,7 @@ from sparse_vis.build import build_model, build_source
 from sparse_vis.commands.reconstruct import side_by_side, with_maps
 from sparse_vis.data.address import splits_apart
 from sparse_vis.data.compose import ComposedSource
-from sparse_vis.data.decode import decode, to_square
-from sparse_vis.data.records import BICUBIC, load_ahead, none_usable, or_skip
+from sparse_vis.data.records import images_ahead, load_image, none_usable
 from sparse_vis.data.sources import OBJECT, Source
 from sparse_vis.evals.classes.knn import knn_accuracy
 from sparse_vis.evals.columns import at_size
@@ -47,13 +44,8 @@ class Watch:
 
     PSNR and pictures are of config.train.probe_images images of config.eval.test_split, if that split has
     certainly none of the training's images, else of each fifth of these; a printed line says which. For kNN,
-    as many images of the training vote by their classes.
-
-    Args:
-        tokenizer: module and parameters, for the VQ target. source: the training's images.
-
-    Raises:
-        UserError: several processes, or an image that cannot be used.
+    as many images of the training, `source`, vote by their classes. `tokenizer`: module and parameters, for
+    the VQ target. A UserError for several processes, or an image that cannot be used.
     """
 
     def __init__(self, config: ConfigDict, tokenizer: tuple | None, source: Source):
@@ -88,24 +80,16 @@ class Watch:
     def _read(self, source: Source, rows: np.ndarray) -> Kept:
         size, data = self.model.encoder.image_size, self.config.data
         short_side = size if isinstance(source, ComposedSource) else round(size * self.config.eval.short_side)
-        found, skips = [], []
-
-        def load(row):
-            record = source[int(row)]
-            image = to_square(decode(record), size, short_side=short_side, resample=BICUBIC)
-            return image, record.get("label", -1)
-
-        for row, future in load_ahead(load, rows, data.threads, ahead=data.threads):
-            try:
-                found.append(future.result())
-            except UserError as error:
-                if data.on_error == "stop":
-                    raise or_skip(error, "--config.data.on_error=skip to leave it out") from None
-                skips.append((str(row), str(error)))
+        load = functools.partial(load_image, source, size=size, short_side=short_side)
+        how = dict(threads=data.threads, ahead=data.threads, on_error=data.on_error)
+        skip = "--config.data.on_error=skip to leave it out"
+        with images_ahead(source, load, rows.tolist(), **how, skip=skip) as take:
+            usable, skips = take(len(rows))
+            found = list(usable)
         if not found:
             raise none_usable(len(rows), skips)
-        images, labels = zip(*found, strict=True)
-        return Kept(np.stack(images), np.array([-1 if x is None else x for x in labels], np.int32))
+        labels = [-1 if image.label is None else image.label for image in found]
+        return Kept(np.stack([image.pixels for image in found]), np.array(labels, np.int32))
 
     def _labelled(self, source: Source, rows: np.ndarray) -> Kept:
         """Images for kNN; of scenes and pictures, those with one object."""

@@ -1,7 +1,5 @@
 """Parse the command line of main.py; every mistake becomes an error of one sentence."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 import os
@@ -16,8 +14,8 @@ from ml_collections import ConfigDict
 
 from sparse_vis.config.defaults import default_config
 from sparse_vis.config.experiments import file_of, names
-from sparse_vis.config.ranges import ALLOWED, shown
-from sparse_vis.config.settings import at, from_json, leaves
+from sparse_vis.config.ranges import ALLOWED, leaves, shown
+from sparse_vis.config.settings import at, from_json
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import AnyPath, as_path, expanded, fault
 from sparse_vis.runtime.tools import unknown_flag
@@ -35,13 +33,9 @@ class PathParser(flags.ArgumentParser):
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """Parse absl's flags, including --config and its overrides.
+    """Parse absl's flags, including --config and its overrides; returns the program's name alone.
 
-    Args:
-        arguments: sys.argv, the program's name first; a list with that name alone is returned.
-
-    Raises:
-        UserError: a wrong flag, configuration file, setting or value.
+    A UserError for a wrong flag, configuration file, setting or value.
     """
     settings = [m[1] for a in arguments[1:] if (m := re.match(r"--?(?:no)?config\.([^=]+)", a))]
     arguments, file = _with_file(arguments)
@@ -71,11 +65,7 @@ def parse(arguments: list[str]) -> list[str]:
 
 
 def read_config(text: str | os.PathLike) -> ConfigDict:
-    """The configuration of an experiment's name, or of a file like those of configs/.
-
-    Raises:
-        UserError: there is no such file, or it fails; or `text` is no text.
-    """
+    """The configuration of an experiment's name, or of a file like those of configs/; or UserError."""
     if not isinstance(text, str | os.PathLike):
         raise UserError(
             f"a configuration is the name of an experiment ({', '.join(names())}), a file like those of "
@@ -93,11 +83,7 @@ def read_config(text: str | os.PathLike) -> ConfigDict:
 
 
 def override(config: ConfigDict, name: str, value: Any) -> None:
-    """Change a setting as --config.NAME=VALUE does; `settings.check` checks the range.
-
-    Raises:
-        UserError: there is no such setting, or the value has another type.
-    """
+    """Change a setting as --config.NAME=VALUE does; a UserError for a wrong name or type, not for a range."""
     check_setting(name)
     if name not in ALLOWED:
         known = next(leaf for leaf in ALLOWED if leaf.startswith(f"{name}."))
@@ -154,9 +140,7 @@ def _check_config_file(path: pathlib.Path) -> None:
         line = f"line {error.lineno}: {error.msg}"
         raise UserError(f"configuration file {path} is not Python ({line}); correct it.") from None
     if b"get_config" not in source:
-        raise UserError(
-            f"configuration file {path} defines no get_config(); write one as in configs/quickstart.py."
-        )
+        raise UserError(f"configuration file {path} defines no get_config(); see configs/quickstart.py.")
 
 
 def check_setting(name: str) -> None:

@@ -1,7 +1,5 @@
 """Find settings that are valid one by one but contradict each other."""
 
-from __future__ import annotations
-
 import functools
 import operator
 import re

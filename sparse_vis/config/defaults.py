@@ -4,8 +4,6 @@ Sections `model`, `loss`, `views`, `teacher`, `optimizer`, `data`, `train` and `
 Section `efficiency` and `workers`, `threads` and `cache` of `data` change speed and memory only.
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from sparse_vis.runtime.skipped import MAX_PIXELS

@@ -1,7 +1,5 @@
 """The experiments of configs/ by name: `--config=quickstart`, in the repository and after `pip install`."""
 
-from __future__ import annotations
-
 import pathlib
 import runpy
 
@@ -23,9 +21,5 @@ def file_of(text: str) -> str:
 
 
 def experiment(name: str) -> ConfigDict:
-    """The configuration of an experiment, as a base for another one.
-
-    Args:
-        name: file in configs/, without .py.
-    """
+    """The configuration of a file in configs/, named without .py, as a base for another one."""
     return runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"]()

@@ -6,11 +6,9 @@ return what is wrong, as the rest of a sentence with a remedy, or "". Values may
 are lists.
 """
 
-from __future__ import annotations
-
 import numbers
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -236,22 +234,22 @@ _TABLE = {
 }  # fmt: skip
 
 
-def _flat(table: dict, prefix: str = "") -> dict[str, Range | Choice | Form]:
+def leaves(sections: Mapping, prefix: str = "") -> dict:
+    """Dotted name -> value of every setting, of nested dictionaries or a ConfigDict."""
     found = {}
-    for name, allowed in table.items():
-        nested = isinstance(allowed, dict)
-        found |= _flat(allowed, f"{prefix}{name}.") if nested else {prefix + name: allowed}
+    for name, value in sections.items():
+        nested = hasattr(value, "items")
+        found |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return found
 
 
-ALLOWED = _flat(_TABLE)  # dotted name of every setting -> its allowed values
+ALLOWED: dict[str, Range | Choice | Form] = leaves(
+    _TABLE
+)  # dotted name of every setting -> its allowed values
 
 
 def check_fields(section: str, values: dict) -> None:
-    """Refuse, with a UserError, the first of a section's values that is out of range.
-
-    `section` is dotted; names that are no settings of it are ignored.
-    """
+    """Refuse, with a UserError, the first value out of range of a (dotted) section; ignores other names."""
     for name, value in values.items():
         allowed = ALLOWED.get(f"{section}.{name}")
         if allowed and (sentence := allowed.fault(value)):

@@ -1,7 +1,5 @@
 """Check a configuration before any long work starts; convert it to and from JSON."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math
@@ -14,8 +12,8 @@ from ml_collections import ConfigDict
 
 from sparse_vis.config.contradictions import contradictions, of_model
 from sparse_vis.config.defaults import default_config
-from sparse_vis.config.ranges import ALLOWED, shown
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.config.ranges import ALLOWED, leaves, shown
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import AnyPath, expanded
 
@@ -37,11 +35,8 @@ REMOVED = {"model.bottleneck": "factors", "loss.inpainting": 0.0}
 def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
     """Refuse settings that are out of range or contradict each other, and expand ~ in paths, in place.
 
-    Args:
-        devices: number of devices of all processes. backend: jax.default_backend(), or "" if not known.
-
-    Raises:
-        UserError: names the settings and a remedy.
+    A UserError names the settings and a remedy. `devices`: number of devices of all processes. `backend`:
+    jax.default_backend(), or "" if not known.
     """
     found = leaves(config)
     for name in found.keys() ^ ALLOWED.keys():
@@ -60,11 +55,7 @@ def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
 
 
 def local_paths(config: ConfigDict) -> None:
-    """Expand ~ in all path settings, in place; empty paths stay empty.
-
-    Raises:
-        UserError: an address where a path is needed, or a config.name that names no folder below runs/.
-    """
+    """Expand ~ in all paths, in place; a UserError for an address, or a config.name that names no folder."""
     for name, hub in PATHS.items():
         *sections, last = name.split(".")
         part, value = at(config, *sections), at(config, *sections, last)
@@ -84,15 +75,6 @@ def at(config: ConfigDict, *names: str):
     return functools.reduce(operator.getitem, ".".join(names).split(".") if names else (), config)
 
 
-def leaves(config: ConfigDict, prefix: str = "") -> dict:
-    """Dotted name -> value of every setting."""
-    found = {}
-    for name, value in config.items():
-        whole = not isinstance(value, ConfigDict)
-        found |= {prefix + name: value} if whole else leaves(value, f"{prefix}{name}.")
-    return found
-
-
 def plain(config: ConfigDict) -> dict:
     """The configuration as a dict of JSON types (tuples become lists)."""
     return json.loads(config.to_json())
@@ -102,13 +84,8 @@ def from_plain(plain: dict, source: AnyPath) -> ConfigDict:
     """A locked configuration from its JSON form; missing settings keep their defaults.
 
     Types are checked everywhere, ranges in config.model alone: if a later version narrows a range, old
-    checkpoints must stay readable.
-
-    Args:
-        source: file or folder that holds it, for error messages.
-
-    Raises:
-        UserError: an unknown setting, a wrong type, or a model that is out of range or contradictory.
+    checkpoints must stay readable. A UserError, which names the `source`, for an unknown setting, a wrong
+    type, or a model that is out of range or contradictory.
     """
     config = default_config()
 
@@ -152,17 +129,12 @@ def from_json(value):
 def read(workdir: AnyPath) -> ConfigDict:
     """The configuration saved in a workdir, or a UserError."""
     path = workdir / "config.json"
-    try:
+    remedy = f'give {GIVE} to replace it, or delete its line "{CHECKSUM}" if the edit was intended.'
+    unread = explained(OSError, f"{path} cannot be read", f"give {GIVE}, or restore it.")
+    with unread, explained(ValueError, f"{path} is damaged or was edited by hand", remedy):
+        if not path.exists():
+            raise UserError(f"{workdir} holds no config.json; start the run with {GIVE}.")
         plain = read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{workdir} holds no config.json; start the run with {GIVE}.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give {GIVE}, or restore it.") from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged or was edited by hand ({error}); give {GIVE} to replace it, or delete its "
-            f'line "{CHECKSUM}" if the edit was intended.'
-        ) from None
     plain.pop(CHECKSUM, None)  # files of earlier versions have none
     return from_plain(plain, path)
 
@@ -180,14 +152,10 @@ def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
 
 
 def check_resume(saved: dict, now: dict, workdir: AnyPath) -> list[str]:
-    """Refuse to continue a workdir with another architecture; both configurations are in JSON form.
+    """Differences of two configurations in JSON form that can change results, as `differences` writes them.
 
-    Returns:
-        Other differences that can change results, as `differences` writes them.
-
-    Raises:
-        UserError: config.model, the use of a teacher, or the classifier differs, one is a fine-tuning and
-            the other is not, or `saved` is not valid.
+    A UserError if config.model, the use of a teacher or the classifier differs, one is a fine-tuning and the
+    other is not, or `saved` is not valid.
     """
     # Configurations of earlier versions may lack settings or hold former values.
     saved = plain(from_plain(saved, workdir))

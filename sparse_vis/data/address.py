@@ -1,7 +1,5 @@
 """Parts of addresses such as `table:FILE#path=file,label=species`: patterns, columns, labels as numbers."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -18,11 +16,7 @@ LABELS = ("label", "class", "cls", "category", "target")  # usual names of the c
 
 
 def split_address(address: str, keys: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-    """The part of an address before `#`, and the columns named after it, by key.
-
-    Raises:
-        UserError: a key that is none of `keys`.
-    """
+    """The part of an address before `#`, and the columns named after it, by key; other keys: UserError."""
     match = re.fullmatch(r"(.*?)#(\w+=[^,#]*(?:,\w+=[^,#]*)*)", address, re.DOTALL)
     if not match:  # a path may contain #
         return address, {}
@@ -36,11 +30,7 @@ def split_address(address: str, keys: tuple[str, ...]) -> tuple[str, dict[str, s
 
 
 def with_split(pattern: str, split: str) -> str:
-    """A pattern of files with {split} replaced.
-
-    Raises:
-        UserError: there is a split but no {split}, or the reverse.
-    """
+    """A pattern of files with {split} replaced; a UserError if only one of split and {split} is there."""
     if split and SPLIT not in pattern:
         where = f"write {SPLIT} where the split is in the names"
         raise UserError(f"{pattern!r} has no {SPLIT}; set --config.data.split= (empty), or {where}.")
@@ -85,9 +75,7 @@ def expand(pattern: str) -> list[str]:
         elif len(parts) == 1:
             continue
         rest = expand(pattern[end + 1 :])
-        return [
-            f"{pattern[:start]}{text}{after}" for part in parts for text in expand(part) for after in rest
-        ]
+        return [f"{pattern[:start]}{text}{tail}" for part in parts for text in expand(part) for tail in rest]
     return [pattern]
 
 
@@ -99,12 +87,9 @@ def _numbers(first: str, last: str) -> list[str]:
 
 
 def find_column(there: Iterable[str], named: str | None, usual: Sequence[str], what: str) -> str | None:
-    """The column that an address names, else the first usual name that is there, without regard to case.
+    """The column that an address names, or UserError; else the first usual name that is there, in any case.
 
     `named` is "" for none. `what` begins the error: "table 'a.csv'".
-
-    Raises:
-        UserError: there is no column of the name given.
     """
     there = list(there)
     if named is None:

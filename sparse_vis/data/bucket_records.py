@@ -7,8 +7,6 @@ length without compression. `pack` and TFDS write one record per chunk. The last
 is, a chunk whose first record describes the file, and whose others say where each record's chunk begins.
 """
 
-from __future__ import annotations
-
 import bisect
 import functools
 import itertools
@@ -17,16 +15,14 @@ from collections.abc import Iterable
 from sparse_vis.runtime.paths import as_path
 
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 2**16, 24, 40
+# Errors of reading a record: ArrayRecord raises RuntimeError alone.
+UNREADABLE = RuntimeError, ValueError, IndexError, OSError
 CODECS = {b"b": "brotli", b"z": "zstd"}
 OFFSET = 8  # tag of the first field of the messages in the footer and of the last block: a position
 
 
 class BucketRecords:
-    """The records of shards in a bucket, by position in all of them.
-
-    Args:
-        shards: address, length in bytes and number of records of each.
-    """
+    """The records of shards in a bucket, by position in all; (address, bytes, number of records) of each."""
 
     def __init__(self, shards: Iterable[tuple[str, int, int]]):
         self._shards = list(shards)
@@ -77,7 +73,7 @@ def _records(data: bytes, start: int) -> list[bytes]:
 
 
 def _decompressed(compression: bytes, data: bytes) -> bytes:
-    if compression not in CODECS:
+    if compression == b"\0":
         return data
     import pyarrow  # only here, as packed shards are not compressed
 
@@ -99,4 +95,3 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, at
-    raise AssertionError

@@ -1,7 +1,5 @@
 """Objects drawn on a background, with exact masks: digits (`scenes.py`) or real objects (`pictures.py`)."""
 
-from __future__ import annotations
-
 import abc
 from typing import Any
 
@@ -47,7 +45,7 @@ class ComposedSource(abc.ABC):
         self.about = f"in split {split} of the {self.kind}"
 
     @abc.abstractmethod
-    def singles(self) -> ComposedSource:
+    def singles(self) -> "ComposedSource":
         """The same with one object in each scene, for probes that need one class per image."""
 
     @abc.abstractmethod
@@ -95,7 +93,7 @@ def place(
 
     Args:
         drawn: the object; its last band is its alpha.
-        mask: changed in place. areas: pixels of each object when it was drawn; the new one is appended.
+        areas: pixels of each object when it was drawn; the new one is appended.
         scale: range of the object's longer side, as a share of the scene's.
 
     Returns:

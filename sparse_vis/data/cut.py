@@ -1,7 +1,5 @@
 """Square crops of images and label maps as in the published evaluations: resized without antialiasing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

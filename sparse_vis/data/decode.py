@@ -1,7 +1,5 @@
 """Encoded bytes -> uint8 pixels, those that Pillow gives -> canvas or square, on the host."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import functools

@@ -1,7 +1,5 @@
 """The photographs that come with the package; photographs/README.md has their sources and licences."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Image files as random-access records, those of a folder first; identity of the images of any source."""
 
-from __future__ import annotations
-
 import collections
 import functools
 import hashlib
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparse_vis.data.decode import EXTENSIONS
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.names import escaped, quoted
 from sparse_vis.runtime.paths import CLIENTS, as_path, in_bucket
 from sparse_vis.runtime.skipped import MAX_PIXELS
@@ -31,12 +29,9 @@ NAME_ERRORS = "surrogateescape"  # file names need not be UTF-8
 
 
 class FilesSource:
-    """Image files below a folder as records, in the order of `names`.
+    """Image files below a folder as records, in the order of `names`, which are different paths below `path`.
 
-    Args:
-        names: paths relative to the folder `path`, with `/`; all different.
-        labels: class of each file, -1 for none. classes: their names; without any, records have no label.
-        max_pixels: largest number of pixels of an image.
+    `labels` are numbers of `classes`, -1 for none; without classes, records have no label.
     """
 
     def __init__(
@@ -55,12 +50,8 @@ class FilesSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.names[index]
-        try:
+        with explained(OSError, f"cannot read {quoted(name)}", "restore the file or its permissions"):
             data = (as_path(self.path) / name).read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"cannot read {quoted(name)} ({error.strerror}); restore the file or its permissions"
-            ) from None
         record = {"image": data, "name": name, "max_pixels": self.max_pixels}
         return record | {"label": int(self.labels[index])} if self.classes else record
 
@@ -71,17 +62,12 @@ class FilesSource:
 class FolderSource(FilesSource):
     """All image files (EXTENSIONS) below a folder, by sorted path; other and hidden files are ignored.
 
-    The first-level subfolders, if there are any, are the classes; an image beside them has label -1.
-
-    Args:
-        max_pixels: largest number of pixels of an image.
+    The first-level subfolders, if there are any, are the classes; an image beside them has label -1. A
+    UserError if the folder is missing or holds no image, or a subfolder cannot be listed.
 
     Attributes:
         left_out: number of ignored files by extension; "hidden" for names that begin with a dot.
         same: groups of subfolders that are the same folder, through links; each of them is read.
-
-    Raises:
-        UserError: the folder is missing or holds no image, or a subfolder cannot be listed.
     """
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
@@ -118,12 +104,9 @@ def _objects(folder: str) -> dict[str, tuple[int, int]]:
 def _list_objects(path: str) -> tuple[list[str], collections.Counter, list[list[str]]]:
     """`_list_images` of a bucket, where there are no links."""
     names, others = [], collections.Counter()
-    try:
+    remedy = "correct --config.data.path, or its access."
+    with explained(OSError, f"folder {path!r} cannot be listed", remedy):
         there = _objects(path)
-    except OSError as error:
-        raise UserError(
-            f"folder {path!r} cannot be listed ({error.strerror}); correct --config.data.path, or its access."
-        ) from None
     for name in there:
         extension = os.path.splitext(name)[1].lower()
         if any(part.startswith(".") for part in name.split("/")):
@@ -151,7 +134,8 @@ def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[s
     waiting: list[tuple[str, tuple]] = [("", ())]  # relative folder, and the folders that contain it
     while waiting:
         folder, above = waiting.pop()
-        try:
+        what = f"folder {quoted(str(Path(path, folder)))} cannot be listed"
+        with explained(OSError, what, "restore its permissions, or take it out of --config.data.path."):
             about = os.stat(Path(path, folder))
             itself = about.st_dev, about.st_ino
             if itself in above:
@@ -169,11 +153,6 @@ def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[s
                         names.append(name)  # broken links too: reading them raises an error
                     else:
                         others[extension or "without extension"] += 1
-        except OSError as error:
-            raise UserError(
-                f"folder {quoted(str(Path(path, folder)))} cannot be listed ({error.strerror}); restore its "
-                "permissions, or take it out of --config.data.path."
-            ) from None
     return sorted(names), others, list(_linked(folders.values()))
 
 

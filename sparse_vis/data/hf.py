@@ -1,7 +1,5 @@
 """Data sets of the `datasets` package, `hf:NAME`: of the hub, of `save_to_disk`, or Parquet files."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import os
@@ -14,7 +12,7 @@ import numpy as np
 from sparse_vis.data.address import LABELS, expand, find_column, number_labels, split_address, with_split
 from sparse_vis.data.folder import sha256_of
 from sparse_vis.runtime import network
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained, reason_of
 from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
@@ -34,8 +32,7 @@ class HfSource:
         data_dir: folder in which `datasets` caches what it downloads or converts; "" for its own.
 
     Raises:
-        UserError: the package or the data set is missing or cannot be read, or there is no such split, column
-            or image.
+        UserError: the package, data set, split, column or images are missing, or cannot be read.
     """
 
     def __init__(self, address: str, *, split: str = "", data_dir: str = "", max_pixels: int = MAX_PIXELS):
@@ -51,7 +48,10 @@ class HfSource:
         if not len(data):
             raise UserError(f"{what}{f', split {split!r},' * bool(split)} is empty; give one with images.")
         self._image = _image_column(datasets, data.features, named.get("image"), what)
-        label = _label_column(datasets, data.features, named.get("label"), what)
+        label = find_column(data.features, named.get("label"), (*LABELS, "labels"), what)
+        if label is None and "label" not in named:
+            classes = [c for c, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)]
+            label = classes[0] if len(classes) == 1 else None
         self.labels, self.classes, self._sets = None, (), None
         feature = data.features.get(label)
         if inner := getattr(feature, "feature", None):  # sets of classes
@@ -90,12 +90,8 @@ class HfSource:
         if isinstance(image, dict):
             path, image = image.get("path"), image.get("bytes")
             if image is None and path:
-                try:
+                with explained(OSError, f"cannot read {quoted(path)}", f"restore the file of {name}"):
                     image = Path(path).read_bytes()
-                except OSError as error:
-                    raise UserError(
-                        f"cannot read {quoted(path)} ({error.strerror}), the file of {name}; restore it"
-                    ) from None
         if image is None:
             raise UserError(f"{quoted(name)} has no image, its row is empty; remove the row")
         record = {"image": image, "name": name, "max_pixels": self.max_pixels}
@@ -155,7 +151,7 @@ def _errors_of_datasets(name: str, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error.__cause__ or error)
         if "split" in reason.lower() or "instruction" in reason.lower():
             raise UserError(f"{what} cannot be read ({reason}); correct --config.data.split.") from None
         if os.path.isdir(os.path.expanduser(name)) or name.startswith(PARQUET):
@@ -186,10 +182,3 @@ def _image_column(datasets: Any, features: Any, named: str | None, what: str) ->
         there = ", ".join(map(quoted, possible if possible and not found else features))
         raise UserError(f"{which} images ({there}); name one after the address: #image=COLUMN.")
     return found
-
-
-def _label_column(datasets: Any, features: Any, named: str | None, what: str) -> str | None:
-    if named is not None:
-        return find_column(features, named, (), what)
-    single = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    return find_column(features, None, (*LABELS, "labels"), what) or (single[0] if len(single) == 1 else None)

@@ -1,7 +1,5 @@
 """Images that a call in Python gives as an object: a checksum by which a run knows them, and a check."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from typing import Any

@@ -6,8 +6,6 @@ from k * b on. The number of processes, workers and threads therefore changes no
 next image is enough to continue, even with another batch size.
 """
 
-from __future__ import annotations
-
 import atexit
 import functools
 import json
@@ -17,7 +15,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
 
@@ -47,11 +45,8 @@ class Stream:
         start_index: position in the stream of the first image.
         canvas: side of the square canvases in pixels. min_side: as in `to_canvas`, the patch size.
         on_error: "stop" raises at the first unusable record; "skip" replaces it by the next usable one.
-        cache: MiB of canvases that each process (each worker) keeps, so that later epochs need not decode
-            them again.
-
-    Raises:
-        UserError: an argument is out of range; when called, a record cannot be used.
+        labels: whether batches have the label of each image.
+        cache: MiB of canvases that each process (each worker) keeps, so that later epochs need not decode.
     """
 
     source: Source
@@ -65,6 +60,8 @@ class Stream:
     process_count: int
     labels: bool = False  # whether batches have the label of each image
     cache: int = 0
+    # By record: what `_placed` returns.
+    _kept: dict[int, tuple] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         if self.on_error not in ON_ERROR:
@@ -114,10 +111,6 @@ class Stream:
             }
         raise none_usable(len(self.source), list(skipped))
 
-    @functools.cached_property
-    def _kept(self) -> dict[int, tuple[np.ndarray, int, int, int]]:
-        return {}
-
     def _placed(self, number: int) -> tuple[np.ndarray, int, int, int]:
         """Canvas, height, width and label (-1: none) of a record."""
         if found := self._kept.get(number):
@@ -133,11 +126,10 @@ class Stream:
 
 def train_batches(
     source: Source, *, steps: int, workers: int, threads: int, **settings
-) -> Iterator[tuple[Batch, list[Skips]]]:
-    """Iterate over this process's part of the next batches of the stream.
+) -> "Iterator[tuple[Batch, list[Skips]]]":
+    """Iterate over this process's part of the next `steps` batches of the stream that `settings` describe.
 
     Args:
-        steps: number of batches. settings: of the Stream, which is checked at once.
         workers: decoding processes; 0 decodes in this process.
         threads: decoding threads in each decoding process; each holds one batch in memory.
 
@@ -164,7 +156,7 @@ def train_batches(
     return _iterate(batches, stream._kept)
 
 
-def _iterate(batches: grain.IterDataset, kept: dict) -> Iterator[tuple[Batch, list[Skips]]]:
+def _iterate(batches: grain.IterDataset, kept: dict) -> "Iterator[tuple[Batch, list[Skips]]]":
     """Turn Grain's dictionaries into batches; at the end, stop the workers and empty the cache."""
     from sparse_vis.types import Batch  # here, because worker processes import this module but need no Batch
 

@@ -1,7 +1,5 @@
 """Any Python object with `__len__` and `__getitem__` as a source: a list of paths, arrays, a data set."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from PIL import Image
 from sparse_vis.data.address import number_labels
 from sparse_vis.data.folder import FilesSource, below_common
 from sparse_vis.runtime.calls import class_names
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
@@ -27,11 +25,8 @@ class OwnSource:
     An item is an image, a pair (image, label), or a dict with `image` and, if known, `label` and `name`;
     other keys are kept. An image is a path, the bytes of a file, a PIL image, or uint8 pixels (H, W, 3) or
     (H, W). A label is the number or the name of a class, or None. Item i must depend on i alone, and the
-    object must be picklable if there are worker processes.
-
-    Args:
-        data: the object. classes: names of the classes; unless given, `data.classes` if there is one. Without
-            classes, labels are left out, unless `read_labels` finds them.
+    object must be picklable if there are worker processes. Names of the classes are `classes`, else
+    `data.classes`; without them, labels are left out, unless `read_labels` finds them.
 
     Raises:
         UserError: `data` is empty, has no `__len__` or `__getitem__`, or its first item is none of these;
@@ -154,11 +149,8 @@ def _image(image: Any, where: str) -> bytes | np.ndarray:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | os.PathLike):
-        try:
+        with explained(OSError, f"cannot read {quoted(os.fsdecode(image))}", f"correct the path of {where}"):
             return Path(image).expanduser().read_bytes()
-        except OSError as error:
-            path = quoted(os.fsdecode(image))
-            raise UserError(f"cannot read {path} ({error.strerror}), {where}; correct the path") from None
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size:

@@ -4,21 +4,19 @@ Shards are ArrayRecord files. A record is a msgpack map of `image` (the bytes of
 folder has classes, `label`. packed.json beside them describes the shards (docs/imagenet.md).
 """
 
-from __future__ import annotations
-
 import bisect
 import itertools
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader
 
-from sparse_vis.data.bucket_records import BucketRecords
+from sparse_vis.config.ranges import TEXT, Form, Range, whole
+from sparse_vis.data.bucket_records import UNREADABLE, BucketRecords
 from sparse_vis.data.folder import NAME_ERRORS
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import AnyPath, as_path, in_bucket, is_utf8
 from sparse_vis.runtime.progress import say_once
@@ -27,17 +25,11 @@ from sparse_vis.runtime.skipped import MAX_PIXELS
 METADATA, VERSION = "packed.json", 2
 WITHOUT_CHECKSUMS = 1  # the previous version, still readable
 COMMAND = "python -m sparse_vis pack"
+MOST = 2**63 - 1  # of any number in packed.json
 
 
 class PackedSource:
-    """Records of a packed folder, as FolderSource gives them for the original folder, in the same order.
-
-    Args:
-        max_pixels: largest number of pixels of an image.
-
-    Raises:
-        UserError: `path` is no packed folder, is not finished, lacks a shard or part of one, or is not UTF-8.
-    """
+    """Records of a finished packed folder, as FolderSource gives them for the original one; or UserError."""
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
         import grain
@@ -48,14 +40,7 @@ class PackedSource:
             raise UserError(
                 f"{path!r} has a name that is not UTF-8, below which ArrayRecord cannot read; rename it."
             )
-        try:
-            metadata = read_metadata(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"folder {path!r} holds no packed images ({METADATA}); write them with "
-                f"`{COMMAND} --input=FOLDER --output=...`, or correct --config.data.path and "
-                '--config.data.split (a subfolder, or "").'
-            ) from None
+        metadata = read_metadata(folder)
         shards = metadata["shards"]
         done = sum(shard["records"] + len(shard["skipped"]) for shard in shards.values())
         if done != metadata["images"]:
@@ -64,14 +49,8 @@ class PackedSource:
                 f"`{COMMAND}` command that started it."
             )
         if not metadata["records"]:
-            raise UserError(
-                f"packed folder {path!r} contains no images, because all were skipped; pack other images."
-            )
-        if in_bucket(path):
-            self._check_objects(folder, shards)
-        else:
-            for name, shard in shards.items():
-                self._check_shard(folder, name, shard)
+            raise UserError(f"packed folder {path!r} contains no images, as all were skipped; pack others.")
+        self._check_shards(folder, shards)
         if metadata["version"] == WITHOUT_CHECKSUMS:
             say_once(
                 f"note: {path} was packed by an earlier version, without a checksum: damage to its images is "
@@ -88,28 +67,19 @@ class PackedSource:
         files = [f"{folder / name}[0:{shard['records']}]" for name, shard in shards.items()]
         self._records = grain.sources.ArrayRecordDataSource(files)
 
-    def _check_shard(self, folder: AnyPath, name: str, shard: dict[str, Any]) -> None:
-        """Refuse a shard that lacks bytes or records; contents are checked when they are read."""
-        path, problem = folder / name, None
-        if not has_shard(folder, name, shard):
-            problem = f"of {path.stat().st_size} bytes, not {shard['bytes']}" if path.exists() else "missing"
-        elif (found := count_records(path)) != shard["records"]:
-            problem = f"damaged ({found} records, {shard['records']} expected)"
-        if problem:
+    def _check_shards(self, folder: AnyPath, shards: dict[str, Any]) -> None:
+        """Refuse a shard that lacks bytes or, on a disk, records; contents are checked when they are read."""
+        there = folder.objects() if in_bucket(folder) else None
+        for name, shard in shards.items():
+            size = _length(folder / name) if there is None else there.get(name, (None,))[0]
+            if size != shard["bytes"]:
+                problem = "missing" if size is None else f"of {size} bytes, not {shard['bytes']}"
+            elif there is None and (found := count_records(folder / name)) != shard["records"]:
+                problem = f"damaged ({found} records, {shard['records']} expected)"
+            else:
+                continue
             what = f"shard {name!r} of {self.path!r} is {problem}"
             raise UserError(f"{what}; copy it again, or repeat the `{COMMAND}` that wrote it.")
-
-    def _check_objects(self, folder: AnyPath, shards: dict[str, Any]) -> None:
-        """The same in a bucket, by one listing."""
-        there = folder.objects()
-        for name, shard in shards.items():
-            found = there[name][0] if name in there else None
-            if found != shard["bytes"]:
-                problem = "missing" if found is None else f"of {found} bytes, not {shard['bytes']}"
-                raise UserError(
-                    f"shard {name!r} of {self.path!r} is {problem}; copy it again, or repeat the `{COMMAND}` "
-                    "that wrote it."
-                )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -117,16 +87,11 @@ class PackedSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        try:
+        number = bisect.bisect_right(self._ends, index)
+        record = index - (self._ends[number - 1] if number else 0)
+        what = f"record {record} of shard {self._shards[number]!r} of {self.path!r} is damaged"
+        with explained(UNREADABLE, what, f"copy the shard again, or repeat the `{COMMAND}` that wrote it."):
             return _unpack(self._records[index], len(self.classes)) | {"max_pixels": self.max_pixels}
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            number = bisect.bisect_right(self._ends, index)
-            record = index - (self._ends[number - 1] if number else 0)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"record {record} of shard {self._shards[number]!r} of {self.path!r} is damaged ({reason}); "
-                f"copy the shard again, or repeat the `{COMMAND}` that wrote it."
-            ) from None
 
     def __repr__(self) -> str:
         return f"PackedSource({self.path!r}, {len(self)} images)"
@@ -134,8 +99,11 @@ class PackedSource:
 
 def has_shard(folder: AnyPath, name: str, shard: dict[str, Any]) -> bool:
     """Whether the folder has the shard's file, at its full length."""
-    path = folder / name
-    return path.is_file() and path.stat().st_size == shard["bytes"]
+    return _length(folder / name) == shard["bytes"]
+
+
+def _length(path: AnyPath) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def count_records(path: Path) -> int:
@@ -174,26 +142,21 @@ def describe(images: int, images_sha256: str, classes: tuple[str, ...], shard_si
 
 
 def read_metadata(folder: AnyPath) -> dict[str, Any]:
-    """The checked content of a folder's packed.json, with `shards` in order.
-
-    Raises:
-        UserError: the file is damaged, cannot be read, or is of a later version.
-        FileNotFoundError, NotADirectoryError: there is no such file.
-    """
+    """The checked content of a folder's packed.json, with `shards` in order; or a UserError."""
     path = folder / METADATA
-    try:
+    unread = explained(OSError, f"{path} cannot be read", "restore it or its permissions.")
+    remedy = f"copy it again, or delete its folder and repeat `{COMMAND}`."
+    with unread, explained(ValueError, f"{path} is damaged", remedy):
+        if not path.exists():
+            raise UserError(
+                f"folder {str(folder)!r} holds no packed images ({METADATA}); write them with "
+                f"`{COMMAND} --input=FOLDER --output=...`, or correct --config.data.path and "
+                '--config.data.split (a subfolder, or "").'
+            )
         metadata = read_json(path)
         _check_fields({"version": metadata.get("version")}, {"version": FIELDS["version"]}, "it")
         if metadata["version"] in (WITHOUT_CHECKSUMS, VERSION):
             _check(metadata)
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); restore it or its permissions.") from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); copy it again, or delete its folder and repeat `{COMMAND}`."
-        ) from None
     if metadata["version"] > VERSION:
         raise UserError(
             f"{path} is of version {metadata['version']}, this program reads {VERSION}; "
@@ -203,38 +166,21 @@ def read_metadata(folder: AnyPath) -> dict[str, Any]:
     return metadata | {"shards": dict(in_order)}
 
 
-Test = tuple[str, Callable[[Any], bool]]  # description of valid values, and the test for them
-
-
-def _whole(lowest: int) -> Test:
-    return f"a whole number of at least {lowest}", lambda x: type(x) is int and lowest <= x < 2**63
-
-
-def _list_of(x: Any, right: Callable[[Any], bool]) -> bool:
-    return isinstance(x, list) and all(map(right, x))
-
-
-def _is_text(x: Any) -> bool:
-    return isinstance(x, str)
-
-
-SHA256: Test = "64 hexadecimal digits", lambda x: _is_text(x) and re.fullmatch("[0-9a-f]{64}", x) is not None
-FIELDS: dict[str, Test] = {
-    "version": _whole(1),
-    "images": _whole(1),
+SHA256 = Form(lambda x: TEXT.right(x) and re.fullmatch("[0-9a-f]{64}", x), "is not 64 hexadecimal digits")
+FIELDS = {
+    "version": whole(1, MOST),
+    "images": whole(1, MOST),
     "images_sha256": SHA256,
-    "classes": ("a list of different names", lambda x: _list_of(x, _is_text) and len(set(x)) == len(x)),
-    "shard_size": _whole(1),
-    "records": _whole(0),
-    "shards": ("an object", lambda x: isinstance(x, dict)),
+    "classes": Form(lambda x: _list(x, TEXT) and len(set(x)) == len(x), "is not a list of different names"),
+    "shard_size": whole(1, MOST),
+    "records": whole(0, MOST),
+    "shards": Form(lambda x: isinstance(x, dict), "is not an object"),
 }
-SHARD_FIELDS: dict[str, Test] = {
-    "records": _whole(0),
-    "bytes": _whole(0),
-    "skipped": (
-        "a list of pairs of name and reason",
-        lambda x: _list_of(x, lambda row: _list_of(row, _is_text) and len(row) == 2),
-    ),
+PAIR = Form(lambda x: _list(x, TEXT) and len(x) == 2, "")
+SHARD_FIELDS = {
+    "records": whole(0, MOST),
+    "bytes": whole(0, MOST),
+    "skipped": Form(lambda x: _list(x, PAIR), "is not a list of pairs of name and reason"),
     "sha256": SHA256,
     "images": SHA256,  # of names and sizes of its images, including skipped ones
     "times": SHA256,  # the same, with modification times
@@ -242,15 +188,19 @@ SHARD_FIELDS: dict[str, Test] = {
 SINCE_CHECKSUMS = ("sha256", "images", "times")  # fields that the previous version lacks
 
 
-def _check_fields(found: Any, fields: dict[str, Test], where: str) -> None:
+def _list(x: Any, form: Form) -> bool:
+    return isinstance(x, list) and all(map(form.right, x))
+
+
+def _check_fields(found: Any, fields: dict[str, Range | Form], where: str) -> None:
     """Raise ValueError unless `found` is a dict with exactly these fields, all valid."""
     if not isinstance(found, dict):
         raise ValueError(f"{where} is not an object")
     if odd := sorted(found.keys() ^ fields.keys()):
         raise ValueError(f"{where} {'lacks' if odd[0] in fields else 'has an unknown'} {odd[0]!r}")
-    for name, (what, test) in fields.items():
-        if not test(found[name]):
-            raise ValueError(f"{name!r} of {where} is not {what}")
+    for name, allowed in fields.items():
+        if fault := allowed.fault(found[name]):
+            raise ValueError(f"{name!r} of {where} {fault.partition(';')[0]}")
 
 
 def _check(metadata: dict[str, Any]) -> None:
@@ -274,13 +224,15 @@ def _check(metadata: dict[str, Any]) -> None:
 
 def _unpack(data: bytes, classes: int) -> dict[str, Any]:
     """Unpack and check a record, or raise a ValueError; without classes there are no labels."""
-    fields: dict[str, Test] = {
-        "image": ("bytes", lambda x: isinstance(x, bytes)),
-        "name": ("a string", _is_text),
+    fields = {
+        "image": Form(lambda x: isinstance(x, bytes), "is not bytes"),
+        "name": Form(TEXT.right, "is not a string"),
     }
     if classes:
         last = classes - 1
-        fields["label"] = (f"a whole number from -1 to {last}", lambda x: type(x) is int and -1 <= x <= last)
+        fields["label"] = Form(
+            lambda x: type(x) is int and -1 <= x <= last, f"is not a whole number from -1 to {last}"
+        )
     try:
         record = msgpack.unpackb(data, unicode_errors=NAME_ERRORS)
     except ValueError as error:  # some have no message

@@ -4,8 +4,6 @@ FOLDER/objects/SPLIT/CATEGORY/*.png are objects with transparent surroundings, F
 photographs (docs/pictures.md).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +15,7 @@ from PIL import Image
 
 from sparse_vis.config.ranges import check_fields
 from sparse_vis.data.compose import ComposedSource, Mask, Pixels, cut, place
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 
 COMMAND = "python -m benchmarks.evidence.pictures --output=FOLDER"
 
@@ -50,11 +48,7 @@ class Kit(NamedTuple):
 
 @functools.cache
 def kit(folder: str, split: str) -> Kit:
-    """Read the objects and photographs of a split; once per process.
-
-    Raises:
-        UserError: the folder lacks the split's objects or photographs, or one of them cannot be decoded.
-    """
+    """Read the objects and photographs of a split, once per process; a UserError if that is impossible."""
     top = Path(folder)
     classes = tuple(sorted({p.name for p in (top / "objects").glob("*/*") if p.is_dir()}))
     files = [f for name in classes for f in sorted((top / "objects" / split / name).glob("*.png"))]
@@ -65,14 +59,10 @@ def kit(folder: str, split: str) -> Kit:
     found = hashlib.sha256()
 
     def read(file: Path, mode: str) -> Image.Image:
-        try:
+        with explained(OSError, f"{file} cannot be read", f"make the folder again with {COMMAND}."):
             found.update(file.read_bytes())
             with Image.open(file) as image:
                 return image.convert(mode)
-        except OSError as error:
-            raise UserError(
-                f"{file} cannot be read ({error}); make the folder again with {COMMAND}."
-            ) from None
 
     objects = tuple(read(file, "RGBA").convert("RGBa") for file in files)
     grounds = tuple(read(file, "RGB") for file in photographs)
@@ -81,11 +71,7 @@ def kit(folder: str, split: str) -> Kit:
 
 
 class PictureSource(ComposedSource):
-    """Pictures of a folder's objects and photographs; the other arguments are those of `ComposedSource`.
-
-    Raises:
-        UserError: unknown split, or a folder without it.
-    """
+    """Pictures of a folder's objects and photographs; the other arguments are those of `ComposedSource`."""
 
     kind = "pictures"
 
@@ -99,7 +85,7 @@ class PictureSource(ComposedSource):
         # Not an attribute: worker processes get a pickle of the source, and read the files themselves.
         return kit(self.path, self.split)
 
-    def singles(self) -> PictureSource:
+    def singles(self) -> "PictureSource":
         spec = dataclasses.replace(self.spec, max_objects=1, photographs=0.0)
         return PictureSource(self.path, spec, split=self.split, seed=self.seed)
 

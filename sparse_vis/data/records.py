@@ -1,7 +1,5 @@
 """Records of a source in order, read by threads that work ahead of their use."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -113,27 +111,20 @@ class LoadedImage(NamedTuple):
 
 
 def load_image(
-    source: Source, index: int, size: int, short_side: int | None = None, *, letterbox: bool = False
-) -> LoadedImage:
-    """Decode one image, resize its short side (bicubic, antialiased) and crop the centre.
+    source: Source, index: int, size: int | tuple[int, int], short_side: int | None = None, *,
+    letterbox: bool = False,
+) -> LoadedImage:  # fmt: skip
+    """Decode one image; resize its short side (bicubic, antialiased) and crop a square of `size` pixels.
 
-    Args:
-        size, short_side: in pixels; short_side is SHORT_SIDE * size unless given.
-        letterbox: whether to show the whole image instead, as in `fitted`; then short_side is not used.
+    The short side has `short_side` pixels, SHORT_SIDE * size unless given. With `letterbox`, or if `size` is
+    (height, width), as `fitted` instead.
     """
-    if letterbox:
-        return load_fitted(source, index, (size, size), letterbox=True)
     record = source[index]
-    pixels, short_side = decode(record), short_side or round(SHORT_SIDE * size)
-    square = to_square(pixels, size, short_side=short_side, resample=BICUBIC)
-    return LoadedImage(record["name"], *pixels.shape[:2], square, record.get("label", -1))
-
-
-def load_fitted(source: Source, index: int, size: tuple[int, int], *, letterbox: bool) -> LoadedImage:
-    """Decode one image and bring it to `size` (height, width), as `fitted`."""
-    record = source[index]
-    pixels = decode(record)
-    image = fitted(pixels, size, letterbox=letterbox)
+    pixels, square = decode(record), isinstance(size, int)
+    if letterbox or not square:
+        image = fitted(pixels, (size, size) if square else size, letterbox=letterbox)
+    else:
+        image = to_square(pixels, size, short_side=short_side or round(SHORT_SIDE * size), resample=BICUBIC)
     return LoadedImage(record["name"], *pixels.shape[:2], image, record.get("label", -1))
 
 
@@ -167,14 +158,9 @@ def load_ahead(
 def usable(
     source: Source, futures: Iterator[tuple[int, Future[T]]], on_error: str, skipped: Skips, skip: str
 ) -> Iterator[T]:
-    """Yield the loaded images; an unusable one raises, or is left out and added to `skipped`.
+    """Yield the loaded images of `load_ahead`; an unusable one raises a UserError, or is added to `skipped`.
 
-    Args:
-        futures: from `load_ahead`. on_error: one of ON_ERROR.
-        skip: what to pass for "skip", in a message; "" if one cannot.
-
-    Raises:
-        UserError: an image cannot be used and on_error is "stop".
+    `on_error` is one of ON_ERROR. `skip`: what to pass for "skip", in a message; "" if one cannot.
     """
     for index, future in futures:
         try:
@@ -212,10 +198,7 @@ def image_batches(
 ) -> Iterator[list[LoadedImage]]:  # fmt: skip
     """Yield the usable ones of these images as `load_image` prepares them, `batch` at a time.
 
-    `on_error` and `skip` are as in `usable`.
-
-    Raises:
-        UserError: an image cannot be used and on_error is "stop", or none can.
+    `on_error` and `skip` are as in `usable`, as is the error; one more is that none can be used.
     """
     load, threads = functools.partial(load_image, source, size=size), os.cpu_count() or 1
     how = dict(threads=threads, ahead=2 * batch, on_error=on_error, skip=skip)

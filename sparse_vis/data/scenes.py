@@ -4,8 +4,6 @@ Each record is computed from (seed, split, i) when it is read, out of files that
 install: 5,000 MNIST digits and two photographs. `python -m sparse_vis.data.scenes --output=PNG` shows some.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from importlib.util import find_spec
@@ -17,7 +15,7 @@ from PIL import Image
 from sparse_vis.config.ranges import check_fields
 from sparse_vis.data.compose import ComposedSource, Mask, Pixels, cut, place
 from sparse_vis.runtime import paths
-from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.errors import command_line, explained
 from sparse_vis.runtime.files import whole
 from sparse_vis.runtime.tools import Parser
 
@@ -80,7 +78,7 @@ class SceneSource(ComposedSource):
             for photo in _photographs()
         ]
 
-    def singles(self) -> SceneSource:
+    def singles(self) -> "SceneSource":
         if self.spec.digits == "one":
             return self
         return SceneSource(dataclasses.replace(self.spec, max_digits=1), split=self.split, seed=self.seed)
@@ -134,9 +132,7 @@ def _picture(size: int, rows: int, columns: int) -> Image.Image:
         spec = SceneSpec(size=size, digits="one" if row == rows - 1 else "many")
         source = SceneSource(spec, split="test", seed=0)
         records = [source[row * columns + column] for column in range(columns)]
-        sheets.append(
-            np.concatenate([frame(p) for r in records for p in (r["image"], palette[r["mask"]])], axis=1)
-        )
+        sheets.append(np.hstack([frame(p) for r in records for p in (r["image"], palette[r["mask"]])]))
     return Image.fromarray(np.concatenate(sheets))
 
 
@@ -150,14 +146,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="side of a scene in pixels (%(default)s)")
     arguments = parser.parse_args()
     picture = _picture(arguments.size, rows=5, columns=6)
-    try:
-        known = Image.registered_extensions()
-        with whole(arguments.output) as partial:
-            picture.save(partial, format=known.get(arguments.output.suffix.lower()))
-    except (ValueError, OSError) as error:  # ValueError: an extension that Pillow does not know
-        raise UserError(
-            f"--output={arguments.output} cannot be written ({error}); give another, e.g. scenes.png."
-        ) from None
+    what, known = f"--output={arguments.output} cannot be written", Image.registered_extensions()
+    # ValueError: an extension that Pillow does not know.
+    unwritten = explained((ValueError, OSError), what, "give another, e.g. scenes.png.")
+    with unwritten, whole(arguments.output) as partial:
+        picture.save(partial, format=known.get(arguments.output.suffix.lower()))
 
 
 if __name__ == "__main__":

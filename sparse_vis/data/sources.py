@@ -1,7 +1,5 @@
 """Images as random-access records: a folder, an address such as `table:FILE`, or a Python object."""
 
-from __future__ import annotations
-
 import collections
 import os
 from collections.abc import Sequence
@@ -67,15 +65,14 @@ def announce(source: Source) -> None:
     names, count = source.classes, len(source.classes)
     images = f"{len(source)} image{'s' * (len(source) > 1)}"
     classes = f"{count} class{'es' * (count > 1)}" if count else "no classes"
+    left = left_out(getattr(source, "left_out", collections.Counter()))
     if not isinstance(source, FolderSource | PackedSource):
-        left = left_out(getattr(source, "left_out", collections.Counter()))
         say_once(f"{images} {source.about}, {classes}{left}")
         return
     shown = ", ".join(map(escaped, names[:SHOWN])) + (" …" if count > SHOWN else "")
     below = f", named by its subfolders ({shown})" if count else ""
-    left = left_out(source.left_out) if isinstance(source, FolderSource) else ""
     say_once(f"{images} in {source.path}, {classes}{below}{left}")
-    for same in source.same[:SHOWN] if isinstance(source, FolderSource) else ():
+    for same in getattr(source, "same", [])[:SHOWN]:
         say_once(
             f"note: {' and '.join(map(quoted, same))} in {source.path} are links to the same folder, so "
             f"its images are used {len(same)} times, once under each name"
@@ -108,10 +105,10 @@ def open_input(
 
     Args:
         name: folder of images or of packed images, or an address: one of ADDRESSES, a colon, and the rest.
-        split, data_dir: config.data.split and path of an address; None for folders.
+        split, data_dir: config.data.split and path of an address; None for folders, which refuse them.
 
     Raises:
-        UserError: nothing can be read; split or data_dir given for a folder, or missing with TFDS.
+        UserError: nothing can be read, or TFDS lacks its split or data_dir.
     """
     kind, colon, rest = name.partition(":")
     if not colon or kind not in ADDRESSES:
@@ -135,8 +132,7 @@ def open_input(
 def as_source(data: Any, classes: Sequence[str] | None = None, max_pixels: int = MAX_PIXELS) -> Source:
     """A source from what --input takes, or from an object that `OwnSource` takes, e.g. a list of paths.
 
-    Raises:
-        UserError: the errors of the source; `classes` given for a folder or address, which has its own; TFDS.
+    A UserError too for TFDS, one image, and `classes` of a folder or address, which has its own.
     """
     if isinstance(data, str | os.PathLike):
         if os.fspath(data).startswith("tfds:"):
@@ -173,16 +169,13 @@ def make_source(
     pictures: PictureSpec = PictureSpec(),
     max_pixels: int = MAX_PIXELS,
 ) -> Source:
-    """Build the source that a configuration names.
+    """Build the source that a configuration names, or raise a UserError.
 
     Args:
         name: "scenes", "pictures", "folder", "packed", or an address, which begins with one of ADDRESSES.
         split: of scenes, pictures or an address; folder and packed: subfolder of `path`, or "" for `path`.
         path: folder of images, shards or pictures, or `data_dir` of an address; unused for scenes.
         seed, scenes, pictures: content of scenes and pictures; unused otherwise.
-
-    Raises:
-        UserError: an unknown name or an empty path, and the errors of the source itself.
     """
     if name == "scenes":
         return SceneSource(scenes, split=split, seed=seed)
@@ -202,7 +195,5 @@ def make_source(
     kind, _, rest = name.partition(":")
     if kind in ADDRESSES and rest:
         return ADDRESSES[kind](rest, split=split, data_dir=path, max_pixels=max_pixels)
-    kinds = ", ".join(f"'{kind}:…'" for kind in ADDRESSES)
-    raise UserError(
-        f"unknown data source {name!r}; choose 'scenes', 'pictures', 'folder', 'packed', {kinds}."
-    )
+    more = ", ".join(f"'{kind}:…'" for kind in ADDRESSES)
+    raise UserError(f"unknown data source {name!r}; choose 'scenes', 'pictures', 'folder', 'packed', {more}.")

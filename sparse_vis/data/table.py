@@ -1,20 +1,17 @@
 """Images that a table lists: `table:FILE`, a CSV or Parquet file, or a text file with one path a line."""
 
-from __future__ import annotations
-
 import collections
 import csv
 import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
 from sparse_vis.data.address import LABELS, find_column, number_labels, split_address
 from sparse_vis.data.folder import NAME_ERRORS, FilesSource, below_common
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.paths import as_path, fault, in_bucket
 from sparse_vis.runtime.skipped import MAX_PIXELS
@@ -37,8 +34,8 @@ class TableSource(FilesSource):
         data_dir: folder where relative paths begin; "" for the folder of the table.
 
     Raises:
-        UserError: the table is missing, empty or damaged, lacks a column or the split, has a column twice,
-            lists a file twice, or a listed file is missing (of TRIED files, spread over the table).
+        UserError: the table is missing or damaged, lacks images, a column or the split, has a column or a
+            file twice, or a listed file is missing (of TRIED files, spread over the table).
     """
 
     def __init__(self, address: str, *, split: str = "", data_dir: str = "", max_pixels: int = MAX_PIXELS):
@@ -117,29 +114,21 @@ def _read(file: str, what: str) -> tuple[dict[str, list], dict[str, str]]:
     suffix = Path(file).suffix.lower()
     if suffix not in (*SEPARATORS, ".txt", ".parquet"):
         raise UserError(f"{what} is neither .csv, .tsv, .parquet nor .txt (one path a line); convert it.")
-    try:
+    unread = explained(OSError, f"{what} cannot be read", "correct --config.data.source.")
+    damaged = explained((ValueError, csv.Error), f"{what} is damaged", "repair it, or write it again.")
+    with unread, damaged:
         if suffix == ".parquet":
             return _read_parquet(file)
-        with _opened(file) as lines:
-            if suffix == ".txt":
-                return {"path": [line for line in map(str.strip, lines) if line]}, {}
-            reader = csv.DictReader(lines, delimiter=SEPARATORS[suffix], strict=True)
-            rows, header = list(reader), reader.fieldnames or ()
+        text = as_path(file).read_bytes().decode("utf-8-sig", NAME_ERRORS)
+        lines = io.StringIO(text, newline="")
+        if suffix == ".txt":
+            return {"path": [line for line in map(str.strip, lines) if line]}, {}
+        reader = csv.DictReader(lines, delimiter=SEPARATORS[suffix], strict=True)
+        rows, header = list(reader), reader.fieldnames or ()
         for number, row in enumerate(rows, 1):
             if None in row or None in row.values():
                 raise ValueError(f"row {number} has another number of cells than the header")
         return {name: [row[name] for row in rows] for name in header}, _repeated(header)
-    except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
-        raise UserError(f"{what} cannot be read ({reason}); correct --config.data.source.") from None
-    except (ValueError, csv.Error) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{what} is damaged ({reason}); repair it, or write it again.") from None
-
-
-def _opened(file: str) -> TextIO:
-    how = dict(encoding="utf-8-sig", errors=NAME_ERRORS, newline="")
-    return io.TextIOWrapper(io.BytesIO(as_path(file).read_bytes()), **how)
 
 
 def _repeated(names: Sequence[str]) -> dict[str, str]:

@@ -4,8 +4,6 @@ The file is MAGIC, the length of the header (8 bytes, little-endian), the header
 and all names, one after another.
 """
 
-from __future__ import annotations
-
 import array
 import collections
 import hashlib
@@ -22,7 +20,7 @@ import numpy as np
 from sparse_vis.data.address import LABELS, number_labels
 from sparse_vis.data.decode import EXTENSIONS
 from sparse_vis.data.folder import NAME_ERRORS
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import whole
 from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.progress import Progress
@@ -60,19 +58,15 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
 
     Raises:
         UserError: a tar is damaged, compressed or cut short, a label cannot be read, or there is no image.
-        OSError: the index cannot be written.
     """
-    rows, names = {name: array.array(np.dtype(SAMPLE[name]).char) for name in SAMPLE.names[:4]}, bytearray()
-    labels, others = [], collections.Counter()
+    # Of each sample: offset, size, end of the name, shard; then the columns of SAMPLE.
+    rows, names, labels, others = array.array("Q"), bytearray(), [], collections.Counter()
     sizes, times = [os.path.getsize(tar) for tar in tars], [os.stat(tar).st_mtime_ns for tar in tars]
     progress, done = Progress("indexing tars", -(-sum(sizes) // MB), unit="MB"), 0
     for shard, (tar, size) in enumerate(zip(tars, sizes, strict=True)):
         for sample in _samples(tar, image, label, others):
             names += sample.name.encode(errors=NAME_ERRORS)
-            for column, value in zip(
-                SAMPLE.names, (sample.offset, sample.size, len(names), shard), strict=False
-            ):
-                rows[column].append(value)
+            rows.extend((sample.offset, sample.size, len(names), shard))
             labels.append(sample.label)
             if (read_mb := (done + sample.offset) // MB) > progress.done:
                 progress.add(read_mb - progress.done)
@@ -88,7 +82,7 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
     if label and all(value is None for value in labels):
         raise UserError(f"no sample of {quoted(tars[0])} has a label {label!r}; correct #label=.")
     samples = np.zeros(len(labels), SAMPLE)
-    for column, values in rows.items():
+    for column, values in zip(SAMPLE.names[:4], np.array(rows).reshape(-1, 4).T, strict=True):
         samples[column] = values
     samples["label"], classes = number_labels(labels)
     body = samples.tobytes() + bytes(names)
@@ -107,11 +101,7 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
 
 
 def read(path: Path) -> Index:
-    """Map an index into memory, and check it.
-
-    Raises:
-        ValueError: it is damaged. OSError: it cannot be read.
-    """
+    """Map an index into memory, and check it: a ValueError if it is damaged."""
     mapped = np.memmap(path, np.uint8, "r")
     if mapped[:8].tobytes() != MAGIC:
         raise ValueError("no index")
@@ -125,9 +115,7 @@ def read(path: Path) -> Index:
     return Index(header, mapped[start:end].view(SAMPLE), mapped[end:])
 
 
-def _samples(
-    path: str, image: str | None, label: str | None, others: collections.Counter
-) -> Iterator[Sample]:
+def _samples(path: str, image: str | None, label: str | None, left: collections.Counter) -> Iterator[Sample]:
     """The images of a tar: of consecutive members with the same name up to the first dot, the one image."""
     key, found, labels = None, [], {}
 
@@ -140,7 +128,7 @@ def _samples(
         if found:
             yield Sample(*found[0], _label(labels, label, path))
         elif key is not None:
-            others[WITHOUT] += 1
+            left[WITHOUT] += 1
 
     for info, read_member in _members(path):
         folder, _, base = info.name.rpartition("/")
@@ -154,7 +142,7 @@ def _samples(
         elif extension in ("cls", "json") and label != "":
             labels[extension] = (info.name, read_member())
         else:
-            others[f".{extension}" if extension else "without extension"] += 1
+            left[f".{extension}" if extension else "without extension"] += 1
     yield from finish()
 
 
@@ -164,7 +152,8 @@ def _label(labels: dict[str, tuple[str, bytes]], named: str | None, path: str) -
     if kind not in labels or (named == "cls" and kind == "json"):
         return None
     name, data = labels[kind]
-    try:
+    remedy = "name a JSON key after the address, as in #label=KEY, or none: #label="
+    with explained(ValueError, f"member {quoted(name)} of {quoted(path)} is no label", remedy):
         value = data.decode().strip() if kind == "cls" else json.loads(data)
         if kind == "json":
             keys = (named,) if named else LABELS
@@ -172,13 +161,7 @@ def _label(labels: dict[str, tuple[str, bytes]], named: str | None, path: str) -
                 value = next((value[key] for key in keys if key in value), None)
         if isinstance(value, bool) or not isinstance(value, int | str | None):
             raise ValueError(f"its label is {value!r:.40}, neither a number nor a text")
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"member {quoted(name)} of {quoted(path)} is no label ({reason}); name a JSON key after the "
-            "address, as in #label=KEY, or none: #label="
-        ) from None
-    return value
+        return value
 
 
 def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, Any]]:
@@ -190,7 +173,8 @@ def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, Any]]:
         file.seek(0)
         if packer := next((name for magic, name in PACKERS.items() if begin.startswith(magic)), None):
             raise UserError(f"{what} is compressed ({packer}), and cannot be read at random; decompress it.")
-        try:
+        damaged = tarfile.TarError, OSError
+        with explained(damaged, f"{what} is damaged", "copy it again, or leave it out."):
             with tarfile.open(fileobj=file, mode="r:", errors=NAME_ERRORS) as tar:
                 while (info := tar.next()) is not None:
                     tar.members.clear()  # else all of them stay in memory
@@ -204,6 +188,3 @@ def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, Any]]:
             while rest := file.read(MB):
                 if rest.strip(b"\0"):
                     raise tarfile.ReadError("another archive follows its end")
-        except (tarfile.TarError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{what} is damaged ({reason}); copy it again, or leave it out.") from None

@@ -1,15 +1,13 @@
 """A prepared TFDS data set as random-access records (docs/imagenet.md)."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 
 import numpy as np
 
-from sparse_vis.data.bucket_records import BucketRecords
+from sparse_vis.data.bucket_records import UNREADABLE, BucketRecords
 from sparse_vis.data.folder import sha256_of
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained, reason_of
 from sparse_vis.runtime.paths import as_path, in_bucket
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
@@ -22,8 +20,7 @@ class TfdsSource:
         data_dir: folder in which the data set was prepared; it may be in a bucket.
 
     Raises:
-        UserError: the data set is not prepared in data_dir or not as ArrayRecord, the split is unknown or
-            empty, or records have no `image`.
+        UserError: the data set is unknown, not prepared or of another format, or lacks the split or images.
     """
 
     def __init__(self, name: str, *, split: str, data_dir: str, max_pixels: int = MAX_PIXELS):
@@ -63,10 +60,8 @@ class TfdsSource:
                 "and set --config.data.path to it."
             ) from None
         except ValueError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"TFDS {what} has no split {split!r} ({reason}); correct --config.data.split."
-            ) from None
+            lacks = f"TFDS {what} has no split {split!r} ({reason_of(error)})"
+            raise UserError(f"{lacks}; correct --config.data.split.") from None
         if in_bucket(data_dir):
             self._records.data_source = _InBucket(builder.info, split)
         if not len(self._records):
@@ -83,14 +78,9 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
+        what = f"record {index} of TFDS data set {self.name!r} cannot be read"
+        with explained(UNREADABLE, what, f"restore or prepare {self.data_dir!r} again."):
             found = self._records[index]
-        except (RuntimeError, ValueError, IndexError, OSError) as error:  # ArrayRecord: only RuntimeError
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"record {index} of TFDS data set {self.name!r} cannot be read ({reason}); "
-                f"restore or prepare {self.data_dir!r} again."
-            ) from None
         # TFDS does not return the record's key, so without file names the name is made from the position.
         name = found["file_name"].decode() if "file_name" in found else f"{self.name}/{self.split}#{index}"
         record = {"image": found["image"], "name": name, "max_pixels": self.max_pixels}
@@ -105,11 +95,7 @@ class TfdsSource:
 
 
 class _InBucket:
-    """The bytes of a split's records, for a data set in a bucket: the reader of TFDS needs a disk.
-
-    Raises:
-        UserError: a shard is missing.
-    """
+    """The bytes of a split's records, for a data set in a bucket: the reader of TFDS needs a disk."""
 
     def __init__(self, info: Any, split: str):
         parts = info.splits[split].file_instructions

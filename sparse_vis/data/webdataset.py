@@ -1,7 +1,5 @@
 """Images in tar files, as WebDataset writes them: `webdataset:PATTERN`; nothing is extracted."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import fcntl
@@ -18,7 +16,7 @@ import numpy as np
 from sparse_vis.data import tar_index
 from sparse_vis.data.address import expand, split_address, with_split
 from sparse_vis.data.folder import NAME_ERRORS
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.progress import say_once
 from sparse_vis.runtime.skipped import MAX_PIXELS
@@ -38,7 +36,6 @@ class WebdatasetSource:
         address: PATTERN or PATTERN#image=EXTENSION,label=KEY; the pattern may have {a,b}, {000..146}, * and
             {split}. KEY is a key of the `.json` members, "cls", or empty for no labels.
         split: replaces {split}; "" if the pattern has none.
-        data_dir: folder for the index; "" for that of the first tar.
 
     Attributes:
         left_out: number of unused members by extension, and of samples without an image.
@@ -66,7 +63,8 @@ class WebdatasetSource:
     def _open(self, shown: list[str], image: str | None, label: str | None) -> dict[str, Any]:
         """Map the index into memory, after making it if there is none that fits; returns its header."""
         if not self._fits():
-            try:
+            what = f"the index {self.index} cannot be written"
+            with explained(OSError, what, "set --config.data.path to a folder for it."):
                 self.index.parent.mkdir(parents=True, exist_ok=True)
                 if not os.access(self.index.parent, os.W_OK):
                     raise PermissionError(13, "Permission denied")
@@ -75,11 +73,6 @@ class WebdatasetSource:
                         tar_index.build(self.index, self.tars, shown, image, label)
                         self._entries = tar_index.read(self.index)
                         say_once(f"where the images lie in the tars is in {self.index}")
-            except OSError as error:
-                raise UserError(
-                    f"the index {self.index} cannot be written ({error.strerror}); set "
-                    "--config.data.path to a folder for it."
-                ) from None
         return self._entries.header
 
     def _fits(self) -> bool:
@@ -126,14 +119,8 @@ class WebdatasetSource:
             raise IndexError(f"record {index} of {len(self)}")
         sample, name = self._entries.samples[index], self.name_of(index)
         tar, size = self.tars[sample["shard"]], int(sample["size"])
-        try:
-            file = os.open(tar, os.O_RDONLY)
-            try:
-                data = os.pread(file, size, int(sample["offset"]))
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise UserError(f"cannot read {quoted(tar)} ({error.strerror}); restore it") from None
+        with explained(OSError, f"cannot read {quoted(tar)}", "restore it"), open(tar, "rb", 0) as file:
+            data = os.pread(file.fileno(), size, int(sample["offset"]))
         if len(data) != size:
             raise UserError(f"{quoted(tar)} is shorter than before, so {quoted(name)} is cut; restore it")
         record = {"image": data, "name": name, "max_pixels": self.max_pixels}

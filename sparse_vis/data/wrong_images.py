@@ -1,7 +1,5 @@
 """Check arguments that should be images; say what is wrong in a sentence with a remedy."""
 
-from __future__ import annotations
-
 import os
 
 import jax

@@ -1,7 +1,5 @@
 """Read other projects' ViTs as initial weights of the encoder: MAE, ViT, DINO, DINOv2, MoCo v3, timm."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re
@@ -9,13 +7,10 @@ import re
 import numpy as np
 from ml_collections import ConfigDict
 
-from sparse_vis.interop import hub
-from sparse_vis.interop.described import CONFIG, PIXELS, check_described, pixels_of, read_json_if_any
-from sparse_vis.interop.families import dinov2, timm_vit, transformers_vit
-from sparse_vis.interop.folding import fold_pixels, fold_scales, resized_table
+from sparse_vis.interop import foreign, hub
+from sparse_vis.interop.families import FAMILIES, Family, as_transformers_4
 from sparse_vis.interop.formats import shards
 from sparse_vis.interop.load import RELEASED, abstract_params
-from sparse_vis.interop.naming import Family, as_transformers_4
 from sparse_vis.interop.released import shapes_of, tensors_to_params
 from sparse_vis.interop.tensors import INDEX, TORCH, check_tensors, index_of, listing, read_tensors
 from sparse_vis.runtime.errors import UserError
@@ -23,7 +18,6 @@ from sparse_vis.runtime.paths import AnyPath, as_path
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 FILES = tuple(file for name in _WHOLE for file in (name, name + INDEX))
-FAMILIES = (transformers_vit.VIT, dinov2.DINOV2, timm_vit.TIMM)
 FOREIGN = (".msgpack", ".h5")  # weights of Flax and TensorFlow
 # Of a file with several backbones, the one whose prefix contains: DINO's teacher, MoCo v3's encoder.
 PREFERRED = ("teacher", "base_encoder")
@@ -32,8 +26,7 @@ PREFERRED = ("teacher", "base_encoder")
 def find_file(path: str) -> AnyPath | None:
     """The weight file of a path, a folder, or hf://owner/repository; None if it cannot be a backbone.
 
-    Raises:
-        UserError: a hub address that cannot be fetched, or a folder of transformers without weights.
+    A UserError for an address that cannot be fetched, or a folder of transformers without weights.
     """
     if path.startswith(hub.PREFIX):
         address = path.removeprefix(hub.PREFIX)
@@ -44,13 +37,14 @@ def find_file(path: str) -> AnyPath | None:
     if found := next((place / name for name in FILES if (place / name).is_file()), None):
         return found
     names = [entry.name for entry in place.iterdir()]
-    torch, foreign = ([name for name in names if name.endswith(ends)] for ends in (TORCH, FOREIGN))
-    if foreign and not torch:
+    torch, flax = ([name for name in names if name.endswith(ends)] for ends in (TORCH, FOREIGN))
+    if flax and not torch:
         raise UserError(
-            f"{place} holds only weights of Flax or TensorFlow ({listing(foreign)}); give the "
+            f"{place} holds only weights of Flax or TensorFlow ({listing(flax)}); give the "
             "safetensors or torch file of the same model."
         )
-    if ((torch or foreign) and CONFIG not in names) or _of_others(place / CONFIG):
+    described = foreign.read_json_if_any(place / foreign.CONFIG)
+    if described.get("model_type") or ((torch or flax) and foreign.CONFIG not in names):  # of transformers
         raise UserError(
             f"{place} holds none of {', '.join(FILES)} but {listing(names)}; give a weight file itself"
             f"{f', e.g. {place / torch[0]}' if torch else ''}."
@@ -61,7 +55,7 @@ def find_file(path: str) -> AnyPath | None:
 def _fetch(address: str) -> AnyPath:
     path = hub.fetch(address, *FILES)
     with contextlib.suppress(UserError):
-        for name in (CONFIG, PIXELS):  # what they say is checked; they lie beside the weights
+        for name in (foreign.CONFIG, foreign.PIXELS):  # what they say is checked; they lie beside the weights
             hub.fetch(address, name)
     if path.name.endswith(INDEX):
         for name in shards(path):
@@ -69,13 +63,8 @@ def _fetch(address: str) -> AnyPath:
     return path
 
 
-def _of_others(described: AnyPath) -> bool:
-    """Whether a config.json is that of a model of transformers."""
-    return bool(read_json_if_any(described).get("model_type"))
-
-
 def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
-    """Our encoder's parameters from a backbone; the position table is resized.
+    """Our encoder's parameters, float32 arrays, from a backbone; the position table is resized.
 
     Registers become the first queries: both are learned tokens without position, so that the encoder with
     these queries alone computes what the backbone computes. Without registers there are no queries.
@@ -84,7 +73,7 @@ def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
         path: safetensors or torch file, or the index of several. config: of the model to be initialised.
 
     Returns:
-        Tree of float32 numpy arrays; None if the file holds a released STELLAR model instead.
+        The tree; None if the file holds a released STELLAR model instead.
 
     Raises:
         UserError: an unreadable file; tensors that are missing or unknown, or of another architecture.
@@ -101,10 +90,8 @@ def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
         return None
     family, found = _choose(found, path)
     if unlike := family.unlike(found):
-        raise UserError(
-            f"{path} {unlike}, which STELLAR's encoder cannot represent; start from another backbone."
-        )
-    check_described(path, family, config)
+        raise UserError(f"{path} {unlike}, which our encoder cannot represent; start from another backbone.")
+    foreign.check_described(path, family, config)
     m = config.model
     encoder = {k: v for k, v in abstract_params(config)["encoder"].items() if k != "queries"}
     expected = shapes_of({"encoder": encoder}, m.patch, family.names)
@@ -124,14 +111,15 @@ def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
         expected[registers] = (1, _count(found[registers], m.tokens, path), m.width)
     checked = check_tensors(found, expected, family.unused, path)
     tree = tensors_to_params(checked, {"encoder": encoder}, family.names)["encoder"]
-    tree["patch_embedding"] = fold_pixels(tree["patch_embedding"], pixels_of(path))
+    tree["patch_embedding"] = foreign.fold_pixels(tree["patch_embedding"], foreign.pixels_of(path))
     if scales:
         attention, mlp = (np.stack([checked[name] for name in names]) for names in scales)
-        tree["trunk"]["blocks"] = fold_scales(tree["trunk"]["blocks"], attention, mlp)
+        tree["trunk"]["blocks"] = foreign.fold_scales(tree["trunk"]["blocks"], attention, mlp)
     if registers is not None:
         tree["queries"] = checked[registers][0]
     grid = (m.image_size // m.patch,) * 2
-    return {**tree, "position_table": resized_table(tree["position_table"], grid, registers is not None)}
+    table = foreign.resized_table(tree["position_table"], grid, registers is not None)
+    return {**tree, "position_table": table}
 
 
 def _choose(found: dict[str, np.ndarray], path: AnyPath) -> tuple[Family, dict[str, np.ndarray]]:

@@ -6,8 +6,6 @@ checkpoint (an argparse.Namespace, settings of a trainer) become empty placehold
 no foreign module is imported, no foreign code runs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re
@@ -23,7 +21,7 @@ import safetensors
 from flax import serialization, traverse_util
 from safetensors.numpy import save_file
 
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, reason_of
 
 CHECKSUMS = "sparse_vis.crc32"  # key of the file's metadata: JSON of tensor name -> checksum
 # Keys under which trainers store the model's tensors in a checkpoint, the outer key first.
@@ -61,8 +59,7 @@ def damaged(path: Path, kind: str, cause: Exception | str) -> UserError:
         return UserError(f"{path} is a safetensors file by its content; give it the extension .safetensors.")
     if kind != "Flax msgpack" and start[8:9] != b"{" and _FLAX.match(start):
         return UserError(f"{path} is a Flax msgpack file; give the safetensors or torch file instead.")
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    reason = lines[0].rstrip(". ")[:200]
+    reason = reason_of(cause).rstrip(". ")[:200]
     return UserError(f"{path} cannot be read as a {kind} file ({reason}); download or export it again.")
 
 
@@ -79,18 +76,13 @@ def _crc32(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), start)
 
 
-def write_safetensors(
-    tensors: dict[str, np.ndarray], path: Path, about: dict[str, str] | None = None
-) -> None:
-    """Write tensors with their checksums; the same tensors always give the same bytes.
-
-    `about`: further metadata of the file.
-
-    Raises:
-        OSError, safetensors.SafetensorError: the file cannot be written.
-    """
+def write_safetensors(tensors: dict[str, np.ndarray], path: Path, meta: dict[str, str] | None = None) -> None:
+    """Write tensors, their checksums and metadata, always in the same bytes; an OSError if that fails."""
     sums = {name: _crc32(array) for name, array in tensors.items()}
-    save_file(tensors, path, {"format": "pt", CHECKSUMS: json.dumps(sums), **(about or {})})
+    try:
+        save_file(tensors, path, {"format": "pt", CHECKSUMS: json.dumps(sums), **(meta or {})})
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
     # The library writes the metadata's keys in random order.
     with path.open("r+b") as file:
         (length,) = struct.unpack("<Q", file.read(8))
@@ -103,11 +95,7 @@ def write_safetensors(
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, checked against their checksums if it has them.
-
-    Raises:
-        UserError: a damaged file, or a tensor of an element type that NumPy lacks.
-    """
+    """All tensors of a file; a UserError if it is damaged, or has a type of elements that NumPy lacks."""
 
     def tensor(file, name: str) -> np.ndarray:
         try:
@@ -136,11 +124,7 @@ def _unknown_type(path: Path, name: str, kind: str) -> UserError:
 
 
 def shards(index: Path) -> list[str]:
-    """File names in the index of a model saved in parts (model.safetensors.index.json).
-
-    Raises:
-        UserError: the index cannot be read, or names a file outside its folder.
-    """
+    """File names in a *.safetensors.index.json; a UserError if it is damaged, or names a file elsewhere."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         inside = all(name and name == Path(name).name for name in names)
@@ -181,9 +165,8 @@ class _StandIn:
 def read_torch(path: Path) -> dict[str, np.ndarray]:
     """Named tensors of a file of torch.save: a state_dict, or a checkpoint that also holds other things.
 
-    Raises:
-        UserError: torch is not installed; the file is damaged or has no named tensors; or a tensor is sparse,
-            quantized, without values, or of an element type that NumPy lacks.
+    A UserError if torch is not installed; the file is damaged or has no named tensors; or a tensor is sparse,
+    quantized, without values, or of an element type that NumPy lacks.
     """
     try:
         import torch

@@ -1,7 +1,5 @@
 """Files on the Hugging Face hub, through the optional huggingface_hub."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 import re
@@ -16,13 +14,10 @@ _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.))*"  # of an owner or a repositor
 def fetch(
     address: str, *filenames: str, revision: str | None = None, local_files_only: bool = False
 ) -> pathlib.Path:
-    """Local path of one file of a hub repository, downloaded if it is not in the cache.
+    """Local path of a file of the hub's "owner/repository", downloaded if it is not in the cache.
 
-    Args:
-        address: "owner/repository". filenames: alternatives; the first that the repository has is fetched.
-
-    Raises:
-        UserError: an invalid address, huggingface_hub is not installed, or none of the files can be fetched.
+    Of several `filenames`, the first that the repository has. A UserError if the address is invalid,
+    huggingface_hub is not installed, or none of the files can be fetched.
     """
     if not re.fullmatch(f"{_NAME}/{_NAME}", address):
         raise UserError(f"{PREFIX}{address} names no repository; write {PREFIX}owner/repository/model.")

@@ -1,7 +1,5 @@
 """Read configuration and parameters of a model from our checkpoints, released files, or the hub."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools
@@ -17,7 +15,7 @@ from ml_collections import ConfigDict
 from sparse_vis.build import build_classifier, build_model
 from sparse_vis.config import settings
 from sparse_vis.interop import hub, manifest, step_folder
-from sparse_vis.interop.naming import as_transformers_4
+from sparse_vis.interop.families import as_transformers_4
 from sparse_vis.interop.released import UNUSED, params_to_tensors, shapes_of, tensors_to_params
 from sparse_vis.interop.tensors import SAFETENSORS, TORCH, check_tensors, listing, read_tensors
 from sparse_vis.models.classifier import LinearClassifier
@@ -102,9 +100,7 @@ def _entry(
     if weights is not None:
         models = {key: entry for key, entry in models.items() if entry["weights"] == weights}
     if not models:
-        raise UserError(
-            f"{described} names no model with the weights {weights}; use the config.json released with it."
-        )
+        raise UserError(f"{described} names no model with the weights {weights}; use that released with it.")
     if name is None and len(models) == 1:
         name = next(iter(models))
     if name not in models:
@@ -192,13 +188,9 @@ def read_model(
     local_files_only: bool = False,
     teacher: bool = False,
 ) -> Loaded:
-    """Read a model from any place that `sparse_vis.load` accepts; the other arguments as there.
+    """Read a model from any place that `sparse_vis.load` accepts; arguments and errors as there.
 
-    Args:
-        teacher: whether to read the EMA teacher too, from one of our own checkpoints.
-
-    Raises:
-        UserError: nothing can be loaded; says what is wrong and what to do.
+    `teacher`: whether to read the EMA teacher too, from one of our own checkpoints.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r} is not a checkpoint; give a {paths.PLACES}.")

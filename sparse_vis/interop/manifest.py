@@ -1,7 +1,5 @@
 """Convert between config.json of the released form and our configuration (docs/method.md section 9)."""
 
-from __future__ import annotations
-
 import pathlib
 from typing import NoReturn
 
@@ -12,7 +10,7 @@ from sparse_vis.config.defaults import default_config
 from sparse_vis.config.ranges import ALLOWED, FLAG, Choice, Form, Range, shown
 from sparse_vis.config.settings import at
 from sparse_vis.models.vqgan import VQGAN
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import CHECKSUM, read_json
 
 # Key in a released config.json -> setting in config.model.
@@ -44,21 +42,12 @@ KNOWN = {
 
 
 def read_manifest(path: pathlib.Path) -> dict:
-    """The `models` of a config.json.
-
-    Raises:
-        UserError: the file is missing, is no JSON, does not match its checksum (only our own exports have
-            one), or lists no models with weight files.
-    """
-    try:
+    """The `models` of a config.json; a UserError if it is missing, damaged, or names no weight files."""
+    remedy = f'download or export it again, or delete its line "{CHECKSUM}" if the edit was intended.'
+    with explained((OSError, ValueError), f"{path} is damaged or was edited by hand", remedy):
+        if not path.exists():
+            raise UserError(f"{path} is missing; place the release's config.json beside its weights.")
         content = read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; place the release's config.json beside its weights.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged or was edited by hand ({error}); download or export it again, or delete "
-            f'its line "{CHECKSUM}" if the edit was intended.'
-        ) from None
     models, kind = content.get("models"), content.get("model_type")
     if kind and not models:
         raise UserError(
@@ -97,12 +86,7 @@ def _refuse(name: str, what: str) -> NoReturn:
 
 
 def complete(entry: dict, name: str) -> dict:
-    """A manifest entry with every size filled in and checked against sparse_vis/config/ranges.py.
-
-    Raises:
-        UserError: a missing size that cannot be derived, a value of a wrong type or out of range, or an
-            unsupported choice.
-    """
+    """A manifest entry with every size filled in and checked against config/ranges.py; or a UserError."""
     for key in ("spatial_temp", "predictor_layers"):  # tensor shapes do not show these
         if key in entry and entry[key] is None:
             _refuse(name, f"has no value for {key}")
@@ -147,11 +131,7 @@ def _check(entry: dict, key: str, allowed: Range | Choice | Form, name: str) -> 
 
 
 def to_config(entry: dict, name: str) -> ConfigDict:
-    """Our configuration for a manifest entry: its model in float32, otherwise the published recipe.
-
-    Raises:
-        UserError: as `complete`; or contradictory sizes.
-    """
+    """Our configuration for an entry: its model in float32, else as published; errors as of `complete`."""
     full = complete(entry, name)
     config = default_config()
     config.name = name

@@ -10,8 +10,6 @@ The Flax original numbers modules in the order of computation, so its decoder co
 while torch's `up.i` is resolution level i. Flax kernels are kh x kw x in x out, torch's out x in x kh x kw.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ an orbax-checkpoint older than ours, and fail on `nn.scan` with an unknown batch
 graphs with `sparse_vis.encode`, `reconstruct` and `classify`.
 """
 
-from __future__ import annotations
-
 import json
 
 import jax
@@ -35,8 +33,7 @@ class Graph:
     def add(self, operator: str, *inputs: str | np.ndarray, names: tuple[str, ...] = (), **attributes):
         """Append a node; returns the name of its first output.
 
-        Args:
-            inputs: names, or arrays, which become constants. names: of the outputs; one new name if empty.
+        Arrays among `inputs` become constants. `names`: of the outputs; one new name if empty.
         """
         names = names or (f"v{len(self.nodes)}",)
         inputs = [x if isinstance(x, str) else self._constant(x) for x in inputs]
@@ -141,11 +138,7 @@ def _classifier(graph: Graph, classifier: LinearClassifier | NearestClassifier, 
 
 
 def build_decoder(model: Stellar, params: dict, shapes: dict[str, list[int]]) -> onnx.ModelProto:
-    """Graph from "sparse" and "spatial" to "pixels", or "logits" of codes.
-
-    Args:
-        params: of the decoder, as numpy arrays. shapes: of the three, without the batch.
-    """
+    """Graph from "sparse" and "spatial" to "pixels" or "logits", of these shapes without the batch."""
     decoder, size = model.decoder, model.encoder.image_size
     (rows, columns), p = model.grid(size, size), decoder.patch
     graph = Graph(decoder.sizes.epsilon)
@@ -183,9 +176,7 @@ def build(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> onnx.M
     """Graph from uint8 images (batch, H, W, 3) of the model's own size to the outputs of `sparse_vis.encode`.
 
     With a classifier, "probability" is one more output, and the metadata have the `classes` as a JSON list.
-
-    Args:
-        params: as numpy arrays. outputs: name -> shape without the batch.
+    `params`: as numpy arrays. `outputs`: name -> shape without the batch.
     """
     encoder = model.encoder
     graph = Graph(encoder.sizes.epsilon)

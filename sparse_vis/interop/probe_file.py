@@ -4,8 +4,6 @@ The JSON, under the key `sparse_vis.probe`, has `format` (1), `kind`, the fields
 `classes`, their names), `weights_crc32` (of the model's encoder and factorizer) and its `accuracy`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -21,7 +19,7 @@ from sparse_vis.interop.load import Loaded, is_shipped
 from sparse_vis.interop.step_folder import FOLDER
 from sparse_vis.models.classifier import LinearClassifier, NearestClassifier, Segmenter
 from sparse_vis.runtime.checksums import crc32
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import CHECKSUM, checksum, on_disk, whole
 from sparse_vis.runtime.paths import HUB, AnyPath, as_path, expanded
 from sparse_vis.runtime.tools import check_folder
@@ -46,11 +44,7 @@ def place_of(path: AnyPath, file: str = FILE) -> AnyPath:
 
 
 def place_to_write(given: str | AnyPath, name: str, file: str = FILE) -> AnyPath:
-    """`place_of` the flag or argument `name`, checked before long work.
-
-    Raises:
-        UserError: the file cannot be written, or is there and holds what can only be made by training.
-    """
+    """`place_of` an argument; a UserError if it cannot be written, or holds what only training can make."""
     path = place_of(as_path(expanded(given, name, buckets=True)), file)
     check_folder(path.parent, name)
     if path.is_dir():
@@ -77,39 +71,21 @@ def how_to_load(found: Loaded, path: str | AnyPath, name: str | None, probe: Any
     return f"{load}, and export it with --probe={probe}; {why}"
 
 
-def classifier_of(found: Loaded, path: str | AnyPath, given: str | AnyPath | None) -> tuple:
-    """The classifier of a model, its parameters and what is known of it; () if there is none.
+def head_of(found: Loaded, path: str | AnyPath, given: str | AnyPath | None, file: str = FILE) -> tuple:
+    """A model's classifier, or with SEGMENTER its segmenter, its parameters and what is known of it; or ().
 
-    Args:
-        found: the model that was read from `path`. given: file or folder of a probe. Without it, a fine-tuned
-            model's own is used, or the probe beside the model; one of other weights is left out with a note.
-
-    Raises:
-        UserError: the probe cannot be used.
+    `given`: file or folder of one, else a UserError. Without it, a fine-tuned model's own is used, or that
+    beside `path`, from which `found` was read; one of other weights is left out with a note.
     """
     if given is not None:
-        read = read_probe(place_of(as_path(expanded(given, "probe", buckets=True))), found.params)
-        if isinstance(read[0], Segmenter):
-            raise UserError(f"probe={given} is a segmenter; give it as segmenter=.")
+        name, other = ("probe", "segmenter") if file == FILE else ("segmenter", "probe")
+        read = read_probe(place_of(as_path(expanded(given, name, buckets=True)), file), found.params)
+        if isinstance(read[0], Segmenter) != (file == SEGMENTER):
+            kind = "segmenter" if file == FILE else "classifier"
+            raise UserError(f"{name}={given} is a {kind}; give it as {other}=.")
         return read
-    if found.classifier:
-        about = {"weights_crc32": weights_of(found.params), "finetuned": True}
-        return (*found.classifier, about)
-    return read_beside(found, path, FILE)
-
-
-def segmenter_of(found: Loaded, path: str | AnyPath, given: str | AnyPath | None) -> tuple:
-    """The same for a segmenter, beside the model or `given`."""
-    if given is None:
-        return read_beside(found, path, SEGMENTER)
-    read = read_probe(place_of(as_path(expanded(given, "segmenter", buckets=True)), SEGMENTER), found.params)
-    if not isinstance(read[0], Segmenter):
-        raise UserError(f"segmenter={given} is a classifier; give it as probe=.")
-    return read
-
-
-def read_beside(found: Loaded, path: str | AnyPath, file: str) -> tuple:
-    """`read_probe` of a file beside the model; () if it is not there or, with a note, of other weights."""
+    if file == FILE and found.classifier:
+        return (*found.classifier, {"weights_crc32": weights_of(found.params), "finetuned": True})
     folder = beside(path)
     if folder is None or not (folder / file).is_file():
         return ()
@@ -137,33 +113,23 @@ def beside(path: str | AnyPath) -> AnyPath | None:
 
 
 def write_probe(path: AnyPath, classifier: Classifier, tensors: dict, about: dict[str, Any]) -> None:
-    """Write a classifier, its parameters and what else is known of it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a classifier, its parameters and what else is known of it, or raise a UserError."""
     kind = next(kind for kind, of in KINDS.items() if isinstance(classifier, of))
     fields = {f.name: getattr(classifier, f.name) for f in dataclasses.fields(classifier)}
     fields = {name: value for name, value in fields.items() if name not in ("parent", "name")}
     about = {"format": FORMAT, "kind": kind, **about, **fields}
     about = json.loads(json.dumps(about))  # tuples become lists, of which the checksum is the same
-    try:
+    with explained(OSError, f"{path} cannot be written", "give another place for the probe."):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as partial:
             text = json.dumps({CHECKSUM: checksum(about), **about})
             write_safetensors({k: np.asarray(v) for k, v in tensors.items()}, partial, {KEY: text})
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} cannot be written ({error}); give another place for the probe.") from None
 
 
 def read_probe(path: AnyPath, params: dict) -> tuple[Classifier, dict, dict[str, Any]]:
-    """The classifier of a file, its parameters, and what else the file says.
+    """The classifier of a file for a model with these `params`, its parameters, and what else the file says.
 
-    Args:
-        params: of the model for which it is to be used.
-
-    Raises:
-        UserError: it is missing or damaged, no probe, of a later format, or was fitted for other weights.
+    A UserError if it is missing or damaged, no probe, of a later format, or was fitted for other weights.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a probe's file, or the folder that holds its {FILE}.")
@@ -173,7 +139,8 @@ def read_probe(path: AnyPath, params: dict) -> tuple[Classifier, dict, dict[str,
             text = (file.metadata() or {}).get(KEY)
     if text is None:
         raise UserError(f"{path} holds no probe; give a file that `python -m sparse_vis probe` wrote.")
-    try:
+    damages = ValueError, KeyError, TypeError, AttributeError
+    with explained(damages, f"{path} is damaged", "fit it again, or restore it from a copy."):
         about = json.loads(text)
         if about.pop(CHECKSUM) != checksum(about):
             raise ValueError("its description has another checksum")
@@ -183,10 +150,6 @@ def read_probe(path: AnyPath, params: dict) -> tuple[Classifier, dict, dict[str,
         kind = KINDS[about["kind"]]
         names = [f.name for f in dataclasses.fields(kind) if f.name not in ("parent", "name")]
         classifier = kind(**{n: about[n] for n in names} | {"classes": tuple(about["classes"])})
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error}; fit it again, or restore it from a copy.") from None
     if about["weights_crc32"] != weights_of(params):
         raise OtherWeightsError(
             f"{path} was fitted for a model with other parameters; fit a probe for this one "

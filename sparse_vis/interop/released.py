@@ -4,8 +4,6 @@ Torch stores linear weights as out x in, convolutions as out x in x kh x kw, sep
 values, and layers under numbered names. Our kernels are in x out, QKV is fused, and layers are stacked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import product
 
@@ -148,10 +146,8 @@ def _tensors_of(path: str, shape: tuple[int, ...], names: dict) -> Iterator[tupl
 def unused_tensors(params: dict, *, teacher: bool) -> Tensors:
     """Zeros for tensors that the published module declares but never uses, so that strict loading works.
 
-    The unused patch embedding of the decoder is always that of a ViT for 224 px and patch 16.
-
-    Args:
-        params: our parameter tree. teacher: whether the EMA teacher is exported too.
+    Among them are poolers, with `teacher` that of the EMA teacher too. The unused patch embedding of the
+    decoder is always that of a ViT for 224 px and patch 16.
     """
     width = params["encoder"]["cls_token"].shape[-1]
     decoder = params["decoder"]["proj"]["bias"].shape[-1]

@@ -5,8 +5,6 @@ in the global stream, sums for the next row of metrics, and a checksum of every 
 `config`.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
@@ -87,13 +85,9 @@ def read_data(step: AnyPath) -> tuple[dict, dict | None]:
 
 
 def compare(step: AnyPath, saved: dict | None, item: str, tree) -> None:
-    """Refuse restored arrays whose checksums differ; without checksums, print a note.
+    """Refuse restored arrays whose checksums differ, with a UserError that names the first one.
 
-    Args:
-        saved: checksums, from `read_data`. item: one of ITEMS. tree: its restored arrays, all or some.
-
-    Raises:
-        UserError: names the first array that differs.
+    `saved`: checksums, from `read_data`; without, print a note. `tree`: arrays of one of ITEMS, all or some.
     """
     if saved is None:
         print(f"note: {step / item} was saved without checksums: damage would not be noticed.", flush=True)
@@ -128,17 +122,14 @@ def newest_step(workdir: AnyPath) -> int:
 def find_step(path: AnyPath) -> AnyPath:
     """The step folder for a path: itself, or the newest of a workdir or of its checkpoints folder.
 
-    Raises:
-        UserError: there is no checkpoint, it is in S3 or incomplete, or its name is not UTF-8.
+    A UserError if there is no checkpoint, it is in S3 or incomplete, or its name is not UTF-8.
     """
     if not is_utf8(path):
         raise UserError(
             f"{str(path)!r} has a name that is not UTF-8, below which Orbax cannot read; rename it."
         )
     if str(path).startswith(S3):
-        raise UserError(
-            f"Orbax cannot read checkpoints in {S3} ({path}); copy it to a disk or to gs:// first."
-        )
+        raise UserError(f"Orbax cannot read checkpoints in {S3} ({path}); copy it to a disk or gs:// first.")
     if not _is_step(path):
         steps = _steps(path)
         if not steps:
@@ -221,8 +212,7 @@ def _restore_part(step: AnyPath, item: str, abstract: dict) -> dict:
 def restore_params(step: AnyPath, abstract: dict) -> dict:
     """Parameters of a step folder, on this process's first device, trained on any number of devices.
 
-    Raises:
-        UserError: the arrays cannot be read, have other shapes than `abstract`, or other checksums.
+    A UserError if the arrays cannot be read, have other shapes than `abstract`, or other checksums.
     """
     return _restore_part(step, "params", abstract)
 

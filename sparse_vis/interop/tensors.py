@@ -1,7 +1,5 @@
 """Read named tensors from weight files, and check that they are those of the expected model."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,13 +27,11 @@ def read_tensors(path: str | AnyPath) -> dict[str, np.ndarray]:
     """Read all tensors of a safetensors, torch or Flax msgpack file; the extension decides which it is.
 
     Of the index of several files, those of all. Torch tensors may be nested under "state_dict" or "model"
-    beside an optimizer; nested names of Flax are joined with "/".
+    beside an optimizer; nested names of Flax are joined with "/". A UserError if it is missing, damaged or
+    unknown, or is a torch file where torch is not installed.
 
     Returns:
         Name -> array in the file's layout and dtype (bfloat16 as ml_dtypes.bfloat16), without WRAPPERS.
-
-    Raises:
-        UserError: a missing, damaged or unknown file, or a torch file where torch is not installed.
     """
     path = as_path(path)
     if not path.is_file():
@@ -81,9 +77,8 @@ def check_tensors(
     """The expected tensors as float32, if a file holds exactly the tensors of a model, and finite ones.
 
     Args:
-        found: name -> array, as read. expected: name -> shape.
+        found: name -> array, as read. expected: name -> shape. path: the file, for messages.
         known_unused: regular expressions; names that match one in full may be left unused.
-        path: the file, for messages.
 
     Raises:
         UserError: lists missing, misshapen and unexpected tensors (at most 8 names of each), or tensors

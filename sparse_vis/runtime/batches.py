@@ -3,8 +3,6 @@
 With several processes, each computes its share of the rows on its own devices, and all get all rows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -26,10 +24,8 @@ def run_in_batches(call: Callable, size: int, *arrays, progress: Progress | None
     Each batch is split over all devices of this process, on which parameters must be `everywhere`.
 
     Args:
-        call: `size` rows of each array → any structure of arrays of `size` rows.
         size: rows per call, rounded up to a multiple of the devices; a smaller last batch is padded with
-            copies of its last row.
-        arrays: of equally many rows, at least one. progress: told of every batch.
+            copies of its last row. arrays: of equally many rows, at least one. progress: told of every batch.
     """
     devices, found = Devices(), []
     size = -(-size // devices.mesh.size) * devices.mesh.size

@@ -4,8 +4,6 @@ A bucket holds objects, which appear whole or not at all, and which cannot grow.
 while there is an object whose name begins with its own. There is no rename either.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging
@@ -57,24 +55,21 @@ class BucketPath(gpath.PosixGPath):
     def is_file(self) -> bool:
         return self._type() == "file"
 
-    def is_symlink(self) -> bool:
-        return False
-
-    def resolve(self) -> BucketPath:
+    def resolve(self) -> "BucketPath":
         return self
 
     absolute = expanduser = resolve
 
-    def iterdir(self) -> Iterator[BucketPath]:
+    def iterdir(self) -> "Iterator[BucketPath]":
         with self._client() as client:
             names = {name.rstrip("/") for name in client.ls(str(self), detail=False)}
         return self._of(names - {str(self).partition("://")[2]})
 
-    def glob(self, pattern: str) -> Iterator[BucketPath]:
+    def glob(self, pattern: str) -> "Iterator[BucketPath]":
         with self._client() as client:
             return self._of(client.glob(str(self / pattern)))
 
-    def _of(self, names: set[str] | list[str]) -> Iterator[BucketPath]:
+    def _of(self, names: set[str] | list[str]) -> "Iterator[BucketPath]":
         scheme = str(self).partition("://")[0]
         return (type(self)(f"{scheme}://{name}") for name in sorted(names))
 

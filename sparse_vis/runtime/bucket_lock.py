@@ -1,7 +1,5 @@
 """A lock in a bucket, where no kernel releases it: an object that its holder rewrites as a sign of life."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -11,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 
 from sparse_vis.runtime.bucket import BucketPath
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 
 HEARTBEAT = 10.0  # seconds between two signs of life
 DEAD = 60.0  # a holder that gives none for so long is taken for dead
@@ -20,24 +18,16 @@ LOOK = 1.0  # seconds between two looks at another's lock
 
 @contextlib.contextmanager
 def hold(path: BucketPath, holder: str, flag: str) -> Iterator[None]:
-    """Context in which this process holds the lock; the same promise as `lock.hold`.
+    """Context in which this process holds the lock; the same promise and errors as `lock.hold`.
 
     The object's first line is `holder`, the second names this call and counts its signs of life. Whoever
     finds the object watches it: if it changes, the lock is held; if it stays the same for DEAD seconds, its
     holder was killed, and the lock is taken over. No clocks are compared. A holder that was only cut off for
     so long finds another's lock when it is back, and ends at once, because two runs would mix their files.
-
-    Args:
-        flag: with which to give another folder.
-
-    Raises:
-        UserError: the lock is held (names the holder), or the bucket cannot be written to.
     """
     own, ended = uuid.uuid4().hex, threading.Event()
-    try:
+    with explained(OSError, f"cannot write to {path.parent}", f"give another {flag}."):
         _take(path, holder, own, flag)
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent} ({error.strerror}); give another {flag}.") from None
     beats = threading.Thread(target=_beat, args=(path, holder, own, ended), daemon=True)
     beats.start()
     try:

@@ -1,7 +1,5 @@
 """Arguments of Python calls: checks with one sentence for what cannot be, and errors that name no flags."""
 
-from __future__ import annotations
-
 import functools
 import numbers
 from collections.abc import Collection, Mapping, Sequence
@@ -56,11 +54,7 @@ def one_of(name: str, value: Any, known: Collection[str]) -> None:
 
 
 def class_names(given: Any) -> tuple[str, ...]:
-    """The argument `classes`: a list, tuple or array of names, in the order of the labels.
-
-    Raises:
-        UserError: it is something else, such as a string, a number or a set, is empty, or has a name twice.
-    """
+    """The names in an argument `classes`: a list, tuple or array in the order of the labels; or UserError."""
     found = given.tolist() if hasattr(given, "tolist") else given
     if isinstance(found, str | bytes) or not isinstance(found, Sequence):
         what = f"classes={given!r} is a {type(given).__name__}"

@@ -5,8 +5,6 @@ words. A change within one word always changes the sum; any other damage, such a
 unnoticed with probability 2^-32. A checksum consists of two sums with different keys.
 """
 
-from __future__ import annotations
-
 import functools
 import zlib
 
@@ -66,13 +64,10 @@ def _program(result: jax.sharding.Sharding):
 
 
 def checksum(leaf: jax.Array | np.ndarray) -> str:
-    """Checksum of an array as 16 hexadecimal digits.
+    """Checksum of an array of any real, integer, boolean or key type, as 16 hexadecimal digits.
 
-    On CPU it is computed by NumPy, on other devices each sums its own shard.
-
-    Args:
-        leaf: any shape; any real, integer, boolean or key type. If it is spread over several processes, all
-            of them must call this.
+    On CPU it is computed by NumPy, on other devices each sums its own shard. If the array is spread over
+    several processes, all of them must call this.
     """
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)

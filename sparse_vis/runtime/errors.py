@@ -1,7 +1,5 @@
 """UserError, for mistakes that the user can correct, and how command lines report it."""
 
-from __future__ import annotations
-
 import _thread
 import contextlib
 import functools
@@ -19,6 +17,23 @@ AGAIN = 0.05  # seconds
 
 class UserError(ValueError):
     """An error whose message is one sentence with cause and remedy; command lines print no traceback."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something failed, in one line: of the system's errors without number and file."""
+    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def explained(kinds: type | tuple[type, ...], what: str, remedy: str) -> Iterator[None]:
+    """Context in which errors of these kinds become the UserError "what (reason); remedy"."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        raise UserError(f"{what} ({reason_of(error)}); {remedy}") from None
 
 
 @contextlib.contextmanager
@@ -70,8 +85,8 @@ def quiet_orbax() -> None:
 
     if getattr(sys.unraisablehook, "func", None) is not _report_unless_abandoned:
         sys.unraisablehook = functools.partial(_report_unless_abandoned, sys.unraisablehook)
-    absl_logging.get_absl_logger().addFilter(_is_news)
-    logging.getLogger("asyncio").addFilter(_is_retrieved)
+    for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(_is_news)
 
 
 def _report_unless_abandoned(before: Callable, unraisable) -> None:
@@ -84,10 +99,7 @@ def _report_unless_abandoned(before: Callable, unraisable) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # Each of Orbax's threads logs the error that ends it, with a traceback; Orbax raises that error too.
-    return record.levelno < logging.ERROR or "/orbax/" not in record.pathname
-
-
-def _is_retrieved(record: logging.LogRecord) -> bool:
-    # Orbax raises the first error, and abandons all other futures.
-    return "never retrieved" not in record.getMessage()
+    # Each of Orbax's threads logs the error that ends it, with a traceback. Orbax raises the first of these
+    # errors, and abandons all other futures.
+    of_orbax = record.levelno >= logging.ERROR and "/orbax/" in record.pathname
+    return not of_orbax and "never retrieved" not in record.getMessage()

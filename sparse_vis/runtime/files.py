@@ -1,7 +1,5 @@
 """Atomic writing of files, also in buckets, and checksums that detect later damage."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -22,10 +20,8 @@ CHECKSUM = "checksum"
 def whole(path: AnyPath) -> Iterator[Path]:
     """Context that yields a temporary path to write to; at its end, it is synced to disk and renamed.
 
-    If the path is in a bucket, the temporary file is on this machine's disk and is uploaded at the end.
-
-    Raises:
-        OSError: it cannot be written; an existing file is unchanged and the temporary file is removed.
+    If the path is in a bucket, the temporary file is on this machine's disk and is uploaded at the end. After
+    an OSError, an existing file is unchanged and the temporary file is removed.
     """
     if in_bucket(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -82,10 +78,7 @@ def file_sha256(path: AnyPath) -> str:
 
 
 def checksum(content: dict[str, Any]) -> str:
-    """Checksum of a JSON object without its field `checksum`, hexadecimal (docs/extraction.md).
-
-    It does not depend on formatting and the order of keys.
-    """
+    """Checksum of a JSON object without its field `checksum`, hexadecimal; the keys' order does not enter."""
     rest = {key: value for key, value in content.items() if key != CHECKSUM}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -100,12 +93,7 @@ def write_json(path: AnyPath, content: dict[str, Any]) -> None:
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
-    """Read a JSON object and compare its `checksum`; files of earlier versions have none.
-
-    Raises:
-        ValueError: says in a few words what is damaged.
-        OSError: the file cannot be read.
-    """
+    """Read a JSON object; a ValueError if it is none, or if it has a `checksum` that does not match."""
     try:
         content = json.loads(path.read_bytes().decode())
         if not isinstance(content, dict):

@@ -1,7 +1,5 @@
 """Files to which a run appends its metrics, on disk or in a bucket, where objects cannot grow."""
 
-from __future__ import annotations
-
 import io
 import os
 import time
@@ -17,10 +15,7 @@ class GrowingObject:
     """An object of a bucket to which a run appends: all is kept in memory, and uploaded again and again.
 
     `flush` uploads it if the last time is long enough ago and the bucket can be reached; `sync` and `close`
-    upload it at once.
-
-    Args:
-        path: of the object; what is there already stays.
+    upload it at once. What is there already stays.
     """
 
     def __init__(self, path: AnyPath):

@@ -1,7 +1,5 @@
 """Settings for the host's CPU and memory, which the C library and JAX read when they start."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import hashlib

@@ -1,7 +1,5 @@
 """A lock that lets one process write to a folder; it ends with that process."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import errno
@@ -11,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.paths import AnyPath, in_bucket, is_utf8
 
 LOCK, EVALUATION_LOCK = ".lock", ".evaluation.lock"
@@ -51,13 +49,11 @@ def hold(folder: AnyPath, doing: str, flag: str = "--output", name: str = LOCK) 
         with bucket_lock.hold(folder / name, holder, flag):
             yield
         return
-    try:
+    with explained(OSError, f"cannot write to {folder}", f"give another {flag}."):
         new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         path = folder.resolve() / name
         descriptor = None if path in _held else _lock(path)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}); give another {flag}.") from None
     if descriptor is None:
         raise UserError(f"{folder} is in use ({_holder(path)}); wait until it ends, or give another {flag}.")
     _held.add(path)
@@ -88,9 +84,7 @@ def _lock(path: Path) -> int | None:
                     return None
                 raise
             where = f"{path.parent} does not support locks ({error.strerror})"
-            print(
-                f"note: the file system of {where}; make sure that no other process writes there.", flush=True
-            )
+            print(f"note: the file system of {where}; make sure no other process writes there.", flush=True)
             return descriptor
         if _is_at(descriptor, path):
             return descriptor

@@ -1,7 +1,5 @@
 """Names as printable text: of files, which need not be UTF-8, and of the leaves of a pytree."""
 
-from __future__ import annotations
-
 import re
 
 # Backslash, line ends, control characters, and bytes that are not UTF-8 (surrogates in Python).
@@ -11,8 +9,7 @@ _SPECIAL = re.compile("[\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
 def escaped(name: str) -> str:
     r"""A name as one line of UTF-8: backslashes doubled, other special characters as \xNN per byte.
 
-    Args:
-        name: as Python gives it, with bytes that are not UTF-8 as surrogates (`surrogateescape`).
+    Bytes that are not UTF-8 are surrogates in the name, as Python gives it (`surrogateescape`).
     """
 
     def escape(match: re.Match) -> str:

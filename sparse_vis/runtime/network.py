@@ -1,7 +1,5 @@
 """Whether the Hugging Face hub can be reached, asked before a download."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import threading

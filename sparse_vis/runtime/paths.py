@@ -1,7 +1,5 @@
 """Check and expand paths given as a flag, a setting or an argument of the notebook interface."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os
@@ -20,8 +18,7 @@ AnyPath = pathlib.PurePath
 def fault(text: str, hub: bool = False, buckets: bool = False) -> str | None:
     """What is wrong with a path, as the rest of a sentence that begins with it; None if nothing is.
 
-    Args:
-        hub: whether hf:// addresses are allowed. buckets: whether gs:// and s3:// are.
+    `hub`: whether hf:// addresses are allowed. `buckets`: whether gs:// and s3:// are.
     """
     if not text.strip():
         return "is empty; give a path (the current folder is .)"
@@ -55,11 +52,7 @@ def in_bucket(path: str | os.PathLike) -> bool:
 def expanded(path: str | bytes | os.PathLike, what: str, hub: bool = False, buckets: bool = False) -> str:
     """A path with ~ expanded, because a shell does not expand it after the = of a flag.
 
-    Args:
-        what: the path's name in messages, e.g. "config.data.path". hub, buckets: as in `fault`.
-
-    Raises:
-        UserError: the path is empty, has an unknown ~user, is an address that is not allowed, or no path.
+    A UserError, which calls the path `what`, e.g. "config.data.path", if `fault` finds one, or it is no path.
     """
     if not isinstance(path, str | bytes | os.PathLike):
         raise UserError(f"{what} is a {type(path).__name__}, not a path; give one.")
@@ -78,11 +71,11 @@ def as_path(text: str | os.PathLike) -> AnyPath:
     return BucketPath(os.fspath(text))
 
 
-def place(text: str, hub: bool = True) -> str:
+def place(text: str, hub: bool = True, buckets: bool = True) -> str:
     """argparse `type` of --checkpoint: a path with ~ expanded, also in a bucket, or an hf:// address."""
-    if wrong := fault(text, hub, buckets=True):
+    if wrong := fault(text, hub, buckets):
         raise argparse.ArgumentTypeError(f"{text!r} {wrong}")
-    return expanded(text, "", hub, buckets=True)
+    return expanded(text, "", hub, buckets)
 
 
 def is_utf8(path: AnyPath) -> bool:
@@ -101,9 +94,7 @@ def folder(text: str) -> str:
 
 def local(text: str) -> pathlib.Path:
     """argparse `type` of a flag that names a file or folder of this computer: a path with ~ expanded."""
-    if wrong := fault(text):
-        raise argparse.ArgumentTypeError(f"{text!r} {wrong}")
-    return pathlib.Path(expanded(text, ""))
+    return pathlib.Path(place(text, hub=False, buckets=False))
 
 
 def path(text: str) -> AnyPath:

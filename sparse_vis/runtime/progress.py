@@ -1,7 +1,5 @@
 """What long work prints: its progress, and notes."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import functools
@@ -75,10 +73,7 @@ class Progress:
     """Prints images done, images/s and the time left, every few seconds and at the end (not of training).
 
     The rate leaves out the images of the first `add`, during which programs compile, unless these are all.
-
-    Args:
-        what: name of the work. total: images over all epochs. done: images done by an earlier call.
-        unit: what is counted, if not images.
+    `total` counts the images (or `unit`) of all epochs, `done` those of an earlier call.
     """
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "images"):
@@ -96,7 +91,5 @@ class Progress:
         if now - self.printed < REPORT_SECONDS and self.done < self.total:
             return
         self.printed, rate = now, (self.done - self.first) / max(now - self.began, 1e-9)
-        speed = (
-            f"  {rate:.1f} {self.unit}/s  ETA {time_left((self.total - self.done) / rate)}" if rate else ""
-        )
-        print(f"{self.what}: {self.done}/{self.total} {self.unit}{speed}", flush=True)
+        rest = f"  {rate:.1f} {self.unit}/s  ETA {time_left((self.total - self.done) / rate)}" if rate else ""
+        print(f"{self.what}: {self.done}/{self.total} {self.unit}{rest}", flush=True)

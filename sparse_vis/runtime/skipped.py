@@ -1,10 +1,8 @@
 """Images that cannot be used, and skipped.txt: one line for each that a command or a run left out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import explained
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.paths import AnyPath
@@ -21,19 +19,12 @@ def lines(skips: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def append(folder: AnyPath, new: Iterable[str]) -> None:
-    """Append to the folder's skipped.txt those of the lines that it does not have yet.
-
-    Raises:
-        UserError: it cannot be written, and is as it was.
-    """
+    """Append to the folder's skipped.txt those of the lines that it lacks, or raise a UserError."""
     if not (new := [line.encode(errors="backslashreplace") for line in new]):
         return
     path = folder / FILE
     there = path.read_bytes() if path.exists() else b""
     known = set(there.splitlines(keepends=True))
     if left := [line for line in new if line not in known]:
-        try:
+        with explained(OSError, f"{path} cannot be written", "fix this and repeat the command."):
             write_whole(path, there + b"".join(left))
-        except OSError as error:
-            what = f"{path} cannot be written ({error.strerror})"
-            raise UserError(f"{what}; fix this and repeat the command.") from error

@@ -1,7 +1,5 @@
 """Shared by the command lines: flags whose errors are one sentence, and an early check of --output."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import os
@@ -12,7 +10,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from sparse_vis.runtime import paths
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.skipped import MAX_PIXELS, ON_ERROR
 
 
@@ -60,9 +58,7 @@ FLAGS = {
     "--on-error": dict(
         choices=ON_ERROR, default="stop", help="what to do if an image cannot be used (%(default)s)",
     ),
-    "--letterbox": dict(
-        action="store_true", help="show whole images, in a border, instead of their centre crop",
-    ),
+    "--letterbox": dict(action="store_true", help="show whole images, in a border, not their centre crop"),
     "--max-pixels": dict(
         type=positive, default=MAX_PIXELS, help="images with more pixels are refused (%(default)s)",
     ),
@@ -115,13 +111,9 @@ def check_folder(path: pathlib.Path, name: str = "--output") -> None:
     Of a bucket, only one that does not answer: whether it can be written to shows with the folder's lock.
     """
     if paths.in_bucket(path):
-        try:
+        remedy = "repeat the command when the network and this machine's credentials allow it."
+        with explained(OSError, f"{name}={path} cannot be reached", f"give another {name}, or {remedy}"):
             path.exists()
-        except OSError as error:
-            raise UserError(
-                f"{name}={path} cannot be reached ({error.strerror}); give another {name}, or repeat the "
-                "command when the network and this machine's credentials allow it."
-            ) from None
         return
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     reason = f"no permission in {there}" if there.is_dir() else f"{there} is a file"

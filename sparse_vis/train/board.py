@@ -1,7 +1,5 @@
 """Where metrics go besides metrics.jsonl: writers behind clu's interface, without TensorFlow."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import pathlib
@@ -85,11 +83,7 @@ class EventWriter(Writer):
 
 
 class Guarded:
-    """A writer that must not end the run, e.g. on a full disk: on an error, it prints one note and stops.
-
-    Args:
-        what: is written, for the note. make: opens the writer.
-    """
+    """A writer that must not end the run, e.g. on a full disk: on an error, it prints one note and stops."""
 
     def __init__(self, what: str, make: Callable[[], Writer]):
         self.what = what
@@ -122,10 +116,8 @@ class Guarded:
 class TensorBoard(Guarded):
     """Writes the rows of metrics.jsonl, and pictures, as a TensorBoard file too.
 
-    Args:
-        folder: for the file. rows: of metrics.jsonl before the step from which the run continues. They are
-            written again, and so are the pictures of their steps: the file of a killed run may lack some, be
-            damaged, or hold later steps.
+    `rows` before the step from which the run continues are written again, and so are the pictures of their
+    steps: the file of a killed run may lack some, be damaged, or hold later steps.
     """
 
     def __init__(self, folder: AnyPath, rows: list[dict]):

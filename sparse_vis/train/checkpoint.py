@@ -3,8 +3,6 @@
 Orbax writes a step under a temporary name first, so that an interrupted save is never taken for a checkpoint.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import os
@@ -19,7 +17,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from sparse_vis.config.settings import plain
 from sparse_vis.interop.step_folder import FOLDER, compare, damaged, read_data, reason_of, saved_steps
 from sparse_vis.runtime import checksums
-from sparse_vis.runtime.errors import UserError, quiet_orbax
+from sparse_vis.runtime.errors import UserError, explained, quiet_orbax
 from sparse_vis.runtime.paths import S3, AnyPath, as_path, in_bucket
 from sparse_vis.train.step import TrainState
 
@@ -43,14 +41,10 @@ def prepare(workdir: AnyPath) -> None:
     check_place(workdir)
     if in_bucket(workdir):
         return
-    try:
+    with explained(OSError, f"cannot write to workdir {workdir}", "give another --workdir."):
         (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
         if not (os.access(workdir, os.W_OK) and os.access(workdir / FOLDER, os.W_OK)):
             raise PermissionError(0, "permission denied")
-    except OSError as error:
-        raise UserError(
-            f"cannot write to workdir {workdir} ({error.strerror}); give another --workdir."
-        ) from None
 
 
 def open_manager(workdir: AnyPath, keep: int) -> ocp.CheckpointManager:

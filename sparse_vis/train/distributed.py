@@ -1,7 +1,5 @@
 """Runs of several processes: connect them, print from process 0 alone, and end all when one ends."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -14,7 +12,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from sparse_vis.runtime import host, lock
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.paths import AnyPath
 
 # JAX takes a process that is silent for this long for dead, and ends the others. Its default is 100 s.
@@ -84,10 +82,6 @@ def _initialize(others: str) -> None:
             coordinator_address=match[1], num_processes=int(match[2]), process_id=int(match[3]),
             cluster_detection_method="deactivate",
         )  # fmt: skip
-    try:
+    remedy = "start them with a script of launch/, or give HOST:PORT,PROCESSES,PROCESS."
+    with explained(ValueError, "--distributed=auto finds no other processes", remedy):
         jax.distributed.initialize(**options)
-    except ValueError as error:
-        raise UserError(
-            f"--distributed=auto finds no other processes ({error}); start them with a script of "
-            "launch/, or give HOST:PORT,PROCESSES,PROCESS."
-        ) from None

@@ -1,7 +1,5 @@
 """Fine-tuning: a training step with a classifier on the tokens, and a rate for each layer of the encoder."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 
@@ -27,19 +25,13 @@ TRAINED = ("encoder", "classifier")  # all else keeps its weights
 
 
 def prepare(config: ConfigDict) -> Source:
-    """Set the classes to those of the data, and switch off what only pretraining has, in place.
+    """Set the classes to those of the data, and switch off what only pretraining has; returns the images.
 
-    Returns:
-        The images.
-
-    Raises:
-        UserError: the images have no classes, or fewer than two, or other ones than config.finetune.classes;
-            config.train.probe_every is set.
+    A UserError if these have no classes, fewer than two, or other ones than config.finetune.classes, or if
+    config.train.probe_every is set.
     """
     if config.train.probe_every:
-        raise UserError(
-            "config.train.probe_every measures pretraining, and --mode=finetune does not do it; set it to 0."
-        )
+        raise UserError("config.train.probe_every measures pretraining, not fine-tuning; set it to 0.")
     source, given = build_source(config, config.data.split), tuple(config.finetune.classes)
     if not has_labels(source) or len(source.classes) < 2:
         raise UserError(
@@ -48,9 +40,7 @@ def prepare(config: ConfigDict) -> Source:
             "class, or a table with labels."
         )
     if given and given != source.classes:
-        raise UserError(
-            f"config.finetune.classes are not the classes of {source!r}; leave it out, to read them there."
-        )
+        raise UserError(f"config.finetune.classes are not the classes of {source!r}; leave it out.")
     config.finetune.classes = source.classes
     config.teacher.enabled, config.train.health_every = False, 0
     return source

@@ -1,7 +1,5 @@
 """Measures of S, L, prototypes and matches on fixed images, and warnings of collapse."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 
@@ -115,9 +113,7 @@ def complaints(measures: Mapping[str, float | int], tokens: int) -> dict[str, st
         limits["L_coverage"] = (1.2 / tokens, "one token covers the whole of every image")
     if tokens > 2:
         limits["S_rank_in_image"] = (1 + 0.1 * (tokens - 2), "the tokens of an image are nearly alike")
-    return {
-        name: meaning for name, (limit, meaning) in limits.items() if measures.get(name, math.inf) < limit
-    }
+    return {name: meaning for name, (low, meaning) in limits.items() if measures.get(name, math.inf) < low}
 
 
 class HealthCheck:

@@ -1,7 +1,5 @@
 """Initial parameters of a run, with the weights named by `config.init`."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """The log of a training run: printed lines, metrics.jsonl, TensorBoard files, skipped images."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -115,7 +113,14 @@ class RunLog:
             self._write_row(step, means)
             for writer in self.writers:
                 writer.write(step, means)
-            self.mention_input(extra.get("input_wait_seconds", 0.0) / seconds)
+            share = extra.get("input_wait_seconds", 0.0) / seconds
+            if share > INPUT_SHARE and not self.said_waiting:
+                self.said_waiting = True
+                say(
+                    f"note: data loading is the bottleneck: {share:.0%} of the time since the last line was "
+                    "spent waiting for images; raise config.data.workers (decoding processes), up to the "
+                    "number of free cores."
+                )
         return means
 
     def add_probe(self, step: int, numbers: dict[str, float], picture: np.ndarray, seconds: float) -> None:
@@ -135,11 +140,8 @@ class RunLog:
 
     def _write_row(self, step: int, numbers: dict[str, float]) -> None:
         row = {"step": step, "time": time.time(), **numbers}
-        self._write(json.dumps(row, allow_nan=False).encode() + b"\n")
-
-    def _write(self, line: bytes) -> None:
         with self._writing():
-            self.file.write(line)
+            self.file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
             self.file.flush()
 
     def sync(self) -> None:
@@ -157,16 +159,6 @@ class RunLog:
                 f"metrics cannot be written to {self.path} ({error.strerror}; "
                 f"{saved_steps(self.path.parent)}); fix this and repeat the command."
             ) from error
-
-    def mention_input(self, share: float) -> None:
-        """Print once that input is the bottleneck, if waiting took more than INPUT_SHARE of an interval."""
-        if share > INPUT_SHARE and not self.said_waiting:
-            self.said_waiting = True
-            say(
-                f"note: data loading is the bottleneck: {share:.0%} of the time since the last line was "
-                "spent waiting for images; raise config.data.workers (decoding processes), up to the "
-                "number of free cores."
-            )
 
     def line(self, step: int, row: dict[str, float]) -> str:
         """The line to print for a row: the main numbers; metrics.jsonl has all.
@@ -192,7 +184,7 @@ class RunLog:
             parts.pop(name, None)
         return line
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, error: type | None, *_) -> None:

@@ -1,7 +1,5 @@
 """The training loop: start or restore, step, report, save; stop on a signal or on non-finite numbers."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math
@@ -21,7 +19,7 @@ from sparse_vis.data.sources import OBJECT, Source
 from sparse_vis.interop import step_folder
 from sparse_vis.losses.reconstruction import psnr_of
 from sparse_vis.models.vqgan import VQGAN
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import write_json
 from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS, uncollected
 from sparse_vis.runtime.paths import AnyPath, as_path
@@ -93,16 +91,14 @@ def note_jump(before: optax.Schedule, now: optax.Schedule, count: int) -> None:
 def write_config(config: ConfigDict, workdir: AnyPath) -> None:
     """Write a run's configuration as config.json; UserError if it cannot be written."""
     path = workdir / "config.json"
-    try:
+    with explained(OSError, f"{path} cannot be written", "fix this, or give another --workdir."):
         write_json(path, settings.plain(config))
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); fix this, or give another --workdir."
-        ) from error
 
 
 class Run:
     """One training run in a workdir; `Run(config, workdir).train()`.
+
+    A UserError is any error that the user can correct; before the first step where possible.
 
     Args:
         workdir: folder for checkpoints, metrics and config.json.
@@ -111,9 +107,6 @@ class Run:
         build: (config, tokenizer module) -> Recipe; benchmarks/evidence/baselines.py has another.
         source: the images, if config.data does not name them. show: prints the line of a row of metrics.
         probe: source -> (parameters -> numbers and a picture, or None), for config.train.probe_every.
-
-    Raises:
-        UserError: any error that the user can correct; before the first step where possible.
     """
 
     def __init__(
@@ -217,11 +210,7 @@ class Run:
         )
 
     def train(self, stop: StopSignal | None = None) -> dict[str, float]:
-        """Train to the last step, or until `stop` has a signal, and save; returns the last row of metrics.
-
-        Raises:
-            UserError: bad numbers, unreadable data, or a checkpoint that cannot be written.
-        """
+        """Train to the last step, or until `stop` has a signal, and save; returns the last row of metrics."""
         steps = self.config.train.steps
         if self.step >= steps:
             say(

@@ -4,8 +4,6 @@ The batch is sharded over both axes, parameters and optimizer state over fsdp, b
 The mathematics contains no collectives: under jit, a sum over the batch is already global.
 """
 
-from __future__ import annotations
-
 import math
 import re
 
@@ -19,22 +17,15 @@ from sparse_vis.runtime.names import path_name
 
 BATCH = P(("data", "fsdp"))
 
-# The first match wins. The blocks' kernels, 97 % of H/14's parameters, are sharded along their first matrix
-# axis; so are scale and bias of the LayerNorm before a kernel, as their gradients follow from the kernel's.
-# All else is replicated: sharded prototypes would be gathered again for each of their many uses, and their
-# gradient would need the rows of the whole batch.
-RULES = (
-    (r"blocks/(.*kernel|norm_.*)$", P(None, "fsdp")),
-    (r"", P()),
-)
+# The blocks' kernels, 97 % of H/14's parameters, are sharded along their first matrix axis; so are scale and
+# bias of the LayerNorm before a kernel, as their gradients follow from the kernel's. All else is replicated:
+# sharded prototypes would be gathered again for each of their many uses, and their gradient would need the
+# rows of the whole batch.
+SHARDED = re.compile(r"blocks/(.*kernel|norm_.*)$")
 
 
 def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
-    """Mesh over all devices of all processes, or over given ones.
-
-    Args:
-        shape: devices along (data, fsdp), which must cover them (UserError); -1: all that remain.
-    """
+    """Mesh over all devices along (data, fsdp), which `shape` must cover (UserError); -1: all that remain."""
     devices = jax.devices() if devices is None else devices
     sizes = list(shape)
     given = math.prod(size for size in sizes if size != -1)
@@ -54,8 +45,7 @@ def state_sharding(mesh: Mesh, state):
     is replicated."""
 
     def one(path, leaf):
-        name = path_name(path)
-        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+        spec = P(None, "fsdp") if SHARDED.search(path_name(path)) else P()
         fits = len(spec) <= len(leaf.shape) and all(
             axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(spec, leaf.shape, strict=False)
         )

@@ -1,7 +1,5 @@
 """Gradients of a global batch that does not fit into memory: two passes over its parts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

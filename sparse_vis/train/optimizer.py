@@ -1,7 +1,5 @@
 """AdamW with warm-up, cosine decay and clipping, and the EMA teacher (docs/method.md sections 6 and 7)."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import optax

@@ -1,7 +1,5 @@
 """Everything static about a run's step, and how it is built from a configuration."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

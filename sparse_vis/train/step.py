@@ -1,7 +1,5 @@
 """One training step as a pure function: views, forward, targets, objective, gradient, update, metrics."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Handle SIGTERM and Ctrl-C: exit at once if nothing would be lost, else finish the step and save first."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -14,18 +12,15 @@ class StopSignal:
     """Tells the training loop when to save and stop; as a context, handles both signals inside it.
 
     A first Ctrl-C is handled like a SIGTERM, but the process then ends as by an interrupt, so that a shell
-    script's loop over runs ends too. A second Ctrl-C ends the process at once.
-
-    Args:
-        status: exit status after a SIGTERM.
+    script's loop over runs ends too. A second Ctrl-C ends the process at once. `status`: exit status after a
+    SIGTERM.
     """
 
     def __init__(self, status: int = 0):
         self.status = status
         self.number = None  # of the signal received
-        self.keep = (
-            False  # whether there are steps to save; if not, a signal prints this and ends the process:
-        )
+        # Whether there are steps to save; if not, a signal prints the message and ends the process.
+        self.keep = False
         self.message = "before the first step: there was nothing to save; repeat the command to start again."
 
     @property
@@ -37,7 +32,7 @@ class StopSignal:
         """The signal's name, for messages."""
         return "Ctrl-C" if self.number == signal.SIGINT else "SIGTERM"
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> "StopSignal":
         # None: a handler that was not set from Python, and could not be set again.
         self.before = {n: h for n in SIGNALS if (h := signal.getsignal(n)) is not None}
         self.listen()
@@ -96,7 +91,7 @@ class StopCall(StopSignal):
     thread, to which Python gives signals, nothing is handled.
     """
 
-    def __enter__(self) -> StopCall:
+    def __enter__(self) -> "StopCall":
         self.before = {}
         if threading.current_thread() is threading.main_thread():
             super().__enter__()

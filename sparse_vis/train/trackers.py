@@ -1,7 +1,5 @@
 """Weights & Biases and MLflow as writers behind clu's interface: config.train.trackers."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import tempfile
@@ -10,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import read_json, write_json
 from sparse_vis.runtime.paths import AnyPath, in_bucket
 from sparse_vis.train.board import Guarded, Writer
@@ -99,16 +97,11 @@ def check_trackers(names: tuple[str, ...]) -> None:
 def open_trackers(names: tuple[str, ...], workdir: AnyPath, hparams: Mapping) -> list[Guarded]:
     """Writers of these trackers, which continue their runs of this workdir.
 
-    Args:
-        hparams: dotted name -> value of every setting; written to a new run.
+    `hparams`: dotted name -> value of every setting; written to a new run.
     """
     file = workdir / FILE
-    try:
+    with explained(ValueError, f"{file} is damaged", "delete it to start new runs of the trackers."):
         ids = read_json(file) if file.exists() else {}
-    except ValueError as error:
-        raise UserError(
-            f"{file} is damaged ({error}); delete it to start new runs of the trackers."
-        ) from None
 
     def make(name: str) -> Writer:
         writer = WRITERS[name](workdir, ids.get(name))

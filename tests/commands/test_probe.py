@@ -282,7 +282,10 @@ def test_damage_and_later_formats_are_refused(workdir, loaded, tmp_path):
     assert sparse_vis.load(workdir, probe=tmp_path)[0].classifier == head
     whole = path.read_bytes()
     for broken, match in (
-        (whole.replace(b'\\"mean_S\\"', b'\\"mean_T\\"'), "is damaged: its description has another checksum"),
+        (
+            whole.replace(b'\\"mean_S\\"', b'\\"mean_T\\"'),
+            r"is damaged \(its description has another checksum",
+        ),
         (whole[:-1] + b"\1", "the checksum of kernel does not match"),
     ):
         assert broken != whole

@@ -129,7 +129,9 @@ def test_a_downloaded_folder_of_files(tmp_path):
     with pytest.raises(UserError, match=r"train\[:0%\].* corresponds to no data!\); correct --split"):
         open_input(f"hf:{tmp_path / 'data'}", split="train[:0%]")
     path.unlink()
-    with pytest.raises(UserError, match=r"cannot read '.*1\.png' \(No such file.*, the file of data#1"):
+    with pytest.raises(
+        UserError, match=r"cannot read '.*1\.png' \(No such file.*; restore the file of data#1"
+    ):
         found[1]
     with pytest.raises(UserError, match="correct --split") as error:
         open_input(f"hf:{tmp_path / 'data'}", split="val")

@@ -203,7 +203,7 @@ def test_a_full_disk_keeps_finished_shards_and_the_same_command_continues(
         if fault == "fsync":
             patched.setattr(os, "fsync", full)
         else:
-            patched.setattr(pack, "count_records", lambda path: 0 if SHARDS[1] in path.name else 2)
+            patched.setattr(pack.packed, "count_records", lambda path: 0 if SHARDS[1] in path.name else 2)
         with pytest.raises(OSError, match=r"No space left|the file is incomplete"):
             run(images, output)
     assert sorted(os.listdir(output)) == [SHARDS[0], "packed.json"]

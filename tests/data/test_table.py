@@ -183,7 +183,7 @@ def test_python_objects_are_sources(photos):
         (iter([1]), "^a list_iterator is no data set"),
         ([np.zeros((4, 4, 3))], r"is a ndarray of float64, shape \(4, 4, 3\); give a path, the bytes"),
         ([{"label": 1}], r"^item 0 of the list with the images has no key 'image' \(label\); add it"),
-        (["no.png"], r"^cannot read 'no\.png' \(No such file or directory\), item 0 of the list"),
+        (["no.png"], r"^cannot read 'no\.png' \(No such file or directory\); correct the path of item 0 of"),
         ([np.zeros((0, 5, 3), np.uint8)], r"is a ndarray of uint8, shape \(0, 5, 3\); give a path"),
         ([Image.new("L", (5, 0))], r"is a ndarray of uint8, shape \(0, 5, 3\); give a path, the bytes"),
         (Pairs([(np.zeros((4, 4, 3), np.uint8), 2)]), "label of item 0 .* is 2; give .* 0 to 1, or"),

@@ -15,9 +15,29 @@ from sparse_vis.commands import pack
 from sparse_vis.config.arguments import parse
 from sparse_vis.config.defaults import default_config
 from sparse_vis.data import scenes
-from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError, command_line, explained
 from sparse_vis.runtime.tools import check_folder
 from sparse_vis.train.stop import StopSignal
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    (
+        (OSError(errno.ENOSPC, "No space left", "/a/file"), "No space left"),
+        (ValueError("first line\nsecond"), "first line"),
+        (ValueError(), "ValueError"),
+    ),
+)
+def test_an_error_becomes_a_sentence_with_its_reason(error, reason):
+    into_one = explained((OSError, ValueError), "x cannot be read", "restore it.")
+    with pytest.raises(UserError, match=rf"^x cannot be read \({reason}\); restore it\.$"), into_one:
+        raise error
+    said = explained(ValueError, "x cannot be read", "restore it.")
+    with pytest.raises(UserError, match=r"^said already\.$"), said:
+        raise UserError("said already.")  # a ValueError too
+    with pytest.raises(KeyError), explained(OSError, "x cannot be read", "restore it."):
+        raise KeyError("other")
 
 
 def tools():

@@ -1,25 +1,25 @@
-"""What the JSON files beside a backbone's weights say of it, that its tensors do not show."""
-
-from __future__ import annotations
+"""What other backbones compute and our encoder does not: read beside the weights, and moved into them."""
 
 import json
+import math
 import pathlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from sparse_vis.interop.folding import IMAGENET, Pixels
-from sparse_vis.interop.naming import Family
+from sparse_vis.interop.families import Family
+from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD, resize_position_table
 from sparse_vis.runtime.errors import UserError
 
+Pixels = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of R, G, B in [0, 1]
+IMAGENET: Pixels = (IMAGENET_MEAN, IMAGENET_STD)
 CONFIG, PIXELS = "config.json", "preprocessor_config.json"  # of transformers; timm has the first alone
 
 
 def check_described(path: pathlib.Path, family: Family, config: ConfigDict) -> None:
-    """Refuse a backbone with other heads, LayerNorm epsilon or activation than config.model.
-
-    Raises:
-        UserError: names both values.
-    """
+    """Refuse, with a UserError, other heads, LayerNorm epsilon or activation than those of config.model."""
     beside, m = path.parent / CONFIG, config.model
     found = read_json_if_any(beside)
     activation = found.get("hidden_act") or (found.get("model_args") or {}).get("act_layer") or "gelu"
@@ -39,13 +39,7 @@ def check_described(path: pathlib.Path, family: Family, config: ConfigDict) -> N
 
 
 def pixels_of(path: pathlib.Path) -> Pixels:
-    """Mean and standard deviation by which a backbone's pixels are scaled.
-
-    ImageNet's, with a note, if no file beside it says so.
-
-    Raises:
-        UserError: they are not three numbers each, or the standard deviations are not positive.
-    """
+    """Mean and standard deviation that scale a backbone's pixels: of a file beside it, else ImageNet's."""
     for name, group, keys in (
         (PIXELS, None, ("image_mean", "image_std")),
         (CONFIG, "pretrained_cfg", ("mean", "std")),
@@ -68,11 +62,7 @@ def _three(values: object, path: pathlib.Path, key: str) -> tuple[float, ...]:
 
 
 def read_json_if_any(path: pathlib.Path) -> dict:
-    """The content of a JSON file; empty if there is none.
-
-    Raises:
-        UserError: the file is no group of settings in JSON, such as a Git-LFS pointer.
-    """
+    """The content of a JSON file, empty without one; a UserError if it is no group of settings in JSON."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -82,3 +72,42 @@ def read_json_if_any(path: pathlib.Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a group of settings in JSON; download it again, or delete it.")
     return content
+
+
+def fold_scales(blocks: dict, attention: np.ndarray, mlp: np.ndarray) -> dict:
+    """Blocks with LayerScale in their last linear maps: scale * (x W + b) = x (W scale) + b scale.
+
+    `blocks`: parameters, stacked. `attention`, `mlp`: scale factors behind each, (layers, d).
+    """
+    scaled = {
+        name: {
+            "kernel": blocks[name]["kernel"] * scale[:, None, :],
+            "bias": blocks[name]["bias"] * scale,
+        }
+        for name, scale in (("attention_out", attention), ("mlp_out", mlp))
+    }
+    return {**blocks, **scaled}
+
+
+def fold_pixels(embedding: dict, theirs: Pixels) -> dict:
+    """A patch embedding of pixels scaled as `theirs`, for pixels that our encoder scales by IMAGENET.
+
+    With theirs t = (x - m') / s' and ours u = (x - m) / s of a pixel x in [0, 1], t = u s/s' + (m - m')/s'.
+    """
+    if theirs == IMAGENET:
+        return embedding
+    (mean, std), (their_mean, their_std) = np.float64(IMAGENET), np.float64(theirs)
+    kernel = embedding["kernel"].astype(np.float64).reshape(-1, 3, embedding["kernel"].shape[-1])
+    shift = np.einsum("pcd,c->d", kernel, (mean - their_mean) / their_std)
+    scaled = (kernel * (std / their_std)[:, None]).reshape(embedding["kernel"].shape)
+    return {"kernel": np.float32(scaled), "bias": np.float32(embedding["bias"] + shift)}
+
+
+def resized_table(table: np.ndarray, grid: tuple[int, int], antialias: bool) -> np.ndarray:
+    """A position table for another grid, as transformers resizes it: with registers antialiased, else not."""
+    side = math.isqrt(len(table))
+    if not antialias or grid == (side, side):
+        return np.asarray(resize_position_table(jnp.asarray(table), grid))
+    square = jnp.asarray(table).reshape(side, side, -1)
+    resized = jax.image.resize(square, (*grid, square.shape[-1]), "cubic", antialias=True)
+    return np.asarray(resized).reshape(grid[0] * grid[1], -1)

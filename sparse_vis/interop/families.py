@@ -1,6 +1,4 @@
-"""Families of backbones: tensor names in other projects' weight files, one file a family in families/."""
-
-from __future__ import annotations
+"""Families of backbones: tensor names in other projects' weight files."""
 
 import re
 from collections.abc import Collection
@@ -8,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
+
+from sparse_vis.interop.released import renamed
 
 # Names within a layer: transformers 5 -> transformers 4.
 _LAYER_5 = {
@@ -55,7 +55,7 @@ class Family:
     epsilon: float | None = None
     patches_alone: bool = False
 
-    def under(self, prefix: str) -> Family:
+    def under(self, prefix: str) -> "Family":
         """The same names with a prefix of words and dots."""
         pattern = re.escape(prefix)
         return replace(
@@ -79,14 +79,72 @@ class Family:
         return "" if cls in found else f"has no class token ({cls})"
 
 
+# The plain ViTs of transformers, alone or within another model.
+VIT = Family(
+    "ViT, ViTMAE, ViTMSN or DINO of transformers (vit.embeddings.cls_token or embeddings.cls_token, …)",
+    anchor="encoder.layer.0.layernorm_before.weight",
+    names=renamed({"encoder.": ""}),
+    unused=(r"embeddings\.mask_token", r"pooler\..*"),
+    refused={r"embeddings\.distillation_token": "has a distillation token"},
+    bias="encoder.layer.0.attention.attention.query.bias",
+)
+# DINOv2 of transformers; TIMM reads those of timm and facebookresearch.
+_WITHIN = {"norm_attention": "norm1", "norm_mlp": "norm2", "mlp_in": "mlp.fc1", "mlp_out": "mlp.fc2"}
+
+DINOV2 = Family(
+    "DINOv2 of transformers, with or without registers (encoder.layer.0.layer_scale1.lambda1, …)",
+    anchor="encoder.layer.0.layer_scale1.lambda1",
+    names=VIT.names
+    | {f"encoder/trunk/blocks/{ours}": f"encoder.layer.{{layer}}.{name}" for ours, name in _WITHIN.items()},
+    unused=VIT.unused,
+    scales=("encoder.layer.{layer}.layer_scale1.lambda1", "encoder.layer.{layer}.layer_scale2.lambda1"),
+    registers=("embeddings.register_tokens",),
+    refused={r"encoder\.layer\.\d+\.mlp\.weights_(in|out)\..*": "has SwiGLU MLPs (as DINOv2-giant)"},
+    bias=VIT.bias,
+    epsilon=1e-6,
+)
+# timm's plain ViT and all that use its names.
+TIMM = Family(
+    "timm's ViT, facebookresearch's MAE, DINO, DINOv2 or MoCo v3 (blocks.0.attn.qkv.weight, …)",
+    anchor="blocks.0.norm1.weight",
+    names={
+        "encoder/cls_token": "cls_token",
+        "encoder/positions": "pos_embed",
+        "encoder/patch_embedding": "patch_embed.proj",
+        "encoder/trunk/norm": "norm",
+        "encoder/trunk/blocks/norm_attention": "blocks.{layer}.norm1",
+        "encoder/trunk/blocks/qkv": "blocks.{layer}.attn.qkv",
+        "encoder/trunk/blocks/attention_out": "blocks.{layer}.attn.proj",
+        "encoder/trunk/blocks/norm_mlp": "blocks.{layer}.norm2",
+        "encoder/trunk/blocks/mlp_in": "blocks.{layer}.mlp.fc1",
+        "encoder/trunk/blocks/mlp_out": "blocks.{layer}.mlp.fc2",
+    },
+    # The head is a classifier, or the projection of DINO and MoCo v3.
+    unused=(r"mask_token", r"decoder_(embed|blocks|norm|pred)\..*", r"decoder_pos_embed", r"head\..*"),
+    scales=("blocks.{layer}.ls1.gamma", "blocks.{layer}.ls2.gamma"),
+    registers=("reg_token", "register_tokens"),
+    refused={
+        r"blocks\.\d+\.mlp\.(w12|w3|fc1_g|fc1_x)\..*": "has SwiGLU MLPs (as DINOv2-giant)",
+        r"blocks\.\d+\.attn\.[qk]_norm\..*": "normalises queries and keys",
+        r"norm_pre\..*": "has a LayerNorm before its first block",
+        r"fc_norm\..*": "has its last LayerNorm behind the pooling, so none on its tokens",
+        r"dist_token": "has a distillation token",
+    },
+    bias="blocks.0.attn.qkv.bias",
+    epsilon=1e-6,
+    patches_alone=True,
+)
+FAMILIES = (VIT, DINOV2, TIMM)
+
+
 def as_transformers_4(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`<prefix>layers.<i>.attention.q_proj` of transformers 5 -> `<prefix>encoder.layer.<i>.attention.…`.
 
     Names that are not of transformers 5 stay as they are.
     """
 
-    def renamed(name: str) -> str:
+    def old(name: str) -> str:
         m = None if _DINOV2.fullmatch(name) else _NAME_5.fullmatch(name)
         return f"{m[1]}encoder.layer.{m[2]}.{_LAYER_5[m[3]]}.{m[4]}" if m else name
 
-    return {renamed(name): array for name, array in found.items()}
+    return {old(name): array for name, array in found.items()}
