@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import pathlib
 import runpy
 import shutil
@@ -18,40 +17,16 @@ import pytest
 from PIL import Image
 
 from sparse_vis.commands.pack import pack
-from sparse_vis.config import settings
 from tests import tiny_checkpoint
 from tests.documents import ROOT, Command, commands, pages
 from tests.forks import Forks
 from tests.main_process import environment
-from tests.tiny_checkpoint import tiny_config
-from tests.train.tiny_config import get_config as tiny_recipe
+from tests.small import SMALL, UNLESS_GIVEN
 
 TOOLS = ("extract", "probe", "reconstruct", "report", "export", "pack")
 VQGAN = "tests/golden/vq_p16.vqgan.safetensors"  # of 128 codes
 
-# The model of tiny_checkpoint, whatever the configuration; one step of 16 small images. Without a GPU,
-# and without what only takes long: processes for data, health.
-SMALL = {f"model.{name}": value for name, value in settings.leaves(tiny_config().model).items()}
-for own in ("target", "init_std", "tokenizer.path", "tokenizer.dtype", "tokenizer.codes"):
-    del SMALL[f"model.{own}"]
-SMALL |= {
-    "views.global_count": 2, "views.local_count": 1, "views.local_size": 16, "data.canvas": 32,
-    "data.scenes.size": 32, "data.pictures.size": 32, "data.workers": 0, "data.threads": 1,
-    "model.spatial_temperature": 0.06, "train.batch": 16, "train.steps": 1,
-    "train.log_every": 1, "train.save_every": 1, "train.health_every": 0,
-    "eval.train_records": 40, "eval.test_records": 20, "eval.batch": 20,
-    "efficiency.dtype": "float32", "efficiency.attention": "xla",
-}  # fmt: skip
-
-# Unless a command says otherwise, it evaluates nothing after training: others do, and .ci/run. Nor does it
-# train by its own recipe, whose step tests/test_configs.py traces: one step is compiled for all commands.
-UNLESS_GIVEN = {"eval.tasks": "()", "efficiency.microbatches": 1} | {
-    f"{section}.{name}": value
-    for section in ("loss", "views", "teacher", "optimizer")
-    for name, value in settings.leaves(tiny_recipe()[section]).items()
-    if f"{section}.{name}" not in SMALL
-}
-# The same for configs/imagenet_*.py, in place of ImageNet and MAE, which are far away.
+# For configs/imagenet_*.py, in place of ImageNet and MAE, which are far away.
 FAR = {"init": "", "data.source": "scenes", "data.split": "train"}
 TOKENIZER = {"model.tokenizer.path": VQGAN, "model.tokenizer.codes": 128}
 # Names of the docs that mean the same here, and names of results, which make no difference.
@@ -222,10 +197,7 @@ def test_a_command_runs(name, prepared, forks, tmp_path):
     shutil.copytree(prepared / "runs", tmp_path / "runs")
     if trains:
         shutil.rmtree(made(given, tmp_path)[0].parent, ignore_errors=True)
-    variables = {}
-    if given.get("mode") == "evaluate":  # probes take thousands of steps, for which better code is worth it
-        variables["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("level=0", "level=1")
-    status, output = forks.run(words, tmp_path, variables)
+    status, output = forks.run(words, tmp_path)
     assert status == 0, f"{name}\n{output}"
     files = made(given, tmp_path)
     assert files and all(path.exists() for path in files), f"{name}\n{output}"
