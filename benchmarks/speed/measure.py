@@ -102,7 +102,7 @@ def throughput(program: Program, call: Callable, repeats: int, images: int, flop
     """Time a program and compare it with the device's limit.
 
     Args:
-        call: runs the program, without arguments. repeats: timed runs. images: per call.
+        call: runs the program, without arguments. repeats: timed runs, of products too. images: per call.
         flops: per image, by formula; shares of peak count these.
         dtype: of the computation, whose matrix products are measured before and after: the better one counts,
             as a machine that others share is not always as fast.
@@ -110,9 +110,10 @@ def throughput(program: Program, call: Callable, repeats: int, images: int, flop
     Returns:
         As JSON keeps it; `stated_peak` and its share are None where no peak is stated.
     """
-    before, seconds = matmul_peak(dtype), timed(call, repeats)
+    before, seconds = matmul_peak(dtype, repeats), timed(call, repeats)
     rate = images / seconds["median"]
-    stated, measured = stated_peak(jax.devices()[0].device_kind, dtype), max(before, matmul_peak(dtype))
+    stated = stated_peak(jax.devices()[0].device_kind, dtype)
+    measured = max(before, matmul_peak(dtype, repeats))
     achieved = rate * flops / jax.device_count()
     return {
         "images": images, "dtype": dtype, "seconds": seconds, "images_per_second": rate,

@@ -121,7 +121,7 @@ def test_timing_and_shares(peaks, monkeypatch):
     program = measure.compiled(lambda x: x @ x, jnp.ones((8, 8)))
     measured = iter(peaks)
     monkeypatch.setattr(measure, "timed", lambda call, repeats: timing)
-    monkeypatch.setattr(measure, "matmul_peak", lambda dtype: next(measured))
+    monkeypatch.setattr(measure, "matmul_peak", lambda *_: next(measured))
     found = measure.throughput(program, program.call, 5, 4, 1e9, "float32")
     assert found["images_per_second"] == 8 and found["stated_peak"] is None
     assert found["measured_peak"] == 40e9 and found["share_of_measured"] == pytest.approx(0.2)
@@ -159,7 +159,7 @@ def smallest():
 def test_encode_on_the_smallest_model(tmp_path, capsys, monkeypatch):
     """What the page's command calls; the test above measures the machine's real peak."""
     out = tmp_path / "encode.json"
-    monkeypatch.setattr(measure, "matmul_peak", lambda dtype: 1e11)
+    monkeypatch.setattr(measure, "matmul_peak", lambda *_: 1e11)
     encode.main(SimpleNamespace(config=smallest(), json=str(out), repeats=1, images=2))
     assert "images/s" in capsys.readouterr().out and json.loads(out.read_text())["machine"]["date"]
 
@@ -242,7 +242,7 @@ def test_parts_of_the_smallest_model(tmp_path, capsys, monkeypatch):
     config, out = smallest(), tmp_path / "parts.json"
     config.views.global_count = 1
     kept, write = [], command.write_json
-    monkeypatch.setattr(measure, "matmul_peak", lambda dtype: 1e11)
+    monkeypatch.setattr(measure, "matmul_peak", lambda *_: 1e11)
     monkeypatch.setattr(
         command, "write_json", lambda file, r: write(file, r) or kept.append(len(r.get("parts", ())))
     )

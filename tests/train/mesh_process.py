@@ -123,13 +123,19 @@ def finetuned(shape: tuple[int, int]) -> dict[str, np.ndarray]:
     return {"finetuned": np.concatenate([leaf.ravel() for leaf in leaves])}
 
 
+@functools.cache
+def small_trunk():
+    """A trunk that computes in bfloat16, its parameters and its input."""
+    trunk = Trunk(SMALL, Compute("bfloat16"))
+    x = jax.random.normal(jax.random.key(1), (IMAGES, 9, SMALL.width), "bfloat16")
+    return trunk, *jax.device_get((jax.jit(trunk.init)(jax.random.key(0), x), x))
+
+
 def rounded(shape: tuple[int, int]) -> dict[str, np.ndarray]:
     """All gradients of a trunk that computes in bfloat16, as one vector; in one process."""
     if jax.process_count() > 1:
         return {}
-    mesh, trunk = make_mesh(shape, jax.devices()[: shape[0] * shape[1]]), Trunk(SMALL, Compute("bfloat16"))
-    x = jax.random.normal(jax.random.key(1), (IMAGES, 9, SMALL.width), "bfloat16")
-    params = trunk.init(jax.random.key(0), x)
+    mesh, (trunk, params, x) = make_mesh(shape, jax.devices()[: shape[0] * shape[1]]), small_trunk()
 
     def loss(params, x):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

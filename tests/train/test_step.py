@@ -36,9 +36,14 @@ def recipe(teacher, **loss):
 
 
 @functools.cache
-def start(r):
+def start_of(teacher):
     """State of step 0, which takes a second, as its operations run one by one."""
-    return initial_state(r)
+    return initial_state(recipe(teacher))
+
+
+def start(r):
+    """It depends on the loss no more than the parameters do."""
+    return start_of(r.momentum is not None)
 
 
 @functools.cache
