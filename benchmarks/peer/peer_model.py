@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
-from sparse_vis.interop.naming import as_transformers_4
+from sparse_vis.interop.families import as_transformers_4
 from sparse_vis.interop.released import params_to_tensors, renamed
 from sparse_vis.losses.spec import LossSpec
 from sparse_vis.types import Views
