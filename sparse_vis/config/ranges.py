@@ -243,9 +243,7 @@ def leaves(sections: Mapping, prefix: str = "") -> dict:
     return found
 
 
-ALLOWED: dict[str, Range | Choice | Form] = leaves(
-    _TABLE
-)  # dotted name of every setting -> its allowed values
+ALLOWED: dict[str, Range | Choice | Form] = leaves(_TABLE)  # by the setting's dotted name
 
 
 def check_fields(section: str, values: dict) -> None:

@@ -24,8 +24,10 @@ def run_in_batches(call: Callable, size: int, *arrays, progress: Progress | None
     Each batch is split over all devices of this process, on which parameters must be `everywhere`.
 
     Args:
+        call: `size` rows of each array → any structure of arrays of `size` rows.
         size: rows per call, rounded up to a multiple of the devices; a smaller last batch is padded with
-            copies of its last row. arrays: of equally many rows, at least one. progress: told of every batch.
+            copies of its last row.
+        arrays: of equally many rows, at least one. progress: told of every batch.
     """
     devices, found = Devices(), []
     size = -(-size // devices.mesh.size) * devices.mesh.size
