@@ -151,9 +151,12 @@ def _errors_of_datasets(name: str, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = reason_of(error.__cause__ or error)
+        cause = error.__cause__ or error
+        reason = reason_of(cause)
         if "split" in reason.lower() or "instruction" in reason.lower():
             raise UserError(f"{what} cannot be read ({reason}); correct --config.data.split.") from None
+        if file := getattr(cause, "filename", None):  # one of many, or of the cache
+            reason = f"{reason}: {quoted(os.fsdecode(file))}"
         if os.path.isdir(os.path.expanduser(name)) or name.startswith(PARQUET):
             raise UserError(f"{what} cannot be read ({reason}); copy it again, or write it again.") from None
         place, _, config = name.partition(":")

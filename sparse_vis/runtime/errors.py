@@ -100,6 +100,6 @@ def _report_unless_abandoned(before: Callable, unraisable) -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     # Each of Orbax's threads logs the error that ends it, with a traceback. Orbax raises the first of these
-    # errors, and abandons all other futures.
+    # errors, and abandons all other futures. `msg`, as getMessage fails if the arguments do not fit.
     of_orbax = record.levelno >= logging.ERROR and "/orbax/" in record.pathname
-    return not of_orbax and "never retrieved" not in record.getMessage()
+    return not of_orbax and "never retrieved" not in str(record.msg)

@@ -138,6 +138,15 @@ def test_a_downloaded_folder_of_files(tmp_path):
     assert "'val'" in str(error.value).replace('"', "'") and "\n" not in str(error.value)
 
 
+def test_of_many_files_the_one_that_is_missing_is_named(tmp_path):
+    made().save_to_disk(tmp_path / "data")
+    (gone,) = (tmp_path / "data").glob("*.arrow")
+    gone.unlink()
+    message = rf"data cannot be read \(No such file or directory: '{gone}'\); copy it again"
+    with pytest.raises(UserError, match=message):
+        open_input(f"hf:{tmp_path / 'data'}")
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from absl import flags
+from absl import logging as absl_logging
 
 from sparse_vis.commands import pack
 from sparse_vis.config.arguments import parse
@@ -152,6 +153,9 @@ def test_futures_that_orbax_gives_up_are_not_printed_beside_the_sentence(caplog)
     for text in ("_GatheringFuture exception was never retrieved\nfuture: ...", "Task took 3 s"):
         logging.getLogger("asyncio").error(text)
     assert [record.getMessage() for record in caplog.records] == ["Task took 3 s"]
+    # A library's mistake in its message is logging's to report, not the end of the tool.
+    given = {"msg": "%d images", "args": ("many",), "levelno": logging.WARNING}
+    assert absl_logging.get_absl_logger().filter(logging.makeLogRecord(given))
 
 
 def test_a_full_disk_in_an_evaluation_is_one_sentence(monkeypatch, tmp_path):
