@@ -1,5 +1,6 @@
 """Atomic writing of files, also in buckets, and checksums that detect later damage."""
 
+import errno
 import hashlib
 import json
 import os
@@ -29,6 +30,8 @@ def whole(path: AnyPath) -> Iterator[Path]:
             yield partial
             path.upload(partial)
         return
+    if path.exists() and not (path.is_symlink() or path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is a device or pipe", str(path))  # root would replace /dev/null
     partial = path.with_name(path.name + PARTIAL)
     try:
         yield partial

@@ -92,3 +92,12 @@ def test_a_text_with_a_path_that_is_not_utf8_can_be_written_and_printed(tmp_path
     command_line(lambda: print(f"wrote {name}"))
     assert capfd.readouterr().out == "wrote Mu\\udcf1oz\n"
     assert json.loads(json.dumps(name)) == name and pathlib.Path(name).name == name
+
+
+@pytest.mark.fast
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path):
+    """With `--output=/dev/null`, root would lose the device."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is a device or pipe"):
+        write_whole(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo() and [path.name for path in tmp_path.iterdir()] == ["pipe"]
