@@ -23,7 +23,7 @@ from sparse_vis.explore.saved import png
 from sparse_vis.explore.shelf import Shelf
 from sparse_vis.explore.similar import Extraction
 from sparse_vis.runtime import paths, skipped
-from sparse_vis.runtime.errors import UserError, reworded
+from sparse_vis.runtime.errors import UserError, explained, reworded
 from sparse_vis.runtime.progress import say
 from sparse_vis.runtime.tools import Parser
 
@@ -132,11 +132,9 @@ def bound(number: int) -> socket.socket:
     """A socket that only this computer reaches, at a port, or at a free one for 0."""
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
+    with explained(OSError, f"--port={number} cannot be used", "give another."):
         listening.bind((HOST, number))
         listening.listen()
-    except OSError as error:
-        raise UserError(f"--port={number} cannot be used ({error.strerror}); give another.") from error
     return listening
 
 

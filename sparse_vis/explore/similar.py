@@ -19,7 +19,7 @@ from sparse_vis.explore.token_index import READING, TokenIndex, values_of
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import files
 from sparse_vis.runtime.checksums import crc32
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.names import unescaped
 from sparse_vis.viz import overlays
 
@@ -89,11 +89,8 @@ class Extraction:
             found = file.read_row_group(group, columns=["name", "spatial"]).slice(row, 1)
         name, map_ = found["name"][0].as_py(), found["spatial"].combine_chunks()
         path = self.images / unescaped(name)
-        try:
+        with explained(OSError, f"{path} cannot be read", "give its folder as --images."):
             data = path.read_bytes()
-        except OSError as error:
-            what = f"{path} cannot be read ({error.strerror})"
-            raise UserError(f"{what}; give its folder as --images.") from error
         size = about["image_size"]
         pixels = decode({"image": data, "name": name, "max_pixels": self.max_pixels})
         if about.get("letterbox"):
