@@ -28,7 +28,7 @@ def encoded():
 
 
 def factorize(r, tokens):
-    return r.model.apply({"params": r.params}, tokens, method="factorize")
+    return jax.jit(functools.partial(r.model.apply, method="factorize"))({"params": r.params}, tokens)
 
 
 def test_rows_of_L_sum_to_one_and_Z_is_L_times_S(encoded):

@@ -120,10 +120,10 @@ def test_each_layer_has_its_rate(weight_decay):
     config.model.layers, config.finetune.classes = 3, ("a", "b")
     recipe = finetune_recipe(config)
     shapes = jax.eval_shape(functools.partial(initial_state, recipe)).params
-    ones = jax.tree.map(lambda x: jnp.ones(x.shape), shapes)
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
     make = functools.partial(finetune_optimizer, optax.constant_schedule(rate), 3, decay)
     optimizer = make(weight_decay=weight_decay, b1=0.9, b2=0.999, clip=1e30)
-    updates, _ = optimizer.update(ones, optimizer.init(ones), ones)
+    updates, _ = jax.jit(lambda ones: optimizer.update(ones, optimizer.init(ones), ones))(ones)
     found = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(updates)}
     full, names = -rate * (1 + weight_decay), set(found)
     for name in ("classifier/kernel", "classifier/bias", "encoder/trunk/norm/scale"):

@@ -28,11 +28,12 @@ NAMES = {
 
 @pytest.mark.fast
 def test_rank_and_spread():
+    rank = jax.jit(effective_rank)
     rng = np.random.default_rng(0)
     flat = rng.normal(size=(50, 1)) * rng.normal(size=(1, 8)) + rng.normal(size=8)
-    assert float(effective_rank(jnp.asarray(flat, jnp.float32))) == pytest.approx(1, abs=1e-4)
+    assert float(rank(jnp.asarray(flat, jnp.float32))) == pytest.approx(1, abs=1e-4)
     x = rng.normal(size=(3, 40, 5))
-    for ours, rows in zip(effective_rank(jnp.asarray(x, jnp.float32)), x, strict=True):
+    for ours, rows in zip(rank(jnp.asarray(x, jnp.float32)), x, strict=True):
         eigenvalues = np.linalg.eigvalsh(np.cov(rows.T))
         assert float(ours) == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-4)
     units = np.stack([[1.0, 0.0], [0.0, 1.0]])[:, None]
@@ -56,11 +57,12 @@ def test_localization():
 @pytest.mark.fast
 def test_prototypes():
     scores = jnp.zeros((4, 8)).at[jnp.arange(4), jnp.array([1, 1, 5, 7])].set(1.0)
-    ours = prototype_measures(scores)
+    measures = jax.jit(prototype_measures)
+    ours = measures(scores)
     assert float(ours["prototype_usage"]) == 0.75
     entropy = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)) / math.log(4)
     assert float(ours["prototype_entropy"]) == pytest.approx(entropy)
-    assert float(prototype_measures(jnp.eye(8)[jnp.zeros(4, int)])["prototype_entropy"]) == 0
+    assert float(measures(jnp.eye(8)[jnp.zeros(4, int)])["prototype_entropy"]) == 0
 
 
 def run(tmp_path, capsys, **changes):
