@@ -45,7 +45,6 @@ def unquoted(code: str) -> list[str]:
     return found
 
 
-@pytest.mark.fast
 def test_every_shape_is_in_quotes():
     assert {"Float", "UInt8", "Shaped", "Int32", "Bool"} <= ARRAYS
     assert unquoted("def f(x: Int[Array, N * classes], y: Float[Array, 3], z: Float[Array, 'n']): ...") == [
@@ -127,7 +126,6 @@ def global_names(code):
     return found.union(*(global_names(inside) for inside in code.co_consts if isinstance(inside, type(code))))
 
 
-@pytest.mark.fast
 def test_no_function_reads_a_name_that_its_module_lacks():
     """What ruff's F821 would say, which is off, as shapes in annotations are undefined names to it."""
     missing = {}

@@ -94,7 +94,6 @@ def test_load_reads_the_parameters_only(copy, loaded):
     np.testing.assert_array_equal(first(params), first(loaded[1]))
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("size", [(40, 56), (45, 61), (PATCH, PATCH)])
 def test_encode_and_reconstruct_any_size(loaded, size):
     model, params = loaded
@@ -122,7 +121,6 @@ def test_a_remainder_beyond_whole_patches_is_not_seen(loaded):
     np.testing.assert_allclose(a.sparse, b.sparse, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.fast
 def test_uint8_and_float_agree_also_inside_jit(loaded):
     model, params = loaded
     pixels = images(SIZE, SIZE)
@@ -227,7 +225,6 @@ def test_one_number_that_is_none_is_refused(loaded, value, array):
         sparse_vis.encode(*loaded, array(wrong))
 
 
-@pytest.mark.fast
 def test_the_rounding_of_a_resize_is_no_fault_and_inside_jit_nothing_is_checked(loaded):
     model, params = loaded
     sparse_vis.encode(model, params, np.clip(UNIT, 0.0, 1.0) * np.float32(1.0002))

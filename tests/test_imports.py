@@ -94,7 +94,6 @@ def test_the_package_itself_imports_nothing_heavy():
     assert not {"jax", "flax", "tensorflow", "orbax", "grain", "numpy"} & names
 
 
-@pytest.mark.fast
 def test_a_training_starts_without_what_evaluations_and_pictures_need():
     names = packages_after("import sparse_vis.commands.run, sparse_vis.evals.command")
     assert {"jax", "flax", "orbax", "grain"} <= names

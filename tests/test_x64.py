@@ -97,7 +97,6 @@ def test_no_float_of_a_run_has_64_bits(variant):
     assert {x.dtype.itemsize for x in jax.tree.leaves((state, after, health))} == {4}
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     "network",
     [(lpips.Lpips(), 2, np.float32), (inception.Inception(), 1, np.uint8)],

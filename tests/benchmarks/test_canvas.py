@@ -9,7 +9,6 @@ from PIL import Image
 from benchmarks.evidence import canvas
 from sparse_vis.runtime.errors import UserError
 
-pytestmark = pytest.mark.fast
 SIDE = 2048
 
 

@@ -96,7 +96,6 @@ def test_the_formula_is_the_program(unroll, name="b16"):
     assert 1 <= traced(step, params, views) / sum(step_flops(config).values()) < 1.01
 
 
-@pytest.mark.fast
 def test_the_formula_of_the_tokenizer_is_the_program():
     module = recipe_of(published("b16")).model.tokenizer
     params = jax.eval_shape(lambda: random_tokenizer(module))

@@ -181,7 +181,6 @@ def test_a_probe_is_exported_with_the_encoder(kind, feature, tmp_path):
         np.testing.assert_allclose(sparse_vis.classify(*again, images)[1], expected, atol=1e-5)
 
 
-@pytest.mark.fast
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "pixel_p16.onnx.json").write_text("")
     with pytest.raises(UserError, match=r"already holds pixel_p16\.onnx\.json; give a new --output"):

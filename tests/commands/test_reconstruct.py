@@ -60,7 +60,6 @@ def centre(path):
     return image[top : top + 64, left : left + 64]
 
 
-@pytest.mark.fast
 def test_images_that_cannot_be_used_are_refused_or_left_out_and_listed(tmp_path, monkeypatch, capsys, photos):
     shutil.copytree(photos, tmp_path / "in")
     (tmp_path / "in" / "b\n.png").write_text("no image")
@@ -168,7 +167,6 @@ def test_the_share_of_kept_codes_is_counted_on_the_training_targets():
     assert share(np.full((2, 4, 4, 3), 7, np.uint8)) == 3 / 8
 
 
-@pytest.mark.fast
 def test_the_dtype_reaches_the_tokenizer(monkeypatch, capsys, photos, tmp_path):
     seen = []
     monkeypatch.setattr(

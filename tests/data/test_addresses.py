@@ -72,7 +72,6 @@ def same(found, expected):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("kind", KINDS)
 def test_stream_resume_and_split_over_processes_are_those_of_the_folder(places, kind):
     expected = stream(opened(places, "folder"))

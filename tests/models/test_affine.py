@@ -25,7 +25,6 @@ def loss(multiply):
     return lambda *inputs: jnp.sin(multiply(*inputs).astype(jnp.float32)).sum()
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_value_and_gradients_are_those_of_autodiff(dtype):
     """But for the order of their sums, of 6 terms, 15 and 15: each addition rounds once."""

@@ -80,7 +80,6 @@ def program(name):
     return jax.jit(run)
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(("name", "dtype", "length"), EACH_LENGTH)
 def test_values_and_gradients_are_the_closed_form(name, dtype, length):
     arrays = jax.random.normal(jax.random.key(length), (4, 1, length, 2, 64), dtype)

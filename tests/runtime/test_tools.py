@@ -96,7 +96,6 @@ def test_an_output_folder_that_cannot_be_is_refused(tmp_path):
             check_folder(tmp_path / "a")
 
 
-@pytest.mark.fast
 def test_scenes_end_with_one_line_and_status_1(tmp_path):
     command = [sys.executable, "-m", "sparse_vis.data.scenes", f"--output={tmp_path}/a.xyz"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

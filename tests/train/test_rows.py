@@ -132,7 +132,6 @@ def test_rows_average_the_steps_since_the_last(small, tmp_path, monkeypatch):
     assert measured == [(5, None), (10, 1.0), (15, 1.0), (20, 1.0)]
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("how", ["kill", "stop", "unreadable"])
 def test_a_run_interrupted_anywhere_has_the_same_rows(small, tmp_path, monkeypatch, how):
     expected = go(small, tmp_path / "whole", [], monkeypatch)

@@ -46,7 +46,6 @@ def test_at_another_patch_size_codes_are_those_of_the_resized_image():
     assert np.array_equal(ours, direct)
 
 
-@pytest.mark.fast
 def test_the_vq_target_without_a_tokenizer_is_one_sentence(tmp_path):
     config = vq_config(16, 32)
     config.model.tokenizer.path = ""
