@@ -10,6 +10,7 @@
 # command. The same command continues a run. Processes find each other through the TPU's metadata.
 
 : "${TPU:?set TPU to the name of the slice}" "${ZONE:?set ZONE to its zone}" "${FOLDER:?set FOLDER to the repository}"
+: "${1:?give arguments for main.py, e.g. --config=configs/imagenet_h14.py --workdir=gs://bucket/runs/h14}"
 gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
     --command="cd $(printf %q "$FOLDER") && python ${PROGRAM:-main.py} --distributed=auto$(printf ' %q' "$@")"
 status=$?

@@ -136,6 +136,8 @@ def test_tpu_workers_get_the_arguments_as_they_were_given(commands):
         ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=20
     )
     assert shown.stdout == "<main.py><--distributed=auto><--config=a file.py><--config.eval.tasks=('x',)>"
+    bare = subprocess.run(call[:1], env=environment, capture_output=True, text=True, timeout=20)
+    assert bare.returncode and bare.stdout == "" and "give arguments for main.py" in bare.stderr
     failed = subprocess.run(
         call, env={**environment, "STATUS": "134"}, capture_output=True, text=True, timeout=20
     )
