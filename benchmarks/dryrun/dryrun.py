@@ -147,7 +147,7 @@ def report(r: dict) -> str:
         + ("" if estimated else " (of the CPU program, which says little about other devices)"),
         f"  FLOPs        {r['flops'] / 1e12:.3f} T, {per_image / 1e12:.3f} T per image"
         + (f" (XLA, which counts loops once: {once / 1e12:.3f} T)" if once else ""),
-        f"  bytes        {r['bytes'] / 1e9:.2f} GB of main memory; of them by what computes no product:",
+        f"  bytes        {r['bytes'] / 1e9:.2f} GB of main memory; of them outside products and attention:",
     ]
     for part, passed in sorted(r["passes"].items(), key=lambda item: -item[1]):
         lines.append(f"               {passed / 1e9:>10.2f}  {part}")
