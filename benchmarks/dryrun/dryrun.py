@@ -155,7 +155,7 @@ def report(r: dict) -> str:
         s = {name: 1e3 * value for name, value in r["seconds"].items()}
         lines += [
             f"  time         {s['step']:.0f} ms estimated: {s['chip']:.0f} on the chip (compute alone "
-            f"{s['compute']:.0f}, memory alone {s['memory']:.0f}, what is no product {s['passes']:.0f}) and "
+            f"{s['compute']:.0f}, memory alone {s['memory']:.0f}, outside products {s['passes']:.0f}) and "
             f"{s['links']:.0f} on the links",
             f"  throughput   {1e3 * images / s['step']:.0f} images/s, {r['share_of_peak']:.0%} of peak",
         ]
