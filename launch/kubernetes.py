@@ -7,17 +7,17 @@
 
     --name=b16              of the JobSet, and the beginning of its pods' names
     --image=IMAGE           container image; launch/Dockerfile makes one
-    --hosts=2               how many hosts with GPUs
+    --hosts=2               number of hosts with GPUs
     --gpus=8                GPUs of each host
     --gke-gpu=NAME          on GKE: the kind of GPU, e.g. nvidia-h100-80gb
-    --tpu=KIND:TOPOLOGY     on GKE: a TPU slice in place of GPUs; its hosts follow from the topology
+    --tpu=KIND:TOPOLOGY     on GKE: a TPU slice instead of GPUs; its hosts follow from the topology
     --tpu-chips=4           chips of a host of the slice
     --claim=NAME:/PATH      mount this PersistentVolumeClaim, e.g. for images or a shared workdir
-    --service-account=NAME  of the pods, e.g. one that may read and write the bucket
-    --cpus=8                asked for each pod
-    --memory=64Gi           asked for each pod
+    --service-account=NAME  service account of the pods, e.g. one that may read and write the bucket
+    --cpus=8                requested for each pod
+    --memory=64Gi           requested for each pod
     --restarts=20           how often all pods are started again, for losses, preemptions and errors together
-    --tool=extract          this tool of the package in place of main.py
+    --tool=extract          start this tool of the package instead of main.py
     --                      what follows is for main.py or the tool
 
 Prints YAML. The cluster needs JobSet (jobset.sigs.k8s.io) and, for GPUs, NVIDIA's device plugin. If a pod is

@@ -2,14 +2,14 @@
 
     python launch/local.py --processes=2 --devices=2 -- --config=configs/quickstart.py --workdir=runs/two
 
-    --processes=2    how many
-    --tool=extract   of this tool of the package in place of main.py
-    --devices=2      of each: GPUs where there are any, else virtual devices of the CPU (default: 1)
+    --processes=2    number of processes
+    --tool=extract   start this tool of the package instead of main.py
+    --devices=2      of each process: GPUs if there are any, else virtual CPU devices (default: 1)
     --               what follows is for main.py or the tool
 
-Shows what process 0 prints, and the end of another's output if that one dies. SIGTERM and Ctrl-C save and
-stop all processes; another one two seconds later kills them. When one dies, the others are ended within 10
-seconds.
+Shows what process 0 prints, and the last output of another process if it dies. On SIGTERM or Ctrl-C all
+processes save and stop; a second signal, at least two seconds later, kills them. When one dies, the others
+are ended within 10 seconds.
 """
 
 import argparse

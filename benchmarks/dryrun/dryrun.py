@@ -147,7 +147,7 @@ def report(r: dict) -> str:
         + ("" if estimated else " (of the CPU program, which says little about other devices)"),
         f"  FLOPs        {r['flops'] / 1e12:.3f} T, {per_image / 1e12:.3f} T per image"
         + (f" (XLA, which counts loops once: {once / 1e12:.3f} T)" if once else ""),
-        f"  bytes        {r['bytes'] / 1e9:.2f} GB of main memory; of them by what computes no product:",
+        f"  bytes        {r['bytes'] / 1e9:.2f} GB of main memory; of them outside products and attention:",
     ]
     for part, passed in sorted(r["passes"].items(), key=lambda item: -item[1]):
         lines.append(f"               {passed / 1e9:>10.2f}  {part}")
@@ -155,7 +155,7 @@ def report(r: dict) -> str:
         s = {name: 1e3 * value for name, value in r["seconds"].items()}
         lines += [
             f"  time         {s['step']:.0f} ms estimated: {s['chip']:.0f} on the chip (compute alone "
-            f"{s['compute']:.0f}, memory alone {s['memory']:.0f}, what is no product {s['passes']:.0f}) and "
+            f"{s['compute']:.0f}, memory alone {s['memory']:.0f}, outside products {s['passes']:.0f}) and "
             f"{s['links']:.0f} on the links",
             f"  throughput   {1e3 * images / s['step']:.0f} images/s, {r['share_of_peak']:.0%} of peak",
         ]

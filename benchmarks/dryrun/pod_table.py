@@ -25,7 +25,7 @@ MB_PER_IMAGE = 147_897.5 / 1_281_167
 GPUS = {"b16": "b16_vq_step", "h14": "h14_pixel_step"}
 HEADER = (
     "| model | devices | hosts | images/s | hours of the recipe | per host: images/s | MB/s "
-    "| cores to decode | checkpoint GB | of it per host MB |"
+    "| cores to decode | checkpoint GB | MB of it per host |"
 )
 
 

@@ -163,7 +163,7 @@ def campaign(part: Part) -> None:
     samples(folder)
     kinds: dict[str, Kind] = {
         "a checkpoint, loaded": ("run", "checkpoints/3/**/*", load, equal),
-        "a checkpoint, gone on from": ("run", "checkpoints/3/**/*", continued, equal),
+        "a checkpoint, continued from": ("run", "checkpoints/3/**/*", continued, equal),
         "a run's config.json": ("run", "config.json", lambda run: settings.plain(settings.read(run)), equal),
         "evaluation.json": ("run", "evaluation.json", evaluations, lambda a, b: a in (b, {})),
         "metrics.jsonl, other rows": ("run", JSONL, rows, others_are_kept),

@@ -173,7 +173,7 @@ def contents(mark: pathlib.Path, part: Part) -> Iterator[tuple[str, str, bytes]]
     sound = saved(tensors)
     for _ in part.times(40):
         at = part.chance.randrange(len(sound))
-        yield "cut", f"{at}", sound[:at]
+        yield "truncated", f"{at}", sound[:at]
         yield "bit flipped", f"{at}", flip(sound, at, part.chance.randrange(8))
 
 
