@@ -17,7 +17,7 @@ TERMS = (
 
 
 def contradictions(config: ConfigDict, devices: int, backend: str) -> Iterator[str]:
-    """Yield one sentence per contradiction between settings; arguments as of `settings.check`."""
+    """Yield one sentence per contradiction between settings; the arguments are those of `settings.check`."""
     yield from of_model(config)
     yield from _said(config, _of_training(config, devices))
     yield from _said(config, _of_computation(config, backend))

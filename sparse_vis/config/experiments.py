@@ -21,5 +21,5 @@ def file_of(text: str) -> str:
 
 
 def experiment(name: str) -> ConfigDict:
-    """The configuration of a file in configs/, named without .py, as a base for another one."""
+    """The configuration of an experiment, as a base for another one."""
     return runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"]()
