@@ -1,7 +1,7 @@
 """Paths in buckets, gs:// and s3://, with the methods of pathlib.Path that this package uses.
 
-A bucket holds objects, which appear whole or not at all, and which cannot grow. It has no folders: one exists
-while there is an object whose name begins with its own. There is no rename either.
+A bucket holds objects, which appear whole or not at all, and cannot grow or be renamed. It has no folders: a
+path counts as one while the name of some object begins with it.
 """
 
 import contextlib
@@ -135,7 +135,7 @@ class BucketPath(gpath.PosixGPath):
                 raise
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: there are no folders."""
+        """Does nothing: a bucket has no folders."""
 
 
 def _size_and_time(info: dict) -> tuple[int, int]:
