@@ -1,7 +1,7 @@
-"""Where the images of tar files lie: an index that is built once, stored in a file, and mapped into memory.
+"""An index of where images lie in tar files: it is built once, stored in a file, and mapped into memory.
 
-The file is MAGIC, the length of the header (8 bytes, little-endian), the header (JSON), an array of SAMPLE,
-and all names, one after another.
+The file consists of MAGIC, the length of the header (8 bytes, little-endian), the header (JSON), an array of
+SAMPLE, and all names, one after another.
 """
 
 import array
@@ -33,7 +33,7 @@ WITHOUT = "samples without an image"
 
 
 class Index(NamedTuple):
-    """An index, mapped into memory: reading an entry loads its page alone."""
+    """An index, mapped into memory: only the pages that are read are loaded."""
 
     header: dict[str, Any]
     samples: np.ndarray  # of SAMPLE
@@ -53,13 +53,14 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
     """Read the headers of all members and write the index to `path`, whole or not at all.
 
     Args:
-        shown: the tars' names in the names of images. image: extension of the images; None for EXTENSIONS.
-        label: key in the `.json` members, or "cls"; "" for none; None for `.cls`, else one of LABELS.
+        shown: names of the tars, with which names of images begin.
+        image: extension of the images; None for EXTENSIONS.
+        label: key in the `.json` members, or "cls"; "" for no labels; None for `.cls`, else one of LABELS.
 
     Raises:
         UserError: a tar is damaged, compressed or cut short, a label cannot be read, or there is no image.
     """
-    # Of each sample: offset, size, end of the name, shard; then the columns of SAMPLE.
+    # Offset, size, end of the name, and shard of each sample: the first columns of SAMPLE.
     rows, names, labels, others = array.array("Q"), bytearray(), [], collections.Counter()
     sizes, times = [os.path.getsize(tar) for tar in tars], [os.stat(tar).st_mtime_ns for tar in tars]
     progress, done = Progress("indexing tars", -(-sum(sizes) // MB), unit="MB"), 0
@@ -101,7 +102,7 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
 
 
 def read(path: Path) -> Index:
-    """Map an index into memory, and check it: a ValueError if it is damaged."""
+    """Map an index into memory. Raises ValueError if it is damaged."""
     mapped = np.memmap(path, np.uint8, "r")
     if mapped[:8].tobytes() != MAGIC:
         raise ValueError("no index")
@@ -116,7 +117,7 @@ def read(path: Path) -> Index:
 
 
 def _samples(path: str, image: str | None, label: str | None, left: collections.Counter) -> Iterator[Sample]:
-    """The images of a tar: of consecutive members with the same name up to the first dot, the one image."""
+    """The images of a tar; a sample are consecutive members whose names agree up to the first dot."""
     key, found, labels = None, [], {}
 
     def finish() -> Iterator[Sample]:
@@ -165,7 +166,7 @@ def _label(labels: dict[str, tuple[str, bytes]], named: str | None, path: str) -
 
 
 def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, Any]]:
-    """The files of a tar, each with a function that reads it; at last, a check of the end of the tar."""
+    """The files of a tar, each with a function that reads it. Also checks that the tar has an end."""
     size = os.path.getsize(path)
     what = f"tar {quoted(path)}"
     with open(path, "rb") as file:
@@ -180,7 +181,7 @@ def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, Any]]:
                     tar.members.clear()  # else all of them stay in memory
                     if info.isreg() and not info.sparse:
                         yield info, lambda info=info: os.pread(file.fileno(), info.size, info.offset_data)
-                # Python takes damage after the first member for the end.
+                # Python mistakes damage after the first member for the end, so this is checked below.
                 end = tar.offset
             file.seek(end)
             if file.read(BLOCK) != bytes(BLOCK):

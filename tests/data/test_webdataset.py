@@ -121,7 +121,7 @@ def test_the_index_may_lie_elsewhere_and_is_made_again_for_changed_tars(tmp_path
     write(tar, samples(range(20)))
     after = open_input(f"webdataset:{tar}", data_dir=str(tmp_path / "own"))
     assert values(after) == list(range(20)) and after.images_sha256 != before.images_sha256
-    note = f"note: t.tar has changed since {after.index} was made, which is made again"
+    note = f"note: t.tar has changed, so its index {after.index} is made again"
     assert note in capsys.readouterr().out
     size = tar.stat().st_size
     write(tar, samples(reversed(range(20))))  # of the same size
