@@ -35,8 +35,8 @@ from sparse_vis.viz.figures import read_metrics
 def train(
     data: Any, config: Any, workdir: Any, init: Any, given: dict[str, Any]
 ) -> tuple[Stellar, dict, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """What a call of the package `sparse_vis.train` does and returns; its docstring is the documentation."""
-    # So multiprocessing marks a new process while it runs the script of its parent.
+    """What calling `sparse_vis.train` does; train/__init__.py has the documentation."""
+    # multiprocessing sets this in a new process while that runs the script of its parent.
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(
             "error: with data__workers, each worker process runs the script that calls sparse_vis.train; put "
@@ -78,7 +78,7 @@ def _train(data: Any, config: Any, workdir: Any, init: Any, given: dict[str, Any
 
 
 def in_python(text: str) -> str:
-    """An error's sentence, with the arguments of a call in place of the flags of main.py."""
+    """An error's sentence with the names of arguments instead of the flags of main.py."""
     sections = default_config()
 
     def argument(match: re.Match) -> str:
@@ -123,7 +123,7 @@ def _pixels(data: Any) -> Any:
 
 
 def check_same(config: ConfigDict, workdir: AnyPath) -> None:
-    """Refuse to continue a run of other images or settings, if the user did not name its workdir."""
+    """Raise UserError if the workdir, which the user has not given, has a run of other images or settings."""
     if not (newest := step_folder.newest_step(workdir)):
         return
     saved = step_folder.read_config(step_folder.find_step(workdir / step_folder.FOLDER / str(newest)))

@@ -46,7 +46,7 @@ def probe(
         model, params: as `load` returns them; the weights stay as they are.
         data: a folder with one subfolder per class, an address (docs/your_images.md), a list of pairs (path
             or image, label), a data set object; or the folder of an extraction of this model, with labels.
-            Labels are numbers from 0, or names. Items of an object are read twice: for labels, then images.
+            Labels are numbers from 0, or names. An object is read twice: for its labels, then for its images.
         classes: names of the classes of pairs and objects, in the order of their numbers; unless given, the
             object's `classes`, else the labels themselves are the names.
         kind: "linear", or "knn": the k nearest of the labelled images vote.
@@ -56,12 +56,12 @@ def probe(
         batch: images per call of the encoder. on_error: "stop", or "skip" images that cannot be used.
 
     Returns:
-        (model, params, report): with the classifier, for `classify`; `report` has `accuracy`, the numbers of
-        images `fitted` and `held_out`, and what the file says besides.
+        (model, params, report): model and params with the classifier, for `classify`; `report` has
+        `accuracy`, the numbers of images `fitted` and `held_out`, and all else that the file says.
 
     Raises:
         UserError: images without labels, of one class, or with a class of one image; the features of another
-            model; an argument that is out of range. Before the first image is encoded, where possible.
+            model; an argument that is out of range. It is raised before images are encoded, where possible.
     """
     api.check_model("probe(model, params, data)", model, params)
     calls.one_of("kind", kind, CLASSIFIERS)
@@ -90,7 +90,7 @@ def extraction(data: Any) -> AnyPath | None:
 
 
 def labels_of(source: Source) -> np.ndarray:
-    """The class of every record, -1 for none; reads the records of sources that do not know it."""
+    """The class of every record, -1 for none; reads all records if only they know it."""
     if not source.classes:
         return np.full(len(source), -1, np.int32)
     if (known := known_labels(source)) is None:
@@ -126,7 +126,7 @@ def encoded(
 def extracted(
     folder: AnyPath, params: dict, feature: str, kind: str, holdout: float
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The same from the Parquet files of an extraction of this model."""
+    """What `encoded` returns, from the Parquet files of an extraction of this model."""
     manifest, column = shards.complete(folder), READS[feature]
     own = crc32({k: v for k, v in params.items() if k not in ("classifier", "segmenter")})
     for lacking, remedy in (
@@ -193,13 +193,13 @@ def parser() -> Parser:
     add("--input", dest="images", help=what)
     kept = "folder for probe.safetensors (the workdir or release folder unless given)"
     add("--output", required=False, help=kept)
-    add("--kind", choices=CLASSIFIERS, default="linear", help="(%(default)s)")
+    add("--kind", choices=CLASSIFIERS, default="linear", help="linear or k nearest neighbours (%(default)s)")
     chosen = "mean of S, class token, or all tokens of S (%(default)s)"
     add("--feature", choices=FEATURES, default="mean_S", help=chosen)
-    add("--k", type=positive, default=fitting.KS, help="with --kind=knn, images that vote (%(default)s)")
+    add("--k", type=positive, default=fitting.KS, help="neighbours that vote with --kind=knn (%(default)s)")
     part = "share of each class on which the accuracy is measured (%(default)s)"
     add("--holdout", type=share, default=HOLDOUT, help=part)
-    add("--seed", type=positive, default=1, help="of the held-out images (%(default)s)")
+    add("--seed", type=positive, default=1, help="seed of the choice of held-out images (%(default)s)")
     add("--batch", type=positive, default=64, help="images per call of the encoder (%(default)s)")
     return parser
 
