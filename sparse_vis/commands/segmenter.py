@@ -103,7 +103,7 @@ def segmenter(
 
 
 def _named(source: Source) -> Source:
-    """The source with names by which label maps are found; listed paths are named from their common folder."""
+    """The source with names by which label maps are found: below their common folder, for listed paths."""
     if not isinstance(source, OwnSource):
         return source
     source = source.files() or source
