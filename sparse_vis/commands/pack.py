@@ -106,11 +106,12 @@ def unwritten(output: AnyPath, metadata: dict[str, Any], source: Source) -> dict
     """Name -> indices of the images, for shards that are missing or damaged, or whose images have changed."""
     planned = packed.number_of_shards(metadata)
     todo = {packed.shard_name(k, planned): packed.images_of(metadata, k) for k in range(planned)}
-    there = [name for name, shard in metadata["shards"].items() if packed.has_shard(output, name, shard)]
+    shards = metadata["shards"]
+    there = [name for name, shard in shards.items() if packed.length(output / name) == shard["bytes"]]
     progress = Progress("checking finished shards", sum(len(todo[name]) for name in there))
     other_times = []
     for name in there:
-        shard, now, why = metadata["shards"][name], stamp(source, todo[name]), None
+        shard, now, why = shards[name], stamp(source, todo[name]), None
         if shard["images"] != now["images"]:
             why = "was made from images that have changed since"
         elif file_sha256(output / name) != shard["sha256"]:

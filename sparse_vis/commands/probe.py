@@ -1,6 +1,5 @@
 """A classifier on frozen features, fitted on labelled images: `python -m sparse_vis probe --help`."""
 
-import argparse
 import functools
 import os
 from collections.abc import Sequence
@@ -70,17 +69,17 @@ def probe(
     k, seed, batch = calls.whole("k", k, 1), calls.whole("seed", seed, 0), calls.whole("batch", batch, 1)
     holdout = calls.share("holdout", holdout)
     save = None if save is None else probe_file.place_to_write(save, "save")
-    given = dict(kind=kind, feature=feature, k=k, holdout=holdout, seed=seed, save=save)
     if folder := extraction(data):
         if classes is not None:
             raise UserError(f"the extraction {folder} has classes of its own; leave classes= out.")
-        found = extracted(folder, params, feature, kind, holdout)
-        return _fit(model, params, *found, f"of {folder}", **given)
-    source = as_source(data, classes)
-    if isinstance(source, OwnSource):
-        source.read_labels(on_error)
-    found = encoded(model, params, source, feature, kind, holdout, batch, on_error, "on_error='skip'")
-    return _fit(model, params, *found, source.about, **given)
+    else:
+        source = as_source(data, classes)
+        if isinstance(source, OwnSource):
+            source.read_labels(on_error)
+    return _fit(
+        model, params, folder or source, kind=kind, feature=feature, k=k, holdout=holdout, seed=seed,
+        save=save, batch=batch, on_error=on_error, skip="on_error='skip'",
+    )  # fmt: skip
 
 
 def extraction(data: Any) -> AnyPath | None:
@@ -99,8 +98,8 @@ def labels_of(source: Source) -> np.ndarray:
 
 
 def encoded(
-    model: Stellar, params: dict, source: Source, feature: str, kind: str, holdout: float, batch: int = 64,
-    on_error: str = "stop", skip: str = "--on-error=skip",
+    model: Stellar, params: dict, source: Source, feature: str, kind: str, holdout: float, batch: int,
+    on_error: str, skip: str,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:  # fmt: skip
     """One feature of every labelled image of a source, the labels, and the names of the classes."""
     labels, what = labels_of(source), f"the {len(source)} images {source.about}"
@@ -150,11 +149,16 @@ def extracted(
 
 
 def _fit(
-    model: Stellar, params: dict, x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], images: str, *,
-    kind: str, feature: str, k: int, holdout: float, seed: int, save: AnyPath | None,
+    model: Stellar, params: dict, data: AnyPath | Source, *, kind: str, feature: str, k: int, holdout: float,
+    seed: int, save: AnyPath | None, batch: int, on_error: str, skip: str,
 ) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
-    """Fit, measure and save: the last part of `probe`."""
-    # Again, as images that cannot be used may have been left out.
+    """Fit, measure and save, as `probe`, from the folder of an extraction or from a source."""
+    how = feature, kind, holdout
+    if isinstance(data, AnyPath):
+        images, (x, y, classes) = f"of {data}", extracted(data, params, *how)
+    else:
+        images, (x, y, classes) = data.about, encoded(model, params, data, *how, batch, on_error, skip)
+    # Checked again, because images that cannot be used may have been left out.
     fitting.check_classes(y, classes, f"the {len(y)} images {images}", kind, holdout)
     fitted, held = fitting.held_out(y, holdout, seed)
     fit = fitting.fit_linear if kind == "linear" else fitting.fit_nearest
@@ -198,7 +202,7 @@ def parser() -> Parser:
     add("--feature", choices=FEATURES, default="mean_S", help=chosen)
     add("--k", type=positive, default=fitting.KS, help="neighbours that vote with --kind=knn (%(default)s)")
     part = "share of each class on which the accuracy is measured (%(default)s)"
-    add("--holdout", type=share, default=HOLDOUT, help=part)
+    add("--holdout", type=float, default=HOLDOUT, help=part)
     add("--seed", type=positive, default=1, help="seed of the choice of held-out images (%(default)s)")
     add("--batch", type=positive, default=64, help="images per call of the encoder (%(default)s)")
     return parser
@@ -207,6 +211,7 @@ def parser() -> Parser:
 def main() -> None:
     """Command line; see --help."""
     given = parser().parse_args()
+    holdout = calls.share("--holdout", given.holdout)
     output = given.output or probe_file.beside(given.checkpoint)
     if output is None:
         raise UserError(f"{given.checkpoint} has no folder of its own; give --output=FOLDER for the probe.")
@@ -214,26 +219,14 @@ def main() -> None:
     host.keep_programs()
     loaded = read_model(given.checkpoint, given.name)
     model, params = api.assemble(loaded, given.checkpoint)
-    how = given.feature, given.kind, given.holdout
     if folder := extraction(given.images):
         if given.split or given.data_dir:
             raise UserError(f"the extraction {folder} is used whole; leave out --split and --data-dir.")
-        found, about = extracted(folder, params, *how), f"of {folder}"
     else:
         source = open_input(given.images, given.split, given.data_dir, given.max_pixels)
         announce(source)
-        found, about = encoded(model, params, source, *how, given.batch, given.on_error), source.about
-    rest = dict(feature=given.feature, kind=given.kind, holdout=given.holdout, k=given.k, seed=given.seed)
-    _fit(model, params, *found, about, save=path, **rest)
+    _fit(
+        model, params, folder or source, kind=given.kind, feature=given.feature, k=given.k, holdout=holdout,
+        seed=given.seed, save=path, batch=given.batch, on_error=given.on_error, skip="--on-error=skip",
+    )  # fmt: skip
     print(f"wrote {path}; {probe_file.how_to_load(loaded, given.checkpoint, given.name, path)}")
-
-
-def share(text: str) -> float:
-    """argparse `type` of a number between 0 and 1, both excluded."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
-    return number

@@ -138,15 +138,13 @@ def read(workdir: AnyPath) -> ConfigDict:
     return from_plain(plain, path)
 
 
-def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
+def differences(saved: dict, now: dict) -> list[str]:
     """`name: saved -> now` for every setting that differs between two configurations in JSON form."""
-    found = []
-    for name in sorted(saved.keys() | now.keys()):
-        a, b = saved.get(name), now.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{name}.")
-        elif a != b and not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b)):
-            found.append(f"{prefix}{name}: {a} -> {b}")
+    found, (before, after) = [], map(leaves, (saved, now))
+    for name in sorted(before.keys() | after.keys()):
+        a, b = before.get(name), after.get(name)
+        if a != b and not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b)):
+            found.append(f"{name}: {a} -> {b}")
     return found
 
 

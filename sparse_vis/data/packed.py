@@ -75,7 +75,7 @@ class PackedSource:
         """Raise UserError for a shard of another length, or (on a disk) number of records, than recorded."""
         there = folder.objects() if in_bucket(folder) else None
         for name, shard in shards.items():
-            size = _length(folder / name) if there is None else there.get(name, (None,))[0]
+            size = length(folder / name) if there is None else there.get(name, (None,))[0]
             if size != shard["bytes"]:
                 problem = "missing" if size is None else f"of {size} bytes, not {shard['bytes']}"
             elif there is None and (found := count_records(folder / name)) != shard["records"]:
@@ -101,12 +101,8 @@ class PackedSource:
         return f"PackedSource({self.path!r}, {len(self)} images)"
 
 
-def has_shard(folder: AnyPath, name: str, shard: dict[str, Any]) -> bool:
-    """Whether the folder has the shard's file, at its full length."""
-    return _length(folder / name) == shard["bytes"]
-
-
-def _length(path: AnyPath) -> int | None:
+def length(path: AnyPath) -> int | None:
+    """Bytes of a shard's file; None if it is missing."""
     return path.stat().st_size if path.is_file() else None
 
 

@@ -40,15 +40,6 @@ class Index(NamedTuple):
     names: np.ndarray  # uint8
 
 
-class Sample(NamedTuple):
-    """A member of a tar that is an image, and the label beside it."""
-
-    name: str
-    offset: int
-    size: int
-    label: Any
-
-
 def build(path: Path, tars: list[str], shown: list[str], image: str | None, label: str | None) -> None:
     """Read the headers of all members and write the index to `path`, whole or not at all.
 
@@ -65,11 +56,11 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
     sizes, times = [os.path.getsize(tar) for tar in tars], [os.stat(tar).st_mtime_ns for tar in tars]
     progress, done = Progress("indexing tars", -(-sum(sizes) // MB), unit="MB"), 0
     for shard, (tar, size) in enumerate(zip(tars, sizes, strict=True)):
-        for sample in _samples(tar, image, label, others):
-            names += sample.name.encode(errors=NAME_ERRORS)
-            rows.extend((sample.offset, sample.size, len(names), shard))
-            labels.append(sample.label)
-            if (read_mb := (done + sample.offset) // MB) > progress.done:
+        for name, offset, length, of_image in _samples(tar, image, label, others):
+            names += name.encode(errors=NAME_ERRORS)
+            rows.extend((offset, length, len(names), shard))
+            labels.append(of_image)
+            if (read_mb := (done + offset) // MB) > progress.done:
                 progress.add(read_mb - progress.done)
         done += size
     progress.add(progress.total - progress.done)
@@ -116,18 +107,19 @@ def read(path: Path) -> Index:
     return Index(header, mapped[start:end].view(SAMPLE), mapped[end:])
 
 
-def _samples(path: str, image: str | None, label: str | None, left: collections.Counter) -> Iterator[Sample]:
-    """The images of a tar; a sample are consecutive members whose names agree up to the first dot."""
+def _samples(path: str, image: str | None, label: str | None, left: collections.Counter) -> Iterator[tuple]:
+    """(name, offset, size, label) of each image of a tar, whose sample are the members named alike before the
+    first dot."""
     key, found, labels = None, [], {}
 
-    def finish() -> Iterator[Sample]:
+    def finish() -> Iterator[tuple]:
         if len(found) > 1:
             raise UserError(
                 f"{quoted(path)} has several images of one name, {quoted(found[0][0])} and "
                 f"{quoted(found[1][0])}; name the extension after the address, as in #image=jpg."
             )
         if found:
-            yield Sample(*found[0], _label(labels, label, path))
+            yield *found[0], _label(labels, label, path)
         elif key is not None:
             left[WITHOUT] += 1
 
