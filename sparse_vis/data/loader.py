@@ -27,7 +27,7 @@ from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.records import name_of, none_usable, or_skip
 from sparse_vis.data.sources import Source
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.skipped import ON_ERROR, Skips
+from sparse_vis.runtime.skipped import Skips
 
 if TYPE_CHECKING:
     from sparse_vis.types import Batch
@@ -62,17 +62,6 @@ class Stream:
     cache: int = 0
     # Number of a record -> what `_placed` returns.
     _kept: dict[int, tuple] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self):
-        if self.on_error not in ON_ERROR:
-            raise UserError(f"data.on_error is {self.on_error!r}; choose one of {', '.join(ON_ERROR)}.")
-        if self.global_batch < 1 or self.global_batch % self.process_count:
-            raise UserError(
-                f"batch size {self.global_batch} is not a multiple of {self.process_count} processes; "
-                "change it."
-            )
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed {self.seed} is out of range; choose 0 to 2**32 - 1.")
 
     @property
     def local_batch(self) -> int:
