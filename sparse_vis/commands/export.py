@@ -237,7 +237,6 @@ def describe(part: str, model: Stellar, inputs: Inputs, shapes: dict[str, list[i
 
 
 def main() -> None:
-    """Command line; see --help."""
     parser = Parser(description="Write a model for other programs (docs/compatibility.md).")
     parser.add_argument("--checkpoint")
     parser.add_argument("--name")

@@ -163,7 +163,6 @@ def _outputs(text: str) -> tuple[str, ...]:
 
 
 def parser() -> Parser:
-    """The tool's flags."""
     parser = Parser(
         description="Write features of all images of a folder or of another source as Parquet "
         "shards (docs/extraction.md). The same command continues an interrupted extraction."
@@ -191,7 +190,6 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    """Command line; see --help."""
     given = parser().parse_args()
     if not given.distributed:
         with outputs.writing(given.output, "extraction", KEPT):

@@ -128,7 +128,6 @@ def unwritten(output: AnyPath, metadata: dict[str, Any], source: Source) -> dict
 
 
 def main() -> None:
-    """Command line; see --help."""
     parser = Parser(
         description="Pack all images of a folder or of another source into sharded ArrayRecord "
         "(docs/imagenet.md). The same command continues an interrupted packing."

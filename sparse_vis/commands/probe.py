@@ -185,7 +185,6 @@ def _fit(
 
 
 def parser() -> Parser:
-    """The tool's flags."""
     parser = Parser(
         description="Fit a classifier on the features of labelled images and save it as probe.safetensors "
         "beside the model, where load and export find it (docs/classifiers.md)."
@@ -209,7 +208,6 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    """Command line; see --help."""
     given = parser().parse_args()
     holdout = calls.share("--holdout", given.holdout)
     output = given.output or probe_file.beside(given.checkpoint)

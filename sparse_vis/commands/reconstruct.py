@@ -175,7 +175,6 @@ def run(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Command line; see --help."""
     parser = Parser(
         description="Reconstruct every image of a folder or another source from S and L alone: PNGs, the "
         "image and beside it its reconstruction. A VQ model needs its tokenizer (docs/compatibility.md). "
@@ -196,9 +195,6 @@ def main() -> None:
     add("--maps", action="store_true", help=shown)
     add("--on-error")
     add("--max-pixels")
-    add(
-        "--compare-bf16",
-        action="store_true",
-        help="measure which share of the codes is the same with a bfloat16 tokenizer",
-    )
+    compared = "measure which share of the codes is the same with a bfloat16 tokenizer"
+    add("--compare-bf16", action="store_true", help=compared)
     run(parser.parse_args())

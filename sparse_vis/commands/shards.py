@@ -47,7 +47,6 @@ def fingerprint(manifest: dict[str, Any]) -> str:
 
 
 def entry_of(path: AnyPath) -> AnyPath:
-    """Path of the entry of a shard."""
     return path.with_suffix(".json")
 
 

@@ -93,8 +93,8 @@ class Watch:
             found = list(usable)
         if not found:
             raise none_usable(len(rows), skips)
-        labels = [-1 if image.label is None else image.label for image in found]
-        return Kept(np.stack([image.pixels for image in found]), np.array(labels, np.int32))
+        labels = np.array([image.label for image in found], np.int32)
+        return Kept(np.stack([image.pixels for image in found]), labels)
 
     def _labelled(self, source: Source, rows: np.ndarray) -> Kept:
         """Images for kNN; of scenes and pictures, those with one object."""

@@ -11,7 +11,6 @@ FOLDER = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs
 
 
 def names() -> list[str]:
-    """Names of all experiments."""
     return sorted(path.stem for path in FOLDER.glob("*.py"))
 
 

@@ -40,10 +40,7 @@ def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
     found = leaves(config)
     for name in found.keys() ^ ALLOWED.keys():
         does = "lacks the" if name in ALLOWED else "has the unknown"
-        remedy = (
-            "in get_config(), start from default_config() of sparse_vis/config/defaults.py and change its "
-            "values"
-        )
+        remedy = "in get_config(), start from default_config() (config/defaults.py) and change its values"
         raise UserError(f"the configuration {does} setting {name}; {remedy}.")
     for name, value in found.items():
         if sentence := ALLOWED[name].fault(value):

@@ -118,8 +118,7 @@ def _convert(image: Image.Image) -> np.ndarray:
     if image.mode in ("I", "F"):
         kind = "whole numbers" if image.mode == "I" else "floating-point numbers"
         raise UserError(
-            f"has 32-bit {kind}, and the file does not say which value is white; convert it to 8 bits, "
-            "or remove it"
+            f"has 32-bit {kind}, and does not say which value is white; convert it to 8 bits, or remove it"
         )
     image, found = ImageOps.exif_transpose(image), ""
     if image.mode.startswith("I;16"):  # Pillow's own conversion saturates instead of scaling

@@ -45,7 +45,6 @@ class FilesSource:
         return len(self.names)
 
     def name_of(self, index: int) -> str:
-        """The name of a record, without reading its image."""
         return self.names[index]
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -137,7 +137,6 @@ def _picture(size: int, rows: int, columns: int) -> Image.Image:
 
 
 def main() -> None:
-    """Write a picture of sample scenes beside their masks."""
     parser = Parser(
         prog="python -m sparse_vis.data.scenes",
         description="A picture of sample scenes beside their masks (docs/scenes.md).",

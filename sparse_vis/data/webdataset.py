@@ -108,7 +108,6 @@ class WebdatasetSource:
         return self._entries.samples["label"] if self.classes else None
 
     def name_of(self, index: int) -> str:
-        """The name of a record, without reading its image."""
         samples, names = self._entries.samples, self._entries.names
         start = samples[index - 1]["name"] if index else 0
         member = names[start : samples[index]["name"]].tobytes().decode(errors=NAME_ERRORS)

@@ -23,10 +23,7 @@ def fault(text: str, hub: bool = False, buckets: bool = False) -> str | None:
     if not text.strip():
         return "is empty; give a path (the current folder is .)"
     if text.startswith("~") and os.path.expanduser(text) == text:
-        return (
-            "starts with ~ and the name of an unknown user; give the full path, or ./~ for a file of that "
-            "name"
-        )
+        return "starts with ~ and an unknown user; give the full path, or ./~ for a file of that name"
     scheme = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*://|(gs|s3):/)", text, re.IGNORECASE)
     if not scheme or (hub and text.startswith(HUB)):
         return None

@@ -82,7 +82,6 @@ class Progress:
         self.printed, self.warm = self.began, False
 
     def add(self, images: int) -> None:
-        """Count further images as done."""
         now = time.perf_counter()
         self.done += images
         if not self.warm and self.done < self.total:

@@ -98,7 +98,6 @@ class Guarded:
             say(f"note: {self.what} are no longer written ({why}); metrics.jsonl has all numbers.")
 
     def write(self, step: int, numbers: dict[str, float], images: Mapping[str, np.ndarray] = {}) -> None:
-        """Write the numbers and images of a step."""
         if self.writer:
             self._attempt(self._write, step, numbers, images)
 
@@ -141,5 +140,4 @@ class TensorBoard(Guarded):
 
 
 def picture_of(workdir: AnyPath, step: int) -> AnyPath:
-    """The file of a step's picture."""
     return workdir / PICTURES / f"step_{step:06d}.png"

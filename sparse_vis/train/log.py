@@ -98,7 +98,6 @@ class RunLog:
             self.writers: list[Guarded] = [self.board]
 
     def start_clock(self) -> None:
-        """Start timing the next interval."""
         self.last_time = time.perf_counter()
 
     def report(self, step: int, means: dict[str, float], extra: dict[str, float]) -> dict[str, float]:

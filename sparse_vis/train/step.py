@@ -73,7 +73,6 @@ def train_step(
 
 
 def step_key(seed: int | jax.Array, step: int | jax.Array) -> jax.Array:
-    """Key of all random draws of a step."""
     return jax.random.fold_in(jax.random.key(seed), step)
 
 

@@ -82,7 +82,6 @@ class ViewSpec:
 
 
 def sample_colour(key: PRNGKeyArray, spec: ViewSpec) -> augment.Colour:
-    """Random colour change of one view."""
     uniform = jax.random.uniform(key, (12,), jnp.float32)
     # In the order of augment.BRIGHTNESS ... HUE: three factors around 1 and a shift around 0.
     reach = jnp.array([spec.brightness, spec.contrast, spec.saturation, spec.hue], jnp.float32)
