@@ -178,7 +178,7 @@ def parser() -> Parser:
     add("--outputs", type=_outputs, default="cls,sparse,spatial", help=named)
     computed = "dtype of the written features; computation is in float32 (%(default)s)"
     add("--dtype", choices=tuple(shards.DTYPES), default="float32", help=computed)
-    short = "short side in pixels before the centre crop (256/224 of the model's image size unless given)"
+    short = "short side in pixels before the centre crop (default: 256/224 of the model's image size)"
     add("--resize", type=positive, help=short)
     add("--letterbox")
     add("--batch", type=positive, default=64, help="images per call of the encoder (%(default)s)")

@@ -194,7 +194,7 @@ def parser() -> Parser:
         add(flag)
     what = "labelled images (folder, packed folder or address), or the folder of an extraction with labels"
     add("--input", dest="images", help=what)
-    kept = "folder for probe.safetensors (the workdir or release folder unless given)"
+    kept = "folder for probe.safetensors (default: the workdir or release folder)"
     add("--output", required=False, help=kept)
     add("--kind", choices=CLASSIFIERS, default="linear", help="linear or k nearest neighbours (%(default)s)")
     chosen = "mean of S, class token, or all tokens of S (%(default)s)"

@@ -176,10 +176,9 @@ def run(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = Parser(
-        description="Reconstruct every image of a folder or another source from S and L alone: PNGs, the "
-        "image and beside it its reconstruction. A VQ model needs its tokenizer (docs/compatibility.md). "
-        "Example: python -m sparse_vis reconstruct --checkpoint=runs/quickstart --input=photos "
-        "--output=sheets",
+        description="Reconstruct every image of a folder or another source from S and L alone; a PNG shows "
+        "each image and its reconstruction. A VQ model needs its tokenizer (docs/compatibility.md). Example: "
+        "python -m sparse_vis reconstruct --checkpoint=runs/quickstart --input=photos --output=sheets",
     )
     add = parser.add_argument
     for flag in ("--checkpoint", "--name", "--input", "--split", "--data-dir"):

@@ -154,7 +154,7 @@ def _alone(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process, which makes {path}", flush=True)
+            print(f"waiting for another process, which makes the index {path}", flush=True)
             fcntl.flock(folder, fcntl.LOCK_EX)
         except OSError:  # NFS: several processes may do the same work, and the file of the last one stays
             pass

@@ -83,13 +83,16 @@ def check_size(size: tuple[int, int], patch: int) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviated flags; it raises UserErrors and knows FLAGS."""
+    """argparse without abbreviated flags; it raises UserErrors, knows FLAGS, and shows the (%(default)s) of a
+    help text as (default: …)."""
 
     def __init__(self, **settings):
         super().__init__(**{"prog": sys.argv[0], "allow_abbrev": False, **settings})
 
     def add_argument(self, flag: str, *others: str, **settings) -> argparse.Action:
-        return super().add_argument(flag, *others, **{**FLAGS.get(flag, {}), **settings})
+        settings = {"help": "", **FLAGS.get(flag, {}), **settings}
+        settings["help"] = settings["help"].replace("(%(default)s)", "(default: %(default)s)")
+        return super().add_argument(flag, *others, **settings)
 
     def parse_args(self, args=None, namespace=None):
         """As argparse, but an unknown flag is reported before a missing required one."""
