@@ -59,8 +59,13 @@ def read_records(
         short_side: pixels of the short side before the crop, at least `size`; published: 256 for 224.
         resize: "antialiased" (Pillow), or "published" (`data/cut.py`, rounded to 8 bits).
 
-    Raises UserError if a record cannot be read or decoded.
+    Raises:
+        UserError: no indices or one out of range, or a record cannot be read or decoded.
     """
+    if not len(indices) or not 0 <= min(indices) <= max(indices) < len(source):
+        raise UserError(
+            f"{source!r} has {len(source)} records, but {len(indices)} were requested; request fewer."
+        )
     records = [source[int(index)] for index in indices]
     has = {key for record in records for key in record}
     none = np.zeros(0, np.int32)
