@@ -60,11 +60,16 @@ def read_records(
         resize: "antialiased" (Pillow), or "published" (`data/cut.py`, rounded to 8 bits).
 
     Raises:
-        UserError: no indices or one out of range, or a record cannot be read or decoded.
+        UserError: no indices or one out of range, short_side below size, or a record cannot be decoded.
     """
     if not len(indices) or not 0 <= min(indices) <= max(indices) < len(source):
         raise UserError(
             f"{source!r} has {len(source)} records, but {len(indices)} were requested; request fewer."
+        )
+    if short_side < size:
+        raise UserError(
+            f"the short side ({short_side} px) is smaller than the image size ({size} px); use {size} or "
+            "more."
         )
     records = [source[int(index)] for index in indices]
     has = {key for record in records for key in record}

@@ -184,6 +184,12 @@ class RunLog:
             parts.pop(name, None)
         return line
 
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, error: type | None, *_) -> None:
+        self.close(failed=error is not None)
+
     def close(self, failed: bool = False) -> None:
         """Close all files and the runs of trackers; `failed`: whether an error has ended this run."""
         if self.active:

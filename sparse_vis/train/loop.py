@@ -228,8 +228,7 @@ class Run:
             with alive, uncollected():
                 lowered = self.update.lower(self.state, batch, self.tokenizer, self.seed)
                 traced = time.perf_counter() - began
-                log = self.open_log()
-                exits.push(lambda error, *_: log.close(failed=error is not None))
+                log = exits.enter_context(self.open_log())
                 on_cpu = jax.default_backend() == "cpu"
                 update = lowered.compile(compiler_options=CPU_COMPILER_OPTIONS if on_cpu else None)
             took = time.perf_counter() - began
