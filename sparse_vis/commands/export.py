@@ -108,7 +108,7 @@ def export_program(
     """Write a model's encoder and decoder as programs of a `kind` in FORMATS, with JSON files beside them.
 
     Returns the encoder's path; the decoder's has `.decoder` before the extension. Arguments are those of
-    `export_released`. Raises UserError as that, if the model is too large, or for "onnx" without its package.
+    `export_released`. Raises the same UserErrors, and others if the model is too large or onnx not installed.
     """
     found = read_model(source, name)
     path = output / f"{found.config.name.replace('/', '-')}.{kind}"

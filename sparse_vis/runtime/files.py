@@ -96,7 +96,7 @@ def write_json(path: AnyPath, content: dict[str, Any]) -> None:
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
-    """Read a JSON object. Raises ValueError if it is none, or if it has a `checksum` that does not match."""
+    """Read a JSON object. Raises ValueError if the file has none, or has a `checksum` that does not match."""
     try:
         content = json.loads(path.read_bytes().decode())
         if not isinstance(content, dict):
