@@ -29,7 +29,7 @@ class BucketPath(gpath.PosixGPath):
     """A path in a bucket. Its methods raise OSErrors with a `strerror`, whatever the client raises."""
 
     def _call(self, method: str, *arguments, **more):
-        """Call a method of the fsspec client."""
+        """Call a method of fsspec's client; whatever it raises becomes an OSError."""
         try:
             return getattr(backend.fsspec_backend.fs(str(self)), method)(*arguments, **more)
         except FileNotFoundError:

@@ -47,7 +47,7 @@ class GrowingObject:
 
 
 class GrowingFile(io.FileIO):
-    """The same for a file on disk; nothing is kept in memory."""
+    """A file on disk with the methods of GrowingObject; nothing is kept in memory."""
 
     def __init__(self, path: Path):
         super().__init__(path, "ab")

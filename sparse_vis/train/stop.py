@@ -84,7 +84,7 @@ class StopSignal:
 
 
 class StopCall(StopSignal):
-    """The same for `sparse_vis.train`, whose process, e.g. a notebook, goes on after the call.
+    """A StopSignal for `sparse_vis.train`, whose process, e.g. a notebook, goes on after the call.
 
     The first Ctrl-C or SIGTERM saves after the step. One before the first step, and a second one, goes to the
     handlers that were there before; that of Ctrl-C raises KeyboardInterrupt. Outside the main thread, which
