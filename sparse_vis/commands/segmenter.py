@@ -64,7 +64,7 @@ def segmenter(
     seed, batch = calls.whole("seed", seed, 0), calls.whole("batch", batch, 1)
     classes = calls.class_names(classes)
     if not 2 <= len(classes) <= IGNORE:
-        what = f"a segmenter needs 2 to {IGNORE} classes, e.g. ('background', 'cat'), and classes names"
+        what = f"a segmenter needs 2 to {IGNORE} classes, e.g. ('background', 'cat'), but `classes` has"
         raise UserError(f"{what} {len(classes)}; name those of the label maps, from 0 on.")
     folder = Path(paths.expanded(masks, "masks"))
     save = None if save is None else probe_file.place_to_write(save, "save", probe_file.SEGMENTER)
