@@ -5,8 +5,8 @@ Command:   python main.py --config=configs/fashion.py
 Hardware:  CPU cores suffice.
 Result:    docs/classifiers.md: .884 of the 10,000 test images (linear probe of the frozen encoder: .829).
 
-At the end: accuracy of the classifier on the official test images, and beside it kNN and the linear probe of
-the encoder before and after.
+At the end it prints the accuracy of the classifier on the official test images, and kNN and linear probe of
+the encoder before and after fine-tuning.
 """
 
 from sparse_vis.config.experiments import experiment

@@ -10,8 +10,9 @@ Result:    with --config.train.steps=400 (12,800 images, 6 minutes of one CPU co
            after so few images it reconstructs coarsely and has learned no classes. For these start from
            weights (configs/dinov2_b14.py), or train much longer (not measured).
 
-Patches of 12 px keep an image at 64 patches. L is sharper than published (docs/small_experiments.md). If no
-folder is named for it, evaluations hold out a fifth of the images, which are trained on without their labels.
+With patches of 12 px an image has 64 patches. L is sharper than published (docs/small_experiments.md). Unless
+a folder is named for them, evaluations hold out a fifth of the images, which are also trained on, without
+labels.
 """
 
 from sparse_vis.config.defaults import default_config

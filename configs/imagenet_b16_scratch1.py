@@ -4,8 +4,8 @@ Command:   python main.py --config=configs/imagenet_b16_scratch1.py --config.dat
                --config.model.tokenizer.path=FILE
            then the second stage, configs/imagenet_b16_scratch2.py. TFDS_DIR, FILE and the pixel target: see
            configs/imagenet_b16.py.
-Hardware:  as configs/imagenet_b16.py.
-Result:    of both stages, published, not yet reproduced here: linear 65.28 (73.26 from MAE weights).
+Hardware:  as for configs/imagenet_b16.py.
+Result:    after both stages, published, not yet reproduced here: linear 65.28 (73.26 from MAE weights).
 
 150 epochs with the teacher (momentum 0.996) and a masking ratio of 0.6. The published learning rate of this
 recipe is not known; we use that of B/16.

@@ -4,11 +4,11 @@ Command:   python main.py --config=configs/imagenet_b16_scratch2.py --config.dat
                --config.model.tokenizer.path=FILE
            It starts from the weights of the first stage in runs/imagenet_b16_scratch1; from another workdir
            with --config.init=WORKDIR. TFDS_DIR, FILE and the pixel target: see configs/imagenet_b16.py.
-Hardware:  as configs/imagenet_b16.py.
+Hardware:  as for configs/imagenet_b16.py.
 Result:    see configs/imagenet_b16_scratch1.py.
 
-75 epochs without teacher at a masking ratio of 0.8: the weights of the first stage, heads included, and a
-new optimizer.
+75 epochs without teacher at a masking ratio of 0.8, from the weights of the first stage, heads included, and
+with a new optimizer.
 """
 
 from sparse_vis.config.experiments import experiment

@@ -3,12 +3,12 @@
 Command:   python main.py --config=configs/imagenet_l16.py --config.data.path=TFDS_DIR \
                --config.model.tokenizer.path=FILE
            TFDS_DIR, FILE and the pixel target: see configs/imagenet_b16.py.
-Hardware:  as configs/imagenet_b16.py.
+Hardware:  as for configs/imagenet_b16.py.
            Blocks are recomputed in the backward pass (remat): by estimate 128 images would not fit otherwise.
 Result:    published, not yet reproduced here: no numbers of this model are at hand; B/16 and H/14 give
            linear 73.26 and 79.10, kNN 67.25 and 77.31, rFID 3.06 and 2.60, LPIPS .2077 and .1729.
 
-To train on all training images (see there): --config.data.split=train --config.train.steps=62500
+To train on all training images instead of 90 %: --config.data.split=train --config.train.steps=62500
 """
 
 from sparse_vis.config.experiments import experiment

@@ -10,10 +10,10 @@ Hardware:  one GPU; by estimate days, nearly all of it 50 passes over ImageNet's
 Result:    a table of measured and published figures; the exit status is 1 if one is missed or absent. Not yet
            run in full: we had neither ImageNet nor the weights.
 
-Everything is as released: bfloat16, images resized without antialiasing, a tenth of train held out, the
-decoder tested on random crops, as the released test set is configured (the row "Z, centre" uses centre crops
-instead). The paper states neither k (20 here) nor its seeds. Hence the tolerances: half a point for the
-linear probe, one point for kNN, a tenth of the rFID, .01 for LPIPS.
+Everything is as released: bfloat16, images resized without antialiasing, a tenth of the training images held
+out, and the decoder tested on random crops, as the released test set is configured (the row "Z, centre" has
+centre crops instead). The paper states neither k (20 here) nor its seeds, so figures may differ a little: by
+half a point for the linear probe, one point for kNN, a tenth of the rFID, .01 for LPIPS.
 """
 
 from sparse_vis.config.defaults import default_config

@@ -14,9 +14,11 @@ import importlib
 from sparse_vis.runtime import host
 
 __version__ = "0.2.0"
-# Name -> module that has it. (`train` is the folder of that name, which can be called.)
-_PLACES = {"classify": "api", "encode": "api", "load": "api", "probe": "commands.probe", "reconstruct": "api"}
-_PLACES |= {"segment": "commands.segmenter", "segmenter": "commands.segmenter"}
+# Name -> module that has it. `train` is not among them: it is a folder that can be called.
+_PLACES = {
+    "classify": "api", "encode": "api", "load": "api", "probe": "commands.probe", "reconstruct": "api",
+    "segment": "commands.segmenter", "segmenter": "commands.segmenter",
+}  # fmt: skip
 __all__ = [*_PLACES, "train"]
 
 
@@ -27,10 +29,10 @@ def __dir__() -> list[str]:
 def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module 'sparse_vis' has no attribute {name!r}")
-    if name == "train":  # the folder of that name, which can be called
+    if name == "train":
         return importlib.import_module("sparse_vis.train")
     collecting = gc.isenabled()
-    gc.disable()  # looking for garbage in what is imported takes a fifth of the time, and finds none
+    gc.disable()  # garbage collection takes a fifth of the time of these imports, and finds nothing
     try:
         return getattr(importlib.import_module(f"sparse_vis.{_PLACES[name]}"), name)
     finally:

@@ -30,29 +30,31 @@ def load(
     dtype: str = "float32", probe: Path | None = None, segmenter: Path | None = None,
     revision: str | None = None, local_files_only: bool = False,
 ) -> tuple[Stellar, dict]:  # fmt: skip
-    """Load a model: its parameters alone, on any device, trained on any number of devices.
+    """Load a model and its parameters, on any device, whatever devices it was trained on.
 
-    Turns on JAX's persistent compilation cache, unless the user set one: later processes start faster.
+    Also turns on JAX's persistent compilation cache, unless the user set one, so that later processes start
+    faster.
 
     Args:
         path: workdir of main.py (its newest checkpoint) or one step folder; a released .safetensors
             file with its config.json beside it; a release folder; hf://microsoft/STELLAR/stellar-b16; or
-            "pictures-tiny" or "scenes-tiny", small models that come with the package. Paths may be in gs://,
-            but for checkpoints also in s3:// (docs/pods.md).
+            "pictures-tiny" or "scenes-tiny", small models that come with the package. All of these may be in
+            gs://, and all but checkpoints in s3:// (docs/pods.md).
         name: which model, if a release folder holds several.
         tokenizer: weights of the VQ tokenizer (torch, safetensors or Flax file); by default the file
             that the checkpoint or manifest names, if it exists. Only `reconstruct` of VQ models needs it.
-        tokenizer_dtype, dtype: of the computation; parameters are float32.
+        tokenizer_dtype, dtype: in which the tokenizer and the model compute; parameters are float32.
         probe: file of a classifier for `classify`, or its folder; by default the probe.safetensors beside the
             model, if there is one for these weights.
         segmenter: the same for `segment`, with segmenter.safetensors.
         revision, local_files_only: for hf:// addresses, as in huggingface_hub.
 
     Returns:
-        (model, params) for `encode`, `reconstruct`, with a classifier `classify`, with a segmenter `segment`.
+        (model, params) for `encode` and `reconstruct`, and for `classify` and `segment` if a classifier and a
+        segmenter were found.
 
     Raises:
-        UserError: nothing can be loaded; names what is missing, damaged or of the wrong shape.
+        UserError: what is missing, damaged or of the wrong shape.
     """
     for argument, value in (("dtype", dtype), ("tokenizer_dtype", tokenizer_dtype)):
         if value not in DTYPES:
@@ -79,7 +81,10 @@ def assemble(
     found: Loaded, path: Path, *, tokenizer: Path | None = None, tokenizer_dtype: str = "float32",
     dtype: str = "float32",
 ) -> tuple[Stellar, dict]:  # fmt: skip
-    """What `load(path)` returns, from what `read_model` found there; a UserError for a wrong tokenizer."""
+    """(model, params) of `load`, without classifier and segmenter, from what `read_model` found at `path`.
+
+    Raises UserError if the tokenizer does not fit the model.
+    """
     config = copy.deepcopy(found.config)
     config.efficiency.update(dtype=dtype, remat="none", attention="xla")
     # Not jnp.asarray, which compiles a program for every shape.
@@ -108,8 +113,8 @@ def as_pixels(images: Array) -> Float[Array, "B H W 3"]:
 def checked(images: Array, patch: int) -> Array:
     """The images as a JAX array; `patch` is the smallest allowed side in pixels.
 
-    A UserError for no array, no images, a wrong shape or dtype, a side below the patch size, or values
-    outside [0, 1] (not checked inside jit, where values are not known).
+    Raises UserError if they are no array or none at all, of a wrong shape or dtype, smaller than a patch, or
+    have values outside [0, 1] (not checked inside jit, where values are not known).
     """
     if what := wrong_images.shape_fault(images):
         raise UserError(what)
@@ -130,7 +135,7 @@ def checked(images: Array, patch: int) -> Array:
 
 
 def check_model(call: str, model: Stellar, params: dict) -> None:
-    """Refuse, with a UserError that quotes the `call`, a model and parameters that are none, or swapped."""
+    """Raise UserError, quoting `call`, unless `model` and `params` are what `load` returns, in this order."""
     if not isinstance(model, Stellar) or not isinstance(params, Mapping):
         raise UserError(
             f"{call} got a {type(model).__name__} as model and a {type(params).__name__} as params; "
@@ -142,7 +147,7 @@ def check_model(call: str, model: Stellar, params: dict) -> None:
 
 
 def check_tokenizer(model: Stellar, checkpoint: str) -> None:
-    """UserError of a tool if the model reconstructs through a VQ tokenizer, whose weights it lacks."""
+    """Raise a tool's UserError if the model needs a VQ tokenizer to reconstruct and has none."""
     if model.decoder.codes and model.tokenizer is None:
         raise UserError(
             f"{checkpoint} reconstructs through a VQ tokenizer, whose weights were not found; give "
@@ -184,8 +189,8 @@ def _classify(model: Stellar, params: dict, images: Array) -> Array:
 
 
 def of_images(call: Callable, model: Stellar, params: dict, images, batch: int) -> np.ndarray:
-    """What `call(model, params, array)` gives for an array of images, seen whole, or for images that
-    `as_source` opens, cropped."""
+    """`call(model, params, array)` of all images: whole if they are an array; if they are what `as_source`
+    opens, cropped to squares, `batch` at a time."""
     if hasattr(images, "dtype") and images.ndim != 1:  # np.array(paths) has one axis
         return np.asarray(call(model, params, checked(images, model.patch)))
     from sparse_vis.data.records import image_batches  # here, as encode and reconstruct need none of it
@@ -206,15 +211,14 @@ def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[
 
     Args:
         model, params: as `load` or `probe` returns them.
-        images: an array as for `encode`, which is seen whole, at its own size; or, as for `probe`, a folder,
-            an address, or a list of paths or arrays, whose images are resized (short side 256/224 of the
-            model's image size) and cropped to their centre square as `probe` does, `batch` at a time. So the
-            same images may give other probabilities as an array than as a list.
+        images: an array as for `encode`, which is not resized; or, as for `probe`, a folder, an address, or a
+            list of paths or arrays. Images of these are resized (short side 256/224 of the model's image
+            size) and cropped to their centre square, `batch` at a time. So the same images may give other
+            probabilities as an array than as a list.
 
     Returns:
         (names, probabilities): the most likely class of each image, and (B, classes) float32. Images are in
-        the order given, those of a folder in that of their sorted paths; classes in the order of
-        model.classifier.classes.
+        the order given, those of a folder sorted by path; classes in the order of model.classifier.classes.
 
     Raises:
         UserError: the model has no classifier, or the images cannot be used.

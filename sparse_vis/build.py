@@ -1,4 +1,4 @@
-"""Build model, loss, views and data source from the configuration; none of these sees a ConfigDict."""
+"""Build model, loss, views and data source from the configuration; what is built never sees a ConfigDict."""
 
 import functools
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def build_model(config: ConfigDict, tokenizer: VQGAN | None = None) -> Stellar:
-    """The model of config.model, computed as config.efficiency says, with the tokenizer of the VQ target."""
+    """The model of config.model, which computes as config.efficiency says; `tokenizer` is for target "vq"."""
     m, e, p = config.model, config.efficiency, config.model.prototypes
     compute = Compute(e.dtype, e.attention, e.remat, e.unroll)
 

@@ -16,8 +16,8 @@ class Batch:
     image: jax.Array  # (B, Hc, Wc, 3) uint8; pixels outside height x width are zero and never read
     height: jax.Array  # (B,) int32, rows of the canvas that hold the image
     width: jax.Array  # (B,) int32, columns of the canvas that hold the image
-    # (B,) uint32, position of the image in the endless global stream. It seeds all randomness of the image,
-    # so that no draw depends on how the batch is split.
+    # (B,) uint32, position of the image in the endless global stream. All random draws for the image depend
+    # on it, so that none depends on how the batch is split.
     index: jax.Array
     label: jax.Array | None = None  # (B,) int32, class, -1 for none; only in fine-tuning
 

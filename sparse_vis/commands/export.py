@@ -56,8 +56,8 @@ def export_released(
 ) -> AnyPath:
     """Write a model in the released form into a folder; returns the path of the weights.
 
-    `source`, `name` and `probe` are as for `load`. A UserError if the source cannot be read, or if `output`
-    holds a model or cannot be written.
+    `source`, `name` and `probe` are as for `load`. Raises UserError if the source cannot be read, or if
+    `output` holds a model or cannot be written.
     """
     if (output / "config.json").exists():
         raise UserError(f"{output} already holds a config.json; give a new --output folder.")
@@ -93,7 +93,7 @@ def export_released(
 def released_tensors(found: Loaded) -> Tensors:
     """All tensors of a released file: the model's, its teacher's if it has one, and unused ones."""
     patch, teacher = found.config.model.patch, found.teacher
-    # The published module declares tensors that it does not use: those of the source, or else zeros.
+    # The published module declares tensors that it does not use: write those of the source, or else zeros.
     return {
         **unused_tensors(found.params, teacher=teacher is not None),
         **found.unused,
@@ -107,8 +107,8 @@ def export_program(
 ) -> AnyPath:
     """Write a model's encoder and decoder as programs of a `kind` in FORMATS, with JSON files beside them.
 
-    Arguments and errors as of `export_released`; also refused are models too large, and "onnx" without its
-    package. Returns the encoder's path; the decoder's has `.decoder` before the extension.
+    Returns the encoder's path; the decoder's has `.decoder` before the extension. Arguments are those of
+    `export_released`. Raises the same UserErrors, and others if the model is too large or onnx not installed.
     """
     found = read_model(source, name)
     path = output / f"{found.config.name.replace('/', '-')}.{kind}"
@@ -148,9 +148,9 @@ def decoder_path(encoder: AnyPath) -> AnyPath:
 
 
 def encoder_of(model: Stellar, params: dict) -> tuple[Callable[[jax.Array], dict[str, jax.Array]], Inputs]:
-    """A function: images (batch, H, W, 3) uint8 -> {name in FEATURES: (batch, tokens, width) float32}.
+    """A function and its inputs: images (batch, H, W, 3) uint8 -> name in FEATURES -> array, float32.
 
-    With a classifier, also "probability" (batch, classes). And its inputs: name -> (shape, type).
+    With a classifier, the function also returns "probability" (batch, classes).
     """
 
     def encode(images):
@@ -166,7 +166,7 @@ def encoder_of(model: Stellar, params: dict) -> tuple[Callable[[jax.Array], dict
 
 
 def decoder_of(model: Stellar, params: dict) -> tuple[Callable[..., dict[str, jax.Array]], Inputs]:
-    """A function: S (batch, r, d), L (batch, n, r) -> pixels, or logits of codes; and its inputs."""
+    """A function and its inputs: S (batch, r, d), L (batch, n, r) -> "pixels", or "logits" of codes."""
     encoder, grid = model.encoder, model.grid(*2 * (model.encoder.image_size,))
 
     def decode(sparse, spatial):
@@ -211,7 +211,7 @@ FORMATS = {"stablehlo": to_stablehlo, "onnx": to_onnx}
 
 
 def describe(part: str, model: Stellar, inputs: Inputs, shapes: dict[str, list[int]]) -> dict:
-    """What the JSON file of an encoder or decoder says in both formats; `shapes` are those of its outputs."""
+    """The content of an encoder's or decoder's JSON file, for both formats; `shapes` are of the outputs."""
     size = model.encoder.image_size
 
     def arrays(shapes: dict) -> dict:
@@ -237,7 +237,6 @@ def describe(part: str, model: Stellar, inputs: Inputs, shapes: dict[str, list[i
 
 
 def main() -> None:
-    """Command line; see --help."""
     parser = Parser(description="Write a model for other programs (docs/compatibility.md).")
     parser.add_argument("--checkpoint")
     parser.add_argument("--name")

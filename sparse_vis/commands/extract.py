@@ -35,8 +35,9 @@ ToColumns = Callable[[list[LoadedImage]], shards.Columns]
 def extract(given: argparse.Namespace) -> None:
     """Write features of all images of a source, or continue an interrupted call; `given`: the tool's flags.
 
-    Each of n processes writes every n-th shard, with its own devices; process 0 completes the folder. A
-    UserError for no images or checkpoint, unusable images, and an output of another extraction.
+    Each of n processes writes every n-th shard, with its own devices; process 0 completes the folder. Raises
+    UserError if there are no images or no checkpoint, an image cannot be used, or the output folder holds
+    another extraction.
     """
     if given.resize is not None and given.resize > SIDE:
         raise UserError(f"--resize={given.resize} is too large; it must be at most {SIDE}.")
@@ -54,7 +55,7 @@ def extract(given: argparse.Namespace) -> None:
     manifest = about_model(checkpoint, model, params, names)
     manifest |= {"images": len(source), "images_sha256": source.images_sha256}
     manifest |= {"dtype": given.dtype, "resize": resize, "shard_size": given.shard_size}
-    if given.letterbox:  # not in manifests of earlier versions, whose extractions can be continued
+    if given.letterbox:  # else left out, as by earlier versions, whose extractions can be continued
         manifest |= {"resize": 0, "letterbox": True}
     if records.has_labels(source):
         manifest |= {"classes": list(source.classes), "labels_sha256": labels_sha256(source)}
@@ -91,15 +92,15 @@ def about_model(checkpoint: str, model: Stellar, params: dict, names: tuple[str,
 
 
 def labels_sha256(source: Source) -> str:
-    """Checksum of the names of classes, and of labels that are known and do not follow from paths."""
+    """Checksum of the names of classes, and of the labels if they are known and do not follow from paths."""
     labels = None if isinstance(source, FolderSource) else known_labels(source)
     return sha256_of([*source.classes, *([] if labels is None else map(str, labels))])
 
 
 def make_encoder(model: Stellar, params: dict, batch: int, names: tuple[str, ...], dtype: str) -> ToColumns:
-    """A function from images to those of their Features, rounded to `dtype`; the computation is float32.
+    """A function from images to columns, with the features `names` in `dtype`; the computation is float32.
 
-    Batches are split over all devices of this process. Other processes encode other images, independently.
+    Batches are split over all devices of this process; other processes encode other images.
     """
     params = Devices().everywhere(params)
 
@@ -124,7 +125,7 @@ def write_missing(
     manifest: dict,
     encoder: ToColumns,
 ) -> None:
-    """Write the missing ones of these shards; check the existing ones first."""
+    """Check the shards that exist, then write those that are missing."""
     settings = shards.fingerprint(manifest)
     schema = shards.make_schema(manifest["outputs"], given.dtype, "classes" in manifest)
     todo = {path: rows for path, rows in planned.items() if not path.exists()}
@@ -162,7 +163,6 @@ def _outputs(text: str) -> tuple[str, ...]:
 
 
 def parser() -> Parser:
-    """The tool's flags."""
     parser = Parser(
         description="Write features of all images of a folder or of another source as Parquet "
         "shards (docs/extraction.md). The same command continues an interrupted extraction."
@@ -178,7 +178,7 @@ def parser() -> Parser:
     add("--outputs", type=_outputs, default="cls,sparse,spatial", help=named)
     computed = "dtype of the written features; computation is in float32 (%(default)s)"
     add("--dtype", choices=tuple(shards.DTYPES), default="float32", help=computed)
-    short = "short side in pixels before the centre crop (256/224 of the model's image size unless given)"
+    short = "short side in pixels before the centre crop (default: 256/224 of the model's image size)"
     add("--resize", type=positive, help=short)
     add("--letterbox")
     add("--batch", type=positive, default=64, help="images per call of the encoder (%(default)s)")
@@ -190,7 +190,6 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    """Command line; see --help."""
     given = parser().parse_args()
     if not given.distributed:
         with outputs.writing(given.output, "extraction", KEPT):

@@ -32,21 +32,32 @@ from sparse_vis.train.stop import StopCall
 from sparse_vis.viz.figures import read_metrics
 
 
+def in_python(text: str) -> str:
+    """An error's sentence with the names of arguments instead of the flags of main.py."""
+    sections = default_config()
+
+    def argument(match: re.Match) -> str:
+        flag, name = match.groups()
+        if name in ("data.source", "data.path"):
+            return "data"
+        known = flag or name.split(".")[0] in sections  # config.json is a file
+        return name.replace(".", "__") if known else match[0]
+
+    text = re.sub(r"(--)?\bconfig\.([a-z_]\w*(?:\.[a-z_]\w*)*)", argument, text)
+    return re.sub(r"--(?=config=|workdir)", "", text).replace("repeat the command", "repeat the call")
+
+
+@reworded(in_python)
 def train(
     data: Any, config: Any, workdir: Any, init: Any, given: dict[str, Any]
 ) -> tuple[Stellar, dict, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """What a call of the package `sparse_vis.train` does and returns; its docstring is the documentation."""
-    # So multiprocessing marks a new process while it runs the script of its parent.
+    """What calling `sparse_vis.train` does; train/__init__.py has the documentation."""
+    # multiprocessing sets this in a new process while that runs the script of its parent.
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(
             "error: with data__workers, each worker process runs the script that calls sparse_vis.train; put "
             'the call below `if __name__ == "__main__":`, or set data__workers=0.'
         )
-    with reworded(in_python):
-        return _train(data, config, workdir, init, given)
-
-
-def _train(data: Any, config: Any, workdir: Any, init: Any, given: dict[str, Any]) -> tuple:
     if jax.process_count() > 1:
         raise UserError("sparse_vis.train runs in one process; for several start main.py with --distributed.")
     config = copy.deepcopy(config) if isinstance(config, ConfigDict) else read_config(config)
@@ -75,21 +86,6 @@ def _train(data: Any, config: Any, workdir: Any, init: Any, given: dict[str, Any
     stop.end()
     model, params = api.load(place)
     return model, params, read_metrics(place / JSONL)
-
-
-def in_python(text: str) -> str:
-    """An error's sentence, with the arguments of a call in place of the flags of main.py."""
-    sections = default_config()
-
-    def argument(match: re.Match) -> str:
-        flag, name = match.groups()
-        if name in ("data.source", "data.path"):
-            return "data"
-        known = flag or name.split(".")[0] in sections  # config.json is a file
-        return name.replace(".", "__") if known else match[0]
-
-    text = re.sub(r"(--)?\bconfig\.([a-z_]\w*(?:\.[a-z_]\w*)*)", argument, text)
-    return re.sub(r"--(?=config=|workdir)", "", text).replace("repeat the command", "repeat the call")
 
 
 def choose_images(config: ConfigDict, data: Any) -> Source | None:
@@ -123,7 +119,7 @@ def _pixels(data: Any) -> Any:
 
 
 def check_same(config: ConfigDict, workdir: AnyPath) -> None:
-    """Refuse to continue a run of other images or settings, if the user did not name its workdir."""
+    """Raise UserError if the workdir, which the user has not given, has a run of other images or settings."""
     if not (newest := step_folder.newest_step(workdir)):
         return
     saved = step_folder.read_config(step_folder.find_step(workdir / step_folder.FOLDER / str(newest)))

@@ -1,4 +1,4 @@
-"""The --output folder of a tool: its lock, one sentence for a full disk, and how shards are continued."""
+"""The --output folder of a tool: its lock, the error for a full disk, and how shards are continued."""
 
 import contextlib
 import sys
@@ -16,9 +16,10 @@ from sparse_vis.runtime.tools import check_folder
 
 @contextlib.contextmanager
 def in_one_sentence(output: AnyPath, kept: str = "") -> Iterator[None]:
-    """Context in which a full disk, say, or Ctrl-C ends the tool that writes `output` with one sentence.
+    """Context in which errors of the disk, e.g. a full one, become a UserError about the folder `output`.
 
-    `kept`: what the same command continues from, e.g. "complete shards".
+    `kept`: what the same command continues from, e.g. "complete shards". With it, Ctrl-C ends the tool with a
+    sentence too.
     """
     kept = f" ({kept} are kept)" if kept else ""
     try:
@@ -41,9 +42,10 @@ def in_one_sentence(output: AnyPath, kept: str = "") -> Iterator[None]:
 def writing(
     output: AnyPath, doing: str, kept: str = "", hold: Callable[..., AbstractContextManager] = lock.hold
 ) -> Iterator[None]:
-    """`in_one_sentence`, and nobody else writes to the --output folder, which is checked first.
+    """Context of `in_one_sentence` in which this tool alone writes to its --output folder.
 
-    `doing` is as in `lock.hold`; `hold` is that, or `distributed.held` where several processes write.
+    `hold` is `lock.hold`, or `distributed.held` if several processes write; `doing` is its argument. Raises
+    UserError at once if the folder cannot be written.
     """
     check_folder(output)
     with hold(output, doing), in_one_sentence(output, kept):
@@ -57,14 +59,15 @@ def begin_or_continue(
     free: Container[str],
     ours: Container[str] = (),
 ) -> dict[str, Any]:
-    """The description of a folder of shards: an earlier call's for the same images and settings, or `new`.
-
-    A UserError if the folder holds something else, or shards of other images, settings or an earlier version.
+    """The description of a folder of shards: that of an earlier call if the folder has one, else `new`.
 
     Args:
-        path: of the description, a JSON file in the folder; written if it is not there. new: of this call.
-        read: the checked content of the file. free: fields that may differ.
-        ours: names of files that may be there without a description.
+        path: of the description, a JSON file in the folder, which is written if it is missing.
+        new: description of this call. read: returns the checked content of the file.
+        free: fields that may differ. ours: names of files that may be there without a description.
+
+    Raises:
+        UserError: the folder holds other files, or shards of other images, settings or an earlier version.
     """
     folder = path.parent
     if not path.exists():

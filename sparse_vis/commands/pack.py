@@ -1,7 +1,7 @@
 """Pack the images of any source into sharded ArrayRecord: `python -m sparse_vis pack --help`.
 
-A few large files instead of millions of small ones; packed.py describes and reads them. Each image is decoded
-once as a check; the bytes of its file are stored unchanged.
+This turns millions of small files into a few large ones, which data/packed.py describes and reads. Each image
+is decoded once as a check; the bytes of its file are stored unchanged.
 """
 
 import functools
@@ -41,8 +41,8 @@ def pack(
 ) -> None:
     """Write the shards of a source, or continue an interrupted call; arguments are the flags of the tool.
 
-    A UserError for no images, none or one that cannot be used, and an output of other images; an OSError for
-    a disk that is full or fails.
+    Raises UserError if there are no images, an image (or with on_error="skip" every image) cannot be used, or
+    the output holds other images; OSError if the disk is full or fails.
     """
     source = open_input(images, split, data_dir, max_pixels)
     announce(source)
@@ -77,7 +77,7 @@ def pack(
 
 
 def read_record(source: Source, index: int) -> bytes:
-    """The packed bytes of a record; a UserError if the file cannot be read or decoded."""
+    """The packed bytes of a record. Raises UserError if the file cannot be read or decoded."""
     record = source[index]
     decode(record)
     del record["max_pixels"]  # readers set their own limit
@@ -103,14 +103,15 @@ def write_shard(path: AnyPath, records: Iterator[bytes], progress: Progress) -> 
 
 
 def unwritten(output: AnyPath, metadata: dict[str, Any], source: Source) -> dict[str, range]:
-    """Shards to write -> indices of their images: shards that are missing, damaged, or of replaced images."""
+    """Name -> indices of the images, for shards that are missing or damaged, or whose images have changed."""
     planned = packed.number_of_shards(metadata)
     todo = {packed.shard_name(k, planned): packed.images_of(metadata, k) for k in range(planned)}
-    there = [name for name, shard in metadata["shards"].items() if packed.has_shard(output, name, shard)]
+    shards = metadata["shards"]
+    there = [name for name, shard in shards.items() if packed.length(output / name) == shard["bytes"]]
     progress = Progress("checking finished shards", sum(len(todo[name]) for name in there))
     other_times = []
     for name in there:
-        shard, now, why = metadata["shards"][name], stamp(source, todo[name]), None
+        shard, now, why = shards[name], stamp(source, todo[name]), None
         if shard["images"] != now["images"]:
             why = "was made from images that have changed since"
         elif file_sha256(output / name) != shard["sha256"]:
@@ -127,7 +128,6 @@ def unwritten(output: AnyPath, metadata: dict[str, Any], source: Source) -> dict
 
 
 def main() -> None:
-    """Command line; see --help."""
     parser = Parser(
         description="Pack all images of a folder or of another source into sharded ArrayRecord "
         "(docs/imagenet.md). The same command continues an interrupted packing."

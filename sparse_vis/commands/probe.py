@@ -1,6 +1,5 @@
 """A classifier on frozen features, fitted on labelled images: `python -m sparse_vis probe --help`."""
 
-import argparse
 import functools
 import os
 from collections.abc import Sequence
@@ -46,7 +45,7 @@ def probe(
         model, params: as `load` returns them; the weights stay as they are.
         data: a folder with one subfolder per class, an address (docs/your_images.md), a list of pairs (path
             or image, label), a data set object; or the folder of an extraction of this model, with labels.
-            Labels are numbers from 0, or names. Items of an object are read twice: for labels, then images.
+            Labels are numbers from 0, or names. An object is read twice: for its labels, then for its images.
         classes: names of the classes of pairs and objects, in the order of their numbers; unless given, the
             object's `classes`, else the labels themselves are the names.
         kind: "linear", or "knn": the k nearest of the labelled images vote.
@@ -56,12 +55,12 @@ def probe(
         batch: images per call of the encoder. on_error: "stop", or "skip" images that cannot be used.
 
     Returns:
-        (model, params, report): with the classifier, for `classify`; `report` has `accuracy`, the numbers of
-        images `fitted` and `held_out`, and what the file says besides.
+        (model, params, report): model and params with the classifier, for `classify`; `report` has
+        `accuracy`, the numbers of images `fitted` and `held_out`, and all else that the file says.
 
     Raises:
         UserError: images without labels, of one class, or with a class of one image; the features of another
-            model; an argument that is out of range. Before the first image is encoded, where possible.
+            model; an argument that is out of range. It is raised before images are encoded, where possible.
     """
     api.check_model("probe(model, params, data)", model, params)
     calls.one_of("kind", kind, CLASSIFIERS)
@@ -70,17 +69,17 @@ def probe(
     k, seed, batch = calls.whole("k", k, 1), calls.whole("seed", seed, 0), calls.whole("batch", batch, 1)
     holdout = calls.share("holdout", holdout)
     save = None if save is None else probe_file.place_to_write(save, "save")
-    given = dict(kind=kind, feature=feature, k=k, holdout=holdout, seed=seed, save=save)
     if folder := extraction(data):
         if classes is not None:
             raise UserError(f"the extraction {folder} has classes of its own; leave classes= out.")
-        found = extracted(folder, params, feature, kind, holdout)
-        return _fit(model, params, *found, f"of {folder}", **given)
-    source = as_source(data, classes)
-    if isinstance(source, OwnSource):
-        source.read_labels(on_error)
-    found = encoded(model, params, source, feature, kind, holdout, batch, on_error, "on_error='skip'")
-    return _fit(model, params, *found, source.about, **given)
+    else:
+        source = as_source(data, classes)
+        if isinstance(source, OwnSource):
+            source.read_labels(on_error)
+    return _fit(
+        model, params, folder or source, kind=kind, feature=feature, k=k, holdout=holdout, seed=seed,
+        save=save, batch=batch, on_error=on_error, skip="on_error='skip'",
+    )  # fmt: skip
 
 
 def extraction(data: Any) -> AnyPath | None:
@@ -90,7 +89,7 @@ def extraction(data: Any) -> AnyPath | None:
 
 
 def labels_of(source: Source) -> np.ndarray:
-    """The class of every record, -1 for none; reads the records of sources that do not know it."""
+    """The class of every record, -1 for none; reads all records if only they know it."""
     if not source.classes:
         return np.full(len(source), -1, np.int32)
     if (known := known_labels(source)) is None:
@@ -99,8 +98,8 @@ def labels_of(source: Source) -> np.ndarray:
 
 
 def encoded(
-    model: Stellar, params: dict, source: Source, feature: str, kind: str, holdout: float, batch: int = 64,
-    on_error: str = "stop", skip: str = "--on-error=skip",
+    model: Stellar, params: dict, source: Source, feature: str, kind: str, holdout: float, batch: int,
+    on_error: str, skip: str,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:  # fmt: skip
     """One feature of every labelled image of a source, the labels, and the names of the classes."""
     labels, what = labels_of(source), f"the {len(source)} images {source.about}"
@@ -126,7 +125,7 @@ def encoded(
 def extracted(
     folder: AnyPath, params: dict, feature: str, kind: str, holdout: float
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The same from the Parquet files of an extraction of this model."""
+    """What `encoded` returns, from the Parquet files of an extraction of this model."""
     manifest, column = shards.complete(folder), READS[feature]
     own = crc32({k: v for k, v in params.items() if k not in ("classifier", "segmenter")})
     for lacking, remedy in (
@@ -150,11 +149,16 @@ def extracted(
 
 
 def _fit(
-    model: Stellar, params: dict, x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], images: str, *,
-    kind: str, feature: str, k: int, holdout: float, seed: int, save: AnyPath | None,
+    model: Stellar, params: dict, data: AnyPath | Source, *, kind: str, feature: str, k: int, holdout: float,
+    seed: int, save: AnyPath | None, batch: int, on_error: str, skip: str,
 ) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
-    """Fit, measure and save: the last part of `probe`."""
-    # Again, as images that cannot be used may have been left out.
+    """Fit, measure and save, as `probe`, from the folder of an extraction or from a source."""
+    how = feature, kind, holdout
+    if isinstance(data, AnyPath):
+        images, (x, y, classes) = f"of {data}", extracted(data, params, *how)
+    else:
+        images, (x, y, classes) = data.about, encoded(model, params, data, *how, batch, on_error, skip)
+    # Checked again, because images that cannot be used may have been left out.
     fitting.check_classes(y, classes, f"the {len(y)} images {images}", kind, holdout)
     fitted, held = fitting.held_out(y, holdout, seed)
     fit = fitting.fit_linear if kind == "linear" else fitting.fit_nearest
@@ -181,7 +185,6 @@ def _fit(
 
 
 def parser() -> Parser:
-    """The tool's flags."""
     parser = Parser(
         description="Fit a classifier on the features of labelled images and save it as probe.safetensors "
         "beside the model, where load and export find it (docs/classifiers.md)."
@@ -191,22 +194,22 @@ def parser() -> Parser:
         add(flag)
     what = "labelled images (folder, packed folder or address), or the folder of an extraction with labels"
     add("--input", dest="images", help=what)
-    kept = "folder for probe.safetensors (the workdir or release folder unless given)"
+    kept = "folder for probe.safetensors (default: the workdir or release folder)"
     add("--output", required=False, help=kept)
-    add("--kind", choices=CLASSIFIERS, default="linear", help="(%(default)s)")
+    add("--kind", choices=CLASSIFIERS, default="linear", help="linear or k nearest neighbours (%(default)s)")
     chosen = "mean of S, class token, or all tokens of S (%(default)s)"
     add("--feature", choices=FEATURES, default="mean_S", help=chosen)
-    add("--k", type=positive, default=fitting.KS, help="with --kind=knn, images that vote (%(default)s)")
+    add("--k", type=positive, default=fitting.KS, help="neighbours that vote with --kind=knn (%(default)s)")
     part = "share of each class on which the accuracy is measured (%(default)s)"
-    add("--holdout", type=share, default=HOLDOUT, help=part)
-    add("--seed", type=positive, default=1, help="of the held-out images (%(default)s)")
+    add("--holdout", type=float, default=HOLDOUT, help=part)
+    add("--seed", type=positive, default=1, help="seed of the choice of held-out images (%(default)s)")
     add("--batch", type=positive, default=64, help="images per call of the encoder (%(default)s)")
     return parser
 
 
 def main() -> None:
-    """Command line; see --help."""
     given = parser().parse_args()
+    holdout = calls.share("--holdout", given.holdout)
     output = given.output or probe_file.beside(given.checkpoint)
     if output is None:
         raise UserError(f"{given.checkpoint} has no folder of its own; give --output=FOLDER for the probe.")
@@ -214,26 +217,14 @@ def main() -> None:
     host.keep_programs()
     loaded = read_model(given.checkpoint, given.name)
     model, params = api.assemble(loaded, given.checkpoint)
-    how = given.feature, given.kind, given.holdout
     if folder := extraction(given.images):
         if given.split or given.data_dir:
             raise UserError(f"the extraction {folder} is used whole; leave out --split and --data-dir.")
-        found, about = extracted(folder, params, *how), f"of {folder}"
     else:
         source = open_input(given.images, given.split, given.data_dir, given.max_pixels)
         announce(source)
-        found, about = encoded(model, params, source, *how, given.batch, given.on_error), source.about
-    rest = dict(feature=given.feature, kind=given.kind, holdout=given.holdout, k=given.k, seed=given.seed)
-    _fit(model, params, *found, about, save=path, **rest)
+    _fit(
+        model, params, folder or source, kind=given.kind, feature=given.feature, k=given.k, holdout=holdout,
+        seed=given.seed, save=path, batch=given.batch, on_error=given.on_error, skip="--on-error=skip",
+    )  # fmt: skip
     print(f"wrote {path}; {probe_file.how_to_load(loaded, given.checkpoint, given.name, path)}")
-
-
-def share(text: str) -> float:
-    """argparse `type` of a number between 0 and 1, both excluded."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
-    return number

@@ -1,8 +1,8 @@
 """Reconstruct a folder of images: `python -m sparse_vis reconstruct --help`.
 
-Writes one PNG per image: the image as the model sees it, and beside it the reconstruction from S and L alone;
-with --maps also the hard segmentation, and in a second row where each token looks.
-With --compare-bf16 it also prints the share of codes that are the same with a bfloat16 tokenizer.
+It writes one PNG per image: the image as the model sees it, and beside it the reconstruction from S and L
+alone; with --maps also the hard segmentation, and in a second row where each token looks. With --compare-bf16
+it also prints the share of codes that are the same with a bfloat16 tokenizer.
 """
 
 import argparse
@@ -52,9 +52,9 @@ def side_by_side(
 def with_maps(
     sheet: Image.Image, image: Float[np.ndarray, "H W 3"], L: Float[np.ndarray, "n r"], grid: tuple[int, int]
 ) -> Image.Image:
-    """A sheet of `side_by_side`, with argmax L over the image to the right, and each token's map below.
+    """A sheet of `side_by_side` with the image under argmax L added to the right, and each token's map below.
 
-    A map is black where it is smallest and of the token's colour where it is largest.
+    A map is black where it is smallest, and has the token's colour where it is largest.
     """
     r, pixels, colours = L.shape[1], np.uint8(np.rint(255 * image)), overlays.token_colours(L.shape[1])
     width = round(pixels.shape[1] * sheet.height / pixels.shape[0])
@@ -72,7 +72,6 @@ def with_maps(
 
 def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], jax.Array]:
     """A function: images (b, H, W, 3) uint8 -> share of the codes that are equal in float32 and bfloat16."""
-
     twins = [model.clone(tokenizer=model.tokenizer.clone(dtype=dtype)) for dtype in ("float32", "bfloat16")]
 
     @jax.jit
@@ -87,7 +86,8 @@ def make_agreement(model: Stellar, params: dict) -> Callable[[np.ndarray], jax.A
 def target_of(source: Source, output: AnyPath) -> Callable[[str], AnyPath]:
     """A function from an image's name to the path of its PNG, below `output`.
 
-    That is the name with .png as extension, or appended if two would coincide or names are not listed.
+    The extension of the name is replaced by .png. If two paths would then be equal, or the source does not
+    list its names, .png is appended instead.
     """
     stems = {name: pathlib.PurePath(name).with_suffix(".png") for name in getattr(source, "names", ())}
     count = collections.Counter(stems.values())
@@ -105,7 +105,8 @@ def target_of(source: Source, output: AnyPath) -> Callable[[str], AnyPath]:
 def reconstruct_folder(model: Stellar, params: dict, source: Source, given: argparse.Namespace) -> None:
     """Write a PNG per image of the source, as the flags say; print progress, mean PSNR and the agreement.
 
-    A UserError names an unusable image, unless skipped.txt in the output lists it, or says that all are.
+    Raises UserError if an image cannot be used, or with --on-error=skip, which lists it in skipped.txt, if
+    none can be used.
     """
     params = Devices().everywhere(params)
 
@@ -174,12 +175,10 @@ def run(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Command line; see --help."""
     parser = Parser(
-        description="Reconstruct every image of a folder or another source from S and L alone: PNGs, the "
-        "image and beside it its reconstruction. A VQ model needs its tokenizer (docs/compatibility.md). "
-        "Example: python -m sparse_vis reconstruct --checkpoint=runs/quickstart --input=photos "
-        "--output=sheets",
+        description="Reconstruct every image of a folder or another source from S and L alone; a PNG shows "
+        "each image and its reconstruction. A VQ model needs its tokenizer (docs/compatibility.md). Example: "
+        "python -m sparse_vis reconstruct --checkpoint=runs/quickstart --input=photos --output=sheets",
     )
     add = parser.add_argument
     for flag in ("--checkpoint", "--name", "--input", "--split", "--data-dir"):
@@ -188,16 +187,13 @@ def main() -> None:
     add("--tokenizer")
     convolutions = "dtype of the tokenizer's convolutions (%(default)s)"
     add("--tokenizer-dtype", choices=["float32", "bfloat16"], default="float32", help=convolutions)
-    whole = "size of the images, cut as large as possible (default: the model's square, 256/224 within it)"
-    add("--size", type=image_size, metavar="HxW", help=whole)
+    size = "size in pixels of the largest centre crop (default: the model's size, cropped as in extract)"
+    add("--size", type=image_size, metavar="HxW", help=size)
     add("--letterbox")
     shown = "also show the hard segmentation and the map of each token"
     add("--maps", action="store_true", help=shown)
     add("--on-error")
     add("--max-pixels")
-    add(
-        "--compare-bf16",
-        action="store_true",
-        help="measure which share of the codes is the same with a bfloat16 tokenizer",
-    )
+    compared = "measure which share of the codes is the same with a bfloat16 tokenizer"
+    add("--compare-bf16", action="store_true", help=compared)
     run(parser.parse_args())

@@ -26,7 +26,7 @@ from sparse_vis.train.stop import StopSignal
 def run(config: ConfigDict, workdir: AnyPath, mode: str, stop: StopSignal) -> None:
     """Train or fine-tune to the last step, or continue that, then evaluate; or only evaluate, as `mode` says.
 
-    `stop` is checked after every step. A UserError is any error that the user can correct.
+    `stop` is checked after every step. Raises UserError for any error that the user can correct.
     """
     settings.check(config)
     check_place(workdir)
@@ -97,7 +97,7 @@ def closing(workdir: AnyPath) -> str:
 
 
 def train(config: ConfigDict, workdir: AnyPath, stop: StopSignal, **given) -> None:
-    """Train to the end, or until SIGTERM or Ctrl-C; `given` are arguments of `Run`."""
+    """Train to the last step, or until SIGTERM or Ctrl-C; `given` are arguments of `Run`."""
     if config.finetune.classes:
         raise UserError("config.finetune.classes is set, so this is a fine-tuning; give --mode=finetune.")
     initial = functools.partial(initial_params, config) if config.init else None
@@ -110,7 +110,7 @@ def train(config: ConfigDict, workdir: AnyPath, stop: StopSignal, **given) -> No
 
 
 def finetune(config: ConfigDict, workdir: AnyPath, stop: StopSignal, source: Source) -> None:
-    """The same for a configuration that `prepare` has completed, and the images that it returned."""
+    """Fine-tune as `train` trains, with a configuration that `prepare` has completed, and its images."""
     if not config.init and jax.process_index() == 0:
         print("note: config.init names no weights, so the classifier starts from random ones.", flush=True)
     initial = functools.partial(finetune_params, config)

@@ -1,4 +1,4 @@
-"""A segmenter from S and L, fitted on images with label maps: the linear head on (S, L) of the evaluation."""
+"""A segmenter fitted on images with label maps: the linear head on S and L that the evaluation trains."""
 
 import dataclasses
 import functools
@@ -50,8 +50,11 @@ def segmenter(
         masks: folder of 8-bit PNG label maps, NAME.png for the image NAME.*, where NAME is its path below the
             folder (of a list: below the folder that holds all of its images); 255 is ignored.
         classes: their names, from label 0 on; at least two and at most 255.
-        epochs, seed, batch: passes over the images, which are cropped as in `probe`; of all random draws;
-            images per step. holdout, save, returned values: as in `probe`; the report has `miou`.
+        epochs: passes over the images, which are cropped as in `probe`. seed: of all random draws.
+        batch: images per step. holdout, save: as in `probe`.
+
+    Returns:
+        As `probe`; the report has `miou`.
 
     Raises:
         UserError: a missing or wrong label map, too few images, an argument that is out of range.
@@ -61,7 +64,7 @@ def segmenter(
     seed, batch = calls.whole("seed", seed, 0), calls.whole("batch", batch, 1)
     classes = calls.class_names(classes)
     if not 2 <= len(classes) <= IGNORE:
-        what = f"a segmenter needs 2 to {IGNORE} classes, e.g. ('background', 'cat'), and classes names"
+        what = f"a segmenter needs 2 to {IGNORE} classes, e.g. ('background', 'cat'), but `classes` has"
         raise UserError(f"{what} {len(classes)}; name those of the label maps, from 0 on.")
     folder = Path(paths.expanded(masks, "masks"))
     save = None if save is None else probe_file.place_to_write(save, "save", probe_file.SEGMENTER)
@@ -100,7 +103,7 @@ def segmenter(
 
 
 def _named(source: Source) -> Source:
-    """The source with names that lead to label maps: of listed paths, those below the folder of all."""
+    """The source with names by which label maps are found: below their common folder, for listed paths."""
     if not isinstance(source, OwnSource):
         return source
     source = source.files() or source
@@ -139,15 +142,15 @@ def _segment(model: Stellar, params: dict, images: jax.Array) -> jax.Array:
 
 @calls.renamed(calls.OF_CALLS)
 def segment(model: Stellar, params: dict, images: Any, *, batch: int = 64) -> UInt8[np.ndarray, "B h w"]:
-    """The class of every pixel, uint8, as a number of model.segmenter.classes.
+    """The class of every pixel, uint8, as its number in model.segmenter.classes.
 
     Args:
-        model, params: as `segmenter` returns them, or `load` where it was saved. images, batch: as for
-            `classify`; those of a folder, address or list are cropped as there.
+        model, params: as `segmenter` or `load` returns them.
+        images, batch: as for `classify`; images of a folder, address or list are cropped as there.
 
     Returns:
         (B, h, w): h and w are the images' sizes, or those of the crop, rounded down to whole patches. Images
-        are in the order given, those of a folder in that of their sorted paths.
+        are in the order given, those of a folder sorted by path.
 
     Raises:
         UserError: the model has no segmenter, or the images cannot be used.

@@ -47,7 +47,6 @@ def fingerprint(manifest: dict[str, Any]) -> str:
 
 
 def entry_of(path: AnyPath) -> AnyPath:
-    """Path of the entry of a shard."""
     return path.with_suffix(".json")
 
 
@@ -60,13 +59,13 @@ def plan(output: AnyPath, images: int, shard_size: int) -> dict[AnyPath, range]:
 def open_output(output: AnyPath, manifest: dict[str, Any], first: bool) -> None:
     """Create the output folder with its manifest, or check that it belongs to the same extraction.
 
-    The `first` process creates the folder, others wait for it. A UserError if it holds something else,
+    The `first` process creates the folder, the others wait for it. Raises UserError if it holds other files,
     features with other settings, or a damaged manifest.
     """
     path, planned = output / MANIFEST, plan(output, manifest["images"], manifest["shard_size"])
     if not first:
         wait_for([path], "manifest")
-    # If only the manifest is lost, each shard's entry has a fingerprint of the settings.
+    # Shards may be there without the manifest: their entries have a fingerprint of the settings.
     ours = {skipped.FILE, *(file.name for shard in planned for file in (shard, entry_of(shard)))}
     free = {"checkpoint", "shards", "classes"}  # classes: their checksum is compared
     begin_or_continue(path, manifest, _read_manifest, free=free, ours=ours)
@@ -89,7 +88,7 @@ def wait_for(paths: list[AnyPath], what: str) -> None:
 
 
 def drop_changed(shards: dict[AnyPath, dict[str, str]]) -> None:
-    """Delete those of `shards`, path → `stamp` of its present images, whose images have changed since."""
+    """Delete the shards whose images have changed; `shards`: path → `stamp` of the images as they are now."""
     other_times = []
     for path, now in shards.items():
         try:
@@ -108,8 +107,8 @@ def drop_changed(shards: dict[AnyPath, dict[str, str]]) -> None:
 def finish(output: AnyPath, manifest: dict[str, Any], shards: dict[AnyPath, range]) -> tuple[int, int]:
     """Complete the folder when all shards exist: write skipped.txt, and the manifest with the shards' rows.
 
-    Returns the numbers of rows and of skipped images. A UserError if no image could be used, or a shard is
-    damaged, judging by its length and number of rows.
+    Returns the numbers of rows and of skipped images. Raises UserError if no image could be used, or if the
+    length or the number of rows of a shard is wrong.
     """
     settings, said, rows, skips = fingerprint(manifest), {}, 0, []
     for path, images in shards.items():
@@ -127,7 +126,7 @@ def finish(output: AnyPath, manifest: dict[str, Any], shards: dict[AnyPath, rang
 
 
 def complete(output: AnyPath) -> dict[str, Any]:
-    """The manifest of a finished extraction; a UserError if it is damaged or not finished."""
+    """The manifest of a finished extraction. Raises UserError if it is damaged or not finished."""
     manifest = _read_manifest(output / MANIFEST)
     if "shards" not in manifest or files.CHECKSUM not in manifest:
         raise UserError(f"the extraction {output} is not complete; repeat the command that began it.")
@@ -135,7 +134,7 @@ def complete(output: AnyPath) -> dict[str, Any]:
 
 
 def read_columns(output: AnyPath, manifest: dict[str, Any], columns: list[str]) -> pa.Table:
-    """Columns of all shards of a finished extraction; a UserError if a shard is missing or damaged."""
+    """Columns of all shards of a finished extraction. Raises UserError if a shard is missing or damaged."""
     tables = []
     for name, said in sorted(manifest["shards"].items()):
         path = output / name
@@ -147,7 +146,7 @@ def read_columns(output: AnyPath, manifest: dict[str, Any], columns: list[str]) 
 
 
 def make_schema(shapes: dict[str, list[int]], dtype: str, labelled: bool = False) -> pa.Schema:
-    """Schema of a shard's columns, from output -> [tokens, width], one of DTYPES, and if there are labels."""
+    """Schema of a shard's columns. `shapes`: output -> [tokens, width]; `dtype`: one of DTYPES."""
     numbers = ("height", "width", *(("label",) if labelled else ()))
     columns = [pa.field("name", pa.string()), *(pa.field(number, pa.int32()) for number in numbers)]
     for name, (tokens, width) in shapes.items():
@@ -175,9 +174,10 @@ def _table(rows: Columns, schema: pa.Schema) -> pa.Table:
 def write_shard(
     path: AnyPath, schema: pa.Schema, batches: Iterable[Columns], skipped: Skips, about: dict[str, str]
 ) -> None:
-    """Write a shard and its entry; the shard is renamed to `path` last. UserError if an output is not finite.
+    """Write a shard and its entry; the shard is renamed to `path` last.
 
-    `skipped` is read when `batches` has ended; `about`: `settings`, `images` and `times` of the entry.
+    `skipped` is read after the last of `batches`; `about` has `settings`, `images` and `times` of the entry.
+    Raises UserError if an output is not finite.
     """
     rows = 0
     # Features hardly compress, and dictionary encoding of floats only costs time. Page checksums are for
@@ -193,9 +193,10 @@ def write_shard(
 
 
 def read_shard(path: AnyPath, images: int, settings: str, *, content: bool) -> Shard:
-    """The entry of a finished shard, after checking the shard against it: its content, or only its length.
+    """The entry of a finished shard, after checking the shard against it: its `content`, or only its length.
 
-    A UserError if either is damaged, has another number of `images`, or another `fingerprint`, `settings`.
+    Raises UserError if either is damaged, or is of another number of `images` or other `settings` (a
+    `fingerprint`).
     """
     entry = entry_of(path)
     try:

@@ -1,12 +1,13 @@
-"""Train, then evaluate, or only that: python main.py --config=configs/quickstart.py [--mode=evaluate]
+"""Train and then evaluate, or only evaluate: python main.py --config=configs/quickstart.py [--mode=evaluate]
 
     --config=quickstart        an experiment of configs/ by name, or a file like those; every setting is in
                                sparse_vis/config/defaults.py
     --config.train.steps=100   any setting of it, from the command line
     --workdir=DIR              folder of the run (default: runs/<config name>)
-    --mode=evaluate            only the tasks of config.eval: docs/evaluation.md; or finetune: train a
-                               classifier and the weights of config.init, docs/classifiers.md
-    --distributed=auto         be one process of several; launch/ has the starters, docs/pods.md the rest
+    --mode=evaluate            only run the tasks of config.eval (docs/evaluation.md); --mode=finetune: train
+                               a classifier and the weights of config.init (docs/classifiers.md)
+    --distributed=auto         run as one of several processes (docs/pods.md); launch/ has scripts that start
+                               them
     --stopped_status=75        exit status after a SIGTERM (default 0): a scheduler then repeats the command
 
 Started again with the same workdir, a run continues where it was. With --workdir and no --config, the
@@ -28,7 +29,7 @@ from sparse_vis.train.stop import StopSignal
 
 
 def define_flags() -> None:
-    """Define the flags; once in a process, as absl keeps them all in one place."""
+    """Define the flags. absl keeps them for the whole process, so call this once."""
     config_flags.DEFINE_config_file("config", None, "Name of an experiment, or a configuration file.")
     flags.DEFINE(arguments.PathParser(), "workdir", None, "Folder of the run (default: runs/NAME).")
     modes = ["train", "finetune", "evaluate"]

@@ -28,7 +28,7 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import say
 
 K = 20  # neighbours, or as many as there are
-EVERY = 5  # where no split is held out, each fifth image of training is measured
+EVERY = 5  # if no split is held out, each fifth image of the training is measured
 PICTURES = 8  # images that are shown
 
 
@@ -42,10 +42,15 @@ class Kept(NamedTuple):
 class Watch:
     """Measures a model's parameters on images that it keeps in memory; changes nothing of the training.
 
-    PSNR and pictures are of config.train.probe_images images of config.eval.test_split, if that split has
-    certainly none of the training's images, else of each fifth of these; a printed line says which. For kNN,
-    as many images of the training, `source`, vote by their classes. `tokenizer`: module and parameters, for
-    the VQ target. A UserError for several processes, or an image that cannot be used.
+    PSNR and pictures are of config.train.probe_images images of config.eval.test_split, if that split
+    certainly has none of the training's images, else of each fifth of these; a printed line says which. For
+    kNN, as many images of the training vote by their classes.
+
+    Args:
+        tokenizer: module and parameters, for the VQ target. source: the images of the training.
+
+    Raises:
+        UserError: there are several processes, or an image cannot be used.
     """
 
     def __init__(self, config: ConfigDict, tokenizer: tuple | None, source: Source):
@@ -88,8 +93,8 @@ class Watch:
             found = list(usable)
         if not found:
             raise none_usable(len(rows), skips)
-        labels = [-1 if image.label is None else image.label for image in found]
-        return Kept(np.stack([image.pixels for image in found]), np.array(labels, np.int32))
+        labels = np.array([image.label for image in found], np.int32)
+        return Kept(np.stack([image.pixels for image in found]), labels)
 
     def _labelled(self, source: Source, rows: np.ndarray) -> Kept:
         """Images for kNN; of scenes and pictures, those with one object."""
@@ -101,7 +106,7 @@ class Watch:
 
     def __call__(self, params: dict) -> tuple[dict[str, float], UInt8[np.ndarray, "H W 3"]] | None:
         """`psnr`, `knn` (of mean S), `knn_cls`, and a picture; None, after a note, if S is not finite."""
-        params = Devices().everywhere(jax.device_get(params))  # they may be in parts
+        params = Devices().everywhere(jax.device_get(params))  # they may be sharded
         if self.tokenizer:
             params = {**params, "tokenizer": Devices().everywhere(self.tokenizer[1])}
         try:

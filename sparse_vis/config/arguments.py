@@ -35,7 +35,7 @@ class PathParser(flags.ArgumentParser):
 def parse(arguments: list[str]) -> list[str]:
     """Parse absl's flags, including --config and its overrides; returns the program's name alone.
 
-    A UserError for a wrong flag, configuration file, setting or value.
+    Raises UserError for a wrong flag, configuration file, setting or value.
     """
     settings = [m[1] for a in arguments[1:] if (m := re.match(r"--?(?:no)?config\.([^=]+)", a))]
     arguments, file = _with_file(arguments)
@@ -65,7 +65,10 @@ def parse(arguments: list[str]) -> list[str]:
 
 
 def read_config(text: str | os.PathLike) -> ConfigDict:
-    """The configuration of an experiment's name, or of a file like those of configs/; or UserError."""
+    """The configuration that `text` names: an experiment, or a file like those of configs/.
+
+    Raises UserError if there is none, or if its get_config() fails.
+    """
     if not isinstance(text, str | os.PathLike):
         raise UserError(
             f"a configuration is the name of an experiment ({', '.join(names())}), a file like those of "
@@ -83,7 +86,10 @@ def read_config(text: str | os.PathLike) -> ConfigDict:
 
 
 def override(config: ConfigDict, name: str, value: Any) -> None:
-    """Change a setting as --config.NAME=VALUE does; a UserError for a wrong name or type, not for a range."""
+    """Change a setting as --config.NAME=VALUE does. Raises UserError for a wrong name or type.
+
+    `settings.check` checks ranges.
+    """
     check_setting(name)
     if name not in ALLOWED:
         known = next(leaf for leaf in ALLOWED if leaf.startswith(f"{name}."))
@@ -107,7 +113,7 @@ def _no_config(file: pathlib.Path) -> UserError:
 
 
 def _with_file(arguments: list[str]) -> tuple[list[str], pathlib.Path | None]:
-    """The arguments with the name of an experiment in --config as its file's path, and that path if any."""
+    """The arguments, where the path of a file replaces an experiment's name; and that path, if any."""
     found, file, before = [], None, ""
     for argument in arguments:
         flag, equals, value = argument.partition("=")
@@ -125,7 +131,7 @@ def _with_file(arguments: list[str]) -> tuple[list[str], pathlib.Path | None]:
 
 
 def _check_config_file(path: pathlib.Path) -> None:
-    """Refuse a configuration file that is missing, is not Python, or defines no get_config."""
+    """Raise UserError for a configuration file that is missing, is not Python, or defines no get_config."""
     try:
         source = path.read_bytes()
         ast.parse(source)
@@ -144,11 +150,11 @@ def _check_config_file(path: pathlib.Path) -> None:
 
 
 def check_setting(name: str) -> None:
-    """Refuse a setting that does not exist, with the nearest ones; `name` is dotted, as after `--config.`."""
+    """Raise UserError, with the nearest names, if a setting does not exist; `name` is dotted: train.steps."""
     known = list(leaves(default_config()))
     if name in known or any(k.startswith(f"{name}.") for k in known):
         return
-    # A misspelt name, or one in the wrong section: whole names and last parts are compared.
+    # The name may be misspelt or in the wrong section, so whole names and last parts are compared.
     last = {k: k.rsplit(".", 1)[-1] for k in known}
     alike = difflib.get_close_matches(name.rsplit(".", 1)[-1], set(last.values()), n=2, cutoff=0.7)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)

@@ -17,7 +17,7 @@ TERMS = (
 
 
 def contradictions(config: ConfigDict, devices: int, backend: str) -> Iterator[str]:
-    """Yield one sentence per contradiction between settings; arguments as of `settings.check`."""
+    """Yield one sentence per contradiction between settings; the arguments are those of `settings.check`."""
     yield from of_model(config)
     yield from _said(config, _of_training(config, devices))
     yield from _said(config, _of_computation(config, backend))
@@ -60,10 +60,7 @@ def _of_training(config: ConfigDict, devices: int) -> Iterator[str]:
     if config.teacher.enabled and v.global_count < 2:
         yield "the teacher sees the second global view; set config.views.global_count to at least 2"
     if not v.local_count and config.loss.cls_local:
-        yield (
-            "config.loss.cls_local needs local views; set config.views.local_count above 0, or "
-            "config.loss.cls_local=0"
-        )
+        yield "{loss.cls_local} needs local views; set it to 0, or config.views.local_count above 0"
     parts = config.efficiency.microbatches
     if t.batch % (devices * parts):
         what = f"devices x config.efficiency.microbatches ({devices} x {parts})"

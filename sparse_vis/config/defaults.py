@@ -120,21 +120,21 @@ _CONFIG = dict(
         health_every=250,  # steps between health checks, each made with the next log row; 0: never
         probe_every=0,  # steps between probes: kNN, PSNR and pictures of some images; 0: never
         probe_images=500,  # images that are probed, and as many others for kNN
-        trackers=(),  # that get all metrics too: "wandb", "mlflow"
+        trackers=(),  # services that get all metrics too: "wandb", "mlflow"
         keep=2,  # newest checkpoints kept
         max_bad_steps=3,  # non-finite steps in a row before the run stops
     ),
     finetune=dict(  # of --mode=finetune
-        classes=(),  # their names; (): those of the data, which the run saves here
+        classes=(),  # names; (): those of the data, which are then saved with the run
         pool="mean_S",  # what the classifier reads: "mean_S", "cls", or "concat_S", all of S
         layer_decay=0.75,  # rate of each layer relative to the next one
         label_smoothing=0.1,
-        mixup=0.0,  # both parameters of the Beta distribution of an image's share in its blend; 0: no blends
+        mixup=0.0,  # blend pairs of images, with a share drawn from Beta(mixup, mixup); 0: none
     ),
     efficiency=dict(
         dtype="bfloat16",
-        remat="none",  # recomputed in the backward pass: all but matrix "products", or whole "blocks"
-        unroll=1,  # unrolled layers of the layer scan; unrolling all saves computing and copying
+        remat="none",  # what is recomputed in the backward pass: all but matrix "products", or whole "blocks"
+        unroll=1,  # layers that are unrolled in the scan over layers; to unroll all saves time
         attention="xla",  # on NVIDIA GPUs also "cudnn", or "pallas": our kernel for short sequences
         microbatches=1,
         mesh=(-1, 1),  # devices along (data, fsdp); -1: all remaining devices
@@ -151,10 +151,10 @@ _CONFIG = dict(
         batch=250,  # images per call of the encoder
         dtype="float32",  # of encoders and probes; published probes: "bfloat16" mixed precision
         seed=0,  # of probes, crops and held-out rows
-        masks="",  # folder of PNG label maps, named like the images; label 255 is ignored
+        masks="",  # folder of PNG label maps that are named like the images; label 255 is ignored
         mask_classes=0,  # number of classes in the label maps
         mask_shift=0,  # added to labels; -1 (published for ADE20K and VOC) turns label 0 into 255
-        # Of images before the centre crop, relative to model.image_size; 1: square images are seen whole.
+        # Of images before the centre crop, relative to model.image_size; at 1, square images are not cropped.
         short_side=256 / 224,
         resize="antialiased",  # test images: Pillow's resize, or "published": bicubic, no antialiasing
         expected=(),  # rows (task, what is measured, metric, figure, tolerance): docs/evaluation.md

@@ -11,7 +11,6 @@ FOLDER = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs
 
 
 def names() -> list[str]:
-    """Names of all experiments."""
     return sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
@@ -21,5 +20,5 @@ def file_of(text: str) -> str:
 
 
 def experiment(name: str) -> ConfigDict:
-    """The configuration of a file in configs/, named without .py, as a base for another one."""
+    """The configuration of an experiment, as a base for another one."""
     return runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"]()

@@ -1,9 +1,9 @@
 """The allowed values of every setting of defaults.py, in one table.
 
-Configurations, manifests of released models and dataclasses built from settings are checked against it. Each
-kind of value has `kind(value)`, which checks the type, and `fault(value)`, which checks type and range. They
-return what is wrong, as the rest of a sentence with a remedy, or "". Values may come from JSON, where tuples
-are lists.
+Configurations, manifests of released models and dataclasses built from settings are checked against it. Every
+entry has two methods: `kind(value)` checks the type, `fault(value)` type and range. Both return "" if the
+value is right, else the end of a sentence that says what is wrong and how to correct it. Values may come from
+JSON, where tuples are lists.
 """
 
 import numbers
@@ -24,8 +24,8 @@ class Range:
     """Numbers from low to high, compared after rounding to float32.
 
     Attributes:
-        above, below: whether low, high is excluded.
-        whole: only whole numbers (not rounded). pair: two such numbers, the smaller first.
+        above: whether low is excluded. below: whether high is excluded.
+        whole: only whole numbers, which are not rounded. pair: two such numbers, the smaller first.
     """
 
     low: float
@@ -86,7 +86,7 @@ class Choice(tuple):
 
 @dataclass(frozen=True)
 class Form:
-    """Values that pass the test `right`; else `wrong` is the rest of the sentence."""
+    """Values that pass the test `right`; `wrong` is what `kind` and `fault` return for others."""
 
     right: Callable[[Any], bool]
     wrong: str
@@ -247,7 +247,7 @@ ALLOWED: dict[str, Range | Choice | Form] = leaves(_TABLE)  # by the setting's d
 
 
 def check_fields(section: str, values: dict) -> None:
-    """Refuse, with a UserError, the first value out of range of a (dotted) section; ignores other names."""
+    """Raise UserError for the first value out of range; ignores names that the (dotted) section lacks."""
     for name, value in values.items():
         allowed = ALLOWED.get(f"{section}.{name}")
         if allowed and (sentence := allowed.fault(value)):

@@ -17,8 +17,8 @@ from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import AnyPath, expanded
 
-# Settings that hold a path or a tuple of paths -> whether an hf:// address is allowed too. All but the folder
-# of label maps may be in a bucket; some sources of images refuse one themselves.
+# Settings that hold a path or a tuple of paths -> whether an hf:// address is allowed too. All but eval.masks
+# may be in a bucket; some sources of images refuse one themselves.
 PATHS = {
     "init": True, "data.path": False, "model.tokenizer.path": False, "eval.masks": False, "eval.beside": True,
     "eval.inception": False, "eval.lpips.alexnet": False, "eval.lpips.heads": False,
@@ -33,18 +33,14 @@ REMOVED = {"model.bottleneck": "factors", "loss.inpainting": 0.0}
 
 
 def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
-    """Refuse settings that are out of range or contradict each other, and expand ~ in paths, in place.
+    """Raise UserError if settings are out of range or contradict each other; expand ~ in paths, in place.
 
-    A UserError names the settings and a remedy. `devices`: number of devices of all processes. `backend`:
-    jax.default_backend(), or "" if not known.
+    `devices`: number of devices of all processes. `backend`: jax.default_backend(), or "" if not known.
     """
     found = leaves(config)
     for name in found.keys() ^ ALLOWED.keys():
         does = "lacks the" if name in ALLOWED else "has the unknown"
-        remedy = (
-            "in get_config(), start from default_config() of sparse_vis/config/defaults.py and change its "
-            "values"
-        )
+        remedy = "in get_config(), start from default_config() (config/defaults.py) and change its values"
         raise UserError(f"the configuration {does} setting {name}; {remedy}.")
     for name, value in found.items():
         if sentence := ALLOWED[name].fault(value):
@@ -55,7 +51,7 @@ def check(config: ConfigDict, devices: int = 1, backend: str = "") -> None:
 
 
 def local_paths(config: ConfigDict) -> None:
-    """Expand ~ in all paths, in place; a UserError for an address, or a config.name that names no folder."""
+    """Expand ~ in all paths, in place. Raises UserError for a wrong path or config.name."""
     for name, hub in PATHS.items():
         *sections, last = name.split(".")
         part, value = at(config, *sections), at(config, *sections, last)
@@ -84,8 +80,8 @@ def from_plain(plain: dict, source: AnyPath) -> ConfigDict:
     """A locked configuration from its JSON form; missing settings keep their defaults.
 
     Types are checked everywhere, ranges in config.model alone: if a later version narrows a range, old
-    checkpoints must stay readable. A UserError, which names the `source`, for an unknown setting, a wrong
-    type, or a model that is out of range or contradictory.
+    checkpoints must stay readable. Raises UserError, which names the `source`, for an unknown setting, a
+    wrong type, or a config.model that is out of range or contradictory.
     """
     config = default_config()
 
@@ -127,7 +123,7 @@ def from_json(value):
 
 
 def read(workdir: AnyPath) -> ConfigDict:
-    """The configuration saved in a workdir, or a UserError."""
+    """The configuration saved in a workdir. Raises UserError if there is none or it is damaged."""
     path = workdir / "config.json"
     remedy = f'give {GIVE} to replace it, or delete its line "{CHECKSUM}" if the edit was intended.'
     unread = explained(OSError, f"{path} cannot be read", f"give {GIVE}, or restore it.")
@@ -139,23 +135,21 @@ def read(workdir: AnyPath) -> ConfigDict:
     return from_plain(plain, path)
 
 
-def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
+def differences(saved: dict, now: dict) -> list[str]:
     """`name: saved -> now` for every setting that differs between two configurations in JSON form."""
-    found = []
-    for name in sorted(saved.keys() | now.keys()):
-        a, b = saved.get(name), now.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{name}.")
-        elif a != b and not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b)):
-            found.append(f"{prefix}{name}: {a} -> {b}")
+    found, (before, after) = [], map(leaves, (saved, now))
+    for name in sorted(before.keys() | after.keys()):
+        a, b = before.get(name), after.get(name)
+        if a != b and not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b)):
+            found.append(f"{name}: {a} -> {b}")
     return found
 
 
 def check_resume(saved: dict, now: dict, workdir: AnyPath) -> list[str]:
     """Differences of two configurations in JSON form that can change results, as `differences` writes them.
 
-    A UserError if config.model, the use of a teacher or the classifier differs, one is a fine-tuning and the
-    other is not, or `saved` is not valid.
+    Raises UserError if config.model, the use of a teacher or the classifier differs, if one is a fine-tuning
+    and the other is not, or if `saved` is not valid.
     """
     # Configurations of earlier versions may lack settings or hold former values.
     saved = plain(from_plain(saved, workdir))

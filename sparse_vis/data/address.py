@@ -1,4 +1,4 @@
-"""Parts of addresses such as `table:FILE#path=file,label=species`: patterns, columns, labels as numbers."""
+"""Read addresses such as `table:FILE#path=file,label=species`: patterns, columns, labels as numbers."""
 
 import itertools
 import re
@@ -16,7 +16,7 @@ LABELS = ("label", "class", "cls", "category", "target")  # usual names of the c
 
 
 def split_address(address: str, keys: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-    """The part of an address before `#`, and the columns named after it, by key; other keys: UserError."""
+    """The part of an address before `#`, and key -> column of the rest. Raises UserError for other keys."""
     match = re.fullmatch(r"(.*?)#(\w+=[^,#]*(?:,\w+=[^,#]*)*)", address, re.DOTALL)
     if not match:  # a path may contain #
         return address, {}
@@ -30,7 +30,8 @@ def split_address(address: str, keys: tuple[str, ...]) -> tuple[str, dict[str, s
 
 
 def with_split(pattern: str, split: str) -> str:
-    """A pattern of files with {split} replaced; a UserError if only one of split and {split} is there."""
+    """A pattern of files with {split} replaced. Raises UserError if there is a split but no {split}, or if
+    there is a {split} but no split."""
     if split and SPLIT not in pattern:
         where = f"write {SPLIT} where the split is in the names"
         raise UserError(f"{pattern!r} has no {SPLIT}; set --config.data.split= (empty), or {where}.")
@@ -42,8 +43,8 @@ def with_split(pattern: str, split: str) -> str:
 def splits_apart(one: str, other: str) -> bool:
     """Whether two splits certainly have no image in common.
 
-    train[:90%] and train may have one, as test and all, shard-0* and shard-00, and train and train2, which
-    patterns of files may join.
+    train[:90%] and train may have some in common, as may test and all, shard-0* and shard-00, and also train
+    and train2, which patterns of files may join.
     """
     pairs = itertools.product(*(split.split("+") for split in (one, other)))
     return not any(_may_overlap(first.strip(), second.strip()) for first, second in pairs)
@@ -87,9 +88,10 @@ def _numbers(first: str, last: str) -> list[str]:
 
 
 def find_column(there: Iterable[str], named: str | None, usual: Sequence[str], what: str) -> str | None:
-    """The column that an address names, or UserError; else the first usual name that is there, in any case.
+    """The column that an address names; if it names none, the first of the `usual` names that is there.
 
-    `named` is "" for none. `what` begins the error: "table 'a.csv'".
+    `named`: the column of the address; "" asks for none, None leaves the choice to the usual names, which are
+    compared without case. `what` begins the UserError for a column that is not there: "table 'a.csv'".
     """
     there = list(there)
     if named is None:
@@ -103,9 +105,9 @@ def find_column(there: Iterable[str], named: str | None, usual: Sequence[str], w
 
 
 def number_labels(values: Sequence[Any]) -> tuple[Int32[np.ndarray, " n"], tuple[str, ...]]:
-    """Labels as numbers of classes, and the classes: the different values, whole numbers by size.
+    """Labels as numbers of classes, and the classes: the sorted different values, as text.
 
-    None, "" and -1 stand for no label, as in the unlabelled test splits of many data sets.
+    Whole numbers are sorted by size. None, "" and -1 mean no label, as in the test splits of many data sets.
     """
     # pandas turns whole numbers into floats where one is missing.
     values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]

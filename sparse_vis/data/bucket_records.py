@@ -1,10 +1,10 @@
 """ArrayRecord files in a bucket: one ranged request per record, because ArrayRecord's reader needs a disk.
 
-A shard is a Riegeli file: blocks of 64 KiB, each with a header of 24 bytes, between which chunks lie. A chunk
-is a header of 40 bytes, a byte for the compression (zero: none), the length of the sizes, the size of every
-record, and the records; numbers are varints. If they are compressed, sizes and records each begin with their
-length without compression. `pack` and TFDS write one record per chunk. The last block says where the footer
-is, a chunk whose first record describes the file, and whose others say where each record's chunk begins.
+A shard is a Riegeli file: a sequence of chunks, interrupted every 64 KiB by a block header of 24 bytes. A
+chunk is a header of 40 bytes, a byte for the compression (zero: none), the length of the sizes, the size of
+every record, and the records; numbers are varints. If they are compressed, sizes and records each begin with
+their uncompressed length. `pack` and TFDS write one record per chunk. The last block says where the footer
+is: a chunk whose first record describes the file, and whose others say where each record's chunk begins.
 """
 
 import bisect
@@ -22,14 +22,14 @@ OFFSET = 8  # tag of the first field of the messages in the footer and of the la
 
 
 class BucketRecords:
-    """The records of shards in a bucket, by position in all; (address, bytes, number of records) of each."""
+    """The records of all shards, by position; a shard is (address, bytes, number of records)."""
 
     def __init__(self, shards: Iterable[tuple[str, int, int]]):
         self._shards = list(shards)
         self._ends = list(itertools.accumulate(count for *_, count in self._shards))
 
     def __getitem__(self, index: int) -> bytes:
-        """The bytes of a record; an OSError or ValueError if they cannot be read."""
+        """The bytes of a record. Raises one of UNREADABLE if they cannot be read."""
         number = bisect.bisect_right(self._ends, index)
         path, size, count = self._shards[number]
         row = index - (self._ends[number] - count)
@@ -37,7 +37,7 @@ class BucketRecords:
         return _records(as_path(path).read_bytes(starts[row], starts[row + 1]), starts[row])[0]
 
 
-@functools.lru_cache(maxsize=4096)  # shards; a worker process finds them out once
+@functools.lru_cache(maxsize=4096)  # shards; every worker process reads their footers once
 def _starts(path: str, size: int, count: int) -> list[int]:
     """Where the chunk of each record begins, and where the last one ends."""
     file, last = as_path(path), size - BLOCK
@@ -49,7 +49,7 @@ def _starts(path: str, size: int, count: int) -> list[int]:
 
 
 def _records(data: bytes, start: int) -> list[bytes]:
-    """The records of the chunk that begins at a position of the file, from the bytes there."""
+    """The records of the chunk at position `start` of the file; `data` are the bytes from there on."""
     parts, at = [], start
     while at < start + len(data):
         at += max(BLOCK_HEADER - at % BLOCK, 0)
@@ -88,7 +88,7 @@ def _position(message: bytes) -> int:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and the position after it."""
+    """The varint at a position (seven bits per byte, the lowest first), and the position after it."""
     value = 0
     for shift in itertools.count(0, 7):
         byte, at = data[at], at + 1

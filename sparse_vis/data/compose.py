@@ -23,8 +23,8 @@ class ComposedSource(abc.ABC):
 
     A record holds `image` uint8 (size, size, 3); `mask` uint8 (size, size), 0 for background and k for the
     visible pixels of the k-th object (alpha above a half); `labels` int32 (4,), classes of the objects,
-    padded with -1; `objects` likewise, which objects of the split they are; `label`, the class of a scene
-    with one object, else -1; and `name`.
+    padded with -1; `objects` int32 (4,), their numbers within the split, padded likewise; `label`, the class
+    of a scene with one object, else -1; and `name`.
 
     Args:
         spec: of the subclass; has `size`, `train_records` and `eval_records`.
@@ -46,11 +46,11 @@ class ComposedSource(abc.ABC):
 
     @abc.abstractmethod
     def singles(self) -> "ComposedSource":
-        """The same with one object in each scene, for probes that need one class per image."""
+        """This source with one object in each scene, for probes that need one class per image."""
 
     @abc.abstractmethod
     def _draw(self, rng: np.random.Generator, mask: Mask) -> tuple[Pixels, list[tuple[int, int]]]:
-        """Draw a scene: image, in [0, 1], and (class, number) of its objects; fills the mask, of zeros."""
+        """Draw a scene: its image, in [0, 1], and (class, number) of each object; fills `mask`, all zero."""
 
     def __len__(self) -> int:
         return self.spec.train_records if self.split == "train" else self.spec.eval_records
@@ -76,7 +76,7 @@ class ComposedSource(abc.ABC):
 
 
 def cut(rng: np.random.Generator, photograph: Image.Image, size: int, side: float) -> Pixels:
-    """A square of a photograph, of `side` pixels or as large as it is, at `size` pixels, flipped or not."""
+    """A random square of a photograph, at most `side` pixels wide, resized to `size` and maybe flipped."""
     side = min(side, photograph.width, photograph.height)
     x, y = rng.random(2) * (photograph.width - side, photograph.height - side)
     box = (x, y, x + side, y + side)
@@ -89,11 +89,11 @@ def cut(rng: np.random.Generator, photograph: Image.Image, size: int, side: floa
 def place(
     rng: np.random.Generator, drawn: Image.Image, mask: Mask, areas: list[int], scale, *, centred: bool
 ) -> tuple[tuple[slice, slice], Image.Image] | None:
-    """Find a size and a place for an object where it leaves the others visible, and enter it in the mask.
+    """Find a size and a place for an object that leave the others visible, and draw it in the mask.
 
     Args:
         drawn: the object; its last band is its alpha.
-        areas: pixels of each object when it was drawn; the new one is appended.
+        areas: pixels of each earlier object before others hid parts of it; that of the new one is appended.
         scale: range of the object's longer side, as a share of the scene's.
 
     Returns:
@@ -117,7 +117,7 @@ def place(
 
 
 def _free_box(mask: Mask, front, places, areas: list[int]) -> tuple[slice, slice] | None:
-    """The first place at which every object keeps at least a share VISIBLE of its pixels, or None."""
+    """The box at the first place where every earlier object keeps a share VISIBLE of its pixels, or None."""
     kinds = len(areas) + 1
     spare = np.bincount(mask.ravel(), minlength=kinds)[1:] - VISIBLE * np.asarray(areas)
     for y, x in places:

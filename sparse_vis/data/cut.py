@@ -1,4 +1,4 @@
-"""Square crops of images and label maps as in the published evaluations: resized without antialiasing."""
+"""Square crops as in the published evaluations: images are resized without antialiasing, label maps too."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,12 @@ from sparse_vis.ops.resize import keys_kernel
 
 @dataclass(frozen=True)
 class Cut:
-    """Cut a box out of an image, resize it, crop a square of the result, and optionally mirror it.
+    """Crop a box of an image, resize it, crop a square of the result, and optionally mirror that.
 
     Attributes:
         box: top, left, height and width in pixels of the image. resized: (height, width) after the resize.
-        corner: (top, left) of the square in the resized box. size: its side. flip: whether it is mirrored.
+        corner: (top, left) of the square in the resized box. size: side of the square.
+        flip: whether the square is mirrored.
     """
 
     box: tuple[int, int, int, int]
@@ -24,14 +25,14 @@ class Cut:
     flip: bool = False
 
     def image(self, pixels: Num[np.ndarray, "H W C"]) -> Float32[np.ndarray, "size size C"]:
-        """Bicubic (a = -0.75), align_corners=True, clipped to [0, 1], of uint8 or floats in [0, 1]."""
+        """The square of an image, uint8 or float in [0, 1]: bicubic (a = -0.75, align_corners), in [0, 1]."""
         scale = 255 if pixels.dtype == np.uint8 else 1
         rows = _combined(self._boxed(pixels), *self._taps(0))
         out = _combined(rows.swapaxes(0, 1), *self._taps(1)).swapaxes(0, 1)
         return self._flipped(np.clip(out / np.float32(scale), 0, 1))
 
     def labels(self, labels: Shaped[np.ndarray, "H W"]) -> Shaped[np.ndarray, "size size"]:
-        """Nearest-neighbour resize, with pixel centres at half-integers (PyTorch's "nearest-exact")."""
+        """The square of a label map: PyTorch's "nearest-exact", with pixel centres at half-integers."""
         boxed = self._boxed(labels)
         rows, columns = (
             nearest(length, resized, 0.5)[start : start + self.size]
@@ -59,14 +60,14 @@ class Cut:
 def _combined(
     array: Num[np.ndarray, "N M C"], index: Int[np.ndarray, "4 n"], weight: Float[np.ndarray, "4 n"]
 ) -> Float32[np.ndarray, "n M C"]:
-    """Weighted sums of four of the N rows each, for n results."""
+    """n weighted sums, each of four of the N rows."""
     flat = array.reshape(len(array), -1)  # copying whole rows is three times as fast as copying pixels
     parts = (np.multiply(flat[i], w[:, None], dtype=np.float32) for i, w in zip(index, weight, strict=True))
     return sum(parts).reshape(-1, *array.shape[1:])
 
 
 def centre_cut(height: int, width: int, size: int, short_side: int) -> Cut:
-    """Resize the short side, rounding the long side down, and crop the centre, as `to_square`."""
+    """The Cut that resizes the short side, rounding the long side down, and crops a centred square."""
     # Computed from the ratio, as in the published code; another formula could round differently.
     aspect = width / height
     tall = int(short_side / aspect) if aspect < 1 else short_side
@@ -76,9 +77,9 @@ def centre_cut(height: int, width: int, size: int, short_side: int) -> Cut:
 
 
 def nearest(length: int, resized: int, centre: float = 0.0) -> Int[np.ndarray, " resized"]:
-    """For each of `resized` pixels, the index of the nearest of `length` pixels, as in PyTorch's "nearest".
+    """For each of `resized` pixels, the index of the nearest of `length` pixels.
 
-    With `centre` 0.5 as in "nearest-exact".
+    As PyTorch's "nearest"; with `centre` 0.5, as its "nearest-exact".
     """
     scale = np.float32(length) / np.float32(resized)
     source = (np.arange(resized, dtype=np.float32) + np.float32(centre)) * scale

@@ -1,4 +1,4 @@
-"""Encoded bytes -> uint8 pixels, those that Pillow gives -> canvas or square, on the host."""
+"""On the host: the bytes of an image file -> the uint8 pixels that Pillow gives -> canvas or square."""
 
 import contextlib
 import ctypes
@@ -22,7 +22,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp"
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # for some others Pillow starts external programs
 ORIENTATION = 0x0112  # EXIF tag; 1: upright
 JPEG_PIXELS_PER_BYTE = 512  # upper bound: a block of 64 pixels needs at least one Huffman code of one bit
-DARK = 16  # 8-bit level: a 16-bit image with all values below 16 * 256 = 4096 uses a 16th of its range
+DARK = 16  # a 16-bit image with all values below 16 * 256 would be nearly black in 8 bits
 WIDE = re.compile(r"\b(I|L|LA|RGB|RGBA|RGBX|CMYK);16")  # Pillow's names for modes with 16 bits per channel
 LONGEST = 16  # `to_square` uses at most this many times the short side of the long side
 BORDER = (124, 116, 104)  # of a letterboxed image: the mean colour of ImageNet, which the model maps to zero
@@ -36,7 +36,7 @@ with contextlib.suppress(OSError, AttributeError):  # if libtiff cannot be reach
 
 
 def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode the image of a record to upright RGB (EXIF orientation applied), with the same pixels as Pillow.
+    """Decode the image of a record to RGB, upright (EXIF orientation), with the same pixels as Pillow.
 
     Transparent images are composited on white; 16-bit values keep their upper 8 bits.
 
@@ -49,8 +49,8 @@ def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 
 
     Raises:
         UserError: the bytes are no image, or are damaged or truncated; the image has more pixels than the
-            limit (checked before decoding); its values have 32 bits, or 16 bits but would be nearly black in
-            8 bits.
+            limit (checked before decoding); its values have 32 bits, or have 16 bits and are so small that
+            they would be nearly black in 8 bits.
     """
     if missing := {"image", "name"} - record.keys():
         raise UserError(f"a record of the source lacks {' and '.join(sorted(missing))}; add what is missing")
@@ -76,15 +76,15 @@ def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 
 
 
 def _read_pixels(data: bytes, at_least: int, max_pixels: int) -> np.ndarray:
-    """Pixels as `decode` returns them; a UserError continues "image NAME", other errors are Pillow's."""
+    """Pixels as `decode` returns them. Its UserErrors are ends of sentences, which begin with the name."""
     with _open(data, max_pixels) as image:
         jpeg = image.format in ("JPEG", "MPO")  # MPO: several JPEGs in one file
         width, height = image.size
         if jpeg and len(data) * JPEG_PIXELS_PER_BYTE < width * height:
             raise OSError(f"truncated: {len(data)} bytes are too few for {width}x{height} pixels")
         if image.format == "JPEG" and image.mode in ("RGB", "L") and image.getexif().get(ORIENTATION, 1) == 1:
-            # In two thirds of Pillow's time. It also fails on errors that Pillow tolerates; then Pillow
-            # decodes, below.
+            # simplejpeg takes two thirds of Pillow's time. It fails on some errors that Pillow tolerates:
+            # then Pillow decodes, below.
             longer = {"min_width" if width >= height else "min_height": at_least}
             with contextlib.suppress(ValueError):
                 return simplejpeg.decode_jpeg(data, **longer if 0 < at_least < max(width, height) else {})
@@ -96,7 +96,7 @@ def _read_pixels(data: bytes, at_least: int, max_pixels: int) -> np.ndarray:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """The image, with only its header read; refuse one of too many pixels."""
+    """The image, of which only the header is read. Raises UserError if it has too many pixels."""
     if 2 * (Image.MAX_IMAGE_PIXELS or max_pixels) < max_pixels:
         Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's limit for the process; it raises at twice this number
     try:
@@ -113,13 +113,12 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _convert(image: Image.Image) -> np.ndarray:
-    """RGB by Pillow's conversion; refuse what 8 bits per channel cannot show."""
+    """RGB by Pillow's conversion. Raises UserError for what 8 bits per channel cannot show."""
     wide = image.mode.startswith("I;16") or any(WIDE.search(str(tile.args)) for tile in image.tile)
     if image.mode in ("I", "F"):
         kind = "whole numbers" if image.mode == "I" else "floating-point numbers"
         raise UserError(
-            f"has 32-bit {kind}, and the file does not say which value is white; convert it to 8 bits, "
-            "or remove it"
+            f"has 32-bit {kind}, and does not say which value is white; convert it to 8 bits, or remove it"
         )
     image, found = ImageOps.exif_transpose(image), ""
     if image.mode.startswith("I;16"):  # Pillow's own conversion saturates instead of scaling
@@ -168,8 +167,8 @@ def to_square(
 ) -> UInt8[np.ndarray, "size size ..."]:
     """Resize the short side of an image or mask (antialiased unless NEAREST) and crop the centre.
 
-    Of a very long image only the middle is resized, LONGEST times as long as the short side: the result needs
-    no more, and the whole might not fit in memory. `short_side` is at least `size`.
+    Of a very long image only the middle, LONGEST times as long as the short side, is resized: the crop needs
+    no more, and the whole might not fit into memory. `short_side` is at least `size`.
     """
     height, width = image.shape[:2]
     top, left = (max(0, side - LONGEST * min(height, width)) // 2 for side in (height, width))
@@ -184,9 +183,9 @@ def to_square(
 
 
 def fitted(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], *, letterbox: bool) -> np.ndarray:
-    """An image at `size` (height, width), resized with bicubic interpolation: uint8 (height, width, 3).
+    """An image resized (bicubic) to `size`, (height, width): uint8 (height, width, 3).
 
-    Either the largest centre crop of that aspect ratio, or with `letterbox` the whole image, in a border.
+    It shows the largest centre crop of that aspect ratio, or with `letterbox` the whole image, in a border.
     """
     fit = functools.partial(ImageOps.pad, color=BORDER) if letterbox else ImageOps.fit
     return np.asarray(fit(Image.fromarray(image), size[::-1], method=Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""Image files as random-access records, those of a folder first; identity of the images of any source."""
+"""Image files as random-access records; checksums that identify the images of any source."""
 
 import collections
 import functools
@@ -22,14 +22,14 @@ ADDRESSED = {
     ".tsv": "table:",
     ".txt": "table:",
     ".tar": "webdataset:",
-    ".parquet": "table:",  # of paths; an error of its own leads from there to images inside the file
+    ".parquet": "table:",  # of paths; for images inside the file, that source's error says what to do
 }
-KINDS = 8  # extensions of ignored files that are printed
+KINDS = 8  # how many extensions of ignored files are printed
 NAME_ERRORS = "surrogateescape"  # file names need not be UTF-8
 
 
 class FilesSource:
-    """Image files below a folder as records, in the order of `names`, which are different paths below `path`.
+    """Image files as records, in the order of `names`: paths below the folder `path`, all different.
 
     `labels` are numbers of `classes`, -1 for none; without classes, records have no label.
     """
@@ -45,7 +45,6 @@ class FilesSource:
         return len(self.names)
 
     def name_of(self, index: int) -> str:
-        """The name of a record, without reading its image."""
         return self.names[index]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -60,14 +59,16 @@ class FilesSource:
 
 
 class FolderSource(FilesSource):
-    """All image files (EXTENSIONS) below a folder, by sorted path; other and hidden files are ignored.
+    """All image files (EXTENSIONS) below a folder, sorted by path; other and hidden files are ignored.
 
-    The first-level subfolders, if there are any, are the classes; an image beside them has label -1. A
-    UserError if the folder is missing or holds no image, or a subfolder cannot be listed.
+    The first-level subfolders, if there are any, are the classes; an image beside them has label -1.
 
     Attributes:
         left_out: number of ignored files by extension; "hidden" for names that begin with a dot.
-        same: groups of subfolders that are the same folder, through links; each of them is read.
+        same: groups of subfolders that are links to one folder; each of them is read.
+
+    Raises:
+        UserError: the folder is missing or holds no image, or a subfolder cannot be listed.
     """
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
@@ -85,10 +86,7 @@ class FolderSource(FilesSource):
 
 
 def below_common(full: list[str]) -> tuple[str, list[str]]:
-    """The folder that holds all of these files (absolute paths), and their paths below it, with `/`.
-
-    In buckets they begin with gs:// or s3://.
-    """
+    """The folder that holds all of these files (absolute paths or addresses), and their paths below it."""
     scheme = next((scheme for scheme in CLIENTS if full[0].startswith(scheme)), "")
     bare = [name.removeprefix(scheme) for name in full]
     root = os.path.commonpath([os.path.dirname(name) for name in bare])
@@ -97,7 +95,7 @@ def below_common(full: list[str]) -> tuple[str, list[str]]:
 
 @functools.lru_cache(maxsize=4)
 def _objects(folder: str) -> dict[str, tuple[int, int]]:
-    """`objects` of a folder in a bucket; listed once in a process, as it takes a second per thousand."""
+    """`BucketPath.objects` of a folder; once in a process, as listing takes a second per thousand objects."""
     return as_path(folder).objects()
 
 
@@ -157,9 +155,9 @@ def _list_images(path: str) -> tuple[list[str], collections.Counter, list[list[s
 
 
 def _linked(folders: Iterable[list[tuple[str, tuple]]]) -> Iterator[list[str]]:
-    """Of each folder's paths, as (name, containing folders), the names if it has several."""
+    """The names of each folder that has several. A folder is a list of (name, folders that contain it)."""
     for found in folders:
-        # Subfolders of a folder with two names have two names too, with the same last part: not listed again.
+        # A subfolder of a folder with two names has two names too, with the same last part; leave it out.
         if len({(name.split("/")[-1], above[-1:]) for name, above in found}) > 1:
             yield sorted(name for name, _ in found)
 
@@ -172,22 +170,22 @@ def _is(kind) -> bool:
 
 
 def left_out(others: collections.Counter) -> str:
-    """Ignored files in words, after a semicolon; "" if there were none."""
+    """The numbers of ignored files, as "; skipped: 3 .txt"; "" if there were none."""
     listed = ", ".join(f"{count} {escaped(kind)}" for kind, count in others.most_common(KINDS))
     listed += " …" if len(others) > KINDS else ""
     return f"; skipped: {listed}" if others else ""
 
 
 def sha256_of(names: list[str]) -> str:
-    """SHA-256 of image names, hexadecimal, as identity of a set of images; contents do not enter."""
+    """SHA-256 of names of images, hexadecimal, which identifies the images without reading them."""
     return hashlib.sha256("\n".join(names).encode(errors=NAME_ERRORS)).hexdigest()
 
 
 def files_sha256(folder: str | Path, names: Iterable[str], *, times: bool) -> str:
-    """SHA-256, hexadecimal, of the names and sizes of files; a missing file enters as "missing".
+    """SHA-256, hexadecimal, of the names and sizes of files, and whether they exist.
 
-    With `times`, modification times enter too. They distinguish files of equal size, as uncompressed images
-    and label maps often are, but a copied folder may have new ones.
+    With `times`, also of their modification times. These distinguish files of equal size, as uncompressed
+    images and label maps often are, but they change when a folder is copied.
     """
     found = hashlib.sha256()
     look = _objects(str(folder)).get if in_bucket(folder) else functools.partial(_size_and_time, str(folder))
@@ -209,7 +207,7 @@ def _size_and_time(folder: str, name: str) -> tuple[int, int] | None:
 def images_sha256(source: Any, indices: Iterable[int], *, times: bool) -> str | None:
     """Checksum that identifies images of a source, in their order; None if the source has none (scenes).
 
-    Of files as `files_sha256`, without reading the images; of other sources that of all their images.
+    For image files it is `files_sha256` of them, for other sources the checksum of all images of the source.
     """
     if isinstance(source, FilesSource):
         return files_sha256(source.path, [source.names[int(i)] for i in indices], times=times)
@@ -217,13 +215,13 @@ def images_sha256(source: Any, indices: Iterable[int], *, times: bool) -> str | 
 
 
 def stamp(source: Any, indices: Iterable[int]) -> dict[str, str]:
-    """Checksums that a shard stores of its images: `images` of names and sizes, `times` with times too."""
+    """The two checksums of its images that a shard stores: `times` includes modification times."""
     rows, kinds = list(indices), {"images": False, "times": True}
     return {name: images_sha256(source, rows, times=times) or "" for name, times in kinds.items()}
 
 
 def note_times(names: list[str]) -> None:
-    """Print that images of these shards have other modification times than when the shards were written."""
+    """Print a note if images of these shards have other modification times than when they were written."""
     if names:
         print(
             f"note: the images of {len(names)} finished shards ({names[0]} …) have new modification times, "

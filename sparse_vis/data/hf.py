@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` package, `hf:NAME`: of the hub, of `save_to_disk`, or Parquet files."""
+"""Data sets of the package `datasets`, `hf:NAME`: from the hub, from `save_to_disk`, or Parquet files."""
 
 import contextlib
 import glob
@@ -22,13 +22,13 @@ ARROW = ("dataset_dict.json", "state.json")  # in a folder of save_to_disk
 
 
 class HfSource:
-    """The rows of a data set, memory-mapped: processes share what the system has read.
+    """The rows of a data set as records; they are memory-mapped, so that processes share them.
 
     Args:
         address: NAME or NAME:CONFIG of the hub, a folder (of `save_to_disk`, or of a downloaded data set),
-            or parquet:PATTERN, with {a,b}, {000..146}, * and {split}; then #image=COLUMN,label=COLUMN, unless
-            the columns have usual names or are the only ones of their kind; `label=` for no labels.
-        split: e.g. "train" or, of the hub, "train[:90%]"; "" if there is only one.
+            or parquet:PATTERN, with {a,b}, {000..146}, * and {split}. #image=COLUMN,label=COLUMN follows,
+            unless the columns have usual names or are the only ones of their kind; `label=` for no labels.
+        split: e.g. "train" or, for data sets of the hub, "train[:90%]"; "" if there is only one.
         data_dir: folder in which `datasets` caches what it downloads or converts; "" for its own.
 
     Raises:
@@ -79,7 +79,7 @@ class HfSource:
         return len(self._data)
 
     def name_of(self, index: int) -> str:
-        """The name of a record, without reading its image; files in a data set need not have names."""
+        """The name of a record, made from its number: files in a data set need not have names."""
         return f"{self._short}{f'/{self.split}' * bool(self.split)}#{index}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _load(datasets: Any, name: str, split: str, cache: str | None, what: str) ->
 
 @contextlib.contextmanager
 def _errors_of_datasets(name: str, what: str) -> Iterator[None]:
-    """Turn what `datasets` raises into one sentence; it has no common class of errors."""
+    """Context that turns any error of `datasets`, which have no common class, into a UserError."""
     try:
         yield
     except UserError:

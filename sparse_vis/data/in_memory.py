@@ -1,4 +1,4 @@
-"""Images that a call in Python gives as an object: a checksum by which a run knows them, and a check."""
+"""Images that are given to `sparse_vis.train` as an object: a checksum that identifies them, and a check."""
 
 import hashlib
 import os
@@ -12,15 +12,16 @@ from sparse_vis.data.own import OwnSource
 from sparse_vis.data.records import or_skip
 from sparse_vis.runtime.errors import UserError
 
-LISTS = (list, tuple, np.ndarray, jax.Array)  # in memory, so that all items can be compared
-SAMPLE = 16  # items that tell an object that makes its items from another one
+LISTS = (list, tuple, np.ndarray, jax.Array)  # in memory, so that all items enter the checksum
+SAMPLE = 16  # items of any other object that enter it
 
 
 def described(source: OwnSource, data: Any) -> str:
     """Kind, number and checksum of images in memory, for config.data.path.
 
-    All items of an array, list or tuple enter, files by their sizes and times. A data set with a checksum of
-    its own (that of `datasets` is a fingerprint) is known by this, any other object by SAMPLE of its items.
+    The checksum of an array, list or tuple includes all items; of files, their sizes and times. For a data
+    set with a checksum of its own (in `datasets`, the fingerprint) it is made from that, for any other object
+    from SAMPLE of its items.
     """
     found, rows, of = hashlib.sha256(), range(len(source)), ""
     own = getattr(data, "images_sha256", None) or getattr(data, "_fingerprint", None)
@@ -53,7 +54,7 @@ def _file_of(image: Any) -> str:
 
 
 def check_items(source: OwnSource, data: Any) -> None:
-    """Refuse a list or tuple with an item that is no image, or a file that is missing; files are not read."""
+    """Raise UserError if an item of a list or tuple is no image, or a missing file; files are not read."""
     for row in range(len(source)) if isinstance(data, list | tuple) else ():
         try:
             file = _file_of(source.item(row)["image"])

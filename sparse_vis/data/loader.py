@@ -27,7 +27,7 @@ from sparse_vis.data.decode import decode, to_canvas
 from sparse_vis.data.records import name_of, none_usable, or_skip
 from sparse_vis.data.sources import Source
 from sparse_vis.runtime.errors import UserError
-from sparse_vis.runtime.skipped import ON_ERROR, Skips
+from sparse_vis.runtime.skipped import Skips
 
 if TYPE_CHECKING:
     from sparse_vis.types import Batch
@@ -37,7 +37,7 @@ SHARED_BYTES = 1 << 20  # arrays of at least this size go from worker to parent 
 
 @dataclass(frozen=True)
 class Stream:
-    """Maps i to the canvas of this process's i-th image of the stream; picklable, runs in the workers.
+    """A function from i to the canvas of this process's i-th image of the stream; workers get a pickle of it.
 
     Attributes:
         global_batch: images per step over all processes; a multiple of process_count.
@@ -58,21 +58,10 @@ class Stream:
     on_error: str
     process_index: int
     process_count: int
-    labels: bool = False  # whether batches have the label of each image
+    labels: bool = False
     cache: int = 0
-    # By record: what `_placed` returns.
+    # Number of a record -> what `_placed` returns.
     _kept: dict[int, tuple] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self):
-        if self.on_error not in ON_ERROR:
-            raise UserError(f"data.on_error is {self.on_error!r}; choose one of {', '.join(ON_ERROR)}.")
-        if self.global_batch < 1 or self.global_batch % self.process_count:
-            raise UserError(
-                f"batch size {self.global_batch} is not a multiple of {self.process_count} processes; "
-                "change it."
-            )
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed {self.seed} is out of range; choose 0 to 2**32 - 1.")
 
     @property
     def local_batch(self) -> int:
@@ -127,11 +116,12 @@ class Stream:
 def train_batches(
     source: Source, *, steps: int, workers: int, threads: int, **settings
 ) -> "Iterator[tuple[Batch, list[Skips]]]":
-    """Iterate over this process's part of the next `steps` batches of the stream that `settings` describe.
+    """Iterate over this process's part of the next `steps` batches of the stream.
 
     Args:
         workers: decoding processes; 0 decodes in this process.
         threads: decoding threads in each decoding process; each holds one batch in memory.
+        settings: the other attributes of `Stream`.
 
     Yields:
         (batch, skipped): a Batch of numpy arrays with global_batch / process_count images, and, for each
@@ -184,9 +174,9 @@ def _iterate(batches: grain.IterDataset, kept: dict) -> "Iterator[tuple[Batch, l
 
 
 def _start_tracker() -> None:
-    """Start Python's shared-memory tracker, which cleans up after a process that ends without doing so.
+    """Start Python's tracker, which removes the shared memory of a process that ends without doing so.
 
-    Its warnings are off: a SIGTERM before the first step ends the process in this way, on purpose.
+    Its warnings about that are off: a SIGTERM before the first step ends the process in this way on purpose.
     """
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore"
@@ -197,7 +187,7 @@ def _start_tracker() -> None:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Make a worker end with its parent, and ignore signals to the group, which the parent handles."""
+    """Make a worker end with its parent, and ignore signals to the process group: the parent handles them."""
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -15,7 +15,7 @@ from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.names import quoted
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
-MOST_CLASSES = 100_000  # whose numbers are their names
+MOST_CLASSES = 100_000  # if classes have no names; a larger label is surely no number of a class
 TAKEN = "a path, the bytes of a file, a PIL image or uint8 pixels (H, W, 3) or (H, W)"
 
 
@@ -25,11 +25,11 @@ class OwnSource:
     An item is an image, a pair (image, label), or a dict with `image` and, if known, `label` and `name`;
     other keys are kept. An image is a path, the bytes of a file, a PIL image, or uint8 pixels (H, W, 3) or
     (H, W). A label is the number or the name of a class, or None. Item i must depend on i alone, and the
-    object must be picklable if there are worker processes. Names of the classes are `classes`, else
-    `data.classes`; without them, labels are left out, unless `read_labels` finds them.
+    object must be picklable if there are worker processes. The names of the classes are `classes`, else
+    `data.classes`; without names, records have no labels, unless `read_labels` finds some.
 
     Raises:
-        UserError: `data` is empty, has no `__len__` or `__getitem__`, or its first item is none of these;
+        UserError: `data` is empty or has no `__len__` or `__getitem__`, its first item is none of the above,
             or `classes` are no names.
     """
 
@@ -93,14 +93,14 @@ class OwnSource:
         return item
 
     def read_labels(self, on_error: str = "stop") -> None:
-        """Read every item once for its label: sets `labels` and, if they have no names, `classes`.
+        """Read every item once for its label; sets `labels` and, if the classes have no names yet, `classes`.
 
-        Labels that are names are the classes, sorted. Otherwise numbers from 0 to the largest are the names.
+        These are then the labels, sorted, if they are names, else the numbers from 0 to the largest label.
         With `on_error` "skip", an item that cannot be read has no label.
 
         Raises:
-            UserError: a label that is neither number nor name, labels of both kinds without `classes`, or an
-                item that cannot be read.
+            UserError: a label is neither number nor name, labels are of both kinds without `classes`, or an
+                item cannot be read.
         """
         given, unread = [], []
         for index in range(len(self)):
@@ -168,7 +168,7 @@ def _missing(label: Any) -> bool:
 
 
 def _number(label: Any) -> int | None:
-    """A label as a whole number; None if it is none."""
+    """A label as int; None if it is no whole number."""
     try:
         number = int(label) if getattr(label, "shape", ()) == () and not isinstance(label, str) else None
     except (TypeError, ValueError, OverflowError):

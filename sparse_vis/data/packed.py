@@ -29,7 +29,11 @@ MOST = 2**63 - 1  # of any number in packed.json
 
 
 class PackedSource:
-    """Records of a finished packed folder, as FolderSource gives them for the original one; or UserError."""
+    """Records of a packed folder, the same as FolderSource gives for the original one.
+
+    Raises UserError if the folder is missing, unfinished or damaged; the records themselves are checked when
+    they are read.
+    """
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
         import grain
@@ -68,10 +72,10 @@ class PackedSource:
         self._records = grain.sources.ArrayRecordDataSource(files)
 
     def _check_shards(self, folder: AnyPath, shards: dict[str, Any]) -> None:
-        """Refuse a shard that lacks bytes or, on a disk, records; contents are checked when they are read."""
+        """Raise UserError for a shard of another length, or (on a disk) number of records, than recorded."""
         there = folder.objects() if in_bucket(folder) else None
         for name, shard in shards.items():
-            size = _length(folder / name) if there is None else there.get(name, (None,))[0]
+            size = length(folder / name) if there is None else there.get(name, (None,))[0]
             if size != shard["bytes"]:
                 problem = "missing" if size is None else f"of {size} bytes, not {shard['bytes']}"
             elif there is None and (found := count_records(folder / name)) != shard["records"]:
@@ -97,12 +101,8 @@ class PackedSource:
         return f"PackedSource({self.path!r}, {len(self)} images)"
 
 
-def has_shard(folder: AnyPath, name: str, shard: dict[str, Any]) -> bool:
-    """Whether the folder has the shard's file, at its full length."""
-    return _length(folder / name) == shard["bytes"]
-
-
-def _length(path: AnyPath) -> int | None:
+def length(path: AnyPath) -> int | None:
+    """Bytes of a shard's file; None if it is missing."""
     return path.stat().st_size if path.is_file() else None
 
 
@@ -118,7 +118,7 @@ def count_records(path: Path) -> int:
 
 
 def number_of_shards(metadata: dict[str, Any]) -> int:
-    """Number of shards that all images fill."""
+    """Number of shards of the finished folder."""
     return -(-metadata["images"] // metadata["shard_size"])
 
 
@@ -142,7 +142,7 @@ def describe(images: int, images_sha256: str, classes: tuple[str, ...], shard_si
 
 
 def read_metadata(folder: AnyPath) -> dict[str, Any]:
-    """The checked content of a folder's packed.json, with `shards` in order; or a UserError."""
+    """The content of a folder's packed.json, with `shards` in order. Raises UserError if it is not valid."""
     path = folder / METADATA
     unread = explained(OSError, f"{path} cannot be read", "restore it or its permissions.")
     remedy = f"copy it again, or delete its folder and repeat `{COMMAND}`."
@@ -204,7 +204,7 @@ def _check_fields(found: Any, fields: dict[str, Range | Form], where: str) -> No
 
 
 def _check(metadata: dict[str, Any]) -> None:
-    """Raise ValueError, saying what is wrong, unless the content of packed.json is valid."""
+    """Raise ValueError unless the content of packed.json is valid."""
     old = metadata["version"] == WITHOUT_CHECKSUMS
     _check_fields(metadata, FIELDS if old else FIELDS | {CHECKSUM: SHA256}, "it")
     fields = {k: test for k, test in SHARD_FIELDS.items() if not (old and k in SINCE_CHECKSUMS)}
@@ -223,7 +223,7 @@ def _check(metadata: dict[str, Any]) -> None:
 
 
 def _unpack(data: bytes, classes: int) -> dict[str, Any]:
-    """Unpack and check a record, or raise a ValueError; without classes there are no labels."""
+    """Unpack and check a record, which has a label if there are classes. Raises ValueError if it is wrong."""
     fields = {
         "image": Form(lambda x: isinstance(x, bytes), "is not bytes"),
         "name": Form(TEXT.right, "is not a string"),

@@ -1,7 +1,7 @@
-"""Real objects on photographs, and photographs, from a folder that `benchmarks.evidence.pictures` writes.
+"""Pictures of real objects on photographs, and of photographs alone (docs/pictures.md).
 
-FOLDER/objects/SPLIT/CATEGORY/*.png are objects with transparent surroundings, FOLDER/photographs/SPLIT/*.jpg
-photographs (docs/pictures.md).
+`benchmarks.evidence.pictures` writes their folder: FOLDER/objects/SPLIT/CATEGORY/*.png are objects with
+transparent surroundings, FOLDER/photographs/SPLIT/*.jpg are photographs.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Kit(NamedTuple):
 
 @functools.cache
 def kit(folder: str, split: str) -> Kit:
-    """Read the objects and photographs of a split, once per process; a UserError if that is impossible."""
+    """Read the objects and photographs of a split, once per process. Raises UserError if it cannot."""
     top = Path(folder)
     classes = tuple(sorted({p.name for p in (top / "objects").glob("*/*") if p.is_dir()}))
     files = [f for name in classes for f in sorted((top / "objects" / split / name).glob("*.png"))]
@@ -71,7 +71,7 @@ def kit(folder: str, split: str) -> Kit:
 
 
 class PictureSource(ComposedSource):
-    """Pictures of a folder's objects and photographs; the other arguments are those of `ComposedSource`."""
+    """Pictures made from a `folder` of objects and photographs; other arguments: see `ComposedSource`."""
 
     kind = "pictures"
 
@@ -96,7 +96,7 @@ class PictureSource(ComposedSource):
             image = np.broadcast_to(rng.random(3, np.float32), (size, size, 3)).copy()
         else:
             photograph = self._kit.photographs[rng.integers(len(self._kit.photographs))]
-            # From one pixel to one to the whole photograph, on a logarithmic scale.
+            # From full resolution to the whole photograph, on a logarithmic scale.
             image = cut(rng, photograph, size, size * (min(photograph.size) / size) ** rng.random())
         if alone:
             return image, found

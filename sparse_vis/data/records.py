@@ -1,4 +1,4 @@
-"""Records of a source in order, read by threads that work ahead of their use."""
+"""Read the records of a source in order, with threads that load the next ones meanwhile."""
 
 import contextlib
 import functools
@@ -27,14 +27,13 @@ R, T = TypeVar("R"), TypeVar("T")
 
 @dataclass(frozen=True)
 class Records:
-    """Records of a source as arrays, for evaluations.
+    """n records of a source as arrays, for evaluations; None for what its records do not have.
 
     Attributes:
-        name: names of the n records.
-        label: class, -1 for a record without one; None if the source has no labels.
-        mask: instance numbers, 0 for background; None if the source has no masks.
-        labels: set of classes in each image, padded with -1; None if the source has no sets.
-        objects: which object each of `labels` is, padded with -1; None if the source does not know.
+        label: class, -1 for a record without one.
+        mask: number of the object at each pixel, 0 for background.
+        labels: set of classes in each image, padded with -1.
+        objects: which object each of `labels` is, padded with -1.
     """
 
     image: UInt8[np.ndarray, "n size size 3"]
@@ -53,12 +52,12 @@ def read_records(
     short_side: int,
     resize: str = "antialiased",
 ) -> Records:
-    """Read records in the given order: resize the short side (bicubic), then crop the centre.
+    """Read records in the given order. Images are resized at their short side (bicubic) and centre-cropped.
 
     Args:
         size: side of the square images in pixels.
         short_side: pixels of the short side before the crop, at least `size`; published: 256 for 224.
-        resize: "antialiased" (Pillow), or "published": `data/cut.py`, rounded to 8 bits.
+        resize: "antialiased" (Pillow), or "published" (`data/cut.py`, rounded to 8 bits).
 
     Raises:
         UserError: no indices or one out of range, short_side below size, or a record cannot be decoded.
@@ -98,16 +97,13 @@ def _padded(sets: list[np.ndarray]) -> Int32[np.ndarray, "n k"]:
 
 
 class LoadedImage(NamedTuple):
-    """An image ready for the encoder; height and width are those of the upright original, in pixels.
-
-    `label` is the number of its class, -1 if it has none.
-    """
+    """An image ready for the encoder."""
 
     name: str
-    height: int
+    height: int  # this and the width: of the upright original, in pixels
     width: int
     pixels: np.ndarray  # uint8, (size, size, 3) or (*size, 3)
-    label: int
+    label: int  # number of its class, -1 if it has none
 
 
 def load_image(
@@ -117,7 +113,7 @@ def load_image(
     """Decode one image; resize its short side (bicubic, antialiased) and crop a square of `size` pixels.
 
     The short side has `short_side` pixels, SHORT_SIDE * size unless given. With `letterbox`, or if `size` is
-    (height, width), as `fitted` instead.
+    (height, width), the image is resized by `fitted` instead.
     """
     record = source[index]
     pixels, square = decode(record), isinstance(size, int)
@@ -140,7 +136,7 @@ def in_batches(
 def load_ahead(
     load: Callable[[R], T], items: Iterable[R], threads: int, ahead: int
 ) -> Iterator[tuple[R, Future[T]]]:
-    """Yield (item, future of `load(item)`) in order; threads work at most `ahead` items ahead."""
+    """Yield (item, future of `load(item)`) in order, while threads load at most `ahead` further items."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[R, Future[T]]] = deque()
         try:
@@ -155,22 +151,6 @@ def load_ahead(
                 future.cancel()
 
 
-def usable(
-    source: Source, futures: Iterator[tuple[int, Future[T]]], on_error: str, skipped: Skips, skip: str
-) -> Iterator[T]:
-    """Yield the loaded images of `load_ahead`; an unusable one raises a UserError, or is added to `skipped`.
-
-    `on_error` is one of ON_ERROR. `skip`: what to pass for "skip", in a message; "" if one cannot.
-    """
-    for index, future in futures:
-        try:
-            yield future.result()
-        except UserError as error:
-            if on_error == "stop":
-                raise (or_skip(error, skip) if skip else error) from None
-            skipped.append((name_of(source, index), str(error)))
-
-
 @contextlib.contextmanager
 def images_ahead(
     source: Source, load: Callable[[int], T], indices: list[int], *, threads: int, ahead: int, on_error: str,
@@ -178,16 +158,30 @@ def images_ahead(
 ) -> Iterator[Callable[[int], tuple[Iterator[T], Skips]]]:  # fmt: skip
     """Context that loads images in order, ahead of their use; it yields a function `take`.
 
-    `take(count)` is the next `count` images: an iterator of the usable ones, and a list that has (name,
-    reason) of the others when that iterator ends. Arguments and errors: as of `load_ahead` and `usable`.
+    `take(count)` returns an iterator over the usable ones of the next `count` images, and a list that has
+    (name, reason) of the others when the iterator ends.
+
+    Args:
+        load, indices, threads, ahead: as for `load_ahead`.
+        on_error: "stop" raises a UserError at the first image that cannot be used; or "skip".
+        skip: what that error says to pass for "skip"; "" if the user has no such choice.
     """
     # Closed here: else, after an error such as a full disk, one of its own threads might have to close it,
     # and would wait for itself.
     with contextlib.closing(load_ahead(load, indices, threads, ahead)) as futures:
 
+        def usable(count: int, skipped: Skips) -> Iterator[T]:
+            for index, future in islice(futures, count):
+                try:
+                    yield future.result()
+                except UserError as error:
+                    if on_error == "stop":
+                        raise (or_skip(error, skip) if skip else error) from None
+                    skipped.append((name_of(source, index), str(error)))
+
         def take(count: int) -> tuple[Iterator[T], Skips]:
             skipped: Skips = []
-            return usable(source, islice(futures, count), on_error, skipped, skip), skipped
+            return usable(count, skipped), skipped
 
         yield take
 
@@ -198,7 +192,7 @@ def image_batches(
 ) -> Iterator[list[LoadedImage]]:  # fmt: skip
     """Yield the usable ones of these images as `load_image` prepares them, `batch` at a time.
 
-    `on_error` and `skip` are as in `usable`, as is the error; one more is that none can be used.
+    `on_error` and `skip` are those of `images_ahead`. Raises UserError also if no image can be used.
     """
     load, threads = functools.partial(load_image, source, size=size), os.cpu_count() or 1
     how = dict(threads=threads, ahead=2 * batch, on_error=on_error, skip=skip)
@@ -215,12 +209,12 @@ def image_batches(
 
 
 def none_usable(count: int, skipped: Skips, what: str = "images") -> UserError:
-    """The error when all of `count` images were skipped: it names the first."""
+    """The error if all of `count` images were skipped; it names the first."""
     return UserError(f"none of the {count} {what} can be used; the first one: {skipped[0][1].rstrip('.')}.")
 
 
 def or_skip(error: UserError, how: str) -> UserError:
-    """The error for an unusable image, with the flag that skips it (and what it does) as a further remedy."""
+    """The error of an unusable image, with a further remedy: `how`, the flag that skips it."""
     return UserError(f"{str(error).rstrip('.')}, or pass {how}.")
 
 
@@ -235,13 +229,13 @@ def has_labels(source: Source) -> bool:
 
 
 def known_labels(source: Source) -> Int32[np.ndarray, " n"] | None:
-    """The class of every record, -1 for none; None if there are none, or the records must be read for it."""
+    """The class of every record, -1 for none; None if there are no classes, or only the records know them."""
     labels = getattr(source, "labels", None) if source.classes else None
     return None if labels is None else np.asarray(labels, np.int32)
 
 
 def name_of(source: Source, index: int) -> str:
-    """The name of a record, "#number" if it cannot be read at all; without reading the image if possible."""
+    """The name of a record, if possible without reading its image; "#number" if it cannot be read."""
     if hasattr(source, "name_of"):
         return source.name_of(index)
     try:

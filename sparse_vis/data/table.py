@@ -35,7 +35,7 @@ class TableSource(FilesSource):
 
     Raises:
         UserError: the table is missing or damaged, lacks images, a column or the split, has a column or a
-            file twice, or a listed file is missing (of TRIED files, spread over the table).
+            file twice, or a listed file is missing. Only TRIED files, spread over the table, are looked for.
     """
 
     def __init__(self, address: str, *, split: str = "", data_dir: str = "", max_pixels: int = MAX_PIXELS):
@@ -92,7 +92,7 @@ def _join(start: str, path: str) -> str:
 
 
 def _check_files(full: list[str], what: str) -> None:
-    """Refuse a path that is listed twice, missing files, and files on several of disk, gs:// and s3://."""
+    """Raise UserError if a path is listed twice or missing, or if files are partly on disk, gs:// or s3://."""
     if len({name.partition("://")[0] if in_bucket(name) else "" for name in full}) > 1:
         raise UserError(f"{what} lists files on this machine and in buckets; make a table of each.")
     if len({*full}) < len(full):
@@ -110,7 +110,7 @@ def _check_files(full: list[str], what: str) -> None:
 
 
 def _read(file: str, what: str) -> tuple[dict[str, list], dict[str, str]]:
-    """The columns of a table, by name; and why some of them cannot be used."""
+    """The columns of a table by name, and the names of columns that cannot be used -> why."""
     suffix = Path(file).suffix.lower()
     if suffix not in (*SEPARATORS, ".txt", ".parquet"):
         raise UserError(f"{what} is neither .csv, .tsv, .parquet nor .txt (one path a line); convert it.")
@@ -132,7 +132,7 @@ def _read(file: str, what: str) -> tuple[dict[str, list], dict[str, str]]:
 
 
 def _repeated(names: Sequence[str]) -> dict[str, str]:
-    """Names of several columns, with what is wrong."""
+    """Names that several columns have -> what is wrong with them."""
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     return {name: f"more than one column {name!r}; rename or remove the others" for name in twice}
 

@@ -1,7 +1,7 @@
-"""Where the images of tar files lie: an index that is built once, stored in a file, and mapped into memory.
+"""An index of where images lie in tar files: it is built once, stored in a file, and mapped into memory.
 
-The file is MAGIC, the length of the header (8 bytes, little-endian), the header (JSON), an array of SAMPLE,
-and all names, one after another.
+The file consists of MAGIC, the length of the header (8 bytes, little-endian), the header (JSON), an array of
+SAMPLE, and all names, one after another.
 """
 
 import array
@@ -33,42 +33,34 @@ WITHOUT = "samples without an image"
 
 
 class Index(NamedTuple):
-    """An index, mapped into memory: reading an entry loads its page alone."""
+    """An index, mapped into memory: only the pages that are read are loaded."""
 
     header: dict[str, Any]
     samples: np.ndarray  # of SAMPLE
     names: np.ndarray  # uint8
 
 
-class Sample(NamedTuple):
-    """A member of a tar that is an image, and the label beside it."""
-
-    name: str
-    offset: int
-    size: int
-    label: Any
-
-
 def build(path: Path, tars: list[str], shown: list[str], image: str | None, label: str | None) -> None:
     """Read the headers of all members and write the index to `path`, whole or not at all.
 
     Args:
-        shown: the tars' names in the names of images. image: extension of the images; None for EXTENSIONS.
-        label: key in the `.json` members, or "cls"; "" for none; None for `.cls`, else one of LABELS.
+        shown: names of the tars, with which names of images begin.
+        image: extension of the images; None for EXTENSIONS.
+        label: key in the `.json` members, or "cls"; "" for no labels; None for `.cls`, else one of LABELS.
 
     Raises:
         UserError: a tar is damaged, compressed or cut short, a label cannot be read, or there is no image.
     """
-    # Of each sample: offset, size, end of the name, shard; then the columns of SAMPLE.
+    # Offset, size, end of the name, and shard of each sample: the first columns of SAMPLE.
     rows, names, labels, others = array.array("Q"), bytearray(), [], collections.Counter()
     sizes, times = [os.path.getsize(tar) for tar in tars], [os.stat(tar).st_mtime_ns for tar in tars]
     progress, done = Progress("indexing tars", -(-sum(sizes) // MB), unit="MB"), 0
     for shard, (tar, size) in enumerate(zip(tars, sizes, strict=True)):
-        for sample in _samples(tar, image, label, others):
-            names += sample.name.encode(errors=NAME_ERRORS)
-            rows.extend((sample.offset, sample.size, len(names), shard))
-            labels.append(sample.label)
-            if (read_mb := (done + sample.offset) // MB) > progress.done:
+        for name, offset, length, of_image in _samples(tar, image, label, others):
+            names += name.encode(errors=NAME_ERRORS)
+            rows.extend((offset, length, len(names), shard))
+            labels.append(of_image)
+            if (read_mb := (done + offset) // MB) > progress.done:
                 progress.add(read_mb - progress.done)
         done += size
     progress.add(progress.total - progress.done)
@@ -101,7 +93,7 @@ def build(path: Path, tars: list[str], shown: list[str], image: str | None, labe
 
 
 def read(path: Path) -> Index:
-    """Map an index into memory, and check it: a ValueError if it is damaged."""
+    """Map an index into memory. Raises ValueError if it is damaged."""
     mapped = np.memmap(path, np.uint8, "r")
     if mapped[:8].tobytes() != MAGIC:
         raise ValueError("no index")
@@ -115,18 +107,19 @@ def read(path: Path) -> Index:
     return Index(header, mapped[start:end].view(SAMPLE), mapped[end:])
 
 
-def _samples(path: str, image: str | None, label: str | None, left: collections.Counter) -> Iterator[Sample]:
-    """The images of a tar: of consecutive members with the same name up to the first dot, the one image."""
+def _samples(path: str, image: str | None, label: str | None, left: collections.Counter) -> Iterator[tuple]:
+    """(name, offset, size, label) of each image of a tar, whose sample are the members named alike before the
+    first dot."""
     key, found, labels = None, [], {}
 
-    def finish() -> Iterator[Sample]:
+    def finish() -> Iterator[tuple]:
         if len(found) > 1:
             raise UserError(
                 f"{quoted(path)} has several images of one name, {quoted(found[0][0])} and "
                 f"{quoted(found[1][0])}; name the extension after the address, as in #image=jpg."
             )
         if found:
-            yield Sample(*found[0], _label(labels, label, path))
+            yield *found[0], _label(labels, label, path)
         elif key is not None:
             left[WITHOUT] += 1
 
@@ -165,7 +158,7 @@ def _label(labels: dict[str, tuple[str, bytes]], named: str | None, path: str) -
 
 
 def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, Any]]:
-    """The files of a tar, each with a function that reads it; at last, a check of the end of the tar."""
+    """The files of a tar, each with a function that reads it. Also checks that the tar has an end."""
     size = os.path.getsize(path)
     what = f"tar {quoted(path)}"
     with open(path, "rb") as file:
@@ -180,7 +173,7 @@ def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, Any]]:
                     tar.members.clear()  # else all of them stay in memory
                     if info.isreg() and not info.sparse:
                         yield info, lambda info=info: os.pread(file.fileno(), info.size, info.offset_data)
-                # Python takes damage after the first member for the end.
+                # Python mistakes damage after the first member for the end, so this is checked below.
                 end = tar.offset
             file.seek(end)
             if file.read(BLOCK) != bytes(BLOCK):

@@ -95,7 +95,7 @@ class TfdsSource:
 
 
 class _InBucket:
-    """The bytes of a split's records, for a data set in a bucket: the reader of TFDS needs a disk."""
+    """The bytes of a split's records in a bucket, where the reader of TFDS cannot read."""
 
     def __init__(self, info: Any, split: str):
         parts = info.splits[split].file_instructions

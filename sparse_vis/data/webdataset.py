@@ -27,10 +27,10 @@ SUFFIX = ".tars"  # of indices
 class WebdatasetSource:
     """The images of tar files, in the order of the pattern and, within a tar, of its members.
 
-    Consecutive members with the same name up to the first dot are a sample: its image, and its label in
-    `.cls` or `.json`. Names are TAR/MEMBER. A file beside the first tar, or in `data_dir`, says where each
-    image lies (`tar_index.py`); it is made by the first process that needs it, and again if a tar has
-    another size or modification time.
+    Consecutive members whose names agree up to the first dot are a sample: an image, and its label in `.cls`
+    or `.json`. Names are TAR/MEMBER. An index beside the first tar, or in `data_dir`, says where each image
+    lies (`tar_index.py`); the first process that needs it makes it, and makes it again when a tar has another
+    size or modification time.
 
     Args:
         address: PATTERN or PATTERN#image=EXTENSION,label=KEY; the pattern may have {a,b}, {000..146}, * and
@@ -72,23 +72,23 @@ class WebdatasetSource:
                     if not self._fits():  # another process may have made it
                         tar_index.build(self.index, self.tars, shown, image, label)
                         self._entries = tar_index.read(self.index)
-                        say_once(f"where the images lie in the tars is in {self.index}")
+                        say_once(f"wrote {self.index}, an index of where the images lie in the tars")
         return self._entries.header
 
     def _fits(self) -> bool:
-        """Whether there is an index, of these tars as they are now; it is mapped into memory then."""
+        """Whether there is an index of these tars as they are now; if so, it is mapped into memory."""
         try:
             self._entries = tar_index.read(self.index)
         except FileNotFoundError:
             return False
         except (OSError, ValueError, KeyError):
-            say_once(f"note: {self.index} is damaged and is made again")
+            say_once(f"note: the index {self.index} is damaged and is made again")
             return False
         header = self._entries.header
         for tar, (name, size), time in zip(self.tars, header["shards"], header["times"], strict=True):
             now = os.stat(tar)
             if (now.st_size, now.st_mtime_ns) != (size, time):
-                say_once(f"note: {name} has changed since {self.index} was made, which is made again")
+                say_once(f"note: {name} has changed, so its index {self.index} is made again")
                 return False
         return True
 
@@ -108,7 +108,6 @@ class WebdatasetSource:
         return self._entries.samples["label"] if self.classes else None
 
     def name_of(self, index: int) -> str:
-        """The name of a record, without reading its image."""
         samples, names = self._entries.samples, self._entries.names
         start = samples[index - 1]["name"] if index else 0
         member = names[start : samples[index]["name"]].tobytes().decode(errors=NAME_ERRORS)
@@ -149,15 +148,15 @@ def _find(pattern: str) -> list[str]:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Context in which no other process of this machine makes the index; without effect on some disks."""
+    """Context in which no other process of this machine makes the index; without effect on NFS."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process, which makes {path}", flush=True)
+            print(f"waiting for another process, which makes the index {path}", flush=True)
             fcntl.flock(folder, fcntl.LOCK_EX)
-        except OSError:  # NFS; several processes then do the same work, and the last one's file stays
+        except OSError:  # NFS: several processes may do the same work, and the file of the last one stays
             pass
         yield
     finally:

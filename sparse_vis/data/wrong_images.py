@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-OVERSHOOT = 1e-3  # allowed beyond [0, 1]: rounding errors of the caller's scaling
-# Wrong shape, None for any number -> what makes (B, H, W, 3) of it; the first that fits.
+OVERSHOOT = 1e-3  # allowed outside [0, 1]: rounding errors of the caller's scaling
+# (Shape, where None is any number; what turns it into (B, H, W, 3)): the first one that fits is proposed.
 _RESHAPED = (
     ((None, 3, None, None), "images.transpose(0, 2, 3, 1)"),
     ((None, None, None, 4), "images[..., :3] without its alpha"),
@@ -22,6 +22,7 @@ _RESHAPED = (
     ((None, None), "np.stack([images] * 3, axis=-1)[None] for a single grey one"),
     ((None, None, None, None, 3), "images.reshape(-1, *images.shape[-3:])"),
 )
+# Name of a dtype -> what the error proposes.
 _CONVERTED = {
     "object": ": they differ in size; np.stack(images) needs one size",
     "uint16": ", e.g. images / 65535",
@@ -30,7 +31,7 @@ _CONVERTED = {
 
 
 def shape_fault(images) -> str:
-    """Why the type or shape is not that of a batch of RGB images; "" if it is."""
+    """A sentence on what is wrong with the type or shape of a batch of RGB images; "" if it is right."""
     if (shape := getattr(images, "shape", None)) is None:
         return _no_array(images)
     shape = tuple(shape)
@@ -45,7 +46,7 @@ def _fits(shape: tuple[int, ...], wrong: tuple[int | None, ...]) -> bool:
 
 
 def _no_array(images) -> str:
-    """The sentence for PIL images, paths, other objects, and lists of these or of arrays."""
+    """The sentence for what is no array: PIL images, paths, other objects, and lists."""
     several = isinstance(images, list | tuple) and len(images) > 0
     first = images[0] if several else images
     what = f"images are a {type(images).__name__}" + (f" of {type(first).__name__}" if several else "")
@@ -60,7 +61,7 @@ def _no_array(images) -> str:
 
 
 def value_fault(images: np.ndarray | jax.Array) -> str:
-    """Why an array's dtype or values are not those of pixels; "" if they are, or for floats inside jit."""
+    """A sentence on a wrong dtype or wrong values of an array; "" if they are right, or for floats in jit."""
     if images.dtype == jnp.uint8:
         return ""
     if not jnp.issubdtype(images.dtype, jnp.floating):

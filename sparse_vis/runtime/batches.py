@@ -1,4 +1,4 @@
-"""Programs compile once for each shape: call them with batches of one size, split over the devices.
+"""Call programs, which compile once per shape, with batches of one size that are split over the devices.
 
 With several processes, each computes its share of the rows on its own devices, and all get all rows.
 """
@@ -14,20 +14,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sparse_vis.runtime.progress import Progress
 
-GATHERED = 2**28  # bytes that processes exchange at a time, so that a device holds no more of them
+GATHERED = 2**28  # bytes that processes exchange at a time, which every device holds
 T = TypeVar("T")
 
 
 def run_in_batches(call: Callable, size: int, *arrays, progress: Progress | None = None):
-    """What `call` gives for all rows: NumPy arrays in the structure that it returns, one row per row given.
+    """`call` on all rows, one batch at a time: NumPy arrays in the structure that `call` returns.
 
-    Each batch is split over all devices of this process, on which parameters must be `everywhere`.
+    Each batch is split over all devices of this process. Parameters that `call` uses must be on all of them
+    (`Devices.everywhere`).
 
     Args:
         call: `size` rows of each array → any structure of arrays of `size` rows.
         size: rows per call, rounded up to a multiple of the devices; a smaller last batch is padded with
             copies of its last row.
-        arrays: of equally many rows, at least one. progress: told of every batch.
+        arrays: of equally many rows, at least one. progress: counts the rows that are done.
     """
     devices, found = Devices(), []
     size = -(-size // devices.mesh.size) * devices.mesh.size
@@ -44,24 +45,23 @@ def run_in_batches(call: Callable, size: int, *arrays, progress: Progress | None
 
 
 class Devices:
-    """All devices of this process: each holds all parameters, and computes its part of every batch."""
+    """All devices of this process, on which parameters are copied and batches are split."""
 
     def __init__(self):
         self.mesh = Mesh(np.array(jax.local_devices()), ("batch",))
 
     def everywhere(self, tree):
-        """All arrays of a tree, whole on each device."""
+        """A copy of all arrays of a tree on each device."""
         return self._put(tree, PartitionSpec())
 
     def split(self, tree, axis: int = 0):
-        """All arrays of a tree, with an equal part of this axis on each device; whole on each if that is
-        impossible."""
+        """All arrays of a tree, an equal part of this axis on each device; copies if it cannot be divided."""
         lengths = {x.shape[axis] % self.mesh.size for x in jax.tree.leaves(tree)}
         spec = PartitionSpec(*[None] * axis, None if any(lengths) else "batch")
         return self._put(tree, spec)
 
     def _put(self, tree, spec: PartitionSpec):
-        # One device: as arrays that JAX puts there itself, for which nothing is compiled again.
+        # Without a sharding if there is one device: programs compiled for such arrays are used again.
         return jax.device_put(tree, NamedSharding(self.mesh, spec) if self.mesh.size > 1 else None)
 
 
@@ -71,10 +71,10 @@ def in_shares(
     batches: Callable[[np.ndarray], Iterable[T]],
     compute: Callable[[T], dict[str, np.ndarray]],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield what `compute` gives for rows 0 … count-1, in order, of which each process computes its share.
+    """Yield the results of `compute` for rows 0 … count-1, in order; each process computes its share of them.
 
-    Every process yields the same arrays, of at most `size` rows for each process. Call it at the same point
-    of all processes, with the same rows; if one raises an error, it must end, for the others to end too.
+    Every process yields the same arrays, of at most `size` rows for each process. All processes must call
+    this at the same point, for the same rows. A process that fails must exit, so that the others end too.
 
     Args:
         batches: rows → batches of `size` of them, in order. compute: batch → arrays, one row per row.
@@ -88,10 +88,7 @@ def in_shares(
 
 
 def _share(count: int, size: int) -> np.ndarray:
-    """Rows of this process: an equal part of each `size` rows times processes.
-
-    Parts that would have fewer rows than the others repeat the last row.
-    """
+    """Rows of this process: its equal part of every (size * processes) rows; the last row fills up parts."""
     process, processes, parts = jax.process_index(), jax.process_count(), []
     for start in range(0, count, size * processes):
         rows = -(-min(size * processes, count - start) // processes)
@@ -100,7 +97,7 @@ def _share(count: int, size: int) -> np.ndarray:
 
 
 def gathered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of all processes, joined along the first axis, which is equally long in all; bit by bit."""
+    """The arrays of all processes, bit for bit, joined along the first axis, which is equally long in all."""
     if jax.process_count() == 1:
         return arrays
     # As bytes, because JAX would round 64-bit numbers to 32; and in one array, to wait once.
@@ -120,5 +117,5 @@ def gathered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def of_first(array: np.ndarray) -> np.ndarray:
-    """The array of process 0, in all processes: for what they must agree on. All have it in one shape."""
+    """The array of process 0, for all processes to agree on; each must give an array of the same shape."""
     return gathered({"": array})[""][: len(array)]

@@ -1,10 +1,9 @@
 """Paths in buckets, gs:// and s3://, with the methods of pathlib.Path that this package uses.
 
-A bucket holds objects, which appear whole or not at all, and which cannot grow. It has no folders: one exists
-while there is an object whose name begins with its own. There is no rename either.
+A bucket holds objects, which appear whole or not at all, and cannot grow or be renamed. It has no folders: a
+path counts as one while the name of some object begins with it.
 """
 
-import contextlib
 import errno
 import logging
 import os
@@ -29,10 +28,10 @@ for _client in ("gcsfs", "s3fs"):  # they log errors, with tracebacks, that they
 class BucketPath(gpath.PosixGPath):
     """A path in a bucket. Its methods raise OSErrors with a `strerror`, whatever the client raises."""
 
-    @contextlib.contextmanager
-    def _client(self) -> Iterator[fsspec.AbstractFileSystem]:
+    def _call(self, method: str, *arguments, **more):
+        """Call a method of fsspec's client; whatever it raises becomes an OSError."""
         try:
-            yield backend.fsspec_backend.fs(str(self))
+            return getattr(backend.fsspec_backend.fs(str(self)), method)(*arguments, **more)
         except FileNotFoundError:
             raise FileNotFoundError(errno.ENOENT, "no such object, or no such bucket", str(self)) from None
         except Exception as error:  # of HTTP, of credentials, of time
@@ -41,8 +40,7 @@ class BucketPath(gpath.PosixGPath):
 
     def _type(self) -> str | None:
         try:
-            with self._client() as client:
-                return client.info(str(self))["type"]
+            return self._call("info", str(self))["type"]
         except FileNotFoundError:
             return None
 
@@ -61,13 +59,11 @@ class BucketPath(gpath.PosixGPath):
     absolute = expanduser = resolve
 
     def iterdir(self) -> "Iterator[BucketPath]":
-        with self._client() as client:
-            names = {name.rstrip("/") for name in client.ls(str(self), detail=False)}
+        names = {name.rstrip("/") for name in self._call("ls", str(self), detail=False)}
         return self._of(names - {str(self).partition("://")[2]})
 
     def glob(self, pattern: str) -> "Iterator[BucketPath]":
-        with self._client() as client:
-            return self._of(client.glob(str(self / pattern)))
+        return self._of(self._call("glob", str(self / pattern)))
 
     def _of(self, names: set[str] | list[str]) -> "Iterator[BucketPath]":
         scheme = str(self).partition("://")[0]
@@ -75,41 +71,35 @@ class BucketPath(gpath.PosixGPath):
 
     def objects(self) -> dict[str, tuple[int, int]]:
         """Size in bytes and time of writing in nanoseconds of every object below, by its name there."""
-        with self._client() as client:
-            found = client.find(str(self), detail=True)
+        found = self._call("find", str(self), detail=True)
         start = len(str(self).partition("://")[2]) + 1
         return {name[start:]: _size_and_time(info) for name, info in found.items() if name[start:]}
 
     def stat(self) -> types.SimpleNamespace:
         """`st_size` in bytes, and `st_mtime_ns`, when the object was written."""
-        with self._client() as client:
-            size, written = _size_and_time(client.info(str(self)))
+        size, written = _size_and_time(self._call("info", str(self)))
         return types.SimpleNamespace(st_size=size, st_mtime_ns=written)
 
     def open(self, mode: str = "rb"):
         """The object as a file to read; `write_bytes` and `upload` write."""
         if mode != "rb":
             raise OSError(errno.EROFS, f"an object cannot be opened with mode {mode!r}", str(self))
-        with self._client() as client:
-            return client.open(str(self), mode)
+        return self._call("open", str(self), mode)
 
     def read_bytes(self, start: int | None = None, end: int | None = None) -> bytes:
         """The content, or its bytes from `start` to before `end`."""
-        with self._client() as client:
-            return client.cat_file(str(self), start=start, end=end)
+        return self._call("cat_file", str(self), start=start, end=end)
 
     def read_text(self) -> str:
         return self.read_bytes().decode()
 
     def write_bytes(self, data: bytes) -> None:
-        with self._client() as client:
-            client.pipe_file(str(self), data)
+        self._call("pipe_file", str(self), data)
 
     def create(self, data: bytes) -> bool:
         """Write an object of this content unless there is one; returns whether it was written."""
         try:
-            with self._client() as client:
-                client.pipe_file(str(self), data, mode="create")  # the server refuses it if there is one
+            self._call("pipe_file", str(self), data, mode="create")  # the server refuses it if there is one
         except OSError:
             if self.exists():
                 return False
@@ -118,24 +108,21 @@ class BucketPath(gpath.PosixGPath):
 
     def upload(self, file: pathlib.Path) -> None:
         """Write an object with the content of a local file."""
-        with self._client() as client:
-            client.put_file(str(file), str(self))
+        self._call("put_file", str(file), str(self))
 
     def download(self, file: pathlib.Path) -> None:
         """Write the content into a local file."""
-        with self._client() as client:
-            client.get_file(str(self), str(file))
+        self._call("get_file", str(self), str(file))
 
     def unlink(self, missing_ok: bool = False) -> None:
         try:
-            with self._client() as client:
-                client.rm_file(str(self))
+            self._call("rm_file", str(self))
         except FileNotFoundError:
             if not missing_ok:
                 raise
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: there are no folders."""
+        """Does nothing: a bucket has no folders."""
 
 
 def _size_and_time(info: dict) -> tuple[int, int]:

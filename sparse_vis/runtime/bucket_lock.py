@@ -12,18 +12,18 @@ from sparse_vis.runtime.bucket import BucketPath
 from sparse_vis.runtime.errors import UserError, explained
 
 HEARTBEAT = 10.0  # seconds between two signs of life
-DEAD = 60.0  # a holder that gives none for so long is taken for dead
+DEAD = 60.0  # a holder that gives none for so long counts as killed
 LOOK = 1.0  # seconds between two looks at another's lock
 
 
 @contextlib.contextmanager
 def hold(path: BucketPath, holder: str, flag: str) -> Iterator[None]:
-    """Context in which this process holds the lock; the same promise and errors as `lock.hold`.
+    """Context in which this process holds the lock; same promise and errors as `lock.hold`.
 
-    The object's first line is `holder`, the second names this call and counts its signs of life. Whoever
-    finds the object watches it: if it changes, the lock is held; if it stays the same for DEAD seconds, its
-    holder was killed, and the lock is taken over. No clocks are compared. A holder that was only cut off for
-    so long finds another's lock when it is back, and ends at once, because two runs would mix their files.
+    The object's first line is `holder`, the second names this call and counts its signs of life. Another
+    process that finds the object watches it: if it changes, the lock is held; if it stays the same for DEAD
+    seconds, its holder was killed, and the lock is taken over. No clocks are compared. A holder that only had
+    no network for that long then finds the other's lock and exits, because two runs would mix their files.
     """
     own, ended = uuid.uuid4().hex, threading.Event()
     with explained(OSError, f"cannot write to {path.parent}", f"give another {flag}."):
@@ -56,7 +56,7 @@ def _is(path: BucketPath, own: str) -> bool:
 
 
 def _take(path: BucketPath, holder: str, own: str, flag: str) -> None:
-    """Create the object, or take it over from a holder that was killed; a UserError if it is held."""
+    """Create the object, or take it over from a holder that was killed. Raises UserError if it is held."""
     content = _content(holder, own, 0)
     if (found := _read(path)) is None:
         if path.create(content) or _is(path, own):  # the second: a repeated request refused our own object
@@ -91,7 +91,7 @@ def _beat(path: BucketPath, holder: str, own: str, ended: threading.Event) -> No
                 taken = found.decode(errors="replace").splitlines()[0][:300]
                 print(
                     f"error: the lock {path} was taken over ({taken}), as this process gave no sign of life "
-                    f"for {DEAD:.0f} s; it ends, so that two runs do not mix.",
+                    f"for {DEAD:.0f} s; this process ends, so that two runs do not mix.",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
                 os._exit(1)

@@ -1,4 +1,4 @@
-"""Arguments of Python calls: checks with one sentence for what cannot be, and errors that name no flags."""
+"""Check arguments of Python functions, and reword errors so that they name arguments, not flags."""
 
 import functools
 import numbers
@@ -8,7 +8,7 @@ from typing import Any
 
 from sparse_vis.runtime.errors import UserError, reworded
 
-# Text of errors that name settings or flags -> the same for a reader who called a function; in this order.
+# Parts of errors that name settings or flags -> what a caller in Python reads instead, in this order.
 OF_CALLS = {
     ", or raise --config.data.max_pixels (in other commands: --max-pixels)": "",
     ", or pass --config.data.on_error=skip to leave it out": "",
@@ -25,7 +25,7 @@ OF_CALLS = {
 
 
 def renamed(names: Mapping[str, str]) -> AbstractContextManager[None]:
-    """Context, or decorator, whose UserErrors have each of `names` replaced, in order."""
+    """Context, or decorator, that replaces each of `names`, in order, in UserErrors raised inside."""
 
     def change(text: str) -> str:
         return functools.reduce(lambda text, name: text.replace(name, names[name]), names, text)
@@ -34,27 +34,30 @@ def renamed(names: Mapping[str, str]) -> AbstractContextManager[None]:
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """A whole number, of Python or NumPy, as int; a UserError unless it is one of at least `least`."""
+    """The value as int. Raises UserError unless it is a whole number, of Python or NumPy, and >= `least`."""
     if not isinstance(value, numbers.Integral) or value < least:
         raise UserError(f"{name}={value!r} is not a whole number of at least {least}; give one.")
     return int(value)
 
 
 def share(name: str, value: Any) -> float:
-    """A number between 0 and 1, both excluded, as float; else a UserError."""
+    """The value as float. Raises UserError unless it is a number between 0 and 1, both excluded."""
     if not isinstance(value, numbers.Real) or not 0 < value < 1:
         raise UserError(f"{name}={value!r} is not a number between 0 and 1; give one, e.g. 0.2.")
     return float(value)
 
 
 def one_of(name: str, value: Any, known: Collection[str]) -> None:
-    """Refuse, with a UserError, a value that is none of `known`."""
+    """Raise UserError unless the value is one of `known`."""
     if value not in known:
         raise UserError(f"{name}={value!r} is unknown; choose from {', '.join(known)}.")
 
 
 def class_names(given: Any) -> tuple[str, ...]:
-    """The names in an argument `classes`: a list, tuple or array in the order of the labels; or UserError."""
+    """The names in an argument `classes`, a list, tuple or array in the order of the labels.
+
+    Raises UserError if it is anything else or empty, or has an item that is no name, or a name twice.
+    """
     found = given.tolist() if hasattr(given, "tolist") else given
     if isinstance(found, str | bytes) or not isinstance(found, Sequence):
         what = f"classes={given!r} is a {type(given).__name__}"

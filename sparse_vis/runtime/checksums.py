@@ -66,7 +66,7 @@ def _program(result: jax.sharding.Sharding):
 def checksum(leaf: jax.Array | np.ndarray) -> str:
     """Checksum of an array of any real, integer, boolean or key type, as 16 hexadecimal digits.
 
-    On CPU it is computed by NumPy, on other devices each sums its own shard. If the array is spread over
+    NumPy computes it for arrays on a CPU; other devices sum their own shards. If the array is spread over
     several processes, all of them must call this.
     """
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -1,4 +1,4 @@
-"""UserError, for mistakes that the user can correct, and how command lines report it."""
+"""UserError, for mistakes that the user can correct, and how the tools report it."""
 
 import _thread
 import contextlib
@@ -12,22 +12,22 @@ from collections.abc import Callable, Iterator
 
 from sparse_vis.runtime import host
 
-AGAIN = 0.05  # seconds
+AGAIN = 0.05  # seconds until a lost Ctrl-C is raised again
 
 
 class UserError(ValueError):
-    """An error whose message is one sentence with cause and remedy; command lines print no traceback."""
+    """An error whose message is one sentence with cause and remedy; the tools print it without traceback."""
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something failed, in one line: of the system's errors without number and file."""
+    """Why something failed, in one line; errors of the operating system without their number and file."""
     lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 @contextlib.contextmanager
 def explained(kinds: type | tuple[type, ...], what: str, remedy: str) -> Iterator[None]:
-    """Context in which errors of these kinds become the UserError "what (reason); remedy"."""
+    """Context that turns errors of these kinds into the UserError "what (reason); remedy"."""
     try:
         yield
     except UserError:
@@ -38,7 +38,7 @@ def explained(kinds: type | tuple[type, ...], what: str, remedy: str) -> Iterato
 
 @contextlib.contextmanager
 def reworded(change: Callable[[str], str]) -> Iterator[None]:
-    """Change the sentences of UserErrors, e.g. to name settings as the caller gives them."""
+    """Context that changes the sentences of UserErrors, e.g. to name settings as the caller gives them."""
     try:
         yield
     except UserError as error:
@@ -49,7 +49,7 @@ def command_line(main: Callable[[], None]) -> None:
     """Run a tool's main function. A UserError becomes one line on stderr and exit status 1; Ctrl-C prints
     `interrupted` and exits with status 130.
 
-    File names need not be UTF-8: characters that stdout cannot encode are escaped, as stderr always does.
+    Characters that stdout cannot encode are escaped, as file names need not be UTF-8; stderr does so anyway.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -91,7 +91,7 @@ def quiet_orbax() -> None:
 
 def _report_unless_abandoned(before: Callable, unraisable) -> None:
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        # Python drops a Ctrl-C that arrives in a callback of its garbage collector, as JAX's: it comes again.
+        # Python drops a Ctrl-C during a callback of its garbage collector, as JAX has one: raise it again.
         threading.Timer(AGAIN, _thread.interrupt_main).start()
         return
     if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
@@ -100,6 +100,6 @@ def _report_unless_abandoned(before: Callable, unraisable) -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     # Each of Orbax's threads logs the error that ends it, with a traceback. Orbax raises the first of these
-    # errors, and abandons all other futures. `msg`, as getMessage fails if the arguments do not fit.
+    # errors, and abandons all other futures. Not getMessage(), which fails if the arguments do not fit.
     of_orbax = record.levelno >= logging.ERROR and "/orbax/" in record.pathname
     return not of_orbax and "never retrieved" not in str(record.msg)

@@ -19,10 +19,10 @@ CHECKSUM = "checksum"
 
 @contextmanager
 def whole(path: AnyPath) -> Iterator[Path]:
-    """Context that yields a temporary path to write to; at its end, it is synced to disk and renamed.
+    """Context that yields a temporary path to write to; at its end, the file is synced and renamed to `path`.
 
-    If the path is in a bucket, the temporary file is on this machine's disk and is uploaded at the end. After
-    an OSError, an existing file is unchanged and the temporary file is removed.
+    If `path` is in a bucket, the temporary file is on this machine's disk, and is uploaded at the end. After
+    an error, an existing file is unchanged and the temporary file is removed.
     """
     if in_bucket(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -44,8 +44,8 @@ def whole(path: AnyPath) -> Iterator[Path]:
 
 @contextmanager
 def on_disk(path: AnyPath) -> Iterator[Path]:
-    """Context with a file on this machine's disk, for libraries that read no others: the path itself, or a
-    copy of an object of a bucket. UserErrors name the object.
+    """Context that yields a file on this machine's disk, for libraries that read no others: the path itself,
+    or a copy if it is in a bucket. UserErrors raised inside name the object in the bucket.
     """
     if not in_bucket(path):
         yield path
@@ -58,7 +58,7 @@ def on_disk(path: AnyPath) -> Iterator[Path]:
 
 
 def write_whole(path: AnyPath, content: str | bytes) -> None:
-    """Write a file as `whole` does; text as UTF-8, with surrogates (paths that are not UTF-8) escaped."""
+    """Write a file as `whole` does. Text is written as UTF-8, with parts that are not UTF-8 escaped."""
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     if in_bucket(path):
         return path.write_bytes(data)
@@ -67,7 +67,7 @@ def write_whole(path: AnyPath, content: str | bytes) -> None:
 
 
 def holds_files(folder: AnyPath, but: Container[str] = ()) -> bool:
-    """Whether a folder holds anything but hidden files, temporary files of a killed process, and `but`."""
+    """Whether a folder holds files, other than hidden ones, temporary ones of a killed process, and `but`."""
     return folder.is_dir() and any(
         not path.name.startswith(".") and path.suffix != PARTIAL and path.name not in but
         for path in folder.iterdir()
@@ -81,7 +81,7 @@ def file_sha256(path: AnyPath) -> str:
 
 
 def checksum(content: dict[str, Any]) -> str:
-    """Checksum of a JSON object without its field `checksum`, hexadecimal; the keys' order does not enter."""
+    """SHA-256, hexadecimal, of a JSON object without its field `checksum`, in whatever order its keys are."""
     rest = {key: value for key, value in content.items() if key != CHECKSUM}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -96,7 +96,7 @@ def write_json(path: AnyPath, content: dict[str, Any]) -> None:
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
-    """Read a JSON object; a ValueError if it is none, or if it has a `checksum` that does not match."""
+    """Read a JSON object. Raises ValueError if the file has none, or has a `checksum` that does not match."""
     try:
         content = json.loads(path.read_bytes().decode())
         if not isinstance(content, dict):

@@ -8,14 +8,14 @@ from pathlib import Path
 from sparse_vis.runtime.paths import AnyPath, in_bucket
 
 UPLOAD_SECONDS = 30  # between two uploads of an object
-SHARE = 20  # and at least so many times what the last one took
+SHARE = 20  # times the duration of the last upload, at least, pass before the next one
 
 
 class GrowingObject:
-    """An object of a bucket to which a run appends: all is kept in memory, and uploaded again and again.
+    """An object of a bucket to which a run appends: its content is kept in memory and uploaded as a whole.
 
-    `flush` uploads it if the last time is long enough ago and the bucket can be reached; `sync` and `close`
-    upload it at once. What is there already stays.
+    `flush` uploads it if the last upload is long enough ago and the bucket can be reached; `sync` and `close`
+    upload it at once. An existing object is continued.
     """
 
     def __init__(self, path: AnyPath):
@@ -35,7 +35,7 @@ class GrowingObject:
                 self.due = time.monotonic() + UPLOAD_SECONDS
 
     def sync(self) -> None:
-        """Upload what is new, or raise an OSError."""
+        """Upload the content if it has changed, or raise OSError."""
         if (size := len(self.content)) == self.uploaded:
             return
         began = time.monotonic()
@@ -47,21 +47,20 @@ class GrowingObject:
 
 
 class GrowingFile(io.FileIO):
-    """The same for a file on disk; nothing is kept in memory."""
+    """A file on disk with the methods of GrowingObject; nothing is kept in memory."""
 
     def __init__(self, path: Path):
         super().__init__(path, "ab")
 
     def write(self, data: bytes) -> int:
-        """An OSError too if the file was deleted, to which writing would succeed."""
-        os.stat(self.name)
+        os.stat(self.name)  # an OSError if the file was deleted: writing to it would still succeed
         rest = memoryview(data)
         while rest:
             rest = rest[super().write(rest) :]
         return len(data)
 
     def sync(self) -> None:
-        """Wait until all is on disk, or raise an OSError."""
+        """Wait until all is on disk, or raise OSError."""
         os.stat(self.name)
         os.fsync(self.fileno())
 

@@ -64,9 +64,9 @@ def cache_folder() -> pathlib.Path:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Within it, Python does not look for garbage, and later never among what then existed (gc.freeze).
+    """Context without garbage collection; objects that exist at its end are never collected (gc.freeze).
 
-    For imports and tracing, which make many objects that stay: a sixth of their time would go into looking.
+    For imports and tracing, which make many objects that stay: collection would take a sixth of their time.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -90,15 +90,15 @@ def keep_programs() -> None:
 def leave_out_ynnpack() -> None:
     """Make XLA compute on CPU without YNNPACK, unless the user has set its flag.
 
-    Call it before JAX makes its first array; later it can only warn. Does nothing if libtpu is installed,
-    which reads XLA_FLAGS too and may be of a version that does not know the flag.
+    Call it before JAX makes its first array; later it can only warn. It does nothing if libtpu is installed,
+    which reads XLA_FLAGS too, and whose version may not know the flag.
     """
     known = [int(part) for part in jaxlib_version.split(".")[:2]] < FLAG_KNOWN
     given = os.environ.get("XLA_FLAGS", "")
     if not known or LIBRARY in given or importlib.util.find_spec("libtpu"):
         return
     os.environ["XLA_FLAGS"] = f"{NO_YNNPACK} {given}".strip()
-    # Neither imports nor starts JAX.
+    # Asked in this way, JAX is neither imported nor started.
     started = getattr(sys.modules.get("jax._src.xla_bridge"), "backends_are_initialized", bool)
     if started() and sys.modules["jax"].default_backend() == "cpu":
         warnings.warn(
@@ -111,7 +111,7 @@ def leave_out_ynnpack() -> None:
 def missing_devices() -> str | None:
     """An error sentence if JAX_PLATFORMS names devices that this machine lacks, else None.
 
-    Call it after an exception: in this case JAX raises a bare AssertionError wherever it is first used.
+    Call it after an exception: if devices are missing, JAX raises a bare AssertionError at its first use.
     """
     asked = os.environ.get("JAX_PLATFORMS")
     if not asked or "jax" not in sys.modules:

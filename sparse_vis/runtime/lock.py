@@ -30,11 +30,11 @@ def hold(folder: AnyPath, doing: str, flag: str = "--output", name: str = LOCK) 
     a bucket, `bucket_lock.hold` does the same by other means.
 
     Args:
-        doing: purpose, e.g. "training", shown to others who try. flag: with which to give another folder.
+        doing: what the holder does, e.g. "training", for the error of others. flag: that names the folder.
         name: of the lock file; locks of different names do not exclude each other.
 
     Raises:
-        UserError: the lock is held (names the holder); the folder cannot be written; its name is not UTF-8.
+        UserError: the lock is held, and by whom; the folder cannot be written; its name is not UTF-8.
     """
     if not is_utf8(folder):
         raise UserError(

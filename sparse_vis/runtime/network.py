@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached, asked before a download."""
+"""Whether the Hugging Face hub can be reached, and how to do without it."""
 
 import contextlib
 import sys
@@ -11,9 +11,9 @@ PATIENCE = 3  # seconds
 def unreachable() -> str:
     """Why the hub does not answer within PATIENCE seconds; "" if it does.
 
-    Called before a download, because huggingface_hub alone would retry for half a minute, with a warning each
-    time. Respects the same proxies and HF_HUB_OFFLINE. Runs in a thread, because resolving a host name has no
-    time limit.
+    Call it before a download, because huggingface_hub itself would retry for half a minute, with a warning
+    each time. It respects the same proxies and HF_HUB_OFFLINE. A thread asks, because resolving a host name
+    has no time limit.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session

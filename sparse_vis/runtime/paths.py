@@ -16,17 +16,14 @@ AnyPath = pathlib.PurePath
 
 
 def fault(text: str, hub: bool = False, buckets: bool = False) -> str | None:
-    """What is wrong with a path, as the rest of a sentence that begins with it; None if nothing is.
+    """What is wrong with a path, as the end of a sentence that begins with the path; None if it is right.
 
     `hub`: whether hf:// addresses are allowed. `buckets`: whether gs:// and s3:// are.
     """
     if not text.strip():
         return "is empty; give a path (the current folder is .)"
     if text.startswith("~") and os.path.expanduser(text) == text:
-        return (
-            "starts with ~ and the name of an unknown user; give the full path, or ./~ for a file of that "
-            "name"
-        )
+        return "starts with ~ and an unknown user; give the full path, or ./~ for a file of that name"
     scheme = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*://|(gs|s3):/)", text, re.IGNORECASE)
     if not scheme or (hub and text.startswith(HUB)):
         return None
@@ -52,7 +49,8 @@ def in_bucket(path: str | os.PathLike) -> bool:
 def expanded(path: str | bytes | os.PathLike, what: str, hub: bool = False, buckets: bool = False) -> str:
     """A path with ~ expanded, because a shell does not expand it after the = of a flag.
 
-    A UserError, which calls the path `what`, e.g. "config.data.path", if `fault` finds one, or it is no path.
+    Raises UserError if it is no path, or if `fault` finds one. `what` is its name in the error, e.g.
+    "config.data.path".
     """
     if not isinstance(path, str | bytes | os.PathLike):
         raise UserError(f"{what} is a {type(path).__name__}, not a path; give one.")
@@ -63,7 +61,7 @@ def expanded(path: str | bytes | os.PathLike, what: str, hub: bool = False, buck
 
 
 def as_path(text: str | os.PathLike) -> AnyPath:
-    """A path to work with: pathlib.Path, or a BucketPath if it is in a bucket."""
+    """The text as a pathlib.Path, or as a BucketPath if it is in a bucket."""
     if not in_bucket(text):
         return pathlib.Path(text)
     from sparse_vis.runtime.bucket import BucketPath  # its imports take a moment, and few runs need them
@@ -79,7 +77,7 @@ def place(text: str, hub: bool = True, buckets: bool = True) -> str:
 
 
 def is_utf8(path: AnyPath) -> bool:
-    """Whether the whole name of a path is UTF-8; some libraries can neither read nor write below others."""
+    """Whether an absolute path is UTF-8; some libraries can neither read nor write below other folders."""
     try:
         str(path.resolve()).encode()
     except UnicodeEncodeError:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 REPORT_SECONDS, WAIT_SECONDS = 5.0, 15.0
 
-_shown = ""  # the line that `update` shows, while the cursor is behind it
+_shown = ""  # the line that `update` shows, if the cursor is still on it
 
 
 def time_left(seconds: float) -> str:
@@ -21,7 +21,7 @@ def time_left(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """Print a line, below the one that `update` may show."""
+    """Print a line, below one that `update` shows."""
     end_line()
     print(text, flush=True)
 
@@ -33,7 +33,7 @@ def say_once(text: str) -> None:
 
 
 def update(text: str) -> None:
-    """Show a line in place of the last one, on a terminal and in Jupyter; elsewhere print it."""
+    """On a terminal and in Jupyter, replace the line that `update` has shown; elsewhere print a line."""
     global _shown
     if terminal := sys.stdout.isatty():
         text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line cannot be replaced
@@ -53,7 +53,7 @@ def end_line() -> None:
 
 @contextlib.contextmanager
 def sign_of_life(text: str, every: float = WAIT_SECONDS) -> Iterator[None]:
-    """Context around work that prints nothing: shows the text with the seconds gone, from time to time."""
+    """Context for work that prints nothing: every few seconds, shows the text and how long it has taken."""
     began, done = time.perf_counter(), threading.Event()
 
     def repeat():
@@ -70,10 +70,10 @@ def sign_of_life(text: str, every: float = WAIT_SECONDS) -> Iterator[None]:
 
 
 class Progress:
-    """Prints images done, images/s and the time left, every few seconds and at the end (not of training).
+    """Prints images done, images/s and the time left, every few seconds and at the end; not for training.
 
-    The rate leaves out the images of the first `add`, during which programs compile, unless these are all.
-    `total` counts the images (or `unit`) of all epochs, `done` those of an earlier call.
+    The rate leaves out the images of the first `add`, during which programs compile, unless there are no
+    others. `total`: images (or `unit`) in all, over all epochs; `done`: those that an earlier call has done.
     """
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "images"):
@@ -82,7 +82,6 @@ class Progress:
         self.printed, self.warm = self.began, False
 
     def add(self, images: int) -> None:
-        """Count further images as done."""
         now = time.perf_counter()
         self.done += images
         if not self.warm and self.done < self.total:

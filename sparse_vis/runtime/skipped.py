@@ -19,7 +19,7 @@ def lines(skips: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def append(folder: AnyPath, new: Iterable[str]) -> None:
-    """Append to the folder's skipped.txt those of the lines that it lacks, or raise a UserError."""
+    """Append to the folder's skipped.txt the lines that it lacks. Raises UserError if this is impossible."""
     if not (new := [line.encode(errors="backslashreplace") for line in new]):
         return
     path = folder / FILE

@@ -1,4 +1,4 @@
-"""Shared by the command lines: flags whose errors are one sentence, and an early check of --output."""
+"""What the tools share: flags, whose errors are one sentence, and an early check of --output."""
 
 import argparse
 import difflib
@@ -30,8 +30,7 @@ def positive(text: str) -> int:
 
 LARGEST_SIDE = 8192  # pixels; a larger image is surely a mistake: with sides of 100,000 it would take 37 GB
 
-
-# Flags that several tools have, as `add_argument` takes them; a tool may change details.
+# Flags of several tools -> their arguments of `add_argument`, some of which a tool may replace.
 FLAGS = {
     "--checkpoint": dict(required=True, type=paths.place, help=paths.PLACES),
     "--name": dict(help="which model, if the release folder holds several"),
@@ -47,8 +46,8 @@ FLAGS = {
     "--split": dict(help="split, if --input is an address, e.g. train[:90%%]"),
     "--data-dir": dict(
         type=paths.folder, metavar="FOLDER",
-        help="if --input is an address: where a table's paths begin, or folder for the index of tars, for "
-        "what datasets caches, or of the prepared TFDS data set",
+        help="if --input is an address: where a table's paths begin, folder for the index of tars or the "
+        "cache of `datasets`, or with the prepared TFDS data set",
     ),
     "--output": dict(required=True, type=paths.path, metavar="FOLDER"),
     "--shard-size": dict(type=positive, default=4096, help="images per shard (%(default)s)"),
@@ -76,7 +75,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def check_size(size: tuple[int, int], patch: int) -> None:
-    """Refuse, with a UserError, a --size smaller than a patch of the model."""
+    """Raise UserError for a --size smaller than a patch of the model."""
     if min(size) < patch:
         raise UserError(
             f"--size={size[0]}x{size[1]} is smaller than a patch of the model ({patch} pixels); enlarge it."
@@ -84,13 +83,16 @@ def check_size(size: tuple[int, int], patch: int) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviated flags, whose errors are UserErrors, and which knows FLAGS."""
+    """argparse without abbreviated flags; it raises UserErrors, knows FLAGS, and shows the (%(default)s) of a
+    help text as (default: …)."""
 
     def __init__(self, **settings):
         super().__init__(**{"prog": sys.argv[0], "allow_abbrev": False, **settings})
 
     def add_argument(self, flag: str, *others: str, **settings) -> argparse.Action:
-        return super().add_argument(flag, *others, **{**FLAGS.get(flag, {}), **settings})
+        settings = {"help": "", **FLAGS.get(flag, {}), **settings}
+        settings["help"] = settings["help"].replace("(%(default)s)", "(default: %(default)s)")
+        return super().add_argument(flag, *others, **settings)
 
     def parse_args(self, args=None, namespace=None):
         """As argparse, but an unknown flag is reported before a missing required one."""
@@ -106,9 +108,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_folder(path: pathlib.Path, name: str = "--output") -> None:
-    """Refuse, with a UserError, a folder, given as `name`, that cannot be created or written to.
+    """Raise UserError if a folder, given by the flag `name`, cannot be created or written to.
 
-    Of a bucket, only one that does not answer: whether it can be written to shows with the folder's lock.
+    Of a bucket this checks only that it answers: whether it can be written to shows when it is locked.
     """
     if paths.in_bucket(path):
         remedy = "repeat the command when the network and this machine's credentials allow it."

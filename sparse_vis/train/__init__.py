@@ -1,4 +1,4 @@
-"""The step, the loop around it, checkpoints; called as `sparse_vis.train(data, …)`, it trains a model.
+"""The step, the loop around it, checkpoints. Calling the folder, `sparse_vis.train(data, …)`, trains a model.
 
     model, params, history = sparse_vis.train("photos", train__steps=200)
 
@@ -9,15 +9,15 @@ Args:
     data: images: a folder, an address such as "hf:cifar10", an array (N, H, W, 3), uint8 or float in [0, 1],
         or any object with `__len__` and `__getitem__` (docs/api.md).
     config: name of an experiment of configs/, a file like those, or a ConfigDict.
-    workdir: folder of the run; by default runs/NAME, which is refused if it holds a run of other images or
-        settings (docs/api.md says how images are compared). A given one is continued, and notes say which
-        settings have changed.
+    workdir: folder of the run. The default is runs/NAME, which is refused if it holds a run of other images
+        or settings (docs/api.md says how images are compared). A run in a given folder is continued, and
+        notes say which settings have changed.
     init: initial weights, as config.init.
-    settings: of the configuration, with __ between the parts of a name: train__steps=200, seed=1.
+    settings: settings of the configuration, with __ between the parts of a name: train__steps=200, seed=1.
 
 Returns:
-    (model, params, history): what `sparse_vis.load(workdir)` returns, and every number of the run's
-    metrics.jsonl, name → (steps, values).
+    (model, params, history): what `sparse_vis.load(workdir)` returns, and all numbers of the run's
+    metrics.jsonl as name → (steps, values).
 
 Raises:
     UserError: any error that the user can correct, before the first step where possible.
@@ -29,10 +29,10 @@ import types
 
 
 class _Callable(types.ModuleType):
-    """A folder that can be called, because it has the name of the function."""
+    """A folder that can be called, because function and folder have one name."""
 
     def __call__(self, data, config="folder_small", workdir=None, init=None, **settings):
-        # By its name, as imports go the other way: commands/ trains with this folder.
+        # Imported by its name, because commands/ imports this folder.
         call = importlib.import_module("sparse_vis.commands.notebook").train
         return call(data, config, workdir, init, settings)
 

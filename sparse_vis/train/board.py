@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.jsonl: writers behind clu's interface, without TensorFlow."""
+"""Writers of metrics, besides metrics.jsonl: clu's interface, and TensorBoard files without TensorFlow."""
 
 import importlib.util
 import io
@@ -19,7 +19,7 @@ PICTURES = "probe"  # folder of a workdir with pictures of config.train.probe_ev
 
 
 def _interface() -> type:
-    """clu's MetricWriter, its module loaded alone, because its package imports TensorFlow."""
+    """clu's MetricWriter. Only its module is loaded, because its package imports TensorFlow."""
     [package] = importlib.util.find_spec("clu").submodule_search_locations
     path = pathlib.Path(package, "metric_writers", "interface.py")
     spec = importlib.util.spec_from_file_location("clu.metric_writers.interface", path)
@@ -32,13 +32,13 @@ class Writer(_interface()):
     """A clu MetricWriter for scalars, images (H, W, 3) uint8 and hyperparameters."""
 
     def write_hparams(self, hparams: Mapping) -> None:
-        """Nothing, unless a subclass keeps them: config.json has them."""
+        """Does nothing unless a subclass keeps them, as config.json has them."""
 
     def flush(self) -> None:
-        """Nothing, unless a subclass collects what it writes."""
+        """Does nothing unless a subclass collects what it writes."""
 
     def close(self, failed: bool = False) -> None:
-        """End what is written; `failed`: an error has ended the run."""
+        """Close the file or the run; `failed`: whether an error has ended the training."""
 
     def _no_such_kind(self, *_, **__) -> None:
         raise NotImplementedError("only scalars, images and hyperparameters are written")
@@ -83,7 +83,7 @@ class EventWriter(Writer):
 
 
 class Guarded:
-    """A writer that must not end the run, e.g. on a full disk: on an error, it prints one note and stops."""
+    """A writer that must not end the training, e.g. on a full disk: an error prints a note and stops it."""
 
     def __init__(self, what: str, make: Callable[[], Writer]):
         self.what = what
@@ -98,7 +98,6 @@ class Guarded:
             say(f"note: {self.what} are no longer written ({why}); metrics.jsonl has all numbers.")
 
     def write(self, step: int, numbers: dict[str, float], images: Mapping[str, np.ndarray] = {}) -> None:
-        """Write the numbers and images of a step."""
         if self.writer:
             self._attempt(self._write, step, numbers, images)
 
@@ -114,10 +113,10 @@ class Guarded:
 
 
 class TensorBoard(Guarded):
-    """Writes the rows of metrics.jsonl, and pictures, as a TensorBoard file too.
+    """Writes the rows of metrics.jsonl, and pictures, to a TensorBoard file.
 
-    `rows` before the step from which the run continues are written again, and so are the pictures of their
-    steps: the file of a killed run may lack some, be damaged, or hold later steps.
+    The file is new in every process. `rows`, up to the step from which the run continues, are written again,
+    with their pictures: the old file of a killed run may lack some, be damaged, or hold later steps.
     """
 
     def __init__(self, folder: AnyPath, rows: list[dict]):
@@ -141,5 +140,4 @@ class TensorBoard(Guarded):
 
 
 def picture_of(workdir: AnyPath, step: int) -> AnyPath:
-    """The file of the picture of a step."""
     return workdir / PICTURES / f"step_{step:06d}.png"

@@ -23,7 +23,7 @@ from sparse_vis.train.step import TrainState
 
 
 def check_place(workdir: AnyPath) -> None:
-    """A UserError for a workdir in S3, or with a [ in its path, before anything is read or written there."""
+    """Raise UserError for a workdir where Orbax cannot save: in S3, or with a [ in its path."""
     if str(workdir).startswith(S3):
         raise UserError(
             f"Orbax cannot save checkpoints to {S3} ({workdir}); give a --workdir in gs:// or in a folder, "
@@ -37,7 +37,7 @@ def check_place(workdir: AnyPath) -> None:
 
 
 def prepare(workdir: AnyPath) -> None:
-    """Create a workdir; UserError if it cannot be written to, or as `check_place`."""
+    """Create a workdir. Raises UserError if it cannot be written to, or as `check_place`."""
     check_place(workdir)
     if in_bucket(workdir):
         return
@@ -54,17 +54,17 @@ def open_manager(workdir: AnyPath, keep: int) -> ocp.CheckpointManager:
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,  # what a kill in the middle of a save leaves behind
     )
-    # As text: of a BucketPath, Orbax would use methods that it has not.
+    # As text, because Orbax would call methods that a BucketPath does not have.
     return ocp.CheckpointManager(str((workdir / FOLDER).resolve()), options=options)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, data: dict, config: ConfigDict) -> None:
-    """Start saving a state in the background; UserError if this save, or the previous one, fails.
+    """Start saving a state in the background. Raises UserError if this save, or the previous one, fails.
 
-    `data` is JSON-compatible: `next_index`, the position of the next image in the global stream, and all else
-    that a continued run needs.
+    `data` is JSON-compatible: `next_index`, the position of the next image in the global stream, and whatever
+    else a continued run needs.
     """
-    data = copy.deepcopy(data)  # Orbax writes it later, when training has added to its sums
+    data = copy.deepcopy(data)  # Orbax writes it later, when the training has added to its sums
     settings, rest = plain(config), state.replace(params=None)
     sums = {"params": checksums.checksums(state.params), "rest": checksums.checksums(rest)}
     sums |= {"config": checksums.of_json(settings), "data": checksums.of_json(data)}
@@ -79,7 +79,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, data: dict, config: 
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
-    """Wait until all checkpoints are on disk; UserError if one could not be written."""
+    """Wait until all checkpoints are on disk. Raises UserError if one could not be written."""
     with _writing(manager):
         manager.wait_until_finished()
 
@@ -101,7 +101,7 @@ def restore(
 ) -> tuple[TrainState, dict]:
     """The newest checkpoint's state, of these shapes and with this sharding, and the `data` saved with it.
 
-    UserError if it cannot be read, or its checksums do not match.
+    Raises UserError if it cannot be read, or if its checksums do not match.
     """
     folder = as_path(manager.directory) / str(manager.latest_step())
     data, saved = read_data(folder)

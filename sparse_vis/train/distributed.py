@@ -1,4 +1,4 @@
-"""Runs of several processes: connect them, print from process 0 alone, and end all when one ends."""
+"""Runs of several processes: connect them, let only process 0 print, and end all when one fails."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from sparse_vis.runtime import host, lock
 from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.paths import AnyPath
 
-# JAX takes a process that is silent for this long for dead, and ends the others. Its default is 100 s.
+# After a process has been silent for this long, JAX ends the others. Its default is 100 s.
 HEARTBEAT_SECONDS = 30
 LOST = (
     "stopped by the error above; if another process ended first, its output shows the cause. Repeat the "
@@ -25,7 +25,7 @@ LOST = (
 
 @contextlib.contextmanager
 def joined(others: str, step: int) -> Iterator[None]:
-    """Context of one process of a run of several; only process 0 writes to stdout.
+    """Context in which this process is one of several; only process 0 writes to stdout.
 
     Enter it before any other use of JAX. An exception inside ends this process at once, with status 1: a
     normal exit would wait for the other processes, and these for this one.
@@ -33,11 +33,13 @@ def joined(others: str, step: int) -> Iterator[None]:
     Args:
         others: "auto" if JAX can find the processes itself (Slurm, TPU pods, Kubernetes, Open MPI), else
             HOST:PORT,PROCESSES,PROCESS: address of process 0, number of processes, index of this process.
-            Anything else, or no other processes, is a UserError.
         step: from which the run continues.
+
+    Raises:
+        UserError: `others` is neither of these, or there are no other processes.
     """
     _initialize(others)
-    # On a SIGTERM before the first call of this function, JAX makes the processes agree to stop at step 1,
+    # After a SIGTERM before the first call of this function, JAX makes the processes agree to stop at step 1,
     # which a continued run never reaches. Hence this call, before the devices start, which takes a while.
     multihost_utils.reached_preemption_sync_point(step)
     process, count = jax.process_index(), jax.process_count()
@@ -59,9 +61,9 @@ def joined(others: str, step: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: AnyPath, doing: str, flag: str = "--output", name: str = lock.LOCK) -> Iterator[None]:
-    """`runtime.lock.hold` for a run of several processes: process 0 takes the lock, the others wait for it.
+    """`runtime.lock.hold` for a run of several processes: process 0 takes the lock, the others wait for that.
 
-    If another run holds the folder, process 0 raises a UserError, and the others end too.
+    If another run holds the lock, process 0 raises a UserError, and the others end too.
     """
     with lock.hold(folder, doing, flag, name) if jax.process_index() == 0 else contextlib.nullcontext():
         # A barrier between processes, because one between devices needs a working collective.

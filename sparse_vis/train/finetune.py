@@ -1,4 +1,4 @@
-"""Fine-tuning: a training step with a classifier on the tokens, and a rate for each layer of the encoder."""
+"""Fine-tuning: a step that trains a classifier on the tokens, and every layer of the encoder at its rate."""
 
 import dataclasses
 import functools
@@ -25,9 +25,9 @@ TRAINED = ("encoder", "classifier")  # all else keeps its weights
 
 
 def prepare(config: ConfigDict) -> Source:
-    """Set the classes to those of the data, and switch off what only pretraining has; returns the images.
+    """Set the classes to those of the images, and switch off what only pretraining has; returns the images.
 
-    A UserError if these have no classes, fewer than two, or other ones than config.finetune.classes, or if
+    Raises UserError if these have fewer than two classes or other ones than config.finetune.classes, or if
     config.train.probe_every is set.
     """
     if config.train.probe_every:
@@ -68,7 +68,7 @@ def finetune_recipe(config: ConfigDict, tokenizer: None = None) -> Recipe:
 def finetune_optimizer(
     schedule: optax.Schedule, layers: int, decay: float, **adamw: float
 ) -> optax.GradientTransformation:
-    """`make_optimizer` for the TRAINED parts alone, each update times its `rate_scale`."""
+    """`make_optimizer` for the TRAINED parts alone; every update is multiplied by its `rate_scale`."""
 
     def scaled(updates, params):
         def one(path, x):
@@ -85,10 +85,11 @@ def finetune_optimizer(
 
 
 def rate_scale(name: str, rank: int, layers: int, decay: float) -> float | Float[Array, "..."]:
-    """A parameter's learning rate relative to that of the classifier, which has 1, as the last LayerNorm.
+    """A parameter's learning rate relative to that of the classifier, for layer-wise decay.
 
-    Block l of L, counted from 1, has decay^(L + 1 - l); patch embedding, positions, CLS and queries have
-    decay^(L + 1). Blocks are stacked along the first of `rank` axes.
+    Classifier and last LayerNorm have 1; block l of L, counted from 1, has decay^(L + 1 - l); patch
+    embedding, positions, CLS and queries have decay^(L + 1). Blocks are stacked along the first of `rank`
+    axes.
 
     Source: Bao et al. 2022, "BEiT: BERT Pre-Training of Image Transformers".
     """

@@ -36,7 +36,7 @@ def entropy(p: Float[Array, "*rows k"]) -> Float[Array, "*rows"]:
 
 
 def spread(x: Float[Array, "B r D"]) -> Float[Array, " r"]:
-    """Variance over images of each query's unit vectors, 1 - |mean|^2; NaN for a single image."""
+    """Variance over images of each token's unit vectors, 1 - |mean|^2; NaN for a single image."""
     if len(x) == 1:
         return jnp.full(x.shape[1], jnp.nan)
     # This form is more accurate for small spreads.
@@ -44,14 +44,14 @@ def spread(x: Float[Array, "B r D"]) -> Float[Array, " r"]:
 
 
 def token_measures(S: Float[Array, "B r d"]) -> dict[str, Float[Array, ""]]:
-    """Effective rank of all tokens of the batch, and mean effective rank of one image's tokens."""
+    """Effective rank of all tokens of the batch, and of the tokens of one image (mean over images)."""
     whole, each = effective_rank(S.reshape(-1, S.shape[-1])), effective_rank(S)
     return {"S_rank": whole, "S_rank_in_image": jnp.mean(each)}
 
 
 def localization_measures(L: Float[Array, "B n r"]) -> dict[str, Float[Array, ""]]:
-    """Extreme singular values of L / sqrt(n), entropy of L's rows / log r, and coverage: the share of tokens
-    with the largest weight in some patch."""
+    """Largest and smallest singular value of L / sqrt(n), entropy of L's rows / log r, and coverage: the
+    share of tokens that have the largest weight in some patch."""
     n, r = L.shape[1:]
     squares = jnp.linalg.eigvalsh(jnp.swapaxes(L, 1, 2) @ L / n)
     singular = jnp.mean(jnp.sqrt(jnp.maximum(squares, 0)), axis=0)
@@ -65,8 +65,8 @@ def localization_measures(L: Float[Array, "B n r"]) -> dict[str, Float[Array, ""
 
 
 def prototype_measures(scores: Float[Array, "rows K"]) -> dict[str, Float[Array, ""]]:
-    """Share of prototypes that are some row's maximum, and entropy of that choice, relative to the greatest
-    possible: at most min(rows, K) prototypes can be chosen."""
+    """Share of prototypes that some row scores highest, and the entropy of these choices; both relative to
+    their maximum, as at most min(rows, K) prototypes can be chosen."""
     rows, count = scores.shape
     wins = jnp.zeros(count, jnp.float32).at[jnp.argmax(scores, axis=-1)].add(1)
     most = min(rows, count)
@@ -81,10 +81,10 @@ def measure(
 ) -> tuple[dict[str, Array], Array]:
     """Health measures by name, and the matches of masked views (B, Vg, r), which are `previous` next time.
 
-    Batch and views (of step 0) are the same each time, so that steps are comparable. `S_spread` and
-    `cls_spread` are of the heads' embeddings. `match_changed` is the share of tokens whose match differs from
-    `previous`. `sinkhorn_error` is the total variation distance between the use of prototypes in the targets
-    and equal use.
+    The batch and its views (those of step 0) are the same each time, so that steps can be compared.
+    `S_spread` and `cls_spread` are of the heads' embeddings. `match_changed` is the share of tokens whose
+    match differs from `previous`. `sinkhorn_error` is the total variation distance between the use of
+    prototypes in the targets and equal use.
     """
     views, spec = make_views(step_key(seed, 0), batch, recipe.views), recipe.loss
     outputs = recipe.model.apply({"params": params}, views)
@@ -104,7 +104,7 @@ def measure(
 
 
 def complaints(measures: Mapping[str, float | int], tokens: int) -> dict[str, str]:
-    """Measures that indicate collapse, of a model with so many tokens: name -> what it means."""
+    """Name -> meaning of each measure that indicates collapse; `tokens`: number of the model's tokens."""
     limits = {
         "prototype_entropy": (0.05, "nearly all tokens choose the same prototype"),
         "cls_spread": (1e-5, "CLS is the same for every image"),
@@ -120,9 +120,13 @@ class HealthCheck:
     """Measures health on the same images each time, and warns when a run has collapsed.
 
     Args:
-        batch: global, on the mesh. seed: of the run. every: steps between measurements.
-        step: of the last row of metrics; the first row from `due` on includes a measurement.
-        matches: nested lists, from the last measurement of a continued run; None, or a wrong shape: none.
+        batch: global, on the mesh. seed: of the run.
+        every: steps between measurements. step: of the last row of metrics.
+        matches: of the last measurement of a continued run, as nested lists; None, or of another shape if the
+            batch size has changed, means that there are none.
+
+    Attributes:
+        due: the first row of metrics at or after this step includes a measurement.
     """
 
     def __init__(
@@ -150,7 +154,7 @@ class HealthCheck:
         self.seed, self.measure = seed, jax.jit(on_mesh, out_shardings=everywhere)
 
     def __call__(self, step: int, state: TrainState) -> dict[str, float]:
-        """Finite measures, their names prefixed with `health/`; warns of a collapse seen twice in a row."""
+        """The finite measures, named `health/NAME`; warns of a collapse seen twice in a row."""
         self.due = (step // self.every + 1) * self.every
         found, self.matches = self.measure(state.params, state.teacher, self.batch, self.matches, self.seed)
         measures = {name: float(x) for name, x in found.items() if math.isfinite(x)}

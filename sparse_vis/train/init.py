@@ -1,4 +1,4 @@
-"""Initial parameters of a run, with the weights named by `config.init`."""
+"""Initial parameters of a run, with the weights that config.init names."""
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +22,17 @@ FREE = "image_size", "init_std", "spatial_temperature", "tokenizer.path", "token
 
 
 def initial_params(config: ConfigDict) -> dict:
-    """Parameters of step 0: random, but for the weights that `config.init` names.
+    """Parameters of step 0: random, except for the weights that config.init names.
 
-    A backbone gives the encoder except its queries, or with registers the first of them. A model (ours or
-    released) gives everything, or everything but the heads with config.init_heads="fresh". Position tables of
-    another size are resized; any other difference in architecture is a UserError.
+    A backbone gives the encoder without its queries; its registers, if it has some, become the first queries.
+    A model (ours or released) gives everything, or with config.init_heads="fresh" everything but the heads.
+    Position tables of another size are resized. Raises UserError for any other difference in architecture.
     """
     given = _read(config) if config.init else {}
     fresh = init_params(build_model(config), jax.random.key(config.seed))
     merged = {name: {**part, **given[name]} if name in given else part for name, part in fresh.items()}
     first, drawn = merged["encoder"]["queries"], fresh["encoder"]["queries"]
-    merged["encoder"]["queries"] = np.concatenate([first, drawn[len(first) :]])  # first: all, or registers
+    merged["encoder"]["queries"] = np.concatenate([first, drawn[len(first) :]])  # `first` may be registers
     return jax.device_put(merged)  # jnp.asarray would compile a program for every shape
 
 

@@ -1,4 +1,4 @@
-"""The log of a training run: printed lines, metrics.jsonl, TensorBoard files, skipped images."""
+"""The log of a training run: printed lines, metrics.jsonl, other writers, skipped images."""
 
 import contextlib
 import json
@@ -26,9 +26,9 @@ INPUT_SHARE = 0.1  # a note is printed if waiting for images takes a larger shar
 
 
 def keep_until(path: AnyPath, step: int) -> list[dict]:
-    """Drop the rows of a metrics file after a step, and damaged or incomplete lines; returns the rows kept.
+    """Drop a metrics file's rows after a step, and damaged or incomplete lines; returns the rows kept.
 
-    A killed run continues from its last checkpoint and reports the steps since then again.
+    A killed run continues from its last checkpoint, and reports the steps after it again.
     """
     if not path.exists():
         return []
@@ -49,7 +49,7 @@ def keep_until(path: AnyPath, step: int) -> list[dict]:
 
 
 def short(x: float) -> str:
-    """A number with three significant digits; from 100 on, rounded to a whole number."""
+    """A number with about three significant digits; from 100 on a whole number."""
     return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
 
 
@@ -57,7 +57,7 @@ class Averages:
     """Means of the finite metrics since the last row, kept as sums that a checkpoint can store."""
 
     def __init__(self, sums: dict[str, list[float]] | None = None, steps: int = 0):
-        # Name -> [sum, number of finite values]; number of steps in the sums.
+        # Name -> [sum, number of finite values]; and the number of steps.
         self.sums, self.steps = sums or {}, steps
 
     def add(self, window: list[dict[str, float]]) -> None:
@@ -68,7 +68,7 @@ class Averages:
                 if math.isfinite(value):
                     total, count = self.sums.get(name, (0.0, 0))
                     self.sums[name] = [total + value, count + 1]
-            # A running count: the newest value, not a mean.
+            # This is a running count: keep the newest value.
             self.sums["bad_steps"] = [metrics["bad_steps"], 1]
 
     def means(self) -> dict[str, float]:
@@ -78,7 +78,7 @@ class Averages:
 class RunLog:
     """Prints and writes metrics in the main process (`active`); other processes only compute them.
 
-    `first` is the step at which this process starts, `show` prints a row's line. A UserError says if the
+    `first` is the step at which this process starts, `show` prints a row's line. Raises UserError if the
     metrics cannot be written.
     """
 
@@ -98,11 +98,10 @@ class RunLog:
             self.writers: list[Guarded] = [self.board]
 
     def start_clock(self) -> None:
-        """Start timing the next interval."""
         self.last_time = time.perf_counter()
 
     def report(self, step: int, means: dict[str, float], extra: dict[str, float]) -> dict[str, float]:
-        """Print, write and return a row: means since the last one, `images_per_second`, and extra numbers."""
+        """Print, write and return a row: the means since the last row, `images_per_second` and `extra`."""
         seconds = max(time.perf_counter() - self.last_time, 1e-9)
         rate = (step - self.last_step) * self.batch / seconds
         self.last_step = step
@@ -124,7 +123,8 @@ class RunLog:
         return means
 
     def add_probe(self, step: int, numbers: dict[str, float], picture: np.ndarray, seconds: float) -> None:
-        """Write a row of its own and a picture (H, W, 3) uint8; `seconds` do not count as training."""
+        """Write a probe's numbers as a row, and its picture, uint8 (H, W, 3); it took `seconds`, which do not
+        count as training."""
         self.last_time += seconds
         if self.active:
             say("  ".join([f"probe at step {step}:", *(f"{name} {x:.4g}" for name, x in numbers.items())]))
@@ -145,7 +145,7 @@ class RunLog:
             self.file.flush()
 
     def sync(self) -> None:
-        """Wait until all rows are on disk; called before a checkpoint is saved, which relies on them."""
+        """Wait until all rows are on disk. A checkpoint relies on them, so call this before it is saved."""
         if self.active:
             with self._writing():
                 self.file.sync()
@@ -161,9 +161,9 @@ class RunLog:
             ) from error
 
     def line(self, step: int, row: dict[str, float]) -> str:
-        """The line to print for a row: the main numbers; metrics.jsonl has all.
+        """The line to print for a row, with its main numbers.
 
-        Beyond WIDTH columns it leaves out the percentage, then the epoch, then the tokens' rank.
+        If it is longer than WIDTH columns, the percentage is left out, then the epoch, then the tokens' rank.
         """
         rate = row["images_per_second"]
         left = time_left((self.steps - step) * self.batch / rate)
@@ -191,7 +191,7 @@ class RunLog:
         self.close(failed=error is not None)
 
     def close(self, failed: bool = False) -> None:
-        """Close all files, and end the runs of trackers, as failed ones if an error has ended this run."""
+        """Close all files and the runs of trackers; `failed`: whether an error has ended this run."""
         if self.active:
             end_line()
             with contextlib.suppress(OSError) if failed else self._writing():
@@ -203,12 +203,12 @@ class RunLog:
 class Skipped:
     """Counts skipped images over all processes and restarts; lists each once in the workdir's skipped.txt.
 
-    `count` starts from the checkpoint, and is that of all processes up to the last report.
+    `count` is the number of images that all processes had skipped at the last report, or the checkpoint.
     """
 
     def __init__(self, workdir: AnyPath, count: int):
         self.workdir, self.count = workdir, count
-        self.new_count, self.new_lines = 0, {}  # of this process since the last report; dict as ordered set
+        self.new_count, self.new_lines = 0, {}  # of this process since the last report; an ordered set
 
     def add(self, skipped: list[list[tuple[str, str]]]) -> None:
         """Add the skipped images that `train_batches` yields with a batch."""

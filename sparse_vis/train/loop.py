@@ -37,12 +37,12 @@ from sparse_vis.train.trackers import check_trackers, open_trackers
 # few cores, a long queue can also deadlock XLA's thread pool on CPU.)
 LONGEST_QUEUE = 2
 
-# The first is in config.model, the others in config.loss. Too small a value overflows in the first step.
+# The first is in config.model, the others in config.loss. With too small a value, the first step overflows.
 TEMPERATURES = ("spatial_temperature", "student_temperature", "sinkhorn_temperature")
 
 
 def bad_terms(metrics: dict[str, float]) -> str:
-    """Names of the metrics that are not finite; total and gradient norm only if no term is among them."""
+    """Names of the metrics that are not finite; total and gradient norm only if all terms are finite."""
     names = [name for name, value in metrics.items() if not math.isfinite(value)]
     return ", ".join([name for name in names if name not in ("total", "gradient_norm")] or names)
 
@@ -50,14 +50,14 @@ def bad_terms(metrics: dict[str, float]) -> str:
 def start_state(
     config: ConfigDict, recipe: Recipe, mesh, manager, workdir: AnyPath, initial: Callable | None
 ) -> tuple[TrainState, dict]:
-    """State and `data` of the newest checkpoint, or of a fresh start with the parameters of `initial()`."""
+    """State and `data` (`checkpoint.save`) of the newest checkpoint, or of a fresh start from `initial()`."""
     newest = manager.latest_step()
     if newest is not None:
         folder = step_folder.find_step(as_path(manager.directory) / str(newest))
         saved = step_folder.read_config(folder)
         changed = settings.check_resume(saved, settings.plain(config), workdir)
         begun = settings.from_plain(saved, folder)
-        if config.seed != begun.seed:  # a sweep: the first seed's results would pass for the second's
+        if config.seed != begun.seed:  # in a sweep, results of the first seed would pass for the second's
             raise UserError(
                 f"{workdir} holds a run with config.seed={begun.seed}, this one has {config.seed}; give "
                 "another --workdir, or that seed to continue."
@@ -79,7 +79,7 @@ def start_state(
 
 
 def note_jump(before: optax.Schedule, now: optax.Schedule, count: int) -> None:
-    """Print a note if the learning rate jumps after `count` steps, as settings changed since the save."""
+    """Print a note if, with changed settings, the learning rate jumps after the `count` steps so far."""
     last, following = float(before(max(count - 1, 0))), float(now(count))
     if not math.isclose(float(before(count)), following, rel_tol=1e-3):
         say(
@@ -89,22 +89,22 @@ def note_jump(before: optax.Schedule, now: optax.Schedule, count: int) -> None:
 
 
 def write_config(config: ConfigDict, workdir: AnyPath) -> None:
-    """Write a run's configuration as config.json; UserError if it cannot be written."""
+    """Write a run's configuration as config.json. Raises UserError if it cannot be written."""
     path = workdir / "config.json"
     with explained(OSError, f"{path} cannot be written", "fix this, or give another --workdir."):
         write_json(path, settings.plain(config))
 
 
 class Run:
-    """One training run in a workdir; `Run(config, workdir).train()`.
+    """One training run in a workdir: `Run(config, workdir).train()`.
 
-    A UserError is any error that the user can correct; before the first step where possible.
+    Raises UserError for any error that the user can correct, before the first step where possible.
 
     Args:
         workdir: folder for checkpoints, metrics and config.json.
-        initial: returns the initial parameters; called at a fresh start only. None: random ones.
+        initial: returns the initial parameters; called at a fresh start only. None: random parameters.
         tokenizer: module and frozen parameters that compute the codes of the VQ target.
-        build: (config, tokenizer module) -> Recipe; benchmarks/evidence/baselines.py has another.
+        build: (config, tokenizer module) -> Recipe; benchmarks/evidence/baselines.py has another one.
         source: the images, if config.data does not name them. show: prints the line of a row of metrics.
         probe: source -> (parameters -> numbers and a picture, or None), for config.train.probe_every.
     """
@@ -173,7 +173,7 @@ class Run:
         return global_batch(self.mesh, local)
 
     def check_finite(self, window: list[dict[str, float]]) -> None:
-        """Warn of steps that were not applied; UserError at config.train.max_bad_steps of them in a row."""
+        """Warn of steps that were not finite. Raises UserError at config.train.max_bad_steps in a row."""
         limit, bad = self.config.train.max_bad_steps, []
         for step, metrics in enumerate(window, self.step - len(window) + 1):
             terms = bad_terms(metrics)
@@ -192,7 +192,7 @@ class Run:
             say(f"warning: {len(bad)} updates skipped, first step {step}: {terms} not finite")
 
     def remedy(self, first: int, terms: str) -> str:
-        """Advice where these terms are not finite from this step on."""
+        """What to do if these terms are not finite from step `first` on."""
         if first > self.began + 1:
             return "lower config.optimizer.peak_lr or raise its warmup"
         names = [f"model.{TEMPERATURES[0]}", *(f"loss.{name}" for name in TEMPERATURES[1:])]
@@ -262,14 +262,14 @@ class Run:
         say("\n".join(lines))
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """Numbers of a row besides means: epochs so far and, for pixel targets, the reconstruction's PSNR."""
+        """Further numbers of a row: epochs so far and, for pixel targets, the reconstruction's PSNR in dB."""
         found = {"epoch": self.position / len(self.source)}
         if self.config.model.target == "pixel" and "reconstruction" in means:
             found["reconstruction_psnr"] = psnr_of(means["reconstruction"])
         return found
 
     def place(self) -> dict:
-        """What a continued run needs besides state and configuration, as JSON-compatible values."""
+        """What a continued run needs besides state and configuration: `data` of `checkpoint.save`."""
         place = {
             "next_index": self.position,
             "averages": {"sums": self.averages.sums, "steps": self.averages.steps},
@@ -288,7 +288,7 @@ class Run:
             jax.block_until_ready(window[-LONGEST_QUEUE:][0])
             ends = stop.at(self.step) or self.step == train.steps
             saves = ends or self.step % train.save_every == 0
-            # Rows come at the same steps and average over the same steps, however often a run is interrupted.
+            # Rows are of the same steps and average over the same steps, however often a run is interrupted.
             shows = self.step in (1, train.steps) or self.step % train.log_every == 0
             if saves or shows:
                 skipped, window = self._settle(window), []
@@ -311,7 +311,7 @@ class Run:
             try:
                 batch = self.next_batch(batches)
             except Exception as error:  # e.g. an image that cannot be decoded
-                if jax.process_count() > 1:  # the others, which have read their images, would not save
+                if jax.process_count() > 1:  # the other processes have read their images and would not save
                     raise
                 self._settle(window)
                 if not saves:
@@ -331,7 +331,7 @@ class Run:
         checkpoint.save(self.manager, self.state, self.place(), self.config)
 
     def _saved_before(self, error: Exception) -> Exception:
-        """The error of images that cannot be read, when the last step is on disk; says so."""
+        """The same error of images that cannot be read, extended by where the last step was saved."""
         checkpoint.finish(self.manager)
         saved = f"step {self.step} is saved in {self.workdir}; repeat the command to go on"
         if isinstance(error, UserError):

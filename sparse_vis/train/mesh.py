@@ -25,7 +25,10 @@ SHARDED = re.compile(r"blocks/(.*kernel|norm_.*)$")
 
 
 def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
-    """Mesh over all devices along (data, fsdp), which `shape` must cover (UserError); -1: all that remain."""
+    """Mesh of (data, fsdp) devices; -1 in `shape` takes all that remain.
+
+    Raises UserError unless `shape` covers all devices.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = list(shape)
     given = math.prod(size for size in sizes if size != -1)
@@ -41,8 +44,8 @@ def make_mesh(shape: tuple[int, int], devices: list | None = None) -> Mesh:
 
 
 def state_sharding(mesh: Mesh, state):
-    """NamedSharding of every leaf of a train state or parameter tree; an axis that the mesh does not divide
-    is replicated."""
+    """NamedSharding of every leaf of a train state or parameter tree; leaves that the mesh cannot divide are
+    replicated."""
 
     def one(path, leaf):
         spec = P(None, "fsdp") if SHARDED.search(path_name(path)) else P()

@@ -18,10 +18,11 @@ def accumulate(
     view: Callable[[Batch], Views],
     teacher: dict | None,
 ):
-    """Loss, terms and gradients of the whole batch: the means of `gradient(params, views, potentials)`.
+    """((loss, terms), gradients) of the whole batch: the mean over parts of
+    `gradient(params, views, potentials)`.
 
-    A first pass computes the Sinkhorn potentials of the whole batch, so that the result equals that of a
-    single pass up to rounding. (DEVIATION: the published accumulation balances each part on its own, which
+    A first pass computes the Sinkhorn potentials of the whole batch, so that the result is that of the whole
+    batch at once, up to rounding. (DEVIATION: the published accumulation balances each part on its own, which
     changes the objective; loss.balance_over="microbatch" does that.)
     """
     parts, potentials = split_batch(batch, recipe.microbatches), None
@@ -57,7 +58,7 @@ def global_potentials(
         _, embeddings = recipe.model.apply({"params": weights}, pixels, method="embed")
         return embeddings.S, embeddings.cls
 
-    # Image axis before part axis, so that rows stay on their devices; Sinkhorn needs no order of rows.
+    # Image axis before part axis, so that rows stay on their devices; to Sinkhorn, the order does not matter.
     S, cls = (x.swapaxes(0, 1) for x in jax.lax.map(embed, parts))
     prototypes = weights["sparse_head"]["prototypes"], weights["cls_head"]["prototypes"]
     return balance(jax.lax.stop_gradient(Embeddings(S, cls, *prototypes)), recipe.loss)

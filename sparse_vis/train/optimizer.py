@@ -41,5 +41,4 @@ def momentum_at(step: Array, steps: int, first: float, final: float) -> Float[Ar
 
 
 def update_teacher(teacher: dict, params: dict, momentum: float | Float[Array, ""]) -> dict:
-    """momentum * teacher + (1 - momentum) * params, leaf by leaf."""
     return jax.tree.map(lambda t, p: momentum * t + (1 - momentum) * p, teacher, teacher_params(params))

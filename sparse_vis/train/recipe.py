@@ -1,4 +1,4 @@
-"""Everything static about a run's step, and how it is built from a configuration."""
+"""The Recipe: all that is fixed about a run's step, built from a configuration."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from sparse_vis.views.make import ViewSpec
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything static about a run's step."""
+    """What does not change from step to step."""
 
     model: Stellar
     loss: LossSpec

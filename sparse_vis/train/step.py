@@ -39,7 +39,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """New state and metrics; if loss or gradient norm is not finite, parameters, optimizer and teacher stay.
 
-    `tokenizer`: its frozen parameters; None for the pixel target. `view`: None draws random views.
+    `tokenizer`: its frozen parameters; None for the pixel target. `view`: batch -> views; None draws random
+    ones.
     """
     view = view or functools.partial(make_views, step_key(seed, state.step), spec=recipe.views)
     teacher = None
@@ -72,7 +73,6 @@ def train_step(
 
 
 def step_key(seed: int | jax.Array, step: int | jax.Array) -> jax.Array:
-    """Key of all random draws of a step."""
     return jax.random.fold_in(jax.random.key(seed), step)
 
 

@@ -1,4 +1,4 @@
-"""Handle SIGTERM and Ctrl-C: exit at once if nothing would be lost, else finish the step and save first."""
+"""Handle SIGTERM and Ctrl-C: end at once if nothing would be lost, else finish the step and save first."""
 
 import os
 import signal
@@ -9,9 +9,9 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 
 
 class StopSignal:
-    """Tells the training loop when to save and stop; as a context, handles both signals inside it.
+    """Context that handles both signals and tells the training loop when to save and stop.
 
-    A first Ctrl-C is handled like a SIGTERM, but the process then ends as by an interrupt, so that a shell
+    A first Ctrl-C is handled like a SIGTERM, but the process then ends as if interrupted, so that a shell
     script's loop over runs ends too. A second Ctrl-C ends the process at once. `status`: exit status after a
     SIGTERM.
     """
@@ -33,7 +33,7 @@ class StopSignal:
         return "Ctrl-C" if self.number == signal.SIGINT else "SIGTERM"
 
     def __enter__(self) -> "StopSignal":
-        # None: a handler that was not set from Python, and could not be set again.
+        # None is a handler that was not set from Python, and could not be restored.
         self.before = {n: h for n in SIGNALS if (h := signal.getsignal(n)) is not None}
         self.listen()
         return self
@@ -48,7 +48,7 @@ class StopSignal:
             signal.signal(number, self._handle)
 
     def share(self) -> None:
-        """With several processes: turn Ctrl-C into SIGTERM, for which JAX makes all agree on a step."""
+        """With several processes, turn Ctrl-C into SIGTERM, after which JAX makes all agree on a step."""
         signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
     def at(self, step: int) -> bool:
@@ -62,7 +62,7 @@ class StopSignal:
         return self.received
 
     def end(self) -> None:
-        """After a Ctrl-C, end the process as by an interrupt; after a SIGTERM, with `status`."""
+        """After a Ctrl-C, end the process as if interrupted; after a SIGTERM, with `status`."""
         if self.number == signal.SIGINT:
             sys.stdout.flush()
             _end_by_interrupt()
@@ -84,11 +84,11 @@ class StopSignal:
 
 
 class StopCall(StopSignal):
-    """A context for a call in a process that outlives it, as `sparse_vis.train` in a notebook.
+    """A StopSignal for `sparse_vis.train`, whose process, e.g. a notebook, goes on after the call.
 
     The first Ctrl-C or SIGTERM saves after the step. One before the first step, and a second one, goes to the
-    handlers that were there before: for Ctrl-C these raise KeyboardInterrupt. In other threads than the main
-    thread, to which Python gives signals, nothing is handled.
+    handlers that were there before; that of Ctrl-C raises KeyboardInterrupt. Outside the main thread, which
+    gets all signals in Python, nothing is handled.
     """
 
     def __enter__(self) -> "StopCall":
@@ -98,7 +98,7 @@ class StopCall(StopSignal):
         return self
 
     def end(self) -> None:
-        """Give a signal that stopped the training to the handlers that were there before."""
+        """Raise a signal that stopped the training again, for the handlers that were there before."""
         if self.received:
             signal.raise_signal(self.number)
 

@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow as writers behind clu's interface: config.train.trackers."""
+"""Writers for Weights & Biases and MLflow: config.train.trackers."""
 
 import functools
 import importlib.util
@@ -15,7 +15,7 @@ from sparse_vis.train.board import Guarded, Writer
 
 PROJECT = "sparse-vis"  # project of W&B, experiment of MLflow
 FILE = "trackers.json"  # in the workdir: tracker -> id of its run, which a continued run continues
-MOST_PARAMS, LONGEST = 100, 500  # that MLflow takes in one call; characters of a value
+MOST_PARAMS, LONGEST = 100, 500  # MLflow's limits: parameters in one call, characters of a value
 
 
 class WandbWriter(Writer):
@@ -84,7 +84,7 @@ WRITERS = {"wandb": WandbWriter, "mlflow": MlflowWriter}
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """A UserError if the package of a tracker is not installed."""
+    """Raise UserError if the package of a tracker is not installed."""
     for name in names:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a mere folder of that name, which wandb makes for its files
@@ -95,9 +95,9 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 def open_trackers(names: tuple[str, ...], workdir: AnyPath, hparams: Mapping) -> list[Guarded]:
-    """Writers of these trackers, which continue their runs of this workdir.
+    """Writers for these trackers; each continues the run that it has for this workdir, or starts one.
 
-    `hparams`: dotted name -> value of every setting; written to a new run.
+    `hparams`: dotted name -> value of every setting, which is written to a new run.
     """
     file = workdir / FILE
     with explained(ValueError, f"{file} is damaged", "delete it to start new runs of the trackers."):

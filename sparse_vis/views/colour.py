@@ -27,12 +27,12 @@ BLUR_RADIUS = 4  # 9 taps
 class Colour:
     """The colour change of one view."""
 
-    jitter: jax.Array  # this and the next two: whether to apply it
+    jitter: jax.Array  # bool; this and the next two: whether to apply it
     grey: jax.Array
     blur: jax.Array
     order: jax.Array  # of the jitter: a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE
-    # By operation: three factors (1 changes nothing; 0 gives black, the mean grey of the image, the grey of
-    # each pixel) and the shift of the hue (1 is the full circle).
+    # Of each of these operations: three factors (1 changes nothing; 0 gives black, the mean grey of the
+    # image, the grey of each pixel) and the shift of the hue (1 is the full circle).
     strength: jax.Array
     sigma: jax.Array  # of the blur, in pixels
 
@@ -81,8 +81,8 @@ def _blur_matrix(size: int, sigma: Float[Array, "*batch"]) -> Float[Array, "*bat
 def gaussian_blur(image: Image, sigma: float | Float[Array, "*#batch"]) -> Image:
     """Gaussian blur, 9 x 9 taps, the border reflected without repeating the edge; sigma > 0 in pixels."""
     height, width = image.shape[-3:-1]
-    # Two matrices instead of shifted sums: into those, XLA fuses the operations before and recomputes them
-    # for every tap, six times slower on CPU.
+    # Two matrices instead of sums of shifted images, into which XLA would fuse the operations before them and
+    # recompute these for every tap: six times slower on CPU.
     sigma = jnp.asarray(sigma, jnp.float32)
     rows, columns = _blur_matrix(height, sigma), _blur_matrix(width, sigma)
     return jnp.clip(apply_matrices(image, rows, columns, VIEW_PRECISION), 0, 1)
@@ -97,8 +97,8 @@ def _jitter(planes: Planes, order: Int[Array, " 4"], strength: Float[Array, " 4"
         base = jnp.where(operation == CONTRAST, grey.mean(axis=(-2, -1), keepdims=True), base)
         return _where(operation == HUE, _turn_hue(planes, factor), _blend(planes, base, factor)), None
 
-    # Under vmap, lax.switch would run all four operations at every turn; selecting the base leaves one blend
-    # and one hue rotation. A scan, because XLA fuses unrolled turns and recomputes the earlier ones.
+    # Under vmap, lax.switch would run all four operations at every turn; choosing the base instead leaves one
+    # blend and one hue rotation. A scan, because XLA would fuse unrolled turns and recompute earlier ones.
     return jax.lax.scan(turn, planes, (order, strength[order]))[0]
 
 

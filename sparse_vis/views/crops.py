@@ -62,7 +62,7 @@ def box_of(
 def crop(canvas: Shaped[Array, "Hc Wc 3"], box: Box, size: int) -> Float[Array, "size size 3"]:
     """The box of a uint8 or float canvas, resized (bicubic a = -0.75, align_corners=True).
 
-    Not clipped, and slightly beyond [0, 1]: bicubic interpolation overshoots.
+    It is not clipped: bicubic interpolation overshoots, slightly beyond [0, 1].
     """
     if canvas.dtype == jnp.uint8:
         canvas = canvas.astype(jnp.float32) / 255

@@ -36,10 +36,10 @@ class Purpose(enum.IntEnum):
 class ViewSpec:
     """How the views are drawn; the defaults are the published recipe at patch 16 (docs/method.md section 6).
 
-    Sizes are in pixels a side. `scale` is a range of crop area / image area, `aspect` of width / height. The
-    jitter's first three factors are uniform in 1 ± reach, the hue's shift in ± reach (1 is the full circle).
-    colour_per="batch", as published, is one draw for all masked views and one for all local ones. `mixup` is
-    the strength of `mix`.
+    Sizes are in pixels a side. Scales are ranges of crop area / image area, `aspect` of width / height. The
+    jitter's first three factors are uniform in 1 ± brightness, 1 ± contrast and 1 ± saturation, the hue's
+    shift in ± hue (1 is the full circle). With colour_per="batch", as published, all masked views share one
+    draw, and all local views another. `mixup` is the strength of `mix`, in fine-tuning.
     """
 
     size: int = 224
@@ -63,13 +63,13 @@ class ViewSpec:
     mask_kind: str = "gaussian"
     focus_probability: float = 0.5
     patch_size: int = 16
-    mixup: float = 0.0  # of fine-tuning
+    mixup: float = 0.0
 
     def __post_init__(self):
         check_fields("views", vars(self))
         sizes = {"size": self.size} | ({"local_size": self.local_size} if self.local_count else {})
         for name, size in sizes.items():
-            # 5 px: the blur reflects four pixels at the border.
+            # At least 5 px, because the blur reflects four pixels at the border.
             if size < max(self.patch_size, 5):
                 raise UserError(
                     f"{name}={size} is too small: use at least a patch of {self.patch_size} and 5 px"
@@ -77,14 +77,13 @@ class ViewSpec:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches per column and per row of a global view."""
+        """Number of patches in each column and in each row of a global view."""
         return (self.size // self.patch_size,) * 2
 
 
 def sample_colour(key: PRNGKeyArray, spec: ViewSpec) -> augment.Colour:
-    """Random colour change of one view."""
     uniform = jax.random.uniform(key, (12,), jnp.float32)
-    # Indexed as augment.BRIGHTNESS ... HUE: three factors around 1 and a shift around 0.
+    # In the order of augment.BRIGHTNESS ... HUE: three factors around 1 and a shift around 0.
     reach = jnp.array([spec.brightness, spec.contrast, spec.saturation, spec.hue], jnp.float32)
     return augment.Colour(
         jitter=uniform[0] < spec.jitter_probability,
@@ -131,7 +130,7 @@ def _views_of_image(key, batch_key, canvas, height, width, spec: ViewSpec) -> Vi
 
 def make_views(key: PRNGKeyArray, batch: Batch, spec: ViewSpec) -> Views:
     """All views of a batch, drawn with the key of this step; call it inside jit, with `spec` static."""
-    # Folded once more than any image's key, so that the random streams differ.
+    # Folded more often than any key of an image, so that their random streams differ.
     batch_key = functools.reduce(jax.random.fold_in, (0, Purpose.COLOUR, 0), key)
 
     def one(canvas, height, width, index):
@@ -146,11 +145,11 @@ def make_views(key: PRNGKeyArray, batch: Batch, spec: ViewSpec) -> Views:
 
 
 def mix(keys: Key[Array, " B"], views: Views, strength: float) -> Views:
-    """Views whose `image` is share * image + (1 - share) * that of the image half a batch further on.
+    """Mixup: `image` becomes share * image + (1 - share) * the image half a batch away.
 
-    The shares are drawn from Beta(strength, strength), one for each image; `share` and `other`, the class of
-    the image mixed in, say how to count the labels. Half a batch is the same distance for a global batch and
-    for its microbatches, so these have the same pairs.
+    One share per image is drawn from Beta(strength, strength). The views get `share`, the weight of their
+    own label, and `other`, the class of the image mixed in. Microbatches take every k-th image of a batch, so
+    they mix the same pairs.
 
     Source: Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization".
 

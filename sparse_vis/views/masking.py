@@ -16,7 +16,7 @@ FOCUS_WIDTH = (0.1, 0.5)  # range of the Gaussian's standard deviation, in sides
 
 
 def visible_count(patches: int, ratio: float) -> int:
-    """Number of patches kept, ⌊(1 - ratio) n⌋ in Python's floating point as published, at least one."""
+    """Number of patches kept: ⌊(1 - ratio) n⌋, in Python's floating point as published, but at least one."""
     return max(int((1 - ratio) * patches), 1)
 
 
@@ -37,7 +37,7 @@ def _focus(uniform: Float[Array, " 4"], grid: tuple[int, int], probability: floa
 
 
 def _block(uniform: Float[Array, " 4"], grid: tuple[int, int], keep: int) -> Float[Array, "gh gw"]:
-    """One inside a random square with sides of ⌊√keep⌋ patches, zero elsewhere."""
+    """1 inside a random square with sides of ⌊√keep⌋ patches, 0 elsewhere."""
     inside = []
     for u, patches in zip(uniform[:2], grid, strict=True):
         side = min(math.isqrt(keep), patches)

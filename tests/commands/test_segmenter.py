@@ -132,8 +132,8 @@ def test_wrong_maps_are_one_sentence(loaded, folder, tmp_path):
         ([{"image": array, "name": "/a.png"}] * 3, {}, r"name '/a\.png' leads out of the folder"),
         ([{"image": array, "name": "a/../b.png"}] * 3, {}, r"leads out of the folder .*; give one below it"),
         (images[:1], {}, r"there is one image in .*; a segmenter needs two"),
-        (images, {"classes": CLASSES[:1]}, r"needs 2 to 255 classes, .* and classes names 1; name those"),
-        (images, {"classes": list(map(str, range(256)))}, r"needs 2 to 255 classes, .* classes names 256;"),
+        (images, {"classes": CLASSES[:1]}, r"needs 2 to 255 classes, .* but `classes` has 1; name those"),
+        (images, {"classes": list(map(str, range(256)))}, r"needs 2 to 255 classes, .* `classes` has 256;"),
         (images, {"epochs": 0}, r"^epochs=0 is not a whole number of at least 1"),
         (images, {"save": images[0]}, r"^save=.*0\.png cannot be written \(.*0\.png is a file\)"),
     ):

@@ -250,20 +250,6 @@ def test_other_keys_of_a_record_are_left_alone():
     assert_same(batches(Odd(13)), batches(Numbered(13)))
 
 
-@pytest.mark.fast
-@pytest.mark.parametrize(
-    "changes,culprit",
-    [
-        (dict(on_error="substitute"), "'substitute'"),
-        (dict(process_count=3), "batch size 4"),
-        (dict(seed=-1), "seed -1"),
-    ],
-)
-def test_wrong_arguments_fail_at_once(changes, culprit):
-    with pytest.raises(UserError, match=culprit):
-        batches(Numbered(4), **changes)
-
-
 PARENT = """
 import multiprocessing, os, signal, sys
 from sparse_vis.data import loader

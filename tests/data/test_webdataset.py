@@ -121,7 +121,7 @@ def test_the_index_may_lie_elsewhere_and_is_made_again_for_changed_tars(tmp_path
     write(tar, samples(range(20)))
     after = open_input(f"webdataset:{tar}", data_dir=str(tmp_path / "own"))
     assert values(after) == list(range(20)) and after.images_sha256 != before.images_sha256
-    note = f"note: t.tar has changed since {after.index} was made, which is made again"
+    note = f"note: t.tar has changed, so its index {after.index} is made again"
     assert note in capsys.readouterr().out
     size = tar.stat().st_size
     write(tar, samples(reversed(range(20))))  # of the same size
@@ -146,9 +146,7 @@ def test_the_index_may_lie_elsewhere_and_is_made_again_for_changed_tars(tmp_path
 def test_an_index_of_a_million_is_small_and_is_not_loaded_to_find_one(tmp_path, monkeypatch):
     """By the size of its parts: a name as in ImageNet, and 32 bytes."""
     count, data = 20_000, png(0)
-    members = [
-        (tar_index.Sample(f"n01440764_{i:08d}.png", 1536 * i, len(data), i % 10)) for i in range(count)
-    ]
+    members = [(f"n01440764_{i:08d}.png", 1536 * i, len(data), i % 10) for i in range(count)]
     monkeypatch.setattr(tar_index, "_samples", lambda *_: iter(members))
     tar = write(tmp_path / "t.tar", [])
     tar_index.build(tmp_path / "index", [str(tar)], ["t.tar"], None, None)

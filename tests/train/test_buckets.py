@@ -59,8 +59,7 @@ def test_a_killed_run_continues_bit_identical(trained, finished, tmp_path):
     from sparse_vis.runtime.bucket import BucketPath
 
     there = BucketPath(trained)
-    with there._client() as client:
-        client.get(trained, str(tmp_path / "copy"), recursive=True)
+    there._call("get", trained, str(tmp_path / "copy"), recursive=True)
     assert_same_run(tmp_path / "copy", finished)
     names = {path.name for path in there.iterdir()}
     assert names == {
