@@ -1,4 +1,4 @@
-"""The published linear probe: frozen encoder, fresh crops every epoch, mean S → LayerNorm → linear."""
+"""The published linear probe: frozen encoder, new crops in every epoch, mean S → LayerNorm → linear."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Batches = Iterable[tuple[AnyArray, AnyArray]]  # tokens and classes
 
 @dataclass(frozen=True)
 class LinearProtocol:
-    """Hyperparameters; the defaults are the released ones."""
+    """Hyperparameters of the probe; the defaults are the released ones."""
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     clip: float = 5.0  # maximum global gradient norm
     batch_size: int = 2048
     epochs: int = 30
-    validation: float = 0.1  # share of train that is held out (and not used here)
+    validation: float = 0.1  # share of train that is held out, and not used at all
     size: int = 224  # side of the crops in pixels
     scale: tuple[float, float] = (0.2, 1.0)  # range of crop area / image area
-    dtype: str = "bfloat16"  # of the linear map, as of the encoder; LayerNorm and loss are always float32
+    dtype: str = "bfloat16"  # of encoder and linear map; LayerNorm and loss are always float32
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,11 @@ def published_linear(
     """Train the published probe and test it once, after the last epoch.
 
     Args:
-        train: epoch → tokens (B, r, d) of shuffled crops, S or another encoder's, and their classes (B,); in
-            parts of any size.
-        test: tokens and classes of the test images.
-        seed: of the initial weights.
+        train: number of an epoch → its batches, of any size: tokens (B, r, d) of crops and their classes
+        (B,). test: batches of tokens and classes of the test images. seed: of the initial weights.
 
     Raises:
-        UserError: no training or no test batches, or labels out of range.
+        UserError: there are no training or test batches, or labels are out of range.
     """
     head, optimizer = Head(classes, protocol.dtype), published.adamw(protocol)
     params, state, losses = None, None, []
@@ -95,7 +93,7 @@ def published_linear(
 
 
 def _steps(parts: Iterable, batch_size: int) -> Iterator[tuple[Array, Array]]:
-    """Regroup tokens and labels, in parts of any size, to batches of the optimizer."""
+    """Regroup tokens and labels, given in parts of any size, into batches of the optimizer."""
     groups = Regrouped(batch_size)
 
     def on_device(group: dict[str, np.ndarray]) -> tuple[Array, Array]:
@@ -140,9 +138,9 @@ def _protocol(config: ConfigDict) -> LinearProtocol:
 def _labelled(
     bench: Bench, part: Part, cuts: published.Maker, rows: np.ndarray, progress: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Mean tokens, as one token, of crops of the images that have a class, in the order of `rows`; classes.
+    """Batches of tokens and classes of crops of those images in `rows` that have a class, in this order.
 
-    The head averages over tokens, so only the mean is kept.
+    Of each crop there is one token, the mean, as the head averages over tokens anyway.
     """
     key = next(key for key in READS if key in bench.encoder.gives)
 
