@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from sparse_vis.evals.task import Result
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import explained
 from sparse_vis.runtime.files import read_json, write_json
 from sparse_vis.runtime.paths import AnyPath
 
@@ -74,9 +74,7 @@ class Results:
         """Compare an encoder's results with published figures.
 
         Args:
-            expected: rows of task, what was measured, metric, published figure, and the tolerance within
-            which
-                it is to be met.
+            expected: rows of task, what was measured, metric, published figure, and its tolerance.
 
         Returns:
             A Markdown table, and the figures that were missed.
@@ -132,15 +130,11 @@ def plain(value):
 
 
 def _read(path: AnyPath) -> dict[str, dict]:
-    try:
+    remedy = "restore it from a copy, or delete it, and everything is measured again."
+    with explained((OSError, ValueError), f"{path} cannot be used", remedy):
+        if not path.exists():
+            return {}
         found = read_json(path)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be used ({error}); restore it from a copy, or delete it, and everything is "
-            "measured again."
-        ) from None
     if found.get("format") == FORMAT:
         return found["encoders"]
     print(f"note: {path} was written by another version and is replaced.", flush=True)

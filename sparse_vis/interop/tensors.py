@@ -33,8 +33,7 @@ def read_tensors(path: str | AnyPath) -> dict[str, np.ndarray]:
         Name, without WRAPPERS -> array in the file's layout and dtype (bfloat16 as ml_dtypes.bfloat16).
 
     Raises:
-        UserError: the file is missing, damaged or of unknown kind, or torch is not installed for a torch
-        file.
+        UserError: the file is missing, damaged or of unknown kind, or needs torch, which is not installed.
     """
     path = as_path(path)
     if not path.is_file():

@@ -112,8 +112,7 @@ def sweep(
         train_y, test_y: classes, 0 … classes−1.
 
     Raises:
-        UserError: labels are out of range, features are not finite, or no rows are left to hold out or to
-        fit.
+        UserError: labels are out of range, features are not finite, or no rows are left to fit or hold out.
     """
     # DEVIATION: the published probe (linear_published.py) uses fresh crops in every epoch and LayerNorm. Here
     # features are computed once for all probes, and standardised, which suits raw pixels too.

@@ -42,15 +42,6 @@ class LinearProtocol:
     dtype: str = "bfloat16"  # of encoder and linear map; LayerNorm and loss are always float32
 
 
-@dataclass(frozen=True)
-class PublishedResult:
-    """Top-1 and top-5 accuracy on test, in [0, 1], and the mean training loss of every epoch."""
-
-    accuracy: float
-    top5: float
-    losses: tuple[float, ...]
-
-
 class Head(nn.Module):
     """LayerNorm (eps 1e-5, with scale and shift) and a linear map, on the mean of the tokens."""
 
@@ -65,12 +56,15 @@ class Head(nn.Module):
 
 def published_linear(
     train: Callable[[int], Batches], test: Batches, *, classes: int, protocol: LinearProtocol, seed: int = 0
-) -> PublishedResult:
+) -> tuple[dict[str, float], list[float]]:
     """Train the published probe and test it once, after the last epoch.
 
     Args:
-        train: number of an epoch → its batches, of any size: tokens (B, r, d) of crops and their classes
-        (B,). test: batches of tokens and classes of the test images. seed: of the initial weights.
+        train: number of an epoch → batches, of any size, of tokens (B, r, d) of crops and classes (B,).
+        test: the same of the test images. seed: of the initial weights.
+
+    Returns:
+        {"accuracy", "top5"} on test, in [0, 1], and the mean training loss of every epoch.
 
     Raises:
         UserError: there are no training or test batches, or labels are out of range.
@@ -89,7 +83,7 @@ def published_linear(
         losses.append(float(np.mean(batches)) if batches else float("nan"))
     if params is None:
         raise UserError("the linear probe has no training batches; give at least one image and one epoch.")
-    return PublishedResult(*_test(head, params, test), losses=tuple(losses))
+    return _test(head, params, test), losses
 
 
 def _steps(parts: Iterable, batch_size: int) -> Iterator[tuple[Array, Array]]:
@@ -105,7 +99,7 @@ def _steps(parts: Iterable, batch_size: int) -> Iterator[tuple[Array, Array]]:
     yield from map(on_device, groups.rest())
 
 
-def _test(head: Head, params: dict, test: Iterable) -> tuple[float, float]:
+def _test(head: Head, params: dict, test: Iterable) -> dict[str, float]:
     hits, count = np.zeros(2), 0
     for tokens, labels in test:
         check_labels("test", labels, head.classes)
@@ -116,7 +110,7 @@ def _test(head: Head, params: dict, test: Iterable) -> tuple[float, float]:
         count += len(labels)
     if not count:
         raise UserError("the linear probe has no test batches; give at least one image.")
-    return float(hits[0] / count), float(hits[1] / count)
+    return {"accuracy": float(hits[0] / count), "top5": float(hits[1] / count)}
 
 
 @partial(jax.jit, static_argnames=("head", "protocol"))
@@ -166,10 +160,9 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
     looking = bench.progress("linear_published, test", len(test))
     tests = _labelled(bench, test, published.centre_cuts(test), np.arange(len(test)), looking)
-    found = published_linear(epoch, tests, classes=bench.data.classes, protocol=chosen, seed=seed)
+    found, losses = published_linear(epoch, tests, classes=bench.data.classes, protocol=chosen, seed=seed)
     key = next(key for key in READS if key in bench.encoder.gives)
-    metrics = {POOLED[key]: {"accuracy": found.accuracy, "top5": found.top5}}
-    return Result(metrics, details={"losses": found.losses})
+    return Result({POOLED[key]: found}, details={"losses": losses})
 
 
 def _settings(config: ConfigDict) -> dict:
