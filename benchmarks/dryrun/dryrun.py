@@ -1,4 +1,4 @@
-"""Compile the real training step for chips that are not here, and say what it asks of each of them.
+"""Compile the real training step for chips that this machine lacks, and print its cost on each of them.
 
     python -m benchmarks.dryrun.dryrun --config=configs/imagenet_h14.py --topology=v5e:16x16
     python -m benchmarks.dryrun.dryrun --config=configs/imagenet_b16.py --topology=h100:1x8
@@ -30,13 +30,13 @@ from benchmarks.speed import command
 from sparse_vis.config import settings
 from sparse_vis.runtime.errors import UserError
 
-# Without a card there are no kernels to time; the user's XLA_FLAGS come after these.
+# Without a GPU, no kernels can be timed to choose among them. The user's XLA_FLAGS come after these.
 GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 GIB = 2**30
 
 
 def mesh_shape(parts: list[str] | None) -> tuple[int, int] | None:
-    """--mesh as two numbers."""
+    """The two numbers of --mesh; raises UserError."""
     if parts is None:
         return None
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
@@ -45,7 +45,7 @@ def mesh_shape(parts: list[str] | None) -> tuple[int, int] | None:
 
 
 def topology_devices(topology: str) -> list:
-    """Devices that are not here, which can be compiled for."""
+    """Descriptions of the devices, for which JAX can compile without having them."""
     from jax.experimental import topologies
 
     kind, _, arrangement = topology.partition(":")
@@ -69,7 +69,7 @@ def topology_devices(topology: str) -> list:
 
 
 def compile_for(config, devices):
-    """The step that main.py would run on these devices, compiled without any data, and its mesh."""
+    """The step that main.py would run on these devices, compiled without data; and its mesh."""
     import jax
     import numpy as np
 
@@ -98,11 +98,11 @@ def compile_for(config, devices):
 
 
 def measure(config, topology: str | None, devices: list) -> dict:
-    """All numbers of one compilation, as JSON keeps them."""
+    """All numbers of one compilation, for JSON."""
     began = time.perf_counter()
     compiled, mesh = compile_for(config, devices)
     took, memory = time.perf_counter() - began, compiled.memory_analysis()
-    analysis = compiled.cost_analysis() or {}  # of GPU programs without a GPU there is none
+    analysis = compiled.cost_analysis() or {}  # empty for GPU programs without a GPU
     found = cost(compiled.as_text(), len(devices))
     m = {
         "arguments": memory.argument_size_in_bytes, "outputs": memory.output_size_in_bytes,
@@ -147,7 +147,7 @@ def report(r: dict) -> str:
         + ("" if estimated else " (of the CPU program, which says little about other devices)"),
         f"  FLOPs        {r['flops'] / 1e12:.3f} T, {per_image / 1e12:.3f} T per image"
         + (f" (XLA, which counts loops once: {once / 1e12:.3f} T)" if once else ""),
-        f"  bytes        {r['bytes'] / 1e9:.2f} GB of main memory; of them by what computes no product:",
+        f"  bytes        {r['bytes'] / 1e9:.2f} GB of main memory; of these by what computes no product:",
     ]
     for part, passed in sorted(r["passes"].items(), key=lambda item: -item[1]):
         lines.append(f"               {passed / 1e9:>10.2f}  {part}")
@@ -155,8 +155,8 @@ def report(r: dict) -> str:
         s = {name: 1e3 * value for name, value in r["seconds"].items()}
         lines += [
             f"  time         {s['step']:.0f} ms estimated: {s['chip']:.0f} on the chip (compute alone "
-            f"{s['compute']:.0f}, memory alone {s['memory']:.0f}, what is no product {s['passes']:.0f}) and "
-            f"{s['links']:.0f} on the links",
+            f"{s['compute']:.0f}, memory alone {s['memory']:.0f}, memory outside of products "
+            f"{s['passes']:.0f}) and {s['links']:.0f} on the links",
             f"  throughput   {1e3 * images / s['step']:.0f} images/s, {r['share_of_peak']:.0%} of peak",
         ]
     lines.append("  collectives  kind               group  count         MB    MB sent  part")

@@ -50,7 +50,6 @@ def port(text: str) -> int:
 
 
 def main() -> None:
-    """Command line; see --help."""
     parser = Parser(
         description="Serve a page on this computer that shows and edits the tokens and maps of any picture "
         "(docs/explore.md). Example: python -m sparse_vis explore --checkpoint=runs/quickstart"

@@ -40,7 +40,6 @@ GENERATOR = "sparse_vis.report"  # identifies an earlier report, which may be ov
 
 
 def main() -> None:
-    """Command line; see --help."""
     parser = Parser(description="A model on one self-contained HTML page (docs/visualization.md).")
     add = parser.add_argument
     add("--checkpoint")

@@ -148,4 +148,4 @@ done
     calls = (tmp_path / "calls").read_text()
     assert "--config.train.steps=5" in calls and "export --checkpoint=" in calls
     assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "metrics.jsonl", "model"]
-    assert "say pack, or train SECONDS" in run("tarin").stderr
+    assert "give pack, or train SECONDS" in run("tarin").stderr
