@@ -8,7 +8,7 @@
     --topology=v5e:16x16       TPU chips, by kind and arrangement; needs libtpu (pip install -e ".[tpu]");
                                GPUs as h100:HOSTSxGPUS, a100 or h200 too; needs pip install "jax[cuda13]"
     --mesh=DATA,FSDP           instead of config.efficiency.mesh; without --topology, on virtual CPU devices
-    --json=FILE                the same numbers for programs
+    --json=FILE                file for the numbers
 
 No weights, images or chips are needed. The first compilation of a large model takes minutes.
 """
@@ -40,7 +40,7 @@ def mesh_shape(parts: list[str] | None) -> tuple[int, int] | None:
     if parts is None:
         return None
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise UserError(f"--mesh={','.join(parts)} is no mesh; give two numbers, as in --mesh=4,2.")
+        raise UserError(f"--mesh={','.join(parts)} is not a mesh; give two numbers, as in --mesh=4,2.")
     return int(parts[0]), int(parts[1])
 
 

@@ -137,9 +137,9 @@ def main() -> None:
     rows, seeds = GROUPS[group].rows, arguments.seeds.split(",")
     wanted = arguments.rows.split(",") if arguments.rows else list(rows)
     if unknown := [name for name in wanted if name not in rows]:
-        raise UserError(f"--rows={unknown[0]} is no row of {group}; it has {', '.join(rows)}.")
+        raise UserError(f"--rows={unknown[0]} is not a row of {group}; it has {', '.join(rows)}.")
     if wrong := [seed for seed in seeds if not re.fullmatch("[0-9]+", seed)]:
-        what = f"--seeds={arguments.seeds}: {wrong[0]!r} is no seed"
+        what = f"--seeds={arguments.seeds}: {wrong[0]!r} is not a seed"
         raise UserError(f"{what}; give numbers, as in --seeds=0,1,2.")
     files = {(n, s): results / group / f"{n}-seed{s}.json" for s in map(int, seeds) for n in wanted}
     todo, began = [pair for pair, file in files.items() if not file.exists()], time.time()

@@ -51,7 +51,7 @@ def main() -> None:
     add("--only", type=parts, default=tuple(PARTS), help="parts, separated by commas (all)")
     add("--seed", type=int, default=0, help="seed of all random numbers (%(default)s)")
     add("--scale", type=float, default=1.0, help="factor for the number of faults (%(default)s)")
-    add("--json", metavar="FILE", help="the same numbers for programs, with versions, machine and date")
+    add("--json", metavar="FILE", help="file for the numbers, with versions, machine and date")
     given = parser.parse_args()
     check_file(given.json)
     if "disk" in given.only and os.geteuid():

@@ -6,7 +6,6 @@ happened.
 """
 
 import contextlib
-import functools
 import json
 import pathlib
 import shutil
@@ -34,9 +33,9 @@ class Command:
     prepare: Callable[[pathlib.Path], Any] = lambda out: None  # writes what the command needs in the folder
 
 
-def files(pattern: str, out: pathlib.Path) -> dict[str, bytes]:
-    """Name -> bytes of files."""
-    return {path.name: path.read_bytes() for path in sorted(out.glob(pattern))}
+def files(pattern: str) -> Callable[[pathlib.Path], dict[str, bytes]]:
+    """A function from a folder to its files: name -> bytes."""
+    return lambda out: {path.name: path.read_bytes() for path in sorted(out.glob(pattern))}
 
 
 def metrics(out: pathlib.Path) -> dict:
@@ -49,19 +48,19 @@ def commands(folder: pathlib.Path, out: pathlib.Path) -> list[Command]:
     """All commands, writing to `out`, for a trained run and a folder of images that `folder` receives."""
     run, images = kills.calm(folder), picture_folder(folder / "images", 60)
     checkpoint, given, output = f"--checkpoint={run}", f"--input={images}", f"--output={out}"
-    some, tool = functools.partial(functools.partial, files), ["-m", "sparse_vis"]
+    tool = ["-m", "sparse_vis"]
     evaluate = ["main.py", f"--config={kills.TINY}", f"--workdir={out}", "--mode=evaluate"]
     return [
         Command("training", kills.run_words(out, 0), kills.final),
         Command("evaluation", [*evaluate, "--config.eval.tasks=('knn',)"], metrics,
                 lambda out: shutil.copytree(run, out, dirs_exist_ok=True)),
         Command("extraction", [*tool, "extract", checkpoint, given, output, "--shard-size=4", "--batch=4"],
-                some("*.parquet")),
-        Command("packing", [*tool, "pack", given, output, "--shard-size=4"], some("*")),
-        Command("export", [*tool, "export", checkpoint, output], some("*")),
-        Command("reconstruction", [*tool, "reconstruct", checkpoint, given, output], some("**/*.png")),
+                files("*.parquet")),
+        Command("packing", [*tool, "pack", given, output, "--shard-size=4"], files("*")),
+        Command("export", [*tool, "export", checkpoint, output], files("*")),
+        Command("reconstruction", [*tool, "reconstruct", checkpoint, given, output], files("**/*.png")),
         Command("report", [*tool, "report", checkpoint, f"--images={images}", f"{output}/page.html"],
-                some("*"), lambda out: out.mkdir(exist_ok=True)),
+                files("*"), lambda out: out.mkdir(exist_ok=True)),
     ]  # fmt: skip
 
 

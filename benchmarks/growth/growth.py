@@ -105,12 +105,10 @@ def table(results: dict) -> str:
 
 def plot(results: dict, path: str) -> None:
     """Plot a logarithmic panel per axis and one of matching; dashed lines: expected from the base's time."""
-    import matplotlib
+    from matplotlib.figure import Figure  # here, as importing it takes time
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    panels = figure.subplots(2, 3)
     labels = {"stellar": "STELLAR", "dense": "dense ViT", "decoder": "decoder alone"}
     for panel, (axis, values) in zip(panels.flat, arms.AXES.items(), strict=False):
         for colour, (arm, label) in enumerate(labels.items()):

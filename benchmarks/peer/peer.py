@@ -1,4 +1,4 @@
-"""Time us against a PyTorch model of the same sizes: encode and full training step, in turns.
+"""Time our encoder and full training step against a PyTorch model of the same sizes, in turns.
 
     pip install "transformers==5.24.*" "torch==2.13.*"      # both only for this
     python -m benchmarks.peer.peer --config=configs/imagenet_b16.py --json=FILE

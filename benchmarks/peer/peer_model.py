@@ -17,9 +17,8 @@ from transformers import ViTConfig, ViTModel
 from sparse_vis.interop.families import as_transformers_4
 from sparse_vis.interop.released import params_to_tensors, renamed
 from sparse_vis.losses.spec import LossSpec
+from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from sparse_vis.types import Views
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Trunk(nn.Module):
@@ -75,8 +74,8 @@ class Peer(nn.Module):
         self.pixel_weight = nn.Parameter(torch.zeros(d.width, m.patch**2 * 3))
         self.pixel_bias = nn.Parameter(torch.zeros(3))
         self.sparse_head, self.cls_head = (Head(m.width, p.hidden, p.dim, p.count) for _ in range(2))
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
     def tokens(self, pixels, visible=None):
         """(CLS, S, U) of images (B, 3, H, W); `visible` (B, keep): indices of the patches to encode."""

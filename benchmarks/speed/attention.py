@@ -73,7 +73,7 @@ def main() -> None:
     parser = script_parser(__spec__, __doc__)
     parser.add_argument("--images", type=positive, metavar="N", help="instead of 128 and 32")
     parser.add_argument("--repeats", type=positive, default=9, metavar="N", help="timed runs (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="the same numbers for programs")
+    parser.add_argument("--json", metavar="FILE", help="file for the numbers")
     arguments = parser.parse_args()
     check_file(arguments.json)
     on_gpu = jax.default_backend() == "gpu"

@@ -63,7 +63,7 @@ def moving(text: str) -> pathlib.Path:
     """argparse `type` of a .webp or .gif file in an existing folder."""
     path = paths.path(text)
     if path.suffix not in (".webp", ".gif") or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no .webp or .gif in a folder that exists")
+        raise argparse.ArgumentTypeError(f"{text} is not a .webp or .gif file in a folder that exists")
     return path
 
 

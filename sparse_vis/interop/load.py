@@ -221,15 +221,13 @@ def read_model(
 
 def _read_step(step: pathlib.Path, teacher: bool) -> Loaded:
     config = settings.from_plain(step_folder.read_config(step), step / "config")
-    abstract = abstract_params(config)
-    classifier = build_classifier(config)
+    abstract, classifier = abstract_params(config), build_classifier(config)
+    wanted = dict(abstract)
     if classifier is not None:
         shapes = {"kernel": (classifier.width, len(classifier.classes)), "bias": (len(classifier.classes),)}
-        shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-        params = step_folder.restore_params(step, {**abstract, "classifier": shapes})
-        own = (classifier, params.pop("classifier"))
-    else:
-        params, own = step_folder.restore_params(step, abstract), ()
+        wanted["classifier"] = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in shapes.items()}
+    params = step_folder.restore_params(step, wanted)
+    own = () if classifier is None else (classifier, params.pop("classifier"))
     copy = step_folder.restore_teacher(step, abstract) if teacher and config.teacher.enabled else None
     tokenizer = paths.as_path(config.model.tokenizer.path) if config.model.tokenizer.path else None
     return Loaded(config, params, tokenizer, {}, step, copy, own)
