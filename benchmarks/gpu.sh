@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
-# The whole set on one GPU, in under 9 minutes: step.py and parts.py for B/16 with tokenizer and H/14 on pixels,
-# bf16, encode.py and attention.py. Results go to $OUT, or to benchmarks/results/ where OUT is not set.
+# Run all benchmarks of one GPU in under 9 minutes, in bf16: step.py and parts.py for B/16 with tokenizer and H/14
+# with pixels, encode.py and attention.py. Results go to $OUT, or to benchmarks/results/ if OUT is not set.
 #
 #     bash benchmarks/gpu.sh            # one GPU of 80 GB
-#     bash benchmarks/gpu.sh --small    # tiny sizes, on CPU too, 190 s of processor time: does the script work?
+#     bash benchmarks/gpu.sh --small    # tiny sizes, to test the script, also on CPU; 190 s of processor time
 #
 # It needs jax with its GPU plugin, flax, optax, numpy, absl-py and jaxtyping, and three pure-Python wheels that
-# such machines often lack. Fetch them where there is a network, and bring the folder along as .whl/:
+# such machines often lack. Fetch them on a machine with a network, and copy the folder .whl/ with this repository:
 #
 #     pip download --no-deps --only-binary=:all: -d .whl ott-jax==0.6.0 ml-collections==1.1.0 jaxopt==0.8.5
 #
-# Neither TensorFlow, grain, tensorflow-datasets nor clu is needed. JAX_COMPILATION_CACHE_DIR names a folder for
-# compiled programs, which saves compiling them when the same set runs again. LIMIT=200 begins nothing after 200 s, and ends within 260.
+# TensorFlow, grain, tensorflow-datasets and clu are not needed. JAX_COMPILATION_CACHE_DIR is a folder for compiled
+# programs, so that a second run does not compile them again. With LIMIT=200, no benchmark starts after 200 s, and
+# the script ends within 260 s.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-benchmarks/results}
 mkdir -p "$out"
-limit=${LIMIT:-480} # seconds; what has not begun by then is left out and said so
+limit=${LIMIT:-480} # seconds; benchmarks that have not started by then are left out, with a message
 
 if compgen -G ".whl/*.whl" > /dev/null; then
   site=$(mktemp -d)
@@ -37,11 +38,11 @@ elif [[ $# -gt 0 ]]; then
   echo "error: $1 is unknown; give --small or nothing." >&2
   exit 1
 else
-  # What is left to search for at compilation: cuBLAS's and cuDNN's algorithms for B/16, nothing for H/14, which
-  # has no convolutions. The search over Triton's tilings of every product was most of the time to compile; what
-  # its search over fused code would cost or gain was not measured.
-  # Products of two views with one kernel are not merged, as joining and cutting their tokens costs more; and XLA may
-  # use 0.8 x 1.1 of the memory before it computes things twice. (Both: docs/performance.md.)
+  # At compilation, XLA searches only for cuBLAS's and cuDNN's algorithms for B/16, and for nothing for H/14, which has
+  # no convolutions. The search over Triton's tilings of every product took most of the time of compilation; the search
+  # over fused code was not measured.
+  # Products of two views with one kernel are not merged, as joining and splitting their tokens costs more; and XLA may
+  # use 0.8 x 1.1 of the memory before it recomputes arrays. (Both: docs/performance.md.)
   flags="--xla_gpu_enable_triton_gemm=false --xla_gpu_experimental_enable_fusion_autotuner=false"
   flags+=" --xla_gpu_dot_merger_threshold_mb=0 --xla_gpu_memory_limit_slop_factor=110 ${XLA_FLAGS:-}"
   b16_flags="$flags --xla_gpu_autotune_level=2"

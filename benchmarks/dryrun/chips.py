@@ -1,4 +1,4 @@
-"""What a chip offers, and the time of a step on it, estimated from the step's cost."""
+"""Numbers of TPU chips and GPUs, and the time of a step on one, estimated from the step's cost."""
 
 import dataclasses
 
@@ -7,18 +7,18 @@ from benchmarks.dryrun.cost import Cost
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Numbers of the vendors: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e; NVIDIA's data sheets (SXM)."""
+    """The vendors' numbers: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e; NVIDIA's data sheets (SXM)."""
 
     memory: float  # bytes
     flops: float  # dense bf16 operations per second
     bandwidth: float  # of the memory, bytes per second
-    # Bytes per second that the chip sends to its neighbours over all links together, half of the
-    # "bidirectional inter-chip interconnect bandwidth" (v4: six links of 50 GB/s each way); of NVLink.
+    # Bytes per second that the chip sends over all links: half of the "bidirectional inter-chip interconnect
+    # bandwidth" (v4: six links of 50 GB/s each way), or of NVLink.
     links: float
-    # Cycles per second, from `flops` and the matrix units' size (four of 128 x 128 per core, two operations
-    # per cell); 0 for v6e, whose pages do not agree with themselves, and for GPUs, which have no estimate.
+    # Cycles per second, from `flops` and the size of the matrix units (four of 128 x 128 per core, two
+    # operations per cell); 0 if unknown: v6e's pages contradict each other, and for GPUs XLA has no estimate.
     clock: float
-    kind: str  # a part of JAX's device_kind; v5e comes before v5p, whose part is shorter
+    kind: str  # part of JAX's device_kind; v5e is listed before v5p, whose kind is a part of its own
 
 
 CHIPS = {
@@ -51,7 +51,7 @@ GPUS = {
 
 
 def target_config(kind: str) -> str:
-    """What XLA must know to compile for one of GPUS: the text of its GpuTargetConfigProto."""
+    """Description of one of GPUS for XLA's compiler, as the text of a GpuTargetConfigProto."""
     name, known = GPUS[kind]
     memory = {"memory_bandwidth": f"{CHIPS[kind].bandwidth:.0f}", "device_memory_size": CHIPS[kind].memory}
     return f"""
@@ -69,9 +69,9 @@ device_description_str: "{name}"
 
 
 def link_bytes(kind: str, group: int, size: float) -> float:
-    """Bytes that each of the `group` chips of a collective sends, for an array of `size` bytes on each.
+    """Bytes that each of the `group` chips of a collective sends in a ring, than which no torus sends fewer.
 
-    A ring's, which no torus beats; `kind` is one of COLLECTIVES.
+    `size`: bytes of the array on each chip. `kind`: one of COLLECTIVES.
     """
     if kind == "collective-permute":
         return size
@@ -81,9 +81,9 @@ def link_bytes(kind: str, group: int, size: float) -> float:
 def seconds(cost: Cost, chip: Chip) -> dict[str, float]:
     """Estimated seconds per step: compute, memory, links, and their combination.
 
-    `chip` is the compiler's estimate (its cycles); where it makes none, products at the chip's peak and then
-    all memory traffic outside products (`passes`), a lower bound that no program reaches. `step` adds the
-    links, without overlap.
+    `chip` is the compiler's estimate. Without one, it is a lower bound that no program reaches: all products
+    at the chip's peak, and then all memory traffic outside of products (`passes`). `step` adds the links,
+    without overlap.
     """
     compute, memory = cost.flops / chip.flops, cost.bytes / chip.bandwidth
     passes = sum(cost.passes.values()) / chip.bandwidth

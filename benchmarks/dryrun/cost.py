@@ -1,4 +1,4 @@
-"""Work, memory traffic and collectives of a compiled program per step and chip, loops multiplied out."""
+"""Work, memory traffic and collectives of a compiled program, per step and chip, with all loop iterations."""
 
 import collections
 import dataclasses
@@ -10,13 +10,13 @@ from benchmarks.dryrun.hlo import COLLECTIVES, FREE, Instruction, Program, calle
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one step asks of one chip."""
+    """The cost of one step on one chip."""
 
-    flops: float  # of matrix products and convolutions, two per multiply-add, recomputation included
+    flops: float  # of matrix products and convolutions, two per multiply-add, including recomputation
     bytes: float  # read from and written to the chip's main memory
-    passes: dict[str, float]  # bytes of no product, convolution or library call, by part of the model
-    cycles: float  # the compiler's estimate for everything but collectives; 0 where it makes none (CPU)
-    # (kind, chips in a group, what it belongs to) -> (count, bytes)
+    passes: dict[str, float]  # part of the model -> bytes outside of products, convolutions and library calls
+    cycles: float  # the compiler's estimate for all but collectives; 0 if it makes none (CPU)
+    # (kind, chips in a group, part of the model) -> (count, bytes)
     collectives: dict[tuple[str, int, str], tuple[int, float]]
 
 
@@ -30,14 +30,14 @@ def group_size(instruction: Instruction, devices: int) -> int:
         return int(found[1])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return len(found[1].split(","))
-    return 2 if "source_target_pairs" in rest else devices  # a permutation has pairs; no groups means all
+    return 2 if "source_target_pairs" in rest else devices  # pairs: a permutation; no groups: all devices
 
 
 def purpose(instruction: Instruction) -> str:
     """Forward or backward pass and the part of the model, from the operation's name in the Python program."""
     found = re.search(r'op_name="([^"]*)"', instruction.rest)
     if found is None:
-        return "made by the compiler"  # pieces of a collective that it cut up
+        return "made by the compiler"  # a part of a collective that it has split
     name = found[1]
     parts = [part for part in ("encoder", "decoder", "tokenizer", "sparse_head", "cls_head") if part in name]
     return f"{'backward' if 'transpose(' in name else 'forward'} {parts[0] if parts else 'other'}"
@@ -51,15 +51,15 @@ def collective(program: Program, instruction: Instruction) -> tuple[str, float] 
     operands = sum(size(program.shape_of(name)) for name in instruction.operands)
     result = size(instruction.shape)
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
-        result -= operands  # the pair (what goes in, what comes out)
+        result -= operands  # its shape is the pair (operands, result)
     return kind, max(operands, result)
 
 
 def read_shares(program: Program, name: str) -> list[float]:
-    """Which share of each parameter's elements a fused computation needs.
+    """The share of each parameter's elements that a fused computation reads.
 
-    A fusion computes only those elements that its result needs: of an array that it slices, and of all that
-    leads there, the slice; of an array that it updates in place, none.
+    A fusion computes only the elements that its result needs: of an array that it slices, and of all from
+    which this is computed, the slice; of an array that it updates in place, none.
     """
     lines = program.computations[name]
     needed = collections.Counter({line.name: 1.0 for line in lines if line.root})
@@ -81,7 +81,7 @@ def read_shares(program: Program, name: str) -> list[float]:
 
 
 def touched(program: Program, fusion: Instruction) -> float:
-    """Bytes that a fusion reads and writes; of an array that it slices or updates, only that part."""
+    """Bytes that a fusion reads and writes; of arrays that it slices or updates, those of the slice."""
     name = fusion.attribute("calls").lstrip("%")
     lines, shares = program.computations[name], read_shares(program, name)
     sizes = [size(program.shape_of(operand), True) for operand in fusion.operands]
@@ -117,9 +117,9 @@ def computes(program: Program, instruction: Instruction) -> bool:
 
 
 def cost(text: str, devices: int, loops: bool = True) -> Cost:
-    """Totals of a compiled program, `compiled.as_text()`, for so many devices.
+    """Cost of a compiled program (`compiled.as_text()`) for this number of devices.
 
-    `loops` False counts the body of every loop once, as XLA's own analysis does.
+    With loops=False, the body of every loop counts once, as in XLA's own analysis.
     """
     program = parse(text)
     work, moved, cycles, seen, passes = 0.0, 0.0, 0.0, set(), collections.Counter()
@@ -141,7 +141,7 @@ def cost(text: str, devices: int, loops: bool = True) -> Cost:
             if entry is None or group == 1 or (name in program.fused and channel in seen):
                 continue
             seen |= {channel} if name in program.fused else set()
-            # All-reduces of which each chip keeps its own part are fusions of this name.
+            # An all-reduce of which each chip keeps only its part is a fusion of this name.
             kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else entry[0]
             count, total = found[kind, group, purpose(line)]
             found[kind, group, purpose(line)] = count + times, total + times * entry[1]

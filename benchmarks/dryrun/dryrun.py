@@ -1,4 +1,4 @@
-"""Compile the real training step for chips that are not here, and say what it asks of each of them.
+"""Compile the real training step for chips that this machine lacks, and print its cost on each of them.
 
     python -m benchmarks.dryrun.dryrun --config=configs/imagenet_h14.py --topology=v5e:16x16
     python -m benchmarks.dryrun.dryrun --config=configs/imagenet_b16.py --topology=h100:1x8
@@ -8,7 +8,7 @@
     --topology=v5e:16x16       TPU chips, by kind and arrangement; needs libtpu (pip install -e ".[tpu]");
                                GPUs as h100:HOSTSxGPUS, a100 or h200 too; needs pip install "jax[cuda13]"
     --mesh=DATA,FSDP           instead of config.efficiency.mesh; without --topology, on virtual CPU devices
-    --json=FILE                the same numbers for programs
+    --json=FILE                file for the numbers
 
 No weights, images or chips are needed. The first compilation of a large model takes minutes.
 """
@@ -30,22 +30,22 @@ from benchmarks.speed import command
 from sparse_vis.config import settings
 from sparse_vis.runtime.errors import UserError
 
-# Without a card there are no kernels to time; the user's XLA_FLAGS come after these.
+# Without a GPU, no kernels can be timed to choose among them. The user's XLA_FLAGS come after these.
 GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 GIB = 2**30
 
 
 def mesh_shape(parts: list[str] | None) -> tuple[int, int] | None:
-    """--mesh as two numbers."""
+    """The two numbers of --mesh; raises UserError."""
     if parts is None:
         return None
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise UserError(f"--mesh={','.join(parts)} is no mesh; give two numbers, as in --mesh=4,2.")
+        raise UserError(f"--mesh={','.join(parts)} is not a mesh; give two numbers, as in --mesh=4,2.")
     return int(parts[0]), int(parts[1])
 
 
 def topology_devices(topology: str) -> list:
-    """Devices that are not here, which can be compiled for."""
+    """Descriptions of the devices, for which JAX can compile without having them."""
     from jax.experimental import topologies
 
     kind, _, arrangement = topology.partition(":")
@@ -69,7 +69,7 @@ def topology_devices(topology: str) -> list:
 
 
 def compile_for(config, devices):
-    """The step that main.py would run on these devices, compiled without any data, and its mesh."""
+    """The step that main.py would run on these devices, compiled without data; and its mesh."""
     import jax
     import numpy as np
 
@@ -98,11 +98,11 @@ def compile_for(config, devices):
 
 
 def measure(config, topology: str | None, devices: list) -> dict:
-    """All numbers of one compilation, as JSON keeps them."""
+    """All numbers of one compilation, for JSON."""
     began = time.perf_counter()
     compiled, mesh = compile_for(config, devices)
     took, memory = time.perf_counter() - began, compiled.memory_analysis()
-    analysis = compiled.cost_analysis() or {}  # of GPU programs without a GPU there is none
+    analysis = compiled.cost_analysis() or {}  # empty for GPU programs without a GPU
     found = cost(compiled.as_text(), len(devices))
     m = {
         "arguments": memory.argument_size_in_bytes, "outputs": memory.output_size_in_bytes,

@@ -1,7 +1,7 @@
-"""The text of a compiled XLA program: its instructions, and how often each of them runs.
+"""Read the text of a compiled XLA program: its instructions, and how often each of them runs.
 
-XLA's own cost analysis counts the body of a loop once, however often it runs; a scanned stack of 32 layers
-then looks like one. Here every instruction counts as often as the loops around it run.
+XLA's own cost analysis counts the body of a loop once, so that a scan over 32 layers looks like one layer.
+Here every instruction counts as often as the loops around it run.
 """
 
 import collections
@@ -16,7 +16,7 @@ BYTES = dict(
     f8e4m3fn=1, f8e5m2=1, c64=8, c128=16, token=0,
 )  # fmt: skip
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# No traffic of their own: they name or regroup what others read and write, or run another computation.
+# Instructions without memory traffic of their own: they name or regroup arrays, or run another computation.
 FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
     "after-all", "partition-id", "replica-id", "opt-barrier",
@@ -24,33 +24,33 @@ FREE = (
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^}]*\})?")
-SCRATCH = re.compile(r", [su]8\[\d+\](\{[^}]*\})?(?=\))")  # a library's working memory, after its results
+SCRATCH = re.compile(r", [su]8\[\d+\](\{[^}]*\})?(?=\))")  # a library's scratch memory, after its results
 
 
 @dataclasses.dataclass
 class Instruction:
-    """One line: `shape` as text, names of its operands, and everything after them."""
+    """One line of a program."""
 
     name: str
-    shape: str
+    shape: str  # as text
     opcode: str
-    operands: list[str]
-    rest: str
-    root: bool
+    operands: list[str]  # names
+    rest: str  # all that follows the operands
+    root: bool  # whether it is its computation's result
 
-    def attribute(self, name: str, default: str = "") -> str:
+    def attribute(self, name: str) -> str:
         found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^,\s]+)", self.rest)
-        return found[1] if found else default
+        return found[1] if found else ""
 
 
 @dataclasses.dataclass
 class Program:
-    """Computations by name, the instruction of every name, and how often each computation runs per step."""
+    """A program's computations and instructions by name."""
 
     computations: dict[str, list[Instruction]]
     instructions: dict[str, Instruction]
-    runs: dict[str, int]
-    fused: set[str]
+    runs: dict[str, int]  # how often each computation runs per step
+    fused: set[str]  # computations within fusions
 
     def shape_of(self, name: str) -> str:
         return self.instructions[name].shape
@@ -62,7 +62,7 @@ def dimensions(text: str) -> list[int]:
 
 
 def size(text: str, only_main_memory: bool = False) -> float:
-    """Bytes of all arrays in a shape's text; those in a chip's on-chip memory, S(1), may be left out."""
+    """Bytes of all arrays in a shape's text; `only_main_memory`: without those in on-chip memory, S(1)."""
     return sum(
         BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n)
         for kind, dims, layout in ARRAY.findall(text)
@@ -71,7 +71,7 @@ def size(text: str, only_main_memory: bool = False) -> float:
 
 
 def trip_count(loop: Instruction, computations: dict) -> int:
-    """How often a while loop runs: as XLA notes it, else the constant that its condition compares with."""
+    """How often a while loop runs: XLA's annotation, or else the constant in its condition."""
     if known := re.search(r'known_trip_count[^\d]*"?n"?[^\d]*(\d+)', loop.rest):
         return int(known[1])
     condition = computations[loop.attribute("condition").lstrip("%")]
@@ -82,7 +82,7 @@ def trip_count(loop: Instruction, computations: dict) -> int:
 
 
 def called(instruction: Instruction) -> list[str]:
-    """Computations that an instruction runs; scalar reducers are none."""
+    """Names of the computations that an instruction runs, except for scalar reducers."""
     attributes = ("body", "condition", "calls", "true_computation", "false_computation")
     names = [instruction.attribute(name) for name in attributes]
     if instruction.opcode == "call":
@@ -92,10 +92,10 @@ def called(instruction: Instruction) -> list[str]:
 
 
 def parse(text: str) -> Program:
-    """Read the text of a compiled program (`compiled.as_text()`); branches of a conditional all count.
+    """Read the text of a compiled program (`compiled.as_text()`); all branches of a conditional count.
 
-    Of GPU programs, a fusion beside which the program goes on is one like others, and what a library's call
-    gives is without its working memory.
+    In GPU programs, asynchronous fusions become ordinary ones, and the results of library calls lose their
+    scratch memory.
     """
     computations, entry, current = {}, "", []
     for line in text.splitlines():
@@ -131,9 +131,9 @@ def parse(text: str) -> Program:
 
 
 def flops(program: Program, instruction: Instruction) -> float:
-    """Floating-point operations of a matrix product or convolution, two per multiply-add; else 0.
+    """Floating-point operations of a matrix product or convolution, two per multiply-add; 0 for others.
 
-    Calls of cuBLAS and cuDNN's forward convolutions are among them, kernels of attention are not.
+    Calls of cuBLAS and of cuDNN's forward convolutions count, kernels of attention do not.
     """
     target = instruction.attribute("custom_call_target").strip('"')
     if instruction.opcode == "dot" or target.startswith("__cublas$"):
@@ -154,7 +154,7 @@ def flops(program: Program, instruction: Instruction) -> float:
         def setting(name, default, axis=axis):
             return window[name].split("x")[axis] if name in window else default
 
-        # The TPU compiler writes batched products as convolutions with holes; only what meets data counts.
+        # The TPU compiler writes batched products as dilated convolutions; only taps that meet data count.
         stride, dilate, holes = (int(setting(n, 1)) for n in ("stride", "rhs_dilate", "lhs_dilate"))
         low = int(setting("pad", "0_0").split("_")[0])
         at = np.arange(out[str(axis)])[:, None] * stride + np.arange(count) * dilate - low

@@ -1,14 +1,12 @@
-"""What a published recipe asks of a pod's hosts, from the files in benchmarks/results, for docs/scaling.md.
+"""Print what a published recipe demands of a pod's hosts, as the table of docs/scaling.md.
 
     python -m benchmarks.dryrun.pod_table
 
-Images/s of TPUs are the estimates of the dry runs (the fastest mesh of each topology), those of 8 GPUs eight
-times what one was measured at. An ImageNet image has 115 kB (the 147.9 GB of ILSVRC2012_img_train.tar by
-1,281,167 images); a core decodes as many a second as benchmarks/results/input.json says for one thread. A
-checkpoint is all of TrainState, of which every host writes an equal part.
+The numbers come from benchmarks/results. Images/s of TPUs are estimates of the dry runs (the fastest mesh of
+each topology); those of 8 GPUs are eight times those measured on one. An ImageNet image has 115 kB (147.9 GB
+of ILSVRC2012_img_train.tar / 1,281,167 images); a core decodes as many images/s as input.json has for one
+thread. A checkpoint is all of TrainState, of which every host writes an equal part.
 """
-
-from __future__ import annotations
 
 import json
 
@@ -51,7 +49,7 @@ def speeds() -> dict[tuple[str, str], tuple[int, float]]:
 
 
 def row(model: str, devices: str, hosts: int, speed: float, decoded: float, saved: int) -> str:
-    """A row of Markdown; `decoded`: images/s of a core. `saved`: bytes of a checkpoint."""
+    """A row of Markdown; `decoded`: images/s that a core decodes. `saved`: bytes of a checkpoint."""
     train, each = experiment(f"imagenet_{model}").train, speed / hosts
     return (
         f"| {model} | {devices} | {hosts} | {speed:.0f} | {train.steps * train.batch / speed / 3600:.1f} "

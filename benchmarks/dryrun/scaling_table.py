@@ -5,8 +5,6 @@
 Rows are sorted by model, then by chips.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 
@@ -16,7 +14,7 @@ from sparse_vis.runtime.errors import command_line
 
 RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
 GIB = 2**30
-REMAT = FORMER["efficiency.remat"]  # older files have the former values
+REMAT = FORMER["efficiency.remat"]  # older files have former names of the values
 HEADER = (
     "| model, chips | mesh | remat, microbatches | memory GiB | of chip | TFLOPs per chip (per image) "
     "| main memory GB | step ms: chip + links | images/s | share of peak "

@@ -2,14 +2,12 @@
 
     python -m benchmarks.evidence.baselines --baseline=masked --config=configs/digits.py --workdir=DIR
 
-    --baseline=dense    the decoder sees U itself; the prototype terms of CLS stay as configured
-    --baseline=masked   the same, trained only to reconstruct the hidden patches of masked views
+    --baseline=dense    the decoder reads U itself; the prototype terms of CLS are as configured
+    --baseline=masked   the same model, trained only to reconstruct the hidden patches of masked views
 
-The other flags are those of main.py. `sparse_vis.load` does not know these models; this program evaluates
-them after training.
+The other flags are those of main.py. `sparse_vis.load` cannot load these models, so this program also
+evaluates them after training.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
@@ -34,14 +32,14 @@ from sparse_vis.types import Factors, Outputs, Tokens, Views
 
 
 class DenseAutoencoder(Stellar):
-    """Decodes U itself; L and the queries have no part in the reconstruction."""
+    """Decodes U itself, without L and S."""
 
     def factorize(self, tokens: Tokens) -> Factors:
         return self.factorizer(tokens.U, tokens.S).replace(Z=tokens.U)
 
 
 class MaskedAutoencoder(DenseAutoencoder):
-    """Its `reconstruction` is the error of the hidden patches, decoded from the visible ones and zeros."""
+    """Its output `reconstruction` is the error of hidden patches, decoded from visible ones and zeros."""
 
     def __call__(self, views: Views) -> Outputs:
         visible, masked = fold(views.visible), fold(views.masked)
@@ -55,7 +53,7 @@ class MaskedAutoencoder(DenseAutoencoder):
 def hidden_mse(
     x_hat: Float[Array, "B H W 3"], x: Float[Array, "B H W 3"], visible: Integer[Array, "B keep"], n: int
 ) -> Float[Array, ""]:
-    """Mean squared error over the pixels of the hidden ones of n patches of a (square) view, in [0, 1].
+    """Mean squared error of pixels in [0, 1], over those of the n patches of a square view that are hidden.
 
     Source: He et al. 2022, "Masked autoencoders are scalable vision learners", without normalised patches.
     """
@@ -66,7 +64,7 @@ def hidden_mse(
 
 
 def hidden_patches(outputs: Outputs, _, spec) -> tuple[Array, dict[str, Array]]:
-    """Objective of the masked autoencoder: the weighted error, and the error as a term."""
+    """Objective of the masked autoencoder: the weighted error, and the error itself as a term."""
     return spec.reconstruction * outputs.reconstruction, {"reconstruction": outputs.reconstruction}
 
 
@@ -74,14 +72,13 @@ BASELINES = {"dense": (DenseAutoencoder, objective), "masked": (MaskedAutoencode
 
 
 def baseline_recipe(baseline: str, config, tokenizer: None = None) -> Recipe:
-    """`build_recipe` with the baseline's model, of the same parts, and its objective."""
+    """`build_recipe` with the baseline's objective, and its model, made of the same parts."""
     recipe, (model, loss) = build_recipe(config, tokenizer), BASELINES[baseline]
     parts = {f.name: getattr(recipe.model, f.name) for f in dataclasses.fields(Stellar) if f.name != "parent"}
     return dataclasses.replace(recipe, model=model(**parts), objective=loss)
 
 
 def main(given: flags.FlagValues) -> None:
-    """Train, then evaluate; see the docstring of this file."""
     config, workdir, build = given.config, given.workdir, functools.partial(baseline_recipe, given.baseline)
     if config is None or workdir is None or config.model.target != "pixel":
         raise UserError("give --config=configs/NAME.py, of the pixel target, and --workdir.")
@@ -98,5 +95,5 @@ def main(given: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     train.define_flags()
-    flags.DEFINE_enum("baseline", "dense", list(BASELINES), "Which one.")
+    flags.DEFINE_enum("baseline", "dense", list(BASELINES), "Which baseline.")
     run_with_flags(main, __doc__)

@@ -1,10 +1,10 @@
-"""What crops lose where images are first reduced to a canvas (config.data.canvas), beside crops of originals.
+"""Measure what crops lose if images are first reduced to a canvas (config.data.canvas).
 
     python -m benchmarks.evidence.canvas --images=FOLDER
 
 Random crops are resized as in training (bicubic, no antialiasing, as published), from canvases of several
-sizes and from the originals. Each is compared with the same square of the original, antialiased.
-Prints a Markdown table of the mean PSNR in dB, for crops of the global and of the local views.
+sizes and from the originals. Each is compared with the same square of the original, resized with
+antialiasing. Prints a Markdown table of the mean PSNR in dB, for crops of the global and of the local views.
 """
 
 import functools
@@ -24,17 +24,17 @@ from sparse_vis.views.crops import UNIFORMS, box_of, crop
 from sparse_vis.views.make import ViewSpec
 
 CANVASES = (256, 512, 1024)
-LEAST = 2048  # longer side of an image that is used, in pixels
+LEAST = 2048  # pixels; images whose longer side is shorter are not used
 CROPS = 8  # per image and kind of view
 
 compiled_crop = functools.partial(jax.jit, static_argnums=2)(crop)
 
 
 def antialiased(image: np.ndarray, box: tuple, scale: float, size: int) -> np.ndarray | None:
-    """The square that `crop` cuts from an image reduced by `scale`, from the image itself, in [0, 1].
+    """The square that `crop` cuts from the image reduced by `scale`, but from the image itself, in [0, 1].
 
-    `crop` puts its first and last sample on the centres of the box's outermost pixels; Pillow lets its pixels
-    fill the box. None where Pillow's box would end outside of the image.
+    `crop` puts its first and last sample on the centres of the box's outermost pixels; Pillow's pixels fill
+    its box. None if Pillow's box would not be inside of the image.
     """
     top, left, height, width = (int(x) for x in box)
     edges = []
@@ -52,7 +52,7 @@ def antialiased(image: np.ndarray, box: tuple, scale: float, size: int) -> np.nd
 def agreement(
     image: np.ndarray, size: int, scale: tuple[float, float], rng: np.random.Generator
 ) -> list[dict]:
-    """PSNR of random crops of one image by the side of the canvas from which they come (0: the original)."""
+    """For each of CROPS random crops of an image, side of the canvas (0: the original) -> PSNR."""
     rows = []
     canvases = {0: (image, *image.shape[:2])} | {
         side: to_canvas(image, side, min_side=1) for side in CANVASES if side < max(image.shape)

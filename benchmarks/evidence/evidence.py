@@ -1,8 +1,9 @@
-"""Run the experiments of docs/results.md and docs/small_experiments.md; finished runs are kept.
+"""Run the experiments of docs/results.md and docs/small_experiments.md.
 
     python -m benchmarks.evidence.evidence --group=ablations --seeds=0,1,2
 
-Stop it at any time and start it again. All rows run with the first seed before the second one begins.
+It may be stopped at any time and started again: finished runs are kept. All rows run with the first seed
+before the second one begins.
 """
 
 import collections
@@ -24,11 +25,11 @@ from sparse_vis.runtime.errors import UserError, command_line
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "small_experiments.md")
-TRAINED = "trained"  # the encoder that a run trained, in its results
+TRAINED = "trained"  # name of the encoder that a run has trained, in its results
 
 
 def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
-    """Train and evaluate one row with one seed; what its result file holds: command, metrics, last health."""
+    """Train and evaluate one row with one seed; returns the content of its result file."""
     row, workdir = GROUPS[group].rows[name], workdirs / group / name / f"seed{seed}"
     workdir.mkdir(parents=True, exist_ok=True)
     overrides = [f"--config.{name}={value}" for name, value in {**row.settings, "seed": seed}.items()]
@@ -38,7 +39,7 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
     log = (workdir / "log.txt").read_text()
     if done.returncode:
         raise UserError(f"{group}/{name} seed {seed} failed: see the end of {workdir / 'log.txt'}.")
-    measured = {}  # the last number of each name
+    measured = {}  # the last number of each kind
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         measured |= json.loads(line)
     encoders = json.loads((workdir / "evaluation.json").read_text())["encoders"]
@@ -55,7 +56,7 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
 
 
 def number(result: dict, encoder: str, path: tuple[str, ...]) -> float | None:
-    """A number of a result by its keys; None where it is absent. Health is the trained model's alone."""
+    """A number of a result by its keys; None if it is absent. Only the trained model has health."""
     if path[0] != "health":
         result = result["metrics"].get(encoder)
     elif encoder != TRAINED:
@@ -67,7 +68,7 @@ def number(result: dict, encoder: str, path: tuple[str, ...]) -> float | None:
 
 
 def cell(values: list[float], digits: int) -> str:
-    """Mean ± standard deviation over seeds; how many there are, where they are not three."""
+    """Mean ± standard deviation over seeds, and their number if it is not three."""
     if not values:
         return "–"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -76,7 +77,7 @@ def cell(values: list[float], digits: int) -> str:
 
 
 def table(group: Group, results: list[dict]) -> str:
-    """One group as a Markdown table, a row per experiment and per encoder measured beside one."""
+    """One group as a Markdown table, with a row per experiment and per encoder of its `shown`."""
     by_row = collections.defaultdict(list)
     for result in results:
         by_row[result["row"]].append(result)
@@ -97,7 +98,7 @@ def table(group: Group, results: list[dict]) -> str:
 
 
 def write_tables(results: pathlib.Path, pages: tuple[pathlib.Path, ...]) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- end -->` on a page by each group's table."""
+    """Write each group's table between `<!-- NAME -->` and `<!-- end -->` on the page with these marks."""
     texts = {page: page.read_text() for page in pages}
     for name, group in GROUPS.items():
         found = [json.loads(file.read_text()) for file in sorted((results / name).glob("*.json"))]
@@ -115,12 +116,12 @@ def write_tables(results: pathlib.Path, pages: tuple[pathlib.Path, ...]) -> None
 def main() -> None:
     parser = script_parser(__spec__, __doc__)
     add, folder = parser.add_argument, {"type": paths.path, "metavar": "DIR"}
-    add("--group", choices=GROUPS, help="of benchmarks/evidence/experiments.py; without it, all are listed")
+    add("--group", choices=GROUPS, help="of benchmarks/evidence/experiments.py; without it, lists all groups")
     add("--rows", metavar="A,B", help="only these rows of the group")
     add("--seeds", metavar="N,N", default="0,1,2",
-        help="each is a run of main.py: train, then evaluate (%(default)s)")  # fmt: skip
+        help="for each, main.py trains and evaluates every row (%(default)s)")  # fmt: skip
     add("--workdirs", **folder, default=ROOT / "runs" / "evidence",
-        help="where runs live (runs/evidence); an interrupted one continues")  # fmt: skip
+        help="folder of the runs (runs/evidence); an interrupted run continues")  # fmt: skip
     add("--results", **folder, default=RESULTS,
         help="one JSON file per finished run; a run that has one is skipped")  # fmt: skip
     add("--tables", action="store_true",
@@ -136,9 +137,9 @@ def main() -> None:
     rows, seeds = GROUPS[group].rows, arguments.seeds.split(",")
     wanted = arguments.rows.split(",") if arguments.rows else list(rows)
     if unknown := [name for name in wanted if name not in rows]:
-        raise UserError(f"--rows={unknown[0]} is no row of {group}; it has {', '.join(rows)}.")
+        raise UserError(f"--rows={unknown[0]} is not a row of {group}; it has {', '.join(rows)}.")
     if wrong := [seed for seed in seeds if not re.fullmatch("[0-9]+", seed)]:
-        what = f"--seeds={arguments.seeds}: {wrong[0]!r} is no seed"
+        what = f"--seeds={arguments.seeds}: {wrong[0]!r} is not a seed"
         raise UserError(f"{what}; give numbers, as in --seeds=0,1,2.")
     files = {(n, s): results / group / f"{n}-seed{s}.json" for s in map(int, seeds) for n in wanted}
     todo, began = [pair for pair, file in files.items() if not file.exists()], time.time()

@@ -9,7 +9,7 @@ class Row:
 
     config: str  # file of configs/
     settings: dict = dataclasses.field(default_factory=dict)  # dotted name -> value, as --config.NAME=VALUE
-    shown: tuple[str, ...] = ()  # encoders measured beside the run's own that get a row in the table
+    shown: tuple[str, ...] = ()  # encoders of config.eval.beside that get a row in the table too
     program: tuple[str, ...] = ("main.py",)  # with its flags
 
 
@@ -18,22 +18,22 @@ class Column:
     """A number of a result."""
 
     title: str
-    # Its keys in the result file: of an evaluation (task, what was measured, metric), or ("health", measure).
-    # Of names joined by | the first that a result has.
+    # Its keys in a result file: (task, what was measured, metric) or ("health", measure). If names are joined
+    # by |, the first that a result has.
     path: tuple[str, ...]
     digits: int = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Rows that stand in one table."""
+    """The rows of one table."""
 
     title: str
     columns: tuple[Column, ...]
     rows: dict[str, Row]
 
 
-# Of mean S; where an encoder has no S, of mean U.
+# Of mean S, or of mean U if an encoder has no S.
 KNN = Column("kNN", ("knn", "mean_S|mean_U", "k20"))
 LINEAR = Column("linear", ("linear", "mean_S|mean_U|cls_mean_U", "accuracy"))
 CLS = Column("linear CLS", ("linear", "cls", "accuracy"))
@@ -83,7 +83,7 @@ FACTORIZATION = (
     rate("PSNR, U in 4,096 bytes", "float32", "U_psnr_linear"),
 )
 
-# What each ablation of the paper takes away; weights of zero cost nothing.
+# What each ablation of the paper removes.
 NO_CLS = {f"loss.{name}": 0.0 for name in ("cls_clustering", "cls_masked")}
 NO_ALIGNMENT = {f"loss.{name}": 0.0 for name in ("set_alignment", "cls_masked")}
 NO_CLUSTERING = {"loss.token_clustering": 0.0, "loss.cls_clustering": 0.0}
@@ -100,12 +100,12 @@ ABLATIONS = {
 
 OF_THE_PAPER = ("without clustering", "without alignment", "without reconstruction", "softmax targets")
 
-# Baselines: hidden patches from those that are seen; an autoencoder of U with class tokens, without S and L.
+# Baselines: reconstruction of hidden patches; an autoencoder of U with class tokens, without S and L.
 MAE_STYLE = {**ONLY_PIXELS, **NO_CLS, "loss.reconstruction": 10.0, "eval.beside": ()}
 DENSE = {"loss.token_clustering": 0.0, "loss.set_alignment": 0.0, "eval.beside": ()}
 
-ALONE = ("untrained", "pixels", "pca")  # measured beside
-# Of DINO, a quarter of the image's pixels each: about the size at which a global view shows them.
+ALONE = ("untrained", "pixels", "pca")
+# Of DINO; a quarter of the image's pixels each, so that objects are about as large as in global views.
 LOCAL_VIEWS = {"views.local_count": 4, "views.local_size": 14, "views.local_scale": (0.1, 0.35)}
 
 SHORT = {"train.steps": 500, "train.log_every": 50, "train.health_every": 50, "eval.beside": ()}
@@ -113,14 +113,14 @@ SHORT_FASHION = {
     "train.steps": 1000, "train.health_every": 250, "eval.beside": (),
     "eval.tasks": ("knn", "linear", "reconstruction"),
 }  # fmt: skip
-# What one token alone has no use for: that the tokens of an image differ.
+# Pushes the tokens of an image apart, for more than one token.
 KOLEO = {"loss.koleo_image": 0.1, "loss.koleo_masked": 0.1}
 FOUR = {"model.tokens": 4, **KOLEO}
 UNCENTRED = {"data.scenes.digits": "many", "data.scenes.max_digits": 1, "data.scenes.digit_scale": (0.5, 0.7)}
 
 
 def baseline(name: str) -> tuple[str, ...]:
-    """Program of a row: a baseline of benchmarks/evidence/baselines.py."""
+    """The program of a row that runs a baseline of benchmarks/evidence/baselines.py."""
     return "-m", "benchmarks.evidence.baselines", f"--baseline={name}"
 
 
@@ -132,7 +132,7 @@ def peer(name: str, settings: dict | None = None) -> Row:
 
 
 def compared(config: str, title: str, shown: tuple[str, ...], prefix: str = "") -> dict[str, Row]:
-    """The method and two models of equal budget without factorization."""
+    """Rows of the method and of two models of equal budget without factorization."""
     return {
         title: Row(config, shown=shown),
         f"{prefix}MAE-style": Row(config, MAE_STYLE, program=baseline("masked")),

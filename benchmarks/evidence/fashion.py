@@ -1,4 +1,4 @@
-"""Fashion-MNIST as folders of PNG files, from Debian's package dataset-fashion-mnist; nothing is committed.
+"""Write Fashion-MNIST as folders of PNG files, from Debian's package dataset-fashion-mnist.
 
     python -m benchmarks.evidence.fashion --output=data/fashion
 
@@ -30,7 +30,7 @@ def read_idx(file: str | pathlib.Path) -> np.ndarray:
     _, kind, dimensions = struct.unpack(">HBB", data[:4])
     shape = struct.unpack(f">{dimensions}i", data[4 : 4 + 4 * dimensions])
     if kind != 8 or len(data) != 4 + 4 * dimensions + np.prod(shape):
-        raise UserError(f"{file} is no IDX file of bytes; fetch the package {PACKAGE} again.")
+        raise UserError(f"{file} is not an IDX file of bytes; fetch the package {PACKAGE} again.")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Train pictures-tiny (configs/pictures_tiny.py) for some minutes on one GPU of a machine without a network.
 #
-#     bash benchmarks/evidence/gpu_train.sh pack                 # where there is a network: .gpu/, 27 MB
+#     bash benchmarks/evidence/gpu_train.sh pack                 # on a machine with a network: writes .gpu/, 27 MB
 #     bash benchmarks/evidence/gpu_train.sh train 480 SETTINGS   # on the GPU, for 480 s: $OUT/model, $OUT/metrics.jsonl
-#     bash benchmarks/evidence/gpu_train.sh train 120 --small    # on CPU: does the script work?
+#     bash benchmarks/evidence/gpu_train.sh train 120 --small    # tiny sizes, to test the script on CPU
 #
-# `pack` needs data/pictures (docs/pictures.md), of which it takes the train split, and fetches the wheels that such
-# machines lack. They must have jax with its GPU plugin, flax, optax, orbax-checkpoint, tensorboard, Pillow and
-# absl-py; TensorFlow and tensorflow-datasets are not needed. SETTINGS are main.py's: the learning rate falls over
-# config.train.steps, so take the images/s of a first minute to choose them. What is in $OUT/model (8 MB) is evaluated
-# elsewhere, and a later training goes on from it with --config.init.
+# `pack` packs the train split of data/pictures (docs/pictures.md), and fetches the wheels that such machines lack. The
+# machine must have jax with its GPU plugin, flax, optax, orbax-checkpoint, tensorboard, Pillow and absl-py; TensorFlow
+# and tensorflow-datasets are not needed. SETTINGS are those of main.py: choose config.train.steps, over which the
+# learning rate falls, by the images/s of a first minute. Evaluate $OUT/model (8 MB) elsewhere; a later training can
+# start from it with --config.init.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 packed=.gpu
@@ -40,7 +40,7 @@ train() {
     export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
   fi
   tar -xf "$packed/pictures.tar" -C "$work/pictures"
-  # At its end `timeout` sends SIGTERM, on which main.py saves and ends.
+  # After these seconds `timeout` sends SIGTERM, at which main.py saves and ends.
   timeout "$seconds" python3 main.py --config=configs/pictures_tiny.py --workdir="$work/run" \
     --config.eval.tasks="()" --config.data.path="$work/pictures" "${settings[@]}" "$@" || [[ $? == 124 ]]
   python3 -m sparse_vis export --checkpoint="$work/run" --output="$out/model"
@@ -51,5 +51,5 @@ train() {
 case ${1:-} in
   pack) pack ;;
   train) train "${2:?give the seconds to train for}" "${@:3}" ;;
-  *) echo "error: say pack, or train SECONDS; see the first lines of this script." >&2; exit 1 ;;
+  *) echo "error: give pack, or train SECONDS; see the first lines of this script." >&2; exit 1 ;;
 esac

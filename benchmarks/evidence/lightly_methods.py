@@ -1,8 +1,8 @@
-"""DINO, SimCLR and MAE from the parts of the package lightly (1.6), around torchvision's ViT.
+"""DINO, SimCLR and MAE from parts of the package lightly (1.6), around torchvision's ViT.
 
-The encoder has the sizes of config.model, CLS and a position table (fixed sines and cosines, lightly's
-default), and no queries. Crops, flips and colours are those of config.views; greyscale, blur and solarization
-are off. Further settings:
+The encoder has the sizes of config.model, CLS, a position table (fixed sines and cosines, lightly's default)
+and no queries. Crops, flips and colours are those of config.views; greyscale, blur and solarization are off.
+Further settings:
 
     SimCLR  two views; head width -> hidden -> 128 with BatchNorm, temperature 0.2
     DINO    two global views, and config.views.local_count local ones, which the student alone sees; head
@@ -21,8 +21,8 @@ import torch
 try:
     import torchvision  # noqa: F401
 except RuntimeError:
-    # PyPI's torchvision beside a torch for CPUs: its compiled operators cannot be loaded. None is used here,
-    # but importing torchvision describes these two, so they have to be known.
+    # With PyPI's torchvision and a torch for CPUs, torchvision's compiled operators cannot be loaded. None is
+    # used here, but importing torchvision needs these two to be defined.
     OPERATORS = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         OPERATORS.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
@@ -61,7 +61,7 @@ def backbone(config: ConfigDict) -> MaskedVisionTransformerTorchvision:
 
 
 def view(config: ConfigDict, size: int, scale: tuple[float, float]) -> DINOViewTransform:
-    """lightly's view of DINO, the only one with both ends of the crops' range, used for SimCLR too."""
+    """lightly's view of DINO, also used for SimCLR: the only one with both ends of the range of crops."""
     v = config.views
     return DINOViewTransform(
         crop_size=size, crop_scale=scale, hf_prob=v.flip_probability, cj_prob=v.jitter_probability,
@@ -75,14 +75,14 @@ def global_views(config: ConfigDict) -> list[DINOViewTransform]:
 
 
 class Method(nn.Module):
-    """What peers.py trains: `backbone` is the encoder, `views` makes views (3, h, w) of a Pillow image."""
+    """A method that peers.py trains; `backbone` is the encoder, `views`: Pillow image -> views (3, h, w)."""
 
     def loss(self, views: list[torch.Tensor], step: int) -> torch.Tensor:
-        """The loss of a batch of views, (B, 3, h, w) each, at a step, 0 the first."""
+        """The loss of a batch of views, (B, 3, h, w) each, at a step, counted from 0."""
         raise NotImplementedError
 
     def after_backward(self, step: int) -> None:
-        """May change gradients before the optimizer sees them."""
+        """Called between backward pass and optimizer; may change gradients."""
 
 
 class SimCLR(Method):

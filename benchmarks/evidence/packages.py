@@ -1,4 +1,4 @@
-"""Files of Debian packages, as sources of data sets that are not committed."""
+"""Unpack Debian packages, for programs that write data sets from their files."""
 
 import contextlib
 import pathlib
@@ -13,9 +13,10 @@ from sparse_vis.runtime.errors import UserError
 
 @contextlib.contextmanager
 def folders(spec, doc: str) -> Iterator[tuple[pathlib.Path, ...]]:
-    """Context of a program that writes a data set, with __spec__ and __doc__; parses its command line.
+    """Parse the command line of a program that writes a data set, given its __spec__ and __doc__.
 
-    Yields the folder to write, that of the downloads, and one into which they are unpacked, which is removed.
+    Yields the folder to write, the folder of downloads, and a folder to unpack them, which is removed at the
+    end.
     """
     parser, folder = script_parser(spec, doc), {"type": paths.path, "metavar": "FOLDER"}
     parser.add_argument("--output", required=True, **folder, help="new folder")
@@ -28,7 +29,7 @@ def folders(spec, doc: str) -> Iterator[tuple[pathlib.Path, ...]]:
 
 
 def unpack_debian(names: tuple[str, ...], downloads: pathlib.Path, tree: pathlib.Path) -> None:
-    """Unpack packages into one tree of folders; what `downloads` lacks is fetched into it with apt-get."""
+    """Unpack packages into one tree of folders; those missing in `downloads` are fetched with apt-get."""
     downloads.mkdir(parents=True, exist_ok=True)
     try:
         for name in names:

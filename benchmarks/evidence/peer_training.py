@@ -1,4 +1,4 @@
-"""Train a peer: the images, batches and learning rates of main.py, continued after an interruption."""
+"""Train a peer on the images, batches and learning rates of main.py; an interrupted training continues."""
 
 import json
 import math
@@ -23,13 +23,13 @@ SAVED = "peer.pt"
 
 
 def learning_rates(config: ConfigDict) -> np.ndarray:
-    """The rate of every step, (steps,)."""
+    """The learning rate of every step, (steps,)."""
     o = {name: config.optimizer[name] for name in ("peak_lr", "final_lr", "warmup", "schedule")}
     return np.asarray(jax.vmap(learning_rate(**o, steps=config.train.steps))(np.arange(config.train.steps)))
 
 
 def update(method, optimizer, batch, step: int, seed: int, clip: float) -> float:
-    """One step of the optimizer, 0 the first; returns the loss. Its randomness depends on (seed, step)."""
+    """One step of the optimizer, counted from 0; returns the loss. Random numbers depend on (seed, step)."""
     torch.manual_seed((seed << 32) + step)
     sizes = zip(batch.image, batch.height, batch.width, strict=True)
     images = [Image.fromarray(canvas[:height, :width]) for canvas, height, width in sizes]
@@ -44,7 +44,7 @@ def update(method, optimizer, batch, step: int, seed: int, clip: float) -> float
 
 
 def restore(method, optimizer, config: ConfigDict, peer: str, workdir: pathlib.Path) -> int:
-    """Load what `save` wrote into method and optimizer, if there is anything; returns the steps done."""
+    """Load into method and optimizer what `save` wrote, if anything; returns the number of steps done."""
     path = workdir / SAVED
     if not path.exists():
         return 0

@@ -1,15 +1,16 @@
-"""Peers of equal budget: DINO, SimCLR and MAE of the PyTorch package lightly, evaluated as our models are.
+"""Peers of equal budget: DINO, SimCLR and MAE of the PyTorch package lightly, evaluated like our models.
 
     pip install lightly "torch==2.13.*"      # only for this
     python -m benchmarks.evidence.peers --peer=dino --config=configs/fashion.py --workdir=DIR
 
     --peer=dino       dino, simclr or mae: benchmarks/evidence/lightly_methods.py has their settings
-    --config=FILE     an experiment of configs/ or a file; read are config.model, views, data, optimizer,
-                      train, seed and eval, except eval.beside: nothing is measured beside a peer
-    --workdir=DIR     folder of the run; started again with it, a run continues where it was
+    --config=FILE     an experiment of configs/ or a file, of which config.model, views, data, optimizer,
+                      train, seed and eval (without eval.beside) are used
+    --workdir=DIR     folder of the run; an interrupted run continues from it
 
-A peer sees the same images as main.py's model in the same order, batches and learning rates. Its encoder is
-then read as an MAE backbone, compared with torch's features, and evaluated by the tasks of config.eval.
+A peer gets the same images as main.py's model, in the same order and batches, with the same learning rates.
+Its encoder is then read as an MAE backbone, compared with torch's features, and evaluated by the tasks of
+config.eval.
 """
 
 import pathlib
@@ -40,7 +41,7 @@ from sparse_vis.train.stop import StopSignal
 
 PEERS = ("dino", "simclr", "mae")
 ENCODER = "encoder.safetensors"
-TOLERANCE, COMPARED = 1e-4, 16  # largest difference of features, relative to the largest; images compared
+TOLERANCE, COMPARED = 1e-4, 16  # largest difference / largest feature; number of images compared
 ASPECT = (3 / 4, 4 / 3)  # of the crops of lightly's transforms
 # Names of torchvision's ViT -> those of the original MAE, which interop/ reads.
 NAMES = (
@@ -58,7 +59,7 @@ NAMES = (
 
 
 def mae_tensors(vit: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Tensors of torchvision's VisionTransformer, or of a module of its form, by the original MAE's names."""
+    """Tensors of torchvision's VisionTransformer, by the original MAE's names."""
     tensors = {}
     for name, tensor in vit.state_dict().items():
         for pattern, new in NAMES:
@@ -68,7 +69,7 @@ def mae_tensors(vit: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def as_encoder(method, config: ConfigDict, workdir: pathlib.Path, about: dict) -> Encoder:
-    """A trained backbone as an encoder of our evaluations; also written to the workdir, for config.init."""
+    """A trained backbone as an encoder for our evaluations; written to the workdir too, for config.init."""
     with whole(workdir / ENCODER) as partial:
         write_safetensors(mae_tensors(method.backbone.vit), partial)
     encoder = backbone_encoder(OWN, config, backbones.read_backbone(workdir / ENCODER, config), about)
@@ -89,7 +90,6 @@ def as_encoder(method, config: ConfigDict, workdir: pathlib.Path, about: dict) -
 
 
 def main(given: flags.FlagValues) -> None:
-    """Train, then evaluate; see the docstring of this file."""
     config, workdir = given.config, given.workdir
     if config is None or workdir is None or given.peer is None:
         raise UserError("give --peer=dino, simclr or mae, --config=configs/NAME.py, and --workdir.")
@@ -121,5 +121,5 @@ def main(given: flags.FlagValues) -> None:
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
     flags.DEFINE(arguments.PathParser(), "workdir", None, "Folder of the run.")
-    flags.DEFINE_enum("peer", None, PEERS, "Which one.")
+    flags.DEFINE_enum("peer", None, PEERS, "Which peer.")
     run_with_flags(main, __doc__)

@@ -1,12 +1,12 @@
-"""Real pictures, fetched from Debian packages and scikit-image; none of them is committed.
+"""Write a data set of real pictures, fetched from Debian packages and scikit-image.
 
     python -m benchmarks.evidence.pictures --output=data/pictures
 
 Needs a Debian system with apt (`apt-get update` first), pip and 1.5 GB while it works. Writes
 OUTPUT/objects/SPLIT/CATEGORY/*.png, drawings and photographs of single objects with transparent surroundings,
 at most 192 pixels a side, and OUTPUT/photographs/SPLIT/*.jpg, at most 1024 pixels a side. Objects whose names
-differ only behind the first digit (`lion_01`, `lion_02`) are variants and go to one split.
-Of Tux Paint's stamps only the files at even positions of the sorted list of all PNG files are read.
+differ only from the first digit on (`lion_01`, `lion_02`) are variants and go to one split.
+Of Tux Paint's stamps, only files at even positions of the sorted list of all PNG files are read.
 """
 
 import collections
@@ -47,7 +47,7 @@ CATEGORIES = {
         ("transportation", "transportation/boating", "transportation/vehicles"), ("vehicles", "military"),
     ),
 }  # fmt: skip
-FLAT = {"people", "transportation", "office"}  # of these the subfolders are other categories, or signs
+FLAT = {"people", "transportation", "office"}  # their subfolders are other categories, or signs
 WALLPAPERS = {
     "usr/share/backgrounds/mate/nature": (
         "Aqua Blinds Dune FreshFlower Garden GreenMeadow LadyBird RainDrops Storm TwoWings Wood YellowFlower"
@@ -61,24 +61,24 @@ WALLPAPERS = {
         "greentock_by life_by picosdeeuropa_by seeding_by sunset_by Kleiber_by"
     ),
 }
-# Everyone has these, so those that show things are for testing; the others are textures.
+# Of these well-known pictures, those in SHOWN are for testing; the others are mostly textures.
 SCIKIT_IMAGE = "astronaut brick camera chelsea coffee coins grass gravel motorcycle_left rocket"
 SCIKIT_LEARN = "china flower"
 SHOWN = "astronaut camera chelsea coffee motorcycle_left rocket china flower"
 FOLDS, WALLPAPER_FOLDS = 5, 7
 SPLITS = {0: "test", 1: "validation"}  # checksum or number modulo the folds -> split; else train
 OBJECT_SIDE, SMALLEST_SIDE, PHOTO_SIDE = 192, 24, 1024
-COVERED = (0.25, 0.97)  # share of its bounding box that an object covers: neither lines nor a full rectangle
+COVERED = (0.25, 0.97)  # share of its bounding box that an object covers, neither lines nor a rectangle
 
 
 def split_of(name: str) -> str:
-    """The split of a picture, by the part of its name in front of the first digit."""
+    """The split of a picture, by the part of its name before the first digit."""
     start = re.split(r"\d", name.lower())[0].rstrip("_- ")
     return SPLITS.get(zlib.crc32((start or name).encode()) % FOLDS, "train")
 
 
 def unpack(downloads: pathlib.Path, folder: pathlib.Path) -> None:
-    """Put the files of all packages into one tree; what `downloads` lacks is fetched into it."""
+    """Unpack all packages into one tree; those missing in `downloads` are fetched."""
     unpack_debian(PACKAGES, downloads, folder)
     try:
         if not list(downloads.glob("scikit_image-*.whl")):
@@ -92,20 +92,20 @@ def unpack(downloads: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def object_files(tree: pathlib.Path, category: str) -> Iterator[tuple[str, pathlib.Path]]:
-    """(name, file) of the drawings of a category."""
+    """(name, file) of every drawing of a category."""
     clipart, stamps = CATEGORIES[category]
     for sub in clipart:
         folder = tree / CLIPART / sub
         for file in sorted(folder.glob("*.png") if sub in FLAT else folder.rglob("*.png")):
             if "sign" not in file.stem:
                 yield file.stem, file
-    for file in sorted((tree / STAMPS).rglob("*.png"))[::2]:  # the odd ones are kept for others' checks
+    for file in sorted((tree / STAMPS).rglob("*.png"))[::2]:  # the others are reserved for other checks
         if file.relative_to(tree / STAMPS).parts[0] in stamps:
             yield file.stem, file
 
 
 def cut_out(file: pathlib.Path) -> Image.Image | str:
-    """An object with its transparency, cropped to what is opaque and reduced; or why it is none."""
+    """An object with its transparency, cropped to its opaque part and reduced; or why it is not used."""
     with Image.open(file) as image:
         if "A" not in image.getbands() and "transparency" not in image.info:
             return "opaque"
@@ -126,7 +126,7 @@ def cut_out(file: pathlib.Path) -> Image.Image | str:
 
 
 def write_objects(tree: pathlib.Path, output: pathlib.Path) -> collections.Counter:
-    """Cut out all objects; prints the counts of each category and returns their sum."""
+    """Cut out and write all objects; prints the counts of each category and returns their sum."""
     total, seen = collections.Counter(), set()
     for category in CATEGORIES:
         counts = collections.Counter()
@@ -148,7 +148,7 @@ def write_objects(tree: pathlib.Path, output: pathlib.Path) -> collections.Count
 
 
 def photograph_files(tree: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
-    """(name, file) of all photographs."""
+    """(name, file) of every photograph."""
     for folder, names in WALLPAPERS.items():
         for name in names.split():
             found = [f for f in (tree / folder).glob(f"{name}*") if f.is_file()]
@@ -162,7 +162,7 @@ def photograph_files(tree: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
 
 
 def write_photographs(tree: pathlib.Path, output: pathlib.Path) -> collections.Counter:
-    """Reduced copies of all photographs; returns the number of each split."""
+    """Write reduced copies of all photographs; returns the number in each split."""
     counts, wallpapers = collections.Counter(), sum(len(names.split()) for names in WALLPAPERS.values())
     for number, (name, file) in enumerate(photograph_files(tree)):
         split = SPLITS.get(number % WALLPAPER_FOLDS, "train") if number < wallpapers else "train"
@@ -178,7 +178,7 @@ def write_photographs(tree: pathlib.Path, output: pathlib.Path) -> collections.C
 
 
 def main() -> None:
-    Image.MAX_IMAGE_PIXELS = None  # some drawings have 200 million pixels, which Pillow takes for an attack
+    Image.MAX_IMAGE_PIXELS = None  # some drawings have 200 million pixels, which Pillow refuses by default
     with folders(__spec__, __doc__) as (output, downloads, tree):
         unpack(downloads, tree)
         objects, photographs = write_objects(tree, output), write_photographs(tree, output)

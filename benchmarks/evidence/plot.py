@@ -2,10 +2,10 @@
 
     python -m benchmarks.evidence.plot --output=docs/images/fashion.png
 
-PSNR is that of a new decoder trained on the frozen Z = L S, or U where an encoder has none (the evaluation
-reconstruction_probe). Accuracies are of mean S; of an encoder without S, the better of what is measured in
-its place, on the test images (to its advantage). Points are means over seeds, bars their standard deviations.
-Encoders without a PSNR, such as raw pixels, are horizontal lines.
+PSNR is that of a new decoder trained on frozen Z = L S, or U without S (the evaluation reconstruction_probe).
+Accuracies are of mean S; of an encoder without S, the best of its features on the test images, which favours
+it. Points are means over seeds, bars standard deviations. Encoders without a PSNR, such as raw pixels, are
+horizontal lines.
 """
 
 import json
@@ -20,7 +20,7 @@ from benchmarks.speed.command import check_file, script_parser
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError, command_line
 
-# Panel -> task, metric, and what is classified: mean S, or else the best of the others.
+# Panel -> task, metric, and the features of which the best is shown if there is no mean S.
 PANELS = {
     "kNN (k = 20)": ("knn", "k20", ("cls", "mean_U")),
     "linear": ("linear", "accuracy", ("cls", "cls_mean_U", "mean_U")),
@@ -29,7 +29,7 @@ OWN = "mean_S"
 
 
 def accuracy(result: dict, encoder: str, panel: str) -> float | None:
-    """What a panel shows of an encoder; None where nothing was measured."""
+    """The accuracy that a panel shows of an encoder; None if nothing was measured."""
     task, metric, others = PANELS[panel]
     own = number(result, encoder, (task, OWN, metric))
     found = [number(result, encoder, (task, name, metric)) for name in others]
@@ -37,7 +37,7 @@ def accuracy(result: dict, encoder: str, panel: str) -> float | None:
 
 
 def curves(group: Group, results: list[dict], panel: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Encoder's name → its accuracies and PSNRs, one per seed; none without an accuracy."""
+    """Name of each encoder with an accuracy → its accuracies and PSNRs, one per seed."""
     found = {}
     for name, row in group.rows.items():
         runs = [result for result in results if result["row"] == name]
@@ -50,12 +50,12 @@ def curves(group: Group, results: list[dict], panel: str) -> dict[str, tuple[lis
 
 
 def spread(values: list[float]) -> float:
-    """Standard deviation over seeds; 0 of one."""
+    """Standard deviation over seeds; 0 for a single one."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def draw(axis: Axes, found: dict[str, tuple[list[float], list[float]]]) -> None:
-    """One panel."""
+    """Draw one panel."""
     for place, (name, (values, psnrs)) in enumerate(found.items()):
         mean, colour = statistics.mean(values), f"C{place % 10}"
         if psnrs:

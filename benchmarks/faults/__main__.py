@@ -1,15 +1,15 @@
-"""Faults on purpose, and what became of them: python -m benchmarks.faults [--only=kills,flips] [--seed=0]
+"""Cause faults, and count how they end: python -m benchmarks.faults [--only=kills,flips] [--seed=0]
 
-    kills      SIGKILL at random moments of a training, and in the middle of a save
-    two        each command that writes, twice at a time into one folder
-    disk       each command that writes, on a disk that gets full (mounts one in memory: needs root)
-    flips      flipped bits, cut and missing files: all that we write and read again
+    kills      SIGKILL at random moments of a training, and during a save
+    two        each command that writes, started twice at a time in one folder
+    disk       each command that writes, on a disk that gets full (needs root, to mount a disk in memory)
+    flips      flipped bits, truncated and missing files, in all files that we write and read again
     pictures   damaged pictures of six formats
-    malformed  settings, manifests and other JSON that make no sense
-    hostile    torch files that hold no weights, or ask to run code
+    malformed  settings, manifests and other JSON with impossible values
+    hostile    torch files that hold no weights, or try to run code
 
-A fault is refused in one sentence, or harmless: all is as without it. Anything else is wrong: other results
-without a word, a traceback, lost work. Ends with status 1 if anything was wrong.
+A fault must be refused in one sentence or be harmless, that is, change nothing. All else is wrong: changed
+results without a message, a traceback, lost work. Ends with status 1 if anything was wrong.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PARTS = {
 
 
 def parts(text: str) -> list[str]:
-    """Names of PARTS."""
+    """argparse `type` of names of PARTS."""
     names = text.split(",")
     if unknown := set(names) - set(PARTS):
         raise argparse.ArgumentTypeError(f"{min(unknown)!r} is unknown; choose from {','.join(PARTS)}")
@@ -48,14 +48,14 @@ def parts(text: str) -> list[str]:
 def main() -> None:
     parser = script_parser(__spec__, __doc__)
     add = parser.add_argument
-    add("--only", type=parts, default=tuple(PARTS), help="parts, with commas between (all)")
-    add("--seed", type=int, default=0, help="of all that is random (%(default)s)")
-    add("--scale", type=float, default=1.0, help="of the number of faults (%(default)s)")
-    add("--json", metavar="FILE", help="the same numbers for programs, with versions, machine and date")
+    add("--only", type=parts, default=tuple(PARTS), help="parts, separated by commas (all)")
+    add("--seed", type=int, default=0, help="seed of all random numbers (%(default)s)")
+    add("--scale", type=float, default=1.0, help="factor for the number of faults (%(default)s)")
+    add("--json", metavar="FILE", help="file for the numbers, with versions, machine and date")
     given = parser.parse_args()
     check_file(given.json)
     if "disk" in given.only and os.geteuid():
-        raise UserError("the part disk mounts file systems, as root only can; leave it out of --only.")
+        raise UserError("the part disk mounts file systems, which only root can; leave it out of --only.")
     tally, seconds = Tally(), {}
     for name in given.only:
         began = time.perf_counter()

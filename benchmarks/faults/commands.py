@@ -1,11 +1,11 @@
-"""Every command that writes, twice at a time into one folder, and on a full disk.
+"""Run every command that writes twice at a time in one folder, and on a full disk.
 
-Of two at a time the second must be refused, and the first go on undisturbed. On a full disk the command must
-end with status 1 and one sentence and, given space and started again, end as if nothing had happened.
+Of two at a time, the second must be refused, and the first must go on undisturbed. On a full disk, the
+command must end with status 1 and one sentence; given space and started again, it must end as if nothing had
+happened.
 """
 
 import contextlib
-import functools
 import json
 import pathlib
 import shutil
@@ -29,49 +29,49 @@ class Command:
 
     name: str  # for the table
     words: list[str]  # what follows `python`
-    contents: Callable[[pathlib.Path], Any]  # folder -> what the command alone writes there, always the same
-    prepare: Callable[[pathlib.Path], Any] = lambda out: None  # makes what must be there before
+    contents: Callable[[pathlib.Path], Any]  # folder -> what was written there, always equal if undisturbed
+    prepare: Callable[[pathlib.Path], Any] = lambda out: None  # writes what the command needs in the folder
 
 
-def files(pattern: str, out: pathlib.Path) -> dict[str, bytes]:
-    """Bytes of files by name."""
-    return {path.name: path.read_bytes() for path in sorted(out.glob(pattern))}
+def files(pattern: str) -> Callable[[pathlib.Path], dict[str, bytes]]:
+    """A function from a folder to its files: name -> bytes."""
+    return lambda out: {path.name: path.read_bytes() for path in sorted(out.glob(pattern))}
 
 
 def metrics(out: pathlib.Path) -> dict:
-    """evaluation.json without the time it took."""
+    """The metrics of evaluation.json."""
     tasks = json.loads((out / "evaluation.json").read_text())["encoders"]["trained"]
     return {name: task["metrics"] for name, task in tasks.items()}
 
 
 def commands(folder: pathlib.Path, out: pathlib.Path) -> list[Command]:
-    """All of them, writing to `out`, on one trained run and one folder of images, made in `folder`."""
+    """All commands, writing to `out`, for a trained run and a folder of images that `folder` receives."""
     run, images = kills.calm(folder), picture_folder(folder / "images", 60)
     checkpoint, given, output = f"--checkpoint={run}", f"--input={images}", f"--output={out}"
-    some, tool = functools.partial(functools.partial, files), ["-m", "sparse_vis"]
+    tool = ["-m", "sparse_vis"]
     evaluate = ["main.py", f"--config={kills.TINY}", f"--workdir={out}", "--mode=evaluate"]
     return [
         Command("training", kills.run_words(out, 0), kills.final),
         Command("evaluation", [*evaluate, "--config.eval.tasks=('knn',)"], metrics,
                 lambda out: shutil.copytree(run, out, dirs_exist_ok=True)),
         Command("extraction", [*tool, "extract", checkpoint, given, output, "--shard-size=4", "--batch=4"],
-                some("*.parquet")),
-        Command("packing", [*tool, "pack", given, output, "--shard-size=4"], some("*")),
-        Command("export", [*tool, "export", checkpoint, output], some("*")),
-        Command("reconstruction", [*tool, "reconstruct", checkpoint, given, output], some("**/*.png")),
+                files("*.parquet")),
+        Command("packing", [*tool, "pack", given, output, "--shard-size=4"], files("*")),
+        Command("export", [*tool, "export", checkpoint, output], files("*")),
+        Command("reconstruction", [*tool, "reconstruct", checkpoint, given, output], files("**/*.png")),
         Command("report", [*tool, "report", checkpoint, f"--images={images}", f"{output}/page.html"],
-                some("*"), lambda out: out.mkdir(exist_ok=True)),
+                files("*"), lambda out: out.mkdir(exist_ok=True)),
     ]  # fmt: skip
 
 
 def holds_a_lock(pid: int) -> bool:
-    """Whether a process holds a POSIX record lock, by the kernel's list: looking disturbs nobody."""
+    """Whether a process holds a POSIX record lock, from the kernel's list, which disturbs no process."""
     lines = pathlib.Path("/proc/locks").read_text().splitlines()
     return any("POSIX" in line and str(pid) in line.split() for line in lines)
 
 
 def begun(command: Command, log: pathlib.Path) -> subprocess.Popen:
-    """Start a command, and return when it has locked its folder, or ended."""
+    """Start a command, and return when it has locked its folder or has ended."""
     process = kills.start(command.words, log)
     while process.poll() is None and not holds_a_lock(process.pid):
         time.sleep(0.001)
@@ -79,9 +79,9 @@ def begun(command: Command, log: pathlib.Path) -> subprocess.Popen:
 
 
 def both(command: Command, delay: float, logs: list[pathlib.Path]) -> str:
-    """Start a command, and while it is stopped `delay` seconds after it has locked the folder, once more.
+    """Start a command, stop it `delay` seconds after it has locked the folder, and start it a second time.
 
-    Returns what is wrong, or "": the second was refused, in a sentence with the first one's process id.
+    Returns what is wrong, or "" if the second was refused in a sentence with the process id of the first.
     """
     first = begun(command, logs[0])
     time.sleep(delay)
@@ -92,14 +92,14 @@ def both(command: Command, delay: float, logs: list[pathlib.Path]) -> str:
     if first.wait():
         return f"the first ended with status {first.returncode}: {logs[0].read_text()[-300:]}"
     if not overlapped:
-        return f"the first was done after {delay:.2f} s: nothing was tried"
+        return f"the first had ended after {delay:.2f} s, so nothing was tried"
     error = (text.strip().splitlines() or [""])[-1]
     named = error.startswith("error: ") and f"process {first.pid} " in error and "Traceback" not in text
     return "" if status == 1 and named else f"the second ended with status {status}: {text[-400:]!r}"
 
 
 def two_at_a_time(part: Part) -> None:
-    """Each command three times with a second one beside it, at a random moment of its first quarter."""
+    """Each command three times, with a second one started at a random moment of its first quarter."""
     out, logs = part.folder / "out", [part.folder / "first.log", part.folder / "second.log"]
     for command in commands(part.folder, out):
         shutil.rmtree(out, ignore_errors=True)
@@ -112,7 +112,7 @@ def two_at_a_time(part: Part) -> None:
             command.prepare(out)
             wrong = both(command, part.chance.uniform(0, seconds / 4), logs)
             if not wrong and command.contents(out) != expected:
-                wrong = "what the first writes is not what it writes alone"
+                wrong = "the first writes something else than alone"
             part.tally.count(f"two at a time, {command.name}", refused=True, wrong=wrong)
 
 
@@ -133,7 +133,7 @@ def mounted(place: pathlib.Path) -> Iterator[None]:
 
 
 def full_disk(part: Part) -> None:
-    """Each command on five disks of random sizes below what it needs."""
+    """Each command on five disks, of random sizes smaller than it needs."""
     place, log, again = part.folder / "disk", part.folder / "full.log", part.folder / "again.log"
     out = place / "out"
     for command in commands(part.folder, out):
@@ -153,7 +153,7 @@ def full_disk(part: Part) -> None:
                     if status:
                         kills.check(kills.start(command.words, again), again)
                     if command.contents(out) != expected:
-                        wrong = "what is written in the end is not what one alone writes"
+                        wrong = "in the end something else is written than on an empty disk"
                 except RuntimeError as error:
                     wrong = f"given space it {error}"
             if status and (status != 1 or "Traceback" in text):

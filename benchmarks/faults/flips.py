@@ -1,4 +1,4 @@
-"""Flipped bits, cut and missing files, in every kind of file that this project writes and reads again."""
+"""Flip bits in, truncate or remove files of every kind that this project writes and reads again."""
 
 import contextlib
 import functools
@@ -39,7 +39,7 @@ Kind = tuple[str, str, Callable[[pathlib.Path], Any], Callable[[Any, Any], bool]
 
 
 def picture_folder(folder: pathlib.Path, count: int) -> pathlib.Path:
-    """A folder with two classes of PNG pictures of noise."""
+    """Write a folder with two classes of PNG pictures of noise; returns it."""
     draw = np.random.default_rng(0)
     for number in range(count):
         path = folder / "ab"[number % 2] / f"{number}.png"
@@ -50,22 +50,22 @@ def picture_folder(folder: pathlib.Path, count: int) -> pathlib.Path:
 
 @functools.cache
 def shapes() -> tuple[TrainState, TrainState]:
-    """Shapes and shardings of a run's state."""
+    """Shapes and shardings of the run's state."""
     abstract = jax.eval_shape(functools.partial(initial_state, build_recipe(get_config())))
     return abstract, state_sharding(make_mesh((-1, 1)), abstract)
 
 
 def extract_features(folder: pathlib.Path, features: pathlib.Path) -> None:
-    """The extraction of `samples`; finds most of it done the second time."""
+    """Run the extraction of `samples`, which continues an existing one."""
     flags = f"--checkpoint={folder / 'run'} --input={folder / 'images'} --output={features}"
     less = "--outputs=cls,sparse --batch=8 --shard-size=8 --threads=1"
     extract.extract(extract.parser().parse_args(f"{flags} {less}".split()))
 
 
 def samples(folder: pathlib.Path) -> None:
-    """Sound inputs that faults are applied to, without training, all in `folder`.
+    """Write undamaged inputs into `folder`, without training.
 
-    They are `images`, a `run` of random numbers, and of it `features`, `packed` images, `exported` weights.
+    They are `images`, a `run` with random parameters, its `features`, `packed` images and `exported` weights.
     """
     images, run = picture_folder(folder / "images", 20), folder / "run"
     write_checkpoints(run, {3: 0}, config=get_config())
@@ -80,13 +80,13 @@ def samples(folder: pathlib.Path) -> None:
 
 
 def load(folder: pathlib.Path) -> dict:
-    """What every tool loads, and the EMA copy."""
+    """What every tool loads of a model, and the EMA teacher."""
     found = read_model(folder, teacher=True)
     return {"params": found.params, "teacher": found.teacher, "config": settings.plain(found.config)}
 
 
 def continued(run: pathlib.Path) -> Any:
-    """What a continued run starts from."""
+    """What a continued run restores."""
     manager = checkpoint.open_manager(run, keep=1)
     try:
         return checkpoint.restore(manager, *shapes()), step_folder.read_config(step_folder.find_step(run))
@@ -95,7 +95,7 @@ def continued(run: pathlib.Path) -> Any:
 
 
 def extract_and_read(made: pathlib.Path, features: pathlib.Path) -> dict:
-    """Gives the command of the extraction again, then reads its tables."""
+    """Repeat the command of the extraction, then read its tables."""
     extract_features(made, features)
     tables = [pq.read_table(path).to_pydict() for path in sorted(features.glob("*.parquet"))]
     return {"tables": tables, "skipped": (features / "skipped.txt").read_text()}
@@ -107,26 +107,21 @@ def unpack(packed: pathlib.Path) -> dict:
     return {"classes": source.classes, "records": [source[i] for i in range(len(source))]}
 
 
-def evaluations(run: pathlib.Path) -> dict:
-    """What has been measured; without the file all is measured again."""
-    return Results(run).encoders if (run / "evaluation.json").exists() else {}
-
-
 def rows(run: pathlib.Path) -> list[dict]:
-    """Metrics that are read for a figure, and those that a continued run keeps."""
+    """The metrics that a continued run keeps; also reads them as for a figure."""
     read_metrics(run / JSONL)
     return keep_until(run / JSONL, 3)
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two trees have the same leaves, bit by bit."""
+    """Whether two trees have equal leaves."""
     if jax.tree.structure(a) != jax.tree.structure(b):
         return False
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def others_are_kept(found: list[dict], original: list[dict]) -> bool:
-    """Whether at most one row differs, or the last ones are gone: rows have no checksums."""
+    """Whether at most one row differs, or the last rows are gone, which is not noticed without checksums."""
     return found == original[: len(found)] or len([row for row in original if row not in found]) <= 1
 
 
@@ -136,7 +131,7 @@ def flip(data: bytes, at: int, bit: int) -> bytes:
 
 
 def damage(path: pathlib.Path, chance: random.Random) -> str:
-    """Damages a file; returns how, in words."""
+    """Damage a file; returns, in words, how."""
     data, fault = path.read_bytes(), chance.choice(["flip"] * 8 + ["cut", "missing"])
     if fault == "missing" or not data:
         path.unlink()
@@ -145,27 +140,29 @@ def damage(path: pathlib.Path, chance: random.Random) -> str:
     if fault == "cut":
         path.write_bytes(data[:at])
         return f"{path.name} is cut at byte {at} of {len(data)}"
-    if chance.random() < 0.7:  # rather not in the zeros that some formats fill up blocks with
+    if chance.random() < 0.7:  # mostly avoid the zeros with which some formats pad blocks
         at = chance.choice(np.flatnonzero(np.frombuffer(data, np.uint8)).tolist() or [at])
     path.write_bytes(flip(data, at, bit := chance.randrange(8)))
     return f"bit {bit} of byte {at} of {path.name}"
 
 
 def fresh_copy(sound: pathlib.Path, copy: pathlib.Path) -> None:
-    """Replace a damaged folder by the sound one."""
+    """Replace a damaged folder by a copy of the undamaged one."""
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(sound, copy)
 
 
 def campaign(part: Part) -> None:
-    """Damage one file at a time, 50 times for each way of reading, and read."""
+    """Damage one file at a time, 50 times for each way of reading it, and read it."""
     folder, copy = part.folder, part.folder / "damaged"
     samples(folder)
     kinds: dict[str, Kind] = {
         "a checkpoint, loaded": ("run", "checkpoints/3/**/*", load, equal),
         "a checkpoint, continued from": ("run", "checkpoints/3/**/*", continued, equal),
         "a run's config.json": ("run", "config.json", lambda run: settings.plain(settings.read(run)), equal),
-        "evaluation.json": ("run", "evaluation.json", evaluations, lambda a, b: a in (b, {})),
+        # Without the file, all is measured again.
+        "evaluation.json": (
+            "run", "evaluation.json", lambda run: Results(run).encoders, lambda a, b: a in (b, {})),
         "metrics.jsonl, other rows": ("run", JSONL, rows, others_are_kept),
         "features, command given again": (
             "features", "*", functools.partial(extract_and_read, folder), equal),

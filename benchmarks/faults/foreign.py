@@ -1,7 +1,7 @@
-"""Files that others made: damaged pictures, and torch files that hold no weights or ask to run code.
+"""Read files of other programs: damaged pictures, and torch files that hold no weights or try to run code.
 
-Pillow decodes the same pictures: what it refuses must be refused, and what is decoded must be its pixels.
-What is read of a torch file must be the sound tensors; all else must be refused, and nothing may run.
+Pictures that Pillow refuses must be refused; all others must be decoded to its pixels. Torch files must be
+refused or give the undamaged tensors, and none may run code.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from sparse_vis.data.decode import decode
 from sparse_vis.interop.load import read_model
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-LONGEST = 5.0  # seconds for one picture of a few hundred pixels; a header must not make it more
+LONGEST = 5.0  # seconds for one picture of a few hundred pixels, whatever its header says
 GOLDEN = ROOT / "tests" / "golden"
 SOUND = GOLDEN / "pixel_p16.safetensors"
 
 
 def picture(kind: str, chance: random.Random) -> bytes:
-    """A file of random smooth content and random size, from 1 px on."""
+    """A picture's file, of random smooth content and random size."""
     size = chance.choice([(1, 1), (3, 40), (31, 17), (120, 80), (257, 190)])
     noise = np.random.default_rng(chance.randrange(2**32)).integers(0, 256, (5, 5, 3), np.uint8)
     file = io.BytesIO()
@@ -49,7 +49,7 @@ def picture(kind: str, chance: random.Random) -> bytes:
 
 
 def huge(data: bytes, chance: random.Random) -> bytes:
-    """Some two or four bytes of the header, where sizes are, hold a large number."""
+    """The data with a large number in two or four bytes of the header, where sizes are."""
     at, form = chance.randrange(min(len(data) - 4, 64)), chance.choice([">H", "<H", ">I", "<I"])
     number = struct.pack(form, 13000 if form[1] == "H" else 70000)
     return data[:at] + number + data[at + len(number) :]
@@ -72,7 +72,7 @@ FAULTS = {
 
 
 def is_pillows(pixels: np.ndarray, data: bytes) -> bool:
-    """Whether Pillow alone reads the file and gives these pixels, transparent ones over white."""
+    """Whether Pillow alone reads the file with these pixels, transparent ones over white."""
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")
@@ -86,7 +86,7 @@ def is_pillows(pixels: np.ndarray, data: bytes) -> bool:
 
 
 def pictures(part: Part) -> None:
-    """Damage ten pictures of every format in every way."""
+    """Damage ten pictures of every format in each way of FAULTS."""
     for kind, (name, fault) in itertools.product(FORMATS, FAULTS.items()):
         for number in part.times(10):
             data = fault(picture(kind, part.chance), part.chance)
@@ -101,7 +101,7 @@ def pictures(part: Part) -> None:
 
 
 class Evil:
-    """Unpickled, it calls a function."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, call, *arguments):
         self.call, self.arguments = call, arguments
@@ -118,7 +118,7 @@ def saved(content, **options) -> bytes:
 
 
 def odd_tensors(x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Tensors that are no array of floating-point numbers, or of none that a network has."""
+    """Tensors that are not floating-point arrays, or of types or values that no network has."""
     flat = x.reshape(len(x), -1)
     odd = {"not a number": x * float("nan"), "infinite": x + float("inf"), "transposed": flat.T[None]}
     odd |= {f"{dtype}": x.to(dtype) for dtype in (torch.int8, torch.bool, torch.uint16, torch.int64)}
@@ -134,7 +134,7 @@ def odd_tensors(x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def attacks(mark: pathlib.Path) -> list[Evil]:
-    """What would leave a file if it ran."""
+    """Objects that would write the file `mark` if their code ran."""
     text = str(mark)
     return [
         Evil(os.system, f"touch {text}"), Evil(eval, f"open({text!r}, 'w')"),
@@ -146,8 +146,8 @@ def attacks(mark: pathlib.Path) -> list[Evil]:
 
 
 def contents(mark: pathlib.Path, part: Part) -> Iterator[tuple[str, str, bytes]]:
-    """Kind of each file, which it is, and its bytes."""
-    warnings.simplefilter("ignore")  # torch's, on what of it is in beta or deprecated
+    """Kind, name and bytes of each file."""
+    warnings.simplefilter("ignore")  # torch warns of its beta and deprecated features
     arrays = load_file(SOUND)
     tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     name = "cls_cluster_head.predictor.layers.0.weight"
@@ -178,7 +178,7 @@ def contents(mark: pathlib.Path, part: Part) -> Iterator[tuple[str, str, bytes]]
 
 
 def torch_files(part: Part) -> None:
-    """Every hostile file, and 40 that are cut and 40 with a bit flipped."""
+    """Read every hostile file, 40 that are truncated, and 40 with a flipped bit."""
     entry = json.loads((GOLDEN / "config.json").read_text())["models"]["pixel_p16"] | {"weights": "x.pth"}
     (part.folder / "config.json").write_text(json.dumps({"models": {"x": entry}}))
     weights, mark = part.folder / "x.pth", part.folder / "it_ran"

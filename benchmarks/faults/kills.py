@@ -1,7 +1,7 @@
-"""Runs that are killed at random moments, and in the middle of a save, until they are finished.
+"""Kill and continue runs, at random moments and during a save, until they are finished.
 
-A run that was finished that way must equal one that was left alone: each array of the last checkpoint bit by
-bit, its position in the data, and each row of the metrics but for the clock's columns.
+Such a run must equal an undisturbed one: each array of the last checkpoint bit by bit, its position in the
+data, and each row of the metrics except for the columns in CLOCK.
 """
 
 import json
@@ -29,7 +29,7 @@ MOMENTS = ("any time", "between steps", "in a save", "in a save")  # half of all
 
 
 def start(words: list[str], log: pathlib.Path) -> subprocess.Popen:
-    """Start a program of the project, given what follows `python`; both outputs replace the log."""
+    """Start a program of the project, given what follows `python`; its output is written to `log`."""
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -40,14 +40,14 @@ def start(words: list[str], log: pathlib.Path) -> subprocess.Popen:
 
 
 def check(process: subprocess.Popen, log: pathlib.Path, allowed: tuple[int, ...] = (0,)) -> int:
-    """Wait for a program's end; its status, or a RuntimeError with the end of its output if not allowed."""
+    """Wait for a program's end; returns its status. Raises RuntimeError for a status that is not allowed."""
     if (status := process.wait()) not in allowed:
         raise RuntimeError(f"ended with status {status}: {log.read_text()[-500:]}")
     return status
 
 
 def run_words(workdir: pathlib.Path, workers: int) -> list[str]:
-    """main.py and the flags of the run; it logs at other steps than it saves at."""
+    """main.py and the flags of the run, which logs and saves at different steps."""
     return [
         "main.py", f"--config={TINY}", f"--workdir={workdir}", f"--config.data.workers={workers}",
         f"--config.train.steps={STEPS}", f"--config.train.save_every={SAVE_EVERY}",
@@ -56,14 +56,14 @@ def run_words(workdir: pathlib.Path, workers: int) -> list[str]:
 
 
 def kill_once(workdir: pathlib.Path, workers: int, moment: str, chance: random.Random) -> bool:
-    """Start or continue a run, and kill it at one of MOMENTS; whether SIGKILL came before its own end."""
+    """Start or continue a run, and kill it at one of MOMENTS; returns False if it ended before that."""
     log = workdir.with_suffix(".log")
     process, begun = start(run_words(workdir, workers), log), time.monotonic()
     seen, since = set(), None  # checkpoints that were being written; when the moment began
     wait = {"any time": chance.uniform(0, 30), "between steps": chance.uniform(0, 3)}.get(moment)
     nth, wait = chance.randint(1, 3), chance.uniform(0, 0.1) if wait is None else wait
     while process.poll() is None:
-        stepping = "images/s" in log.read_text()  # from here on no earlier process's save is left
+        stepping = "images/s" in log.read_text()  # by then, remains of earlier saves have been removed
         seen |= set((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")) if stepping else set()
         now = {"any time": True, "between steps": stepping, "in a save": len(seen) >= nth}
         if since is None and now[moment]:
@@ -76,7 +76,7 @@ def kill_once(workdir: pathlib.Path, workers: int, moment: str, chance: random.R
 
 
 def final(workdir: pathlib.Path) -> tuple[dict, list[dict]]:
-    """The last checkpoint by path, arrays as bytes, and the rows of the metrics without the clock's."""
+    """Path -> array, as bytes, of the last checkpoint; and the rows of the metrics without CLOCK."""
     folder = workdir / "checkpoints" / str(STEPS)
     with ocp.StandardCheckpointer() as reader:
         trees = {item: reader.restore((folder / item).resolve()) for item in ("params", "rest")}
@@ -89,7 +89,7 @@ def final(workdir: pathlib.Path) -> tuple[dict, list[dict]]:
 
 
 def differences(found: tuple[dict, list[dict]], expected: tuple[dict, list[dict]]) -> list[str]:
-    """What of two finished runs is not the same, in words."""
+    """In words, in what two finished runs differ."""
     (arrays, rows), (arrays0, rows0) = found, expected
     wrong = sorted(arrays.keys() ^ arrays0.keys())
     wrong += sorted(name for name in arrays.keys() & arrays0.keys() if arrays[name] != arrays0[name])
@@ -100,14 +100,14 @@ def differences(found: tuple[dict, list[dict]], expected: tuple[dict, list[dict]
 
 
 def calm(folder: pathlib.Path) -> pathlib.Path:
-    """The workdir of a run that is left alone."""
+    """Run a training without disturbing it; returns its workdir."""
     workdir, log = folder / "calm", folder / "calm.log"
     check(start(run_words(workdir, 0), log), log)
     return workdir
 
 
 def campaign(part: Part) -> None:
-    """Kill runs with 0 and with 2 workers at least 60 times, each until it is finished."""
+    """Kill at least 60 times: runs with 0 and with 2 workers, in turn, each until it is finished."""
     expected, done, number, kills = final(calm(part.folder)), 0, 0, len(part.times(60))
     while done < kills:
         workers, workdir, count, wrong = (0, 2)[number % 2], part.folder / f"killed{number}", 0, []

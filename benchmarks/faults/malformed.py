@@ -1,6 +1,6 @@
-"""Settings of a command line, and JSON files with values that make no sense.
+"""Give impossible values to settings on the command line, and in JSON files.
 
-What is accepted must be taken as it was written, and the training step must have shapes with it.
+A value that is accepted must be used as it was written, and the training step must be traceable with it.
 """
 
 import ast
@@ -54,7 +54,7 @@ def parsed(flag: str) -> ConfigDict:
 
 
 def try_flag(name: str, text: str) -> Any:
-    """What a setting became; if it decides what the step computes, the step is traced with it."""
+    """Set a setting and return its value; if the step depends on it, the step is traced."""
     config = parsed(f"--config.{name}={text}")
     if name.startswith(COMPUTED) and config.model.target == "pixel":
         recipe = build_recipe(config)
@@ -64,7 +64,7 @@ def try_flag(name: str, text: str) -> Any:
 
 
 def as_written(found: Any, text: str) -> bool:
-    """Whether that is the text, or the number, tuple, ... that it stands for in Python."""
+    """Whether a value is the text, or the number, tuple … that the text stands for in Python."""
     try:
         said = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -73,12 +73,12 @@ def as_written(found: Any, text: str) -> bool:
 
 
 def same_number(found: Any, said: Any) -> bool:
-    """Whether a float is the one nearest to a whole number."""
+    """Whether a float is that nearest to a whole number."""
     return isinstance(found, float) and isinstance(said, int) and found == float(said)
 
 
 def mutated(content: dict, chance: random.Random) -> str:
-    """Gives some value of a JSON object, however deep, another; returns which, in words."""
+    """Replace a value somewhere in a JSON object; returns, in words, which."""
     key = chance.choice(sorted(content))
     while isinstance(content[key], dict) and content[key] and chance.random() < 0.9:
         content, key = content[key], chance.choice(sorted(content[key]))
@@ -87,14 +87,14 @@ def mutated(content: dict, chance: random.Random) -> str:
 
 
 def agrees(found: Any, said: Any) -> bool:
-    """Whether what was read is all that a JSON object says, and not taken for another type."""
+    """Whether all values of a JSON object were read, with the same types."""
     if isinstance(said, dict):
         return isinstance(found, dict) and all(agrees(found[key], value) for key, value in said.items())
     return (found == said or same_number(found, said)) and isinstance(found, bool) == isinstance(said, bool)
 
 
 def as_said(found: dict, content: dict, expected: dict) -> bool:
-    """Whether a model is the sound one, with what its manifest says of it."""
+    """Whether a model has the sizes in its manifest, and the undamaged parameters."""
     (entry,) = content["models"].values()
     said = {SETTINGS[key]: value for key, value in entry.items() if key in SETTINGS and value is not None}
     model = settings.leaves(ConfigDict(found["config"]["model"]))
@@ -104,7 +104,7 @@ def as_said(found: dict, content: dict, expected: dict) -> bool:
 
 
 def campaign(part: Part) -> None:
-    """200 settings on the command line, 100 config.json, 100 manifests, 100 packed.json."""
+    """Try 200 settings on the command line, 100 config.json, 100 manifests and 100 packed.json."""
     chance, names, copy = part.chance, sorted(settings.leaves(default_config())), part.folder / "damaged"
     for _ in part.times(200):
         name, text = chance.choice(names), chance.choice(TEXTS)
@@ -125,5 +125,5 @@ def campaign(part: Part) -> None:
             content = json.loads((copy / file).read_text())
             content.pop(CHECKSUM, None)
             fault = mutated(content, chance)
-            write_json(copy / file, content)  # with the checksum that belongs to it
+            write_json(copy / file, content)  # with a valid checksum
             part.tally.judge(kind, fault, lambda r=read: r(copy), lambda x, s=same, c=content: s(x, c))

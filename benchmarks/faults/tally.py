@@ -1,4 +1,4 @@
-"""What became of each fault: refused in one sentence, harmless, or wrong."""
+"""Count the faults that were refused in one sentence, were harmless, or did harm ("wrong")."""
 
 import collections
 import contextlib
@@ -13,7 +13,7 @@ from typing import TypeVar
 from sparse_vis.runtime.errors import UserError
 
 T = TypeVar("T")
-LONGEST = 600  # characters of a sentence that a person still reads
+LONGEST = 600  # most characters of an error sentence
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Tally:
         self.rows: dict[str, Row] = collections.defaultdict(Row)
 
     def count(self, kind: str, refused: bool, wrong: str) -> None:
-        """A trial that was judged: `wrong` says what is, if anything."""
+        """Count a trial; `wrong` says what went wrong, if anything."""
         if wrong:
             self.fail(kind, wrong)
         elif refused:
@@ -45,22 +45,22 @@ class Tally:
             self.rows[kind].harmless += 1
 
     def add(self, kind: str, tried: int, wrong: list[str]) -> None:
-        """Trials that are judged together: all harmless, or `wrong` says what was not."""
+        """Count trials that are judged together; `wrong` says what went wrong, if anything."""
         self.rows[kind].harmless += tried - bool(wrong)
         if wrong:
             self.fail(kind, "; ".join(wrong[:5]))
 
     def fail(self, kind: str, what: str) -> None:
-        """A fault that did harm, or an error without its sentence."""
+        """Count and print a fault that did harm, or whose error was not one sentence."""
         self.rows[kind].wrong.append(what)
         print(f"WRONG: {kind}: {what}", flush=True)
 
     def judge(self, kind: str, fault: str, read: Callable[[], T], same: Callable[[T], bool]) -> None:
-        """One trial within this process.
+        """Make and count one trial within this process.
 
         Args:
-            kind: of fault. fault: this one, for the line of a wrong one. read: uses the damaged input.
-            same: whether what `read` returns is what the sound input gives.
+            kind: of fault. fault: in words. read: uses the damaged input.
+            same: whether a result of `read` is that of the undamaged input.
         """
         try:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -70,15 +70,15 @@ class Tally:
         except Exception:
             self.fail(kind, f"{fault}: traceback: {traceback.format_exc().strip().splitlines()[-1]}")
         else:
-            self.count(kind, False, "" if same(found) else f"{fault}: other results without a word")
+            self.count(kind, False, "" if same(found) else f"{fault}: other results without a message")
 
     def refuse(self, kind: str, fault: str, sentence: str) -> None:
-        """A refusal; it must be one line of a readable length."""
+        """Count a refusal, which must be one line of readable length."""
         readable = len(sentence.splitlines()) == 1 and len(sentence) <= LONGEST
         self.count(kind, True, "" if readable else f"{fault}: not one sentence: {sentence[:200]!r}")
 
     def table(self) -> str:
-        """Markdown: tried, refused, harmless, wrong of each kind, and of all."""
+        """The counts of each kind, and of all, as a Markdown table."""
         lines = ["| fault | tried | refused | harmless | wrong |", "|---|---|---|---|---|"]
         rows = [*self.rows.items(), ("all", self.total())]
         lines += [f"| {k} | {r.tried} | {r.refused} | {r.harmless} | {len(r.wrong)} |" for k, r in rows]
@@ -93,13 +93,13 @@ class Tally:
 
 @dataclass(frozen=True)
 class Part:
-    """What a part of the campaign is given."""
+    """Arguments of a part of the campaign."""
 
     folder: pathlib.Path  # empty, for all that it writes
-    tally: Tally  # gets its trials
-    chance: random.Random  # all its random numbers
-    scale: float  # of the number of trials
+    tally: Tally  # counts its trials
+    chance: random.Random  # draws all its random numbers
+    scale: float  # factor for the number of trials
 
     def times(self, number: int) -> range:
-        """Loops over that many trials, scaled."""
+        """A range of `number` trials, scaled."""
         return range(max(1, round(number * self.scale)))

@@ -1,11 +1,11 @@
-"""How the cost of training grows with batch, tokens, prototypes, image size and views, and that of matching.
+"""Measure how the cost of training, and of matching, grows with batch, tokens, prototypes, images and views.
 
     python -m benchmarks.growth.growth --json=benchmarks/results/growth.json --plot=docs/images/growth.png
 
-Loss and gradients of a small STELLAR (width 128, 4 layers), beside a dense ViT of the same size on the same
-views (no queries, no factorization, no prototype heads; it decodes its own patch features) and the decoder
-alone. The expected law is that of the counted matrix products. A time is the least of 5 calls in each of 6
-rounds through all points, as machines that are shared are slow for minutes at a time.
+Times loss and gradients of a small STELLAR (width 128, 4 layers), of a dense ViT of the same size on the same
+views (no queries, factorization or prototype heads; it decodes its own patch features), and of the decoder
+alone. The expected growth is that of the counted matrix products. A time is the least of 5 calls in each of 6
+rounds through all points, because shared machines can be slow for minutes.
 """
 
 import functools
@@ -36,7 +36,7 @@ LAWS = {
 
 
 def points() -> dict[str, dict]:
-    """Name -> what is measured there: an arm or a matching, and its sizes."""
+    """Name of each point -> arguments of `measure`."""
     found = {}
     for axis, values in arms.AXES.items():
         for value, arm in itertools.product(values, arms.NEEDS):
@@ -48,13 +48,13 @@ def points() -> dict[str, dict]:
 
 @functools.cache
 def program_of(arm: str, **sizes: int) -> tuple:
-    """The compiled program of a point, and its arguments; compiled once for all rounds."""
+    """The compiled program of a point, for all rounds, and its arguments."""
     function, arguments = arms.ARMS[arm](**sizes)
     return compiled(function, *arguments), arguments
 
 
 def measure(arm: str, sizes: dict) -> dict:
-    """Seconds and products of one point; of a matching, also which partners it found."""
+    """Seconds and products of one point; of a matching, also the partners that it found."""
     program, arguments = program_of(arm, **sizes)
     timing = timed(lambda: program.call(*arguments), repeats=5, warmup=1)
     found = {"seconds": timing["min"], "products": program.products}
@@ -64,7 +64,7 @@ def measure(arm: str, sizes: dict) -> dict:
 
 
 def table(results: dict) -> str:
-    """Both tables as Markdown: times relative to the base, with what the products let expect beside."""
+    """Both tables as Markdown: times relative to the base, and the ratios of products as expectation."""
     lines = [
         "| axis | value | STELLAR ms | relative | expected | dense ViT ms | STELLAR / dense | expected | "
         "decoder's share | law |",
@@ -104,13 +104,11 @@ def table(results: dict) -> str:
 
 
 def plot(results: dict, path: str) -> None:
-    """A panel per axis, logarithmic, and one of matching; dashed: the law through the base's time."""
-    import matplotlib
+    """Plot a logarithmic panel per axis and one of matching; dashed lines: expected from the base's time."""
+    from matplotlib.figure import Figure  # here, as importing it takes time
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    panels = figure.subplots(2, 3)
     labels = {"stellar": "STELLAR", "dense": "dense ViT", "decoder": "decoder alone"}
     for panel, (axis, values) in zip(panels.flat, arms.AXES.items(), strict=False):
         for colour, (arm, label) in enumerate(labels.items()):
@@ -120,8 +118,7 @@ def plot(results: dict, path: str) -> None:
             law = [1e3 * base["seconds"] * p["products"] / base["products"] for p in found]
             panel.plot(values, law, "--", color=f"C{colour}", alpha=0.6, label=f"{label}, by products")
         panel.set(xlabel=axis, ylabel="ms per loss and gradients")
-    # Where the lines leave room.
-    panels.flat[2].legend(fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.3))
+    panels.flat[2].legend(fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.3))  # here the lines leave room
     matched = panels.flat[-1]
     for matching, colour, power, law in (("entropic", "C3", 2, "r²"), ("exact", "C4", 3, "r³")):
         times = {r: 1e3 * results[f"{matching} {r}"]["seconds"] for r in arms.LENGTHS}
@@ -139,9 +136,9 @@ def plot(results: dict, path: str) -> None:
 
 def main() -> None:
     parser, file = script_parser(__spec__, __doc__), {"type": paths.path, "metavar": "FILE"}
-    again = "what is measured is kept there point by point; started again, it does the rest"
+    again = "file for the numbers, written after each point; started again, the program measures the rest"
     parser.add_argument("--json", required=True, **file, help=again)
-    parser.add_argument("--plot", **file, help="the same as a picture")
+    parser.add_argument("--plot", **file, help="picture of the numbers")
     arguments = parser.parse_args()
     check_file(arguments.json)
     check_file(arguments.plot, "--plot")

@@ -1,6 +1,4 @@
-"""What benchmarks/growth/growth.py times: functions and arguments for given sizes."""
-
-from __future__ import annotations
+"""The functions that benchmarks/growth/growth.py times, and their arguments, for given sizes."""
 
 import functools
 
@@ -30,11 +28,11 @@ AXES = {
 NEEDS = {"stellar": tuple(BASE), "dense": ("batch", "image", "views"), "decoder": ("batch", "image")}
 LENGTHS = (4, 8, 16, 32, 64, 128, 256)
 MATCHINGS = ("entropic", "exact")
-SETS = 16  # of each kind, matched together
+SETS = 16  # pairs of each kind, matched together
 
 
 def point(arm: str, axis: str, value: int) -> str:
-    """Name of an arm's result where one of the sizes of BASE has another value."""
+    """Name of the result of an arm with BASE sizes, but this value of one."""
     sizes = BASE | {axis: value}
     return f"{arm} { {name: sizes[name] for name in NEEDS[arm]} }"
 
@@ -50,7 +48,7 @@ def configured(tokens: int, prototypes: int, image: int):
 
 
 def random_views(batch: int, image: int, views: int, patches: int) -> Views:
-    """As many masked as local views; a local one has 48 px a side."""
+    """Random pixels, with as many masked as local views; local ones have 48 px per side."""
     keys = random.split(random.key(0), 3)
     kept = visible_count(patches, 0.8)
     masked = random.uniform(keys[0], (batch, views, image, image, 3))
@@ -60,7 +58,7 @@ def random_views(batch: int, image: int, views: int, patches: int) -> Views:
 
 
 def stellar(batch: int, tokens: int, prototypes: int, image: int, views: int) -> tuple:
-    """Loss and gradients of the whole objective."""
+    """Loss and gradients of the full objective."""
     config = configured(tokens, prototypes, image)
     model, spec = build_model(config), build_loss(config)
     params = init_params(model, random.key(1))
@@ -73,7 +71,7 @@ def stellar(batch: int, tokens: int, prototypes: int, image: int, views: int) ->
 
 
 def parts(image: int) -> tuple[Stellar, dict, tuple[int, int]]:
-    """Model without queries for the other arms, its parameters and the grid of patches."""
+    """A model without queries, for the other arms; its parameters; its grid of patches."""
     model = build_model(configured(2, 64, image))
     model, grid = model.clone(encoder=model.encoder.clone(queries=0)), model.grid(image, image)
     pixels, Z = jnp.zeros((1, image, image, 3)), jnp.zeros((1, grid[0] * grid[1], 128))
@@ -100,7 +98,7 @@ def dense(batch: int, image: int, views: int, **_) -> tuple:
 
 
 def decoder(batch: int, image: int, **_) -> tuple:
-    """Loss and gradients of the decoder alone, also by its input."""
+    """Loss of the decoder alone, with gradients of its parameters and input."""
     model, params, grid = parts(image)
     Z = random.normal(random.key(3), (batch, grid[0] * grid[1], 128))
     target = jnp.zeros((batch, image, image, 3))
@@ -112,7 +110,7 @@ def decoder(batch: int, image: int, **_) -> tuple:
 
 
 def token_sets(tokens: int) -> tuple[jax.Array, jax.Array]:
-    """Pairs of sets of tokens of width 128: shuffled copies under as much noise, then unrelated ones."""
+    """Pairs of sets of tokens of width 128: shuffled copies with noise of equal size, then unrelated sets."""
     y = random.normal(random.key(tokens), (SETS, tokens, 128))
     order = jax.vmap(lambda key: random.permutation(key, tokens))(random.split(random.key(4), SETS))
     noise = random.normal(random.key(5), y.shape)
@@ -121,14 +119,10 @@ def token_sets(tokens: int) -> tuple[jax.Array, jax.Array]:
     return jnp.concatenate([copies, unrelated[0]]), jnp.concatenate([y, unrelated[1]])
 
 
-def entropic(tokens: int) -> tuple:
-    """The published matching: 5 rounds at 0.1."""
-    return functools.partial(entropic_match, epsilon=0.1, iterations=5), token_sets(tokens)
-
-
-def exact(tokens: int) -> tuple:
-    """The one-to-one assignment."""
-    return exact_match, token_sets(tokens)
-
-
-ARMS = {"stellar": stellar, "dense": dense, "decoder": decoder, "entropic": entropic, "exact": exact}
+ARMS = {
+    "stellar": stellar, "dense": dense, "decoder": decoder,
+    "entropic": lambda tokens: (  # as published
+        functools.partial(entropic_match, epsilon=0.1, iterations=5), token_sets(tokens)
+    ),
+    "exact": lambda tokens: (exact_match, token_sets(tokens)),
+}  # fmt: skip

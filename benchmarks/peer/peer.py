@@ -1,4 +1,4 @@
-"""Time us against a PyTorch model of the same sizes: encode and full training step, in turns.
+"""Time our encoder and full training step against a PyTorch model of the same sizes, in turns.
 
     pip install "transformers==5.24.*" "torch==2.13.*"      # both only for this
     python -m benchmarks.peer.peer --config=configs/imagenet_b16.py --json=FILE
@@ -8,13 +8,12 @@
     --step_images=2     images per training step
     --repeats=9         pairs of timed runs, the order changing from pair to pair
     --compile=True      torch.compile for the peer, which needs a C++ compiler; --compile=False: eager
-    --json=FILE         the same numbers for programs, with device, versions and date
+    --json=FILE         file for the numbers, with device, versions and date
 
-The peer (peer_model.py) wraps transformers' ViT layers and is given our weights; before anything
-is timed, features and losses of both are compared. A step takes the same views as arrays: drawing them is in
-neither time. The products of one layer are timed alone too: how XLA's matrix products stand to PyTorch's
-bounds the rest. The last line is JSON: products_ratio, encode_ratio and step_ratio, the peer's time / ours,
-above 1 where we are faster, and their spreads.
+The peer (peer_model.py) wraps transformers' ViT layers and has our weights; features and losses of both are
+compared before anything is timed. Both steps get the same views as arrays, and the time to make them is not
+counted. The matrix products of one layer are also timed alone, as their ratio limits the others. The last
+line is JSON: products_ratio, encode_ratio and step_ratio, each the peer's time / ours, and their spreads.
 """
 
 import functools
@@ -50,7 +49,7 @@ SIDES = ("ours", "peer")
 
 
 def prepared(config):
-    """The configuration with what both sides compute."""
+    """The configuration, changed to what both sides compute. Raises UserError."""
     if config.loss.matching != "entropic" or config.loss.sinkhorn_epsilon:
         raise UserError("the peer has the default losses only; leave config.loss as it is.")
     with config.unlocked():
@@ -62,7 +61,7 @@ def prepared(config):
 
 
 def same(name: str, ours, theirs) -> float:
-    """Largest difference relative to our largest number; a UserError if it is above rounding."""
+    """Largest difference / our largest number. Raises UserError if it is more than rounding."""
     ours, theirs = np.asarray(ours), theirs.detach().numpy()
     difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
     if not difference < TOLERANCE:
@@ -71,10 +70,10 @@ def same(name: str, ours, theirs) -> float:
 
 
 def products(config, length: int):
-    """The products of a layer with its kernels, for the images of an encode call, `length` tokens each.
+    """A layer's products with its kernels, for the images of an encode call with `length` tokens each.
 
-    Returns, as `encoders` and `steps` do: ours and the peer's as functions without arguments, and how far
-    their first results are apart.
+    Returns, as `encoders` and `steps` do, our function and the peer's, both without arguments, and the
+    differences of their first results.
     """
     linear, rows = torch.nn.functional.linear, ENCODE.value * length
     d, mlp = config.model.width, config.model.mlp_dim
@@ -88,7 +87,7 @@ def products(config, length: int):
 
 
 def encoders(config, recipe, params, peer):
-    """Both encoders."""
+    """Both encoders, compared; returns as `products`."""
     size = config.model.image_size
     pixels = jax.random.uniform(jax.random.key(1), (ENCODE.value, size, size, 3))
     variables = {"params": params}
@@ -106,7 +105,7 @@ def encoders(config, recipe, params, peer):
 
 
 def steps(config, recipe, state, peer):
-    """Both training steps."""
+    """Both training steps, compared; returns as `products`."""
     views = jax.jit(functools.partial(make_views, spec=recipe.views))(jax.random.key(3), random_batch(config))
     program = compiled(
         lambda state, views: train_step(recipe, state, views, view=lambda v: v), state, views, donate=(0,)
@@ -128,21 +127,21 @@ def steps(config, recipe, state, peer):
 
 
 def peaks() -> dict[str, float]:
-    """FLOP/s of large float32 matrix products in this run, by JAX and by PyTorch: the best of each."""
+    """Best FLOP/s of large float32 matrix products in this run, by JAX and by PyTorch."""
     side = 2048
     x, w = torch.randn(side, side), torch.randn(side, side)
     return {"ours": matmul_peak("float32"), "peer": 2 * side**3 / timed(lambda: (x @ w).numpy())["min"]}
 
 
 def compare(ours: Callable, theirs: Callable, pairs: int, images: int) -> dict:
-    """Times of both, in pairs whose order changes.
+    """Times of both, in pairs of alternating order.
 
-    A timed run follows an untimed one of its own side, as a step follows a step in training: right after
-    PyTorch's runs, ours have to request their memory from the kernel again.
+    Each timed run follows an untimed one of the same side, as in training, because our first run after one of
+    PyTorch has to request its memory from the operating system again.
 
     Returns:
-        `ratio`: median over pairs of theirs / ours, above 1 where ours is faster; `spread` of the ratios
-        (quartiles over median); `ratios`; `ours`, `peer`: times and images per second.
+        `ratio`, the median over pairs of their time / ours; `spread` of the ratios (difference of quartiles /
+        median); `ratios`; and `ours` and `peer`, times and images per second.
     """
     seconds = {side: [] for side in SIDES}
     run = {"ours": lambda: jax.block_until_ready(ours()), "peer": theirs}
@@ -161,7 +160,7 @@ def compare(ours: Callable, theirs: Callable, pairs: int, images: int) -> dict:
 
 
 def report(name: str, r: dict, flops: dict[str, float], peak: dict[str, float]) -> str:
-    """The comparison as text; both shares of peak are of the faster library's matrix products."""
+    """The comparison as text; both shares of peak refer to the faster library's matrix products."""
     apart = ", ".join(f"{key} {value:.0e}" for key, value in r["differences"].items())
     most, lines = max(peak.values()), [
         f"{name}, {r['images']} images, {len(r['ratios'])} pairs: ratio {r['ratio']:.3f}, "
@@ -182,7 +181,7 @@ def main(given):
     state = random_state(recipe)
     transplant(state.params, peer)
     m, scanned = config.model, config.copy_and_resolve_references()
-    scanned.efficiency.unroll = 1  # like the peer, it computes all tokens in the last layer of every view
+    scanned.efficiency.unroll = 1  # then its last layer computes all tokens of every view, as the peer's
     length = sequence(m, (m.image_size // m.patch) ** 2)
     result = {"config": config.name, "compile": COMPILE.value, "peaks": peaks()}
     flops = {

@@ -1,6 +1,6 @@
 """The peer: STELLAR's training step in PyTorch around transformers' ViT layers, written from docs/method.md.
 
-As fast as plain PyTorch gets it without leaving the library: one encoder call per shape of view, only visible
+It is as fast as PyTorch is without kernels of its own: one encoder call per shape of view, only visible
 patches embedded, scaled_dot_product_attention, fused AdamW. Pixel target, no teacher.
 """
 
@@ -17,13 +17,12 @@ from transformers import ViTConfig, ViTModel
 from sparse_vis.interop.families import as_transformers_4
 from sparse_vis.interop.released import params_to_tensors, renamed
 from sparse_vis.losses.spec import LossSpec
+from sparse_vis.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from sparse_vis.types import Views
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Trunk(nn.Module):
-    """Blocks and final norm of a ViTModel, without its embeddings."""
+    """Blocks and last norm of a ViTModel, without its embeddings."""
 
     def __init__(self, width: int, layers: int, heads: int, mlp_dim: int):
         super().__init__()
@@ -75,11 +74,11 @@ class Peer(nn.Module):
         self.pixel_weight = nn.Parameter(torch.zeros(d.width, m.patch**2 * 3))
         self.pixel_bias = nn.Parameter(torch.zeros(3))
         self.sparse_head, self.cls_head = (Head(m.width, p.hidden, p.dim, p.count) for _ in range(2))
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
     def tokens(self, pixels, visible=None):
-        """(CLS, S, U) of images (B, 3, H, W); `visible` (B, keep) are the patches that are computed."""
+        """(CLS, S, U) of images (B, 3, H, W); `visible` (B, keep): indices of the patches to encode."""
         batch, _, height, width = pixels.shape
         p, rows, columns = self.patch, height // self.patch, width // self.patch
         x = ((pixels - self.mean) / self.std).view(batch, 3, rows, p, columns, p)
@@ -124,8 +123,10 @@ class Peer(nn.Module):
         return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, g * p, g * p)
 
     def forward(self, image, masked, visible, local):
-        """All that the losses need; image (B, 3, H, W), masked (B, V, 3, H, W), visible (B, V, keep), local
-        (B, Vl, 3, h, w)."""
+        """All that the losses need.
+
+        image (B, 3, H, W), masked (B, V, 3, H, W), visible (B, V, keep), local (B, Vl, 3, h, w).
+        """
         batch = image.shape[0]
         cls, S, U = self.tokens(image)
         _, Z = self.factorize(S, U)
@@ -142,7 +143,7 @@ class Peer(nn.Module):
 
 @torch.no_grad()
 def sinkhorn(logits, temperature: float, iterations: int):
-    """Assignments (rows, K) with rows that sum to one."""
+    """Assignments (rows, K); rows sum to one."""
     scaled = logits / temperature
     q = torch.exp(scaled - scaled.max(dim=0).values + 50)
     for _ in range(iterations):
@@ -153,7 +154,7 @@ def sinkhorn(logits, temperature: float, iterations: int):
 
 @torch.no_grad()
 def matches(S, target, epsilon: float, iterations: int):
-    """For each token of S (N, r, d) the index of its target token, by an entropic plan."""
+    """For each token of S (N, r, d), the index of its target token, by an entropic plan."""
     kernel = -torch.cdist(S, target, compute_mode="donot_use_mm_for_euclid_dist") / epsilon
     f, g = torch.zeros_like(kernel[:, :, :1]), torch.zeros_like(kernel[:, :1])
     for _ in range(iterations):
@@ -174,7 +175,7 @@ def koleo(S):
 
 
 def cross_entropy(x, prototypes, targets, temperature: float):
-    """Mean over rows of CE(targets, softmax(x W / temperature)); targets broadcast over views."""
+    """Mean over rows of CE(targets, softmax(x W / temperature)); targets are broadcast over views."""
     logits = x @ prototypes / temperature
     return F.cross_entropy(logits.flatten(0, -2), targets.expand_as(logits).flatten(0, -2))
 
@@ -203,9 +204,9 @@ def total_loss(out: dict, image, spec: LossSpec):
 
 
 class Step:
-    """The peer's training step: call it with (image, masked, visible, local), get (total, gradient norm).
+    """The peer's training step; called with (image, masked, visible, local), it returns total, gradient norm.
 
-    `optimizer` is config.optimizer; `compile`: torch.compile makes one program of forward pass and losses.
+    `optimizer`: config.optimizer. `compile`: whether torch.compile compiles forward pass and losses.
     """
 
     def __init__(self, peer: Peer, spec: LossSpec, optimizer: ConfigDict, *, compile: bool):
@@ -229,7 +230,7 @@ class Step:
 
 
 def torch_views(views: Views) -> tuple[torch.Tensor, ...]:
-    """image, masked, visible, local; channels before rows and columns, as PyTorch has them."""
+    """image, masked, visible and local, with channels before rows and columns, as in PyTorch."""
 
     def pixels(x):
         return torch.from_numpy(np.moveaxis(np.array(x), -1, -3).copy())
@@ -238,7 +239,7 @@ def torch_views(views: Views) -> tuple[torch.Tensor, ...]:
     return pixels(views.image), pixels(views.masked), visible, pixels(views.local)
 
 
-# Beginnings of the released names -> those of the peer, the first that fits; layers have transformers' names.
+# Beginning of a released name -> that of the peer's name; the first that fits. Layers are named as released.
 NAMES = {
     "sparse_tokens": "queries", "encoder.embeddings.cls_token": "cls",
     "encoder.embeddings.position_embeddings": "positions",
@@ -256,11 +257,11 @@ NAMES = {
 
 
 def transplant(params: dict, peer: Peer) -> None:
-    """Copy our parameter tree into the peer; every one of its tensors is set."""
+    """Copy our parameter tree into the peer, whose tensors must all be set by it."""
     tensors = params_to_tensors(jax.device_get(params), peer.patch, names=renamed(NAMES))
     table = tensors["positions"][0]
     tensors |= {"cls": tensors["cls"][0, 0], "cls_position": table[0], "positions": table[1:]}
-    for name in ("embedding.weight", "pixel_weight"):  # colours come last in the peer's patches
+    for name in ("embedding.weight", "pixel_weight"):  # in the peer's patches, colours are the last axis
         tensors[name] = tensors[name].transpose(0, 2, 3, 1).reshape(len(tensors[name]), -1)
     for name in ("sparse_head.prototypes", "cls_head.prototypes"):
         tensors[name] = tensors[name].T

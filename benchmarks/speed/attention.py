@@ -1,10 +1,10 @@
-"""Time attention alone, forward and with its gradient, by every kernel that this machine has.
+"""Time attention alone, forward and with its gradient, by every implementation that this machine can run.
 
     python -m benchmarks.speed.attention --json=benchmarks/results/h100/attention.json
 
-All start from q, k and v side by side, as the product with their kernel leaves them, in bfloat16 on a GPU and
-in float32 on CPU. Shapes are those of the views of B/16 with 128 images and of H/14 with 32; --images=1 takes
-one image's. "xla" is `plain_attention`, "jax.nn" what it replaces; "cudnn" and "pallas" need an NVIDIA GPU.
+The input has q, k and v side by side, as the QKV projection writes them, in bfloat16 on GPUs and in float32
+on CPUs. Shapes are those of the views of B/16 with 128 images and of H/14 with 32, or --images. "xla" is
+`plain_attention`, "jax.nn" is jax.nn.dot_product_attention; "cudnn" and "pallas" need an NVIDIA GPU.
 """
 
 from sparse_vis.runtime import host
@@ -33,13 +33,13 @@ SHAPES = {
 
 
 def kernels(tokens: int, on_gpu: bool) -> dict:
-    """Functions of qkv (B, T, 3, h, c) that can take so many tokens here."""
+    """Name -> function of qkv (B, T, 3, h, c), for this number of tokens."""
 
     def cut(attention):
         return lambda qkv: attention(*jnp.unstack(qkv, axis=2))
 
     def cudnn(q, k, v):
-        more = ((0, 0), (0, tokens % 2), (0, 0), (0, 0))  # its gradient takes no odd lengths
+        more = ((0, 0), (0, tokens % 2), (0, 0), (0, 0))  # its gradient needs an even length
         return fused_attention(*(jnp.pad(x, more) for x in (q, k, v)), tokens)[:, :tokens]
 
     found = {"xla": cut(plain_attention), "jax.nn": cut(jax.nn.dot_product_attention)}
@@ -51,7 +51,7 @@ def kernels(tokens: int, on_gpu: bool) -> dict:
 
 
 def measure(shape: tuple[int, ...], name: str, attention, dtype: str, repeats: int) -> dict:
-    """Seconds of a call, and of one with its gradient, the least of `repeats`; `shape` is (B, T, h, c)."""
+    """Least seconds of `repeats` calls, and of calls with the gradient; `shape` is (B, T, h, c)."""
     batch, tokens, heads, channels = shape
     qkv = jax.random.normal(jax.random.key(0), (batch, tokens, 3, heads, channels), dtype)
     change = jax.random.normal(jax.random.key(1), (batch, tokens, heads, channels), dtype)
@@ -60,7 +60,7 @@ def measure(shape: tuple[int, ...], name: str, attention, dtype: str, repeats: i
         y, back = jax.vjp(attention, qkv)
         return y, *back(change)
 
-    # A GPU is done before Python has asked for the next call, where one is timed alone.
+    # On a GPU a single call would take less time than Python needs to start it.
     found, calls = {"kernel": name}, 20 if jax.default_backend() == "gpu" else 1
     for what, function, *given in (("forward", attention, qkv), ("forward and back", both, qkv, change)):
         call = compiled(function, *given).call
@@ -73,7 +73,7 @@ def main() -> None:
     parser = script_parser(__spec__, __doc__)
     parser.add_argument("--images", type=positive, metavar="N", help="instead of 128 and 32")
     parser.add_argument("--repeats", type=positive, default=9, metavar="N", help="timed runs (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="the same numbers for programs")
+    parser.add_argument("--json", metavar="FILE", help="file for the numbers")
     arguments = parser.parse_args()
     check_file(arguments.json)
     on_gpu = jax.default_backend() == "gpu"

@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share: their flags, and the record of a result as JSON."""
+"""Shared by the benchmarks' command lines: their flags, and writing results as JSON."""
 
 import argparse
 import datetime
@@ -24,13 +24,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def script_parser(spec, doc: str) -> Parser:
-    """For programs without configuration: a parser without arguments; `spec`, `doc` are __spec__, __doc__."""
+    """A parser without arguments, for programs without --config; `spec`, `doc`: __spec__ and __doc__."""
     prog = f"python -m {spec.name.removesuffix('.__main__')}"
     return Parser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def run(main: Callable, doc: str, times: bool = True) -> None:
-    """For programs with --config: parse absl's flags, of which --help shows `doc`, and call main(flags)."""
+    """For programs with --config: define it and --json, parse absl's flags, and call main(flags)."""
     config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
     flags.DEFINE_string("json", None, "File for the numbers.")
     if times:
@@ -54,17 +54,17 @@ def run_with_flags(main: Callable, doc: str) -> None:
 
 
 def printed_by(*words: str) -> str:
-    """What a new Python process prints; a UserError with its last line if it fails."""
+    """The output of a new Python process. Raises UserError, with the last line, if it fails."""
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise UserError(f"a command failed ({' '.join(said)}); mend that.")
+        raise UserError(f"a command failed ({' '.join(said)}); correct that and repeat.")
     return done.stdout
 
 
 def checked_config(given: flags.FlagValues) -> ConfigDict:
-    """The configuration, checked for this machine, and --json too, before any long work."""
-    import jax  # only now, with good flags
+    """The configuration, after checking it and --json before any long work. Raises UserError."""
+    import jax  # here, after the flags have been parsed
 
     if given.config is None:
         raise UserError("give --config=configs/NAME.py, e.g. --config=configs/imagenet_b16.py.")
@@ -74,20 +74,20 @@ def checked_config(given: flags.FlagValues) -> ConfigDict:
 
 
 def check_file(path: str | None, flag: str = "--json") -> None:
-    """Refuse, before any long work, a file to write in a folder that does not exist."""
+    """Raise UserError, before any long work, if a file to write is in a folder that does not exist."""
     if path and not pathlib.Path(paths.expanded(path, flag)).absolute().parent.is_dir():
         raise UserError(f"{flag}={path}: its folder does not exist; create it, or use benchmarks/results/.")
 
 
 def write_json(path: str | None, result: dict) -> None:
-    """Write a result with the machine's record beside it, ~ expanded; nothing where no path is given."""
+    """Write a result and the description of the machine, if a path is given."""
     if path:
         text = json.dumps({**result, "machine": machine()}, indent=1)
         pathlib.Path(paths.expanded(path, "--json")).write_text(text + "\n")
 
 
 def machine() -> dict:
-    """Device, versions and date, for the record."""
+    """Device, versions, date and command, which are written with every result."""
     import jax
 
     versions = {}
@@ -104,7 +104,7 @@ def machine() -> dict:
 
 
 def processor() -> str:
-    """Name of the host's processor."""
+    """Name of this machine's processor."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -112,7 +112,7 @@ def processor() -> str:
 
 
 def device() -> str:
-    """This machine's devices in words."""
+    """This machine's devices, in words."""
     import jax
 
     kind = jax.devices()[0].device_kind

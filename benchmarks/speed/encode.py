@@ -2,10 +2,10 @@
 
     python -m benchmarks.speed.encode --config=configs/imagenet_b16.py --images=256
 
-    --config=FILE       an experiment of configs/; any setting of it: --config.efficiency.dtype=float32, ...
+    --config=FILE       an experiment of configs/, with any setting changed: --config.efficiency.dtype=float32
     --images=64         images per call
-    --repeats=9         calls that are timed, after two that are not
-    --json=FILE         the same numbers for programs, with device, versions and date
+    --repeats=9         timed calls, after two that are not
+    --json=FILE         file for the numbers, with device, versions and date
 
 Images are random pixels on the device, and weights are random.
 """
@@ -34,7 +34,7 @@ def encode(model, pixels):
 
 
 def measure(config, images: int, repeats: int) -> dict:
-    """All numbers of encoding so many images at a time, as JSON keeps them."""
+    """All numbers of encoding `images` at a time, for JSON."""
     model, size = build_model(config), config.model.image_size
     variables = {"params": init_params(model, jax.random.key(config.seed))}
     pixels = jax.random.uniform(jax.random.key(1), (images, size, size, 3))

@@ -1,15 +1,13 @@
-"""Images per second of extraction and evaluations, beside the bare encoder and transformers' pipeline.
+"""Measure images/s of extraction and evaluations, and of the encoder alone and transformers' pipeline.
 
     python -m benchmarks.speed.evaluation --json=benchmarks/results/evaluation.json
 
 A ViT-S/16 of 224 pixels with random weights reads JPEG files of 500 x 375 pixels. Each row is a command in
-new processes, once with few files and once with all of them; the difference of the two is counted, so that
-neither start nor compilation is. The bare encoder computes the same features of images that lie in memory;
-the row below it reconstructs them too. Images/s of `linear` and `knn` are of features for both parts of the
-images; `reconstruction` reads the test part alone, a fifth. Needs transformers and torch.
+new processes, once with few files and once with all; only the difference counts, without start and
+compilation. The row `encoder` computes the same features of images in memory, `decoder` also reconstructs
+them. `linear` and `knn` read all images, `reconstruction` only the test part, a fifth. Needs transformers and
+torch.
 """
-
-from __future__ import annotations
 
 import tempfile
 import time
@@ -21,7 +19,7 @@ from sparse_vis.config.defaults import default_config
 from sparse_vis.runtime.errors import UserError, command_line
 from sparse_vis.runtime.tools import positive
 
-HOLDOUT = 0.2  # of the images, for the test part
+HOLDOUT = 0.2  # share of the images that are the test part
 FEW, DIFFERENT, BATCH = 64, 200, 32
 CONFIG = """
 from benchmarks.speed.evaluation import vit_s
@@ -58,7 +56,7 @@ with torch.inference_mode():
 
 
 def vit_s(folder: str):
-    """Configuration of the model and of the evaluation of a folder's images."""
+    """Configuration of the model, and of its evaluation on a folder of images."""
     config = default_config()
     config.name = "vit_s"
     config.model.update(image_size=224, patch=16, width=384, layers=12, heads=6, mlp_dim=1536, tokens=16)
@@ -74,7 +72,7 @@ def vit_s(folder: str):
 
 
 def write_images(folder: Path, files: list[bytes], count: int) -> None:
-    """Files of two classes; the same few photographs again and again, which decoders do not notice."""
+    """Write `count` files of two classes, repeating the few given ones."""
     for i in range(count):
         path = folder / "ab"[i % 2] / f"{i:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +89,7 @@ def write_checkpoint(workdir: Path, config) -> None:
 
 
 def commands(name: str, folder: Path, count: int) -> list[str]:
-    """The command of a row for the folder of so many images."""
+    """The command of a row, for `count` images."""
     images, run = folder / f"images{count}", folder / f"run{count}"
     if name in ("encoder", "decoder"):
         return ["-c", BARE, str(run), str(count), str(BATCH), name]
@@ -104,7 +102,7 @@ def commands(name: str, folder: Path, count: int) -> list[str]:
     return ["main.py", f"--config={config}", f"--workdir={run}", "--mode=evaluate", task]
 
 
-# Each with the row that it is compared with.
+# Row -> the row with which it is compared.
 ROWS = {
     "encoder": "encoder", "extract": "encoder", "knn": "encoder", "linear": "encoder",
     "decoder": "decoder", "reconstruction": "decoder", "transformers": "encoder",

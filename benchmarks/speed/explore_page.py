@@ -1,4 +1,4 @@
-"""How long an edit takes on the page of `explore`, from the key to the new picture, in headless Chromium.
+"""Time edits on the page of `explore`, from the key to the new picture, in headless Chromium.
 
     python -m benchmarks.speed.explore_page --screenshot=docs/images/explore.jpg
 
@@ -25,9 +25,9 @@ from sparse_vis.runtime.tools import Parser, positive
 from tests.browser import start
 
 PHOTOGRAPHS = "chelsea.jpg", "coffee.jpg"
-PAUSE = 700  # ms between edits, in which the page also asks what the encoder makes of the last one
+PAUSE = 700  # ms between edits, in which the page also encodes the last result again
 OPEN = "document.querySelector(`[data-example='${arguments[0]}']`).click();"
-# One arrow key after the other; each is timed until the browser draws the frame with the new picture.
+# Press one arrow key after the other; time each until the browser draws the frame with the new picture.
 TIMED = """
 const [count, pause, done] = arguments, times = [], number = settings.tokens - 2;
 const token = document.querySelectorAll("#tokens .token")[number];
@@ -50,7 +50,7 @@ const token = document.querySelectorAll("#tokens .token")[number];
 
 @contextlib.contextmanager
 def serving(checkpoint: str) -> Iterator[str]:
-    """Context in which the tool runs; its address."""
+    """Run the tool; yields its address."""
     command = [sys.executable, "-m", "sparse_vis", "explore", f"--checkpoint={checkpoint}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as tool:
         try:
@@ -66,7 +66,8 @@ def address_in(lines: Iterable[str]) -> str:
         said.append(line)
         if found := re.search(r"http://127\.0\.0\.1\S+", line):
             return found[0]
-    raise UserError(f"explore ended ({''.join(said[-3:]).strip() or 'it printed nothing'}); mend that.")
+    why = "".join(said[-3:]).strip() or "it printed nothing"
+    raise UserError(f"explore ended ({why}); correct that and repeat.")
 
 
 def opened(driver: WebDriver, name: str, count: int) -> None:
@@ -80,13 +81,13 @@ def opened(driver: WebDriver, name: str, count: int) -> None:
 
 
 def screenshot(driver: WebDriver, **options) -> Image.Image:
-    """What the browser shows; options of Page.captureScreenshot in Chromium's protocol."""
+    """What the browser shows; `options`: of Page.captureScreenshot in Chromium's protocol."""
     data = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", **options})["data"]
     return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
 
 def whole_page(driver: WebDriver) -> Image.Image:
-    """The whole page as the browser draws it."""
+    """The whole page, as the browser draws it."""
     script = "return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
     width, height = driver.execute_script(script)
     driver.execute_script("scrollTo(0, 0)")

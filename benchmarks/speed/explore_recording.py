@@ -1,12 +1,12 @@
-"""The page of `explore` while it is used, as a moving picture for README.
+"""Record the use of the page of `explore`, as a moving picture for README.
 
     python -m benchmarks.speed.explore_recording --output=docs/images/explore.webp
 
 Starts the tool, and in headless Chromium points at tokens of a photograph, moves the map of one, erases
 another, undoes both, and drops a token of another photograph onto one.
-The page does all this itself: only the pointer, the headings and a token in the air are drawn into it, and
-what is not used is hidden. Each frame is taken once the page has answered, so that the picture does not show
-how fast it is; explore_page.py measures that.
+All is the page's own work, except that pointer, headings and a dragged token are drawn into it, and unused
+controls are hidden. Each frame is taken when the page has answered, so that the recording does not show its
+speed, which explore_page.py measures.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from sparse_vis.runtime.tools import Parser
 from tests.browser import start
 
 SHOWN, OTHER = "coffee", "astronaut"  # photographs of the package
-# Tokens of pictures-tiny whose edits are easy to see; look at the frames after changing model or photographs.
+# Tokens of pictures-tiny whose edits are easy to see; check the frames after changing model or photographs.
 MOVED, ERASED, REPLACED, TAKEN = 6, 1, 5, 2
-PAGE, WIDTH = 1040, 720  # px: of the page, of the picture
-STEPS, STEP = 6, 50  # frames of a movement, and how long each is shown, in ms
-ASIDE = (PAGE / 2, 8.0)  # where nothing is
+PAGE, WIDTH = 1040, 720  # widths of the page and of the recording, in pixels
+STEPS, STEP = 6, 50  # frames of a movement, and ms for which each is shown
+ASIDE = (PAGE / 2, 8.0)  # an empty place of the page
 DRESS = """
 const sheet = new CSSStyleSheet();  // the page allows no <style>
 sheet.replaceSync(`
@@ -46,7 +46,7 @@ PLACE = """
 const [x, y] = arguments, put = (node, dx, dy) =>
   node && Object.assign(node.style, { left: `${x + dx}px`, top: `${y + dy}px` });
 put($("pointer"), -1, -1); put($("carried"), 6, 10);"""
-# Headless Chromium has no drag and drop: the page gets the events of one.
+# Headless Chromium has no drag and drop, so that its events are sent to the page.
 FIRE = """
 const [type, x, y] = arguments, target = document.elementFromPoint(x, y);
 window.carried ??= new DataTransfer();
@@ -60,10 +60,10 @@ document.body.append(copy);"""
 
 
 def moving(text: str) -> pathlib.Path:
-    """argparse `type` of a file of a moving picture in an existing folder."""
+    """argparse `type` of a .webp or .gif file in an existing folder."""
     path = paths.path(text)
     if path.suffix not in (".webp", ".gif") or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no .webp or .gif in a folder that exists")
+        raise argparse.ArgumentTypeError(f"{text} is not a .webp or .gif file in a folder that exists")
     return path
 
 
@@ -76,7 +76,7 @@ class Recorder:
         self.times: list[int] = []  # ms
 
     def frame(self, time: int = STEP) -> None:
-        """Once the page has answered, take a frame that is shown for a time, in ms."""
+        """Wait until the page has answered, and take a frame that is shown for `time` ms."""
         self.driver.execute_script(PLACE, *self.at)
         self.driver.execute_async_script("""
             const done = arguments[0], look = () => (busy || again ? setTimeout(look, 10)
@@ -87,11 +87,11 @@ class Recorder:
         self.times.append(time)
 
     def head(self, words: str) -> None:
-        """A new heading, which says what comes."""
+        """Set the heading, which announces what comes."""
         self.driver.execute_script("document.querySelector('h1').textContent = arguments[0]", words)
 
     def mouse(self, kind: str, buttons: int = 0, at: tuple[float, float] | None = None) -> None:
-        """A real event of the mouse, where the pointer is or elsewhere."""
+        """Send a real event of the mouse, at the pointer or elsewhere."""
         x, y = at or self.at
         event = {"type": kind, "x": x, "y": y, "buttons": buttons}
         button = {} if kind == "mouseMoved" and not buttons else {"button": "left", "clickCount": 1}
@@ -103,9 +103,9 @@ class Recorder:
         return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
     def go(self, to: tuple[float, float], buttons: int = 0, *, carries: bool = False) -> None:
-        """Move the pointer, the faster the farther it is from both ends.
+        """Move the pointer, slower near both ends.
 
-        Only a drag moves the mouse at every step: tokens that are passed on the way do not flash.
+        Only a drag moves the mouse at every step, so that tokens on the way do not flash.
         """
         begin = self.at
         if not buttons and not carries:
@@ -120,7 +120,7 @@ class Recorder:
             self.frame()
 
     def click(self, selector: str, number: int = 0, hold: int = 300) -> None:
-        """Go to an element, click it and show what comes of it for `hold` ms."""
+        """Go to an element, click it, and show the result for `hold` ms."""
         self.go(self.middle(selector, number))
         self.mouse("mousePressed", 1)
         self.mouse("mouseReleased")
@@ -128,7 +128,7 @@ class Recorder:
 
 
 def play(film: Recorder) -> None:
-    """What happens in the recording."""
+    """Do all that the recording shows."""
     film.head("Open a picture")
     film.frame(500)
     film.go(film.middle(f"[data-example='{SHOWN}.jpg']"))
@@ -151,7 +151,7 @@ def play(film: Recorder) -> None:
     film.head("Undo")
     film.click("#undo", hold=250)
     film.click("#undo", hold=500)
-    ActionChains(film.driver).send_keys(Keys.ESCAPE).perform()  # no token is chosen any more
+    ActionChains(film.driver).send_keys(Keys.ESCAPE).perform()  # unselects the token
     film.head(f"Drop a token of “{OTHER}” onto one")
     film.go(film.middle("#shelf .small .token", TAKEN))
     film.driver.execute_script(FIRE, "dragstart", *film.at)
@@ -169,7 +169,7 @@ def main() -> None:
     given = parser.parse_args()
     with serving(given.checkpoint) as address, start() as driver:
         driver.set_script_timeout(120)
-        for count in (2, 1):  # both: how high the page becomes
+        for count in (2, 1):  # with both pictures, to measure the final height of the page; then with one
             screen = {"width": PAGE, "height": 900, "deviceScaleFactor": 1, "mobile": False}
             if count == 1:
                 screen["height"] = driver.execute_script("return document.body.offsetHeight")

@@ -1,9 +1,9 @@
-"""Time from the first import to the first features of a small model, beside the same in PyTorch.
+"""Measure the time from the first import to the first features of a small model, and the same in PyTorch.
 
     python -m benchmarks.speed.first_features
 
 Each run is a new process: import, read weights from a safetensors file, encode one image. The start of Python
-is not counted. Runs alternate; the first of each only fills the caches of compiled programs and of files.
+does not count. Runs alternate; the first of each only fills the caches of compiled programs and of files.
 """
 
 import statistics
@@ -40,7 +40,7 @@ def seconds(program: str, *arguments: str) -> float:
     """Wall time of the program in a new Python process."""
     printed = printed_by("-c", TIMED.format(program), *arguments)
     if not printed.startswith("(1, 8, 64)\n"):
-        raise UserError(f"a run gave other features ({printed.splitlines()[0]}); mend that.")
+        raise UserError(f"a run gave other features ({printed.splitlines()[0]}); correct the benchmark.")
     return float(printed.split()[-1])
 
 

@@ -1,4 +1,4 @@
-"""Floating-point operations: by formula from the sizes, and of a traced program."""
+"""Floating-point operations, by formula from a model's sizes, and by counting in a traced program."""
 
 import math
 
@@ -9,7 +9,7 @@ from sparse_vis.views.masking import visible_count
 
 
 def kernels(tokens: int, width: int, mlp_dim: int) -> float:
-    """Products of one transformer block with its kernels: four d x d maps and the MLP."""
+    """Products of one transformer block with its kernels, four d x d maps and the MLP."""
     return 2 * tokens * width * (4 * width + 2 * mlp_dim)
 
 
@@ -29,9 +29,9 @@ def sequence(m: ConfigDict, patches: int) -> int:
 
 
 def encoder(m: ConfigDict, patches: int, used: int | None = None) -> float:
-    """Forward pass over one view of which so many patches are computed; `m` is config.model.
+    """Forward pass over one view with this number of patches; `m` is config.model.
 
-    The last layer computes `used` tokens, and of the others only keys and values; None: it computes all.
+    The last layer computes `used` tokens, and of the others only keys and values. None: it computes all.
     """
     length = sequence(m, patches)
     others = 0 if used is None else length - used
@@ -51,7 +51,7 @@ def decoder(m: ConfigDict, patches: int) -> float:
 
 
 def tokenizer(side: int, codes: int) -> float:
-    """VQ encoder of the released size over one image of side x side pixels, and the nearest codes."""
+    """VQ encoder of the released size over an image of side x side pixels, and search of the codes."""
     total, channels = 2 * side**2 * 9 * 3 * CHANNELS, CHANNELS
     for level, multiplier in enumerate(MULTIPLIERS):
         out = CHANNELS * multiplier
@@ -73,17 +73,17 @@ def encode_flops(config: ConfigDict) -> float:
 def step_flops(config: ConfigDict) -> dict[str, float]:
     """Work of one training step per image, by part, for the main recipe with all published terms.
 
-    The backward pass counts as two forward passes. Recomputation does not count, nor do views, Sinkhorn and
-    matching, which have few products. The targets are prototype scores and expected prototypes.
+    The backward pass counts as two forward passes. Recomputation, views, Sinkhorn and matching do not count;
+    the last three have few products. The targets count with prototype scores and expected prototypes.
     """
     m, v = config.model, config.views
     patches, p = (m.image_size // m.patch) ** 2, m.prototypes
     views = v.global_count
 
-    # Only then has the last layer a program of its own, and computes only the tokens that are used.
+    # Only then the last layer has a program of its own, which computes only the tokens that are used.
     unrolled = config.efficiency.unroll >= m.layers > 1
 
-    def trained(patches: int, used: int | None = None) -> float:  # pixels take no gradient
+    def trained(patches: int, used: int | None = None) -> float:  # pixels get no gradient
         return 3 * encoder(m, patches, used if unrolled else None) - embedding(m, patches)
 
     rows = (1 + views) * (m.tokens + 1) + v.local_count
@@ -102,8 +102,8 @@ def step_flops(config: ConfigDict) -> dict[str, float]:
 def products(jaxpr, loops: bool = True) -> float:
     """FLOPs of all matrix products and convolutions, two per multiply-add, on any device.
 
-    `loops` False counts the body of every scan once. A product in a while loop is a ValueError: how often it
-    runs is not in the program.
+    With loops=False, the body of every scan counts once. Raises ValueError for a product in a while loop, as
+    the program does not tell how often it runs.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -117,14 +117,14 @@ def products(jaxpr, loops: bool = True) -> float:
             total += 2 * size * math.prod(shapes[1][axis] for axis in kernel[1:])
         parts = [products(inner, loops) for inner in _inner(equation.params)]
         if name == "while" and any(parts) and loops:
-            raise ValueError("a matrix product runs in a while loop, as often as only the run decides")
+            raise ValueError("a matrix product is in a while loop, whose number of iterations is not known")
         times = equation.params["length"] if name == "scan" and loops else 1
         total += times * (max(parts, default=0.0) if name == "cond" else sum(parts))
     return total
 
 
 def _inner(params: dict):
-    """The programs within an equation's parameters."""
+    """The programs in an equation's parameters."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             item = getattr(item, "jaxpr", item)

@@ -1,9 +1,9 @@
-"""Images per second of the input pipeline: JPEG files to canvases in host batches, per core and in all.
+"""Measure images/s of the input pipeline, from JPEG files to canvases in host batches, per core and in all.
 
     python -m benchmarks.speed.input --json=benchmarks/results/input.json
 
-Files are made on the fly from scikit-learn's photographs and stay in memory: what is measured is computation.
-Per core means per second of a core's time, so that other work on the machine counts little.
+Files are made from scikit-learn's photographs and stay in memory, so that only computation is measured. Per
+core means per second of a core's time, on which other work on the machine has little influence.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ from sparse_vis.runtime.tools import positive
 
 CANVAS, BATCH, BATCHES, MARK = 512, 32, 32, 500
 SIZES = ((500, 375, 40), (1000, 750, 20), (2000, 1500, 8))  # width, height, files
-# (workers, threads) that are tried: within the process, and in processes of its own.
+# (workers, threads); 0 workers decode within this process, others are processes.
 SPLITS = ((0, 1), (0, 2), (0, 4), (1, 1), (2, 1), (2, 2))
 
 
@@ -56,17 +56,17 @@ def photographs(count: int, width: int, height: int) -> list[bytes]:
 
 
 def by_pillow(data: bytes) -> np.ndarray:
-    """What decoding was before: Pillow alone."""
+    """Decode with Pillow alone."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def by_us(data: bytes, at_least: int = 0) -> np.ndarray:
-    """As training decodes."""
+    """Decode as in training."""
     return decode({"image": data, "name": "photograph"}, at_least=at_least)
 
 
 def placed(pixels: np.ndarray) -> np.ndarray:
-    """On its canvas."""
+    """Place an image on its canvas."""
     return to_canvas(pixels, CANVAS, min_side=16)[0]
 
 
@@ -80,7 +80,7 @@ FORMS = {
 
 
 def per_core(form, files: Sequence, repeats: int = 5) -> float:
-    """Images per second of this thread's time: the best of some passes over the files."""
+    """Images per second of this thread's time, in the best of `repeats` passes over the files."""
     best = float("inf")
     for _ in range(repeats):
         began = time.thread_time()
@@ -91,14 +91,14 @@ def per_core(form, files: Sequence, repeats: int = 5) -> float:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Decibels between two images of bytes; None where they are equal."""
+    """PSNR of two uint8 images in dB; None if they are equal."""
     error = np.mean((a.astype(np.float64) - b) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else None
 
 
 def pipeline(files: list[bytes], workers: int, threads: int, batches: int) -> dict:
-    """Images per second out of `train_batches`."""
-    # Once all workers run, batches lie ready in queues; the clock starts when those are taken.
+    """Images per second of `train_batches`."""
+    # Before the clock starts, take as many batches as the queues can hold when all workers run.
     ahead = workers + max(workers, 1) * (threads + 2)
     stream = train_batches(
         as_source(files), global_batch=BATCH, seed=0, start_index=0, steps=ahead + batches, canvas=CANVAS,
@@ -116,7 +116,7 @@ def pipeline(files: list[bytes], workers: int, threads: int, batches: int) -> di
 
 
 def measure_forms() -> list[dict]:
-    """Decoding and placing for each size of file."""
+    """Measure and print decoding and placing, for each of SIZES."""
     rows = []
     for width, height, count in SIZES:
         files = photographs(count, width, height)
@@ -136,7 +136,7 @@ def measure_forms() -> list[dict]:
 
 
 def sources(files: list[bytes], folder: Path) -> dict[str, Source]:
-    """The same files through every source of files, written below `folder`."""
+    """The same files as every kind of source, written below `folder`."""
     for n, data in enumerate(files):
         path = folder / "folder" / f"{n:05d}.jpg"
         path.parent.mkdir(exist_ok=True)
@@ -160,17 +160,17 @@ def sources(files: list[bytes], folder: Path) -> dict[str, Source]:
     return {kind: open_input(place) for kind, place in places.items()} | {"own": as_source(files)}
 
 
-def measure_sources(files: list[bytes], rounds: int = 5) -> list[dict]:
-    """Microseconds of a core to read a record of each source, and images/s with decoding to the canvas.
+def measure_sources(files: list[bytes]) -> list[dict]:
+    """Measure and print, for each source, microseconds per record that is read, and images/s to the canvas.
 
-    The files are in the memory of the system, so that this is the work of the source and not of the disk.
+    The files are in the memory of the system, so that no time of the disk is measured.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for kind, source in sources(files, Path(folder)).items():
             reads = range(len(source))
-            read = 1e6 / per_core(source.__getitem__, reads, rounds)
-            rate = per_core(lambda i, of=source: placed(decode(of[i], CANVAS)), reads, rounds)
+            read = 1e6 / per_core(source.__getitem__, reads)
+            rate = per_core(lambda i, of=source: placed(decode(of[i], CANVAS)), reads)
             rows.append({"source": kind, "read_microseconds": read, "images_per_second": rate})
             print(f"  {kind:10s}  {read:6.0f} us to read, {rate:5.0f} images/s to canvas", flush=True)
     return rows
@@ -179,9 +179,9 @@ def measure_sources(files: list[bytes], rounds: int = 5) -> list[dict]:
 def main() -> None:
     parser = script_parser(__spec__, __doc__)
     add = parser.add_argument
-    add("--rounds", type=positive, default=3, metavar="N", help="of 32 batches of 32 images for each number "
-        "of workers and threads, in turns (%(default)s)")  # fmt: skip
-    add("--json", metavar="FILE", help="the same numbers for programs, with device, versions and date")
+    add("--rounds", type=positive, default=3, metavar="N", help="how often 32 batches of 32 images are timed "
+        "for each number of workers and threads, in turns (%(default)s)")  # fmt: skip
+    add("--json", metavar="FILE", help="file for the numbers, with device, versions and date")
     arguments = parser.parse_args()
     check_file(arguments.json)
     rows, splits, files = measure_forms(), [], photographs(40, 500, 375)

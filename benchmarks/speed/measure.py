@@ -1,4 +1,4 @@
-"""Timing, compilation, throughput, and the device's peak and memory."""
+"""Timing, compilation and throughput of programs; peak and memory of the device."""
 
 import dataclasses
 import resource
@@ -16,13 +16,13 @@ from sparse_vis.runtime.host import CPU_COMPILER_OPTIONS
 
 
 def timing(seconds: list[float]) -> dict:
-    """Numbers of repeated runs; their spread is (upper - lower quartile) / median."""
+    """Median, least and spread of times; the spread is (upper - lower quartile) / median."""
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive") if seconds[1:] else 3 * seconds
     return {"median": middle, "min": min(seconds), "spread": (high - low) / middle, "seconds": seconds}
 
 
 def timed(call: Callable, repeats: int = 9, warmup: int = 2) -> dict:
-    """Wall time of `call()` until the arrays that it returns are ready, after `warmup` runs."""
+    """`timing` of `call()` until the arrays that it returns are ready, after `warmup` calls."""
     seconds = []
     for _ in range(warmup + repeats):
         began = time.perf_counter()
@@ -37,10 +37,10 @@ class Program:
 
     call: Callable
     compile_seconds: float  # of tracing and compilation
-    products: float  # FLOPs of matrix products and convolutions, all iterations and recomputation included
-    products_once: float  # the same, every loop body counted once
-    xla: float  # FLOPs of XLA's analysis before optimization: loop bodies once, elementwise work included
-    temporaries: int  # bytes that the compiled program needs beside its arguments and outputs
+    products: float  # FLOPs of matrix products and convolutions, with all iterations and recomputation
+    products_once: float  # the same with every loop body counted once
+    xla: float  # FLOPs by XLA before optimization: loop bodies once, elementwise work too
+    temporaries: int  # bytes that the program needs in addition to its arguments and outputs
 
     def plain(self) -> dict:
         """For JSON."""
@@ -48,7 +48,7 @@ class Program:
 
 
 def compiled(function: Callable, *arguments, donate: tuple[int, ...] = ()) -> Program:
-    """Compile as training does, and count.
+    """Compile as training does, and count FLOPs.
 
     Args:
         function: of arrays; jitted here unless it is already. arguments: arrays or ShapeDtypeStructs.
@@ -57,7 +57,7 @@ def compiled(function: Callable, *arguments, donate: tuple[int, ...] = ()) -> Pr
     began = time.perf_counter()
     jitted = function if hasattr(function, "trace") else jax.jit(function, donate_argnums=donate)
     traced = jitted.trace(*arguments)
-    # Without what no output needs, which XLA leaves out too: gradients with respect to pixels.
+    # Without what no output needs, such as gradients of pixels, which XLA leaves out too.
     used, _ = dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.jaxpr.outvars))
     lowered = traced.lower()
     executable = lowered.compile(CPU_COMPILER_OPTIONS if jax.default_backend() == "cpu" else None)
@@ -72,10 +72,10 @@ def compiled(function: Callable, *arguments, donate: tuple[int, ...] = ()) -> Pr
 
 
 def matmul_peak(dtype: str, repeats: int = 9) -> float:
-    """FLOP/s of large square matrix products of random numbers in this run: the best of `repeats`."""
+    """Best FLOP/s, of `repeats`, of large square matrix products of random numbers."""
     side, count = (2048, 2) if jax.default_backend() == "cpu" else (8192, 16)
     x, w = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
-    w = w / side**0.5  # keeps the numbers' size over the products
+    w = w / side**0.5  # so that repeated products neither grow nor vanish
 
     @jax.jit
     def chain(x, w):
@@ -85,13 +85,13 @@ def matmul_peak(dtype: str, repeats: int = 9) -> float:
 
 
 def stated_peak(kind: str, dtype: str) -> float | None:
-    """The vendor's bf16 FLOP/s of a device kind; None where none is known, or for another dtype."""
+    """The vendor's bf16 FLOP/s of a device kind; None if it is not known, or for another dtype."""
     known = [chip.flops for chip in CHIPS.values() if chip.kind in kind]
     return known[0] if known and dtype == "bfloat16" else None
 
 
 def peak_memory() -> int:
-    """Most bytes in use since the process started: the device's, or on CPU the process's resident memory."""
+    """Most bytes in use since the process started, on the device, or on CPU in resident memory."""
     stats = jax.local_devices()[0].memory_stats()
     if stats:
         return stats["peak_bytes_in_use"]
@@ -99,16 +99,16 @@ def peak_memory() -> int:
 
 
 def throughput(program: Program, call: Callable, repeats: int, images: int, flops: float, dtype: str) -> dict:
-    """Time a program and compare it with the device's limit.
+    """Time a program, and compare it with the device's peak.
 
     Args:
         call: runs the program, without arguments. repeats: timed runs, of products too. images: per call.
-        flops: per image, by formula; shares of peak count these.
-        dtype: of the computation, whose matrix products are measured before and after: the better one counts,
-            as a machine that others share is not always as fast.
+        flops: per image, by formula; shares of peak refer to these.
+        dtype: of the computation. The peak of its matrix products is measured before and after; the better
+            one counts, as a shared machine is not always equally fast.
 
     Returns:
-        As JSON keeps it; `stated_peak` and its share are None where no peak is stated.
+        The numbers, for JSON; `stated_peak` and its share are None if the vendor's peak is not known.
     """
     before, seconds = matmul_peak(dtype, repeats), timed(call, repeats)
     rate = images / seconds["median"]

@@ -2,13 +2,13 @@
 
     python -m benchmarks.speed.parts --config=configs/imagenet_b16.py --config.train.batch=64
 
-    --config=FILE       an experiment of configs/, without teacher; any setting of it too
+    --config=FILE       an experiment of configs/ without teacher, with any setting changed
     --repeats=9         timed runs of every part, after two that are not
-    --json=FILE         the same numbers for programs, with device, versions and date
+    --json=FILE         file for the numbers, with device, versions and date
 
-Every part gets the inputs that the step gives it: encoder per shape of view, factorization and decoder,
-heads and losses, Sinkhorn, matching, views, tokenizer, optimizer. With config.efficiency.microbatches the
-parts, and the step that they are compared with, are of one microbatch. Pixels and weights are random.
+The parts are the encoder for each shape of view, factorization and decoder, heads and losses, Sinkhorn,
+matching, views, tokenizer, optimizer; each gets the same inputs as in the step. With
+config.efficiency.microbatches, parts and step are of one microbatch. Pixels and weights are random.
 """
 
 import dataclasses
@@ -41,14 +41,14 @@ from sparse_vis.views.make import make_views
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """`forward(trained, *rest)` with its arguments; `backward` says whether `trained` takes gradients."""
+    """`forward(trained, *rest)` and its arguments; `backward`: whether `trained` gets gradients."""
 
     forward: Callable
     arguments: tuple
     backward: bool = True
 
     def both(self) -> tuple[Callable, tuple]:
-        """Forward and backward pass, for given gradients of the outputs, and its arguments."""
+        """A function of forward and backward pass, given gradients of the outputs; and its arguments."""
         out = jax.eval_shape(self.forward, *self.arguments)
         ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), out)
 
@@ -59,7 +59,7 @@ class Part:
 
 
 def encoders(model: Stellar, params: dict, views: Views) -> dict[str, Part]:
-    """One call of the encoder per shape of view, with the outputs that losses see."""
+    """One call of the encoder per shape of view, with the outputs that the losses use."""
     given = {"params": {"encoder": params["encoder"]}}
     calls = {
         "encoder, image": (None, (views.image,)),
@@ -85,9 +85,9 @@ def decoding(model: Stellar, params: dict, outputs: Outputs, image: jax.Array) -
 
 
 def heads(recipe: Recipe, params: dict, outputs: Outputs, views: Views, cls: tuple) -> Part:
-    """Both heads and all losses but reconstruction; potentials and matches are given.
+    """Both heads and all losses except reconstruction; potentials and matches are given.
 
-    `cls` are the encoder's CLS tokens of masked and local views, (B, V, d) each.
+    `cls`: CLS tokens of masked and of local views, (B, V, d) each.
     """
     spec = dataclasses.replace(recipe.loss, reconstruction=0.0)
     targets = make_targets(recipe.model, spec, views, outputs)
@@ -114,7 +114,7 @@ def heads(recipe: Recipe, params: dict, outputs: Outputs, views: Views, cls: tup
 
 
 def all_parts(recipe: Recipe, state: TrainState, batch: Batch, tokenizer: dict | None) -> dict[str, Part]:
-    """All parts by name; they make up the step except for what XLA fuses between them."""
+    """All parts by name; together they are the step, except for what XLA fuses between them."""
     model, spec, params = recipe.model, recipe.loss, state.params
     views = functools.partial(make_views, spec=recipe.views)
     made = jax.jit(views)(jax.random.key(3), batch)
@@ -147,7 +147,7 @@ def all_parts(recipe: Recipe, state: TrainState, batch: Batch, tokenizer: dict |
 
 
 def one_part(part: Part, repeats: int) -> dict:
-    """Seconds of the forward pass and, where gradients flow, of forward and backward together."""
+    """Times of the forward pass and, with gradients, of forward and backward pass together."""
     forward = compiled(part.forward, *part.arguments)
     found = {"forward": timed(lambda: forward.call(*part.arguments), repeats), "xla": forward.xla}
     found["products"] = forward.products
@@ -160,9 +160,9 @@ def one_part(part: Part, repeats: int) -> dict:
 
 
 def measure(config, repeats: int, keep: Callable[[dict], None]) -> dict:
-    """The step and all parts, as JSON keeps them; `keep` gets what there is after every part."""
+    """Numbers of the step and all parts, for JSON; after each part, `keep` is called with all so far."""
     if config.teacher.enabled:
-        raise UserError("parts.py has no teacher; set config.teacher.enabled=False.")
+        raise UserError("parts.py cannot time a teacher; set config.teacher.enabled=False.")
     with config.unlocked():
         config.train.batch //= config.efficiency.microbatches
         config.efficiency.microbatches = 1
@@ -179,7 +179,7 @@ def measure(config, repeats: int, keep: Callable[[dict], None]) -> dict:
 
 
 def table(r: dict) -> str:
-    """Parts by their share of the step; a share of peak counts FLOPs by formula."""
+    """Parts, sorted by their share of the step; shares of peak refer to FLOPs by formula."""
     whole, lines = r["seconds"]["median"], []
     times = {name: p.get("both", p["forward"])["median"] for name, p in r["parts"].items()}
     for name, seconds in sorted(times.items(), key=lambda item: -item[1]):

@@ -1,16 +1,14 @@
-"""kNN and linear probes on as many features as ImageNet has, beside scikit-learn and faiss.
+"""Time kNN and linear probes on as many features as ImageNet has images, and those of scikit-learn and faiss.
 
     python -m benchmarks.speed.probes --json=benchmarks/results/probes.json
 
 Features are random, with a mean for each class, in a file. Each row of the table is a new process, which maps
-the file: the largest memory is what the process itself holds, without the pages of the file. kNN (k = 20)
-searches the whole file for the queries. The linear rows are fitted on the first `--fitted` rows, ours for 500
-steps of 256 rows and 13 learning rates together, scikit-learn's LogisticRegression (L-BFGS) in 10 iterations
-over all rows for one setting. Their rows/s count every row for every classifier that it trains. Needs
-`pip install faiss-cpu`, or a shorter `--only`.
+the file into memory; the largest memory does not count the pages of the file. kNN (k = 20) searches the whole
+file for the queries. The linear probes are fitted to the first `--fitted` rows: ours in 500 steps of 256 rows
+for 13 learning rates together, scikit-learn's LogisticRegression (L-BFGS) in 10 iterations over all rows for
+one setting. Their rows/s count each row once for every classifier. Needs `pip install faiss-cpu`, or a
+shorter `--only`.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -32,7 +30,7 @@ K, ITERATIONS, BLOCK = 20, 10, 10_000
 
 
 def write_features(folder: Path, rows: int, queries: int, width: int, classes: int) -> None:
-    """Files x (rows, width) float32 and y (rows,) int32, and the same for the queries."""
+    """Write files of x (rows, width) float32 and y (rows,) int32, and the same for the queries."""
     rng = np.random.default_rng(0)
     means = rng.normal(size=(classes, width)).astype(np.float32) / 2
     for name, count in (("train", rows), ("test", queries)):
@@ -96,7 +94,7 @@ def sklearn_linear(x, y, queries, classes):
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it has not converged
+        warnings.simplefilter("ignore")  # it warns that it has not converged
         fitted = LogisticRegression(max_iter=ITERATIONS).fit(x, y)
     return int(fitted.n_iter_.max()) * len(x)
 
@@ -108,13 +106,13 @@ ROWS = {
 
 
 def anonymous() -> int:
-    """Bytes that this process holds, without pages of files."""
+    """Bytes in memory of this process, without pages of files."""
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines["RssAnon"].split()[0]) * 1024
 
 
 def largest_during(call: Callable) -> tuple[object, float, int]:
-    """What the call returns, its seconds, and the largest `anonymous` seen every 20 ms."""
+    """The call's result, its seconds, and the largest `anonymous`, measured every 20 ms."""
     done, seen = threading.Event(), [anonymous()]
 
     def watch():
@@ -154,7 +152,7 @@ def arguments() -> argparse.Namespace:
     ):  # fmt: skip
         parser.add_argument(flag, type=positive, default=default, metavar="N", help=f"{what} (%(default)s)")
     parser.add_argument("--only", default=",".join(ROWS), metavar="ROWS", help="(all) of: %(default)s")
-    parser.add_argument("--folder", metavar="FOLDER", help="of an earlier call, for one row")
+    parser.add_argument("--folder", metavar="FOLDER", help="features of an earlier call, for one row")
     parser.add_argument("--json", metavar="FILE", help="file for the numbers")
     given = parser.parse_args()
     given.only = given.only.split(",")
@@ -167,7 +165,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
-    if given.folder:  # of the process of one row
+    if given.folder:  # this is the process of one row
         print(json.dumps(one_row(given.only[0], Path(given.folder), given.fitted, given.classes)))
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""What a checkpoint costs, on a disk or in a bucket: how long training waits, how long it takes.
+"""Time saving a checkpoint on a disk or in a bucket: how long training waits for it, and how long it takes.
 
     python -m benchmarks.speed.save --config=quickstart --output=gs://BUCKET/try
 
-Nothing is trained: the state of step 0 is saved again and again, and each save ends before the next begins.
-The first one is not counted. What was saved stays in the folder.
+Nothing is trained: the state of step 0 is saved repeatedly, each time after the last save has ended. The
+first save does not count. The last checkpoint stays in the folder.
 """
 
 import statistics

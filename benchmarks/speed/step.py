@@ -4,12 +4,13 @@ r"""Time the full training step on this machine: views, forward, targets, losses
     python -m benchmarks.speed.step --config=configs/imagenet_h14.py --config.train.batch=64 \
         --config.model.target=pixel --config.loss.reconstruction=10
 
-    --config=FILE       an experiment of configs/; any setting of it: --config.efficiency.dtype=float32,
+    --config=FILE       an experiment of configs/, with any setting changed:
+    --config.efficiency.dtype=float32,
                         --config.efficiency.microbatches=4, ... --config.train.batch is the batch of a step
-    --repeats=9         steps that are timed, after two that are not
-    --json=FILE         the same numbers for programs, with device, versions and date
+    --repeats=9         timed steps, after two that are not
+    --json=FILE         file for the numbers, with device, versions and date
 
-Images are random pixels and weights random, those of the VQ tokenizer too: no files are needed.
+No files are needed: pixels are random, and so are all weights, also those of the VQ tokenizer.
 """
 
 from sparse_vis.runtime import host
@@ -30,7 +31,7 @@ from sparse_vis.train.step import compile_step
 
 
 def measure(config, repeats: int) -> dict:
-    """All numbers of the step, as JSON keeps them; a UserError if a step was not finite."""
+    """All numbers of the step, for JSON. Raises UserError if a step was not finite."""
     recipe, batch = recipe_of(config), random_batch(config)
     state, tokenizer = random_state(recipe), random_tokenizer(recipe.model.tokenizer)
     seed = np.uint32(config.seed)
@@ -42,7 +43,7 @@ def measure(config, repeats: int) -> dict:
 
     def step():
         nonlocal state, metrics
-        # The old state is gone: its memory is reused.
+        # The old state cannot be used any more, as its memory is reused.
         state, metrics = program.call(state, batch, tokenizer, seed)
         return metrics
 
@@ -58,7 +59,7 @@ def measure(config, repeats: int) -> dict:
 
 
 def heading(r: dict) -> str:
-    """What was measured, and on what; the first line of the report."""
+    """The first line of the report: what was measured, and on which device."""
     return f"{r['config']}, {r['target']} target, full training step, {command.device()}:"
 
 

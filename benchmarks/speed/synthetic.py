@@ -1,4 +1,4 @@
-"""What a step needs, made up: a batch of random pixels, a tokenizer with random weights, a train state."""
+"""Random inputs of a step: a batch of pixels, weights of a tokenizer, a train state."""
 
 import functools
 
@@ -15,15 +15,15 @@ CHANNELS, MULTIPLIERS, BLOCKS, LATENT = 128, (1, 1, 2, 2, 4), 2, 256  # of the r
 
 
 def recipe_of(config: ConfigDict) -> Recipe:
-    """The configuration's recipe, its model with the VQ tokenizer in its released size for that target."""
+    """The configuration's recipe; for the VQ target, its model has a tokenizer of the released size."""
     t = config.model.tokenizer
     tokenizer = VQGAN(CHANNELS, MULTIPLIERS, BLOCKS, LATENT, t.codes, t.dtype)
     return build_recipe(config, tokenizer if config.model.target == "vq" else None)
 
 
 def random_tokenizer(module: VQGAN | None) -> dict | None:
-    """Parameters of the tokenizer, normal with mean 0 and deviation 0.05; None where there is none."""
-    # Not the module's own init, whose many draws take half a minute to compile for a GPU.
+    """Parameters of a tokenizer, normal with mean 0 and standard deviation 0.05; None for None."""
+    # Not by the module's own init, which takes half a minute to compile for a GPU.
     if module is None:
         return None
     shapes = jax.eval_shape(module.init, jax.random.key(1), jnp.zeros((1, 32, 32, 3)))["params"]

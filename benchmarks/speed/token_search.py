@@ -1,9 +1,9 @@
-"""How long `explore --gallery` searches the tokens of an extraction, one random token at a time.
+"""Time how `explore --gallery` searches the tokens of an extraction, for one random token at a time.
 
     python -m benchmarks.speed.token_search
 
-Writes an extraction with random tokens S into a temporary folder (`--images` x `--tokens` x `--width`
-numbers; by default 0.6 GB, and as much again for the file that is searched).
+Writes an extraction with random tokens S into a temporary folder: `--images` x `--tokens` x `--width`
+numbers, by default 0.6 GB, and as much again for the file that is searched.
 """
 
 import statistics
@@ -25,7 +25,7 @@ SHARD = 10_000  # images
 
 
 def write_extraction(folder: Path, images: int, tokens: int, width: int) -> dict:
-    """Shards of random tokens, and what the index needs of their manifest."""
+    """Write shards of random tokens; returns as much of a manifest as TokenIndex reads."""
     draw, shards = np.random.default_rng(0), {}
     for start in range(0, images, SHARD):
         rows = min(SHARD, images - start)

@@ -1,4 +1,4 @@
-"""What is kept of each image: pooled features, scores and ranks, never all of U; tasks that average these."""
+"""What is kept of each image (pooled features, scores, ranks; never all of U), and tasks that use these."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _localized(features: dict, records: Records, networks: Networks) -> dict[str
     return {"fg_ari": foreground_ari(*masks), "best_iou": best_overlap(*masks)}
 
 
-# Means of tokens; one Reducer per key, so that an encoder without S still has CLS and U.
+# Means of tokens, in one Reducer per key, so that an encoder without S still gives those of CLS and U.
 TOKEN_MEANS = tuple(Reducer((key,), lambda f, *_, key=key: pool({key: f[key]})) for key in POOLED)
 CONCATENATED = Reducer(("sparse",), lambda f, *_: {"concat_S": f["sparse"].reshape(len(f["sparse"]), -1)})
 LOCALIZED = Reducer(("spatial",), _localized)
@@ -48,10 +48,10 @@ def at_size(images: Float[AnyArray, "N h w 3"], size: int) -> Float[np.ndarray, 
 def compared(
     reconstruction: Float[AnyArray, "N h w 3"], images: Num[np.ndarray, "N H W 3"], networks: Networks
 ) -> dict[str, np.ndarray]:
-    """Scores of reconstructions in [0, 1]: psnr, ssim and, if the networks are given, lpips and inception.
+    """Columns of reconstructions in [0, 1]: psnr, ssim and, of networks with a file, lpips and inception.
 
-    PSNR and SSIM are measured at the images' size, to which reconstructions of another size (256 for 224 px
-    at patch 14) are resized. LPIPS and Inception get 8-bit images that passed through `at_256`.
+    For PSNR and SSIM, reconstructions are resized to the images' size if they have another (256 for 224 px at
+    patch 14). LPIPS and Inception get 8-bit images that passed through `at_256`.
     """
     same, true = at_size(reconstruction, images.shape[1]), as_unit(images)
     found = {"psnr": psnr(same, true), "ssim": ssim(same, true)}
@@ -62,7 +62,7 @@ def compared(
 
 
 def localization(columns: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means of the columns of LOCALIZED, as far as they are there."""
+    """Means of those columns of LOCALIZED that exist."""
     return {name: mean_known(columns[name]) for name in ("fg_ari", "best_iou") if name in columns}
 
 
@@ -77,9 +77,9 @@ def ranks(probability: Float[np.ndarray, "N classes"], label: Int[np.ndarray, " 
 def quality(
     columns: dict[str, np.ndarray], networks: Networks, true: Callable[[], Moments]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """PSNR, SSIM, LPIPS and rFID of a set from the columns of `compared`; and absent metric → reason.
+    """PSNR, SSIM, LPIPS and rFID of a set, from the columns of `compared`; and absent metric → reason.
 
-    `true` gives the Inception moments of the original images.
+    `true` returns the Inception moments of the original images.
     """
     metrics = {name: float(np.mean(columns[name])) for name in ("psnr", "ssim", "lpips") if name in columns}
     if "inception" in columns:

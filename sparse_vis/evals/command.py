@@ -34,19 +34,19 @@ TOP = 5  # top-5 accuracy is trivial with this many classes
 
 
 class Plan(NamedTuple):
-    """A checked plan of evaluations."""
+    """What `make_plan` opened and checked."""
 
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...]  # names
     data: Data
     networks: Networks
 
 
 def make_plan(config: ConfigDict) -> Plan:
-    """Open and check everything that the evaluations of a configuration read, before any long work starts.
+    """Open and check all that the evaluations of a configuration read, before any long work starts.
 
     Raises:
-        UserError: an unknown task, or one that needs what the source does not have; files or images that are
-            missing or damaged.
+        UserError: a task is unknown, or needs what the source does not have; files or images are missing or
+            damaged.
     """
     e, tokenizer = config.eval, config.model.tokenizer
     for name in e.tasks:
@@ -68,10 +68,9 @@ def make_plan(config: ConfigDict) -> Plan:
 
 
 def check_classifier(plan: Plan, classes: Sequence[str]) -> None:
-    """Refuse, with a UserError, the task "classifier" of a model whose own classifier has not these classes.
+    """Raise UserError if the plan has the task "classifier", and the data has other classes than the model.
 
-    Args:
-        classes: those of the classifier; none if the model was not fine-tuned.
+    `classes` are those of the model's own classifier; none if it was not fine-tuned.
     """
     source = plan.data.parts[plan.data.labelled[1]].source
     if "classifier" in plan.tasks and tuple(classes) != source.classes:
@@ -85,25 +84,25 @@ def evaluate(
 ) -> list[str]:
     """Run the unfinished tasks, write evaluation.json after each, then print the tables.
 
-    With several processes, all call it: they share the images, all measure the same, and process 0 writes.
+    With several processes, all must call it: they share the images, and process 0 writes.
 
     Args:
         own: the run's encoder and weights; None: `own_encoder` reads them.
 
     Returns:
-        The figures of config.eval.expected that were not met.
+        The figures of config.eval.expected that were missed.
     """
     own, weights = own or own_encoder(config, workdir)
     check_classifier(plan, own.about.get("classes", ()))
     workdir.mkdir(parents=True, exist_ok=True)
     if config.data.on_error == "skip":
         plan = plan._replace(data=without_unusable(plan.data, workdir))
-        check_needs(plan.data, {name: TASKS[name] for name in plan.tasks})  # there may be too few left
+        check_needs(plan.data, {name: TASKS[name] for name in plan.tasks})  # too few may be left
     train, results = plan.data.parts["train"], Results(workdir)
     encoders = [own, *(beside_encoder(name, config, weights, train) for name in config.eval.beside)]
     left = _unfinished(encoders, plan, config, results)
     if any("map" in TASKS[name].needs for settings in left for name in settings):
-        # Training label maps are read in the first epoch; those of test would only be read after the last.
+        # A damaged training map is noticed in the first epoch, but one of test only after the last.
         check_every_map(plan.data.parts["test"])
     for encoder, settings in zip(encoders, left, strict=True):
         _evaluate_one(encoder, settings, plan, config, results)
@@ -122,13 +121,13 @@ def evaluate(
 def _unfinished(
     encoders: list[Encoder], plan: Plan, config: ConfigDict, results: Results
 ) -> list[dict[str, dict]]:
-    """For each encoder: unfinished task → its settings, all that determines its numbers."""
+    """For each encoder, unfinished task → settings, which are all that determines its numbers."""
     settings = [{name: _settings(encoder, name, plan, config) for name in plan.tasks} for encoder in encoders]
     finished = [
         [results.finished(encoder.name, name, found[name]) for name in plan.tasks]
         for encoder, found in zip(encoders, settings, strict=True)
     ]
-    # Processes may see other times of files, or the file of results at another time.
+    # All processes must agree, but may see different times of files or different results.
     finished = of_first(np.array(finished))
     return [
         {name: found[name] for name, done in zip(plan.tasks, row, strict=True) if not done}
@@ -160,7 +159,7 @@ def _evaluate_one(
     for name in left:
         for part, kept in TASKS[name].reducers(plan.data).items():
             reducers[part].update(kept)
-    # Of columns that are too large for memory: beside the results, or if these are in a bucket, on a disk.
+    # For columns that are too large for memory; a bucket cannot hold them.
     folder = tempfile.gettempdir() if in_bucket(results.path) else results.path.parent
     e = config.eval
     bench = Bench(encoder, plan.data, plan.networks, e.batch, e.seed, reducers, pathlib.Path(folder))
@@ -186,7 +185,7 @@ def _measure(name: str, bench: Bench, config: ConfigDict) -> Result:
 
 
 def _without_trivial(result: Result, classes: int) -> Result:
-    """The result without top-5 accuracies, if there are at most five classes."""
+    """The result; without top-5 accuracies if there are at most five classes."""
     if classes > TOP or not any("top5" in row for row in result.metrics.values()):
         return result
     metrics = {of: {k: v for k, v in row.items() if k != "top5"} for of, row in result.metrics.items()}

@@ -1,4 +1,4 @@
-"""The images of evaluations: parts of any source, opened and checked at once, read when needed."""
+"""The images of evaluations: parts of any source, opened and checked early, read when needed."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from sparse_vis.runtime.skipped import Skips
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some records of a source; equal only to itself."""
+    """Some records of a source; equal only to itself, so that it can be a key."""
 
     source: Source
     indices: Int[np.ndarray, " N"]  # of the records, in order
     size: int  # side of the square images in pixels
-    short_side: int  # in pixels before the centre crop
-    threads: int  # batches read at a time
+    short_side: int  # pixels, before the centre crop
+    threads: int  # number of batches read at a time
     masks: pathlib.Path | None = None  # folder of label maps, if the source has none of its own
-    map_classes: int = 0  # number of classes in label maps; 0 if there are none
-    map_shift: int = 0  # -1 if class 0 in the files of label maps means "unknown", and classes count from 1
-    resize: str = "antialiased"  # of `batches`, as in `read_records`
-    on_error: str = "stop"  # or "skip", at an unusable image
+    map_classes: int = 0  # number of classes in label maps; 0 if there are no maps
+    map_shift: int = 0  # -1 if files of label maps have 0 for "unknown" and count classes from 1
+    resize: str = "antialiased"  # how `batches` resizes, as in `read_records`
+    on_error: str = "stop"  # at an unusable image: "stop" or "skip"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -53,18 +53,21 @@ class Part:
         return dataclasses.replace(self, indices=self.indices[rows])
 
     def without(self, share: float, seed: int) -> Part:
-        """The part without a random share of its records, which a probe holds out for validation."""
+        """The part without a random share of its records, which published probes hold out for validation."""
         left = np.random.default_rng(seed).permutation(len(self))[int(share * len(self)) :]
         return self.only(np.sort(left))
 
     def record(self, row: int | np.integer) -> dict[str, Any]:
-        """A record of the source, its image decoded; a UserError if it cannot be used."""
+        """A record of the source, its image decoded. Raises UserError if it cannot be used."""
         with self._offering_to_skip():
             record = self.source[int(row)]
             return {**record, "image": decode(record)}
 
     def example(self) -> dict[str, Any]:
-        """The first usable record, its image decoded; a UserError if none is, or `on_error` is "stop"."""
+        """The first usable record, its image decoded.
+
+        Raises UserError if no record is usable, or with on_error="stop" the first is not.
+        """
         skips: Skips = []
         for row in self.indices:
             try:
@@ -98,7 +101,7 @@ class Part:
     def in_shares(
         self, batch_size: int, compute: Callable[[Records], dict[str, np.ndarray]]
     ) -> Iterator[dict[str, np.ndarray]]:
-        """What `compute` gives for all records, in order; each process reads and computes its share."""
+        """The results of `compute` for all records, in order; each process reads and computes its share."""
         return in_shares(len(self), batch_size, lambda rows: self.only(rows).batches(batch_size), compute)
 
 
@@ -106,19 +109,19 @@ class Part:
 class Data:
     """The data of a run of evaluations."""
 
-    parts: dict[str, Part]  # "train", "test"; of scenes with several objects, "one_train" and "one_test" too
-    labelled: tuple[str, str]  # names of the train and test part whose single labels are used
-    classes: int  # 0 without labels
-    about: dict  # identity of the images, as plain values for the record of results
+    parts: dict[str, Part]  # "train", "test"; for scenes of several objects also "one_train" and "one_test"
+    labelled: tuple[str, str]  # names of the train and the test part whose single labels are used
+    classes: int  # number of classes, 0 without labels
+    about: dict  # identity of the images, as plain values, for evaluation.json
 
     @property
     def single(self) -> bool:
-        """Whether records of the labelled parts have a single label, not only sets."""
+        """Whether records of the labelled parts have a single label."""
         return "label" in self.parts[self.labelled[0]].example()
 
     @property
     def sets(self) -> bool:
-        """Whether records have sets of classes."""
+        """Whether records have a set of classes."""
         return "labels" in self.parts["train"].example()
 
 
@@ -126,7 +129,7 @@ def open_data(config: ConfigDict) -> Data:
     """Open the train and test parts of config.data, as config.eval defines them.
 
     Raises:
-        UserError: a split that is missing or empty, or train and test with different classes.
+        UserError: a split is missing or empty, or train and test have different classes.
     """
     e, d, size = config.eval, config.data, config.model.image_size
 
@@ -172,13 +175,13 @@ def open_data(config: ConfigDict) -> Data:
 
 
 def about_part(part: Part) -> dict:
-    """Identity of a part's images, for the record of results."""
+    """Identity of a part's images, as plain values, for evaluation.json."""
     images = images_sha256(part.source, part.indices, times=True)
     return {"records": len(part), "of": repr(part.source), "images_sha256": images}
 
 
 def _held_out(count: int, share: float, test: bool) -> Int[np.ndarray, " N"]:
-    """Every (1/share)-th record for test, the others for train (in sorted folders: of all classes)."""
+    """Every (1/share)-th record for test (so that sorted folders give all classes), the others for train."""
     if not share:
         return np.arange(count)
     marks = np.floor(np.arange(1, count + 1) * share) > np.floor(np.arange(count) * share)
@@ -190,7 +193,7 @@ def _held_out(count: int, share: float, test: bool) -> Int[np.ndarray, " N"]:
 
 
 def spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]:
-    """`count` records at even distances, or all for 0: in sorted folders that covers all classes."""
+    """`count` records at even distances (0: all), so that sorted folders give all classes."""
     if not count or count >= len(indices):
         return indices
     return indices[np.arange(count) * len(indices) // count]
@@ -199,7 +202,7 @@ def spread(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " n"]:
 def without_unlabelled(
     columns: dict[str, AnyArray], names: list[str]
 ) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " N"]]:
-    """The named columns and the labels of the rows that have a label; a UserError if none has."""
+    """The named columns and the labels, of the rows that have a label. Raises UserError if none has."""
     known = np.flatnonzero(columns["label"] >= 0)
     if not len(known):
         raise UserError(
@@ -212,7 +215,7 @@ def without_unlabelled(
 
 
 def no_classes(train: Int[np.ndarray, " N"], test: Int[np.ndarray, " M"], least: int) -> str:
-    """Why a probe of classes (-1: none), with `least` training images or more, is impossible; else ""."""
+    """Why a probe that needs `least` training images cannot be trained on these classes (-1: none), or ""."""
     train, test = train[train >= 0], test[test >= 0]
     if len(train) < least or not len(test):
         return f"{len(train)} training and {len(test)} test images have a class; it needs {least} and 1"

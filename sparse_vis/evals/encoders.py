@@ -34,7 +34,7 @@ PCA_IMAGES = 1000  # most images on which principal components are fitted
 
 
 def own_encoder(config: ConfigDict, workdir: AnyPath) -> tuple[Encoder, tuple[Stellar, dict] | None]:
-    """The newest checkpoint of a workdir, else the weights that config.init names.
+    """The encoder in the newest checkpoint of a workdir; without one, in the weights that config.init names.
 
     Returns:
         The encoder, named "trained", and (model, parameters), or None for a backbone.
@@ -55,7 +55,7 @@ def own_encoder(config: ConfigDict, workdir: AnyPath) -> tuple[Encoder, tuple[St
         raise UserError(f"{what}; train first, correct --workdir, or give --config.init=PLACE.")
     found = read_model(place, name)
     if trained:
-        if found.classifier:  # of fine-tuning, which sets these
+        if found.classifier:  # fine-tuning has set these
             config.finetune.classes = found.config.finetune.classes
             config.teacher.enabled = found.config.teacher.enabled
         settings.check_resume(settings.plain(found.config), settings.plain(config), workdir)
@@ -72,10 +72,10 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
     """An encoder of config.eval.beside: one of BASELINES, or a path that `sparse_vis.load` accepts.
 
     Args:
-        own: the run's own model and parameters, for "untrained". train: images on which "pca" is fitted.
+        own: the run's own model and parameters, for "untrained". train: images to which "pca" is fitted.
 
     Raises:
-        UserError: nothing can be loaded, or its patches do not fit the images.
+        UserError: the path cannot be loaded, or the model's patches do not fit the images.
     """
     if name == "pixels":
         return raw_pixels()
@@ -97,7 +97,7 @@ def beside_encoder(name: str, config: ConfigDict, own: tuple[Stellar, dict] | No
 
 
 def check_beside(name: str, config: ConfigDict) -> None:
-    """Raise a UserError for an invalid name in config.eval.beside; of workdirs no weights are read."""
+    """Raise UserError for an invalid name in config.eval.beside; weights in workdirs are not read."""
     if name in BASELINES or name.startswith(hub.PREFIX) or is_shipped(name):
         return
     path = as_path(name)
@@ -114,7 +114,7 @@ def check_beside(name: str, config: ConfigDict) -> None:
 
 
 def _origin(found: Loaded, place: str, name: str | None = None) -> dict:
-    """Where weights were read from; for a workdir, step folder and step."""
+    """Where weights were read from; for our own checkpoints, step folder and step."""
     if found.step is not None:
         return {"from": str(found.step), "step": int(found.step.name)}
     return {"from": place, **({"name": name} if name else {})}
@@ -129,12 +129,12 @@ def _check_patch(name: str, patch: int, config: ConfigDict) -> None:
 
 
 def checksums(model: nn.Module, params: dict) -> dict[str, int]:
-    """CRC-32 of all parameters, and of the module's fields, such as its temperature."""
+    """CRC-32 of all parameters, and of the module's fields (such as its temperature)."""
     return {"crc32": crc32(params), "model_crc32": zlib.crc32(repr(model).encode())}
 
 
 def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Encoder:
-    """A STELLAR model, as from `sparse_vis.load`; `about` tells where its weights are from."""
+    """The encoder of a STELLAR model; `about` says where its weights are from."""
     absent, about = {}, {**about, **checksums(model, params)}
     params = Devices().everywhere(params)
     if model.decoder.codes and model.tokenizer is None:
@@ -171,7 +171,7 @@ def stellar_encoder(name: str, model: Stellar, params: dict, about: dict) -> Enc
 
 
 def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict) -> Encoder:
-    """CLS and U of another project's ViT, as `read_backbone` gives it; the only queries are its registers."""
+    """The encoder of another project's ViT, read by `read_backbone`: CLS and U. Its registers are queries."""
     m, compute = config.model, Compute(config.eval.dtype)
     sizes = Sizes(m.width, m.layers, m.heads, m.mlp_dim, epsilon=m.norm_epsilon)
     backbone = {"queries": np.zeros((0, m.width), np.float32), **backbone}
@@ -188,7 +188,7 @@ def backbone_encoder(name: str, config: ConfigDict, backbone: dict, about: dict)
 
 
 def raw_pixels() -> Encoder:
-    """The baseline "pixels": the whole image is one dense token, so its pooled feature is the flat image."""
+    """The baseline "pixels": the whole image is one dense token, so that its pooled feature is the image."""
 
     def features(images, wanted):
         return {"dense": as_unit(images).reshape(len(images), 1, -1)}
@@ -209,7 +209,7 @@ def mean_colour() -> Encoder:
 def patch_pca(train: Part, patch: int, width: int) -> Encoder:
     """The baseline "pca": each patch's pixels in the first `width` principal components of training patches.
 
-    They are fitted on at most PCA_IMAGES images, evenly spread, at first use.
+    They are fitted at first use, to at most PCA_IMAGES images.
     """
     width, chosen = min(width, 3 * patch * patch), train.at_most(PCA_IMAGES)
 

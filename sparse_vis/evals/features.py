@@ -1,4 +1,4 @@
-"""The contract of evaluations: an Encoder turns images into named arrays, and tasks read these by name."""
+"""The interface of evaluations: an Encoder turns images into named arrays, which tasks read by name."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from sparse_vis.runtime.progress import Progress
 
 AnyArray = Array | np.ndarray
 
-# The names an encoder may return, and the number of dimensions of each array (the batch first).
+# Names of the features that an encoder may give, and the number of dimensions of each (the batch first).
 RANKS = dict(sparse=3, cls=3, dense=3, spatial=3, reconstruction=4, prototype=2, probability=2)
-# Names of the mean over tokens of each set of tokens.
+# Name of the mean over each set of tokens.
 POOLED = {"sparse": "mean_S", "cls": "cls", "dense": "mean_U"}
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A named function from images to features; metrics of features that it does not give are absent.
+    """A named function from images to features. Metrics of features that it does not give are absent.
 
     Features are sparse (B, r, d), S; cls (B, 1, d); dense (B, n, d), U; spatial (B, n, r), L; reconstruction
     (B, h, w, 3), pixels clipped to [0, 1]; prototype (B, r), each token's most likely prototype; probability
     (B, classes), of a model with a classifier.
     """
 
-    name: str  # row of the result tables
-    gives: tuple[str, ...]  # keys of the features that it gives
-    # (images, keys) → dict with at least these keys, all of them in `gives`; images are (B, H, W, 3), uint8
-    # or float in [0, 1]. Called with few batch shapes, so it may be jitted.
+    name: str  # in the tables of results
+    gives: tuple[str, ...]  # names of the features that it gives
+    # (images, names) → dict with at least these features, all of them in `gives`; images are (B, H, W, 3),
+    # uint8 or float in [0, 1]. It may be jitted, as it is called with few batch shapes.
     features: Callable[[AnyArray, tuple[str, ...]], dict[str, AnyArray]]
-    decode: Callable[[AnyArray, AnyArray], AnyArray] | None = None  # S and L to a reconstruction
-    prototypes: int = 0  # their number; 0 if it has none
-    about: Mapping = field(default_factory=dict)  # what determines its numbers (weights' checksum, seed …)
-    absent: Mapping[str, str] = field(default_factory=dict)  # key → why, if the user can change that
+    decode: Callable[[AnyArray, AnyArray], AnyArray] | None = None  # from S and L to a reconstruction
+    prototypes: int = 0  # number of them
+    about: Mapping = field(default_factory=dict)  # all that determines its numbers (checksums, seed …)
+    absent: Mapping[str, str] = field(default_factory=dict)  # feature → why absent, if the user can change it
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def encode(
 ) -> dict[str, np.ndarray]:
     """Those of the wanted features that the encoder gives, float32, of any number of images.
 
-    A UserError names an encoder that breaks its contract.
+    Raises UserError, naming the encoder, if it returns something else.
     """
     wanted = tuple(key for key in wanted if key in encoder.gives)
 
@@ -72,7 +72,7 @@ def encode(
 
 
 def _breach(key: str, out: dict[str, AnyArray], rows: int) -> str:
-    """What is wrong with an encoder's output, or ""."""
+    """In words, what is wrong with an encoder's output, or ""."""
     if key not in RANKS:
         return f"returns the unknown key '{key}'; the known keys are {', '.join(RANKS)}"
     if key not in out:
@@ -84,13 +84,13 @@ def _breach(key: str, out: dict[str, AnyArray], rows: int) -> str:
 
 
 def pool(features: Mapping[str, AnyArray]) -> dict[str, Float[np.ndarray, "N d"]]:
-    """One vector per image and set of tokens, "mean_S", "cls" and "mean_U", of features from `encode`."""
+    """One vector per image and set of tokens ("mean_S", "cls", "mean_U"), from the features of `encode`."""
     there = {name: np.asarray(features[key]) for key, name in POOLED.items() if key in features}
     return {name: tokens.mean(axis=1, dtype=np.float32) for name, tokens in there.items()}
 
 
 class Regrouped:
-    """Regroups rows that arrive in parts of any size into groups of `size`, which share the same memory."""
+    """Regroups rows that arrive in parts of any size into groups of `size`, which share their memory."""
 
     def __init__(self, size: int):
         self._size, self._filled = size, 0
@@ -128,7 +128,7 @@ def patches_of(images: Num[AnyArray, "B H W 3"], patch: int) -> Float[np.ndarray
 
 
 def square_grid(patches: int) -> tuple[int, int]:
-    """(rows, columns) of the patches of a square image; a UserError if their number is no square."""
+    """(rows, columns) of the patches of a square image. Raises UserError if their number is no square."""
     side = math.isqrt(patches)
     if side * side != patches:
         raise UserError(f"{patches} patches are not a square grid; choose image size and patch that fit.")
@@ -136,7 +136,7 @@ def square_grid(patches: int) -> tuple[int, int]:
 
 
 def check_labels(what: str, labels: Integer[AnyArray, " labels"], classes: int) -> None:
-    """Raise a UserError unless all labels, at least one, are in 0 … classes−1."""
+    """Raise UserError unless all labels are in 0 … classes−1."""
     low, high = int(np.min(labels)), int(np.max(labels))
     if low < 0 or high >= classes:
         raise UserError(
@@ -148,14 +148,14 @@ def check_labels(what: str, labels: Integer[AnyArray, " labels"], classes: int) 
 def check_labelled(
     what: str, features: Float[AnyArray, "rows f"], labels: Integer[AnyArray, " labels"], classes: int
 ) -> None:
-    """Raise a UserError unless a set has rows, as many finite ones as labels, and labels in range."""
+    """Raise UserError unless a set has rows, one label for each, finite features, and labels in range."""
     if len(features) == 0 or len(features) != len(labels):
         raise UserError(
             f"the {what} set has {len(features)} features but {len(labels)} labels; give one label per "
             "feature row."
         )
     check_labels(what, labels, classes)
-    # A float64 sum is finite exactly if every float32 term is; unlike isfinite it needs no array of flags.
+    # A float64 sum is finite exactly if all its float32 terms are; np.isfinite would make a large array.
     with np.errstate(invalid="ignore"):
         total = np.sum(np.asarray(features), dtype=np.float64)
     if not np.isfinite(total):

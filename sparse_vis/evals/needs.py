@@ -1,4 +1,4 @@
-"""Check that the records have what the evaluations need, before any image is encoded."""
+"""Check, before any image is encoded, that the records have what the evaluations need."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LACKING = {
     "mask": "true instance masks (only scenes have them)",
     "map": "label maps (scenes have them; for other images give --config.eval.masks=FOLDER)",
 }
-LOOKED_AT = 16  # images that a thread decodes at a time, only to see whether it can
-FOUND = "unusable.json"  # in the workdir: which images could not be decoded, so that this is found out once
+LOOKED_AT = 16  # images that a thread decodes at a time, to see whether it can
+FOUND = "unusable.json"  # file in the workdir with the images that cannot be decoded
 
 
 def check_needs(data: Data, tasks: Mapping[str, Task]) -> None:
-    """Refuse, with a UserError, tasks (by name) that need what the records do not have, and damaged maps."""
+    """Raise UserError if a task (by name) needs what the records do not have, or a label map is damaged."""
     for part_name, part in data.parts.items():
         record = part.example()
         has = {*record, *(("map",) if part.map_classes else ())}
@@ -50,7 +50,7 @@ def check_needs(data: Data, tasks: Mapping[str, Task]) -> None:
 
 
 def _check_count(name: str, task: Task, part_name: str, part: Part, labelled: bool) -> None:
-    """Refuse too few images, or images of a single class, if that is known without reading them."""
+    """Raise UserError for too few images, or images of a single class, if this is known without reading."""
     kind = "train" if part_name.endswith("train") else "test"
     least = task.least[kind == "test"]
     labels = known_labels(part.source) if labelled else None
@@ -73,9 +73,9 @@ def _refusal(name: str, need: str, found: str, remedy: str = "") -> UserError:
 def without_unusable(data: Data, workdir: AnyPath) -> Data:
     """The data without images that cannot be decoded, which are listed in skipped.txt of the workdir.
 
-    Every image is decoded before any is encoded, so that all tasks and encoders see the same images and the
-    record of results identifies them. unusable.json keeps what was found, for parts that do not change. A
-    UserError is raised if nothing is left of a part.
+    All images are decoded before any is encoded, so that all tasks and encoders use the same images, which
+    evaluation.json identifies. unusable.json keeps the result for parts that do not change. Raises UserError
+    if nothing is left of a part.
     """
     path, skips, parts, now = workdir / FOUND, [], {}, {}
     try:
@@ -87,7 +87,7 @@ def without_unusable(data: Data, workdir: AnyPath) -> Data:
         found = before.get(name, {})
         if not of_first(np.array([found.get("part") == identity]))[0]:
             found = {"part": identity, "unusable": _unusable(name, part)}
-        if identity["images_sha256"]:  # else a change would not be seen
+        if identity["images_sha256"]:  # without it, a changed part would not be noticed
             now[name] = found
         rows = [row for row, _, _ in found.get("unusable", ())]
         left = part.indices[of_first(~np.isin(part.indices, rows))]
@@ -113,7 +113,7 @@ def without_unusable(data: Data, workdir: AnyPath) -> Data:
 
 def _unusable(name: str, part: Part) -> list[list]:
     """Row, name and reason of every image that cannot be decoded; each process decodes its share."""
-    if isinstance(part.source, ComposedSource):  # computed, not read from files
+    if isinstance(part.source, ComposedSource):  # its images are computed, not read from files
         return []
     progress, usable = Progress(f"looking at {name} images", len(part)), []
 

@@ -1,4 +1,4 @@
-"""evaluation.json and evaluation.md: every number with all settings, written atomically after each task."""
+"""evaluation.json, which has every number with all settings, and the tables of evaluation.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from sparse_vis.evals.task import Result
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import explained
 from sparse_vis.runtime.files import read_json, write_json
 from sparse_vis.runtime.paths import AnyPath
 
@@ -21,13 +21,13 @@ VERSIONS = {"python": platform.python_version(), **{name: version(name) for name
 
 
 class Results:
-    """The results in a workdir; process 0 writes every change to disk.
-
-    Args:
-        workdir: for evaluation.json, whose results are kept; a UserError if it is damaged.
+    """The results in a workdir's evaluation.json; process 0 writes every change to disk, atomically.
 
     Attributes:
         encoders: encoder → task → {"settings", "metrics", "absent", "details", "ran"}.
+
+    Raises:
+        UserError: evaluation.json exists and is damaged.
     """
 
     def __init__(self, workdir: AnyPath):
@@ -40,10 +40,9 @@ class Results:
         return known is not None and known["settings"] == plain(settings)
 
     def add(self, encoder: str, task: str, settings: dict, result: Result, ran: dict) -> None:
-        """Store a result, replacing an earlier one of the same encoder and task.
+        """Store a result, in place of an earlier one of the same encoder and task.
 
-        Args:
-            settings: everything that determines the numbers. ran: further facts, which `finished` ignores.
+        `settings` are all that determines the numbers; `ran`, facts about the run, does not count.
         """
         self.encoders.setdefault(encoder, {})[task] = {
             "settings": plain(settings),
@@ -60,7 +59,7 @@ class Results:
         return self.encoders[encoder][task]["metrics"]
 
     def tables(self, encoders: Iterable[str], tasks: Iterable[str], known: Iterable[str] = ()) -> str:
-        """One Markdown table per task, and below it the metrics absent for reasons not yet known."""
+        """One Markdown table per task, and below it the absent metrics, except for `known` reasons."""
         text, encoders, known = [], list(encoders), set(known)
         for task in tasks:
             found = {name: dict(self.encoders[name][task]) for name in encoders}
@@ -72,13 +71,13 @@ class Results:
         return "\n".join(text)
 
     def verdict(self, encoder: str, expected: Iterable) -> tuple[str, list[str]]:
-        """Compare an encoder's results with figures that are to be met within a tolerance, above or below.
+        """Compare an encoder's results with published figures.
 
         Args:
-            expected: rows of task, what was measured, metric, published figure and tolerance.
+            expected: rows of task, what was measured, metric, published figure, and its tolerance.
 
         Returns:
-            A Markdown table, and the figures that were not met.
+            A Markdown table, and the figures that were missed.
         """
         lines, missed = [["figure", "measured", "published", "tolerance", "verdict"]], []
         for task, of, metric, published, tolerance in expected:
@@ -92,7 +91,7 @@ class Results:
 
 
 def table(found: dict[str, dict]) -> tuple[list[list[str]], list[str]]:
-    """Entries of one task by encoder as rows of cells, the header first, and sentences on absent metrics."""
+    """Entries of one task by encoder as rows of cells, the header first; sentences on absent metrics."""
     rows = [(name, of, metrics) for name, entry in found.items() for of, metrics in entry["metrics"].items()]
     columns = list(dict.fromkeys(column for *_, metrics in rows for column in metrics))
     named = any(of for _, of, _ in rows)
@@ -106,7 +105,7 @@ def table(found: dict[str, dict]) -> tuple[list[list[str]], list[str]]:
 
 
 def cell(value: float | int | None) -> str:
-    """A number as text of a table; a dash for None."""
+    """A number as text for a table; a dash for None."""
     return "-" if value is None else f"{value:.0f}" if value == int(value) > 9 else f"{value:.4g}"
 
 
@@ -120,7 +119,7 @@ def markdown(lines: list[list[str]]) -> list[str]:
 
 
 def plain(value):
-    """A value in JSON types: no tuples, no NumPy; numbers that are not finite become None."""
+    """A value in JSON types; numbers that are not finite become None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -131,15 +130,11 @@ def plain(value):
 
 
 def _read(path: AnyPath) -> dict[str, dict]:
-    try:
+    remedy = "restore it from a copy, or delete it, and everything is measured again."
+    with explained((OSError, ValueError), f"{path} cannot be used", remedy):
+        if not path.exists():
+            return {}
         found = read_json(path)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be used ({error}); restore it from a copy, or delete it, and everything is "
-            "measured again."
-        ) from None
     if found.get("format") == FORMAT:
         return found["encoders"]
     print(f"note: {path} was written by another version and is replaced.", flush=True)

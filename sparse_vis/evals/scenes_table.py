@@ -1,7 +1,6 @@
-"""The quickstart's table: what a model trained on scenes has learnt, one row per encoder.
+"""The quickstart's table, a row per encoder: reconstruction, localization, prototypes on held-out scenes.
 
-Reconstruction, localization and prototypes are measured on held-out scenes, of which training saw neither the
-objects nor the backgrounds.
+Training has seen neither the objects nor the backgrounds of these scenes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ PICTURED = 6
 def row(bench: Bench) -> dict[str, float]:
     """An encoder's row of the table: psnr (dB), fg_ari, best_iou and prototype_usage.
 
-    prototype_usage is the share of prototypes that are the most likely one of at least one token.
+    prototype_usage is the share of prototypes that are the most likely one of some token.
     """
     columns, found = bench.columns("test"), {}
     if "psnr" in columns:

@@ -1,4 +1,4 @@
-"""Interface of an evaluation: the bench it works on, what it keeps of each image, what it measures."""
+"""Interface of an evaluation: the bench it works on, the columns it keeps of each image, its result."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Metrics = dict[str, dict[str, float | int]]
 
 
 class Reducer(NamedTuple):
-    """Computes the columns that are kept of a batch: arrays with one row per image."""
+    """Computes columns, arrays with one row per image, which are all that is kept of a batch."""
 
-    keys: tuple[str, ...]  # features that it reads; it is skipped if the encoder does not give all of them
+    keys: tuple[str, ...]  # features that it reads; without all of them, its columns are absent
     reduce: Callable[[dict[str, np.ndarray], Records, Networks], dict[str, np.ndarray]]
 
 
@@ -38,15 +38,15 @@ class Bench:
     data: Data
     networks: Networks
     batch: int  # images per call of the encoder
-    seed: int  # of all random draws
-    reducers: dict[str, set[Reducer]]  # by part, of all tasks
-    folder: pathlib.Path | None = None  # where columns lie that are too large for memory; None: in memory
+    seed: int  # of all random numbers
+    reducers: dict[str, set[Reducer]]  # part → those of all tasks
+    folder: pathlib.Path | None = None  # for columns that are too large for memory; None: keep all in memory
     _columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def encode(
         self, images: AnyArray, *wanted: str, progress: Progress | None = None
     ) -> dict[str, np.ndarray]:
-        """The wanted features of any number of images, as far as the encoder gives them."""
+        """Those of the wanted features that the encoder gives, of any number of images."""
         return encode(self.encoder, images, wanted, self.batch, progress)
 
     def progress(self, what: str, images: int) -> Progress:
@@ -54,7 +54,7 @@ class Bench:
         return Progress(f"{self.encoder.name}: {what}", images)
 
     def columns(self, part: str) -> dict[str, np.ndarray]:
-        """All columns of a part, with "label" and "sets" (flags) if it has them; computed once."""
+        """All columns of a part, and "label" and "sets" (flags) if records have them; computed once."""
         if part not in self._columns:
             self._columns[part] = self._pass(part)
         return self._columns[part]
@@ -87,13 +87,13 @@ class Bench:
 
 
 def _column(count: int, batch: np.ndarray, folder: pathlib.Path | None) -> np.ndarray:
-    """An array to fill with `count` rows like these; from IN_MEMORY bytes on, a file that goes with it."""
+    """An empty array of `count` rows like these; from IN_MEMORY bytes on in a file, deleted with it."""
     shape = (count, *batch.shape[1:])
     size = math.prod(shape) * batch.dtype.itemsize
     if folder is None or size < IN_MEMORY:
         return np.empty(shape, batch.dtype)
     with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, size)  # now, not by a signal when it is written
+        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and a signal later
         return np.memmap(file, batch.dtype, "r+", shape=shape)
 
 
@@ -102,8 +102,8 @@ class Result:
     """What a task measured of an encoder."""
 
     metrics: Metrics  # what was measured (a feature or head; "" if there is only one) → metric → number
-    absent: dict[str, str] = field(default_factory=dict)  # metric, or the task's name for all → reason
-    details: dict = field(default_factory=dict)  # other plain values for the record of results
+    absent: dict[str, str] = field(default_factory=dict)  # metric, or for all the task's name → reason
+    details: dict = field(default_factory=dict)  # other plain values for evaluation.json
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class Task:
     measure: Callable[[Bench, ConfigDict], Result]
     needs: tuple[str, ...]  # of records: "label", "class" (a label or a set), "mask" (instances), "map"
     reads: tuple[str, ...]  # features of the encoder, of which the task needs at least one
-    reducers: Callable[[Data], dict[str, tuple[Reducer, ...]]]  # by part, for the shared pass over its images
-    protocol: Callable[[ConfigDict], dict]  # configuration → all constants of the protocol, as plain values
+    reducers: Callable[[Data], dict[str, tuple[Reducer, ...]]]  # part → those of the shared pass
+    protocol: Callable[[ConfigDict], dict]  # all constants of the protocol, as plain values
     networks: bool = False  # whether it uses the networks of rFID and LPIPS
-    least: tuple[int, int] = (1, 1)  # train and test images; with a class, if the task needs classes
-    # A file in the workdir and what draws it, for the run's own model if it has L and a decoder.
+    least: tuple[int, int] = (1, 1)  # fewest train and test images (with a class, if it needs classes)
+    # A file in the workdir and the function that draws it, for the run's own model if it has L and a decoder.
     picture: tuple[str, Callable[[Bench, ConfigDict, pathlib.Path], None]] | None = None

@@ -23,8 +23,8 @@ function drawOver(canvas, found, token) {
   });
 }
 
-// A token's map by itself, on one scale for all maps: black for 0, the token's colour for twice an even share of a patch,
-// and from there lighter up to 1.
+// A token's map alone, with one scale for all maps: black at 0, the token's colour at twice an even share of a patch, then
+// lighter up to 1.
 function drawMap(canvas, found, token) {
   const map = mapOf(found, token), peak = found.peaks[token] / 255, colour = settings.colours[token];
   const full = Math.min(0.5, 2 / settings.tokens);
@@ -38,7 +38,7 @@ function drawSegmentation(canvas, found) {
   fill(canvas, found.side, (i) => [...settings.colours[found.winners[i]], 255 * SEGMENT]);
 }
 
-// Shows a picture in place of an <img>, once it is decoded: nothing flickers.
+// Replaces an <img> by another picture once that is decoded, so that nothing flickers.
 async function showImage(stage, source) {
   const old = stage.querySelector("img"), image = new Image();
   Object.assign(image, { src: source, alt: old.alt, draggable: false });

@@ -1,6 +1,6 @@
 """Edits of the tokens S and of their maps L, as a list that `replay` applies in order.
 
-An edit is a dictionary as JSON has it: "kind", one of KINDS, and that kind's fields. Example:
+An edit is a dictionary of JSON types: "kind", one of KINDS, and that kind's fields. Example:
 [{"kind": "erase", "token": 3}, {"kind": "move", "token": 0, "down": -2, "right": 5}].
 """
 
@@ -15,8 +15,8 @@ from jaxtyping import Float
 from sparse_vis.ops.token_maps import Grid, Localization, Map, move_map, with_map
 from sparse_vis.runtime.errors import UserError, reworded
 
-MOST = 1000  # edits in a list
-FURTHEST = 1000  # patches by which a map is moved
+MOST = 1000  # most edits in a list
+FURTHEST = 1000  # most patches by which a map is moved
 Number = int | float
 
 
@@ -28,15 +28,15 @@ class Edited(NamedTuple):
 
 
 def replay(S: Float[np.ndarray, "r d"], L: Localization, grid: Grid, edits: Any) -> Edited:
-    """S and L after all edits; rows of L still sum to one. The same input gives the same bits.
+    """S and L after all edits; rows of L still sum to one. Equal input gives equal bits.
 
     Args:
         S, L: float32; L's rows sum to one. grid: rows and columns of the n patches, row-major.
-        edits: list of edits, as above.
+        edits: list of dictionaries.
 
     Raises:
-        UserError: an edit that does not exist, lacks a field or has a wrong one, or that is not possible,
-            such as erasing the last token. It names the edit by its position, from 1.
+        UserError: an edit is of no known kind, has wrong fields, or is impossible, such as erasing the last
+            token. The edit is named by its position, counted from 1.
     """
     if not isinstance(edits, list | tuple):
         raise UserError("the edits are not a list; give a list of dictionaries.")
@@ -51,7 +51,7 @@ def replay(S: Float[np.ndarray, "r d"], L: Localization, grid: Grid, edits: Any)
 
 
 def set_map(found: Edited, token: int, column: Float[np.ndarray, " n"]) -> Edited:
-    """A new map for a token, by `with_map`; of the others, only tokens with a map share the rest."""
+    """Set a token's map, as `with_map`, but tokens whose map is zero everywhere stay so."""
     present = found.L.any(axis=0)
     present[token] = True
     if present.sum() < 2:
@@ -62,7 +62,7 @@ def set_map(found: Edited, token: int, column: Float[np.ndarray, " n"]) -> Edite
 
 
 def temper(found: Edited, grid: Grid, power: Number) -> Edited:
-    """L at another temperature: L^power with rows that sum to one, where power = tau / new tau."""
+    """L at another temperature: L^power, divided by its row sums, where power = tau / new tau."""
     with np.errstate(divide="ignore"):
         logits = power * np.log(found.L.astype(np.float64))
     L = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -70,28 +70,28 @@ def temper(found: Edited, grid: Grid, power: Number) -> Edited:
 
 
 def erase(found: Edited, grid: Grid, token: int) -> Edited:
-    """Without a token: the softmax over the others."""
+    """Remove a token: L becomes the softmax over the others."""
     return set_map(found, token, np.zeros_like(found.L[:, token]))
 
 
 def move(found: Edited, grid: Grid, token: int, down: int, right: int) -> Edited:
-    """A map moved by whole patches; what leaves the picture is lost."""
+    """Move a map by whole patches; what leaves the picture is lost."""
     return set_map(found, token, move_map(found.L[:, token].reshape(grid), (down, right)).ravel())
 
 
 def copy(found: Edited, grid: Grid, token: int, down: int, right: int) -> Edited:
-    """A map that is also where `move` puts it; where both are, the larger entry counts."""
+    """Add a moved copy to a map; where both are, the larger entry counts."""
     map_ = found.L[:, token].reshape(grid)
     return set_map(found, token, np.maximum(map_, move_map(map_, (down, right))).ravel())
 
 
 def scale(found: Edited, grid: Grid, token: int, factor: Number) -> Edited:
-    """A map enlarged around its centre of mass, or shrunk if the factor is below 1."""
+    """Enlarge a map around its centre of mass, or shrink it if the factor is below 1."""
     return set_map(found, token, stretched(found.L[:, token].reshape(grid), (factor, factor)).ravel())
 
 
 def mirror(found: Edited, grid: Grid, token: int, axis: str) -> Edited:
-    """A map whose left and right, or top and bottom, change places around its centre of mass."""
+    """Flip a map, "horizontal" or "vertical", around its centre of mass."""
     factors = (1, -1) if axis == "horizontal" else (-1, 1)
     return set_map(found, token, stretched(found.L[:, token].reshape(grid), factors).ravel())
 
@@ -113,20 +113,20 @@ def stretched(map_: Map, factors: tuple[Number, Number]) -> Map:
 
 
 def paint(found: Edited, grid: Grid, token: int, patches: list[int], amount: Number) -> Edited:
-    """A map that is `amount`, from 0 to 1, at these patches (row-major numbers)."""
+    """Set a map to `amount`, from 0 to 1, at these patches (row-major numbers)."""
     column = found.L[:, token].copy()
     column[patches] = amount
     return set_map(found, token, column)
 
 
 def replace(found: Edited, grid: Grid, token: int, vector: list[Number], amount: Number) -> Edited:
-    """S of a token moved towards another vector: (1 - amount) S + amount * vector. L stays."""
+    """Move S of a token towards a vector: (1 - amount) S + amount * vector."""
     S = found.S.copy()
     S[token] = (1 - amount) * S[token] + amount * np.asarray(vector, S.dtype)
     return Edited(S, found.L)
 
 
-# By name; the fields of an edit are the arguments behind (found, grid).
+# By name; the fields of an edit are the arguments after (found, grid).
 KINDS = {edit.__name__: edit for edit in (temper, erase, move, copy, scale, mirror, paint, replace)}
 
 
@@ -138,7 +138,7 @@ def _numbers(x: Any, low: Number, high: Number, kinds: tuple[type, ...] = (int, 
     return isinstance(x, list) and all(_number(item, low, high, kinds) for item in x)
 
 
-# Field -> whether a value is possible, and what it has to be.
+# Field -> whether a value is possible, and what it must be.
 FIELDS = {
     "token": (lambda x, found: _number(x, 0, len(found.S) - 1, (int,)), "the number of a token"),
     "down": (lambda x, _: _number(x, -FURTHEST, FURTHEST, (int,)), "a number of patches"),
@@ -155,7 +155,7 @@ FIELDS = {
 
 
 def checked(edit: Any, found: Edited) -> tuple[Any, dict[str, Any]]:
-    """The function of an edit, and its fields; a UserError says what is wrong with it."""
+    """The function of an edit, and its fields. Raises UserError for a wrong one."""
     kind = edit.get("kind") if isinstance(edit, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{kind!r} is not a kind of edit; give one of {', '.join(KINDS)}.")

@@ -29,19 +29,19 @@ from sparse_vis.runtime.tools import Parser
 
 HOST = "127.0.0.1"
 NEEDED = ("starlette", "uvicorn")
-# Ports that browsers do not open, as other services use them (https://fetch.spec.whatwg.org/#port-blocking).
+# Ports that browsers refuse, as other services use them (https://fetch.spec.whatwg.org/#port-blocking).
 UNSAFE = frozenset((
     1, 7, 9, 11, 13, 15, 17, *range(19, 24), 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, *range(101, 105), 109,
     110, 111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465, *range(512, 516), 526,
     530, 531, 532, 540, 548, 554, 556, 563, 587, 601, 636, 989, 990, 993, 995, 1719, 1720, 1723, 2049, 3659,
     4045, 4190, 5060, 5061, 6000, 6566, *range(6665, 6670), 6679, 6697, 10080,
 ))  # fmt: skip
-SHUTDOWN = 10  # seconds in which requests may end after Ctrl-C
-SHOWN = 5  # images that cannot be used, and are named
+SHUTDOWN = 10  # seconds that requests have to end after Ctrl-C
+SHOWN = 5  # most unusable images that are named
 
 
 def port(text: str) -> int:
-    """argparse `type` of a port; 0: any that is free."""
+    """argparse `type` of a port; 0 means any free one."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 65535")
     if int(text) in UNSAFE:
@@ -50,7 +50,6 @@ def port(text: str) -> int:
 
 
 def main() -> None:
-    """Command line; see --help."""
     parser = Parser(
         description="Serve a page on this computer that shows and edits the tokens and maps of any picture "
         "(docs/explore.md). Example: python -m sparse_vis explore --checkpoint=runs/quickstart"
@@ -83,7 +82,7 @@ def main() -> None:
     model, params = api.load(given.checkpoint, given.name, tokenizer=given.tokenizer)
     api.check_tokenizer(model, given.checkpoint)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the folder is deleted then too
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal is closed; nohup ignores that
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # when the terminal is closed, unless under nohup
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="sparse_vis-") as place:
         if given.images is not None and given.gallery is None:
@@ -93,11 +92,11 @@ def main() -> None:
 
 
 def extracted(given: argparse.Namespace, output: pathlib.Path) -> pathlib.Path:
-    """Extract the features of --images into a folder, which is returned; some unusable images are named."""
+    """Extract the features of --images into a folder, which is returned; prints some unusable images."""
     if (given.images / METADATA).is_file():
         raise UserError(f"--images={given.images} holds packed images; give the folder that was packed.")
     name = [] if given.name is None else [f"--name={given.name}"]
-    # As a whole path, for a folder that is called like an address, or begins with ~.
+    # An absolute path, because the folder's name may look like an address or begin with ~.
     images = f"--input={given.images.absolute()}", f"--max-pixels={given.max_pixels}", "--on-error=skip"
     flags = [f"--checkpoint={given.checkpoint}", *name, *images, f"--output={output}"]
     with reworded(lambda sentence: sentence.replace("--input", "--images")), in_one_sentence(output):
@@ -108,7 +107,7 @@ def extracted(given: argparse.Namespace, output: pathlib.Path) -> pathlib.Path:
 
 
 def export(given: argparse.Namespace) -> None:
-    """Write the page without a server, for the flags of `main`, and print how to serve it."""
+    """Write the page that needs no server of ours, and print how to serve it."""
     served = ("gallery", "images", "tokenizer", "port")
     if wrong := next((name for name in served if getattr(given, name)), None):
         raise UserError(f"--{wrong} needs the server; leave out --{wrong}, or --export.")
@@ -123,13 +122,13 @@ def export(given: argparse.Namespace) -> None:
 
 
 def check_is_folder(name: str, folder: pathlib.Path | None) -> None:
-    """Refuse, with a UserError, a flag that names no folder."""
+    """Raise UserError if the flag of this name is given, and is not a folder."""
     if folder is not None and not folder.is_dir():
         raise UserError(f"--{name}={folder} is not a folder; give another --{name}.")
 
 
 def bound(number: int) -> socket.socket:
-    """A socket that only this computer reaches, at a port, or at a free one for 0."""
+    """A socket that only this computer reaches, at this port (0: any free one)."""
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     with explained(OSError, f"--port={number} cannot be used", "give another."):
@@ -140,12 +139,12 @@ def bound(number: int) -> socket.socket:
 
 def serve(shelf: Shelf, name: str, listening: socket.socket) -> None:
     """Compile the programs of the first picture, print the address and serve it until Ctrl-C."""
-    import uvicorn  # here, as the extra `explore` may be absent, which main says in a sentence
+    import uvicorn  # here, as it may not be installed, which `main` reports
 
     from sparse_vis.explore.server import default_side, make_app
 
     say("compiling, the first time for about 10 seconds")
-    one_pixel = png(np.zeros((1, 1, 3), np.uint8))  # which each --max-pixels allows
+    one_pixel = png(np.zeros((1, 1, 3), np.uint8))  # any --max-pixels allows it
     shelf.shown(shelf.put(one_pixel, "one pixel"), default_side(shelf.model), [])
     number, token = listening.getsockname()[1], secrets.token_urlsafe(24)
     app = make_app(shelf, name, token, number)

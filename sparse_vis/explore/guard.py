@@ -1,4 +1,4 @@
-"""Who may talk to the page's server: only the page itself, opened with the address that was printed."""
+"""Only the page itself, opened with the address that was printed, may talk to its server."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses requests without the token, of other origins, or under another name of this computer.
+    """Refuses requests without the token, from other origins, or under another name of this computer.
 
-    Otherwise any web page could send requests to 127.0.0.1, or point a host name of its own there.
+    Otherwise any web page could send requests to 127.0.0.1, or let a host name of its own point there.
     """
 
     def __init__(self, app: ASGIApp, token: str, port: int):
         self.app, self.token = app, token
         names = ("127.0.0.1", "localhost")
-        # Browsers leave out the port of http://, 80.
+        # Browsers leave out port 80, the default of http://.
         self.hosts = {*names} if port == 80 else {f"{name}:{port}" for name in names}
 
     def fault(self, scope: Scope) -> str | None:
-        """What is wrong with a request, in a sentence; None if nothing is."""
+        """The sentence that refuses a request; None if nothing is wrong with it."""
         headers, query = Headers(scope=scope), QueryParams(scope["query_string"])
         if headers.get("host") not in self.hosts:
             return "this server answers to 127.0.0.1 and localhost only; open the address that it printed."

@@ -1,26 +1,26 @@
 "use strict";
-// Open pictures, and the edits and temperature of each. The list of edits is replayed anew after every change.
+// Open pictures, and the edits and temperature of each. After every change, the whole list of edits is replayed.
 const view = {
   pictures: [], // { key, name, file, edits, power, past, future, going, found }
-  current: null, // one of them
-  preview: null, // an edit that is being made: a drag, a stroke
+  current: null, // the picture that is shown large
+  preview: null, // an edit that is not finished: a drag, a stroke
   chosen: null, pointed: null, // tokens
   side: +$("side").value,
 };
-const FURTHEST = 1000, FACTORS = [0.1, 10]; // of one edit, as in edits.py: patches, and factors of scale
+const FURTHEST = 1000, FACTORS = [0.1, 10]; // limits of one edit, as in edits.py: patches, and factors of scale
 
 const fresh = () => ({ edits: [], power: 1, past: [], future: [], going: null });
-const stateOf = ({ edits, power }) => ({ edits, power }); // what undo puts back
-const madeNow = (edit) => ({ ...edit, side: view.side }); // edits keep the resolution that they were made at
+const stateOf = ({ edits, power }) => ({ edits, power }); // what undo restores
+const madeNow = (edit) => ({ ...edit, side: view.side }); // edits keep the resolution at which they were made
 
-// The list to replay at a resolution, with an edit that is being made.
+// The list to replay at a resolution, with an unfinished edit.
 function editsOf({ edits, power }, side = view.side, preview = null) {
   const list = preview ? withEdit(edits, madeNow(preview)) : edits;
   return [...(power === 1 ? [] : [{ kind: "temper", power }]), ...list.map((edit) => atSide(edit, side))];
 }
 
-// A list with one more edit. One that continues the last becomes one with it, and vanishes if both change nothing. A
-// token has one replacement, the newest; as it changes S only, its place in the list does not matter.
+// A list with one more edit. An edit that continues the last is joined with it; both are removed if together they change
+// nothing. Only the newest replacement of a token is kept; its place does not matter, as it changes S only.
 function withEdit(edits, edit) {
   if (edit.kind === "replace") return [...withoutReplacement(edits, edit.token), edit];
   const goesOn = continues(edits.at(-1), edit), rest = goesOn ? edits.slice(0, -1) : edits;
@@ -41,7 +41,7 @@ const joined = (last, edit) => (edit.kind === "move"
   ? { ...edit, down: last.down + edit.down, right: last.right + edit.right }
   : { ...edit, factor: last.factor * edit.factor });
 
-// The next state of the picture. `going`: what further changes of the same kind continue, for undo too.
+// Go to a new state of the picture. Further changes of the kind `going` continue this one, so that undo takes both back.
 function change(state, going = null) {
   const picture = view.current;
   view.preview = null;
@@ -56,11 +56,11 @@ function commit(edit) {
   if (edits.length !== picture.edits.length || edits.some((each, i) => each !== picture.edits[i])) {
     return change({ edits }, "edit");
   }
-  view.preview = picture.going = null; // there and back
+  view.preview = picture.going = null; // the edit was taken back by itself
   return refresh();
 }
 
-// Moves a token's map, or the copy of it that was just made.
+// Moves a token's map, or the copy of it that has just been made.
 function nudge(token, down, right) {
   const picture = view.current, last = picture.edits.at(-1);
   if (picture.going !== "copy" || last.token !== token || last.side !== view.side) {
@@ -79,7 +79,7 @@ function setPower(power) {
   return refresh();
 }
 
-// The replacement that a token has, also while its slider moves.
+// The replacement of a token, also while its slider moves.
 function replacementOf(token) {
   const { edits } = view.current, list = view.preview ? withEdit(edits, madeNow(view.preview)) : edits;
   return list.find((edit) => replaces(edit, token));
@@ -97,7 +97,7 @@ function go(from, to) {
 const undo = () => go("past", "future"), redo = () => go("future", "past");
 const reset = () => change({ edits: [], power: 1 });
 
-// An edit for a number of patches along a side.
+// An edit, converted to another number of patches along a side.
 function atSide({ side: from, ...edit }, to) {
   if (from === to) return edit;
   const scaled = (x) => Math.max(-FURTHEST, Math.min(FURTHEST, Math.round((x * to) / from)));

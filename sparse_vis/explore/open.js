@@ -1,8 +1,8 @@
 "use strict";
-// Pictures from files, the clipboard, the camera and the examples; tokens that are dragged.
+// Opens pictures from files, the clipboard, the camera and the examples; drags tokens.
 const DRAGGED = "application/x-token";
 
-// One after the other: each is on the shelf before the next one comes.
+// Pictures are opened one after the other.
 let opening = Promise.resolve();
 function openPicture(given, name) {
   const done = opening.then(() => openNext(given, name));
@@ -15,7 +15,7 @@ async function openNext(given, name) {
   if (given.size > settings.maxBytes) {
     throw new Refused(0, `${name} has more than ${settings.maxBytes >> 20} MiB; give a smaller picture.`);
   }
-  // Kept in memory, as the file may change or go.
+  // The bytes are kept in memory, as the file may change or be deleted.
   const bytes = await given.arrayBuffer().catch(() => null);
   if (!bytes) throw new Refused(0, `${name} cannot be read, or is a folder; choose a picture.`);
   const picture = { name, file: new Blob([bytes], { type: given.type }), ...fresh() };
@@ -32,7 +32,7 @@ addEventListener("beforeunload", (event) => {
 
 function showPicture(picture) {
   view.current = picture;
-  view.preview = view.pointed = drag = null; // a drag was on another picture
+  view.preview = view.pointed = drag = null; // these belong to the picture that was shown before
   return refresh();
 }
 
@@ -58,7 +58,7 @@ function openThese(files, what) {
   else say(`There is no picture in what was ${what}; save it as a file and choose that.`, true);
 }
 document.addEventListener("paste", (event) => openThese([...(event.clipboardData?.files ?? [])], "pasted"));
-// The token below a dragged one is shown as one that is pointed at.
+// The token below a dragged one is shown as if the mouse pointed at it.
 function pointAt(onto) {
   const pointed = onto ? +onto.dataset.token : null;
   if (!view.current || pointed === view.pointed) return;
@@ -92,7 +92,7 @@ $("camera").addEventListener("click", () => attempt(async () => {
   if (!navigator.mediaDevices) {
     throw new Refused(0, "Browsers give the camera only to https:// pages and those of this computer; choose a file.");
   }
-  $("camera").disabled = true; // one camera at a time: nothing else would close it
+  $("camera").disabled = true; // only one camera can be closed
   try {
     $("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: true });
   } catch (error) {

@@ -1,5 +1,5 @@
 "use strict";
-// Settings of the page, and what it says. Errors have one sentence for the reader.
+// Settings of the page, and its messages. Every error has one sentence for the user.
 const settings = JSON.parse(document.body.dataset.settings);
 const $ = (id) => document.getElementById(id);
 const START = $("said").textContent;
@@ -16,7 +16,7 @@ function say(sentence, wrong = false) {
   $("said").classList.toggle("wrong", wrong);
 }
 
-// Runs something and says what went wrong with it.
+// Runs something, and shows the message of its error.
 async function attempt(work) {
   try {
     return await work();

@@ -1,4 +1,4 @@
-"""The page's files, and its HTML, which is the same with a server and without."""
+"""The page's files, and its HTML, for the page with our server and for that without."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STYLES = ("base.css", "explore.css")
 SCRIPTS = ("page.js", "draw.js", "history.js", "view.js", "tools.js", "stages.js", "shelf.js", "open.js")
 EXAMPLES = {path.name: path for path in sorted(FOLDER.glob("*.jpg"))}
 SIDES = (8, 48)  # smallest and largest number of patches along a side
-# What the page may load and send: only its own files.
+# The page may load and send nothing but its own files.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data: blob:; media-src blob:; base-uri 'none'; form-action 'none'"
@@ -25,23 +25,23 @@ POLICY = (
 
 
 def path_of(file: str) -> pathlib.Path:
-    """Where a style sheet or script of the page lies."""
+    """Path of a style sheet or script of the page."""
     return (pathlib.Path(report.__file__).parent if file == "base.css" else HERE) / file
 
 
 def default_side(model: Stellar) -> int:
-    """Initial number of patches along a side: that of 240 pixels, within SIDES."""
+    """Initial number of patches along a side: as many as 240 pixels have, within SIDES."""
     return min(max(240 // model.patch, SIDES[0]), SIDES[1])
 
 
 def html(
     model: Stellar, name: str, scripts: tuple[str, ...], side: int, settings: dict[str, Any], **contents: Any
 ) -> str:
-    """The page of a model of this name, at first with `side` patches along a side of a picture.
+    """The page of the model of this name, as HTML.
 
     Args:
-        scripts: what answers the page's requests. settings: what the scripts read.
-        contents: what else page.html needs: query, policy, gallery, sides.
+        scripts: files that answer the page's requests. side: initial number of patches along a side.
+        settings: for the scripts. contents: for page.html: query, policy, gallery, sides.
     """
     tokens = model.encoder.queries
     colours = [[round(255 * float(x)) for x in colour] for colour in overlays.token_colours(tokens)]

@@ -6,8 +6,6 @@ import io
 import json
 import operator
 import pathlib
-import zipfile
-import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +16,6 @@ from sparse_vis.explore.edits import Edited, replay
 from sparse_vis.ops.token_maps import Grid, Localization
 from sparse_vis.runtime.errors import UserError
 
-# What NumPy and zipfile raise on files that are damaged, or are none of theirs.
-DAMAGED = (
-    OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, RecursionError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-
 
 def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """A PNG file, compressed fast rather than well: it goes to a browser on the same computer."""
@@ -33,7 +25,7 @@ def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
 
 
 class Saved(NamedTuple):
-    """What a .npz file of the page holds, and S and L after the edits."""
+    """Content of a .npz file that the page saved, and S and L after its edits."""
 
     S: Float[np.ndarray, "r d"]
     L: Localization
@@ -50,7 +42,7 @@ def to_npz(S: Float[np.ndarray, "r d"], L: Localization, grid: Grid, edits: list
 
 
 def read_saved(path: str | pathlib.Path) -> Saved:
-    """Read a file that the page saved, and replay its edits; a UserError if the page did not save it."""
+    """Read a file that the page saved, and replay its edits. Raises UserError for any other file."""
     try:
         with np.load(path, allow_pickle=False) as file:
             S, L, edits = file["S"], file["L"], str(file["edits"])
@@ -61,6 +53,6 @@ def read_saved(path: str | pathlib.Path) -> Saved:
         if not finite or L.min() < 0:
             raise ValueError("S and L are not finite float32 numbers, or L has negative ones")
         edits = json.loads(edits)
-    except DAMAGED as error:
+    except Exception as error:  # NumPy and zipfile raise many types on damaged bytes
         raise UserError(f"{path} was not saved by the page ({error}); give such a .npz file.") from error
     return Saved(S, L, (rows, columns), edits, replay(S, L, (rows, columns), edits))

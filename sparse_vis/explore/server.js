@@ -19,7 +19,7 @@ async function send(picture) {
   picture.key = (await answer.json()).picture;
 }
 
-// The server's answer for a picture after some edits. It keeps few pictures: those that it dropped are sent again.
+// The server's answer for a picture after some edits. It keeps few pictures, so that dropped ones are sent again.
 async function about(path, picture, edits, side = view.side) {
   const body = JSON.stringify({ picture: picture.key, side, edits });
   for (let left = view.pictures.length; ; left--) {

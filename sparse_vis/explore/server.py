@@ -1,4 +1,4 @@
-"""The page's server: its files, and requests that each name a picture, a resolution and a list of edits."""
+"""The page's server: its files, and requests that each have a picture, a resolution and a list of edits."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sparse_vis.explore.shelf import NotHeld, Shelf
 from sparse_vis.runtime.errors import UserError
 
 FILES = {name: path_of(name) for name in (*SCRIPTS, "server.js", *STYLES)}
-LARGEST_FILE, LARGEST_REQUEST = 32 * 2**20, 4 * 2**20  # bytes: of a picture, of edits
+LARGEST_FILE, LARGEST_REQUEST = 32 * 2**20, 4 * 2**20  # bytes of a picture's file, and of a list of edits
 
 
 async def body_of(request: Request, limit: int) -> bytes:
-    """The body of a request; raises a UserError as soon as it has more bytes than the limit."""
+    """The body of a request. Raises UserError as soon as more bytes than the limit have come."""
     parts, size = [], 0
     async for part in request.stream():
         parts.append(part)
@@ -37,7 +37,7 @@ async def body_of(request: Request, limit: int) -> bytes:
 
 
 def answered(endpoint: Callable) -> Callable:
-    """An endpoint whose errors become a status and one sentence."""
+    """The endpoint, with errors turned into a status and one sentence."""
 
     @functools.wraps(endpoint)
     async def answer(request: Request) -> Response:
@@ -50,7 +50,7 @@ def answered(endpoint: Callable) -> Callable:
             asked = str(error).encode("ascii", "replace").decode()  # JSON may name what UTF-8 cannot
             return JSONResponse({"error": what, "picture": asked}, status_code=404)
         except (ClientDisconnect, asyncio.CancelledError):
-            return Response(status_code=499)  # page or server was closed: nobody reads this
+            return Response(status_code=499)  # nobody reads it, as page or server was closed
 
     return answer
 
@@ -75,7 +75,7 @@ def asks(function: Callable[[str, int, Any], Any], kind: type[Response]) -> Call
 
 
 def make_app(shelf: Shelf, name: str, token: str, port: int) -> Starlette:
-    """The application: the page, for a model of this name, and the answers to its requests."""
+    """The application: the page of a model of this name, and the answers to its requests."""
     query, settings = f"?token={token}", {"token": token, "maxBytes": LARGEST_FILE}
     rendered = html(
         shelf.model, name, ("server.js",), default_side(shelf.model), settings, query=query,
@@ -100,7 +100,7 @@ def make_app(shelf: Shelf, name: str, token: str, port: int) -> Starlette:
 
     def save(picture: str, side: int, edits: Any) -> bytes:
         found, resolved = shelf.encoded(picture, side), shelf.resolved(edits)
-        shelf.edited(picture, side, resolved)  # what cannot be replayed is not saved
+        shelf.edited(picture, side, resolved)  # raises UserError, so that only valid edits are saved
         return to_npz(found.S, found.L, (side, side), resolved)
 
     async def similar(request: Request) -> Response:

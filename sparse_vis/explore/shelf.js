@@ -1,5 +1,5 @@
 "use strict";
-// The pictures that are open. Tokens of those that are not shown replace tokens of the one that is.
+// The open pictures. Tokens of the small ones can replace tokens of the large one.
 function showShelf() {
   const buttons = () => [...document.querySelectorAll("#shelf .held")];
   const focused = buttons().indexOf(document.activeElement);
@@ -41,7 +41,7 @@ function heldToken(picture, token) {
   return button;
 }
 
-// A closed picture only stays for the tokens that others have of it.
+// A closed picture stays in memory, as other pictures may have tokens of it.
 function closePicture(picture) {
   Object.assign(picture, fresh(), { closed: true });
   showShelf();

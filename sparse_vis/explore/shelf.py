@@ -1,4 +1,4 @@
-"""The pictures that the page has sent: encoded at the grid sizes asked for, edited, decoded again."""
+"""The pictures that the page has sent: encoded at the requested grid sizes, edited, decoded again."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from sparse_vis.models.stellar import Stellar
 from sparse_vis.report.gallery import decode
 from sparse_vis.runtime.errors import UserError
 
-PICTURES, ENCODED = 24, 48  # how many are kept, of those last used
-SIMILAR = 8  # tokens of the gallery that are shown
+PICTURES, ENCODED = 24, 48  # how many files and encoded squares are kept, those last used
+SIMILAR = 8  # how many similar tokens of the gallery are shown
 T = TypeVar("T")
 
 
@@ -38,11 +38,11 @@ class Square(NamedTuple):
 
 
 class NotHeld(Exception):
-    """A picture, given by its id, that is not on the shelf, or not any more."""
+    """The picture of this id is not on the shelf, or not any more."""
 
 
 class Shelf:
-    """Pictures by id, which is their checksum: pages may send the same picture again."""
+    """Pictures by id, a checksum, so that the same picture sent twice is kept once."""
 
     def __init__(self, model: Stellar, params: dict, max_pixels: int, gallery: Extraction | None = None):
         self.model, self.params, self.max_pixels, self.gallery = model, params, max_pixels, gallery
@@ -51,7 +51,7 @@ class Shelf:
         self._lock = threading.RLock()  # one computation at a time uses all cores already
 
     def put(self, file: bytes, name: str) -> str:
-        """Keep the bytes of a picture; returns its id. A UserError with the name says why it is unusable."""
+        """Keep the bytes of a picture; returns its id. Raises UserError, with the name, if it is unusable."""
         key = hashlib.sha256(file).hexdigest()[:16]
         with self._lock:
             self._pixels(file, name)
@@ -62,7 +62,7 @@ class Shelf:
         return decode_file({"image": file, "name": name, "max_pixels": self.max_pixels})
 
     def encoded(self, key: str, side: int) -> Square:
-        """The picture's largest centred square on side x side patches, and its factors; or raises NotHeld."""
+        """The picture's largest centred square on side x side patches, encoded. Raises NotHeld."""
         if not SIDES[0] <= side <= SIDES[1]:
             raise UserError(f"the resolution {side} is not from {SIDES[0]} to {SIDES[1]} patches; change it.")
         with self._lock:
@@ -78,7 +78,7 @@ class Shelf:
         return Square(pixels, np.asarray(found.sparse[0]), np.asarray(found.spatial[0]))
 
     def resolved(self, edits: Any) -> Any:
-        """The edits with vectors in place of {"from": {"picture", "side", "token"}}, unedited tokens."""
+        """The edits, with the vector of the unedited token in place of {"from": picture, side and token}."""
         return [self._resolved(edit) for edit in edits] if isinstance(edits, list) else edits
 
     def _resolved(self, edit: Any) -> Any:
@@ -95,7 +95,7 @@ class Shelf:
         return {**{k: v for k, v in edit.items() if k != "from"}, "vector": vector}
 
     def edited(self, key: str, side: int, edits: Any) -> tuple[Square, Edited]:
-        """A picture's factors before and after the edits; raises a UserError as `replay` does."""
+        """A picture's factors before and after the edits; errors as of `replay`."""
         found = self.encoded(key, side)
         return found, replay(found.S, found.L, (side, side), self.resolved(edits))
 
@@ -108,7 +108,7 @@ class Shelf:
     def shown(self, key: str, side: int, edits: Any) -> dict[str, Any]:
         """What the page shows after the edits: the decoded picture, its PSNR in dB, and each token's map.
 
-        Maps are bytes (r, side * side) relative to the token's largest entry; "winners" is argmax L.
+        "maps" are bytes (r, side * side) relative to "peaks", their largest entries; "winners" is argmax L.
         """
         before, after = self.edited(key, side, edits)
         pixels, peaks = self.decoded(after, side), after.L.max(axis=0)
@@ -126,7 +126,7 @@ class Shelf:
     def again(self, key: str, side: int, edits: Any) -> list[float | None]:
         """For each token, its cosine with the same token of the decoded picture, encoded again.
 
-        None for a token without a map.
+        It is None for a token whose map is zero.
         """
         _, after = self.edited(key, side, edits)
         pixels = self.decoded(after, side)
@@ -138,7 +138,7 @@ class Shelf:
         return [float(c) if has_map else None for c, has_map in zip(cosines, there, strict=True)]
 
     def similar(self, token: int, key: str, side: int, edits: Any) -> list[dict[str, Any]]:
-        """Tokens of the gallery that are most similar to an edited one, as `Extraction.search` gives them."""
+        """The gallery's tokens most similar to this one after the edits, as from `Extraction.search`."""
         _, after = self.edited(key, side, edits)
         if self.gallery is None or token >= len(after.S):
             raise UserError("there is no gallery, or no such token; start explore with --images.")
@@ -147,7 +147,7 @@ class Shelf:
 
 
 def _kept(held: collections.OrderedDict, key: Any, most: int, make: Callable[[], T]) -> T:
-    """held[key], made if it is not there, as the last used; drops the one that was used longest ago."""
+    """held[key], made if it is absent; drops what was used longest ago, if more than `most` are held."""
     if key not in held:
         held[key] = make()
     held.move_to_end(key)

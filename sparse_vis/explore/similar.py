@@ -25,25 +25,23 @@ from sparse_vis.viz import overlays
 
 
 class Extraction:
-    """A finished extraction (docs/extraction.md) whose images are in a folder; nothing is kept in memory.
+    """A finished extraction (docs/extraction.md) and the folder of its images; nothing is kept in memory.
 
     Raises:
-        UserError: it is not finished, lacks S or L or is of another model; its first image is not in the
-            folder of images; a shard is damaged or missing.
+        UserError: the extraction is not finished, lacks S or L, or is of another model; the folder lacks its
+            first image; a shard is damaged or missing.
     """
 
     def __init__(self, folder: Path, images: Path, model: Stellar, params: dict, max_pixels: int):
         self.folder, self.images, self.max_pixels = folder, images, max_pixels
-        try:
+        what = f"--gallery={folder} is not an extraction"
+        with explained((OSError, ValueError), what, "run extract first."):
             self.manifest = files.read_json(folder / "manifest.json")
-        except (OSError, ValueError) as error:
-            what = f"--gallery={folder} is not an extraction ({error})"
-            raise UserError(f"{what}; run extract first.") from error
         lacks = {"sparse", "spatial"} - {*self.manifest.get("outputs", ())}
         if lacks or "shards" not in self.manifest:
             what = f"lacks {' and '.join(sorted(lacks))}" if lacks else "is not finished"
             raise UserError(f"--gallery={folder} {what}; run extract, with its default --outputs.")
-        # With the tokenizer of a VQ model if extract found it.
+        # The checksum includes the tokenizer of a VQ model if `extract` found it.
         with_tokenizer = {k: v for k, v in params.items() if k not in ("classifier", "segmenter")}
         rest = {k: v for k, v in with_tokenizer.items() if k != "tokenizer"}
         if self.manifest.get("weights_crc32") not in (crc32(rest), crc32(with_tokenizer)):
@@ -53,7 +51,7 @@ class Extraction:
         self.patch = model.patch
         with self._undamaged():
             self.index = TokenIndex(folder, self.manifest)
-            self.shown(0, 0)  # the folder of images holds those of the extraction
+            self.shown(0, 0)  # raises UserError if the folder lacks the first image
 
     @contextlib.contextmanager
     def _undamaged(self) -> Iterator[None]:
@@ -65,10 +63,10 @@ class Extraction:
             raise UserError(f"a file in {self.folder} is damaged ({error}); run extract again.") from error
 
     def search(self, vector: Float[np.ndarray, " d"], count: int) -> list[dict[str, Any]]:
-        """The most similar token of each image, for the `count` images with the highest cosines, exactly.
+        """The `count` images with the most similar tokens, most similar first, and the best token of each.
 
-        Most similar first, with the pictures of `shown` as PNGs in base64. A UserError names a shard that is
-        damaged or missing.
+        The search is exact; pictures are those of `shown`, as PNGs in base64. Raises UserError, naming the
+        file, if a shard is damaged or missing.
         """
         answer = []
         for image, token, cosine in zip(*self.index.nearest(vector, count), strict=True):
@@ -79,8 +77,10 @@ class Extraction:
         return answer
 
     def shown(self, image: int, token: int) -> tuple[str, UInt8[np.ndarray, "H W 3"]]:
-        """Name of an image, and the image with a token's map, as the encoder saw it; a UserError names the
-        image if it cannot be read."""
+        """Name of an image, and the image as the encoder saw it with a token's map over it.
+
+        Raises UserError, naming the image, if it cannot be read.
+        """
         about, (shard, row) = self.manifest, self.index.place(image)
         with pq.ParquetFile(self.folder / shard, **READING) as file:
             group = 0  # only that part of the shard is read

@@ -33,7 +33,7 @@ const editOf = ({ token, down, right, copies, patches, amount }) => {
   return { kind: copies ? "copy" : "move", token, down, right };
 };
 
-// The outline of the brush around a patch of a picture; null: nowhere.
+// Shows the outline of the brush around a patch of a picture; null hides it.
 function showBrush(stage, at) {
   const outline = stage.querySelector(".outline"), width = +$("width").value, percent = 100 / view.side;
   outline.hidden = at === null || brush() === null || view.chosen === null;
@@ -81,12 +81,12 @@ function end(stage, event) {
   drag = view.preview = null;
   if (event.type === "pointercancel") return refresh();
   if (!done.moved) return choose(winnerAt(patchAt(stage, event)));
-  if (done.token === undefined) return; // it scrolled
+  if (done.token === undefined) return; // the finger has scrolled
   if (!done.patches && view.chosen === null) choose(done.token);
   commit(editOf(done));
 }
 
-// Where the keyboard's brush is; there may be fewer patches now.
+// The place of the keyboard's brush; a new resolution may have fewer patches.
 const placeNow = () => (place ?? [view.side >> 1, view.side >> 1]).map(inside);
 
 function brushKey(stage, event) {

@@ -1,4 +1,4 @@
-"""The page as a folder for any static host: the browser itself encodes, edits and decodes."""
+"""The page as a folder for any web server: the browser itself encodes, edits and decodes."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from sparse_vis.explore.page import EXAMPLES, HERE, POLICY, SCRIPTS, STYLES, def
 from sparse_vis.models.encoder import resize_position_table
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.runtime import files
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.progress import sign_of_life
 from sparse_vis.runtime.tools import check_folder
 
 # onnxruntime-web, with which a browser runs ONNX programs, as npm calls it.
 PACKAGE = "onnxruntime-web@1.30.0"
-# Of its .tgz, in base64, as npm writes it.
+# Of its .tgz file, in base64.
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 OTHERWISE = "or give --runtime=FOLDER with that package, unpacked"
 OWN = {path.name: path for path in sorted((HERE / "static").glob("*.js"))}
-MAX_BYTES = 2**31 - 2**20  # of weights: ONNX files are limited to 2 GiB
-# WebAssembly counts as code that is made at run time.
+MAX_BYTES = 2**31 - 2**20  # of weights, as ONNX files are limited to 2 GiB
+# Browsers treat WebAssembly as code made at run time.
 BROWSER_POLICY = POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'")
 
 
 def check(folder: pathlib.Path) -> None:
-    """Refuse, with a UserError, a folder that cannot be written or is not empty, or a missing onnx."""
+    """Raise UserError if the folder cannot be written or is not empty, or onnx is not installed."""
     check_folder(folder, "--export")
     if files.holds_files(folder):
         raise UserError(f"--export={folder} contains files; give a new or empty folder.")
@@ -44,7 +44,7 @@ def check(folder: pathlib.Path) -> None:
 
 
 def from_folder(folder: pathlib.Path) -> dict[str, bytes]:
-    """Name -> content of FILES in an unpacked package, or in its dist/; a UserError if one is missing."""
+    """Name -> content of FILES in an unpacked package or its dist/. Raises UserError if one is missing."""
     place = folder / "dist" if (folder / "dist").is_dir() else folder
     try:
         return {name: (place / name).read_bytes() for name in FILES}
@@ -54,9 +54,9 @@ def from_folder(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def fetched() -> dict[str, bytes]:
-    """The same from the registry that npm uses, or from npm's cache.
+    """Name -> content of FILES, from npm's cache or the registry that it uses.
 
-    A UserError says that npm is missing or fails, or that the package has another checksum than this version.
+    Raises UserError if npm is missing or fails, or the package has another checksum.
     """
     npm = shutil.which("npm")
     if npm is None:
@@ -80,7 +80,7 @@ def fetched() -> dict[str, bytes]:
 
 
 def programs(model: Stellar, params: dict, side: int) -> dict[str, bytes]:
-    """Encoder and decoder of pictures of side x side patches as ONNX: name of the file -> content.
+    """File name -> content: encoder and decoder of pictures of side x side patches, as ONNX.
 
     The encoder takes "images" (batch, H, W, 3) uint8 and gives "sparse" (batch, r, d) and "spatial"
     (batch, n, r); the decoder takes these and gives "pixels" (batch, H, W, 3) in [0, 1].
@@ -105,10 +105,10 @@ def programs(model: Stellar, params: dict, side: int) -> dict[str, bytes]:
 def write(
     model: Stellar, params: dict, name: str, max_pixels: int, runtime: dict[str, bytes], folder: pathlib.Path
 ) -> int:
-    """Write the page of a model of this name; returns the bytes of all files.
+    """Write the page of a model of this name; returns the number of bytes of all files.
 
     Args:
-        runtime: files of onnxruntime-web. max_pixels: pictures with more are refused.
+        runtime: files of onnxruntime-web. max_pixels: the page refuses pictures with more.
 
     Raises:
         UserError: the model reconstructs codes or is too large, or the folder cannot be written.
@@ -132,12 +132,9 @@ def write(
     copied = {file: path_of(file) for file in (*SCRIPTS, *STYLES)} | OWN | EXAMPLES
     contents = {file: path.read_bytes() for file, path in copied.items()} | runtime
     contents |= programs(model, params, side)
-    try:
+    with explained(OSError, f"--export={folder} cannot be written", "free disk space, or give another."):
         (folder / "files").mkdir(parents=True, exist_ok=True)
         for file, content in contents.items():
             files.write_whole(folder / "files" / file, content)
-        files.write_whole(folder / "index.html", page)  # last: an interrupted export shows nothing
-    except OSError as error:
-        what = f"--export={folder} cannot be written ({error})"
-        raise UserError(f"{what}; free disk space, or give another.") from None
+        files.write_whole(folder / "index.html", page)  # last, so that an interrupted export shows nothing
     return len(page.encode()) + sum(map(len, contents.values()))

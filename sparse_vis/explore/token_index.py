@@ -1,4 +1,4 @@
-"""The tokens of an extraction in one memory-mapped file, to be compared with one token at a time."""
+"""The tokens of an extraction in one memory-mapped file, in which similar tokens are searched."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ BLOCK = 4096  # images whose tokens are read or compared at a time
 
 
 class TokenIndex:
-    """All tokens S of a finished extraction, of length one, in the order of its shards.
+    """All tokens S of a finished extraction, scaled to length one, in the order of its shards.
 
-    The first call writes them into a hidden file in the extraction's folder (float32: 4 N r d bytes); later
-    ones map it into memory.
+    The first call writes them to a hidden file in the extraction's folder (4 N r d bytes), which later calls
+    map into memory.
 
     Args:
-        folder: of the extraction. manifest: its content.
+        folder: of the extraction. manifest: the content of its manifest.json.
 
     Raises:
         UserError: the file cannot be written. OSError, ValueError: a shard is missing or damaged.
@@ -38,7 +38,7 @@ class TokenIndex:
         self.names = sorted(manifest["shards"])
         rows = [manifest["shards"][name]["rows"] for name in self.names]
         self.ends = np.cumsum(rows)
-        # The checksum of the manifest, which has those of the shards: another extraction has another file.
+        # The manifest has the checksums of the shards, so that another extraction gets another file.
         path = folder / f".tokens-{files.checksum(manifest)[:16]}.npy"
         if (tokens := self._read(path)) is None:
             self._write(path)
@@ -69,7 +69,7 @@ class TokenIndex:
                 tokens.flush()
         except OSError as error:
             if error.errno not in NOT_WRITTEN:
-                raise  # a shard
+                raise  # from reading a shard
             what = f"the tokens to search cannot be written into {self.folder} ({error.strerror})"
             raise UserError(f"{what}; give a copy of the extraction as --gallery.") from error
 
@@ -82,12 +82,13 @@ class TokenIndex:
     def nearest(
         self, vector: Float[np.ndarray, " d"], count: int
     ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-        """Image, token and cosine of the `count` images (or all) whose best token has the highest cosine."""
+        """Image, best token and its cosine, of the (at most `count`) images where this cosine is highest."""
         unit = np.float32(vector / max(float(np.linalg.norm(vector)), 1e-12))
         tokens, cosines = (np.empty(len(self.tokens), kind) for kind in (np.int32, np.float32))
         for start in range(0, len(self.tokens), BLOCK):
             rows = slice(start, start + BLOCK)
-            # No BLAS product: memory is the limit, and on a busy machine BLAS's threads wait for each other.
+            # Not a BLAS product: memory is the limit, and on a busy machine BLAS's threads wait for each
+            # other.
             found = np.vecdot(self.tokens[rows], unit)
             tokens[rows], cosines[rows] = found.argmax(axis=1), found.max(axis=1)
         best = np.argsort(-cosines, kind="stable")[:count]
@@ -100,5 +101,5 @@ class TokenIndex:
 
 
 def values_of(column: Any, shape: tuple[int, ...]) -> Float32[np.ndarray, "m tokens width"]:
-    """The arrays of a column of an extraction."""
+    """A column of an extraction as one array."""
     return column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, *shape)

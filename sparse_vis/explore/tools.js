@@ -1,7 +1,7 @@
 "use strict";
 // Buttons, keys and sliders.
 const AWAY = { left: [0, -1], right: [0, 1], up: [-1, 0], down: [1, 0] };
-const GROW = 1.25, FAR = 4; // factor of Larger; patches of an arrow key with Shift
+const GROW = 1.25, FAR = 4; // factor of "Larger"; patches per arrow key with Shift
 
 const EDITS = {
   ...Object.fromEntries(Object.entries(AWAY).map(([name, [down, right]]) => [name, (t) => nudge(t, down, right)])),
@@ -28,7 +28,7 @@ function updateButtons() {
   $("reset").disabled = !edits.length && power === 1;
   $("tools").toggleAttribute("inert", view.chosen === null);
   $("tools").classList.toggle("off", view.chosen === null);
-  $("work").classList.toggle("chosen", view.chosen !== null); // a finger moves its map; else it scrolls
+  $("work").classList.toggle("chosen", view.chosen !== null); // then a finger moves its map, otherwise it scrolls
   const { value, dataset } = $("side");
   $("side").nextElementSibling.textContent = `${value} × ${value} patches, ${value * dataset.patch} px${+value === settings.trained ? ", as in training" : ""}`;
   const tau = settings.temperature / power;
@@ -107,7 +107,7 @@ $("tokens").addEventListener("click", ({ target }) => {
   choose(token === view.chosen ? null : token);
 });
 
-// Whether a control uses a key itself: arrows, and letters in a list.
+// Whether a control itself uses a key: arrows, or letters in a list.
 const usesKey = (control, key) => (control.matches("select") ? key.length === 1 || key.startsWith("Arrow")
   : control.matches("input") && key.startsWith("Arrow"));
 document.addEventListener("keydown", (event) => {

@@ -1,10 +1,10 @@
 "use strict";
-// Shows what the server answers: one request at a time, and after it the newest state, if that has changed.
-const QUIET = 150; // ms without an edit, after which the encoder is asked
+// Shows the server's answers: one request at a time, then one for the newest state if that has changed.
+const QUIET = 150; // ms without an edit, after which the decoded picture is encoded again
 const WORKING = "Working; the first picture and a new resolution take some seconds.";
 let busy = null, again = false, waiting = null, version = 0;
 
-// Ends when the newest state is shown.
+// Shows the newest state; the promise ends when it is shown.
 function refresh() {
   version++;
   clearTimeout(waiting);
@@ -20,7 +20,7 @@ async function showNewest() {
     if (asked !== version) wrong = "";
     asked = version;
     const picture = view.current, { preview, side } = view, { edits } = picture;
-    const slow = setTimeout(() => preview || say(WORKING), 700); // a drag is not interrupted
+    const slow = setTimeout(() => preview || say(WORKING), 700); // no message during a drag
     try {
       await update(picture, preview);
     } catch (error) {
@@ -47,15 +47,15 @@ async function update(picture, preview) {
   await show(picture, found);
 }
 
-// Whether another picture is shown now, or none. A new one is shown once, as it is then on the shelf.
+// Whether another picture is shown now, or none. A new picture is shown once, and is then on the shelf.
 const left = (picture) => picture !== view.current && picture.shown;
 
-// A resolution, an edit or a temperature that the server refuses is taken back, unless that was done already.
+// Takes back a resolution, an edit or a temperature that the server refuses, unless that has been done already.
 function takeBack(picture, { preview, side, edits }, error) {
   if (preview) view.preview = null;
   else if (error.status === 400 && picture === view.current && picture.edits === edits && view.side === side) {
     const before = picture.found?.side ?? side; // of the last answer
-    again ||= before !== side || picture.past.length > 0; // what remains is shown
+    again ||= before !== side || picture.past.length > 0; // then the remaining state is shown
     if (before !== side) setSide($("side").value = before);
     else Object.assign(picture, picture.past.pop(), { going: null });
   }
@@ -109,7 +109,7 @@ function tokenButton(token) {
   return button;
 }
 
-// The map of the token pointed at, or else of the chosen one, over the photograph.
+// Shows the map of the token pointed at, or else of the chosen one, over the photograph.
 function showMap() {
   const token = view.pointed ?? view.chosen, canvas = $("photograph").querySelector("canvas");
   canvas.hidden = token === null || !(view.current?.found?.peaks[token] > 0);

@@ -19,14 +19,14 @@ from sparse_vis.runtime.paths import AnyPath, as_path
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 FILES = tuple(file for name in _WHOLE for file in (name, name + INDEX))
 FOREIGN = (".msgpack", ".h5")  # weights of Flax and TensorFlow
-# Of a file with several backbones, the one whose prefix contains: DINO's teacher, MoCo v3's encoder.
+# Of a file's several backbones, that is read whose prefix has one of these words (DINO; MoCo v3).
 PREFERRED = ("teacher", "base_encoder")
 
 
 def find_file(path: str) -> AnyPath | None:
     """The weight file of a path, a folder, or hf://owner/repository; None if it cannot be a backbone.
 
-    A UserError for an address that cannot be fetched, or a folder of transformers without weights.
+    Raises UserError for an address that cannot be fetched, or a folder of transformers without weights.
     """
     if path.startswith(hub.PREFIX):
         address = path.removeprefix(hub.PREFIX)
@@ -55,7 +55,7 @@ def find_file(path: str) -> AnyPath | None:
 def _fetch(address: str) -> AnyPath:
     path = hub.fetch(address, *FILES)
     with contextlib.suppress(UserError):
-        for name in (foreign.CONFIG, foreign.PIXELS):  # what they say is checked; they lie beside the weights
+        for name in (foreign.CONFIG, foreign.PIXELS):  # `read_backbone` reads them beside the weights
             hub.fetch(address, name)
     if path.name.endswith(INDEX):
         for name in shards(path):
@@ -66,8 +66,8 @@ def _fetch(address: str) -> AnyPath:
 def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
     """Our encoder's parameters, float32 arrays, from a backbone; the position table is resized.
 
-    Registers become the first queries: both are learned tokens without position, so that the encoder with
-    these queries alone computes what the backbone computes. Without registers there are no queries.
+    Registers become the first queries, as both are learned tokens without position: with these queries alone,
+    the encoder computes what the backbone computes. Without registers the tree has no queries.
 
     Args:
         path: safetensors or torch file, or the index of several. config: of the model to be initialised.
@@ -76,7 +76,7 @@ def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
         The tree; None if the file holds a released STELLAR model instead.
 
     Raises:
-        UserError: an unreadable file; tensors that are missing or unknown, or of another architecture.
+        UserError: the file is unreadable; tensors are missing, unknown, or of another architecture.
     """
     if path.name.endswith(FOREIGN):
         raise UserError(
@@ -123,7 +123,7 @@ def read_backbone(path: AnyPath, config: ConfigDict) -> dict | None:
 
 
 def _choose(found: dict[str, np.ndarray], path: AnyPath) -> tuple[Family, dict[str, np.ndarray]]:
-    """The family of a file, under the prefix of its backbone, and the tensors below that prefix."""
+    """The family of a file, with the prefix of its backbone, and the tensors that have this prefix."""
     for family in FAMILIES:
         anchor = re.compile(rf"((?:\w+\.)*){re.escape(family.anchor)}")
         prefixes = sorted(match[1] for name in found if (match := anchor.fullmatch(name)))
@@ -148,7 +148,7 @@ def _choose(found: dict[str, np.ndarray], path: AnyPath) -> tuple[Family, dict[s
 
 
 def _count(registers: np.ndarray, queries: int, path: AnyPath) -> int:
-    """Number of register tokens, each of which becomes a query."""
+    """Number of register tokens; raises UserError if there are more than queries."""
     count = registers.shape[1] if registers.ndim == 3 else 0
     if count > queries:
         raise UserError(

@@ -35,13 +35,12 @@ class Family:
         names: of the encoder's tensors, in the form of `released.NAMES`; without {part} in the name of qkv,
             queries, keys and values are one tensor.
         unused: regular expressions of the family's tensors that are not part of the encoder.
-        scales: LayerScale's factors behind attention and behind the MLP, which a file may lack.
-        patches_alone: the position table may lack the row of the class token.
+        scales: LayerScale's factors after attention and after the MLP, which a file may lack.
+        patches_alone: whether the position table may lack the row of the class token.
         registers: alternative names of register tokens.
-        refused: regular expressions of tensors of models that our encoder cannot represent -> what such a
-            model has.
-        bias: a tensor that only models whose queries, keys and values have biases have.
-        epsilon: of LayerNorm, where no config.json says it; None: not known.
+        refused: regular expression of a tensor that our encoder cannot represent -> what models with it have.
+        bias: a tensor that a model has only if its queries, keys and values have biases.
+        epsilon: of LayerNorm, if no config.json states it; None: not known.
     """
 
     title: str
@@ -56,7 +55,7 @@ class Family:
     patches_alone: bool = False
 
     def under(self, prefix: str) -> "Family":
-        """The same names with a prefix of words and dots."""
+        """The same family with a prefix before all names."""
         pattern = re.escape(prefix)
         return replace(
             self,
@@ -69,7 +68,7 @@ class Family:
         )
 
     def unlike(self, found: Collection[str]) -> str:
-        """What a backbone of these tensors has that our encoder cannot represent, in words; "" if nothing."""
+        """In words, what a backbone with these tensors has that our encoder cannot represent, or ""."""
         for (pattern, what), name in product(self.refused.items(), found):
             if re.fullmatch(pattern, name):
                 return f"{what} ({name})"
@@ -127,7 +126,7 @@ TIMM = Family(
         r"blocks\.\d+\.mlp\.(w12|w3|fc1_g|fc1_x)\..*": "has SwiGLU MLPs (as DINOv2-giant)",
         r"blocks\.\d+\.attn\.[qk]_norm\..*": "normalises queries and keys",
         r"norm_pre\..*": "has a LayerNorm before its first block",
-        r"fc_norm\..*": "has its last LayerNorm behind the pooling, so none on its tokens",
+        r"fc_norm\..*": "has its last LayerNorm after the pooling, so none on its tokens",
         r"dist_token": "has a distillation token",
     },
     bias="blocks.0.attn.qkv.bias",

@@ -1,4 +1,4 @@
-"""What other backbones compute and our encoder does not: read beside the weights, and moved into them."""
+"""What other backbones compute and our encoder does not: read from files beside the weights, or folded in."""
 
 import json
 import math
@@ -19,14 +19,14 @@ CONFIG, PIXELS = "config.json", "preprocessor_config.json"  # of transformers; t
 
 
 def check_described(path: pathlib.Path, family: Family, config: ConfigDict) -> None:
-    """Refuse, with a UserError, other heads, LayerNorm epsilon or activation than those of config.model."""
+    """Raise UserError if a backbone has other heads, LayerNorm epsilon or activation than config.model."""
     beside, m = path.parent / CONFIG, config.model
     found = read_json_if_any(beside)
     activation = found.get("hidden_act") or (found.get("model_args") or {}).get("act_layer") or "gelu"
     if activation != "gelu":
         raise UserError(
-            f"{beside} has the activation {activation!r}, STELLAR's encoder has the exact GELU; start from "
-            "another backbone."
+            f"{beside} has the activation {activation!r}, but STELLAR's encoder has the exact GELU; start "
+            "from another backbone."
         )
     known = {"layer_norm_eps": family.epsilon, **{k: v for k, v in found.items() if v is not None}}
     for key, setting in (("num_attention_heads", "heads"), ("layer_norm_eps", "norm_epsilon")):
@@ -34,12 +34,13 @@ def check_described(path: pathlib.Path, family: Family, config: ConfigDict) -> N
         if theirs is not None and theirs != m[setting]:
             source = beside if key in found else f"{path} (by its names {family.title.partition(' (')[0]})"
             raise UserError(
-                f"{source} has {key}={theirs}, config.model.{setting} is {m[setting]}; set it to {theirs}."
+                f"{source} has {key}={theirs}, but config.model.{setting} is {m[setting]}; set it to "
+                f"{theirs}."
             )
 
 
 def pixels_of(path: pathlib.Path) -> Pixels:
-    """Mean and standard deviation that scale a backbone's pixels: of a file beside it, else ImageNet's."""
+    """Mean and standard deviation by which a backbone scales pixels, from a file beside it, or ImageNet's."""
     for name, group, keys in (
         (PIXELS, None, ("image_mean", "image_std")),
         (CONFIG, "pretrained_cfg", ("mean", "std")),
@@ -50,7 +51,7 @@ def pixels_of(path: pathlib.Path) -> Pixels:
             return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if keys[0] in found or keys[1] in found:
             return tuple(_three(found.get(key), path.parent / name, key) for key in keys)
-    print(f"note: no file beside {path} says how its pixels are scaled; taken as ImageNet's.", flush=True)
+    print(f"note: no file beside {path} says how it scales pixels; ImageNet's scaling is used.", flush=True)
     return IMAGENET
 
 
@@ -62,7 +63,7 @@ def _three(values: object, path: pathlib.Path, key: str) -> tuple[float, ...]:
 
 
 def read_json_if_any(path: pathlib.Path) -> dict:
-    """The content of a JSON file, empty without one; a UserError if it is no group of settings in JSON."""
+    """The dictionary in a JSON file, {} without the file. Raises UserError if it holds anything else."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -77,7 +78,7 @@ def read_json_if_any(path: pathlib.Path) -> dict:
 def fold_scales(blocks: dict, attention: np.ndarray, mlp: np.ndarray) -> dict:
     """Blocks with LayerScale in their last linear maps: scale * (x W + b) = x (W scale) + b scale.
 
-    `blocks`: parameters, stacked. `attention`, `mlp`: scale factors behind each, (layers, d).
+    `blocks`: stacked parameters. `attention`, `mlp`: the factors after each, (layers, d).
     """
     scaled = {
         name: {
@@ -90,9 +91,9 @@ def fold_scales(blocks: dict, attention: np.ndarray, mlp: np.ndarray) -> dict:
 
 
 def fold_pixels(embedding: dict, theirs: Pixels) -> dict:
-    """A patch embedding of pixels scaled as `theirs`, for pixels that our encoder scales by IMAGENET.
+    """Change a patch embedding of pixels scaled as `theirs` to one of pixels scaled by IMAGENET, as ours are.
 
-    With theirs t = (x - m') / s' and ours u = (x - m) / s of a pixel x in [0, 1], t = u s/s' + (m - m')/s'.
+    A pixel x in [0, 1] is t = (x - m') / s' there and u = (x - m) / s here, so t = u s/s' + (m - m')/s'.
     """
     if theirs == IMAGENET:
         return embedding

@@ -1,9 +1,9 @@
-"""Weight files in the formats of safetensors, torch and Flax -> named arrays, without running code from them.
+"""Read named arrays from files of safetensors, torch and Flax, without running code from them.
 
-Safetensors has no checksums of its own: in other people's files, a flipped bit that gives a finite number is
+Safetensors files have checksums only if we wrote them: in others, a flipped bit that gives a finite number is
 not noticed. torch.load(weights_only=True) calls only torch's own constructors of tensors. Other objects in a
-checkpoint (an argparse.Namespace, settings of a trainer) become empty placeholders with the same class name:
-no foreign module is imported, no foreign code runs.
+checkpoint, such as a trainer's settings, become empty placeholders of the same class name: no foreign module
+is imported.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ CHECKSUMS = "sparse_vis.crc32"  # key of the file's metadata: JSON of tensor nam
 # Keys under which trainers store the model's tensors in a checkpoint, the outer key first.
 KEYS = ("state_dict", "model", "model_state_dict", "module", "teacher")  # teacher: of DINO
 SAVE = "save only the model's state_dict()"
-# Class named in torch's message, which is not shown: it advises weights_only=False, which runs foreign code.
+# The class in torch's message. The message is not shown, as it advises weights_only=False, which runs code.
 _FOREIGN = re.compile(r"GLOBAL (\S+)")
-# No code of a file is ever run; but a file that names these functions is an attack, not a model.
+# A file that names these functions is an attack, not a model; none of them is ever called.
 _ATTACK = re.compile(
     r"builtins\.(eval|exec|compile|open|__import__)|(os|posix|subprocess|runpy|ctypes|importlib|pty)\..*"
 )
-# First bytes -> what most apparently damaged downloads turn out to be.
+# First bytes of what most apparently damaged downloads really are, and the sentence about it.
 _DISGUISES = (
     (b"version https://git-lfs", "is a Git-LFS pointer without its tensors; fetch it with `git lfs pull`"),
     (b"<", "is a web page instead of a weight file; download the file itself, not the page that shows it"),
@@ -47,7 +47,7 @@ _FLAX = re.compile(rb"([\x80-\x8f]|\xde..|\xdf....)([\xa0-\xbf]|\xd9.)[A-Za-z_]{
 
 
 def damaged(path: Path, kind: str, cause: Exception | str) -> UserError:
-    """The error for a file that cannot be read as `kind`; its first bytes may tell what it really is."""
+    """The UserError for a file that cannot be read as `kind`; its first bytes may tell what it really is."""
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
@@ -77,7 +77,7 @@ def _crc32(array: np.ndarray) -> int:
 
 
 def write_safetensors(tensors: dict[str, np.ndarray], path: Path, meta: dict[str, str] | None = None) -> None:
-    """Write tensors, their checksums and metadata, always in the same bytes; an OSError if that fails."""
+    """Write tensors, their checksums and metadata; equal input gives equal bytes. Raises OSError."""
     sums = {name: _crc32(array) for name, array in tensors.items()}
     try:
         save_file(tensors, path, {"format": "pt", CHECKSUMS: json.dumps(sums), **(meta or {})})
@@ -95,7 +95,7 @@ def write_safetensors(tensors: dict[str, np.ndarray], path: Path, meta: dict[str
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file; a UserError if it is damaged, or has a type of elements that NumPy lacks."""
+    """All tensors of a file. Raises UserError if it is damaged or has an element type that NumPy lacks."""
 
     def tensor(file, name: str) -> np.ndarray:
         try:
@@ -124,7 +124,7 @@ def _unknown_type(path: Path, name: str, kind: str) -> UserError:
 
 
 def shards(index: Path) -> list[str]:
-    """File names in a *.safetensors.index.json; a UserError if it is damaged, or names a file elsewhere."""
+    """File names in a *.safetensors.index.json. Raises UserError if it is damaged or names other folders."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         inside = all(name and name == Path(name).name for name in names)
@@ -136,7 +136,7 @@ def shards(index: Path) -> list[str]:
 
 
 def read_msgpack(path: Path) -> dict[str, np.ndarray]:
-    """Named tensors of a Flax parameter file, or a UserError; nested names are joined with "/"."""
+    """Named tensors of a Flax parameter file, nested names joined with "/". Raises UserError."""
     try:
         state = serialization.msgpack_restore(path.read_bytes())
         tensors = traverse_util.flatten_dict(state, sep="/") if isinstance(state, dict) else None
@@ -165,8 +165,8 @@ class _StandIn:
 def read_torch(path: Path) -> dict[str, np.ndarray]:
     """Named tensors of a file of torch.save: a state_dict, or a checkpoint that also holds other things.
 
-    A UserError if torch is not installed; the file is damaged or has no named tensors; or a tensor is sparse,
-    quantized, without values, or of an element type that NumPy lacks.
+    Raises UserError if torch is not installed; the file is damaged or has no named tensors; or a tensor is
+    sparse, quantized, without values, or of an element type that NumPy lacks.
     """
     try:
         import torch
@@ -236,7 +236,7 @@ def _load(torch, path: Path):
 
 
 def _array(torch, tensor, name: str, path: Path) -> np.ndarray:
-    """A tensor's values as NumPy array without a copy, also of expanded tensors (stride 0)."""
+    """A tensor's values as a NumPy array, without a copy; expanded tensors (stride 0) stay so."""
 
     def refused(what: str, remedy: str) -> UserError:
         return UserError(f"{path} cannot be read: {name} {what}; {remedy}.")

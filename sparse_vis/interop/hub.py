@@ -8,16 +8,15 @@ from sparse_vis.runtime import network
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.paths import HUB as PREFIX
 
-_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.))*"  # of an owner or a repository; never ..
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.))*"  # an owner or a repository, without ".."
 
 
 def fetch(
     address: str, *filenames: str, revision: str | None = None, local_files_only: bool = False
 ) -> pathlib.Path:
-    """Local path of a file of the hub's "owner/repository", downloaded if it is not in the cache.
+    """Local path of the first of `filenames` that "owner/repository" has, downloaded if not in the cache.
 
-    Of several `filenames`, the first that the repository has. A UserError if the address is invalid,
-    huggingface_hub is not installed, or none of the files can be fetched.
+    Raises UserError if the address is invalid, huggingface_hub is missing, or no file can be fetched.
     """
     if not re.fullmatch(f"{_NAME}/{_NAME}", address):
         raise UserError(f"{PREFIX}{address} names no repository; write {PREFIX}owner/repository/model.")
@@ -50,7 +49,8 @@ def fetch(
 def snapshot(path: pathlib.Path) -> pathlib.Path:
     """The snapshot folder of a repository in the hub's cache, if `path` is a folder above it; else `path`.
 
-    Of several that of branch main; a UserError without one, or without any.
+    Of several snapshots, that of branch main is taken. Raises UserError if none of them is, or there are
+    none.
     """
     top = path.parent if path.name == "snapshots" else path
     if not (top.name.startswith("models--") and (top / "snapshots").is_dir()):

@@ -29,22 +29,22 @@ _TEACHER = (r"teacher_(sparse_tokens|(encoder|head|cls_head)\..*)",)
 _CLS_HEAD = "cls_cluster_head"
 RELEASED = "sparse_tokens"  # a tensor that released STELLAR models have and backbones do not
 
-# Small models shipped with the package, one release folder with a README.md each, and what they learnt from.
+# Small models in the package: a release folder with a README.md for each, and the data of their training.
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "checkpoints"
 LEARNT_FROM = {"pictures-tiny": "pictures", "scenes-tiny": "scenes"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model as found on disk."""
+    """A model as read from disk."""
 
-    config: ConfigDict  # complete
-    params: dict  # without a tokenizer
-    tokenizer: pathlib.Path | None  # weight file that manifest or configuration names
+    config: ConfigDict
+    params: dict  # without a tokenizer's
+    tokenizer: pathlib.Path | None  # its weight file, if the manifest or configuration names one
     unused: dict[str, np.ndarray]  # tensors of a released file that the model does not use
     step: pathlib.Path | None  # step folder, if it is one of our own checkpoints
     teacher: dict | None = None  # EMA parameters of that checkpoint, if requested and present
-    classifier: tuple[LinearClassifier, dict] | tuple[()] = ()  # of a fine-tuned model, and its parameters
+    classifier: tuple[LinearClassifier, dict] | tuple[()] = ()  # a fine-tuned model's, with its parameters
 
 
 def abstract_params(config: ConfigDict) -> dict:
@@ -63,8 +63,8 @@ def released_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
 
 
 def _check_size(config: ConfigDict, weights: pathlib.Path) -> None:
-    """Refuse a model of more parameters than the file has bytes, before it is looked at more closely."""
-    rest = {k: part for k, part in abstract_params(config).items() if k != "cls_head"}  # may be lacking
+    """Raise UserError if a model has more parameters than its weight file has bytes."""
+    rest = {k: part for k, part in abstract_params(config).items() if k != "cls_head"}  # a file may lack this
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(rest))
     if count > weights.stat().st_size:
         raise UserError(
@@ -74,13 +74,13 @@ def _check_size(config: ConfigDict, weights: pathlib.Path) -> None:
 
 
 def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
-    """Read a released weight file, with its manifest entry and the model's name."""
+    """Read a released weight file of a model with this manifest entry and name."""
     config = manifest.to_config(entry, name)
     found = as_transformers_4(read_tensors(weights))
     _check_size(config, weights)
     expected = released_shapes(config)
     if not manifest.complete(entry, name)["do_cls"] and not any(k.startswith(f"{_CLS_HEAD}.") for k in found):
-        # A random head, because our model always has one; models trained without it do not use it.
+        # Our model always has this head; it is random here, as models trained without it do not use it.
         head, token = build_model(config).cls_head, jnp.zeros((1, config.model.width), jnp.float32)
         drawn = head.init(jax.random.key(0), token)["params"]
         found |= params_to_tensors({"cls_head": drawn}, config.model.patch)
@@ -95,7 +95,7 @@ def read_released(weights: pathlib.Path, entry: dict, name: str) -> Loaded:
 def _entry(
     described: pathlib.Path, name: str | None, where: pathlib.Path | str, weights: str | None = None
 ) -> tuple[dict, str]:
-    """A model's entry in a manifest, and its name; only entries with this file of weights, if it is given."""
+    """A model's entry in a manifest, and its name; `weights`: only consider entries of this weight file."""
     models = manifest.read_manifest(described)
     if weights is not None:
         models = {key: entry for key, entry in models.items() if entry["weights"] == weights}
@@ -110,7 +110,7 @@ def _entry(
 
 
 def _read_file(path: pathlib.Path, name: str | None) -> Loaded:
-    """Read a safetensors or torch file with config.json beside it, or with one of the five known names."""
+    """Read a safetensors or torch file with a config.json beside it, or named like a known model."""
     if path.suffix not in (*SAFETENSORS, *TORCH):
         raise UserError(f"{path} is not a released .safetensors file; give the path of one, or of a folder.")
     beside = path.parent / "config.json"
@@ -125,7 +125,7 @@ def _read_file(path: pathlib.Path, name: str | None) -> Loaded:
 
 
 def _read_folder(path: pathlib.Path, name: str | None) -> Loaded:
-    """Read a release folder with its config.json, or with a file of one of the five known names."""
+    """Read a release folder with a config.json, or with a file named like a known model."""
     described, weights = path / "config.json", path / f"{name}.safetensors"
     if not described.is_file() and name in manifest.KNOWN and weights.is_file():
         return read_released(weights, {}, name)
@@ -142,12 +142,12 @@ def _read_hub(address: str, name: str | None, revision: str | None, local_files_
     entry, name = _entry(fetch("config.json"), parts[2] if len(parts) == 3 else name, address)
     loaded = read_released(fetch(entry["weights"]), entry, name)
     if loaded.tokenizer is not None:
-        fetch(loaded.tokenizer.name)  # stored beside the weights
+        fetch(loaded.tokenizer.name)  # so that it lies beside the weights
     return loaded
 
 
 def check_shipped(folder: pathlib.Path) -> None:
-    """Refuse, with a UserError, a shipped model whose files do not match its SHA256SUMS."""
+    """Raise UserError if files of a shipped model do not match its SHA256SUMS."""
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split()
         if file_sha256(folder / name) != digest:
@@ -158,13 +158,13 @@ def check_shipped(folder: pathlib.Path) -> None:
 
 
 def is_shipped(path: str | pathlib.Path) -> bool:
-    """Whether a path is the name of a shipped model, and no file or folder of that name exists."""
+    """Whether a path names a shipped model, and no file or folder has that name."""
     path = hub.snapshot(paths.as_path(path))
     return path.name == str(path) and not path.exists() and (SHIPPED / path).is_dir()
 
 
 def _alike(path: pathlib.Path) -> str:
-    """For a path that does not exist: " (did you mean …?)", or what the nearest existing folder holds."""
+    """For a path that does not exist: " (did you mean …?)", or what its nearest existing parent holds."""
     if paths.in_bucket(path):
         return ""
     if path.is_symlink():
@@ -188,9 +188,9 @@ def read_model(
     local_files_only: bool = False,
     teacher: bool = False,
 ) -> Loaded:
-    """Read a model from any place that `sparse_vis.load` accepts; arguments and errors as there.
+    """Read a model from any place that `sparse_vis.load` accepts, with its arguments and errors.
 
-    `teacher`: whether to read the EMA teacher too, from one of our own checkpoints.
+    `teacher`: whether to read the EMA teacher of one of our own checkpoints too.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r} is not a checkpoint; give a {paths.PLACES}.")
@@ -221,15 +221,13 @@ def read_model(
 
 def _read_step(step: pathlib.Path, teacher: bool) -> Loaded:
     config = settings.from_plain(step_folder.read_config(step), step / "config")
-    abstract = abstract_params(config)
-    classifier = build_classifier(config)
+    abstract, classifier = abstract_params(config), build_classifier(config)
+    wanted = dict(abstract)
     if classifier is not None:
         shapes = {"kernel": (classifier.width, len(classifier.classes)), "bias": (len(classifier.classes),)}
-        shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-        params = step_folder.restore_params(step, {**abstract, "classifier": shapes})
-        own = (classifier, params.pop("classifier"))
-    else:
-        params, own = step_folder.restore_params(step, abstract), ()
+        wanted["classifier"] = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in shapes.items()}
+    params = step_folder.restore_params(step, wanted)
+    own = () if classifier is None else (classifier, params.pop("classifier"))
     copy = step_folder.restore_teacher(step, abstract) if teacher and config.teacher.enabled else None
     tokenizer = paths.as_path(config.model.tokenizer.path) if config.model.tokenizer.path else None
     return Loaded(config, params, tokenizer, {}, step, copy, own)

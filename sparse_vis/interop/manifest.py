@@ -1,4 +1,4 @@
-"""Convert between config.json of the released form and our configuration (docs/method.md section 9)."""
+"""Convert between a released config.json and our configuration (docs/method.md section 9)."""
 
 import pathlib
 from typing import NoReturn
@@ -23,7 +23,7 @@ SETTINGS = {
     "num_decoder_layers": "decoder.layers", "decoder_hidden_size": "decoder.width",
     "decoder_attention_heads": "decoder.heads", "decoder_intermediate_size": "decoder.mlp_dim",
 }  # fmt: skip
-# Sizes that released manifests imply by the backbone's name: embed_dim -> (layers, heads).
+# Sizes that released manifests do not state: embed_dim -> (layers, heads).
 BACKBONES = {768: (12, 12), 1024: (24, 16), 1280: (32, 16)}
 _RELEASED = {
     "image_size": 224, "num_sparse_tokens": 16, "spatial_temp": 0.06, "do_cls": True, "num_clusters": 16384,
@@ -42,7 +42,7 @@ KNOWN = {
 
 
 def read_manifest(path: pathlib.Path) -> dict:
-    """The `models` of a config.json; a UserError if it is missing, damaged, or names no weight files."""
+    """The `models` of a config.json. Raises UserError if it is missing, damaged, or names no weight files."""
     remedy = f'download or export it again, or delete its line "{CHECKSUM}" if the edit was intended.'
     with explained((OSError, ValueError), f"{path} is damaged or was edited by hand", remedy):
         if not path.exists():
@@ -72,9 +72,9 @@ def read_manifest(path: pathlib.Path) -> dict:
 
 
 def _check_inside(file: object, name: str) -> None:
-    """Refuse a file name that is no relative path, or leads out of the release's folder by "..".
+    """Raise UserError if a file name is not a relative path, or leads out of the release's folder by "..".
 
-    Links are not followed: in the hub's cache every file is a link to another folder.
+    Links are not followed, because in the hub's cache every file is a link to another folder.
     """
     parts = pathlib.PurePosixPath(file).parts if isinstance(file, str) and file.isprintable() else ()
     if not parts or {"/", "//", ".."} & {*parts} or max(map(len, parts)) > 200:
@@ -86,7 +86,7 @@ def _refuse(name: str, what: str) -> NoReturn:
 
 
 def complete(entry: dict, name: str) -> dict:
-    """A manifest entry with every size filled in and checked against config/ranges.py; or a UserError."""
+    """A manifest entry with every size filled in. Raises UserError for one outside of config/ranges.py."""
     for key in ("spatial_temp", "predictor_layers"):  # tensor shapes do not show these
         if key in entry and entry[key] is None:
             _refuse(name, f"has no value for {key}")
@@ -131,7 +131,7 @@ def _check(entry: dict, key: str, allowed: Range | Choice | Form, name: str) -> 
 
 
 def to_config(entry: dict, name: str) -> ConfigDict:
-    """Our configuration for an entry: its model in float32, else as published; errors as of `complete`."""
+    """Our configuration of an entry's model, in float32, otherwise as published; errors as of `complete`."""
     full = complete(entry, name)
     config = default_config()
     config.name = name
@@ -147,7 +147,7 @@ def to_config(entry: dict, name: str) -> ConfigDict:
 
 
 def vq_entry(tokenizer: VQGAN, weights: str) -> dict:
-    """The `vq_model` of a manifest entry: sizes of the tokenizer, and the name of its weight file."""
+    """The `vq_model` of a manifest entry: the tokenizer's sizes, and its weight file's name."""
     return {
         "weights": weights, "num_channels": 3, "resolution": 256, "dropout": 0.0,
         "channel_mult": list(tokenizer.channel_mult), "num_resolutions": len(tokenizer.channel_mult),
@@ -157,7 +157,7 @@ def vq_entry(tokenizer: VQGAN, weights: str) -> dict:
 
 
 def from_config(config: ConfigDict, weights: str) -> dict:
-    """The manifest entry of one of our configurations, with every size; `weights` names the weight file."""
+    """The manifest entry of one of our configurations, with every size; `weights`: the weight file's name."""
     entry = {key: at(config.model, setting) for key, setting in SETTINGS.items()}
     if entry["layer_norm_eps"] == _RELEASED["layer_norm_eps"]:  # published manifests do not have this key
         del entry["layer_norm_eps"]

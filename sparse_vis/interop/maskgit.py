@@ -62,12 +62,12 @@ def load_tokenizer(path: str | Path, dtype: DTypeLike = jnp.float32) -> tuple[VQ
 
 @dataclass(frozen=True)
 class _Layout:
-    """One of the two file layouts."""
+    """One of the two file layouts, for a tokenizer of these sizes."""
 
     levels: int  # of resolution
     blocks: int  # residual blocks per level
     name: Callable[[str], str]  # our path -> name in the file
-    torch: bool  # whether kernels are stored as in torch
+    torch: bool  # whether kernels have torch's axes
 
     def ours(self, array: np.ndarray) -> np.ndarray:
         return array.transpose(2, 3, 1, 0) if self.torch and array.ndim == 4 else array
@@ -89,12 +89,12 @@ def _layout_of(names: Iterable[str]) -> _Layout:
 
 
 def _count(pattern: str, names: Iterable[str]) -> int:
-    # The number of different indices, not the largest one: a damaged name may hold any index.
+    # The number of different indices, not the largest one, as a damaged name may have any index.
     return len({match[1] for match in map(re.compile(pattern).match, names) if match})
 
 
 def _sizes(found: Mapping[str, np.ndarray], layout: _Layout, path: str | Path) -> dict:
-    """Sizes of the VQGAN, from the shapes of a few tensors."""
+    """Sizes of the VQGAN, from the shapes of a few tensors. Raises UserError if these are impossible."""
     ranks = {"codebook": 2, "encoder/conv_in/kernel": 4}
     ranks |= {f"encoder/down_{level}_block_0/conv2/kernel": 4 for level in range(layout.levels)}
     telling = {}
@@ -138,7 +138,7 @@ def _flax_name(ours: str, modules: Mapping[str, str]) -> str:
 
 
 def _flax_modules(levels: int, blocks: int) -> dict[str, str]:
-    """Our module -> the original's, which numbers each kind of module in the order of computation."""
+    """Our module -> the original Flax one."""
     middle = [f"mid_{block}" for block in range(blocks)]
     down = [f"down_{level}_block_{block}" for level in range(levels) for block in range(blocks)]
     up = [f"up_{level}_block_{block}" for level in reversed(range(levels)) for block in range(blocks)]

@@ -1,8 +1,8 @@
 """Encoder (with a classifier) and decoder as ONNX graphs, built operator by operator from the parameters.
 
-Built by hand because no converter works: the releases of jax2onnx that can be imported with jax 0.10 require
-an orbax-checkpoint older than ours, and fail on `nn.scan` with an unknown batch size. A test compares the
-graphs with `sparse_vis.encode`, `reconstruct` and `classify`.
+No converter works: releases of jax2onnx that can be imported with jax 0.10 require an orbax-checkpoint older
+than ours, and fail on `nn.scan` with an unknown batch size. A test compares the graphs with
+`sparse_vis.encode`, `reconstruct` and `classify`.
 """
 
 import json
@@ -24,7 +24,7 @@ BATCH = "batch"
 
 
 class Graph:
-    """Nodes and constants of a graph, in the order in which they are added; values have names."""
+    """Nodes and constants of a graph, in the order in which they are added; values are names."""
 
     def __init__(self, epsilon: float):
         self.epsilon = epsilon  # of LayerNorm
@@ -33,7 +33,7 @@ class Graph:
     def add(self, operator: str, *inputs: str | np.ndarray, names: tuple[str, ...] = (), **attributes):
         """Append a node; returns the name of its first output.
 
-        Arrays among `inputs` become constants. `names`: of the outputs; one new name if empty.
+        Arrays among `inputs` become constants. `names`: of the outputs; if empty, a new name for one output.
         """
         names = names or (f"v{len(self.nodes)}",)
         inputs = [x if isinstance(x, str) else self._constant(x) for x in inputs]
@@ -109,7 +109,7 @@ def _factors(graph: Graph, params: dict, temperature: float) -> None:
 
 
 def _trunk(graph: Graph, x: str, params: dict, length: int, sizes: Sizes) -> str:
-    """All blocks, and the last LayerNorm."""
+    """All blocks and the last LayerNorm."""
     for number in range(sizes.layers):
         layer = jax.tree.map(lambda stacked, number=number: stacked[number], params["blocks"])
         x = _block(graph, x, layer, length, sizes.heads)
@@ -117,7 +117,7 @@ def _trunk(graph: Graph, x: str, params: dict, length: int, sizes: Sizes) -> str
 
 
 def _classifier(graph: Graph, classifier: LinearClassifier | NearestClassifier, params: dict) -> None:
-    """Class probabilities, as models/classifier.py, from "cls" or "sparse"."""
+    """Class probabilities from "cls" or "sparse", as in models/classifier.py."""
     if classifier.feature == "mean_S":
         x = graph.add("ReduceMean", "sparse", axes=[1], keepdims=0)
     else:
@@ -138,7 +138,7 @@ def _classifier(graph: Graph, classifier: LinearClassifier | NearestClassifier, 
 
 
 def build_decoder(model: Stellar, params: dict, shapes: dict[str, list[int]]) -> onnx.ModelProto:
-    """Graph from "sparse" and "spatial" to "pixels" or "logits", of these shapes without the batch."""
+    """Graph from "sparse" and "spatial" to "pixels" or "logits"; `shapes`: of all, without the batch."""
     decoder, size = model.decoder, model.encoder.image_size
     (rows, columns), p = model.grid(size, size), decoder.patch
     graph = Graph(decoder.sizes.epsilon)
@@ -175,8 +175,8 @@ def _model(graph: Graph, name: str, inputs: list, outputs: list, **about: str) -
 def build(model: Stellar, params: dict, outputs: dict[str, list[int]]) -> onnx.ModelProto:
     """Graph from uint8 images (batch, H, W, 3) of the model's own size to the outputs of `sparse_vis.encode`.
 
-    With a classifier, "probability" is one more output, and the metadata have the `classes` as a JSON list.
-    `params`: as numpy arrays. `outputs`: name -> shape without the batch.
+    With a classifier, "probability" is another output, and `classes` in the metadata is a JSON list of names.
+    `params`: NumPy arrays. `outputs`: name -> shape without the batch.
     """
     encoder = model.encoder
     graph = Graph(encoder.sizes.epsilon)

@@ -1,7 +1,7 @@
-"""A fitted classifier as one file beside its model: safetensors, whose metadata say in JSON what it is.
+"""A fitted classifier or segmenter as a safetensors file beside its model.
 
-The JSON, under the key `sparse_vis.probe`, has `format` (1), `kind`, the fields of the classifier (such as
-`classes`, their names), `weights_crc32` (of the model's encoder and factorizer) and its `accuracy`.
+Its metadata have JSON under the key `sparse_vis.probe`: `format` (1), `kind`, the fields of the module (such
+as `classes`, their names), `weights_crc32` (of the model's encoder and factorizer) and its `accuracy`.
 """
 
 import contextlib
@@ -30,26 +30,26 @@ Classifier = LinearClassifier | NearestClassifier | Segmenter
 
 
 class OtherWeightsError(UserError):
-    """A probe was fitted for other weights."""
+    """The probe was fitted for other weights."""
 
 
 def weights_of(params: dict) -> int:
-    """CRC-32 of the parameters from which tokens and L follow."""
+    """CRC-32 of the parameters that determine the tokens and L."""
     return crc32({name: params[name] for name in ("encoder", "factorizer")})
 
 
 def place_of(path: AnyPath, file: str = FILE) -> AnyPath:
-    """The file's path for a file or folder that names it."""
+    """The path of a probe, given as a file or as the folder that holds it."""
     return path if path.suffix == ".safetensors" else path / file
 
 
 def place_to_write(given: str | AnyPath, name: str, file: str = FILE) -> AnyPath:
-    """`place_of` an argument; a UserError if it cannot be written, or holds what only training can make."""
+    """`place_of` an argument. Raises UserError if it cannot be written, or would replace other tensors."""
     path = place_of(as_path(expanded(given, name, buckets=True)), file)
     check_folder(path.parent, name)
     if path.is_dir():
         raise UserError(f"{name}={path} is a folder, and a file cannot have its name; give another {name}.")
-    unread = contextlib.suppress(OSError, safetensors.SafetensorError)  # not there, or damaged: replaced
+    unread = contextlib.suppress(OSError, safetensors.SafetensorError)  # absent or damaged: may be replaced
     with unread, on_disk(path) as file, safetensors.safe_open(file, framework="np") as there:
         text = (there.metadata() or {}).get(KEY)
         if text is None or '"finetuned": true' in text:
@@ -59,7 +59,7 @@ def place_to_write(given: str | AnyPath, name: str, file: str = FILE) -> AnyPath
 
 
 def how_to_load(found: Loaded, path: str | AnyPath, name: str | None, probe: AnyPath) -> str:
-    """In words, how a classifier at `probe` is loaded with its model, `found` by `load(path, name)`."""
+    """In words, how to load the classifier at `probe` with its model `found`, read by `load(path, name)`."""
     call = ", ".join(repr(text) for text in (str(path), name) if text)
     folder = beside(path)
     if folder is not None and probe.absolute() == (folder / FILE).absolute() and not found.classifier:
@@ -72,10 +72,11 @@ def how_to_load(found: Loaded, path: str | AnyPath, name: str | None, probe: Any
 
 
 def head_of(found: Loaded, path: str | AnyPath, given: str | AnyPath | None, file: str = FILE) -> tuple:
-    """A model's classifier, or with SEGMENTER its segmenter, its parameters and what is known of it; or ().
+    """(classifier, parameters, its description) of a model, or with file=SEGMENTER its segmenter; or ().
 
-    `given`: file or folder of one, else a UserError. Without it, a fine-tuned model's own is used, or that
-    beside `path`, from which `found` was read; one of other weights is left out with a note.
+    It is read from `given`, a file or folder; UserError is raised if it is not there. Without `given`, a
+    fine-tuned model's own classifier is used, or a file beside `path`, from which `found` was read; a file
+    for other weights is not used, with a note.
     """
     if given is not None:
         name, other = ("probe", "segmenter") if file == FILE else ("segmenter", "probe")
@@ -97,9 +98,9 @@ def head_of(found: Loaded, path: str | AnyPath, given: str | AnyPath | None, fil
 
 
 def beside(path: str | AnyPath) -> AnyPath | None:
-    """The folder in which a model's probe lies: its workdir, release folder, or folder of its file.
+    """The folder in which a model's probe lies: its workdir, its release folder, or that of its file.
 
-    None for a model of the hub or of the package, which has no folder of the user's.
+    None for models of the hub or of the package.
     """
     text = os.fspath(path)
     if text.startswith(HUB) or is_shipped(text):
@@ -113,12 +114,12 @@ def beside(path: str | AnyPath) -> AnyPath | None:
 
 
 def write_probe(path: AnyPath, classifier: Classifier, tensors: dict, about: dict[str, Any]) -> None:
-    """Write a classifier, its parameters and what else is known of it, or raise a UserError."""
+    """Write a classifier, its parameters, and further JSON values about it. Raises UserError."""
     kind = next(kind for kind, of in KINDS.items() if isinstance(classifier, of))
     fields = {f.name: getattr(classifier, f.name) for f in dataclasses.fields(classifier)}
     fields = {name: value for name, value in fields.items() if name not in ("parent", "name")}
     about = {"format": FORMAT, "kind": kind, **about, **fields}
-    about = json.loads(json.dumps(about))  # tuples become lists, of which the checksum is the same
+    about = json.loads(json.dumps(about))  # tuples become lists, as when it is read, for the checksum
     with explained(OSError, f"{path} cannot be written", "give another place for the probe."):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as partial:
@@ -127,9 +128,9 @@ def write_probe(path: AnyPath, classifier: Classifier, tensors: dict, about: dic
 
 
 def read_probe(path: AnyPath, params: dict) -> tuple[Classifier, dict, dict[str, Any]]:
-    """The classifier of a file for a model with these `params`, its parameters, and what else the file says.
+    """The classifier of a file for a model with these `params`, its parameters, and all of the file's JSON.
 
-    A UserError if it is missing or damaged, no probe, of a later format, or was fitted for other weights.
+    Raises UserError if the file is missing, damaged, not a probe, of another format, or for other weights.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a probe's file, or the folder that holds its {FILE}.")
@@ -145,7 +146,7 @@ def read_probe(path: AnyPath, params: dict) -> tuple[Classifier, dict, dict[str,
         if about.pop(CHECKSUM) != checksum(about):
             raise ValueError("its description has another checksum")
         if about["format"] != FORMAT:
-            what = f"has format {about['format']}, and this version reads format {FORMAT}"
+            what = f"has format {about['format']}, but this version reads format {FORMAT}"
             raise UserError(f"{path} {what}; use the version that wrote it.")
         kind = KINDS[about["kind"]]
         names = [f.name for f in dataclasses.fields(kind) if f.name not in ("parent", "name")]

@@ -1,7 +1,7 @@
 """Convert between STELLAR's released weights and our parameter tree (docs/method.md section 9).
 
-Torch stores linear weights as out x in, convolutions as out x in x kh x kw, separate queries, keys and
-values, and layers under numbered names. Our kernels are in x out, QKV is fused, and layers are stacked.
+Torch stores linear weights as out x in and convolutions as out x in x kh x kw; queries, keys and values, and
+all layers, are separate tensors. Our kernels are in x out, QKV is one kernel, and layers are stacked.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ Tensors = dict[str, np.ndarray]
 
 # Tensors that the published code saves but never uses: poolers, and the decoder's own patch embedding.
 UNUSED = (r".*pooler\.dense\.(weight|bias)", r"decoder\.embeddings\..*")
-# Our arrays -> tensors; our modules, of a kernel or scale and a bias -> modules of a weight and a bias.
+# Our arrays -> tensors; our modules (a kernel or scale, and a bias) -> modules (a weight and a bias).
 NAMES = {
     "encoder/queries": "sparse_tokens",
     "encoder/cls_token": "encoder.embeddings.cls_token",
@@ -52,22 +52,22 @@ for _trunk in ("encoder", "decoder"):
 
 
 def renamed(first: dict[str, str]) -> dict[str, str]:
-    """NAMES with other beginnings: old -> new."""
+    """NAMES, with the beginnings of the tensors' names replaced: old -> new."""
     return {
         path: next((new + name.removeprefix(old) for old, new in first.items() if name.startswith(old)), name)
         for path, name in NAMES.items()
     }
 
 
-# Of the EMA teacher, which has the encoder and both heads.
+# Names of the EMA teacher, which has the encoder and both heads.
 TEACHER = renamed(
     {
         "sparse_tokens": "teacher_sparse_tokens", "encoder.": "teacher_encoder.",
         "clustering_head.": "teacher_head.", "cls_cluster_head.": "teacher_cls_head.",
     }
 )  # fmt: skip
-# Our array -> shape before the transposition, for a patch side, if it is another; axes in torch's order. All
-# other arrays are transposed.
+# Our array -> (patch side -> shape before the transposition, if it differs; axes in torch's order). The axes
+# of all other arrays are reversed.
 _TURNED = {
     "encoder/queries": (None, (0, 1)),
     "encoder/cls_token": (lambda p: (1, 1, -1), (0, 1, 2)),
@@ -79,12 +79,12 @@ _TURNED = {
 
 
 def params_to_tensors(params: dict, patch: int, *, copy: bool = True, names: dict = NAMES) -> Tensors:
-    """Our parameter tree, or parts of it -> released names and torch layouts, without the unused tensors.
+    """Our parameter tree, or parts of it, in released names and torch layouts, without the unused tensors.
 
     Args:
         params: tree as from `init_params`; gradients of the same structure work too.
-        patch: patch side in pixels. names: other names of the tensors, in the form of NAMES.
-        copy: make every array contiguous; False leaves views, which suffice to read shapes.
+        patch: patch side in pixels. names: of the tensors, in the form of NAMES.
+        copy: whether to make every array contiguous; views suffice to read shapes.
     """
     flat = {path: np.asarray(array) for path, array in flatten_dict(params, sep="/").items()}
     if "encoder/position_table" in flat:
@@ -100,21 +100,21 @@ def params_to_tensors(params: dict, patch: int, *, copy: bool = True, names: dic
 
 
 def shapes_of(abstract: dict, patch: int, names: dict = NAMES) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a tree, or of parts of it, of which only the shapes are known."""
+    """Name -> shape of the tensors of a tree of shapes, or of parts of it."""
     # Views of a single element, so that full-size models take no memory.
     tree = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), abstract)
     return {name: x.shape for name, x in params_to_tensors(tree, patch, copy=False, names=names).items()}
 
 
 def teacher_to_tensors(teacher: dict, patch: int) -> Tensors:
-    """Our EMA teacher (encoder with queries, both heads) -> tensors with the released teacher names."""
+    """Our EMA teacher (encoder with queries, both heads) in the released names of a teacher."""
     return params_to_tensors(teacher, patch, names=TEACHER)
 
 
 def tensors_to_params(tensors: Tensors, abstract: dict, names: dict = NAMES) -> dict:
     """Inverse of `params_to_tensors`: a tree of float32 arrays; shapes are checked by the caller.
 
-    `abstract` has the shapes of the tree; the tensors' position table may have another length.
+    `abstract` is a tree of shapes; the tensors' position table may have another length.
     """
     flat = {}
     for path, leaf in flatten_dict(abstract, sep="/").items():
@@ -131,7 +131,7 @@ def tensors_to_params(tensors: Tensors, abstract: dict, names: dict = NAMES) -> 
 
 
 def _tensors_of(path: str, shape: tuple[int, ...], names: dict) -> Iterator[tuple[str, tuple]]:
-    """The tensors that an array of ours consists of: their names, and their places in it."""
+    """Name and place (an index into our array) of each tensor that one of our arrays consists of."""
     module, _, leaf = path.rpartition("/")
     name = names.get(path) or f"{names[module]}.{'bias' if leaf == 'bias' else 'weight'}"
     if "{layer}" not in name:
@@ -146,8 +146,8 @@ def _tensors_of(path: str, shape: tuple[int, ...], names: dict) -> Iterator[tupl
 def unused_tensors(params: dict, *, teacher: bool) -> Tensors:
     """Zeros for tensors that the published module declares but never uses, so that strict loading works.
 
-    Among them are poolers, with `teacher` that of the EMA teacher too. The unused patch embedding of the
-    decoder is always that of a ViT for 224 px and patch 16.
+    These are poolers (with `teacher`, the EMA teacher's too) and the decoder's embeddings, which are always
+    those of a ViT for 224 px and patch 16.
     """
     width = params["encoder"]["cls_token"].shape[-1]
     decoder = params["decoder"]["proj"]["bias"].shape[-1]

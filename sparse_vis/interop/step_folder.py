@@ -1,8 +1,7 @@
 """Find our own checkpoints (step folders), read them, and check them against their checksums.
 
-A step folder holds `params` (all that `load` needs), `rest` (optimizer, EMA, counters), `data` (next position
-in the global stream, sums for the next row of metrics, and a checksum of every array and JSON file) and
-`config`.
+A step folder has the items `params` (all that `load` needs), `rest` (optimizer, EMA, counters), `config`, and
+`data` (next position in the global stream, sums for the next row of metrics, checksums of arrays and JSON).
 """
 
 import itertools
@@ -24,7 +23,7 @@ FOLDER = "checkpoints"
 ITEMS = ("params", "rest", "data", "config")
 SAVED = "commit_success.txt"  # in a bucket, Orbax's mark of a complete save
 T = TypeVar("T")
-# Parts of tensorstore's messages around the cause: the drivers before it, the specifications after it.
+# What tensorstore's messages have around the cause: drivers before it, specifications after it.
 _AROUND_CAUSE = (
     r"^[A-Z_]+: (Error opening \"\w+\" driver: )*(Error reading \"[^\"]*\" in OCDBT database at [^:]*: )?"
     r"| \[tensorstore_spec.*|\. See full TensorStore details.*"
@@ -46,7 +45,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def saved_steps(workdir: AnyPath) -> str:
-    """The saved steps from which a stopped run can continue, in words."""
+    """In words, the saved steps from which a stopped run can continue."""
     try:
         steps = _steps(workdir)
     except OSError:  # a bucket that cannot be reached
@@ -55,7 +54,7 @@ def saved_steps(workdir: AnyPath) -> str:
 
 
 def damaged(folder: AnyPath, reason: str) -> UserError:
-    """The error for a checkpoint that exists but cannot be read, or whose checksums differ."""
+    """The UserError for a checkpoint that cannot be read, or whose checksums differ."""
     return UserError(
         f"checkpoint {folder} is incomplete or damaged ({reason}); delete that folder to continue from an "
         "earlier step, or restore it from a copy."
@@ -74,7 +73,7 @@ def _read_json(step: AnyPath, item: str) -> dict:
 
 
 def read_data(step: AnyPath) -> tuple[dict, dict | None]:
-    """The `data` of a step folder, and the checksums of all its items, or None if it was saved without."""
+    """The `data` of a step folder, and the checksums of all its items; None if it was saved without them."""
     data = _read_json(step, "data")
     saved = data.pop("checksums", None)
     if saved is None and set(data) == {"next_index"}:
@@ -85,9 +84,9 @@ def read_data(step: AnyPath) -> tuple[dict, dict | None]:
 
 
 def compare(step: AnyPath, saved: dict | None, item: str, tree) -> None:
-    """Refuse restored arrays whose checksums differ, with a UserError that names the first one.
+    """Raise UserError, naming the first array, if checksums of restored arrays differ.
 
-    `saved`: checksums, from `read_data`; without, print a note. `tree`: arrays of one of ITEMS, all or some.
+    `saved`: checksums from `read_data`; if None, a note is printed. `tree`: some arrays of `item`, or all.
     """
     if saved is None:
         print(f"note: {step / item} was saved without checksums: damage would not be noticed.", flush=True)
@@ -98,7 +97,7 @@ def compare(step: AnyPath, saved: dict | None, item: str, tree) -> None:
 
 
 def _is_step(path: AnyPath) -> bool:
-    """Whether a folder is a step folder, complete or not; folders of classes may be named 0, 1 … too."""
+    """Whether a folder is a step folder, complete or not, and not one of a class named 0, 1 …"""
     if not path.name.isdigit():
         return False
     return path.parent.name == FOLDER or any((path / item).is_dir() for item in ITEMS)
@@ -107,7 +106,7 @@ def _is_step(path: AnyPath) -> bool:
 def _steps(path: AnyPath) -> list[int]:
     """Steps with a folder in a workdir or its checkpoints folder, complete or not, sorted.
 
-    In a bucket, those that Orbax has marked as saved: it cannot rename a folder there.
+    In a bucket, where Orbax cannot rename a folder that is complete, only those that it has marked as saved.
     """
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     steps = (p for p in folder.glob("*") if _is_step(p) and p.is_dir())
@@ -122,7 +121,7 @@ def newest_step(workdir: AnyPath) -> int:
 def find_step(path: AnyPath) -> AnyPath:
     """The step folder for a path: itself, or the newest of a workdir or of its checkpoints folder.
 
-    A UserError if there is no checkpoint, it is in S3 or incomplete, or its name is not UTF-8.
+    Raises UserError if there is none, or it is incomplete, in S3, or below a name that is not UTF-8.
     """
     if not is_utf8(path):
         raise UserError(
@@ -143,7 +142,7 @@ def find_step(path: AnyPath) -> AnyPath:
 
 
 def _remedy(path: AnyPath) -> str:
-    """The rest of the error sentence for a folder without checkpoints, by what the folder is."""
+    """The rest of the error sentence about a folder without checkpoints; depends on what the folder holds."""
     from sparse_vis.data.decode import EXTENSIONS  # imports Pillow, which only this needs
 
     step = next((folder for folder in path.absolute().parents if _is_step(folder)), None)
@@ -158,9 +157,9 @@ def _remedy(path: AnyPath) -> str:
 
 
 def read_newest(path: AnyPath, read: Callable[[AnyPath], T]) -> T:
-    """`read` the step folder for a path (`find_step`), even while training continues there.
+    """Apply `read` to the step folder of a path (`find_step`), even while training continues there.
 
-    If the run removes the step folder during the reading, it has saved a newer one, which is read instead.
+    A run that removes the step folder meanwhile has saved a newer one, which is read instead.
     """
     while True:
         newest = max(_steps(path), default=None)
@@ -172,7 +171,7 @@ def read_newest(path: AnyPath, read: Callable[[AnyPath], T]) -> T:
 
 
 def read_config(step: AnyPath) -> dict:
-    """The configuration saved in a step folder, as JSON content, or a UserError."""
+    """The configuration saved in a step folder, as plain values. Raises UserError."""
     config, (_, saved) = _read_json(step, "config"), read_data(step)
     if saved is not None and saved.get("config") != checksums.of_json(config):
         raise damaged(step, "the checksum of config differs")
@@ -180,8 +179,7 @@ def read_config(step: AnyPath) -> dict:
 
 
 def _restore_part(step: AnyPath, item: str, abstract: dict) -> dict:
-    # Imported here: it takes a second, and released models do not need it.
-    import orbax.checkpoint as ocp
+    import orbax.checkpoint as ocp  # here, as it takes a second, and released models do not need it
 
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
@@ -210,13 +208,13 @@ def _restore_part(step: AnyPath, item: str, abstract: dict) -> dict:
 
 
 def restore_params(step: AnyPath, abstract: dict) -> dict:
-    """Parameters of a step folder, on this process's first device, trained on any number of devices.
+    """Parameters of a step folder, on this process's first device, whatever devices they were trained on.
 
-    A UserError if the arrays cannot be read, have other shapes than `abstract`, or other checksums.
+    Raises UserError if arrays cannot be read, have other shapes than `abstract`, or other checksums.
     """
     return _restore_part(step, "params", abstract)
 
 
 def restore_teacher(step: AnyPath, abstract: dict) -> dict:
-    """The EMA teacher (`teacher_params`) of a step folder, alone; as `restore_params`."""
+    """The EMA teacher (`teacher_params`) of a step folder, as `restore_params`."""
     return _restore_part(step, "rest", {"teacher": teacher_params(abstract)})["teacher"]

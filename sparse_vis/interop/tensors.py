@@ -1,4 +1,4 @@
-"""Read named tensors from weight files, and check that they are those of the expected model."""
+"""Read named tensors from weight files, and check that they are the expected model's."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -24,14 +24,16 @@ _SHARD = re.compile(r"(.+)-\d+-of-(?!0*1\.)\d+(\.\w+)")
 
 
 def read_tensors(path: str | AnyPath) -> dict[str, np.ndarray]:
-    """Read all tensors of a safetensors, torch or Flax msgpack file; the extension decides which it is.
+    """Read all tensors of a safetensors, torch or Flax msgpack file, which the extension tells apart.
 
-    Of the index of several files, those of all. Torch tensors may be nested under "state_dict" or "model"
-    beside an optimizer; nested names of Flax are joined with "/". A UserError if it is missing, damaged or
-    unknown, or is a torch file where torch is not installed.
+    From the index of several files, the tensors of all files are read. Torch tensors may be nested under
+    "state_dict" or "model" beside an optimizer; nested names of Flax are joined with "/".
 
     Returns:
-        Name -> array in the file's layout and dtype (bfloat16 as ml_dtypes.bfloat16), without WRAPPERS.
+        Name, without WRAPPERS -> array in the file's layout and dtype (bfloat16 as ml_dtypes.bfloat16).
+
+    Raises:
+        UserError: the file is missing, damaged or of unknown kind, or needs torch, which is not installed.
     """
     path = as_path(path)
     if not path.is_file():
@@ -53,7 +55,7 @@ def read_tensors(path: str | AnyPath) -> dict[str, np.ndarray]:
 
 
 def _without_wrappers(found: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """Tensors with WRAPPERS removed from names, and `model.` if all begin with it."""
+    """Remove WRAPPERS from names, and `model.` if all names begin with it."""
     parts = {name: [part for part in name.split(".") if part not in WRAPPERS] for name in found}
     outer = all(len(p) > 1 and p[0] == "model" for p in parts.values())
     plain: dict[str, np.ndarray] = {}
@@ -74,11 +76,11 @@ def check_tensors(
     known_unused: Iterable[str],
     path: str | Path,
 ) -> dict[str, np.ndarray]:
-    """The expected tensors as float32, if a file holds exactly the tensors of a model, and finite ones.
+    """The expected tensors as float32, after checking that a file holds these and no others, all finite.
 
     Args:
         found: name -> array, as read. expected: name -> shape. path: the file, for messages.
-        known_unused: regular expressions; names that match one in full may be left unused.
+        known_unused: regular expressions; tensors whose whole name matches one may be left unused.
 
     Raises:
         UserError: lists missing, misshapen and unexpected tensors (at most 8 names of each), or tensors
@@ -120,7 +122,7 @@ def check_tensors(
 
 
 def index_of(path: str | Path) -> str:
-    """Name of the index of a file that is, by its name, one of several parts; "" for others."""
+    """For a file that by its name is one of several parts, the name of their index; else ""."""
     part = _SHARD.fullmatch(Path(path).name)
     return f"{part[1]}{part[2]}{INDEX}" if part else ""
 

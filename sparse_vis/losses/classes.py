@@ -16,11 +16,14 @@ def smoothed_cross_entropy(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean over the batch of CE((1 - e) onehot(label) + e / classes, softmax(logits)), e the smoothing.
 
-    An image without a class (label -1) contributes nothing. Also returns the terms that a run reports: the
-    loss, and the share of images whose class has the largest logit.
+    An image without a class (label -1) contributes zero.
 
     Args:
         other, share: with mixup, the class of the image mixed in, whose CE has the weight 1 - share.
+
+    Returns:
+        The loss, and the terms that a run logs: the loss, and the share of images whose label has the largest
+        logit.
     """
     logs = jax.nn.log_softmax(logits.astype(jnp.float32))
 

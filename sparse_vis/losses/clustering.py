@@ -18,9 +18,9 @@ def prototype_cross_entropy(
 ) -> Float[Array, ""]:
     """Mean over rows of CE(T, softmax(x W / temperature)) without a [rows, K] array.
 
-    Equals m logsumexp(x W / temperature) - x . (T W^T) / temperature where rows of T sum to the mass m, which
-    is below one only with the published epsilon (docs/method.md section 5). `target` is T W^T, each row's
-    `expected_prototype` times its mass; `chunk` prototypes are in memory at a time.
+    It equals m logsumexp(x W / temperature) - x . (T W^T) / temperature, where a row of T sums to its mass m,
+    which is below one only with the published epsilon (docs/method.md section 5). `target` is T W^T, each
+    row's `expected_prototype` times its mass; `chunk` prototypes are in memory at a time.
     """
     rows = x.reshape(-1, x.shape[-1])
     potentials = jnp.zeros(prototypes.shape[1], jnp.float32)

@@ -18,9 +18,9 @@ from sparse_vis.types import Outputs, Targets
 def objective(
     outputs: Outputs, targets: Targets, spec: LossSpec
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Weighted total and its unweighted terms, each a mean over the batch, float32.
+    """Weighted total, and name -> unweighted term, each a float32 mean over the batch.
 
-    Terms with weight zero are absent and cost nothing.
+    Terms of weight zero are absent and cost nothing.
     """
     terms = {}
     if spec.reconstruction:
@@ -78,10 +78,10 @@ def cls_terms(outputs: Outputs, targets: Targets, spec: LossSpec) -> dict[str, A
 def expectation(
     x: Float[Array, "B r D"], prototypes: Array, potentials: Array, values: Array, spec: LossSpec
 ) -> tuple[Float[Array, "B r D"], Float[Array, "B r 1"]]:
-    """T W^T for the Sinkhorn target T of each row, and the row sums of T; with gradient in W alone.
+    """T W^T for the Sinkhorn target T of each row, and the row sums of T; only W gets a gradient.
 
     Args:
-        x: embeddings from which targets are made. prototypes: (D, K) that belong to them.
+        x: embeddings from which targets are made. prototypes: (D, K), of the network that made x.
         potentials: (rounds, K) of Sinkhorn. values: (D, K), W, the student's prototypes.
     """
     rows, how = x.reshape(-1, x.shape[-1]), (spec.sinkhorn_temperature, spec.prototype_chunk)

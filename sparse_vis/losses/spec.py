@@ -9,9 +9,9 @@ import dataclasses
 class LossSpec:
     """The settings of config.loss (docs/method.md sections 5 and 6; defaults in config/defaults.py).
 
-    A weight of zero is static and skips the term. sinkhorn_epsilon is added to Sinkhorn's sums: as published
-    (1e-8) it shrinks target rows whose scores are far below every column's maximum. prototype_chunk, the
-    prototypes held in memory at a time, changes no result.
+    A term of weight zero is not computed. sinkhorn_epsilon is added to Sinkhorn's sums: the published 1e-8
+    shrinks target rows whose scores are far below every column's maximum. prototype_chunk, the number of
+    prototypes in memory at a time, changes no result.
     """
 
     reconstruction: float

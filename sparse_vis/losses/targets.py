@@ -34,7 +34,7 @@ def balance(embeddings: Embeddings, spec: LossSpec) -> Potentials:
 def match_tokens(
     S: Float[Array, "N r d"], target_S: Float[Array, "N r d"], spec: LossSpec
 ) -> Int[Array, "N r"]:
-    """For each token of S the index of its target token, by the matching of spec.matching."""
+    """For each token of S, the index of its target token; spec.matching says how they are matched."""
     S, target_S = jax.lax.stop_gradient((S, target_S))
     if spec.matching == "exact":
         return exact_match(S, target_S)
@@ -53,11 +53,11 @@ def make_targets(
     """Targets of one batch, without gradient.
 
     Args:
-        views: that gave `outputs`, the student's.
-        teacher: EMA parameters: its embeddings of the second global view give the targets, and the image's
-            tokens are matched to its tokens too. None: the student's own embeddings of the image.
-        tokenizer: frozen parameters, for the codes of the VQ target; None for pixels.
-        potentials: of the global batch, if this is only a part of it; None: this is the whole batch.
+        views: the batch. outputs: the student's, of these views.
+        teacher: EMA parameters. Targets come from the teacher's embeddings of the second global view, and the
+            image's tokens are matched to the teacher's. None: from the student's embeddings of the image.
+        tokenizer: frozen parameters, for the codes of the VQ target; None for the pixel target.
+        potentials: of the global batch, if `views` is a part of it; None: computed from this batch.
     """
     tokens, embeddings = outputs.tokens, outputs.embeddings
     if teacher is not None:

@@ -1,4 +1,4 @@
-"""Attention by plain matrix products, by fused kernels of jax.nn, and by our own for short sequences."""
+"""Attention in three ways: plain matrix products, fused kernels of jax.nn, our kernel for short sequences."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 Heads = Float[Array, "B T h c"]
-LONGEST = 128  # tokens of `short_attention`; a program holds their scores in float32
-RESULT = "short attention"  # checkpoint name of its output
+LONGEST = 128  # most tokens that `short_attention` takes: a program holds all their scores in float32
+RESULT = "short attention"  # name of its output, by which `remat="products"` knows what to save
 
 
 def plain_attention(q: Float[Array, "B Q h c"], k: Heads, v: Heads) -> Float[Array, "B Q h c"]:

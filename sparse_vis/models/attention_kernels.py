@@ -34,7 +34,7 @@ attention.defvjp(_forward, _backward)
 
 
 def _call(kernel, interpret: bool, shape: tuple[int, ...], *inputs: Array) -> Array:
-    """Run `kernel(length, channels)` per image and head; blocks have T and c rounded up to powers of two."""
+    """Run a kernel once per image and head, on blocks whose T and c are rounded up to powers of two."""
     batch, length, _, heads, channels = inputs[0].shape
     rows, columns = pl.next_power_of_2(max(length, 16)), pl.next_power_of_2(max(channels, 16))
 

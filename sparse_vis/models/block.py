@@ -17,35 +17,32 @@ from jaxtyping import Array, Float
 from sparse_vis.models.attention import LONGEST, RESULT, fused_attention, plain_attention, short_attention
 from sparse_vis.models.layers import EPSILON, INIT_STD, MOMENT, LayerNorm, Linear, affine, gelu, standardize
 
-PRODUCT = "product"  # checkpoint name of the outputs of a block's linear maps
+PRODUCT = "product"  # name of the outputs of a block's linear maps, for `kept_by_products`
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of a transformer: d, blocks, attention heads, hidden width of the MLP; std of initial kernels;
-    epsilon of LayerNorm."""
+    """Sizes of a transformer, and two constants of its layers."""
 
-    width: int
+    width: int  # d
     layers: int
-    heads: int
-    mlp_dim: int
-    init_std: float = INIT_STD
-    epsilon: float = EPSILON
+    heads: int  # of attention
+    mlp_dim: int  # hidden width of the MLP
+    init_std: float = INIT_STD  # standard deviation of initial kernels
+    epsilon: float = EPSILON  # of LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a transformer is computed; beyond rounding, none of it changes a result.
+    """How a transformer is computed; results differ by rounding at most."""
 
-    `attention` is "xla" (`plain_attention`), "cudnn" (`fused_attention`) or "pallas" (`short_attention`, in a
-    Trunk up to LONGEST tokens). `remat` is what the backward pass recomputes: "none"; "products", all but
-    what `kept_by_products` saves; "blocks", all. With unroll >= layers > 1 a Python loop replaces the scan.
-    """
-
-    dtype: str = "float32"  # parameters are always float32
+    dtype: str = "float32"  # of activations; parameters are always float32
+    # "xla" (`plain_attention`), "cudnn" (`fused_attention`), or "pallas" (`short_attention`; in a Trunk,
+    # sequences of more than LONGEST tokens use "cudnn").
     attention: str = "xla"
+    # What the backward pass recomputes: "none", "blocks" (all) or "products" (see `kept_by_products`).
     remat: str = "none"
-    unroll: int = 1  # layers per iteration of the scan
+    unroll: int = 1  # layers per iteration of the scan; with unroll >= layers > 1, a Python loop replaces it
 
 
 def batch_sharded(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
@@ -59,10 +56,7 @@ def batch_sharded(x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
 
 
 def kept_by_products(primitive, *_, **parameters) -> bool:
-    """Policy of `remat="products"`: save the outputs of linear maps and of fused attention.
-
-    LayerNorm statistics are saved too; the backward pass recomputes all else.
-    """
+    """Policy of `remat="products"`: save linear maps, fused attention, and the statistics of LayerNorm."""
     if primitive.name == "name":
         return parameters["name"] in (PRODUCT, MOMENT, RESULT)
     return primitive.name.startswith("dot_product_attention_fwd")
@@ -86,7 +80,7 @@ def transform(
     length: int | None = None,
     only: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B Q d"]:
-    """A pre-LN transformer block. It equals, with c channels a head and scores of T x T tokens:
+    """A pre-LN transformer block. With c channels per head, it computes the same as
 
         q, k, v = split_heads(qkv(norm_attention(x)))
         weights = softmax(einsum("bqhc,bkhc->bhqk", q, k) / sqrt(c))
@@ -95,9 +89,9 @@ def transform(
         return only(x)
 
     Args:
-        maps: parameters. sizes: heads and epsilon are used. compute: dtype and attention are used.
-        length: with "cudnn", the number of valid tokens, counted from the first; None: all.
-        only: selects the Q tokens to compute, (B, T, d) -> (B, Q, d); of the others only keys and values are
+        maps: parameters. sizes: of these, heads and epsilon are used. compute: of this, dtype and attention.
+        length: with "cudnn", the number of valid tokens, counted from the first; None: all are valid.
+        only: selects the Q tokens to return, (B, T, d) -> (B, Q, d); for the others only keys and values are
             computed. None: all tokens, Q = T.
     """
 
@@ -135,7 +129,7 @@ def transform(
 
 
 class Block(nn.Module):
-    """The parameters of a transformer block; calling it applies `transform`, whose `length` it holds."""
+    """The parameters of a transformer block; calling it applies `transform` with them and `length`."""
 
     sizes: Sizes
     compute: Compute = Compute()
@@ -188,12 +182,12 @@ class Trunk(nn.Module):
     def __call__(
         self, x: Float[Array, "B T d"], only: Callable[[Array], Array] | None = None
     ) -> Float[Array, "B Q d"]:
-        """The tokens that `only` selects (None: all); unrolled, the last layer computes no others."""
+        """The tokens that `only` selects (None: all). If unrolled, the last layer computes no others."""
         length, sizes, compute = x.shape[1], self.sizes, self.compute
         if compute.attention == "pallas" and length > LONGEST:
             compute = dataclasses.replace(compute, attention="cudnn")
         policy = kept_by_products if compute.remat == "products" else None
-        if compute.attention == "cudnn" and length % 2:  # pad with a token that is masked, and removed below
+        if compute.attention == "cudnn" and length % 2:  # add a token, which is masked, and removed below
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
         norm = LayerNorm(sizes.width, sizes.epsilon, name="norm")
         if self.unrolled:
@@ -217,9 +211,9 @@ class Trunk(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=sizes.layers,
-            # The check traces the block twice, and thereby determines which initial weights a seed gives.
+            # The check traces the block a second time, which changes the initial weights that a seed gives.
             check_constancy_invariants=self.is_initializing(),
-            unroll=1 if self.is_initializing() else compute.unroll,  # one compiled block starts all layers
+            unroll=1 if self.is_initializing() else compute.unroll,  # one compiled block draws all layers
         )
         x, _ = stack(block(sizes, compute, length, name="blocks"), x, None)
         x = x[:, :length]

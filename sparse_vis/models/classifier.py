@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 
 from sparse_vis.types import Tokens
 
-FEATURES = ("mean_S", "cls", "concat_S")  # as the tables of evaluations call them
+FEATURES = ("mean_S", "cls", "concat_S")  # named as in the tables of evaluations
 INIT_STD = 0.01
-LEAST = 1e-12  # of the length of a feature that is normalised
+LEAST = 1e-12  # smallest length by which a feature is divided
 
 
 def feature_of(tokens: Tokens, feature: str) -> Float[Array, "B f"]:
@@ -36,7 +36,7 @@ class LinearClassifier(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Logits of the classes of every token of S."""
+    """Class logits of every token of S."""
 
     classes: tuple[str, ...]  # their names
     width: int  # d
@@ -54,22 +54,22 @@ def _logits(module: LinearClassifier | Segmenter, x: Float[Array, "*B f"]) -> Fl
 
 
 class NearestClassifier(nn.Module):
-    """Logarithms of the classes' shares of the vote of `evals/classes/knn.py`.
+    """Logits = logarithms of the classes' shares of a vote, as in `evals/classes/knn.py`.
 
-    The k images of largest cosine vote with the weight exp(cosine / temperature).
+    The k labelled images of largest cosine vote for their class with weight exp(cosine / temperature).
     """
 
-    classes: tuple[str, ...]  # this and the next two are as of LinearClassifier
+    classes: tuple[str, ...]  # this and the next two: as in LinearClassifier
     feature: str
     width: int
-    count: int  # of labelled images
-    k: int  # of them that vote
+    count: int  # number of labelled images
+    k: int  # number of images that vote
     temperature: float
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Float[Array, "B classes"]:
         zeros = nn.initializers.zeros
-        gallery = self.param("gallery", zeros, (self.count, self.width), jnp.float32)  # of length 1
+        gallery = self.param("gallery", zeros, (self.count, self.width), jnp.float32)  # rows of length 1
         label = self.param("label", zeros, (self.count,), jnp.int32)
         x = feature_of(tokens, self.feature)
         x = x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), LEAST)

@@ -14,7 +14,7 @@ from sparse_vis.models.layers import uniform_init, uniform_linear
 def fourier_positions(matrix: Float[Array, "2 f"], grid: tuple[int, int]) -> Float[Array, "n two_f"]:
     """Random Fourier features of the patch centres (x, y) in [-1, 1]; channels alternate sin and cos.
 
-    The matrix has the row of x first. Patches of the grid (rows, columns) are row-major.
+    The matrix's first row is multiplied by x. Patches of the grid (rows, columns) are row-major.
     """
     rows, columns = grid
     y = 2 * (jnp.arange(rows, dtype=jnp.float32) + 0.5) / rows - 1

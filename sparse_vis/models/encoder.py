@@ -22,8 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B n p2C"]:
-    """Patches, row-major, as vectors in the order (row, column, channel); an incomplete last row or column is
-    dropped."""
+    """Patches, row-major, as vectors in the order (row, column, channel); incomplete patches are dropped."""
     batch, height, width, channels = images.shape
     rows, columns = height // patch, width // patch
     images = images[:, : rows * patch, : columns * patch]
@@ -57,9 +56,8 @@ class VisionTransformer(nn.Module):
 
         Args:
             pixels: RGB in [0, 1]; ImageNet normalisation happens here.
-            visible: patch indices to compute; all patches if None.
-            only: "cls" returns cls alone, "S" returns cls and S, and the last layer may compute less; None
-                returns all.
+            visible: indices of the patches to encode; None: all.
+            only: "cls" returns only cls, "S" cls and S, so that the last layer may compute less; None: all.
         """
         (batch, height, width, _), dim, dtype = pixels.shape, self.sizes.width, self.compute.dtype
         mean, std = jnp.array(IMAGENET_MEAN, jnp.float32), jnp.array(IMAGENET_STD, jnp.float32)
@@ -77,7 +75,7 @@ class VisionTransformer(nn.Module):
         tokens = Dense(dim, dtype, init, name="patch_embedding")(patches)
 
         def spread(x):
-            # In this order, gradients are summed over images and devices in float32.
+            # Cast last, so that gradients are summed over images and devices in float32.
             return jnp.broadcast_to(x, (batch, *x.shape[-2:])).astype(dtype)
 
         tokens = tokens + spread(positions)

@@ -1,4 +1,4 @@
-"""The parts of a block: linear maps with their initial values (docs/method.md section 5), LayerNorm, GELU."""
+"""The parts of a block: linear maps and their initial values (docs/method.md section 5), LayerNorm, GELU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INIT_STD = 0.02  # standard deviation of the ViT's initial weights, as published
 
 
 def vit_init(std: float):
-    """Normal initializer of the ViT. Upstream truncates at +-2: 100 standard deviations, no difference."""
+    """Normal initializer. The published one truncates at +-2, 100 standard deviations, which does nothing."""
     return nn.initializers.normal(std, jnp.float32)
 
 
@@ -38,11 +38,12 @@ def uniform_linear(features: int, fan_in: int, dtype=None, name: str | None = No
 def affine(
     x: Float[Array, "*B i"], kernel: Float[Array | np.ndarray, "i o"], bias: Float[Array | np.ndarray, " o"]
 ) -> Float[Array, "*B o"]:
-    """x @ kernel + bias in x's dtype, for float32 parameters, with their gradients in float32.
+    """x @ kernel + bias in x's dtype; gradients of the parameters, which are float32, are float32 too.
 
-    In x's dtype, as of autodiff, gradients of bfloat16 would be rounded on each device and in every sum over
-    devices. The kernel's gradient is one matrix product, x^T g: autodiff would contract all leading axes of x
-    and g, for which XLA transposes x in memory on CPU. Reverse mode only.
+    Autodiff would return them in x's dtype: in bfloat16 they would be rounded on each device and in every sum
+    over devices. The kernel's gradient is one matrix product, x^T g, with g that of the output; autodiff
+    would contract all leading axes of x and g, for which XLA on CPU transposes x in memory. Reverse mode
+    only.
     """
     return _affine_forward(x, kernel, bias)[0]
 
@@ -66,7 +67,7 @@ affine.defvjp(_affine_forward, _affine_backward)
 
 
 class Dense(nn.Module):
-    """`affine` with its parameters, computed in this dtype (None: x's); names as in nn.Dense."""
+    """`affine` and its parameters, computed in this dtype (None: that of x); names as in nn.Dense."""
 
     features: int
     dtype: str | None
@@ -92,16 +93,16 @@ class Linear(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
 
 
-EPSILON = 1e-12  # of the published encoder and decoder; of other backbones config.model.norm_epsilon
-MOMENT = "moment"  # checkpoint name of each row's mean and 1 / standard deviation
+EPSILON = 1e-12  # of the published encoder and decoder; other backbones set config.model.norm_epsilon
+MOMENT = "moment"  # name of each row's mean and 1 / standard deviation, for `kept_by_products`
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def standardize(x: Float[Array, "*B d"], epsilon: float = EPSILON) -> Float[Array, "*B d"]:
     """(x - mean) / sqrt(variance + epsilon) over the last axis, computed in float32, returned in x's dtype.
 
-    For the backward pass autodiff would save three float32 arrays of x's size; this saves x and two numbers
-    per row. Reverse mode only.
+    For the backward pass it saves x and two numbers per row; autodiff would save three float32 arrays of x's
+    size. Reverse mode only.
     """
     return _forward(x, epsilon)[0]
 
@@ -149,10 +150,9 @@ class LayerNorm(nn.Module):
 
 @jax.custom_jvp
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x (1 + erf(x / sqrt 2)) / 2, computed in float32, returned in x's dtype.
+    """x (1 + erf(x / sqrt 2)) / 2, as in PyTorch, computed in float32, returned in x's dtype.
 
-    The form that PyTorch uses. `jax.nn.gelu` computes erfc, whose many branches make an MLP and its gradient
-    take about twice as long on CPU.
+    `jax.nn.gelu` computes erfc, with which an MLP and its gradient take about twice as long on CPU.
     """
     wide = x.astype(jnp.float32)
     return (wide * _normal_cdf(wide)).astype(x.dtype)

@@ -19,7 +19,7 @@ from sparse_vis.types import Embeddings, Factors, Outputs, Tokens, Views
 
 
 def fold(x: Shaped[Array, "B V *rest"]) -> Shaped[Array, "BV *rest"]:
-    """Batch and view axes as one; the view index varies fastest."""
+    """Join batch and view axes; the view index varies fastest."""
     return x.reshape(-1, *x.shape[2:])
 
 
@@ -46,8 +46,8 @@ class PrototypeHead(nn.Module):
 class Stellar(nn.Module):
     """The STELLAR model, in three steps: `encode`, `factorize`, `decode`.
 
-    The tokenizer of the VQ target is frozen: `init_params` leaves its parameters out; `codes` and
-    `decode_codes` need them in the tree as "tokenizer". `classify` needs those of a classifier.
+    The tokenizer of the VQ target is frozen: a training's parameters do not include it, but `codes` and
+    `decode_codes` need its parameters under "tokenizer". `classify` needs those of "classifier".
     """
 
     encoder: VisionTransformer
@@ -105,12 +105,12 @@ class Stellar(nn.Module):
         )  # fmt: skip
 
     def embed(self, pixels: Pixels) -> tuple[Tokens, Embeddings]:
-        """What targets are made from, computed by the encoder and the heads alone."""
+        """Tokens without U, and embeddings: all from which targets are made."""
         tokens = self.encode(pixels, only="S")
         return tokens, self.heads(tokens)
 
     def every_part(self, pixels: Pixels) -> tuple:
-        """Applies each part once, to make its parameters; `__call__` would trace the encoder three times."""
+        """Applies each part once to create its parameters; `__call__` would trace the encoder three times."""
         tokens = self.encode(pixels)
         decoded = self.decode(self.factorize(tokens).Z, self.grid(*pixels.shape[1:3]))
         return self.heads(tokens), decoded, self.classifier and self.classifier(tokens)
@@ -139,7 +139,7 @@ class Stellar(nn.Module):
 
 
 class FineTuned(Stellar):
-    """Logits of the first view; its parameters are those of a Stellar with a classifier."""
+    """A Stellar with a classifier, which maps views to the classifier's logits of `views.image`."""
 
     def __call__(self, views: Views) -> Float[Array, "B classes"]:
         return self.classify(views.image)

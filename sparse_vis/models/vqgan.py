@@ -18,14 +18,14 @@ GROUPS = 32
 
 
 def _conv(features: int, size: int, dtype: DTypeLike, name: str, use_bias: bool = True) -> nn.Conv:
-    # Codes are argmins: with float32, TF32 or bf16 passes inside the convolutions would change some of them.
+    # Codes are argmins: TF32 or bf16 products within float32 convolutions would change some of them.
     precision = jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
     return nn.Conv(features, (size, size), use_bias=use_bias, dtype=dtype, precision=precision, name=name)
 
 
 def _norm_silu(x: jax.Array, dtype: DTypeLike, name: str) -> jax.Array:
-    # Flax computes the statistics in float32 for every dtype. E[x^2] - E[x]^2 needs one pass instead of two,
-    # but suffers from cancellation: below the rounding of bfloat16; in float32 it would change codes.
+    # The fast variance E[x^2] - E[x]^2 needs one pass instead of two, but loses digits: for bfloat16 less
+    # than its own rounding, but in float32 it would change codes. Flax computes statistics in float32 always.
     fast = jnp.dtype(dtype) != jnp.float32
     norm = nn.GroupNorm(num_groups=GROUPS, epsilon=1e-6, dtype=dtype, use_fast_variance=fast, name=name)
     return nn.silu(norm(x))
@@ -98,10 +98,10 @@ class VQGAN(nn.Module):
     """Tokenizer with the methods encode, codes, decode: `vqgan.apply({"params": p}, x, method="encode")`."""
 
     hidden_channels: int  # at full resolution, a multiple of 32; released: 128
-    channel_mult: tuple[int, ...]  # channels per level as multiples of these, finest first: (1, 1, 2, 2, 4)
-    num_res_blocks: int  # per level and in the middle: 2
-    z_channels: int  # width of the codebook vectors: 256
-    num_embeddings: int  # number of codebook vectors: 1024
+    channel_mult: tuple[int, ...]  # channels of each level / hidden_channels, finest first: (1, 1, 2, 2, 4)
+    num_res_blocks: int  # per level and in the middle; released: 2
+    z_channels: int  # width of the codebook vectors; released: 256
+    num_embeddings: int  # number of codebook vectors; released: 1024
     dtype: DTypeLike = jnp.float32  # of convolutions; norm statistics and the code search stay float32
 
     def setup(self):
@@ -120,7 +120,7 @@ class VQGAN(nn.Module):
         return 2 ** (len(self.channel_mult) - 1)
 
     def encode(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w z"]:
-        """Latents of images in [0, 1], float32, h = H // stride; UserError for one smaller than a code."""
+        """Latents of images in [0, 1], float32, h = H // stride. Raises UserError below one code's size."""
         height, width = pixels.shape[1:3]
         if min(height, width) < self.stride:
             least = f"{self.stride}x{self.stride}"
@@ -135,7 +135,7 @@ class VQGAN(nn.Module):
         return jnp.argmin(jnp.sum(self.codebook**2, axis=-1) - 2 * products, axis=-1).astype(jnp.int32)
 
     def codes_on(self, pixels: Float[Array, "B H W 3"], grid: tuple[int, int]) -> Int[Array, "B n"]:
-        """Codes of images on a grid (rows, columns), for which they are resized if necessary."""
+        """Codes of images on a grid (rows, columns); images of another size are resized first."""
         size = (grid[0] * self.stride, grid[1] * self.stride)
         if pixels.shape[1:3] != size:
             pixels = resize_bicubic(pixels, size)

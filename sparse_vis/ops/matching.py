@@ -27,8 +27,8 @@ def entropic_plan(
 ) -> Float[Array, "r r"]:
     """Entropic transport plan from the rows of x to the rows of y, unit marginals (docs/method.md section 6).
 
-    Log-domain rounds (published: 5), rows before columns, so that columns sum to one exactly and rows nearly;
-    epsilon is in units of distance (published: 0.1).
+    Each of the `iterations` (published: 5) normalises rows, then columns, in the log domain, so that columns
+    sum to one exactly and rows nearly. `epsilon` is in units of distance (published: 0.1).
     """
     ones = jnp.ones(x.shape[0], jnp.float32)
     # ott-jax updates columns first; the published loop rows first. Hence the transposed problem.

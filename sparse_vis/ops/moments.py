@@ -26,8 +26,8 @@ class Moments:
     def update(self, features: Float[Array | np.ndarray, "... f"]) -> Moments:
         """The moments after one more batch of any size.
 
-        Batches are centred before they are squared: Σ x xᵀ − n mean meanᵀ loses digits for large means. A
-        UserError is raised for features that are not finite.
+        Batches are centred before they are squared, because Σ x xᵀ − n mean meanᵀ loses digits for large
+        means. Raises UserError for features that are not finite.
         """
         x = np.asarray(features, np.float64).reshape(-1, len(self.mean))
         if not np.isfinite(x).all():
@@ -41,5 +41,5 @@ class Moments:
         return Moments(count, self.mean + step * (len(x) / count), self.scatter + x.T @ x + between)
 
     def components(self, count: int) -> Float[np.ndarray, "f k"]:
-        """The `count` principal components as orthonormal columns, strongest first; at most f."""
+        """The first `count` principal components (at most f) as orthonormal columns, strongest first."""
         return np.linalg.eigh(self.scatter)[1][:, ::-1][:, :count]

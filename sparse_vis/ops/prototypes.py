@@ -39,9 +39,9 @@ def _streamed_sums(
 ) -> tuple[Array, Array, Array | None]:
     """Row-wise sums over all prototypes, with exponents e_k = x . w_k / temperature + g_k.
 
-    These are m = max_k e_k, sum_k exp(e_k - m) and, with values, sum_k exp(e_k - m) values_k. The maximum and
-    the sum are kept apart: a running logarithm would round once per chunk, and with exponents near 40 each
-    rounding would show in the sixth digit of the gradients.
+    Returns m = max_k e_k, sum_k exp(e_k - m) and, with values, sum_k exp(e_k - m) values_k. The maximum and
+    the sum are kept apart, because a running logarithm would be rounded in every chunk, and with exponents
+    near 40 this shows in the sixth digit of the gradients.
     """
 
     def add(index, sums):
@@ -69,7 +69,7 @@ def streamed_logsumexp(
     """log sum_k exp(x . w_k / temperature + g_k) for every row, differentiable in x and prototypes.
 
     Reverse mode only; potentials belong to targets and get no gradient. `chunk` prototypes are in memory at a
-    time; 0, or a number that does not divide K: all at once.
+    time: all of them if it is 0 or does not divide K.
     """
     return _logsumexp_forward(x, prototypes, temperature, potentials, chunk)[0]
 
@@ -110,8 +110,8 @@ def expected_prototype(
 ) -> Float[Array, "rows D"]:
     """Expected prototype of each row, sum_k T_k values_k with T = softmax(x W / temperature + g).
 
-    Differentiable in `values`, the student's prototypes, alone and in reverse mode: the assignments T are
-    targets. Temperature and potentials are Sinkhorn's; `chunk` as in `streamed_logsumexp`.
+    Differentiable, in reverse mode, only in `values`, the student's prototypes, as the assignments T are
+    targets. Temperature and potentials are those of Sinkhorn; `chunk` is as in `streamed_logsumexp`.
     """
     return _expected_forward(x, prototypes, temperature, potentials, values, chunk)[0]
 

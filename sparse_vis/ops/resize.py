@@ -1,8 +1,7 @@
 """Bicubic interpolation as PyTorch does it: Keys kernel with a = -0.75, no antialiasing.
 
-A separable resize is a product with two small matrices, one for rows and one for columns: on accelerators
-faster than gathers. `jax.image.resize(..., "cubic")` has a = -0.5 and gives other results (docs/method.md
-section 2).
+A separable resize is a product with two small matrices, one for rows and one for columns, which accelerators
+compute faster than gathers. `jax.image.resize(..., "cubic")` has a = -0.5 (docs/method.md section 2).
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ AnyArray = Array | np.ndarray
 A = -0.75
 # For position tables and evaluation images: small matrices, and results are compared with recorded ones.
 PRECISION = jax.lax.Precision.HIGHEST
-# For crops and blurs in training, some 840 GFLOP for 128 images of B/16: TF32 on GPU, three bfloat16 products
-# on TPU, float32 on CPU. On an H100 TF32 changed a crop's pixels by at most a quarter of an 8-bit level (rms
-# .05).
+# For crops and blurs in training, some 840 GFLOP for 128 images of B/16: TF32 on GPUs, three bfloat16
+# products on TPUs, float32 on CPUs. On an H100, TF32 changed pixels by at most a quarter of an 8-bit level
+# (rms 0.05).
 VIEW_PRECISION = jax.lax.Precision.HIGH
 
 
@@ -52,7 +51,7 @@ def _interpolation(
 def bicubic_matrix(size_in: int, size_out: int) -> Float[Array, "out in"]:
     """Matrix that resizes a row of `size_in` pixels to `size_out` pixels; rows sum to one.
 
-    The outer edges stay where they are (align_corners=False). A size below one is a UserError.
+    The outer edges stay where they are (align_corners=False). Raises UserError for a size below one.
     """
     if size_in < 1 or size_out < 1:
         raise UserError(f"cannot resize {size_in} to {size_out} pixels: both sizes must be at least 1")
@@ -65,8 +64,8 @@ def crop_matrix(
 ) -> Float[Array, "out canvas"]:
     """Matrix that cuts [offset, offset + length) out of a canvas and resizes it, align_corners=True.
 
-    Cut out first, then resized: pixels outside the piece have weight zero (docs/method.md section 6).
-    Offset and length (at least 1) may be traced; the sizes before and after are static.
+    Pixels outside the piece have weight zero (docs/method.md section 6). Offset and length (at least 1) may
+    be traced; the other sizes are static.
     """
     scale = (jnp.asarray(length, jnp.float32) - 1) / max(size_out - 1, 1)
     return _interpolation(jnp.arange(size_out, dtype=jnp.float32) * scale, offset, length, canvas)

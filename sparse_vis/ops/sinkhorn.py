@@ -20,10 +20,10 @@ Scores = Float[Array, "rows K"]
 
 
 def run_ott(cost: Float[Array, "n m"], epsilon: float, iterations: int, a: Array, b: Array):
-    """Exactly `iterations` log-domain rounds of ott-jax's Sinkhorn, each columns before rows.
+    """Result of exactly `iterations` log-domain iterations of ott-jax's Sinkhorn, each columns before rows.
 
     Args:
-        epsilon: entropic regularisation, in units of the cost; so are the potentials f and g of the result.
+        epsilon: entropic regularisation, in units of the cost, as are the potentials f and g of the result.
         a, b: marginals of the rows (n,) and the columns (m,).
     """
     # With the default inner_iterations=10, ott-jax would run no iteration at all for fewer than 10.
@@ -52,11 +52,11 @@ def column_potentials(scores: Scores, temperature: float, iterations: int) -> Fl
 def published_potentials(
     scores: Scores, temperature: float, iterations: int, epsilon: float
 ) -> Float[Array, "rounds K"]:
-    """Column potentials of every round of the published loop, which adds epsilon (1e-8) to each sum that it
-    divides by; no gradient.
+    """Column potentials after each iteration of the published loop, without gradient.
 
-    The assignments of that loop are row_mass * softmax(scores / temperature + g[-1]). It first scales columns
-    so that their largest entry is exp(50). Arguments as in `column_potentials`.
+    The loop adds epsilon (1e-8) to each sum by which it divides, after scaling columns so that their largest
+    entry is exp(50). Its assignments are row_mass * softmax(scores / temperature + g[-1]). Arguments are as
+    in `column_potentials`.
     """
     logits = jax.lax.stop_gradient(scores.astype(jnp.float32)) / temperature
     f, g = jnp.zeros(logits.shape[0], jnp.float32), 50 - jnp.max(logits, axis=0)

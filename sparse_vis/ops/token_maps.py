@@ -1,4 +1,4 @@
-"""Maps of tokens: which one is an object's, and edits, in which the other tokens share what a map leaves."""
+"""Maps of tokens, the columns of L: moving and replacing one of them, and finding the one of an object."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def with_map(L: Localization, token: int, column: Float[np.ndarray, " n"]) -> Lo
 
 
 def move_map(map_: Map, shift: tuple[int, int]) -> Map:
-    """A map moved by whole patches (down, right); what leaves the image is lost."""
+    """A map moved by whole patches (down, right); entries moved out of the image are lost, new ones are 0."""
     (rows, columns), moved = map_.shape, np.zeros_like(map_)
     down, right = (max(-side, min(by, side)) for by, side in zip(shift, map_.shape, strict=True))
     into = np.s_[max(down, 0) : rows + min(down, 0), max(right, 0) : columns + min(right, 0)]
@@ -43,10 +43,10 @@ def move_token(L: Localization, token: int, shift: tuple[int, int], grid: Grid) 
 
 
 def object_token(L: Localization, grid: Grid) -> int:
-    """The token that most likely looks at an object: the one of most patches that is no background.
+    """The token that most likely shows an object: that with the most patches among those not background.
 
-    A patch belongs to its strongest token. Background holds more than a quarter of the patches at the border
-    of the image. If all tokens do, it is the one that holds the fewest of them.
+    A patch belongs to the token of largest L. A token is background if it has more than a quarter of the
+    patches at the image's border; if all tokens are, the one with the fewest of these patches is returned.
     """
     winners = np.asarray(L).argmax(axis=1).reshape(grid)
     inside = np.zeros(grid, bool)

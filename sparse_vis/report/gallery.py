@@ -1,4 +1,4 @@
-"""The gallery (images, and for each token its map and its edits, Z' = L' S'), and regions of prototypes."""
+"""The report's gallery (images, and for each token its map and its edits, Z' = L' S') and prototypes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from sparse_vis.viz import overlays
 
 Images = UInt8[np.ndarray, "N H W 3"]
 TokenSet = Float[np.ndarray, "r d"]
-LARGE, SMALL = 256, 144  # longest side in pixels: of gallery pictures, of edits
-SHARP = 96  # up to this size PNG: small pictures are shown enlarged, with visible artefacts if lossy
+LARGE, SMALL = 256, 144  # longest sides in pixels, of gallery pictures and of edits
+SHARP = 96  # longest side of a PNG; small pictures are shown enlarged, which makes lossy artefacts visible
 
 
 class Pair(NamedTuple):
-    """An image's factors, and for each token its match in another image: S and index there; its letter."""
+    """An image's factors, and the tokens of another image that are matched to its own."""
 
     S: TokenSet
     L: Localization
-    partner: TokenSet
-    match: Int[np.ndarray, " r"]
-    other: str | None
+    partner: TokenSet  # the matched token's S, for each token
+    match: Int[np.ndarray, " r"]  # its index in the other image
+    other: str | None  # letter of the other image; None if there is none
 
 
 def make_cards(
@@ -44,7 +44,8 @@ def make_cards(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The images of a gallery as page.html shows them; pictures are data URIs. Prints progress.
 
-    `found` holds the images of the gallery first; `decodes` and `edits` say whether these are possible.
+    `found` begins with these images; `decodes` and `edits`: whether the model can decode, and tokens be
+    edited.
     """
     progress = Progress("editing" if edits else "drawing", len(images))
     cards, grid = [], model.grid(*images.shape[1:3])
@@ -76,7 +77,7 @@ def make_cards(
 
 
 def gallery_first(labels: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " N"]:
-    """An order of images whose first `count` are spread over the classes, or evenly without classes."""
+    """An order of images, whose first `count` are spread over the classes (without classes, evenly)."""
     if (labels < 0).any():
         first = spread(np.arange(len(labels)), count)
     else:
@@ -108,13 +109,13 @@ def letter(i: int) -> str:
 def partners(count: int) -> list[int | None]:
     """For each image, the index of the image with which it swaps tokens; None if there is only one.
 
-    Neighbours form pairs; the last of an odd number takes the one before.
+    Neighbours form pairs; if one is left at the end, it gets the image before it.
     """
     return [None if count == 1 else i ^ 1 if i ^ 1 < count else i - 1 for i in range(count)]
 
 
 def make_pairs(S: Float[np.ndarray, "N r d"], L: Float[np.ndarray, "N n r"]) -> list[Pair]:
-    """A Pair for every image, tokens matched one to one with those of its partner."""
+    """A Pair for every image; tokens are matched one to one."""
     others = partners(len(S))
     theirs = S[[i if other is None else other for i, other in enumerate(others)]]
     matches = np.asarray(exact_match(jnp.asarray(S), jnp.asarray(theirs)))
@@ -161,8 +162,8 @@ def decoded(
     """Decode an image's tokens, and all edits of them.
 
     Returns:
-        (reconstruction, its PSNR in dB, for each token: edit → (pixels, what was done)); the PSNR is None if
-        sizes differ (VQ: 256 px for 224 px).
+        The reconstruction; its PSNR in dB, None if sizes differ (VQ: 256 px for 224 px); and for each token,
+        edit → (pixels, what was done).
     """
     grid, tokens = model.grid(*image.shape[:2]), range(len(pair.S))
     found = edited(pair.S, pair.L, pair.partner, grid) if edits else {}
@@ -187,9 +188,9 @@ def decoded(
 def nearest_tokens(
     S: Float[np.ndarray, "N r d"], image: int, token: int, count: int
 ) -> list[tuple[int, int, float]]:
-    """Of every other image the token most similar to one of `image`: (image, token, cosine).
+    """(image, token, cosine) of every other image's token that is most similar to a token of `image`.
 
-    At most `count`, most similar first.
+    At most `count` are returned, most similar first.
     """
     unit = S / np.maximum(np.linalg.norm(S, axis=-1, keepdims=True), 1e-12)
     cosines = unit @ unit[image, token]
@@ -201,7 +202,7 @@ def nearest_tokens(
 def make_searches(
     found: Encoded, images: Images, names: list[str], queries: int, grid: Grid, patch: int, *, count: int
 ) -> list[list[tuple[str, str]]]:
-    """(data URI, label) of the object token of each of the first `queries` images, and of its neighbours."""
+    """(data URI, label) of each of the first `queries` images' object tokens and its `count` neighbours."""
     whole, made = images[:, : grid[0] * patch, : grid[1] * patch], []
 
     def shown(i: int, token: int, said: str) -> tuple[str, str]:
@@ -224,7 +225,7 @@ class Page(NamedTuple):
     maps: Float[np.ndarray, "m n"]  # votes of their patches, 0 to 1
 
     def regions(self, images: Images, names: list[str], grid: Grid, patch: int) -> list[tuple[str, str]]:
-        """(data URI, label) of each image, darkened where the vote is low; from those of all voters."""
+        """(data URI, label) of each image, darkened where the vote is low; arguments are of all voters."""
         whole = images[:, : grid[0] * patch, : grid[1] * patch]
         return [
             (data_uri(overlays.lay_over(whole[i], overlays.map_overlay(votes.reshape(grid))), SMALL),
@@ -236,11 +237,11 @@ class Page(NamedTuple):
 def make_pages(
     found: Encoded, prototypes: Float[np.ndarray, "D K"], temperature: float, *, pages: int, regions: int
 ) -> list[Page]:
-    """At most `pages` prototypes that most tokens like best, with at most `regions` images for each."""
+    """At most `pages` prototypes, those that most tokens prefer, with at most `regions` images for each."""
     used, wins = np.unique(found.winner, return_counts=True)
     order, made = np.argsort(-wins, kind="stable")[:pages], []
     logits = np.einsum("ird,dp->ipr", found.embedding, prototypes[:, used[order]]) / temperature
-    p = np.exp(logits - found.normaliser[:, None])  # the student's, from the softmax over all K
+    p = np.exp(logits - found.normaliser[:, None])  # the student's softmax over all K prototypes
     for k, which in enumerate(order):
         votes = overlays.prototype_votes(found.L, p[:, k])
         best = overlays.strongest(votes, regions)

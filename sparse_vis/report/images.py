@@ -1,4 +1,4 @@
-"""Find, read and encode the images of a report, and tell whether the model was trained on them."""
+"""Find, read and encode the images of a report, and find out whether the model was trained on them."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ Rows = Sequence[int] | np.ndarray
 class Read(NamedTuple):
     """The images of a report."""
 
-    rows: Int[np.ndarray, " N"]  # in the source
+    rows: Int[np.ndarray, " N"]  # their numbers in the source
     pixels: UInt8[np.ndarray, "N H W 3"]
     names: list[str]  # escaped
-    labels: Int[np.ndarray, " N"]  # -1: none
+    labels: Int[np.ndarray, " N"]  # -1 without a label
     skips: Skips
 
 
@@ -70,14 +70,17 @@ def find_images(
     data_known: bool,
     max_pixels: int,
 ) -> tuple[Source, Int[np.ndarray, " N"], str]:
-    """The images of --images, or else the test images of the run's data, as for evaluations.
-
-    Returns a source, the rows of it that may be used, and a description in words; a UserError that there are
-    none names --images.
+    """The images of --images; without it, the test images of the run's data, as for evaluations.
 
     Args:
-        images, split, data_dir: as of `open_input`. data_known: whether config.data is that of training.
-        max_pixels: of an image in `images`.
+        images, split, data_dir, max_pixels: as for `open_input`.
+        data_known: whether config.data is that of training.
+
+    Returns:
+        A source, the rows of it that may be used, and a description in words.
+
+    Raises:
+        UserError: there are no images; the sentence names --images.
     """
     if images is not None:
         with reworded(lambda sentence: sentence.replace("--input", "--images")):
@@ -103,7 +106,7 @@ def read_images(
 ) -> Read:
     """Read images at `size` (height, width), as `data.decode.fitted`.
 
-    A UserError names the unusable image if on_error is "stop", or says that all are unusable.
+    Raises UserError if an image is unusable and on_error is "stop", or if all are unusable.
     """
 
     def read(row: int) -> tuple[int, np.ndarray, str, int]:
@@ -124,7 +127,7 @@ def read_images(
 def encode_all(
     model: Stellar, params: dict, images: UInt8[np.ndarray, "N H W 3"], temperature: float
 ) -> Encoded:
-    """Encode images batch by batch and print progress; `temperature` is of the softmax over prototypes."""
+    """Encode images in batches and print progress; `temperature`: of the softmax over prototypes."""
     encode = functools.partial(_encode, model, Devices().everywhere(params), temperature)
     return run_in_batches(encode, BATCH, images, progress=Progress("encoding", len(images)))
 
@@ -139,9 +142,9 @@ def _encode(model: Stellar, params: dict, temperature: jax.Array, images: jax.Ar
 
 
 def name_images(config: ConfigDict | None, source: Source, rows: Rows) -> str:
-    """In words, with the reason: whether images are training images, held out, some of both, or not known.
+    """In words, with the reason, whether images are training images, held out, both, or this is not known.
 
-    `config` is that of the training; None if it is not known.
+    `config`: that of the training; None if it is not known.
     """
     if config is None:
         return f"{UNKNOWN} (a released file does not say on which it was)"
@@ -158,7 +161,7 @@ def name_images(config: ConfigDict | None, source: Source, rows: Rows) -> str:
 
 
 def _trained_on(config: ConfigDict, source: Source, rows: Rows) -> tuple[int | None, str]:
-    """Number of the rows that are training images, None if it is not known; and the reason."""
+    """Number of rows that are training images (None if it is not known), and the reason."""
     d = config.data
     if isinstance(source, ComposedSource) and source.kind == d.source:
         return len(rows) * (source.split == d.split), f"the model was trained on split {d.split!r}"

@@ -1,5 +1,5 @@
 "use strict";
-// Pointing at a patch of an image shows its token, as pointing at the token's button does.
+// Pointing at a patch of an image shows its token, like pointing at the token's button.
 for (const stage of document.querySelectorAll(".seen")) {
   const winners = JSON.parse(stage.dataset.winners);
   const buttons = stage.parentElement.querySelectorAll("[data-token]");
@@ -13,7 +13,7 @@ for (const stage of document.querySelectorAll(".seen")) {
   stage.addEventListener("pointerleave", () => show(-1));
 }
 
-// Copies the command that starts `explore`, or selects it where the browser does not allow that.
+// Copies the command that starts `explore`, or selects it if the browser does not allow copying.
 document.getElementById("copy")?.addEventListener("click", async () => {
   const command = document.getElementById("command"), copied = document.getElementById("copied");
   try {

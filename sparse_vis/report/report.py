@@ -15,6 +15,7 @@ import jax
 import jinja2
 
 from sparse_vis import api
+from sparse_vis.config.ranges import leaves
 from sparse_vis.config.settings import plain
 from sparse_vis.evals.dataset import spread
 from sparse_vis.evals.results import Results
@@ -22,9 +23,9 @@ from sparse_vis.interop.load import Loaded, is_shipped, read_model
 from sparse_vis.models.stellar import Stellar
 from sparse_vis.report.gallery import gallery_first, make_cards, make_pages, make_searches
 from sparse_vis.report.images import encode_all, find_images, name_images, read_images
-from sparse_vis.report.tables import charts, evaluation_tables, flat, health_measures, health_table
+from sparse_vis.report.tables import charts, evaluation_tables, health_measures, health_table
 from sparse_vis.runtime import lock, paths, skipped
-from sparse_vis.runtime.errors import UserError
+from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.paths import AnyPath, in_bucket
@@ -39,7 +40,6 @@ GENERATOR = "sparse_vis.report"  # identifies an earlier report, which may be ov
 
 
 def main() -> None:
-    """Command line; see --help."""
     parser = Parser(description="A model on one self-contained HTML page (docs/visualization.md).")
     add = parser.add_argument
     add("--checkpoint")
@@ -61,20 +61,18 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the report; raises a UserError for any error that the user can correct."""
+    """Write the report. Raises UserError for any error that the user can correct."""
     output = arguments.output
     check_output(output)
     with lock.hold(output.parent, "report", name=f".{output.name}{lock.LOCK}"):
         page = render(make_contents(arguments))
-        try:
+        with explained(OSError, f"{output} cannot be written", "give another --output."):
             write_whole(output, page)
-        except OSError as error:
-            raise UserError(f"{output} cannot be written ({error}); give another --output.") from error
     print(f"wrote {output}, {output.stat().st_size / 1e6:.1f} MB, which opens in any browser")
 
 
 def check_output(path: AnyPath) -> None:
-    """Raise a UserError unless the path is that of an earlier report, or of no file in an existing folder."""
+    """Raise UserError unless the path is an earlier report's, or a new file's in an existing folder."""
     if path.is_dir():
         what = f"--output={path} is a folder"
         raise UserError(f"{what}; give the name of an HTML file, e.g. {path / 'report.html'}.")
@@ -88,7 +86,7 @@ def check_output(path: AnyPath) -> None:
 
 
 def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What page.html shows, by name: a string instead of a part says why it is absent."""
+    """The variables of page.html; a part that is absent is a string with the reason."""
     found = read_model(arguments.checkpoint, arguments.name)
     config = found.config
     data_known = found.step is not None or is_shipped(arguments.checkpoint)
@@ -124,12 +122,12 @@ def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
         "prototypes": [(page, page.regions(images, names, grid, model.patch)) for page in pages],
         "evaluations": evaluations, "curves": curves,
         "health": health_table(health_measures(encoded), metrics, model.encoder.queries),
-        "settings": flat(settings if found.step else {"model": settings["model"]}),
+        "settings": leaves(settings if found.step else {"model": settings["model"]}),
     }  # fmt: skip
 
 
 def run_files(found: Loaded) -> tuple[dict, list | str, list | str]:
-    """Metrics of the run from which a model was read, their charts, and tables of its evaluations."""
+    """Metrics of the model's run, their charts, and tables of its evaluations (or why these are absent)."""
     if found.step is None:
         why = "Absent: a released file comes without {}."
         return {}, why.format(JSONL), why.format("evaluation.json")
@@ -163,7 +161,7 @@ def explore_command(arguments: argparse.Namespace) -> str:
 
 
 def absences(model: Stellar, checkpoint: str) -> tuple[str, str]:
-    """Why there are no reconstructions, and why no edits; "" if there are."""
+    """Why there are no reconstructions, and why there are no edits; "" if there are."""
     if model.decoder.codes and model.tokenizer is None:
         why = (
             f"Absent: {checkpoint} reconstructs through a VQ tokenizer, whose weights were not found; give "

@@ -1,4 +1,4 @@
-"""What the page shows of a run: configuration, evaluations and health as tables, curves as inline SVG."""
+"""What the report shows of a run: evaluations and health as tables, curves as inline SVG."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MEANINGS = {
     "sinkhorn_error": "how far the targets are from using all prototypes equally, 0 to 1",
     "match_changed": "share of tokens of masked views whose match changed since the last measurement",
 }
-# Placeholder colours, which are replaced by those of the page, for light and dark mode.
+# Placeholders, to be replaced by the page's colours, which differ between light and dark mode.
 TEXT, LINE = "#010203", "#040506"
 STYLE = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8, "axes.spines.top": False,
@@ -53,7 +53,7 @@ class Table(NamedTuple):
 
 
 def evaluation_tables(encoders: dict[str, dict]) -> list[Table]:
-    """One table per task over all encoders of evaluation.json, with absent metrics and origins of weights."""
+    """One table per task over all encoders of evaluation.json, with absent metrics and places of weights."""
     made = []
     for task in dict.fromkeys(task for entries in encoders.values() for task in entries):
         found = {name: entries[task] for name, entries in encoders.items() if task in entries}
@@ -92,17 +92,6 @@ def health_table(now: dict[str, float], metrics: Metrics, tokens: int) -> Table:
     ]
     head = ["measure", "these images", *([f"training, step {step}"] if last else []), "what"]
     return Table("", head, rows, notes or ["Nothing looks like collapse."])
-
-
-def flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, value), in their order."""
-    found = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found += flat(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", f"{value}" if value != "" else "–"))
-    return found
 
 
 def charts(metrics: Metrics) -> list[str]:

@@ -1,7 +1,7 @@
-"""Matplotlib figures from arrays (docs/visualization.md); `overlays` makes their parts.
+"""Matplotlib figures from arrays (docs/visualization.md), of which `overlays` makes the parts.
 
-Images are uint8, with sides that are multiples of the patch; reconstructions are in [0, 1]; L are
-localization matrices, of which `grid` is (rows, columns) of the n patches.
+Images are uint8, with sides that are multiples of the patch; reconstructions are in [0, 1]; `grid` is (rows,
+columns) of the n patches of L.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def token_sheet(
 
 
 def localization_maps(images: Images, L: Localizations, grid: Grid) -> Figure:
-    """One row per image: the image, overlaid with argmax L, and with each token's map in its colour.
+    """One row per image: the image alone, with argmax L over it, and with each token's map in its colour.
 
     Every map is shown relative to its largest entry.
     """
@@ -91,9 +91,9 @@ def reconstructions(images: Images, decoded: Decoded) -> Figure:
 
 
 def matched_tokens(pair: Images, L: Localizations, match: Int[np.ndarray, " r"], grid: Grid) -> Figure:
-    """Two views or images in two rows: the tokens of the first, and below each its match, in the same colour.
+    """Two views or images in two rows: the first one's tokens, and below each its match, in the same colour.
 
-    `match` is the second's token for each of the first (`ops.matching.exact_match`, `entropic_match`).
+    `match`: for each token of the first, one of the second (`ops.matching.exact_match`, `entropic_match`).
     """
     ordered = L[0], L[1][:, match]
     rows = [[image, *_token_maps(image, maps, grid)] for image, maps in zip(pair, ordered, strict=True)]
@@ -120,7 +120,7 @@ def prototype_page(
     """One row per prototype: the images with the highest votes for it, darkened where the vote is low.
 
     Args:
-        p: probability of P prototypes for every token. names: of the P prototypes. count: images per row ≤ N.
+        p: probabilities of P prototypes for every token. names: of the P prototypes. count: images per row.
     """
     rows = []
     for k in range(len(names)):
@@ -133,8 +133,8 @@ def prototype_page(
 def read_metrics(path: str | AnyPath) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Every number of a run's metrics.jsonl: name → (steps, values), in the file's order.
 
-    An incomplete last line, as a killed run leaves, is ignored; a UserError names a missing file, or a line
-    that is damaged.
+    An incomplete last line, as of a killed run, is ignored. Raises UserError for a missing file or a damaged
+    line.
     """
     found: dict[str, list[tuple[int, float]]] = {}
     number = 0
@@ -153,7 +153,7 @@ def read_metrics(path: str | AnyPath) -> dict[str, tuple[np.ndarray, np.ndarray]
 
 
 def curve(axis: Axes, steps: np.ndarray, values: np.ndarray, **line) -> None:
-    """Plot values over steps; logarithmic if they are positive and span more than a factor of 20."""
+    """Plot values over steps, on a logarithmic axis if they are positive and differ by a factor above 20."""
     axis.plot(steps, values, **line)
     if values.min() > 0 and values.max() > 20 * values.min():
         axis.set_yscale("log")
@@ -162,7 +162,7 @@ def curve(axis: Axes, steps: np.ndarray, values: np.ndarray, **line) -> None:
 def training_curves(
     metrics: dict[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str], columns: int = 4
 ) -> Figure:
-    """The named numbers of a run (from `read_metrics`) over its steps, one small plot each."""
+    """One small plot over the steps for each named number of a run (from `read_metrics`)."""
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(2.4 * columns, 1.8 * lines), layout="constrained")
     for axis, name in zip(figure.subplots(lines, columns, squeeze=False).flat, names, strict=False):

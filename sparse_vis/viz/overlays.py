@@ -1,4 +1,4 @@
-"""Pictures as NumPy arrays, which figures.py arranges in figures and the report shows on a page.
+"""Pictures as NumPy arrays, for the figures of figures.py, the report and the page of `explore`.
 
 Overlays are RGBA, one pixel per patch. `grid` is (rows, columns) of the n patches, in row-major order.
 """
@@ -19,7 +19,7 @@ Overlay = UInt8[np.ndarray, "rows columns 4"]
 # Opacity of a token's colour where its map is 1, of black where it is 0, and of a hard segmentation.
 TINT, SHADE, SEGMENT = 0.4, 0.78, 0.6
 
-# Of the first tokens. Colour-blind people too can tell each from each: tests/viz/test_viz.py.
+# Of the first tokens. Colour-blind people can tell any two apart, too: tests/viz/test_viz.py.
 COLOURS = (
     "#ee9911", "#1100ff", "#55bbff", "#881133", "#eeeebb", "#4433aa", "#44ffff", "#44aa66", "#224477",
     "#ffee00", "#776600", "#007777", "#77ff77", "#bb44ff", "#ff44cc", "#ff99bb",
@@ -47,7 +47,7 @@ def segment_overlay(L: Localization, grid: Grid) -> Overlay:
 
 
 def map_overlay(weights: Map, colour: Float[np.ndarray, " 3"] | None = None) -> Overlay:
-    """A map as an overlay of the image: transparent, or tinted, where it is largest, dark where it is 0."""
+    """A map as an overlay of the image: dark where it is 0; transparent, or tinted, where it is largest."""
     weights = weights / max(float(weights.max()), 1e-12)
     tint, shade = (0 if colour is None else TINT) * weights, SHADE * (1 - weights)
     rgba = np.zeros((*weights.shape, 4))
@@ -58,7 +58,7 @@ def map_overlay(weights: Map, colour: Float[np.ndarray, " 3"] | None = None) -> 
 
 
 def token_overlay(L: Localization, token: int, grid: Grid) -> Overlay:
-    """A token's localization map in its colour, relative to its largest entry, as an overlay of the image."""
+    """A token's map in its colour, relative to its largest entry, as an overlay of the image."""
     return map_overlay(L[:, token].reshape(grid), token_colours(L.shape[-1])[token])
 
 
@@ -89,7 +89,7 @@ def pca_colours(x: Float[np.ndarray, "N n d"], grid: Grid) -> Float[np.ndarray, 
 
 
 def prototype_votes(L: Float[np.ndarray, "N n r"], p: Float[np.ndarray, "N r"]) -> Float[np.ndarray, "N n"]:
-    """Vote of every patch for a prototype, 0 to 1: the tokens' probabilities p of it, weighted by L's row."""
+    """Vote of every patch for a prototype, 0 to 1: the tokens' probabilities p of it, weighted by L."""
     return np.einsum("inr,ir->in", L, p)
 
 

@@ -259,7 +259,7 @@ def test_the_tool_on_virtual_devices(tmp_path):
         ((), "give --config=configs/NAME.py"),
         ((f"--config={TINY}", "--topology=v9:4x4"), "v9:4x4 is unknown"),
         ((f"--config={TINY}", "--topology=h100:1x1"), 'pip install "jax[cuda13]"'),
-        ((f"--config={TINY}", "--mesh=4"), "--mesh=4 is no mesh"),
+        ((f"--config={TINY}", "--mesh=4"), "--mesh=4 is not a mesh"),
         ((f"--config={TINY}", "--mesh=2,1", "--json=nowhere/x.json"), "its folder does not exist"),
         ((f"--config={TINY}", "--mesh=3,1"), "config.train.batch=4 is not a multiple"),
     ],

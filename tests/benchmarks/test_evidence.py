@@ -63,9 +63,9 @@ def test_a_run_is_trained_evaluated_kept_and_not_run_again(groups, monkeypatch, 
 
 @pytest.mark.fast
 def test_a_failed_run_and_an_unknown_row_are_named(groups, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="--rows=plan is no row of tiny; it has plain, masked, other"):
+    with pytest.raises(UserError, match="--rows=plan is not a row of tiny; it has plain, masked, other"):
         start(monkeypatch, tmp_path, "--rows=plan")
-    with pytest.raises(UserError, match="'a' is no seed; give numbers"):
+    with pytest.raises(UserError, match="'a' is not a seed; give numbers"):
         start(monkeypatch, tmp_path, "--seeds=0,a")
     with pytest.raises(UserError, match=r"tiny/other seed 0 failed: see the end of .*log\.txt"):
         monkeypatch.setenv("HOME", str(tmp_path))
@@ -148,4 +148,4 @@ done
     calls = (tmp_path / "calls").read_text()
     assert "--config.train.steps=5" in calls and "export --checkpoint=" in calls
     assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "metrics.jsonl", "model"]
-    assert "say pack, or train SECONDS" in run("tarin").stderr
+    assert "give pack, or train SECONDS" in run("tarin").stderr

@@ -61,5 +61,5 @@ def test_a_damaged_file_is_named(tmp_path):
     whole = gzip.decompress(idx(np.zeros((3, 4), np.uint8)))
     for name, data in (("short", whole[:-1]), ("floats", whole[:2] + b"\x0d" + whole[3:])):
         (tmp_path / name).write_bytes(gzip.compress(data))
-        with pytest.raises(UserError, match=f"{name} is no IDX file"):
+        with pytest.raises(UserError, match=f"{name} is not an IDX file"):
             fashion.read_idx(tmp_path / name)

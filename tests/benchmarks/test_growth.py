@@ -73,7 +73,7 @@ def test_matchings_find_the_order_of_shuffled_copies():
     x, y = (np.asarray(sets)[: growth_arms.SETS] for sets in growth_arms.token_sets(4))
     order = np.argmin(np.linalg.norm(x[:, :, None] - y[:, None], axis=-1), axis=-1)
     assert np.array_equal(np.sort(order, axis=-1), np.tile(np.arange(4), (growth_arms.SETS, 1)))
-    for arm in (growth_arms.entropic, growth_arms.exact):
+    for arm in (growth_arms.ARMS["entropic"], growth_arms.ARMS["exact"]):
         function, _ = arm(4)
         assert np.array_equal(function(growth_arms.jnp.asarray(x), growth_arms.jnp.asarray(y)), order)
 

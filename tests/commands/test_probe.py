@@ -298,7 +298,7 @@ def test_damage_and_later_formats_are_refused(workdir, loaded, tmp_path):
     probe.probe_file.write_probe(path, head, tensors, about | {"format": 2})
     assert probe.probe_file.place_to_write(tmp_path, "save") == path
     with pytest.raises(
-        UserError, match=r"probe\.safetensors has format 2, and this version reads format 1; use the version"
+        UserError, match=r"probe\.safetensors has format 2, but this version reads format 1; use the version"
     ):
         sparse_vis.load(workdir, probe=path)
     safetensors.numpy.save_file(tensors, path)

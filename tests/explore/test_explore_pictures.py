@@ -185,7 +185,7 @@ def test_the_benchmark_times_edits_and_saves_the_page(address, monkeypatch, caps
     with Image.open(tmp_path / "page.png") as page:
         assert page.width > 1000 and len(page.getcolors(10**7)) > 100
     assert explore_page.address_in(["compiling\n", f"open {address} in a browser; Ctrl-C\n"]) == address
-    with pytest.raises(UserError, match=r"explore ended \(error: no model\); mend that"):
+    with pytest.raises(UserError, match=r"explore ended \(error: no model\); correct that"):
         explore_page.address_in(["error: no model\n"])
 
 

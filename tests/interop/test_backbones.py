@@ -250,7 +250,7 @@ UNLIKE = {
     },
     r"normalises queries and keys": lambda s: s | layer(1, "attn.q_norm.weight", 8),
     r"a LayerNorm before its first block": lambda s: s | {"norm_pre.weight": torch.ones(24)},
-    r"its last LayerNorm behind the pooling": lambda s: s | {"fc_norm.bias": torch.ones(24)},
+    r"its last LayerNorm after the pooling": lambda s: s | {"fc_norm.bias": torch.ones(24)},
     r"a distillation token": lambda s: s | {"dist_token": torch.ones(1, 1, 24)},
     r"has no class token": lambda s: {name: tensor for name, tensor in s.items() if name != "cls_token"},
 }
@@ -285,7 +285,7 @@ def test_dinov2_giant_is_refused(tmp_path):
 
 
 BESIDE = {
-    r"layer_norm_eps=1e-12, config\.model\.norm_epsilon is 1e-06; set it to 1e-12": (
+    r"layer_norm_eps=1e-12, but config\.model\.norm_epsilon is 1e-06; set it to 1e-12": (
         {"layer_norm_eps": 1e-12},
         {},
     ),
@@ -313,7 +313,7 @@ def test_the_epsilon_of_timms_names_is_known_without_a_file(tmp_path, plain, cap
     with pytest.raises(UserError, match=r"timm's ViT.* has layer_norm_eps=1e-06, .* set it to 1e-06"):
         read_backbone(tmp_path / "x.safetensors", config_for(SIZE, 1e-12))
     read_backbone(tmp_path / "x.safetensors", config_for(SIZE, 1e-6))
-    assert "x.safetensors says how its pixels are scaled; taken as ImageNet's" in capsys.readouterr().out
+    assert "x.safetensors says how it scales pixels; ImageNet's" in capsys.readouterr().out
 
 
 @pytest.mark.fast

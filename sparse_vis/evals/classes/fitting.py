@@ -1,4 +1,4 @@
-"""From labelled features to a classifier: the sweep of `linear.py`, or the images of `knn.py`."""
+"""Fit a classifier to labelled features: by the sweep of `linear.py`, or from nearest images as `knn.py`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sparse_vis.models.classifier import LinearClassifier, NearestClassifier
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.names import escaped
 
-KS = 10  # images that vote, unless told otherwise
-SHOWN = 4  # names of classes in a message
+KS = 10  # number of images that vote, unless the user gives another
+SHOWN = 4  # most names of classes in a message
 
 
 def held_out(
     labels: Integer[AnyArray, " N"], share: float, seed: int
 ) -> tuple[Int[np.ndarray, " fitted"], Int[np.ndarray, " held"]]:
-    """Rows to fit and rows to hold out: of each class a random share, at least one row and all but one."""
+    """Rows to fit and rows to hold out: a random share of each class, but one row of it at least in each."""
     rng, fitted, held = np.random.default_rng(seed), [], []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(np.asarray(labels) == label))
@@ -34,10 +34,11 @@ def held_out(
 def check_classes(
     labels: Integer[AnyArray, " N"], classes: Sequence[str], what: str, kind: str, share: float
 ) -> None:
-    """Refuse, with a UserError, labels on which no classifier can be fitted and measured.
+    """Raise UserError for labels to which no classifier can be fitted, or on which none can be measured.
 
     Args:
         labels: of the images, -1 for none. what: the images, in words. kind: "linear" or "knn".
+        share: of the images that is held out.
     """
     known = np.asarray(labels)[np.asarray(labels) >= 0]
     present, counts = np.unique(known, return_counts=True)
@@ -71,10 +72,10 @@ def check_classes(
 def fit_linear(
     x: Float[AnyArray, "N f"], y: Integer[AnyArray, " N"], classes: tuple[str, ...], feature: str, seed: int
 ) -> tuple[LinearClassifier, dict[str, np.ndarray], dict]:
-    """The probe of `sweep` with the best learning rate, standardisation of the features folded into it.
+    """Fit as `sweep` does, choose the learning rate, and fold the features' standardisation into the weights.
 
     Returns:
-        The classifier, its parameters, and its learning rate.
+        The classifier, its parameters, and {"learning_rate": chosen}.
     """
     check_labelled("labelled", x, y, len(classes))
     protocol = SweepProtocol(seed=seed)
@@ -90,9 +91,12 @@ def fit_linear(
 
 
 def fit_nearest(
-    x: Float[AnyArray, "N f"], y: Integer[AnyArray, " N"], classes: tuple[str, ...], feature: str, k: int = KS
+    x: Float[AnyArray, "N f"], y: Integer[AnyArray, " N"], classes: tuple[str, ...], feature: str, k: int
 ) -> tuple[NearestClassifier, dict[str, np.ndarray], dict]:
-    """The labelled images themselves, of which the k nearest vote (all, if there are fewer); as above."""
+    """A classifier that holds all labelled images, of which the k nearest vote (all, if there are fewer).
+
+    Returns the classifier, its parameters, and {}.
+    """
     check_labelled("labelled", x, y, len(classes))
     classifier = NearestClassifier(classes, feature, x.shape[1], len(x), min(k, len(x)), TEMPERATURE)
     return classifier, {"gallery": unit(x), "label": np.asarray(y, np.int32)}, {}

@@ -1,4 +1,4 @@
-"""Classification and retrieval by the nearest images: largest cosines of one vector per image."""
+"""Classification and retrieval by the nearest images: those with the largest cosines of their vectors."""
 
 from __future__ import annotations
 
@@ -26,24 +26,22 @@ TEMPERATURE = 0.07
 QUERY_BLOCK, GALLERY_BLOCK = 512, 16_384
 
 
-def knn_accuracy(
-    train: Split, test: Split, *, classes: int, ks: Sequence[int] = KS, temperature: float = TEMPERATURE
-) -> dict[int, float]:
+def knn_accuracy(train: Split, test: Split, *, classes: int, ks: Sequence[int] = KS) -> dict[int, float]:
     """k → top-1 accuracy of `knn_predict`, in [0, 1]."""
     check_labelled("test", test.x, test.y, classes)
-    predicted = knn_predict(train, test.x, classes=classes, ks=ks, temperature=temperature)
+    predicted = knn_predict(train, test.x, classes=classes, ks=ks)
     return {k: float(np.mean(p == np.asarray(test.y))) for k, p in predicted.items()}
 
 
 def knn_predict(
     train: Split, test_x: AnyArray, *, classes: int, ks: Sequence[int] = KS, temperature: float = TEMPERATURE
 ) -> dict[int, Int[np.ndarray, " M"]]:
-    """k → the class with the largest vote: the k train rows of largest cosine vote with weight exp(cos/T).
+    """k → the class of largest vote; the k train rows of largest cosine vote with weight exp(cos / T).
 
-    Ties between votes go to the lowest class, ties between cosines to the earlier row.
+    T is the temperature. Ties between votes go to the lowest class, ties between cosines to the earlier row.
 
     Raises:
-        UserError: a k outside 1 … N, labels out of range, features that are not finite.
+        UserError: a k is outside 1 … N, labels are out of range, or features are not finite.
 
     Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination".
     """
@@ -65,11 +63,11 @@ def recall_at_k(
 ) -> dict[int, float]:
     """k → share of the queries that have a row of their own class among the k gallery rows of largest cosine.
 
-    Without a gallery every query looks among all others (leave-one-out). Queries whose class is not in the
-    gallery are left out; nan if none is left. Ties between cosines go to the earlier row.
+    Without a gallery, the gallery of each query is all other queries (leave-one-out). Queries whose class is
+    not in the gallery are left out; nan if none is left. Ties between cosines go to the earlier row.
 
     Raises:
-        UserError: a k outside 1 … number of rows to find, labels below 0, features that are not finite.
+        UserError: a k is outside 1 … number of gallery rows, labels are negative, or features are not finite.
 
     Source: Oh Song et al. 2016, "Deep Metric Learning via Lifted Structured Feature Embedding".
     """
@@ -82,14 +80,14 @@ def recall_at_k(
         raise UserError(f"{what}; got {tuple(ks)}.")
     index = _nearest(found.x, query.x, max(ks) + alone)[1]
     if alone:
-        # More than k rows may equal the query; then it is not among the k + 1, and the last one is dropped.
+        # If more than k rows equal the query, it may not be among the k + 1; then the last one is dropped.
         itself = index == np.arange(len(index))[:, None]
         itself[~itself.any(axis=1), -1] = True
         index = index[~itself].reshape(len(index), max(ks))
     labels, wanted = np.asarray(found.y), np.asarray(query.y)
     hits = np.maximum.accumulate(labels[index] == wanted[:, None], axis=1)
     present, counts = np.unique(labels, return_counts=True)
-    # The query itself does not count: leave-one-out needs a second image of the class.
+    # With leave-one-out, the class needs a second image, as the query itself does not count.
     answerable = np.isin(wanted, present[counts > alone])
     return {k: float(hits[answerable, k - 1].mean()) if answerable.any() else float("nan") for k in ks}
 
@@ -99,7 +97,7 @@ def _nearest(
 ) -> tuple[Float[np.ndarray, "M k"], Int[np.ndarray, "M k"]]:
     """The k ≤ N largest cosines of every query, descending, and their gallery rows.
 
-    Every gallery row goes to each device once, and the host copies only blocks, also of memory-mapped arrays;
+    Only blocks are copied, so that arrays may be memory-mapped. Every gallery row goes to each device once;
     the queries of a block are split over the devices.
     """
     devices = Devices()
@@ -117,7 +115,7 @@ def _nearest(
 
 
 def unit(rows: Float[AnyArray, "N f"]) -> Float[np.ndarray, "N f"]:
-    """Rows in float32 at length 1; rows of zeros stay as they are."""
+    """Rows in float32, divided by their length; rows of zeros stay as they are."""
     rows = np.asarray(rows, np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), LEAST)
 
@@ -126,7 +124,7 @@ def unit(rows: Float[AnyArray, "N f"]) -> Float[np.ndarray, "N f"]:
 def _merge(
     best: tuple[Array, Array], queries: Float[Array, "B f"], rows: Float[AnyArray, "T f"], first, k: int
 ) -> tuple[Array, Array]:
-    """The k largest cosines and their indices, of those known and of the gallery rows from `first` on."""
+    """The k largest of the known cosines and those with gallery rows from `first` on, and their indices."""
     cosines = jnp.matmul(queries, rows.T, precision=jax.lax.Precision.HIGHEST)
     value, index = jax.lax.top_k(cosines, min(k, len(rows)))
     values = jnp.concatenate([best[0], value], axis=1)
@@ -151,7 +149,7 @@ def _vote(
 
 
 def pooled_splits(bench: Bench) -> dict[str, tuple[Split, Split]]:
-    """Pooled feature → its labelled train and test rows."""
+    """Name of a pooled feature → its labelled train and test rows."""
     train, test = (bench.columns(part) for part in bench.data.labelled)
     names = [name for name in POOLED.values() if name in train]
     if not names:

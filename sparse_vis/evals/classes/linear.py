@@ -24,9 +24,8 @@ from sparse_vis.runtime.batches import Devices
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 
-# Rows per block outside of training: bounds memory of float64 statistics and of the logits of all rates.
-BLOCK = 2048
-STEPS = 50  # whose rows are on the devices at a time
+BLOCK = 2048  # rows at a time outside of training, which bounds memory
+STEPS = 50  # steps whose rows are on the devices at a time
 ADAM = optax.scale_by_adam()
 Features = Mapping[str, Float[AnyArray, "_ _"]]  # name → (N, f), of any widths f
 Labels = Integer[AnyArray, " _"]  # (N,)
@@ -39,11 +38,11 @@ class SweepProtocol:
 
     # Initial rates; every feature gets one classifier per rate.
     learning_rates: tuple[float, ...] = tuple(float(rate) for rate in np.logspace(-5, -1, 13))
-    validation_fraction: float = 0.1  # of train, held out for choosing
+    validation_fraction: float = 0.1  # share of train that is held out to choose feature and rate
     steps: int = 500
-    batch_size: int = 256  # rows per step (all fitted rows if there are fewer)
+    batch_size: int = 256  # rows per step, or all fitted rows if there are fewer
     weight_decay: float = 1e-4
-    seed: int = 0  # of the choice of held-out rows and of the order of the others
+    seed: int = 0  # decides which rows are held out, and the order of the others
 
     @property
     def least_rows(self) -> int:
@@ -73,20 +72,17 @@ class MultilabelResult:
 
 
 class Sweep(NamedTuple):
-    """Test results of the feature and rate that are best on held-out rows; and of each feature alone.
+    """Results on test; to report the best of `alone` would be model selection on test."""
 
-    To report the best of the latter would be model selection on test.
-    """
-
-    chosen: LinearResult
-    alone: dict[str, LinearResult]
+    chosen: LinearResult  # of the feature and rate that are best on held-out rows
+    alone: dict[str, LinearResult]  # of each feature, with its best rate
 
 
 def candidates(columns: Mapping[str, AnyArray]) -> dict[str, Float[np.ndarray, "N _"]]:
-    """The features that a sweep compares, as far as the columns of `columns.py` allow.
+    """The features that a sweep compares, from the columns of `columns.py`, as far as an encoder gives them.
 
-    "mean_S"; "concat_S", the tokens of S concatenated in the order of their queries; "cls"; "cls_mean_U", CLS
-    and mean U concatenated. An encoder with neither S nor CLS (raw pixels, PCA) has "mean_U" instead.
+    They are "mean_S"; "concat_S", the tokens of S concatenated in the order of their queries; "cls"; and
+    "cls_mean_U", CLS and mean U concatenated. Without S and CLS (raw pixels, PCA), it is "mean_U".
     """
     out = {name: np.asarray(columns[name]) for name in ("mean_S", "concat_S", "cls") if name in columns}
     if "mean_U" in columns:
@@ -108,14 +104,15 @@ def sweep(
 ) -> Sweep:
     """Train probes of several features at several learning rates together; choose one, and test it.
 
-    All features and rates train under one vmap and see the same rows. Feature and rate are chosen on a
-    held-out part of train; ties in accuracy go to the lowest loss; nothing is refitted.
+    All features and rates train under one vmap on the same rows. Feature and rate are chosen on a held-out
+    part of train; ties in accuracy go to the lowest loss; the chosen probe is not trained again.
 
     Args:
-        train, test: the same names, as from `candidates` or `pool`. train_y, test_y: in 0 … classes−1.
+        train, test: features of the same names, as from `candidates` or `pool`.
+        train_y, test_y: classes, 0 … classes−1.
 
     Raises:
-        UserError: labels out of range, features that are not finite, or no rows left to hold out or to fit.
+        UserError: labels are out of range, features are not finite, or no rows are left to fit or hold out.
     """
     # DEVIATION: the published probe (linear_published.py) uses fresh crops in every epoch and LayerNorm. Here
     # features are computed once for all probes, and standardised, which suits raw pixels too.
@@ -139,10 +136,10 @@ def sweep(
 def multilabel_probe(
     train: Features, train_y: Sets, test: Features, test_y: Sets, *, protocol: SweepProtocol = SweepProtocol()
 ) -> MultilabelResult:
-    """The sweep for sets of classes: sigmoid cross-entropy, and the best held-out mAP chooses.
+    """As `sweep`, for images with several classes: sigmoid cross-entropy; the best held-out mAP is chosen.
 
-    Ties go to the lower rate and the earlier feature. train_y and test_y are bool or 0/1. A UserError is
-    raised if no rows are left to hold out or to fit, or a part has no label.
+    Ties go to the lower rate and the earlier feature. Labels are bool or 0/1. Raises UserError if no rows are
+    left to hold out or to fit, or a part has no label.
     """
     for name, features, y in (("train", train, train_y), ("test", test, test_y)):
         shapes = {key: x.shape for key, x in features.items()}
@@ -173,8 +170,8 @@ def mean_average_precision(
 ) -> float:
     """Mean over classes of the average precision, Σ_k (R_k − R_{k−1}) P_k over a class's distinct scores.
 
-    Larger scores are more likely, targets are bool or 0/1, classes without any image are left out. A
-    UserError is raised if no class has an image, or for scores that are not finite.
+    Larger scores mean more likely; targets are bool or 0/1; classes without an image are left out. Raises
+    UserError if no class has an image, or scores are not finite.
     """
     scores, targets = np.asarray(scores), np.asarray(targets).astype(bool)
     if not targets.any():
@@ -195,7 +192,7 @@ def _average_precision(scores: Float[np.ndarray, " N"], targets: Shaped[np.ndarr
 
 @dataclass(frozen=True)
 class Probes:
-    """The classifiers of one feature, one per learning rate, of (x − shift) · scale."""
+    """The classifiers of one feature, one per learning rate; their input is (x − shift) · scale."""
 
     weight: Float[Array, "rates f classes"]
     bias: Float[Array, "rates classes"]
@@ -212,10 +209,10 @@ def fit_all(
         y: (N,) int for softmax cross-entropy, or (N, classes) bool for one sigmoid per class.
 
     Returns:
-        Name → its classifiers; indices of the held-out rows, the same for all.
+        Name of the feature → its classifiers; indices of the held-out rows, which are the same for all.
 
     Raises:
-        UserError: no rows left to hold out or to fit.
+        UserError: no rows are left to hold out or to fit.
     """
     rng, count = np.random.default_rng(protocol.seed), round(protocol.validation_fraction * len(y))
     if not 0 < count < len(y):
@@ -244,8 +241,8 @@ def scores(
 def _moments(
     x: Float[AnyArray, "N f"], rows: Int[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
-    """Mean and 1 / standard deviation over the given rows; 0 for constant features, which drops them."""
-    x, rows = np.asarray(x), np.sort(rows)  # in the order of a file
+    """Mean and 1 / standard deviation over the given rows; the latter is 0 for constant features."""
+    x, rows = np.asarray(x), np.sort(rows)  # read a memory-mapped file in its order
     blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
     mean = sum(x[b].sum(axis=0, dtype=np.float64) for b in blocks) / len(rows)
     deviation = np.sqrt(sum(np.square(x[b] - mean).sum(axis=0) for b in blocks) / len(rows))
@@ -278,7 +275,7 @@ def _fit(
     state, moments = devices.everywhere(((zeros, ADAM.init(zeros)), moments))
     progress = Progress("linear probes", batches.size, unit="rows")
     for start in range(0, steps, STEPS):
-        # Only these steps' rows are read, and sent to the devices: features may be larger than any memory.
+        # Only these steps' rows are read and sent to the devices, as features may be larger than any memory.
         chosen, some = batches[start : start + STEPS], rates[start : start + STEPS]
         read = tuple(np.asarray(x[chosen], np.float32) for x in xs), labels[chosen]
         rows = devices.split(read, axis=1)
@@ -289,7 +286,7 @@ def _fit(
 
 
 def logits(probe: dict[str, Array], x: Float[Array, "B f"]) -> Float[Array, "B classes"]:
-    """One classifier's logits of standardised rows: weight (f, classes), bias (classes,)."""
+    """Logits of standardised rows, by one classifier with weight (f, classes) and bias (classes,)."""
     return jnp.matmul(x, probe["weight"], precision=jax.lax.Precision.HIGHEST) + probe["bias"]
 
 
@@ -299,7 +296,7 @@ def _advance(
 ) -> tuple:
     """The state after further steps of AdamW.
 
-    Weights of the padding get no gradient and stay at zero, so all other weights are as without padding.
+    Weights of padded features get no gradient and stay zero, so that the others are as without padding.
     """
     width = state[0]["weight"].shape[2]
 

@@ -1,4 +1,4 @@
-"""The published linear probe: frozen encoder, fresh crops every epoch, mean S → LayerNorm → linear."""
+"""The published linear probe: frozen encoder, new crops in every epoch, mean S → LayerNorm → linear."""
 
 from __future__ import annotations
 
@@ -29,26 +29,17 @@ Batches = Iterable[tuple[AnyArray, AnyArray]]  # tokens and classes
 
 @dataclass(frozen=True)
 class LinearProtocol:
-    """Hyperparameters; the defaults are the released ones."""
+    """Hyperparameters of the probe; the defaults are the released ones."""
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     clip: float = 5.0  # maximum global gradient norm
     batch_size: int = 2048
     epochs: int = 30
-    validation: float = 0.1  # share of train that is held out (and not used here)
+    validation: float = 0.1  # share of train that is held out, and not used at all
     size: int = 224  # side of the crops in pixels
     scale: tuple[float, float] = (0.2, 1.0)  # range of crop area / image area
-    dtype: str = "bfloat16"  # of the linear map, as of the encoder; LayerNorm and loss are always float32
-
-
-@dataclass(frozen=True)
-class PublishedResult:
-    """Top-1 and top-5 accuracy on test, in [0, 1], and the mean training loss of every epoch."""
-
-    accuracy: float
-    top5: float
-    losses: tuple[float, ...]
+    dtype: str = "bfloat16"  # of encoder and linear map; LayerNorm and loss are always float32
 
 
 class Head(nn.Module):
@@ -65,17 +56,18 @@ class Head(nn.Module):
 
 def published_linear(
     train: Callable[[int], Batches], test: Batches, *, classes: int, protocol: LinearProtocol, seed: int = 0
-) -> PublishedResult:
+) -> tuple[dict[str, float], list[float]]:
     """Train the published probe and test it once, after the last epoch.
 
     Args:
-        train: epoch → tokens (B, r, d) of shuffled crops, S or another encoder's, and their classes (B,); in
-            parts of any size.
-        test: tokens and classes of the test images.
-        seed: of the initial weights.
+        train: number of an epoch → batches, of any size, of tokens (B, r, d) of crops and classes (B,).
+        test: the same of the test images. seed: of the initial weights.
+
+    Returns:
+        {"accuracy", "top5"} on test, in [0, 1], and the mean training loss of every epoch.
 
     Raises:
-        UserError: no training or no test batches, or labels out of range.
+        UserError: there are no training or test batches, or labels are out of range.
     """
     head, optimizer = Head(classes, protocol.dtype), published.adamw(protocol)
     params, state, losses = None, None, []
@@ -91,11 +83,11 @@ def published_linear(
         losses.append(float(np.mean(batches)) if batches else float("nan"))
     if params is None:
         raise UserError("the linear probe has no training batches; give at least one image and one epoch.")
-    return PublishedResult(*_test(head, params, test), losses=tuple(losses))
+    return _test(head, params, test), losses
 
 
 def _steps(parts: Iterable, batch_size: int) -> Iterator[tuple[Array, Array]]:
-    """Regroup tokens and labels, in parts of any size, to batches of the optimizer."""
+    """Regroup tokens and labels, given in parts of any size, into batches of the optimizer."""
     groups = Regrouped(batch_size)
 
     def on_device(group: dict[str, np.ndarray]) -> tuple[Array, Array]:
@@ -107,7 +99,7 @@ def _steps(parts: Iterable, batch_size: int) -> Iterator[tuple[Array, Array]]:
     yield from map(on_device, groups.rest())
 
 
-def _test(head: Head, params: dict, test: Iterable) -> tuple[float, float]:
+def _test(head: Head, params: dict, test: Iterable) -> dict[str, float]:
     hits, count = np.zeros(2), 0
     for tokens, labels in test:
         check_labels("test", labels, head.classes)
@@ -118,7 +110,7 @@ def _test(head: Head, params: dict, test: Iterable) -> tuple[float, float]:
         count += len(labels)
     if not count:
         raise UserError("the linear probe has no test batches; give at least one image.")
-    return float(hits[0] / count), float(hits[1] / count)
+    return {"accuracy": float(hits[0] / count), "top5": float(hits[1] / count)}
 
 
 @partial(jax.jit, static_argnames=("head", "protocol"))
@@ -140,9 +132,9 @@ def _protocol(config: ConfigDict) -> LinearProtocol:
 def _labelled(
     bench: Bench, part: Part, cuts: published.Maker, rows: np.ndarray, progress: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Mean tokens, as one token, of crops of the images that have a class, in the order of `rows`; classes.
+    """Batches of tokens and classes of crops of those images in `rows` that have a class, in this order.
 
-    The head averages over tokens, so only the mean is kept.
+    Of each crop there is one token, the mean, as the head averages over tokens anyway.
     """
     key = next(key for key in READS if key in bench.encoder.gives)
 
@@ -168,10 +160,9 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
     looking = bench.progress("linear_published, test", len(test))
     tests = _labelled(bench, test, published.centre_cuts(test), np.arange(len(test)), looking)
-    found = published_linear(epoch, tests, classes=bench.data.classes, protocol=chosen, seed=seed)
+    found, losses = published_linear(epoch, tests, classes=bench.data.classes, protocol=chosen, seed=seed)
     key = next(key for key in READS if key in bench.encoder.gives)
-    metrics = {POOLED[key]: {"accuracy": found.accuracy, "top5": found.top5}}
-    return Result(metrics, details={"losses": found.losses})
+    return Result({POOLED[key]: found}, details={"losses": losses})
 
 
 def _settings(config: ConfigDict) -> dict:

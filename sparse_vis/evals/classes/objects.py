@@ -1,10 +1,10 @@
-"""Classes of single objects in scenes of several: what the tokens that look at an object say about it.
+"""Classes of single objects in scenes of several objects, predicted from the tokens that cover them.
 
-An object k is described by c(k, n), the share of its visible pixels that lies in patch n. L turns this into a
+The place of object k is c(k, n), the share of its visible pixels that lie in patch n. With L it gives a
 weight of each token, a(k, r) = sum_n c(k, n) L(n, r), whose sum over r is one. Four vectors are classified:
-the token of largest weight; S weighted by a; U weighted by c, which knows the true mask; and the mean of S
-over the image, which does not know which object is meant. Where records tell which object each one is, it is
-also measured how often an object's nearest neighbour is the same object in another scene.
+the token of largest weight; S weighted by a; U weighted by c, which knows the true mask; and the image's mean
+of S, which does not know which object is meant. If records number their objects, another score is how often
+an object's nearest neighbour is the same object in another scene.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def covered(
 ) -> Float[np.ndarray, "N objects n"]:
     """c(k, n) of the objects 1 ... `objects` of every mask; zeros for objects that are not visible.
 
-    Patches have H // rows x W // columns pixels; what is left at the bottom and right belongs to no patch.
+    Patches have H // rows x W // columns pixels; remaining pixels at the bottom and right are in no patch.
     """
     N, H, W = mask.shape
     (rows, columns), (high, wide) = grid, (H // grid[0], W // grid[1])
@@ -40,7 +40,7 @@ def covered(
 
 
 def _seen_by(patches: Float[np.ndarray, "N n d"], records: Records) -> Float[np.ndarray, "N objects d"]:
-    """For each object the mean over its pixels of what the patches hold."""
+    """For each object, the mean over its pixels of the vectors of their patches."""
     return covered(records.mask, square_grid(patches.shape[1]), records.labels.shape[1]) @ patches
 
 
@@ -67,7 +67,7 @@ NAMES = {"object_token": "token", "object_S": "S by L", "object_U": "U by mask",
 
 
 def _rows(columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]:
-    """Vectors, class and, if known, number of every object."""
+    """Name → vector of every object that has a class; their classes; and their numbers, if known."""
     labels = columns["object_label"]
     known = labels >= 0
     vectors = {to: columns[name][known] for name, to in NAMES.items() if name in columns}

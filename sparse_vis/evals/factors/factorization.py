@@ -1,7 +1,7 @@
 """Tests of the claim that S is *what* and L is *where* (docs/evaluation.md).
 
-Measures invariance of matched S and equivariance of L under known crops and flips, how much of one can be
-read from the other, and whether edits of L or S have the intended effect on the picture.
+They measure invariance of matched S and equivariance of L under known crops and flips, how well each predicts
+what the other should hold, and whether edits of L or S have the intended effect on the picture.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sparse_vis.runtime.batches import run_in_batches
 from sparse_vis.views.crops import crop_and_flip, sample_box
 
 TRAIN_IMAGES, TEST_IMAGES = 2000, 500  # at most, evenly spread
-SCALE, ASPECT = (0.36, 1.0), (3 / 4, 4 / 3)  # of the views, as of the global views in pretraining
+SCALE, ASPECT = (0.36, 1.0), (3 / 4, 4 / 3)  # of the views: those of the global views in pretraining
 SHIFT = 4  # maps are moved right by 1/SHIFT of the grid
 
 
@@ -43,12 +43,12 @@ class Crop(NamedTuple):
 
 
 def matches(S: Float[AnyArray, "N r d"], other: Float[AnyArray, "N r d"]) -> Int[np.ndarray, "N r"]:
-    """For each token its partner in the one-to-one assignment of least total distance."""
+    """For each token, its partner in the one-to-one assignment of least total distance."""
     return np.asarray(jax.jit(exact_match)(S, other))
 
 
 def cosine(a: Float[AnyArray, "N r d"], b: Float[AnyArray, "N r d"]) -> float:
-    """Mean cosine between tokens of the same number."""
+    """Mean cosine between tokens of equal index."""
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return float(np.mean(np.sum(a * b, axis=-1) / np.maximum(norms, 1e-12)))
 
@@ -69,7 +69,7 @@ def seen_through(
 ) -> Float[np.ndarray, "m r"]:
     """L of a square image, sampled at the centres of a view's m patches (bilinear, edge values extended).
 
-    `side`, `patch` and `view_side` are the sides of image, patch and view in pixels.
+    `side`, `patch` and `view_side`: sides of image, patch and view in pixels.
     """
     grid, cells = side // patch, view_side // patch
     centre = (np.arange(cells) + 0.5) * patch - 0.5
@@ -95,11 +95,11 @@ def equivariance(
 ) -> dict[str, float]:
     """Whether L of a view equals L of the image seen through the view's crop.
 
-    `match` has for each token of an image the view's token; the sides are those of `seen_through`.
+    `match`: for each token of an image, the view's token. The sides are as in `seen_through`.
 
     Returns:
-        `L_moved`, the mean over patches of sum_k min(expected, found), from 0 to 1; `L_unmoved`, the same if
-        the crop is ignored; `L_other_crop`, the same with another image's crop.
+        `L_moved`, the mean over patches of sum_k min(expected, found), from 0 to 1; `L_unmoved`, the same
+        without regard to the crop; `L_other_crop`, the same with another image's crop.
     """
 
     def overlap(known: list[Crop]) -> float:
@@ -118,7 +118,7 @@ def equivariance(
 
 
 def centroids(L: Float[AnyArray, "N n r"], grid: tuple[int, int]) -> Float[np.ndarray, "N r 2"]:
-    """Mean position (x, y) in [0, 1] of every token's map."""
+    """Centre of mass (x, y), in [0, 1], of every token's map."""
     rows, columns = grid
     y, x = np.divmod(np.arange(rows * columns), columns)
     place = np.stack([(x + 0.5) / columns, (y + 0.5) / rows], axis=-1)
@@ -133,8 +133,8 @@ def position_leak(
 ) -> float:
     """How well ridge regression predicts a token's centroid from its S: R^2 on test, 0 for the mean position.
 
-    Each query has a usual position, which says nothing about the image: its mean centroid over the training
-    images is subtracted first. train and test are (S, L) of images.
+    Each query's mean centroid over the training images is subtracted first, as it says nothing about an
+    image. train and test are (S, L) of images.
     """
     from sklearn import linear_model, pipeline, preprocessing  # slow imports
 
@@ -173,8 +173,8 @@ def edit_fidelity(
     """Whether encoding the reconstruction of edited tokens gives the edited tokens again.
 
     Returns:
-        `S_edited` and `S_before`: mean cosine of the tokens found with the edited and with the original ones.
-        `L_edited` and `L_before`: mean overlap sum_k min(…) of rows of L. An edit without effect gives
+        `S_edited` and `S_before`: mean cosines of the tokens found with the edited and with the original
+        ones; `L_edited` and `L_before`: the same as overlaps of L, sum_k min(…). An edit without effect gives
         edited < before.
     """
     found_S, found_L = encode(decode(edited_S, edited_L))
@@ -190,7 +190,7 @@ def edit_fidelity(
 
 @functools.partial(jax.jit, static_argnames="size")
 def random_view(key, image, size: int):
-    """A random crop of an image, resized to `size`, and its box and flip."""
+    """A random crop of an image, resized to `size` pixels; its box; whether it is flipped."""
     box_key, flip_key = jax.random.split(key)
     box = sample_box(box_key, *jnp.asarray(image.shape[:2], jnp.int32), SCALE, ASPECT)
     flip = jax.random.bernoulli(flip_key, np.float32(0.5))

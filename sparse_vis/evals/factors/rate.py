@@ -17,25 +17,25 @@ from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.ops.moments import Moments
 
 TRAIN_IMAGES, TEST_IMAGES = 1000, 500  # at most, evenly spread
-FITTED = 200  # most training images on which the principal components of U are fitted
+FITTED = 200  # most training images to which the principal components of U are fitted
 RIDGE = 1e-3  # of the linear decoder, relative to the mean variance of a feature
 
 
 class Coded(NamedTuple):
-    """Arrays after a lossy coding: decoded to float32, and the bytes per image, without a header."""
+    """Arrays after a lossy coding."""
 
-    values: np.ndarray
-    bytes: int
+    values: np.ndarray  # decoded, float32
+    bytes: int  # per image, without a header
 
 
 def as_float(x: Float[AnyArray, "N rows columns"], dtype: str) -> Coded:
-    """Rounded to "float32" or "float16"."""
+    """x rounded to "float32" or "float16"."""
     coded = np.asarray(x).astype(dtype)
     return Coded(coded.astype(np.float32), coded[0].nbytes)
 
 
 def as_int8(x: Float[AnyArray, "N rows columns"]) -> Coded:
-    """Each row in int8 with a float16 scale, the row's largest magnitude / 127."""
+    """x in int8, each row with a float16 scale, its largest magnitude / 127."""
     x = np.asarray(x, np.float32)
     # The scale is rounded up, so that no value divided by it exceeds 127.
     scale = np.nextafter((np.abs(x).max(-1, keepdims=True) / 127).astype(np.float16), np.float16(np.inf))
@@ -45,9 +45,9 @@ def as_int8(x: Float[AnyArray, "N rows columns"]) -> Coded:
 
 
 def top_k(L: Float[AnyArray, "N n r"], k: int) -> Coded:
-    """The k ≤ r ≤ 256 largest entries of every row as (token, weight in 1/255), one byte each.
+    """The k ≤ r ≤ 256 largest entries of every row: a byte for the token and one for the weight in 1/255.
 
-    Rows sum to one again.
+    The decoded rows sum to one.
     """
     L = np.asarray(L, np.float32)
     kept = np.argsort(-L, axis=-1, kind="stable")[..., :k]
@@ -67,21 +67,21 @@ def codings(S: Float[AnyArray, "N r d"], L: Float[AnyArray, "N n r"]) -> dict[st
 
 
 class DenseCode(NamedTuple):
-    """The mean and the orthonormal principal components of dense features."""
+    """Mean and orthonormal principal components of dense features."""
 
     mean: Float[np.ndarray, " d"]
     components: Float[np.ndarray, "k d"]
 
     def coded(self, U: Float[AnyArray, "N n d"]) -> Coded:
-        """U projected to the components, which are stored as in `as_int8`."""
+        """U projected to the components and coded by `as_int8`."""
         code = as_int8((np.asarray(U, np.float32) - self.mean) @ self.components.T)
         return Coded(code.values @ self.components + self.mean, code.bytes)
 
 
 def dense_code(train_U: Float[AnyArray, "N n d"], budget: int) -> DenseCode | None:
-    """The principal components of U that fit a budget of bytes per image; None if not even one fits.
+    """As many principal components of U as fit a budget of bytes per image; None if not even one fits.
 
-    The components themselves are shared by all images and not counted.
+    The components, which all images share, are not counted.
     """
     count = budget // train_U.shape[1] - 2  # n rows of count int8 and a float16 scale
     if count < 1:
@@ -98,8 +98,7 @@ def linear_psnr(
 ) -> float:
     """Mean PSNR (dB) of test images if ridge regression predicts each patch's pixels from its feature.
 
-    The same decoder for all dense features, fitted in closed form, so that it favours neither U nor Z. Images
-    are square, and filled by the patches.
+    U and Z get the same kind of decoder, fitted in closed form. Images are square, and filled by the patches.
     """
     side = square_grid(train.shape[1])[0]
     patch = train_images.shape[1] // side

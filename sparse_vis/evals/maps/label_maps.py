@@ -1,4 +1,4 @@
-"""Label maps (the class of every pixel): from the digits of a scene, or from PNG files."""
+"""Label maps (the class of every pixel), from the digits of a scene or from PNG files."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ IGNORE = 255  # label of pixels that do not count
 
 
 def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
-    """The class of every pixel of a record's image, or IGNORE; for scenes 0 is background, 1 + digit a digit.
+    """The class of every pixel of a record's image, or IGNORE; in scenes 0 is background, 1 + digit a digit.
 
-    Read from the folder `part.masks`, from the file with the image's name and .png. Raises a UserError if it
-    is missing, no 8-bit map of the image's size, or has a class out of range.
+    It is read from the PNG file of the image's name in the folder `part.masks`. Raises UserError if the file
+    is missing, is not an 8-bit map of the image's size, or has a class out of range.
     """
     if part.masks is None:
         return np.append(0, record["labels"] + 1).astype(np.uint8)[record["mask"]]
@@ -53,7 +53,7 @@ def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
 
 
 def _path(masks: pathlib.Path, name: str) -> pathlib.Path:
-    """The label map of an image, whose name may not lead out of the folder; .png replaces its extension."""
+    """Path of an image's label map. Raises UserError for a name that leads out of the folder."""
     below = pathlib.PurePath(name)
     if below.is_absolute() or ".." in below.parts:
         raise UserError(f"the image name {quoted(name)} leads out of the folder {masks}; give one below it.")
@@ -61,7 +61,7 @@ def _path(masks: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def maps_sha256(data: Data) -> str | None:
-    """Checksum of names, sizes and times of all label maps; None if the source has its own."""
+    """Checksum of names, sizes and times of all files of label maps; None if the source has its own maps."""
     if data.parts["test"].masks is None:
         return None
     names = sorted(str(path) for part in data.parts.values() for path in part.masks.rglob("*.png"))
@@ -69,7 +69,7 @@ def maps_sha256(data: Data) -> str | None:
 
 
 def check_maps(part: Part) -> None:
-    """Raise a UserError if a part's first label map is invalid or, for a folder of images, any is missing."""
+    """Raise UserError if a part's first label map is invalid or, for a folder of images, any is missing."""
     if part.masks is not None and not part.masks.is_dir():
         where = escaped(str(part.masks))
         raise UserError(f"config.eval.masks={where} is not a folder; give the folder with the label maps.")
@@ -83,7 +83,7 @@ def check_maps(part: Part) -> None:
 
 
 def check_every_map(part: Part) -> None:
-    """Raise a UserError at the first invalid label map; reads all of them, and the images for their sizes."""
+    """Raise UserError if a label map is invalid; reads all of them, and all images for their sizes."""
     for _ in in_batches(
         lambda rows: [label_map(part, part.record(row)) for row in rows], part.indices, 16, part.threads
     ):
@@ -93,9 +93,9 @@ def check_every_map(part: Part) -> None:
 def centre_square(
     labels: UInt8[np.ndarray, "H W"], *, size: int, short_side: int
 ) -> UInt8[np.ndarray, "side side"]:
-    """The centre square of a label map that corresponds to the encoder's input, at the map's resolution.
+    """The centre square of a label map that the encoder's image shows, at the map's resolution.
 
-    `size` and `short_side` are of the encoder's image, as in `read_records`.
+    `size` and `short_side` are those of the encoder's image, as in `read_records`.
     """
     side = round(size * min(labels.shape) / short_side)
     top, left = ((length - side) // 2 for length in labels.shape)

@@ -1,7 +1,7 @@
 """How well the localization matrix finds objects: segments of L compared with true instance masks.
 
 In all scores, pred (N, H, W) is the segment and true (N, H, W) the instance of every pixel, as small
-non-negative integers of which 0 is background in `true`; a UserError is raised at negative ones.
+integers of which 0 is background in `true`. Negative ones raise UserError.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Masks = Integer[AnyArray, "N H W"]
 def token_segments(
     L: Float[AnyArray, "N n r"], grid: tuple[int, int], size: tuple[int, int]
 ) -> Int[np.ndarray, "N H W"]:
-    """Every pixel's strongest token, 0 … r−1: argmax over r of L interpolated bilinearly to full resolution.
+    """Every pixel's token of largest L, 0 … r−1.
 
-    L is interpolated *before* the argmax (half-pixel centres, edge values extended), so that segment borders
-    do not follow the patch grid, as they would if the argmax were enlarged.
+    L is interpolated bilinearly (half-pixel centres, edge values extended) *before* the argmax, so that
+    segment borders do not follow the patch grid, as they would if the argmax were enlarged.
 
     Args:
-        grid: (gh, gw), n = gh·gw patches in row-major order.
+        grid: (gh, gw), with n = gh·gw patches in row-major order.
         size: (H, W) pixels that the grid covers, gh·p and gw·p for patch size p. If an image's sides are no
             multiples of p, crop the true masks at the bottom and right, as the encoder crops the image.
 
@@ -51,7 +51,7 @@ def token_segments(
 
 
 def bilinear_weights(position: Float[np.ndarray, " points"], cells: int) -> Float[np.ndarray, "points cells"]:
-    """Bilinear weights of the samples 0 … cells−1 at the positions; edges extended; rows sum to one."""
+    """Bilinear weights of the samples 0 … cells−1 at these positions; edges are extended; rows sum to one."""
     distance = np.abs(np.clip(position, 0, cells - 1)[:, None] - np.arange(cells))
     return np.maximum(0, 1 - distance)
 
@@ -78,9 +78,10 @@ def foreground_ari(pred: Masks, true: Masks) -> Float[np.ndarray, " N"]:
 
 
 def best_overlap(pred: Masks, true: Masks) -> Float[np.ndarray, " N"]:
-    """The best IoU of each true instance with any segment, averaged over an image's instances; nan without.
+    """The best IoU of each true instance with any segment, averaged over an image's instances.
 
-    All pixels of a segment count, also those on background; several instances may have the same best segment.
+    It is nan for an image without instances. All pixels of a segment count, also those on background; several
+    instances may have the same best segment.
     """
     counts = _contingency(pred, true)
     instances = counts.sum(axis=2)[:, 1:]
@@ -91,10 +92,10 @@ def best_overlap(pred: Masks, true: Masks) -> Float[np.ndarray, " N"]:
 
 
 def mean_best_overlap(pred: Masks, true: Masks) -> float:
-    """mBO of a data set: the mean of `best_overlap` over the images that have an instance, nan without any.
+    """mBO of a data set: the mean of `best_overlap` over the images that have an instance; nan without any.
 
     This is the instance-level mBO of the object-centric literature: background is no object, and every image
-    has the same weight, however many objects it has.
+    has the same weight.
 
     Source: Pont-Tuset et al. 2017, "Multiscale Combinatorial Grouping"; averaged as in Seitzer et al. 2023.
     """
@@ -112,7 +113,7 @@ def _pairs(n: np.ndarray) -> np.ndarray:
 
 
 def _contingency(pred: Masks, true: Masks) -> Int[np.ndarray, "N T P"]:
-    """Pixels of each image per pair of true label and segment."""
+    """Number of pixels of each image, per pair of true instance and segment."""
     pred, true = np.asarray(pred), np.asarray(true)
     for name, mask in (("predicted segments", pred), ("true masks", true)):
         if mask.size == 0 or mask.min() < 0:

@@ -1,4 +1,4 @@
-"""What the released probes have in common: random crops in training, centre crops in the test, AdamW."""
+"""What the published probes share: random crops in training, centre crops in the test, AdamW."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from sparse_vis.train.optimizer import make_optimizer
 from sparse_vis.views.crops import UNIFORMS, box_of
 
 ASPECT, FLIP = (3 / 4, 4 / 3), 0.5
-# For the record of every published probe: the images, and the optimizer.
+# Images and optimizer of every published probe, for evaluation.json.
 ABOUT = {
     "resize": "bicubic a=-0.75, align_corners=True, no antialiasing, clipped to [0, 1]",
     "crop_aspect": ASPECT, "flip": FLIP, "test": "short side 256/224 of the size, centre",
 }  # fmt: skip
 OPTIMIZER = {"schedule": "constant", "betas": (0.9, 0.999), "eps": 1e-8}
-Maker = Callable[[int, int, int], Cut]  # (height, width, index in the part) of an image -> Cut
-Keep = Callable[[dict[str, Any], Cut], Any]  # a record, its image decoded, and its Cut -> what to keep
+Maker = Callable[[int, int, int], Cut]  # (height, width, index in the part) of an image → its Cut
+Keep = Callable[[dict[str, Any], Cut], Any]  # (record with decoded image, its Cut) → what to keep of it
 Squares = tuple[Float32[np.ndarray, "B size size 3"], list[Any]]  # crops in [0, 1], what was kept of each
 
 
 def random_cuts(size: int, scale: tuple[float, float], *key: int) -> Maker:
-    """Random crops of an area in `scale`, resized to `size` pixels, mirrored with probability ½.
+    """Random crops of an area in `scale`, resized to `size` pixels, and flipped with probability ½.
 
-    Seeded by (key, index of the image), where key is seed, epoch …
+    They depend only on (key, index of the image); key is e.g. seed and epoch.
     """
 
     def make(height: int, width: int, number: int) -> Cut:
@@ -52,7 +52,7 @@ def centre_cuts(part: Part) -> Maker:
 def squares(
     part: Part, make: Maker, rows: Int[np.ndarray, " N"], batch_size: int, keep: Keep
 ) -> Iterator[Squares]:
-    """Yield batches of square crops of these rows of the part, with the results of `keep`."""
+    """Yield batches of square crops of these rows of the part, and the results of `keep`."""
 
     def load(rows: np.ndarray) -> tuple[np.ndarray, list[Any]]:
         images, kept = [], []
@@ -69,7 +69,7 @@ def squares(
 def squares_in_shares(
     part: Part, make: Maker, rows: Int[np.ndarray, " N"], batch_size: int, keep: Keep, compute: Callable
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What `compute` gives for all `squares`, in order; each process reads and computes its share."""
+    """The results of `compute` for all `squares`, in order; each process reads and computes its share."""
     own = functools.partial(squares, part, make, batch_size=batch_size, keep=keep)
     return in_shares(len(rows), batch_size, lambda share: own(rows[share]), lambda batch: compute(*batch))
 
@@ -82,19 +82,19 @@ def label(record: dict[str, Any], cut: Cut) -> int:
 def epoch(
     part: Part, scale: tuple[float, float], seed: int, number: int
 ) -> tuple[Maker, Int[np.ndarray, " N"]]:
-    """Cuts of the images of an epoch, and its order of the part's rows: different ones for every number."""
+    """The random crops of the epoch of this number, and its order of the part's rows."""
     order = np.random.default_rng((seed, number)).permutation(len(part))
     return random_cuts(part.size, scale, seed, number), order
 
 
 def adamw(protocol: Any) -> optax.GradientTransformation:
-    """Clipped AdamW with constant rate, from a protocol's learning_rate, weight_decay and clip."""
+    """AdamW with a protocol's (constant) learning_rate, weight_decay and gradient clip."""
     rate = optax.constant_schedule(protocol.learning_rate)
     return make_optimizer(rate, weight_decay=protocol.weight_decay, b1=0.9, b2=0.999, clip=protocol.clip)
 
 
 def departures(protocol: Any) -> dict[str, dict]:
-    """Fields of a protocol that differ from their defaults, the released values: name → both values."""
+    """Fields of a protocol that differ from their defaults, which are the released values."""
     return {
         field.name: {"released": field.default, "here": getattr(protocol, field.name)}
         for field in dataclasses.fields(protocol)

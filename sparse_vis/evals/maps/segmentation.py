@@ -1,4 +1,4 @@
-"""Semantic segmentation from frozen features: heads on U, Z = L S and (S, L), scored by mIoU."""
+"""Semantic segmentation from frozen features: heads on U, on Z = L S and on (S, L), scored by mIoU."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from sparse_vis.ops.token_maps import Grid
 from sparse_vis.runtime.errors import UserError
 
 KEYS = ("dense", "sparse", "spatial")
-TILE = 128  # pixels; 10 MB of interpolated scores of 150 classes
-MOMENTUM = 0.9  # of BatchNorm's running statistics; 0.1 in PyTorch's convention
+TILE = 128  # side in pixels; the interpolated scores of 150 classes take 10 MB
+MOMENTUM = 0.9  # of BatchNorm's running statistics; PyTorch calls it 0.1
 
 
 def confusion(
     predicted: Integer[AnyArray, "*shape"], labels: Integer[AnyArray, "*shape"], classes: int
 ) -> Int[np.ndarray, "classes classes"]:
-    """Number of pixels per true class (row) and predicted class (column), without pixels labelled 255."""
+    """Number of pixels of each true (row) and predicted (column) class; pixels labelled 255 do not count."""
     true = np.asarray(labels).astype(np.int64)
     cells = (true * classes + np.asarray(predicted))[true != IGNORE]
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def mean_iou(matrix: Int[AnyArray, "classes classes"]) -> tuple[float, Float[np.ndarray, " classes"]]:
-    """mIoU of a confusion matrix over the classes that occur in labels or predictions, and each class's IoU.
+    """Mean IoU over the classes that occur in labels or predictions, and each class's IoU (nan for others).
 
-    nan for classes that occur in neither, and for the mean if none does.
+    The mean is nan if no class occurs.
     """
     both = np.diag(matrix)
     union = matrix.sum(axis=0) + matrix.sum(axis=1) - both
@@ -56,8 +56,8 @@ def batch_scores(
 ) -> dict[str, float]:
     """The published scores: macro-Jaccard (`mean_iou`) and accuracy of each batch, averaged over batches.
 
-    Batches of `batch` images, of which the last may have fewer; those in which every label is 255 are left
-    out, and the scores are nan if no other is left.
+    Batches have `batch` images, the last may have fewer. Batches in which every label is 255 are left out;
+    the scores are nan if no other is left.
     """
     starts = range(0, len(labels), batch)
     matrices = [confusion(predicted[i : i + batch], labels[i : i + batch], classes) for i in starts]
@@ -79,9 +79,9 @@ class HeadInput(NamedTuple):
 
 
 def variants(features: Mapping[str, AnyArray]) -> dict[str, HeadInput]:
-    """The possible inputs from an encoder's features: "U", "Z" = L S, and "SL", the factors S and L."""
+    """The inputs of heads that an encoder's features allow: "U", "Z" = L S, and "SL", the factors S and L."""
     found = {}
-    if "dense" in features and features["dense"].shape[1] > 1:  # not raw pixels: a token for the whole image
+    if "dense" in features and features["dense"].shape[1] > 1:  # raw pixels are one token
         found["U"] = HeadInput(features["dense"])
     if "sparse" in features and "spatial" in features:
         S, L = features["sparse"], features["spatial"]
@@ -93,12 +93,12 @@ def variants(features: Mapping[str, AnyArray]) -> dict[str, HeadInput]:
 class HeadProtocol:
     """How a head is built and trained; the defaults are the released ones (docs/method.md section 8)."""
 
-    batch_norm: bool = True  # normalise the features first
-    dice: float = 1.0  # weight of the Dice loss added to cross-entropy
-    # Resolution of the loss: "logits" (patches; labels are resized by nearest neighbour) or "pixels" (labels;
-    # logits are interpolated).
+    batch_norm: bool = True  # whether to normalise the features first
+    dice: float = 1.0  # weight of the Dice loss, which is added to cross-entropy
+    # Resolution of the loss: "logits", that of patches, to which labels are resized by nearest neighbour; or
+    # "pixels", that of labels, to which logits are interpolated.
     at: str = "logits"
-    learning_rate: float = 1e-4  # of AdamW, constant, as the next
+    learning_rate: float = 1e-4  # of AdamW, constant
     weight_decay: float = 1e-4
     clip: float = 5.0  # maximum global gradient norm
     batch: int = 2048  # images per step
@@ -112,7 +112,7 @@ LINEAR = HeadProtocol(batch_norm=False, dice=0.0, at="pixels", learning_rate=1e-
 
 
 class SegmentationHead(nn.Module):
-    """Optional BatchNorm, then a 1×1 convolution: the same linear map, of this dtype, at every token."""
+    """BatchNorm if wanted, then the same linear map, in this dtype, at every token (a 1×1 convolution)."""
 
     classes: int
     batch_norm: bool
@@ -130,9 +130,9 @@ def pixel_logits(
 ) -> Float[Array, "B H W classes"]:
     """A head's logits at every pixel, interpolated bilinearly (half-pixel centres, edge values extended).
 
-    With L, class *probabilities* of the tokens are weighted by L and interpolated, and their logarithm is
-    returned: p(class | pixel) = Σ_t L[pixel, t] softmax(logits[t]). Weighting logits instead would equal the
-    linear head on Z: rows of L sum to one, so L (S W + b) = Z W + b.
+    With L, class *probabilities* of the tokens are weighted by L and interpolated, and the logarithm of
+    p(class | pixel) = Σ_t L[pixel, t] softmax(logits[t]) is returned. Weighting logits instead would equal
+    the linear head on Z, as rows of L sum to one: L (S W + b) = Z W + b.
 
     Args:
         grid: (gh, gw) patches, row-major. size: (H, W) pixels that the grid covers.
@@ -151,7 +151,7 @@ def segmentation_loss(
 ) -> Float[Array, ""]:
     """Mean cross-entropy plus dice · (1 − mean over classes of (2 Σ p y + 1) / (Σ p + Σ y + 1)).
 
-    Both leave out pixels labelled 255; the Dice sums run over all other pixels of the batch.
+    Pixels labelled 255 are left out of both; the sums are over all other pixels of the batch.
     """
     known = labels != IGNORE
     y = jnp.where(known, labels, 0)
@@ -164,9 +164,9 @@ def segmentation_loss(
 
 
 class Probe:
-    """Trains a head on batches of frozen features, and scores it; each new shape of a batch is compiled once.
+    """Trains a head on batches of frozen features, and scores it; each shape of a batch is compiled once.
 
-    The caller runs the protocol's epochs. `grid` is (gh, gw) patches.
+    The caller gives the batches of all epochs of the protocol. `grid` is (gh, gw) patches.
     """
 
     def __init__(self, grid: Grid, classes: int, protocol: HeadProtocol = PUBLISHED, seed: int = 0):
@@ -175,10 +175,9 @@ class Probe:
         self.variables, self._state = None, None
 
     def learn(self, tokens: HeadInput, labels: Integer[AnyArray, "B H W"]) -> float:
-        """One step of the optimizer on B images with labels of a class or 255; returns the loss.
+        """Take one step of the optimizer on B images, labelled with classes or 255; returns the loss.
 
-        Raises:
-            UserError: a grid that does not fit, or labels out of range.
+        Raises UserError if the grid does not fit, or labels are out of range.
         """
         self._check(tokens, labels)
         if self.protocol.at == "logits":
@@ -193,7 +192,7 @@ class Probe:
     def predict(self, tokens: HeadInput, size: tuple[int, int]) -> Int[np.ndarray, "B H W"]:
         """The most likely class of every pixel, for images of size (H, W); ties go to the lowest class.
 
-        A UserError is raised if the head has not been trained.
+        Raises UserError if the head has not been trained.
         """
         return np.stack([most_likely(scores, size) for scores in self._scores(tokens)])
 
@@ -250,7 +249,7 @@ def _update(variables: dict, state: Any, tokens: HeadInput, labels: Array, head,
 
 @partial(jax.jit, static_argnames=("head", "grid"))
 def _patch_scores(variables: dict, tokens: HeadInput, head, grid):
-    """Logits of each patch, or with L probabilities, as an image of patches."""
+    """Logits (with L, probabilities) of each patch, as an image of patches."""
     logits = head.apply(variables, tokens.x, False)
     return _at_patches(logits, tokens.L).reshape(len(logits), *grid, -1)
 
@@ -258,9 +257,9 @@ def _patch_scores(variables: dict, tokens: HeadInput, head, grid):
 def most_likely(
     scores: Float[Array, "rows columns classes"], size: tuple[int, int]
 ) -> Int[np.ndarray, "H W"]:
-    """The class of largest score at every pixel, as `pixel_logits` interpolates.
+    """The class of largest score at every pixel, with scores interpolated as by `pixel_logits`.
 
-    Computed in tiles of TILE x TILE pixels, so that one program serves label maps of all sizes.
+    It is computed in tiles of TILE x TILE pixels, so that one program serves label maps of all sizes.
     """
     sides = zip(scores.shape, size, strict=False)
     places = [(np.arange(pixels) + 0.5) * cells / pixels - 0.5 for cells, pixels in sides]
@@ -280,7 +279,7 @@ def _tile(scores: Array, down: Array, across: Array) -> Array:
 
 
 class Heads:
-    """Both heads on every input that an encoder gives, and the crops that wait for a full batch of each."""
+    """Both heads on every input that an encoder gives, and crops that do not yet fill a batch."""
 
     def __init__(self, protocols: dict[str, HeadProtocol], classes: int, seed: int):
         self.protocols, self.classes, self.seed = protocols, classes, seed
@@ -297,9 +296,9 @@ class Heads:
                 yield (variant, name), self.probes[variant, name], tokens
 
     def learn(self, crops: dict[str, np.ndarray] | None = None) -> None:
-        """Add crops (features and "labels"); each head makes a step whenever its batch is full.
+        """Add crops (features and "labels"); each head takes a step whenever its batch is full.
 
-        Without crops, the heads make a last step with those that do not fill a batch.
+        Without crops, the heads take a last step with those that do not fill a batch.
         """
         for name, waiting in self._waiting.items():
             for group in waiting.add(crops) if crops else waiting.rest():
@@ -309,7 +308,7 @@ class Heads:
 
 
 def _protocols(e: ConfigDict) -> dict[str, HeadProtocol]:
-    """Name of the head → its protocol, as changed by config.eval.segmentation and config.eval.dtype."""
+    """Name of each head → its protocol, as changed by config.eval.segmentation and config.eval.dtype."""
     s, both = e.segmentation, dict(epochs=e.segmentation.epochs, scale=e.segmentation.scale, dtype=e.dtype)
     return {
         "published": dataclasses.replace(PUBLISHED, batch=s.batch, **both),
@@ -354,7 +353,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
         return columns
 
     for columns in published.squares_in_shares(test, cuts, rows, bench.batch, whole, judged):
-        # Of many classes, the matrices of all images would be gigabytes.
+        # With many classes, the matrices of all images would take gigabytes.
         found.append(
             {key: x.sum(axis=0, keepdims=True) if key[-1] == "matrix" else x for key, x in columns.items()}
         )
@@ -362,7 +361,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
 
 
 def _result(heads: Heads, columns: dict[tuple[str, str, str], np.ndarray]) -> Result:
-    """Scores from the confusion matrices and, for heads with loss at the logits, from predictions."""
+    """Scores from the confusion matrices, and the published ones of heads whose loss is at the logits."""
     metrics, details = {}, {}
     for pair, probe in heads.probes.items():
         mean, iou = mean_iou(columns[*pair, "matrix"].sum(axis=0))

@@ -1,4 +1,4 @@
-"""The published reconstruction probe: a new decoder, trained on the frozen Z of STELLAR, or U of others."""
+"""The published reconstruction probe: a new decoder, trained on frozen Z = L S, or U without S and L."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import Progress
 
 read_tokenizer = cache(load_tokenizer)
-TEST_KEY = 2**32  # used instead of the epoch in the seed of test crops; no epoch reaches it
+TEST_KEY = 2**32  # in the seed of test crops, in place of the epoch, which never is as large
 
 
 @dataclass(frozen=True)
 class DecoderProtocol:
     """How the decoder is built and trained; the defaults are the released ones (docs/method.md section 8)."""
 
-    target: str = "vq"  # codes of the tokenizer, or "pixel"
-    learning_rate: float = 1e-4  # of AdamW, constant, as the next
+    target: str = "vq"  # "vq", codes of the tokenizer, or "pixel"
+    learning_rate: float = 1e-4  # of AdamW, constant
     weight_decay: float = 1e-4
     clip: float = 5.0  # maximum global gradient norm
     batch_size: int = 128
     epochs: int = 20
-    validation: float = 0.1  # share of train that is held out (and not used here)
+    validation: float = 0.1  # share of train that is held out, and not used at all
     scale: tuple[float, float] = (0.36, 1.0)  # range of crop area / image area
-    width: int = 512  # this and the next three are of the decoder (docs/method.md section 4)
+    width: int = 512  # this and the next three: sizes of the decoder (docs/method.md section 4)
     layers: int = 6
     heads: int = 8
     mlp_dim: int = 2048
-    dtype: str = "bfloat16"  # of its computation; norms, head and loss are always float32
+    dtype: str = "bfloat16"  # of the decoder; its norms and head, and the loss, are always float32
 
 
 class DecoderProbe:
     """Trains a decoder on batches of frozen features of images of `size` pixels and (rows, columns) patches.
 
-    `tokenizer` (module, parameters) computes the codes of the VQ target; None for the pixel target.
+    `tokenizer`: (module, parameters), for the codes of the VQ target; None for the pixel target.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class DecoderProbe:
         self.params, self._state, self.decoder = None, None, None
 
     def learn(self, Z: Float[AnyArray, "B n d"], images: Num[np.ndarray, "B H W 3"]) -> float:
-        """One step of the optimizer towards the images, uint8 or in [0, 1]; returns the loss."""
+        """Take one step of the optimizer towards the images, uint8 or in [0, 1]; returns the loss."""
         Z, p = jnp.asarray(Z), self.protocol
         if self.decoder is None:
             codes = self.tokenizer.num_embeddings if self.tokenizer else 0
@@ -91,7 +91,7 @@ class DecoderProbe:
 def fit(probe: DecoderProbe, epoch: Callable[[int], Iterable[tuple[AnyArray, AnyArray]]]) -> list[float]:
     """Train for all epochs of the protocol; returns the mean loss of every epoch.
 
-    `epoch` gives the batches of features and images of an epoch's number. Raises a UserError without batches.
+    `epoch`: number → its batches of features and images. Raises UserError if there are none.
     """
     losses = []
     for number in range(probe.protocol.epochs):
@@ -106,7 +106,7 @@ def fit(probe: DecoderProbe, epoch: Callable[[int], Iterable[tuple[AnyArray, Any
 def _target(
     params: dict | None, pixels: Float[AnyArray, "B H W 3"], tokenizer: VQGAN | None, grid: tuple[int, int]
 ) -> Array:
-    """The pixels, or codes on the grid of patches, for which images are resized if necessary."""
+    """The pixels; or with a tokenizer the codes on the grid of patches."""
     if tokenizer is None:
         return pixels
     return tokenizer.apply({"params": params}, pixels, grid, method="codes_on")
@@ -137,19 +137,19 @@ FACTORS, DENSE = ("sparse", "spatial"), ("dense",)
 
 
 def _wanted(bench: Bench) -> tuple[str, ...]:
-    """What is asked of the encoder: S and L if it factorizes, else U."""
+    """The features that the probe reads: S and L if the encoder gives both, else U."""
     return FACTORS if set(FACTORS) <= set(bench.encoder.gives) else DENSE
 
 
 def _read(found: dict[str, np.ndarray]) -> Float[np.ndarray, "B n d"]:
-    """Input features of the decoder: Z = L S, or U."""
+    """The decoder's input: Z = L S, or U."""
     return found["dense"] if "dense" in found else found["spatial"] @ found["sparse"]
 
 
 def _pairs(
     bench: Bench, part: Part, make: published.Maker, rows: np.ndarray, size: int, progress: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features and images, in the given order, `size` at a time; valid until the next are requested.
+    """Features and images in the order of `rows`, `size` at a time, each valid until the next is requested.
 
     Each process reads and encodes its share of the images.
     """
@@ -168,7 +168,7 @@ def _pairs(
 
 
 def _judge(bench: Bench, probe: DecoderProbe, make: published.Maker, name: str) -> tuple[dict, dict]:
-    """Metrics over all test images, read once; and absent metric → reason."""
+    """Metrics over all test images, which are read once; and absent metric → reason."""
     test, networks, kept, true = bench.data.parts["test"], bench.networks, [], None
     progress = bench.progress(f"reconstruction_probe, {name}", len(test))
     for Z, images in _pairs(bench, test, make, np.arange(len(test)), bench.batch, progress):

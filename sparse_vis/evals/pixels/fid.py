@@ -23,10 +23,9 @@ SIDE = 256
 def frechet_distance(a: Moments, b: Moments) -> float:
     """‖m₁ − m₂‖² + tr(C₁ + C₂ − 2 (C₁ C₂)^½), with covariances over n − 1; squared, 0 or more.
 
-    With C = F Fᵀ, tr (C₁ C₂)^½ is the sum of the singular values of F₁ᵀ F₂. The factors are real and have as
-    many columns as the rank of C. So nothing becomes complex, and sets with fewer images than features
-    (singular C) need no jitter, for which scipy.linalg.sqrtm of C₁ C₂ fails or returns noise. A UserError is
-    raised for a set of fewer than two rows, and for features of two sizes.
+    With C = F Fᵀ, tr (C₁ C₂)^½ is the sum of the singular values of F₁ᵀ F₂. F is real and has as many columns
+    as the rank of C, so that sets with fewer images than features need no jitter; for them scipy.linalg.sqrtm
+    of C₁ C₂ fails or returns noise. Raises UserError for fewer than two rows, or features of two sizes.
     """
     if min(a.count, b.count) < 2:
         raise UserError(
@@ -42,8 +41,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _factor(moments: Moments) -> Float[np.ndarray, "f rank"]:
-    """F with F Fᵀ = covariance, by pivoted Cholesky, which stops when only rounding errors are left."""
-    import scipy.linalg  # here, because few evaluations need it
+    """F with F Fᵀ = covariance, by pivoted Cholesky, which stops when only rounding errors remain."""
+    import scipy.linalg  # here, as few evaluations need it
 
     covariance = moments.scatter / (moments.count - 1)
     factor, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
@@ -55,8 +54,8 @@ def _factor(moments: Moments) -> Float[np.ndarray, "f rank"]:
 def at_256(images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "N 256 256 3"]:
     """Resize each short side to 256 pixels (Pillow's bicubic, antialiased, 8-bit), then crop 256 x 256.
 
-    Applied to both sets of images of rFID and LPIPS; 256 x 256 images stay as they are. The long side and the
-    offset of the crop are rounded differently from torchvision: up to one pixel of difference.
+    For both sets of images of rFID and LPIPS. The long side and the offset of the crop are rounded
+    differently from torchvision, by up to one pixel.
     """
     how = dict(short_side=SIDE, resample=Image.Resampling.BICUBIC)
     return np.stack([to_square(image, SIDE, **how) for image in images])

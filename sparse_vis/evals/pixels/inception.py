@@ -1,7 +1,7 @@
-"""Inception-v3 as the Fréchet Inception distance has used it since 2015: images to 2048 pooled features.
+"""Inception-v3 of 2015, which defines the Fréchet Inception distance: images to 2048 pooled features.
 
-It differs from today's torchvision network: average pooling excludes padding, the last block uses max pooling
-instead, and images are resized as in TensorFlow 1. networks.py reads the weights and folds batch norms
+It differs from today's torchvision network: average pooling excludes padding, the last block has max pooling
+in its place, and images are resized as in TensorFlow 1. networks.py reads the weights and folds batch norms
 into the convolutions; modules have the names of the torch file.
 
 Source: Szegedy et al., "Rethinking the Inception architecture" (arXiv 1512.00567), as in torch-fidelity.
@@ -31,12 +31,12 @@ maximum = partial(nn.max_pool, window_shape=(3, 3), padding="SAME")
 
 
 def average(x: jax.Array) -> jax.Array:
-    """3 x 3, without the padding, in x's dtype even where JAX has 64 bits."""
+    """Average over 3 x 3 without the padding, in x's dtype even if JAX has 64 bits enabled."""
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False).astype(x.dtype)
 
 
 def tf1_bilinear_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "out in"]:
-    """Bilinear resize of a row as in TensorFlow 1: output i samples at i · in / out, without antialiasing."""
+    """Matrix of a bilinear resize as in TensorFlow 1: output i samples at i · in / out, not antialiased."""
     position = np.arange(size_out, dtype=np.float32) * np.float32(size_in / size_out)
     return bilinear_weights(position, size_in).astype(np.float32)
 
@@ -76,7 +76,7 @@ class Inception(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches side by side: chains of convolutions, and pooling."""
+    """Parallel branches: chains of convolutions, and a pooling."""
 
     chains: tuple[tuple, ...]  # (name, step 1, step 2, …); a step is (features, kernel[, stride])
     pool: Callable[[jax.Array], jax.Array]
@@ -92,7 +92,7 @@ class Mixed(nn.Module):
 
 
 def _chain(x: jax.Array, name: str, steps: list[tuple]) -> list[jax.Array]:
-    """Successive convolutions called name_1, name_2, …, or name if there is one."""
+    """Results of successive convolutions, called name_1, name_2, …, or name if there is one."""
     for i, (features, kernel, *stride) in enumerate(steps, start=1):
         unit = name if len(steps) == 1 else f"{name}_{i}"
         if kernel == SPLIT:
@@ -102,7 +102,7 @@ def _chain(x: jax.Array, name: str, steps: list[tuple]) -> list[jax.Array]:
 
 
 def _conv(x, name, features, kernel, stride=1, *, padding=None):
-    """Convolution and ReLU; by default padded to keep the size if the stride is 1, else not padded."""
+    """Convolution and ReLU; padded by default, to keep the size, only if the stride is 1."""
     size = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = padding or ("SAME" if stride == 1 else "VALID")
     conv = nn.Conv(features, size, strides=stride, padding=padding, precision=PRECISION, name=name)

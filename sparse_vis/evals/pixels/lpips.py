@@ -1,7 +1,5 @@
 """LPIPS: perceptual distance of two images, from weighted distances between AlexNet's activations.
 
-networks.py reads the weights.
-
 Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric"; version 0.1.
 """
 
@@ -21,7 +19,7 @@ SCALE = np.float32([0.458, 0.448, 0.450])
 # Channels, kernel, stride and padding of AlexNet's convolutions; 3x3 max pooling, stride 2, precedes POOLED.
 LAYERS = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
 POOLED = (1, 2)
-SMALLEST = 31  # smallest side in pixels, which leaves one position after both max poolings
+SMALLEST = 31  # side in pixels of the smallest image, which has one position after both max poolings
 PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -41,7 +39,7 @@ class Lpips(nn.Module):
     def __call__(self, x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
         """Σ over layers of the mean over positions of w · (x̂ − ŷ)², where x̂ are activations of unit length.
 
-        x and y are RGB in [0, 1] (scaled to [−1, 1] here); a UserError is raised below 31 pixels a side.
+        x and y are RGB in [0, 1] (scaled to [−1, 1] here). Raises UserError below 31 pixels per side.
         """
         height, width = x.shape[1:3]
         if min(height, width) < SMALLEST:

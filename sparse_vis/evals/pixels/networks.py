@@ -1,4 +1,4 @@
-"""The networks of rFID and LPIPS, if the user gives their files.
+"""Read the networks of rFID and LPIPS, if the user gives their files.
 
 ours                             torch
 Mixed_5b/branch1x1/kernel, bias  Mixed_5b.branch1x1.conv.weight and .bn.*, folded into one convolution
@@ -40,20 +40,24 @@ HEADS = (
     "https://github.com/richzhang/PerceptualSimilarity/tree/master/lpips/weights/v0.1"
 )
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
-# The classifier is not used, but its 1008 classes distinguish this file from today's torchvision Inception
-# (1000), whose other tensors have the same names and shapes and would give plausible but wrong distances.
+# The classifier is not used, but its 1008 classes tell this file from today's torchvision Inception (1000
+# classes), whose other tensors have the same names and shapes and would give plausible but wrong distances.
 _CLASSIFIER = {"fc.weight": (1008, 2048), "fc.bias": (1008,)}
 _ALEXNET_INDEX = (0, 3, 6, 8, 10)
 
 
 class Networks:
-    """Inception features and LPIPS distances of images; a network without its file gives None.
+    """Inception features and LPIPS distances of images; None from a network whose file does not exist.
 
-    The files, which may be "", are read and checked at once (UserError); weights go to the device when a
-    network is first called, with at most LARGEST_BATCH images.
+    Args:
+        inception, alexnet, heads: files, or "". They are read and checked at once; weights go to the device
+            when a network is first called. batch_size: images per call, but at most LARGEST_BATCH.
 
     Attributes:
-        absent: metric -> why it cannot be measured. about: names and checksums of the existing files.
+        absent: metric → why it cannot be measured. about: names and checksums of the existing files.
+
+    Raises:
+        UserError: a file that exists cannot be read, or is of another network.
     """
 
     def __init__(self, inception: str, alexnet: str, heads: str, batch_size: int):
@@ -110,9 +114,9 @@ def _jitted(module: nn.Module, params: dict) -> Callable:
 
 
 def load_inception(path: str | AnyPath) -> tuple[Inception, dict]:
-    """Read the 2015 Inception-v3, by which FID is defined, from .pth or the same tensors as safetensors.
+    """Read the 2015 Inception-v3 from its .pth file, or from the same tensors as safetensors.
 
-    Returns the module and its parameters, float32 on the host; raises a UserError if the file is missing,
+    Returns the module and its parameters, float32 on the host. Raises UserError if the file is missing,
     unreadable, or of another network.
     """
     module = Inception()
@@ -136,10 +140,10 @@ def load_inception(path: str | AnyPath) -> tuple[Inception, dict]:
 
 
 def load_lpips(alexnet_path: str | AnyPath, heads_path: str | AnyPath) -> tuple[Lpips, dict]:
-    """Read torchvision's AlexNet, of which the convolutions are used, and the heads of LPIPS v0.1.
+    """Read torchvision's AlexNet, whose convolutions are used, and the heads of LPIPS v0.1.
 
-    Both may be safetensors with the same names. Heads of v0.0 have the same shapes, so giving them by mistake
-    is not detected. Returns and raises as `load_inception`.
+    Both may be safetensors with the same names. Heads of v0.0 are not noticed, as they have the same shapes.
+    Returns and raises as `load_inception`.
     """
     module = Lpips()
     pixels = jax.ShapeDtypeStruct((1, SMALLEST, SMALLEST, 3), jnp.float32)
@@ -172,6 +176,6 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _read(
     path: str | AnyPath, expected: Mapping[str, tuple[int, ...]], unused: Iterable[str], source: str
 ) -> dict[str, np.ndarray]:
-    """The checked tensors of a file; errors say which file is expected and where to get it."""
+    """The checked tensors of a file. Errors say which file is expected and where to get it."""
     with reworded(lambda sentence: f"{sentence.rstrip('.')} (expected: {source})."):
         return check_tensors(read_tensors(path), expected, unused, path)

@@ -1,4 +1,4 @@
-"""The photographs in the package, larger than the images of training: how well they are reconstructed."""
+"""How well photographs of the package, larger than the images of training, are reconstructed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.runtime.paths import AnyPath
 
 SIDE = 240  # of the photographs in pixels, rounded down to whole patches
-MOST = 48  # patches along a side: memory grows with the fourth power
+MOST = 48  # most patches along a side, with whose fourth power memory grows
 
 
 def _images(config: ConfigDict) -> UInt8[np.ndarray, "N H W 3"]:

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of reconstructions in [0, 1] (else a UserError), per image; average them over a data set."""
+"""PSNR and SSIM per image. Values outside of [0, 1] raise UserError."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from jaxtyping import Array, Float
 from sparse_vis.evals.features import AnyArray
 from sparse_vis.runtime.errors import UserError
 
-# 100 dB; without a floor, one perfect reconstruction would make the mean over a data set infinite.
-SMALLEST_MSE = 1e-10
+SMALLEST_MSE = 1e-10  # 100 dB: one perfect reconstruction must not make the mean over a data set infinite
 WINDOW, SIGMA = 11, 1.5
 
 
@@ -28,7 +27,7 @@ def psnr(x: Float[AnyArray, "N H W C"], y: Float[AnyArray, "N H W C"]) -> Float[
 def ssim(x: Float[AnyArray, "N H W C"], y: Float[AnyArray, "N H W C"]) -> Float[np.ndarray, " N"]:
     """Structural similarity of each image, averaged over channels and all windows inside the image.
 
-    Gaussian window 11×11, σ = 1.5; constants (0.01)² and (0.03)² for range 1; population covariance. Raises a
+    Gaussian window 11×11, σ = 1.5; constants (0.01)² and (0.03)² for range 1; population covariance. Raises
     UserError for images smaller than the window.
 
     Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity".

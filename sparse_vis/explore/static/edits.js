@@ -1,7 +1,7 @@
 "use strict";
-// Edits of tokens and maps, as explore/edits.py makes them. Tokens and maps are { S, L, r, d, grid: [rows, columns] }
+// Edits of tokens and maps, with the results of explore/edits.py. Tokens and maps are { S, L, r, d, grid: [rows, columns] }
 // with S (r, d) and L (rows * columns, r), row-major; an edit makes new ones.
-const MOST = 1000; // edits in a list
+const MOST = 1000; // most edits in a list
 
 function replay(found, edits) {
   if (edits.length > MOST) throw new Refused(400, `There are more than ${MOST} edits; undo some.`);
@@ -18,8 +18,8 @@ function replay(found, edits) {
 const mapIn = ({ L, r }, token) => Float32Array.from({ length: L.length / r }, (_, patch) => L[patch * r + token]);
 const hasMap = (found, token) => mapIn(found, token).some((weight) => weight > 0);
 
-// A new map for a token; the others share the rest in their old proportions, or evenly where they had nothing. A
-// token without any map gets none of it.
+// Sets a token's map; the others share the rest in their old proportions, or evenly where they had nothing. Tokens
+// whose map is zero everywhere stay so.
 function withMap(found, token, map) {
   const { L, r } = found, edited = new Float32Array(L.length);
   const others = [...Array(r).keys()].filter((other) => other !== token && hasMap(found, other));
@@ -32,7 +32,7 @@ function withMap(found, token, map) {
   return { ...found, L: edited };
 }
 
-// L^power with rows that sum to one.
+// L^power, divided by its row sums.
 function tempered(found, { power }) {
   const { L, r } = found, edited = new Float32Array(L.length);
   for (let at = 0; at < L.length; at += r) {
@@ -54,7 +54,7 @@ function movedMap(found, { token, down, right }) {
   });
 }
 
-// The nearest whole number, the even one of two.
+// The nearest whole number; halves are rounded to even.
 const rounded = (x) => (x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));
 
 // A map stretched along rows and columns around its centre of mass (bilinear), zero outside. The centre is rounded to

@@ -1,6 +1,6 @@
 "use strict";
-// A picture's largest centred square at another size: bicubic and antialiased, the same pixels as Pillow's within one
-// level, which is what the model was trained with.
+// A picture's largest centred square at another size, bicubic and antialiased, within one level of the pixels of Pillow,
+// with which the model was trained.
 const BICUBIC = -0.5; // Pillow's parameter a
 
 function kernel(x) {
@@ -9,7 +9,7 @@ function kernel(x) {
   return x < 2 ? (((x - 5) * x + 8) * x - 4) * BICUBIC : 0;
 }
 
-// For each new pixel, the first old one that counts, and the weights of that and the next ones.
+// For each new pixel, the first old one that contributes, and the weights of this and the following ones.
 function weightsOf(length, first, side, size) {
   const scale = side / size, wide = Math.max(1, scale);
   return Array.from({ length: size }, (_, to) => {
@@ -21,7 +21,7 @@ function weightsOf(length, first, side, size) {
   });
 }
 
-// Pixels (height, width, channels) with `size` pixels in place of the width, transposed: twice, it resizes both sides.
+// Resizes the width of pixels (height, width, channels) to `size`, and transposes; applied twice, it resizes both sides.
 function resizedRows(pixels, width, channels, weights) {
   const height = pixels.length / width / channels, size = weights.length;
   const found = new Uint8ClampedArray(size * height * 3);
@@ -45,7 +45,7 @@ function fitted(pixels, width, height, size) {
   return resizedRows(resizedRows(pixels, width, 4, along(width)), height, 3, along(height));
 }
 
-// The number of pixels of a picture's file, which is not decoded for this; 0 if it is no picture.
+// The number of pixels of a picture's file, without decoding it; 0 if it is no picture.
 async function pixelsOf(file) {
   const image = new Image(), source = URL.createObjectURL(file);
   await new Promise((done) => Object.assign(image, { onload: done, onerror: done, src: source }));

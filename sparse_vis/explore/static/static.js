@@ -1,5 +1,5 @@
 "use strict";
-// In place of server.js: encoder and decoder run in the browser, with onnxruntime-web.
+// Replaces server.js: encoder and decoder run in the browser, with onnxruntime-web.
 const { side, patch } = settings, SIZE = side * patch;
 const held = new Map(); // key of a picture -> its pixels, S and L
 
@@ -12,7 +12,7 @@ async function arriving(name) {
     parts.push(part.value);
     arrived += part.value.length;
     const [have, all] = [arrived, whole].map((x) => Math.ceil(x / 1e6));
-    say(`Loading the model: ${have}${all < have ? "" : ` of ${all}`} MB.`); // a host that compresses files does not say their sizes
+    say(`Loading the model: ${have}${all < have ? "" : ` of ${all}`} MB.`); // hosts that compress files do not tell their sizes
   }
   return new Uint8Array(await new Blob(parts).arrayBuffer());
 }
@@ -20,7 +20,7 @@ async function programOf(name, runtime) {
   const bytes = await arriving(`${name}.onnx`);
   ort.env.wasm.wasmBinary = await runtime;
   try {
-    ort.env.wasm.numThreads = 1; // more need headers that most hosts of static pages do not send
+    ort.env.wasm.numThreads = 1; // more threads need headers that most static hosts do not send
     return await ort.InferenceSession.create(bytes);
   } catch (error) {
     console.error(error);
@@ -33,7 +33,7 @@ async function loaded(name) {
     arrived = whole = 0;
     const runtime = arriving(settings.runtime);
     programs = { encoder: programOf("encoder", runtime), decoder: programOf("decoder", runtime) };
-    for (const other of [programs.decoder, runtime]) other.catch(() => {}); // is said when it is needed
+    for (const other of [programs.decoder, runtime]) other.catch(() => {}); // the message comes when it is needed
   }
   try {
     return await programs[name];
@@ -87,7 +87,7 @@ function psnrOf(one, other) {
   return -10 * Math.log10(Math.max(error, 1e-10));
 }
 
-// What the server answers with the same names, for a picture and its edits.
+// The server's answers of these names, for a picture and its edits.
 const ANSWERS = {
   async edit(found, edits) {
     const after = replay(found, edits), pixels = await decoded(after);
@@ -115,7 +115,7 @@ const ANSWERS = {
   },
   photograph: (found) => new Promise((done) => canvasOf(found.pixels).toBlob(done, "image/png")),
   save(found, edits) {
-    replay(found, edits); // what cannot be replayed is not saved
+    replay(found, edits); // throws, so that only valid edits are saved
     return npz(found, edits);
   },
 };
