@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -12,6 +13,7 @@ from sparse_vis.evals.dataset import Part
 from sparse_vis.evals.encoders import beside_encoder, own_encoder
 from sparse_vis.evals.features import encode
 from sparse_vis.interop.load import read_model
+from sparse_vis.models.stellar import init_params
 from sparse_vis.runtime.errors import UserError
 from tests.interop.mae_config import config_of
 
@@ -55,6 +57,15 @@ def test_a_released_model_gives_its_recorded_features(tmp_path):
     np.testing.assert_allclose(again, found["reconstruction"], atol=1e-4)
     fresh = beside_encoder("untrained", released("vq_p16"), weights, train())
     assert "reconstruction" in fresh.gives and fresh.about["crc32"] != encoder.about["crc32"]
+
+
+def test_released_weights_are_compared_with_those_from_which_the_configuration_starts(tmp_path):
+    config = released("vq_p16")
+    config.model.init_std = 0.1
+    model, params = own_encoder(config, tmp_path)[1]
+    start = init_params(model.clone(tokenizer=None), jax.random.key(0))["encoder"]["trunk"]["blocks"]
+    assert start["qkv"]["kernel"].std() == pytest.approx(0.1, rel=0.1)
+    assert params["encoder"]["trunk"]["blocks"]["qkv"]["kernel"].std() != pytest.approx(0.1, rel=0.1)
 
 
 def test_a_vq_model_without_its_tokenizer_says_so(tmp_path):
