@@ -25,7 +25,7 @@ from sparse_vis.runtime.progress import Progress
 LACKING = {
     "label": "one class per image (from a folder with one subfolder per class, or from scenes)",
     "class": "class labels (from a folder with one subfolder per class, or from scenes)",
-    "mask": "true instance masks (only scenes have them)",
+    "mask": "true instance masks (scenes and pictures have them)",
     "map": "label maps (scenes have them; for other images give --config.eval.masks=FOLDER)",
 }
 LOOKED_AT = 16  # images that a thread decodes at a time, to see whether it can
