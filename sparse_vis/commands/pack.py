@@ -19,7 +19,7 @@ from sparse_vis.data.records import images_ahead, none_usable
 from sparse_vis.data.sources import Source, announce, open_input
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.files import file_sha256, whole, write_json
-from sparse_vis.runtime.paths import AnyPath
+from sparse_vis.runtime.paths import AnyPath, as_path
 from sparse_vis.runtime.progress import Progress
 from sparse_vis.runtime.skipped import MAX_PIXELS
 from sparse_vis.runtime.tools import Parser
@@ -42,8 +42,10 @@ def pack(
     """Write the shards of a source, or continue an interrupted call; arguments are the flags of the tool.
 
     Raises UserError if there are no images, an image (or with on_error="skip" every image) cannot be used, or
-    the output holds other images; OSError if the disk is full or fails.
+    the output is the input or holds other images; OSError if the disk is full or fails.
     """
+    if as_path(images).resolve() == output.resolve():
+        raise UserError(f"--output={output} is the --input folder; give another.")
     source = open_input(images, split, data_dir, max_pixels)
     announce(source)
     if getattr(source, "sets", False):

@@ -244,8 +244,10 @@ def test_other_folders_are_refused(images, packed, tmp_path, monkeypatch):
         UserError, match=r"other images .*\(images: 7 -> 8; images_sha256: \w{64} -> \w{64}\)"
     ):
         run(images, packed)
+    with pytest.raises(UserError, match="is the --input folder; give another"):
+        run(packed, packed)
     with pytest.raises(UserError, match="contains other files"):
-        run(images, images)
+        run(images, images / "dog")
     monkeypatch.setattr(sys, "argv", ["pack", f"--input={images}", f"--output={images / 'top.png'}"])
     with pytest.raises(UserError, match="is a file"):
         pack.main()
