@@ -5,7 +5,7 @@ Command:   python -m benchmarks.evidence.fashion --output=data/fashion
 Hardware:  CPU cores suffice.
 Result:    docs/results.md: kNN .826, linear .831 (mean of S; seed 0).
 
-Single centred objects, so strong crops and changes of brightness help; the patch is a quarter of the image.
+Single centred objects, so strong crops and brightness changes help; patches have a quarter of the image side.
 """
 
 from sparse_vis.config.defaults import default_config
@@ -34,7 +34,7 @@ def get_config():
         beside=("untrained", "pixels", "pca"),
         train_records=0, test_records=0, short_side=1.0,  # the official split, whole images
     )  # fmt: skip
-    # A new decoder of the size of the model's own: also for encoders without one.
+    # The new decoder, which encoders without one get too, has the size of the model's own.
     config.eval.reconstruction_probe.update(
         learning_rate=2e-3, epochs=2, width=96, layers=3, heads=3, mlp_dim=384
     )

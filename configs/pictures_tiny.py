@@ -3,7 +3,7 @@
 Command:   python -m benchmarks.evidence.pictures --output=data/pictures
            python main.py --config=configs/pictures_tiny.py
            then python -m sparse_vis export --checkpoint=runs/pictures_tiny --output=FOLDER
-Hardware:  2 CPU cores, hours.
+Hardware:  2 CPU cores, one hour.
 Result:    docs/results.md; sparse_vis/checkpoints/pictures-tiny/README.md.
 
 Weak crops, because a strong crop of a scene of several objects may show none of them.

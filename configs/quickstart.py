@@ -2,8 +2,8 @@
 
 Command:   python main.py --config=configs/quickstart.py
 Hardware:  2 CPU cores, at most 6 minutes, compile included.
-Result:    in runs/quickstart a table on held-out scenes, localization.png and photographs.png: reconstruction
-           and localization clearly above untrained weights, also of photographs, which are larger.
+Result:    in runs/quickstart a table on held-out scenes, localization.png, photographs.png: reconstruction,
+           also of photographs, which are larger, and localization clearly above untrained weights.
 
 Reconstruction has weight 100 instead of the published 10: a few minutes suffice to learn pixels, not classes.
 L is sharper than published (0.06): then each token covers a part of the image (docs/small_experiments.md).

@@ -14,7 +14,7 @@ import importlib
 from sparse_vis.runtime import host
 
 __version__ = "0.2.0"
-# Name -> module that has it. `train` is not among them: it is a folder that can be called.
+# Name -> module that has it. `train` is not among them: it is a module that can be called.
 _PLACES = {
     "classify": "api", "encode": "api", "load": "api", "probe": "commands.probe", "reconstruct": "api",
     "segment": "commands.segmenter", "segmenter": "commands.segmenter",

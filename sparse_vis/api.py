@@ -113,7 +113,7 @@ def as_pixels(images: Array) -> Float[Array, "B H W 3"]:
 def checked(images: Array, patch: int) -> Array:
     """The images as a JAX array; `patch` is the smallest allowed side in pixels.
 
-    Raises UserError if they are no array or none at all, of a wrong shape or dtype, smaller than a patch, or
+    Raises UserError if they are not an array, are empty, of a wrong shape or dtype, smaller than a patch, or
     have values outside [0, 1] (not checked inside jit, where values are not known).
     """
     if what := wrong_images.shape_fault(images):
@@ -189,8 +189,8 @@ def _classify(model: Stellar, params: dict, images: Array) -> Array:
 
 
 def of_images(call: Callable, model: Stellar, params: dict, images, batch: int) -> np.ndarray:
-    """`call(model, params, array)` of all images: whole if they are an array; if they are what `as_source`
-    opens, cropped to squares, `batch` at a time."""
+    """`call(model, params, array)` for all images: at once if they are an array; otherwise `as_source` opens
+    them, and they are cropped to squares, `batch` at a time."""
     if hasattr(images, "dtype") and images.ndim != 1:  # np.array(paths) has one axis
         return np.asarray(call(model, params, checked(images, model.patch)))
     from sparse_vis.data.records import image_batches  # here, as encode and reconstruct need none of it
@@ -212,8 +212,8 @@ def classify(model: Stellar, params: dict, images, *, batch: int = 64) -> tuple[
     Args:
         model, params: as `load` or `probe` returns them.
         images: an array as for `encode`, which is not resized; or, as for `probe`, a folder, an address, or a
-            list of paths or arrays. Images of these are resized (short side 256/224 of the model's image
-            size) and cropped to their centre square, `batch` at a time. So the same images may give other
+            list of paths or arrays, whose images are resized (short side 256/224 of the model's image size)
+            and cropped to their centre square, `batch` at a time. So the same images may give other
             probabilities as an array than as a list.
 
     Returns:

@@ -47,7 +47,7 @@ MEANING = {
     "lowrank": "Z = L S",
     "probability": "probability of each class, in the order of `classes`",
     "pixels": "pixels in [0, 1], NHWC, RGB",
-    "logits": "of each patch's code of the VQ tokenizer",
+    "logits": "logits of each patch's code of the VQ tokenizer",
 }
 
 

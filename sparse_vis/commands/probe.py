@@ -46,8 +46,8 @@ def probe(
         data: a folder with one subfolder per class, an address (docs/your_images.md), a list of pairs (path
             or image, label), a data set object; or the folder of an extraction of this model, with labels.
             Labels are numbers from 0, or names. An object is read twice: for its labels, then for its images.
-        classes: names of the classes of pairs and objects, in the order of their numbers; unless given, the
-            object's `classes`, else the labels themselves are the names.
+        classes: names of the classes of pairs and objects, in the order of their numbers; by default the
+            object's `classes`, else the labels themselves.
         kind: "linear", or "knn": the k nearest of the labelled images vote.
         feature: "mean_S", "cls", or "concat_S", all tokens of S one after the other.
         holdout: share of each class. seed: of that choice, and of the order of training.
@@ -164,7 +164,7 @@ def _fit(
     fit = fitting.fit_linear if kind == "linear" else fitting.fit_nearest
     classifier, tensors, how = fit(x[fitted], y[fitted], classes, feature, seed if kind == "linear" else k)
     tensors = Devices().everywhere(tensors)
-    # A token of the feature's own width: the classifier's mean over one token, and all tokens, are that one.
+    # The feature as the only token: the mean of all tokens, and all of them in a row, are then the feature.
     call = jax.jit(lambda x: classifier.apply({"params": tensors}, Tokens(x[:, None], x[:, None], None)))
     guessed = run_in_batches(call, 512, x[held]).argmax(axis=1)
     accuracy = float(np.mean(guessed == y[held]))

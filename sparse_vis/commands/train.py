@@ -8,7 +8,7 @@
                                a classifier and the weights of config.init (docs/classifiers.md)
     --distributed=auto         run as one of several processes (docs/pods.md); launch/ has scripts that start
                                them
-    --stopped_status=75        exit status after a SIGTERM (default 0): a scheduler then repeats the command
+    --stopped_status=75        exit status after a SIGTERM (default 0), to make a scheduler repeat the command
 
 Started again with the same workdir, a run continues where it was. With --workdir and no --config, the
 configuration saved there is used. `python -m sparse_vis train` and `evaluate` take the same flags; other

@@ -28,7 +28,7 @@ from sparse_vis.runtime.errors import UserError
 from sparse_vis.runtime.progress import say
 
 K = 20  # neighbours, or as many as there are
-EVERY = 5  # if no split is held out, each fifth image of the training is measured
+EVERY = 5  # if no split is held out, every fifth training image is measured
 PICTURES = 8  # images that are shown
 
 
@@ -40,11 +40,11 @@ class Kept(NamedTuple):
 
 
 class Watch:
-    """Measures a model's parameters on images that it keeps in memory; changes nothing of the training.
+    """Measures a model's parameters on images that it keeps in memory; does not affect the training.
 
     PSNR and pictures are of config.train.probe_images images of config.eval.test_split, if that split
-    certainly has none of the training's images, else of each fifth of these; a printed line says which. For
-    kNN, as many images of the training vote by their classes.
+    certainly has none of the training images, else of every fifth of these; a printed line says which. For
+    kNN, as many training images vote by their classes.
 
     Args:
         tokenizer: module and parameters, for the VQ target. source: the images of the training.

@@ -73,7 +73,7 @@ _CONFIG = dict(
     teacher=dict(enabled=False, momentum=0.996, final_momentum=0.996),  # cosine if they differ
     data=dict(
         source="scenes",  # "scenes", "pictures", "folder", "packed" or an address (docs/your_images.md)
-        path="",  # folder of images, shards or pictures; of an address: docs/your_images.md
+        path="",  # folder of images, shards or pictures; for an address see docs/your_images.md
         split="train",  # scenes, pictures: train, validation, test; folder, packed: subfolder or ""
         canvas=512,  # pixels; side of the uint8 canvas; larger images are downscaled to fit
         on_error="stop",  # or "skip": replace a bad image by the next good one, list it in skipped.txt
@@ -134,7 +134,7 @@ _CONFIG = dict(
     efficiency=dict(
         dtype="bfloat16",
         remat="none",  # what is recomputed in the backward pass: all but matrix "products", or whole "blocks"
-        unroll=1,  # layers that are unrolled in the scan over layers; to unroll all saves time
+        unroll=1,  # layers that are unrolled in the scan over layers; unrolling all saves time
         attention="xla",  # on NVIDIA GPUs also "cudnn", or "pallas": our kernel for short sequences
         microbatches=1,
         mesh=(-1, 1),  # devices along (data, fsdp); -1: all remaining devices

@@ -128,7 +128,7 @@ def _sequence(right: Callable[[Any], bool], length: int | None = None) -> Callab
     return lambda x: isinstance(x, tuple | list) and length in (None, len(x)) and all(map(right, x))
 
 
-TEXT = Form(lambda x: isinstance(x, str), "is not a text; write it in quotes")
+TEXT = Form(lambda x: isinstance(x, str), "is not a string; write it in quotes")
 FLAG = Form(lambda x: isinstance(x, bool), "is neither True nor False; write one of them")
 NAMES = Form(_sequence(TEXT.right), "is not a list of names; write it like ('knn', 'linear')")
 ROWS = Form(

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from sparse_vis.runtime.paths import as_path
 
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 2**16, 24, 40
-# Errors of reading a record: ArrayRecord raises RuntimeError alone.
+# Errors of reading a record: ArrayRecord raises only RuntimeError.
 UNREADABLE = RuntimeError, ValueError, IndexError, OSError
 CODECS = {b"b": "brotli", b"z": "zstd"}
 OFFSET = 8  # tag of the first field of the messages in the footer and of the last block: a position

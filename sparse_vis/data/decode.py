@@ -24,7 +24,7 @@ ORIENTATION = 0x0112  # EXIF tag; 1: upright
 JPEG_PIXELS_PER_BYTE = 512  # upper bound: a block of 64 pixels needs at least one Huffman code of one bit
 DARK = 16  # a 16-bit image with all values below 16 * 256 would be nearly black in 8 bits
 WIDE = re.compile(r"\b(I|L|LA|RGB|RGBA|RGBX|CMYK);16")  # Pillow's names for modes with 16 bits per channel
-LONGEST = 16  # `to_square` uses at most this many times the short side of the long side
+LONGEST = 16  # largest ratio of sides that `to_square` resizes; it first cuts longer images to it
 BORDER = (124, 116, 104)  # of a letterboxed image: the mean colour of ImageNet, which the model maps to zero
 SEVERAL = "note: some image files have several frames or pages; only the first is read"
 

@@ -145,7 +145,7 @@ def _load(datasets: Any, name: str, split: str, cache: str | None, what: str) ->
 
 @contextlib.contextmanager
 def _errors_of_datasets(name: str, what: str) -> Iterator[None]:
-    """Context that turns any error of `datasets`, which have no common class, into a UserError."""
+    """Context that turns errors of `datasets`, which have no common class, into UserErrors."""
     try:
         yield
     except UserError:
@@ -155,7 +155,7 @@ def _errors_of_datasets(name: str, what: str) -> Iterator[None]:
         reason = reason_of(cause)
         if "split" in reason.lower() or "instruction" in reason.lower():
             raise UserError(f"{what} cannot be read ({reason}); correct --config.data.split.") from None
-        if file := getattr(cause, "filename", None):  # one of many, or of the cache
+        if file := getattr(cause, "filename", None):  # which of many files, or a file in the cache
             reason = f"{reason}: {quoted(os.fsdecode(file))}"
         if os.path.isdir(os.path.expanduser(name)) or name.startswith(PARQUET):
             raise UserError(f"{what} cannot be read ({reason}); copy it again, or write it again.") from None

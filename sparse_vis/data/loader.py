@@ -151,7 +151,7 @@ def _iterate(batches: grain.IterDataset, kept: dict) -> "Iterator[tuple[Batch, l
     from sparse_vis.types import Batch  # here, because worker processes import this module but need no Batch
 
     iterator = iter(batches)
-    atexit.register(iterator.close)  # at exit, Python closes a generator that is still referenced too late
+    atexit.register(iterator.close)  # at exit, Python would close a still referenced generator too late
     try:
         for arrays in iterator:
             found = [json.loads(text) for text in arrays.pop("skipped").tolist()]

@@ -64,7 +64,7 @@ def read_records(
     """
     if not len(indices) or not 0 <= min(indices) <= max(indices) < len(source):
         raise UserError(
-            f"{source!r} has {len(source)} records, but {len(indices)} were requested; request fewer."
+            f"{source!r} has {len(source)} records, but not those requested; request 1 or more of them."
         )
     if short_side < size:
         raise UserError(

@@ -108,8 +108,8 @@ def read(path: Path) -> Index:
 
 
 def _samples(path: str, image: str | None, label: str | None, left: collections.Counter) -> Iterator[tuple]:
-    """(name, offset, size, label) of each image of a tar, whose sample are the members named alike before the
-    first dot."""
+    """(name, offset, size, label) of each image of a tar; members whose names agree up to the first dot are
+    one sample."""
     key, found, labels = None, [], {}
 
     def finish() -> Iterator[tuple]:

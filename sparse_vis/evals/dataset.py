@@ -66,7 +66,7 @@ class Part:
     def example(self) -> dict[str, Any]:
         """The first usable record, its image decoded.
 
-        Raises UserError if no record is usable, or with on_error="stop" the first is not.
+        Raises UserError if no record is usable, or, with on_error="stop", if the first is not.
         """
         skips: Skips = []
         for row in self.indices:
@@ -140,14 +140,14 @@ def open_data(config: ConfigDict) -> Data:
         except UserError as error:
             raise UserError(
                 f"{str(error).rstrip('.')}; evaluations read config.eval.train_split={e.train_split!r} and "
-                f"test_split={e.test_split!r}: for one folder give both its name and hold out a share of it, "
+                f"test_split={e.test_split!r}: for one folder set both to its name and hold out a share, "
                 "e.g. --config.eval.holdout=0.2."
             ) from None
         indices = spread(_held_out(len(source), e.holdout, test), count)
         masks = pathlib.Path(e.masks, split if d.source in ("folder", "packed") else "") if e.masks else None
         composed = isinstance(source, ComposedSource)
         maps = e.mask_classes if masks else len(source.classes) + 1 if composed else 0
-        # Scenes are drawn at the image size and are not cropped.
+        # Scenes are square, so they are resized but not cropped.
         short_side = size if composed else round(size * e.short_side)
         shift = e.mask_shift if masks else 0
         return Part(source, indices, size, short_side, d.threads, masks, maps, shift, e.resize, d.on_error)

@@ -59,7 +59,7 @@ def own_encoder(config: ConfigDict, workdir: AnyPath) -> tuple[Encoder, tuple[St
             config.finetune.classes = found.config.finetune.classes
             config.teacher.enabled = found.config.teacher.enabled
         settings.check_resume(settings.plain(found.config), settings.plain(config), workdir)
-    else:  # weights do not say how they began, as "untrained" does
+    else:  # "untrained" starts as config says, not as these weights once did
         found.config.model.init_std = config.model.init_std
     # Pixel models do not use a tokenizer; a probe that predicts codes reads its own.
     tokenizer = config.model.tokenizer.path if config.model.target == "vq" else None

@@ -26,7 +26,7 @@ LACKING = {
     "label": "one class per image (from a folder with one subfolder per class, or from scenes)",
     "class": "class labels (from a folder with one subfolder per class, or from scenes)",
     "mask": "true instance masks (scenes and pictures have them)",
-    "map": "label maps (scenes have them; for other images give --config.eval.masks=FOLDER)",
+    "map": "label maps (scenes and pictures have them; for other images give --config.eval.masks=FOLDER)",
 }
 LOOKED_AT = 16  # images that a thread decodes at a time, to see whether it can
 FOUND = "unusable.json"  # file in the workdir with the images that cannot be decoded

@@ -56,7 +56,7 @@ function commit(edit) {
   if (edits.length !== picture.edits.length || edits.some((each, i) => each !== picture.edits[i])) {
     return change({ edits }, "edit");
   }
-  view.preview = picture.going = null; // the edit was taken back by itself
+  view.preview = picture.going = null; // the new edit has cancelled the last one
   return refresh();
 }
 

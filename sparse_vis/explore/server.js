@@ -10,7 +10,7 @@ async function ask(path, body) {
   if (answer.ok) return answer;
   const text = await answer.text();
   let said = { error: text };
-  try { said = JSON.parse(text); } catch { /* it is no JSON */ }
+  try { said = JSON.parse(text); } catch { /* it is not JSON */ }
   throw new Refused(answer.status, said.error || `The server failed (${answer.status}).`, said.picture);
 }
 

@@ -95,7 +95,7 @@ class Shelf:
         return {**{k: v for k, v in edit.items() if k != "from"}, "vector": vector}
 
     def edited(self, key: str, side: int, edits: Any) -> tuple[Square, Edited]:
-        """A picture's factors before and after the edits; errors as of `replay`."""
+        """A picture's factors before and after the edits; raises as `replay`."""
         found = self.encoded(key, side)
         return found, replay(found.S, found.L, (side, side), self.resolved(edits))
 

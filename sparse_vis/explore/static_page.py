@@ -22,7 +22,7 @@ from sparse_vis.runtime.errors import UserError, explained
 from sparse_vis.runtime.progress import sign_of_life
 from sparse_vis.runtime.tools import check_folder
 
-# onnxruntime-web, with which a browser runs ONNX programs, as npm calls it.
+# npm's name of onnxruntime-web, with which a browser runs ONNX programs.
 PACKAGE = "onnxruntime-web@1.30.0"
 # Of its .tgz file, in base64.
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="

@@ -19,7 +19,7 @@ from sparse_vis.runtime.paths import AnyPath, as_path
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 FILES = tuple(file for name in _WHOLE for file in (name, name + INDEX))
 FOREIGN = (".msgpack", ".h5")  # weights of Flax and TensorFlow
-# Of a file's several backbones, that is read whose prefix has one of these words (DINO; MoCo v3).
+# If a file has several backbones, the one with one of these words in its prefix is read (DINO; MoCo v3).
 PREFERRED = ("teacher", "base_encoder")
 
 
@@ -137,7 +137,7 @@ def _choose(found: dict[str, np.ndarray], path: AnyPath) -> tuple[Family, dict[s
                 "state_dict() of one of them."
             )
         if len(prefixes) > 1:
-            print(f"note: of {path} the backbone {chosen[0]}* is read, of {len(prefixes)}.", flush=True)
+            print(f"note: {path} has {len(prefixes)} backbones; {chosen[0]}* is read.", flush=True)
         inside = {name: array for name, array in found.items() if name.startswith(chosen[0])}
         return family.under(chosen[0]), inside
     known = ", ".join(f.title for f in FAMILIES)

@@ -32,7 +32,7 @@ class Family:
 
     Attributes:
         title: for messages. anchor: a tensor that all files of this family have, and no others.
-        names: of the encoder's tensors, in the form of `released.NAMES`; without {part} in the name of qkv,
+        names: of the encoder's tensors, in the form of `released.NAMES`; if the name of qkv lacks {part},
             queries, keys and values are one tensor.
         unused: regular expressions of the family's tensors that are not part of the encoder.
         scales: LayerScale's factors after attention and after the MLP, which a file may lack.

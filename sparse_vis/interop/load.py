@@ -100,7 +100,7 @@ def _entry(
     if weights is not None:
         models = {key: entry for key, entry in models.items() if entry["weights"] == weights}
     if not models:
-        raise UserError(f"{described} names no model with the weights {weights}; use that released with it.")
+        raise UserError(f"{described} names no model with the weights {weights}; use their own config.json.")
     if name is None and len(models) == 1:
         name = next(iter(models))
     if name not in models:

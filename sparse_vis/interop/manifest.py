@@ -131,7 +131,7 @@ def _check(entry: dict, key: str, allowed: Range | Choice | Form, name: str) -> 
 
 
 def to_config(entry: dict, name: str) -> ConfigDict:
-    """Our configuration of an entry's model, in float32, otherwise as published; errors as of `complete`."""
+    """Our configuration of an entry's model, in float32, otherwise as published; raises as `complete`."""
     full = complete(entry, name)
     config = default_config()
     config.name = name

@@ -114,7 +114,7 @@ def _sizes(found: Mapping[str, np.ndarray], layout: _Layout, path: str | Path) -
     if empty or hidden % GROUPS or any(w % hidden for w in widths):
         raise UserError(
             f"{path} is not a MaskGIT-VQGAN: {hidden} channels, then {widths}, {num_embeddings} codes of "
-            f"{z_channels} (widths are multiples of the first, and that of {GROUPS}); download it again."
+            f"{z_channels} (widths must be multiples of the first, the first of {GROUPS}); download it again."
         )
     return dict(
         hidden_channels=hidden, channel_mult=tuple(width // hidden for width in widths),

@@ -138,7 +138,7 @@ def _classifier(graph: Graph, classifier: LinearClassifier | NearestClassifier, 
 
 
 def build_decoder(model: Stellar, params: dict, shapes: dict[str, list[int]]) -> onnx.ModelProto:
-    """Graph from "sparse" and "spatial" to "pixels" or "logits"; `shapes`: of all, without the batch."""
+    """Graph from "sparse" and "spatial" to "pixels" or "logits"; `shapes`: of these, without the batch."""
     decoder, size = model.decoder, model.encoder.image_size
     (rows, columns), p = model.grid(size, size), decoder.patch
     graph = Graph(decoder.sizes.epsilon)

@@ -64,9 +64,9 @@ def how_to_load(found: Loaded, path: str | AnyPath, name: str | None, probe: Any
     folder = beside(path)
     if folder is not None and probe.absolute() == (folder / FILE).absolute() and not found.classifier:
         return f"sparse_vis.load({call}) and export find it beside the model"
-    why = "alone, they find a probe only in the model's folder"
+    why = "without these, they find a probe only in the model's folder"
     if found.classifier:
-        why = "alone, they take the classifier of the fine-tuning"
+        why = "without these, they take the classifier of the fine-tuning"
     load = f"load it with sparse_vis.load({call}, probe={str(probe)!r})"
     return f"{load}, and export it with --probe={probe}; {why}"
 

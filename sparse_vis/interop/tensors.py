@@ -24,10 +24,10 @@ _SHARD = re.compile(r"(.+)-\d+-of-(?!0*1\.)\d+(\.\w+)")
 
 
 def read_tensors(path: str | AnyPath) -> dict[str, np.ndarray]:
-    """Read all tensors of a safetensors, torch or Flax msgpack file, which the extension tells apart.
+    """Read all tensors of a safetensors, torch or Flax msgpack file, told apart by the extension.
 
     From the index of several files, the tensors of all files are read. Torch tensors may be nested under
-    "state_dict" or "model" beside an optimizer; nested names of Flax are joined with "/".
+    one of `formats.KEYS`, beside e.g. an optimizer; nested names of Flax are joined with "/".
 
     Returns:
         Name, without WRAPPERS -> array in the file's layout and dtype (bfloat16 as ml_dtypes.bfloat16).

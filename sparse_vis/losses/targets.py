@@ -14,7 +14,7 @@ from sparse_vis.types import Embeddings, Outputs, Potentials, Targets, Views
 
 
 def balance(embeddings: Embeddings, spec: LossSpec) -> Potentials:
-    """Sinkhorn potentials of both heads over all rows; zeros for a head that no term uses."""
+    """Sinkhorn potentials of both heads over all rows; zeros for an unused head, or for no iterations."""
 
     def one(used: bool, x: Array, prototypes: Array) -> Array:
         if not used or spec.sinkhorn_iterations == 0:

@@ -45,7 +45,7 @@ def fused_attention(q: Heads, k: Heads, v: Heads, length: int, implementation: s
 
 
 def short_attention(qkv: Float[Array, "B T 3 h c"], interpret: bool = False) -> Heads:
-    """`plain_attention` in float32 on GPUs: one program per image and head holds all scores in registers.
+    """`plain_attention` by a GPU kernel: one program per image and head holds all scores in registers.
 
     cuDNN's kernel is made for long sequences: for the 53 and 56 tokens of local and masked views its backward
     pass takes several times as long as reading and writing the arrays. This kernel reads q, k and v side by

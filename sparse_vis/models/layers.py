@@ -41,7 +41,7 @@ def affine(
     """x @ kernel + bias in x's dtype; gradients of the parameters, which are float32, are float32 too.
 
     Autodiff would return them in x's dtype: in bfloat16 they would be rounded on each device and in every sum
-    over devices. The kernel's gradient is one matrix product, x^T g, with g that of the output; autodiff
+    over devices. The kernel's gradient is one matrix product, x^T g, where g is the output's; autodiff
     would contract all leading axes of x and g, for which XLA on CPU transposes x in memory. Reverse mode
     only.
     """
@@ -67,7 +67,7 @@ affine.defvjp(_affine_forward, _affine_backward)
 
 
 class Dense(nn.Module):
-    """`affine` and its parameters, computed in this dtype (None: that of x); names as in nn.Dense."""
+    """`affine` and its parameters, computed in `dtype` (None: that of x); names as in nn.Dense."""
 
     features: int
     dtype: str | None

@@ -46,7 +46,7 @@ class PrototypeHead(nn.Module):
 class Stellar(nn.Module):
     """The STELLAR model, in three steps: `encode`, `factorize`, `decode`.
 
-    The tokenizer of the VQ target is frozen: a training's parameters do not include it, but `codes` and
+    The tokenizer of the VQ target is frozen: the trained parameters do not include it, but `codes` and
     `decode_codes` need its parameters under "tokenizer". `classify` needs those of "classifier".
     """
 
@@ -105,7 +105,7 @@ class Stellar(nn.Module):
         )  # fmt: skip
 
     def embed(self, pixels: Pixels) -> tuple[Tokens, Embeddings]:
-        """Tokens without U, and embeddings: all from which targets are made."""
+        """Tokens without U, and embeddings: all that targets are made from."""
         tokens = self.encode(pixels, only="S")
         return tokens, self.heads(tokens)
 

@@ -43,7 +43,7 @@ def move_token(L: Localization, token: int, shift: tuple[int, int], grid: Grid) 
 
 
 def object_token(L: Localization, grid: Grid) -> int:
-    """The token that most likely shows an object: that with the most patches among those not background.
+    """The token that most likely shows an object: the one with the most patches that is not background.
 
     A patch belongs to the token of largest L. A token is background if it has more than a quarter of the
     patches at the image's border; if all tokens are, the one with the fewest of these patches is returned.

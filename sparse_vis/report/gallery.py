@@ -44,8 +44,8 @@ def make_cards(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The images of a gallery as page.html shows them; pictures are data URIs. Prints progress.
 
-    `found` begins with these images; `decodes` and `edits`: whether the model can decode, and tokens be
-    edited.
+    `found` begins with these images; `decodes` and `edits`: whether the model can decode, and whether its
+    tokens can be edited.
     """
     progress = Progress("editing" if edits else "drawing", len(images))
     cards, grid = [], model.grid(*images.shape[1:3])

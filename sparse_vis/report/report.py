@@ -45,7 +45,7 @@ def main() -> None:
     add("--checkpoint")
     add("--name")
     add("--output", metavar="FILE", help="HTML file to write; an earlier report is replaced")
-    of_run = "folder of images, or what else --input of other tools takes (default: the run's test split)"
+    of_run = "folder of images, or anything --input of other tools takes (default: the run's test split)"
     add("--images", type=paths.folder, metavar="IMAGES", help=of_run)
     add("--split", help="split, if --images is an address, e.g. train[:90%%]")
     add("--data-dir")

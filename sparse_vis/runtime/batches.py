@@ -45,7 +45,7 @@ def run_in_batches(call: Callable, size: int, *arrays, progress: Progress | None
 
 
 class Devices:
-    """All devices of this process, on which parameters are copied and batches are split."""
+    """All devices of this process: parameters are copied to each, and batches are split over them."""
 
     def __init__(self):
         self.mesh = Mesh(np.array(jax.local_devices()), ("batch",))
@@ -55,7 +55,7 @@ class Devices:
         return self._put(tree, PartitionSpec())
 
     def split(self, tree, axis: int = 0):
-        """All arrays of a tree, an equal part of this axis on each device; copies if it cannot be divided."""
+        """All arrays of a tree, split evenly along this axis; copied to all devices if that fails."""
         lengths = {x.shape[axis] % self.mesh.size for x in jax.tree.leaves(tree)}
         spec = PartitionSpec(*[None] * axis, None if any(lengths) else "batch")
         return self._put(tree, spec)
@@ -73,11 +73,11 @@ def in_shares(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the results of `compute` for rows 0 … count-1, in order; each process computes its share of them.
 
-    Every process yields the same arrays, of at most `size` rows for each process. All processes must call
+    Every process yields the same arrays, of at most `size` rows per process. All processes must call
     this at the same point, for the same rows. A process that fails must exit, so that the others end too.
 
     Args:
-        batches: rows → batches of `size` of them, in order. compute: batch → arrays, one row per row.
+        batches: rows → batches of `size` of them, in order. compute: batch → arrays of as many rows.
     """
     done = 0
     for batch in batches(_share(count, size)):
@@ -88,7 +88,7 @@ def in_shares(
 
 
 def _share(count: int, size: int) -> np.ndarray:
-    """Rows of this process: its equal part of every (size * processes) rows; the last row fills up parts."""
+    """Rows of this process: an equal part of each size * processes rows; short parts repeat the last."""
     process, processes, parts = jax.process_index(), jax.process_count(), []
     for start in range(0, count, size * processes):
         rows = -(-min(size * processes, count - start) // processes)

@@ -34,7 +34,7 @@ class BucketPath(gpath.PosixGPath):
             return getattr(backend.fsspec_backend.fs(str(self)), method)(*arguments, **more)
         except FileNotFoundError:
             raise FileNotFoundError(errno.ENOENT, "no such object, or no such bucket", str(self)) from None
-        except Exception as error:  # of HTTP, of credentials, of time
+        except Exception as error:  # e.g. HTTP errors, missing credentials, timeouts
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise OSError(getattr(error, "errno", None) or errno.EIO, reason, str(self)) from error
 

@@ -22,8 +22,8 @@ def hold(path: BucketPath, holder: str, flag: str) -> Iterator[None]:
 
     The object's first line is `holder`, the second names this call and counts its signs of life. Another
     process that finds the object watches it: if it changes, the lock is held; if it stays the same for DEAD
-    seconds, its holder was killed, and the lock is taken over. No clocks are compared. A holder that only had
-    no network for that long then finds the other's lock and exits, because two runs would mix their files.
+    seconds, its holder was killed, and the lock is taken over. No clocks are compared. A holder that was
+    only offline for that long finds the other's lock and exits, because two runs would mix their files.
     """
     own, ended = uuid.uuid4().hex, threading.Event()
     with explained(OSError, f"cannot write to {path.parent}", f"give another {flag}."):
@@ -59,7 +59,7 @@ def _take(path: BucketPath, holder: str, own: str, flag: str) -> None:
     """Create the object, or take it over from a holder that was killed. Raises UserError if it is held."""
     content = _content(holder, own, 0)
     if (found := _read(path)) is None:
-        if path.create(content) or _is(path, own):  # the second: a repeated request refused our own object
+        if path.create(content) or _is(path, own):  # or our own object made a repeated request fail
             return
         found = _read(path)
     other = (found or b"another process").decode(errors="replace").splitlines()[0][:300]
@@ -74,7 +74,7 @@ def _take(path: BucketPath, holder: str, own: str, flag: str) -> None:
         path.unlink(missing_ok=True)
     if not path.create(content):
         raise UserError(held)
-    time.sleep(LOOK)  # another that took over at the same moment may have removed ours for the dead holder's
+    time.sleep(LOOK)  # another may have taken over at the same moment, and removed ours as the dead holder's
     if not _is(path, own):
         raise UserError(held)
     if now is not None:  # else its holder has ended meanwhile

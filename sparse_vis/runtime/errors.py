@@ -91,7 +91,7 @@ def quiet_orbax() -> None:
 
 def _report_unless_abandoned(before: Callable, unraisable) -> None:
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        # Python drops a Ctrl-C during a callback of its garbage collector, as JAX has one: raise it again.
+        # Python drops a Ctrl-C during a callback of its garbage collector, such as JAX's: raise it again.
         threading.Timer(AGAIN, _thread.interrupt_main).start()
         return
     if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":

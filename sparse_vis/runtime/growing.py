@@ -8,13 +8,13 @@ from pathlib import Path
 from sparse_vis.runtime.paths import AnyPath, in_bucket
 
 UPLOAD_SECONDS = 30  # between two uploads of an object
-SHARE = 20  # times the duration of the last upload, at least, pass before the next one
+SHARE = 20  # at least this many times the duration of the last upload pass before the next
 
 
 class GrowingObject:
     """An object of a bucket to which a run appends: its content is kept in memory and uploaded as a whole.
 
-    `flush` uploads it if the last upload is long enough ago and the bucket can be reached; `sync` and `close`
+    `flush` uploads it at most every UPLOAD_SECONDS, and if the bucket can be reached; `sync` and `close`
     upload it at once. An existing object is continued.
     """
 

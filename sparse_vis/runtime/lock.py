@@ -72,7 +72,7 @@ def hold(folder: AnyPath, doing: str, flag: str = "--output", name: str = LOCK) 
 
 
 def _lock(path: Path) -> int | None:
-    """A descriptor of the locked file; None if another process holds the lock."""
+    """A descriptor of the file, locked where possible; None if another process holds the lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:

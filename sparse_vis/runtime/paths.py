@@ -11,7 +11,7 @@ from sparse_vis.runtime.errors import UserError
 HUB, S3 = "hf://", "s3://"
 CLIENTS = {"gs://": "gcsfs", S3: "s3fs"}  # buckets, and the optional package that reads and writes them
 PLACES = "workdir, step folder, released file or folder, hf:// address, or pictures-tiny"  # of a model
-# Of a path that may be in a bucket: pathlib.Path, or runtime.bucket.BucketPath.
+# A path that may be in a bucket: pathlib.Path, or runtime.bucket.BucketPath.
 AnyPath = pathlib.PurePath
 
 

@@ -1,4 +1,4 @@
-"""The step, the loop around it, checkpoints. Calling the folder, `sparse_vis.train(data, …)`, trains a model.
+"""The step, the loop around it, checkpoints. Calling the module, `sparse_vis.train(data, …)`, trains a model.
 
     model, params, history = sparse_vis.train("photos", train__steps=200)
 
@@ -29,7 +29,7 @@ import types
 
 
 class _Callable(types.ModuleType):
-    """A folder that can be called, because function and folder have one name."""
+    """A module that can be called, because the function and the folder have one name."""
 
     def __call__(self, data, config="folder_small", workdir=None, init=None, **settings):
         # Imported by its name, because commands/ imports this folder.

@@ -98,7 +98,7 @@ class StopCall(StopSignal):
         return self
 
     def end(self) -> None:
-        """Raise a signal that stopped the training again, for the handlers that were there before."""
+        """Raise again the signal that stopped the training, for the handlers that were there before."""
         if self.received:
             signal.raise_signal(self.number)
 

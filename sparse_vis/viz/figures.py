@@ -1,4 +1,4 @@
-"""Matplotlib figures from arrays (docs/visualization.md), of which `overlays` makes the parts.
+"""Matplotlib figures from arrays (docs/visualization.md), whose parts `overlays` makes.
 
 Images are uint8, with sides that are multiples of the patch; reconstructions are in [0, 1]; `grid` is (rows,
 columns) of the n patches of L.

@@ -142,7 +142,7 @@ def test_a_swapped_token_is_found_again_by_an_encoder_that_looks():
     swap = found.metrics["S after a swapped token"]
     assert swap["value"] == pytest.approx(1, abs=1e-3) and swap["compared_with"] < 0.99
     assert found.metrics["position in S (R2)"]["value"] == 0, "L is the same everywhere: nothing to read"
-    assert found.absent == {"class in L": "its images have no class each"}
+    assert found.absent == {"class in L": "its images do not have one class each"}
 
 
 def test_rate_of_an_encoder_that_factorizes():

@@ -215,7 +215,7 @@ def test_a_stopped_run_continues_bit_identically_and_its_classifier_is_loaded(
     probe.main()
     said = capsys.readouterr().out
     (call,) = re.findall(
-        r"; load it with sparse_vis\.(load\(.*\)), and export it with .*; alone, they take", said
+        r"; load it with sparse_vis\.(load\(.*\)), and export it with .*; without these, they take", said
     )
     assert "gallery" in eval(call, {"load": sparse_vis.load})[1]["classifier"]
     assert "kernel" in sparse_vis.load(tmp_path / "run")[1]["classifier"]

@@ -21,7 +21,7 @@ SHOWN = 4  # most names of classes in a message
 def held_out(
     labels: Integer[AnyArray, " N"], share: float, seed: int
 ) -> tuple[Int[np.ndarray, " fitted"], Int[np.ndarray, " held"]]:
-    """Rows to fit and rows to hold out: a random share of each class, but one row of it at least in each."""
+    """Rows to fit and rows to hold out: a random share of each class; both get at least one row of it."""
     rng, fitted, held = np.random.default_rng(seed), [], []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(np.asarray(labels) == label))
@@ -64,7 +64,7 @@ def check_classes(
     fitted, least = len(held_out(known, share, 0)[0]), SweepProtocol().least_rows
     if kind == "linear" and fitted < least:
         raise UserError(
-            f"{what} leave {fitted} images to fit, and a linear probe needs {least}; add images, or fit the "
+            f"{what} leave {fitted} images to fit, and a linear probe needs {least}; add images, or use the "
             "nearest images (knn)."
         )
 

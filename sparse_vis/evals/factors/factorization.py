@@ -267,7 +267,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     metrics = _views(bench, test)
     leak = position_leak((train["sparse"], train["spatial"]), (test["sparse"], test["spatial"]), grid)
     metrics["position in S (R2)"] = _compared(leak, 0.0)
-    why = "its images have no class each"
+    why = "its images do not have one class each"
     if bench.data.single:
         labelled = map(functools.partial(factors, bench), bench.data.labelled, counts)
         (x, y), (test_x, test_y) = ((found["spatial"], found["label"]) for found in labelled)

@@ -119,7 +119,7 @@ def _measure(bench: Bench, config: ConfigDict) -> Result:
     counts = zip(bench.data.labelled, (TRAIN_IMAGES, TEST_IMAGES), strict=True)
     train, test = (factors(bench, name, count, "dense") for name, count in counts)
     images, size = (train["image"], test["image"]), test["image"].shape[1]
-    probe, why = SweepProtocol(seed=bench.seed), "its images have no class each"
+    probe, why = SweepProtocol(seed=bench.seed), "its images do not have one class each"
     if "label" in train and "label" in test:
         why = no_classes(train["label"], test["label"], probe.least_rows)
 

@@ -1,4 +1,4 @@
-"""Label maps (the class of every pixel), from the digits of a scene or from PNG files."""
+"""Label maps (the class of every pixel), from the objects of a scene or from PNG files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ IGNORE = 255  # label of pixels that do not count
 
 
 def label_map(part: Part, record: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
-    """The class of every pixel of a record's image, or IGNORE; in scenes 0 is background, 1 + digit a digit.
+    """The class of every pixel of a record, or IGNORE; in scenes 0 is background, 1 + class an object.
 
-    It is read from the PNG file of the image's name in the folder `part.masks`. Raises UserError if the file
+    With `part.masks`, it is read from the PNG file of the image's name there. Raises UserError if the file
     is missing, is not an 8-bit map of the image's size, or has a class out of range.
     """
     if part.masks is None:

@@ -112,7 +112,7 @@ LINEAR = HeadProtocol(batch_norm=False, dice=0.0, at="pixels", learning_rate=1e-
 
 
 class SegmentationHead(nn.Module):
-    """BatchNorm if wanted, then the same linear map, in this dtype, at every token (a 1×1 convolution)."""
+    """BatchNorm if wanted, then the same linear map, in `dtype`, at every token (a 1×1 convolution)."""
 
     classes: int
     batch_norm: bool

@@ -16,7 +16,7 @@ from sparse_vis.evals.task import Bench, Result, Task
 from sparse_vis.runtime.paths import AnyPath
 
 SIDE = 240  # of the photographs in pixels, rounded down to whole patches
-MOST = 48  # most patches along a side, with whose fourth power memory grows
+MOST = 48  # most patches along a side; memory grows with its fourth power
 
 
 def _images(config: ConfigDict) -> UInt8[np.ndarray, "N H W 3"]:
