@@ -58,7 +58,7 @@ def main() -> None:
     add("--checkpoint", required=False, default="pictures-tiny")
     add("--name")
     add("--tokenizer")
-    add("--port", type=port, default=0, help="port of the address (a free one)")
+    add("--port", type=port, default=0, help="port of the address (default: a free one)")
     add("--max-pixels")
     searched = "extraction of --images (`extract`); without it, one is made and deleted at the end"
     add("--gallery", type=paths.local, metavar="EXTRACTION", help=searched)

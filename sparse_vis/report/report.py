@@ -51,7 +51,7 @@ def main() -> None:
     add("--data-dir")
     add("--on-error")
     add("--max-pixels")
-    add("--size", type=image_size, metavar="HxW", help="size of the images (the model's image size)")
+    add("--size", type=image_size, metavar="HxW", help="size of the images (default: the model's)")
     add("--letterbox")
     add("--gallery", type=positive, default=12, help="images shown with maps and edits (%(default)s)")
     voters = "images used to find the images of each prototype and to measure health (%(default)s)"

@@ -46,7 +46,7 @@ FLAGS = {
     "--split": dict(help="split, if --input is an address, e.g. train[:90%%]"),
     "--data-dir": dict(
         type=paths.folder, metavar="FOLDER",
-        help="if --input is an address: folder where a table's paths begin, for the index of tars, for the "
+        help="for an address: folder where a table's paths begin, for the index of tars, for the "
         "cache of `datasets`, or with the prepared TFDS data set",
     ),
     "--output": dict(required=True, type=paths.path, metavar="FOLDER"),

@@ -198,14 +198,14 @@ class Run:
         names = [f"model.{TEMPERATURES[0]}", *(f"loss.{name}" for name in TEMPERATURES[1:])]
         names += [f"loss.{term}" for term in terms.split(", ") if term in self.config.loss]
         values = ", ".join(f"config.{name}={settings.at(self.config, name)}" for name in names)
-        since, changed = "with the very first step", "the weights of config.init"
+        since, changed = "with the very first step", "the weights of config.init, " * bool(self.config.init)
         if self.began:
             since, changed = (
                 "with the first step after the restart",
-                "what changed since the checkpoint (notes above), its parameters",
+                "what changed since the checkpoint (notes above), its parameters, ",
             )
         return (
-            f"this began {since}, so the learning rate is not the cause; check {changed}, the images, and "
+            f"this began {since}, so the learning rate is not the cause; check {changed}the images, and "
             f"{values}"
         )
 

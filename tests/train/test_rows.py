@@ -209,7 +209,7 @@ def test_a_learning_rate_that_jumps_is_said(capsys):
         (
             0,
             1,
-            ["loss.student_temperature=0.12", "model.spatial_temperature=", "loss.koleo_image="],
+            ["check the images, and config.model.", "loss.student_temperature=0.12", "loss.koleo_image="],
             "peak_lr",
         ),
         (0, 7, ["config.optimizer.peak_lr"], "temperature"),
