@@ -44,8 +44,8 @@ def load(
         tokenizer: weights of the VQ tokenizer (torch, safetensors or Flax file); by default the file
             that the checkpoint or manifest names, if it exists. Only `reconstruct` of VQ models needs it.
         tokenizer_dtype, dtype: in which the tokenizer and the model compute; parameters are float32.
-        probe: file of a classifier for `classify`, or its folder; by default the probe.safetensors beside the
-            model, if there is one for these weights.
+        probe: file of a classifier for `classify`, or its folder; by default that of the fine-tuning, or the
+            probe.safetensors beside the model, if it is for these weights.
         segmenter: the same for `segment`, with segmenter.safetensors.
         revision, local_files_only: for hf:// addresses, as in huggingface_hub.
 
@@ -58,7 +58,7 @@ def load(
     """
     for argument, value in (("dtype", dtype), ("tokenizer_dtype", tokenizer_dtype)):
         if value not in DTYPES:
-            raise UserError(f"{argument}={value!r} is no supported dtype; give one of {', '.join(DTYPES)}.")
+            raise UserError(f"{argument}={value!r} is not supported; give one of {', '.join(DTYPES)}.")
     if tokenizer is not None:
         tokenizer = paths.expanded(tokenizer, "tokenizer", buckets=True)
     host.keep_programs()

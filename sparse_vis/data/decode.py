@@ -48,7 +48,7 @@ def decode(record: dict[str, Any], at_least: int = 0) -> UInt8[np.ndarray, "H W 
             longer side keeps this many pixels.
 
     Raises:
-        UserError: the bytes are no image, or are damaged or truncated; the image has more pixels than the
+        UserError: the bytes are not an image, are damaged or truncated; the image has more pixels than the
             limit (checked before decoding); its values have 32 bits, or have 16 bits and are so small that
             they would be nearly black in 8 bits.
     """

@@ -56,7 +56,7 @@ class HfSource:
         feature = data.features.get(label)
         if inner := getattr(feature, "feature", None):  # sets of classes
             if not isinstance(inner, datasets.ClassLabel):
-                raise UserError(f"column {label!r} of {what} is no label; name another: #label=COLUMN.")
+                raise UserError(f"column {label!r} of {what} is not a label; name another: #label=COLUMN.")
             self._sets, self.classes = label, tuple(inner.names)
         elif label:
             values = data.select_columns([label])[:][label]
@@ -162,7 +162,7 @@ def _errors_of_datasets(name: str, what: str) -> Iterator[None]:
         place, _, config = name.partition(":")
         load = f"load_dataset({place!r}{f', {config!r}' * bool(config)})"
         raise UserError(
-            f"{what} is no folder here and cannot be downloaded ({reason}); where there is a network, run "
+            f"{what} is not a folder here and cannot be downloaded ({reason}); where there is a network, run "
             f'`python -c "from datasets import load_dataset as l; {load.replace("load_dataset", "l", 1)}'
             ".save_to_disk('FOLDER')\"`, copy FOLDER here, and give --config.data.source=hf:FOLDER."
         ) from None

@@ -54,7 +54,7 @@ def _file_of(image: Any) -> str:
 
 
 def check_items(source: OwnSource, data: Any) -> None:
-    """Raise UserError if an item of a list or tuple is no image, or a missing file; files are not read."""
+    """Raise UserError if an item of a list or tuple is not an image, or is missing; files are not read."""
     for row in range(len(source)) if isinstance(data, list | tuple) else ():
         try:
             file = _file_of(source.item(row)["image"])

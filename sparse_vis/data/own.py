@@ -30,14 +30,14 @@ class OwnSource:
 
     Raises:
         UserError: `data` is empty or has no `__len__` or `__getitem__`, its first item is none of the above,
-            or `classes` are no names.
+            or `classes` are not names.
     """
 
     def __init__(self, data: Any, classes: Sequence[str] | None = None, max_pixels: int = MAX_PIXELS):
         kind = type(data).__name__
         if isinstance(data, Mapping) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise UserError(
-                f"a {kind} is no data set; give an object with __len__ and __getitem__ by number, "
+                f"a {kind} is not a data set; give an object with __len__ and __getitem__ by number, "
                 f"whose items are {TAKEN}, or pairs of such an image and a label."
             )
         if hasattr(data, "iloc"):  # pandas, whose [i] is a column or a row's name
@@ -168,7 +168,7 @@ def _missing(label: Any) -> bool:
 
 
 def _number(label: Any) -> int | None:
-    """A label as int; None if it is no whole number."""
+    """A label as int; None if it is not a whole number."""
     try:
         number = int(label) if getattr(label, "shape", ()) == () and not isinstance(label, str) else None
     except (TypeError, ValueError, OverflowError):

@@ -146,14 +146,14 @@ def _label(labels: dict[str, tuple[str, bytes]], named: str | None, path: str) -
         return None
     name, data = labels[kind]
     remedy = "name a JSON key after the address, as in #label=KEY, or none: #label="
-    with explained(ValueError, f"member {quoted(name)} of {quoted(path)} is no label", remedy):
+    with explained(ValueError, f"member {quoted(name)} of {quoted(path)} is not a label", remedy):
         value = data.decode().strip() if kind == "cls" else json.loads(data)
         if kind == "json":
             keys = (named,) if named else LABELS
             if isinstance(value, dict):
                 value = next((value[key] for key in keys if key in value), None)
         if isinstance(value, bool) or not isinstance(value, int | str | None):
-            raise ValueError(f"its label is {value!r:.40}, neither a number nor a text")
+            raise ValueError(f"its label is {value!r:.40}, neither a number nor a string")
         return value
 
 

@@ -46,7 +46,7 @@ def _fits(shape: tuple[int, ...], wrong: tuple[int | None, ...]) -> bool:
 
 
 def _no_array(images) -> str:
-    """The sentence for what is no array: PIL images, paths, other objects, and lists."""
+    """The sentence for what is not an array: PIL images, paths, other objects, and lists."""
     several = isinstance(images, list | tuple) and len(images) > 0
     first = images[0] if several else images
     what = f"images are a {type(images).__name__}" + (f" of {type(first).__name__}" if several else "")

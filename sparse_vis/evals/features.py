@@ -128,7 +128,7 @@ def patches_of(images: Num[AnyArray, "B H W 3"], patch: int) -> Float[np.ndarray
 
 
 def square_grid(patches: int) -> tuple[int, int]:
-    """(rows, columns) of the patches of a square image. Raises UserError if their number is no square."""
+    """(rows, columns) of the patches of a square image. Raises UserError if their number is not a square."""
     side = math.isqrt(patches)
     if side * side != patches:
         raise UserError(f"{patches} patches are not a square grid; choose image size and patch that fit.")

@@ -42,7 +42,7 @@ class Results:
     def add(self, encoder: str, task: str, settings: dict, result: Result, ran: dict) -> None:
         """Store a result, in place of an earlier one of the same encoder and task.
 
-        `settings` are all that determines the numbers; `ran`, facts about the run, does not count.
+        `settings`: all that determines the numbers; `ran`: facts about the run, which do not.
         """
         self.encoders.setdefault(encoder, {})[task] = {
             "settings": plain(settings),

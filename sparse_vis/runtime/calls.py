@@ -56,7 +56,7 @@ def one_of(name: str, value: Any, known: Collection[str]) -> None:
 def class_names(given: Any) -> tuple[str, ...]:
     """The names in an argument `classes`, a list, tuple or array in the order of the labels.
 
-    Raises UserError if it is anything else or empty, or has an item that is no name, or a name twice.
+    Raises UserError if it is anything else or empty, or has an item that is not a name, or a name twice.
     """
     found = given.tolist() if hasattr(given, "tolist") else given
     if isinstance(found, str | bytes) or not isinstance(found, Sequence):

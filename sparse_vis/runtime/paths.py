@@ -49,7 +49,7 @@ def in_bucket(path: str | os.PathLike) -> bool:
 def expanded(path: str | bytes | os.PathLike, what: str, hub: bool = False, buckets: bool = False) -> str:
     """A path with ~ expanded, because a shell does not expand it after the = of a flag.
 
-    Raises UserError if it is no path, or if `fault` finds one. `what` is its name in the error, e.g.
+    Raises UserError if it is not a path, or if `fault` finds one. `what` is its name in the error, e.g.
     "config.data.path".
     """
     if not isinstance(path, str | bytes | os.PathLike):

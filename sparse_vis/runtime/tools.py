@@ -28,7 +28,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-LARGEST_SIDE = 8192  # pixels; a larger image is surely a mistake: with sides of 100,000 it would take 37 GB
+LARGEST_SIDE = 8192  # pixels; a larger image is surely a mistake: with sides of 100,000 it would take 40 GB
 
 # Flags of several tools -> their arguments of `add_argument`, some of which a tool may replace.
 FLAGS = {

@@ -117,7 +117,7 @@ CONFIG = r"^a configuration is the name of an experiment \(.*quickstart.*\), .* 
         (IMAGES, {"data__path": "photos"}, r"^data__path is not a setting of sparse_vis\.train; give the"),
         (IMAGES.transpose(0, 3, 1, 2), {}, r"^images have shape \(9, 3, 24, 30\); .*transpose\(0, 2, 3, 1"),
         (IMAGES * 1.0, {}, r"^images reach from 0 to 255; give uint8, or float .*, e\.g\. images / 255"),
-        (3, {}, r"^a int is no data set; give an object with __len__ and __getitem__"),
+        (3, {}, r"^a int is not a data set; give an object with __len__ and __getitem__"),
         ([], {}, r"^the list with the images is empty"),
         (np.array(["a.png", "b.png"]), {}, r"^cannot read 'a.png' \(No such file or directory\)"),
         ("nowhere", {}, r"^folder 'nowhere' does not exist; give data the folder of your images"),

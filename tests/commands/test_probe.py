@@ -199,7 +199,7 @@ def test_what_cannot_be_fitted_is_one_sentence_before_an_image_is_encoded(
         ([(white, "cat"), (white, 1)], {}, r"label of item 1 .* is 1, and those of others are names; give"),
         ([(white, "cow")], {"classes": ("cat",)}, r"the label of item 0 of the list .* is 'cow'; give"),
         ([(white, 10**9)] * 9, {}, r"the largest label of the list is 1000000000; give labels that count"),
-        ((x for x in [white]), {}, r"a generator is no data set; give an object with"),
+        ((x for x in [white]), {}, r"a generator is not a data set; give an object with"),
         (Items(1, iloc=0), {}, r"a Items does not give its items by their number; give its \.tolist\(\)"),
         (Items(1, iloc=0, columns=()), {}, r"give list\(zip\(table\[PATHS\], table\[LABELS\]\)\)"),
         (Items(9), {}, r"item 3 of the Items .* cannot be read \(RuntimeError: db lost\); correct its __get"),

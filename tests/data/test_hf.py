@@ -193,7 +193,7 @@ def test_without_a_network_the_error_says_how_to_place_files(monkeypatch):
     with pytest.raises(UserError, match="cannot be downloaded") as error:
         open_input("hf:owner/animals:small", split="train")
     assert str(error.value) == (
-        "data set hf:owner/animals:small is no folder here and cannot be downloaded (Couldn't reach "
+        "data set hf:owner/animals:small is not a folder here and cannot be downloaded (Couldn't reach "
         "'owner/animals' on the Hub (LocalEntryNotFoundError)); where there is a network, run `python -c "
         "\"from datasets import load_dataset as l; l('owner/animals', 'small').save_to_disk('FOLDER')\"`, "
         "copy FOLDER here, and give --input=hf:FOLDER."

@@ -178,9 +178,9 @@ def test_python_objects_are_sources(photos):
     ("data", "message"),
     [
         ([], "^the list with the images is empty; give one with images"),
-        (3, "^a int is no data set; give an object with __len__ and __getitem__"),
-        ({"image": 1}, "^a dict is no data set"),
-        (iter([1]), "^a list_iterator is no data set"),
+        (3, "^a int is not a data set; give an object with __len__ and __getitem__"),
+        ({"image": 1}, "^a dict is not a data set"),
+        (iter([1]), "^a list_iterator is not a data set"),
         ([np.zeros((4, 4, 3))], r"is a ndarray of float64, shape \(4, 4, 3\); give a path, the bytes"),
         ([{"label": 1}], r"^item 0 of the list with the images has no key 'image' \(label\); add it"),
         (["no.png"], r"^cannot read 'no\.png' \(No such file or directory\); correct the path of item 0 of"),

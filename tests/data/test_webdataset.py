@@ -201,9 +201,9 @@ def twice(path):
         (lambda path: write(path, samples([1], lambda n: [("jpg", png(2))])), "t.tar",
          r"several images of one name, '0001\.png' and '0001\.jpg'; name the extension .*#image=jpg\.$"),
         (lambda path: write(path, samples([1], lambda n: [("json", b"{")])), "t.tar",
-         r"member '0001\.json' of '.*' is no label \(Expecting .*\); name a JSON key"),
+         r"member '0001\.json' of '.*' is not a label \(Expecting .*\); name a JSON key"),
         (lambda path: write(path, samples([1], lambda n: [("json", b'{"label": [1]}')])), "t.tar",
-         r"is no label \(its label is \[1\], neither a number nor a text\)"),
+         r"is not a label \(its label is \[1\], neither a number nor a string\)"),
     ],
 )  # fmt: skip
 def test_a_wrong_tar_is_one_sentence_and_leaves_no_index(tmp_path, make, address, message):

@@ -94,8 +94,8 @@ def best_overlap(pred: Masks, true: Masks) -> Float[np.ndarray, " N"]:
 def mean_best_overlap(pred: Masks, true: Masks) -> float:
     """mBO of a data set: the mean of `best_overlap` over the images that have an instance; nan without any.
 
-    This is the instance-level mBO of the object-centric literature: background is no object, and every image
-    has the same weight.
+    This is the instance-level mBO of the object-centric literature: background is not an object, and all
+    images have the same weight.
 
     Source: Pont-Tuset et al. 2017, "Multiscale Combinatorial Grouping"; averaged as in Seitzer et al. 2023.
     """

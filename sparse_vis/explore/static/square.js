@@ -45,7 +45,7 @@ function fitted(pixels, width, height, size) {
   return resizedRows(resizedRows(pixels, width, 4, along(width)), height, 3, along(height));
 }
 
-// The number of pixels of a picture's file, without decoding it; 0 if it is no picture.
+// The number of pixels of a picture's file, without decoding it; 0 if it is not a picture.
 async function pixelsOf(file) {
   const image = new Image(), source = URL.createObjectURL(file);
   await new Promise((done) => Object.assign(image, { onload: done, onerror: done, src: source }));
