@@ -96,7 +96,7 @@ def override(config: ConfigDict, name: str, value: Any) -> None:
         raise UserError(f"config.{name} is a group of settings; give one of them, e.g. config.{known}.")
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if hasattr(value, "item"):  # a number of NumPy
+    if hasattr(value, "item"):  # a NumPy number
         value = value.item()
     if sentence := ALLOWED[name].kind(value):
         raise UserError(f"config.{name}={shown(value)} {sentence}.")

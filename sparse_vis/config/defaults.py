@@ -11,7 +11,7 @@ from sparse_vis.runtime.skipped import MAX_PIXELS
 _CONFIG = dict(
     name="default",
     seed=0,
-    init="",  # initial weights: MAE or released file or folder, hf:// address, or a workdir of ours
+    init="",  # initial weights: file or folder of a backbone or of a STELLAR model, hf:// address, workdir
     init_name="",  # which model, if `init` is a release of several
     init_heads="keep",  # or "fresh": random prototype heads instead of those of `init`
     model=dict(

@@ -18,7 +18,7 @@ from sparse_vis.runtime.files import CHECKSUM, read_json
 from sparse_vis.runtime.paths import AnyPath, expanded
 
 # Settings that hold a path or a tuple of paths -> whether an hf:// address is allowed too. All but eval.masks
-# may be in a bucket; some sources of images refuse one themselves.
+# may be in a bucket; some sources of images cannot read there.
 PATHS = {
     "init": True, "data.path": False, "model.tokenizer.path": False, "eval.masks": False, "eval.beside": True,
     "eval.inception": False, "eval.lpips.alexnet": False, "eval.lpips.heads": False,

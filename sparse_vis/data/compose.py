@@ -93,7 +93,7 @@ def place(
 
     Args:
         drawn: the object; its last band is its alpha.
-        areas: pixels of each earlier object before others hid parts of it; that of the new one is appended.
+        areas: number of pixels of each earlier object, hidden ones included; the new one's is appended.
         scale: range of the object's longer side, as a share of the scene's.
 
     Returns:

@@ -102,7 +102,7 @@ def evaluate(
     encoders = [own, *(beside_encoder(name, config, weights, train) for name in config.eval.beside)]
     left = _unfinished(encoders, plan, config, results)
     if any("map" in TASKS[name].needs for settings in left for name in settings):
-        # A damaged training map is noticed in the first epoch, but one of test only after the last.
+        # A damaged training map is noticed in the first epoch, but a test map only after the last.
         check_every_map(plan.data.parts["test"])
     for encoder, settings in zip(encoders, left, strict=True):
         _evaluate_one(encoder, settings, plan, config, results)

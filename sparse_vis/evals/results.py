@@ -130,7 +130,7 @@ def plain(value):
 
 
 def _read(path: AnyPath) -> dict[str, dict]:
-    remedy = "restore it from a copy, or delete it, and everything is measured again."
+    remedy = "restore it from a copy, or delete it to measure everything again."
     with explained((OSError, ValueError), f"{path} cannot be used", remedy):
         if not path.exists():
             return {}

@@ -1,4 +1,4 @@
-"""The page's files, and its HTML, for the page with our server and for that without."""
+"""The files and the HTML of the page, with our server or without."""
 
 from __future__ import annotations
 

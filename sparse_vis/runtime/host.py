@@ -23,7 +23,7 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 LEVEL = "xla_backend_optimization_level"
 CPU_COMPILER_OPTIONS: dict[str, int] = {} if LEVEL in os.environ.get("XLA_FLAGS", "") else {LEVEL: 1}
 
-# On CPU, XLA computes some products and sums by YNNPACK, which for a few gives wrong results or crashes
+# On CPU, XLA computes some products and sums with YNNPACK, a few of which come out wrong or crash
 # (jaxlib 0.10.2 to 0.12.0; jax-ml/jax issues 39103 and 39257). Cost of switching it off: docs/performance.md.
 LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 NO_YNNPACK = f"--{LIBRARY}="

@@ -110,7 +110,7 @@ class Parser(argparse.ArgumentParser):
 def check_folder(path: pathlib.Path, name: str = "--output") -> None:
     """Raise UserError if a folder, given by the flag `name`, cannot be created or written to.
 
-    Of a bucket this checks only that it answers: whether it can be written to shows when it is locked.
+    Of a bucket, only whether it answers: whether it can be written to is found out when it is locked.
     """
     if paths.in_bucket(path):
         remedy = "repeat the command when the network and this machine's credentials allow it."

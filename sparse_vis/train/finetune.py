@@ -1,4 +1,4 @@
-"""Fine-tuning: a step that trains a classifier on the tokens, and every layer of the encoder at its rate."""
+"""Fine-tuning: a step that trains a classifier on the tokens, and each encoder layer at its own rate."""
 
 import dataclasses
 import functools

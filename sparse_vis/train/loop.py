@@ -331,7 +331,7 @@ class Run:
         checkpoint.save(self.manager, self.state, self.place(), self.config)
 
     def _saved_before(self, error: Exception) -> Exception:
-        """The same error of images that cannot be read, extended by where the last step was saved."""
+        """The error of images that cannot be read, with a note of where the last step was saved."""
         checkpoint.finish(self.manager)
         saved = f"step {self.step} is saved in {self.workdir}; repeat the command to go on"
         if isinstance(error, UserError):
