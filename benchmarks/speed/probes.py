@@ -5,9 +5,9 @@
 Features are random, with a mean for each class, in a file. Each row of the table is a new process, which maps
 the file into memory; the largest memory does not count the pages of the file. kNN (k = 20) searches the whole
 file for the queries. The linear probes are fitted to the first `--fitted` rows: ours in 500 steps of 256 rows
-for 13 learning rates together, scikit-learn's LogisticRegression (L-BFGS) in 10 iterations over all rows for
-one setting. Their rows/s count each row once for every classifier. Needs `pip install faiss-cpu`, or a
-shorter `--only`.
+for 13 learning rates together, scikit-learn's LogisticRegression (L-BFGS) in at most 10 iterations over all
+rows for one setting. Their rows/s count a row each time that a classifier is trained on it. Needs `pip
+install faiss-cpu`, or a shorter `--only`.
 """
 
 import argparse
