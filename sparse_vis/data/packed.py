@@ -159,7 +159,7 @@ def read_metadata(folder: AnyPath) -> dict[str, Any]:
             _check(metadata)
     if metadata["version"] > VERSION:
         raise UserError(
-            f"{path} is of version {metadata['version']}, this program reads {VERSION}; "
+            f"{path} is of version {metadata['version']}, but this program reads {VERSION}; "
             f"pack the images again with `{COMMAND}`."
         )
     in_order = sorted(metadata["shards"].items(), key=lambda item: int(item[0].split("-")[1]))

@@ -103,9 +103,9 @@ def _check_files(full: list[str], what: str) -> None:
     there = (lambda name: as_path(name).exists()) if in_bucket(full[0]) else os.path.lexists
     if missing := [name for name in tried if not there(name)]:
         raise UserError(
-            f"{what} lists {quoted(missing[0])}, which does not exist (nor do {len(missing) - 1} more of "
-            f"{len(tried)} that were looked for); correct it, or set --config.data.path to the folder where "
-            "the paths begin."
+            f"{what} lists {quoted(missing[0])}, which does not exist ({len(missing)} of {len(tried)} paths "
+            "that were tried are missing); correct it, or set --config.data.path to the folder where the "
+            "paths begin."
         )
 
 

@@ -74,7 +74,7 @@ def check_classifier(plan: Plan, classes: Sequence[str]) -> None:
     """
     source = plan.data.parts[plan.data.labelled[1]].source
     if "classifier" in plan.tasks and tuple(classes) != source.classes:
-        what = f"has other classes than {source!r}" if classes else "is not there without fine-tuning"
+        what = f"has other classes than {source!r}" if classes else "exists only after fine-tuning"
         remedy = "leave 'classifier' out of config.eval.tasks, or fine-tune with --mode=finetune"
         raise UserError(f"the evaluation 'classifier' measures a classifier that {what}; {remedy}.")
 

@@ -258,7 +258,7 @@ def test_other_folders_are_refused(images, packed, tmp_path, monkeypatch):
         source(tmp_path, split="train[:90%]")
     described = {key: value for key, value in json.loads(before).items() if key != "checksum"}
     (packed / "packed.json").write_text(json.dumps(described | {"version": 3}))
-    with pytest.raises(UserError, match="of version 3, this program reads 2"):
+    with pytest.raises(UserError, match="of version 3, but this program reads 2"):
         source(packed)
     for shard in described["shards"].values():
         del shard["sha256"], shard["images"], shard["times"]

@@ -119,7 +119,7 @@ def test_what_a_table_holds_is_said(photos, capsys):
         ("path,label\na/x.png\n", "t.csv", r"is damaged \(row 1 has another number of cells"),
         ('path\n"a/x.png\n', "t.csv", r"is damaged \(unexpected end of data\); repair it"),
         ("path\na/x.png\na/../a/x.png\n", "t.csv", r"lists '.*/a/x\.png' twice; remove one"),
-        ("path\na/x.png\nno.png\n", "t.csv", r"no\.png', which does not exist \(nor do 0 more.*--data-dir"),
+        ("path\na/x.png\nno.png\n", "t.csv", r"no\.png', which does not exist \(1 of 2 paths .*--data-dir"),
         ("path,label\n,1\n", "t.csv", "row 1 of table .* has no path; complete or remove the row"),
         ("path,label,label\na/x.png,1,2\n", "t.csv", r"t\.csv' has more than one column 'label'; rename"),
         ("path\na/x.png\n", "t.csv#path=file", "has no column 'file', only 'path'"),

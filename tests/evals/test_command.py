@@ -103,7 +103,7 @@ def test_a_model_of_pixels_can_be_probed_for_codes(measured, tmp_path):
 def test_a_classifier_that_is_not_there_is_one_sentence(measured):
     config = copy.deepcopy(measured[0])
     config.eval.update(tasks=("knn", "classifier"), beside=())
-    with pytest.raises(UserError, match="'classifier' measures a classifier that is not there without fine-"):
+    with pytest.raises(UserError, match="'classifier' measures a classifier that exists only after fine-"):
         evaluate(config, measured[1])
     plan = command.make_plan(config)
     with pytest.raises(UserError, match=r"a classifier that has other classes than SceneSource.*; leave 'cl"):

@@ -222,7 +222,7 @@ def test_a_stopped_run_continues_bit_identically_and_its_classifier_is_loaded(
 
     # The pretraining's own commands do not take it for theirs.
     saved = tmp_path / "run"
-    with pytest.raises(UserError, match=r"'classifier' measures a classifier that is not there without fine"):
+    with pytest.raises(UserError, match=r"'classifier' measures a classifier that exists only after fine"):
         command.run(config.copy_and_resolve_references(), tmp_path / "new", "train", StopAt())
     config.eval.tasks = ()
     with pytest.raises(UserError, match=r"config\.finetune\.classes is set, so this is a fine-tuning; give"):
