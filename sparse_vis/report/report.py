@@ -30,7 +30,7 @@ from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.paths import AnyPath, in_bucket
 from sparse_vis.runtime.skipped import Skips
-from sparse_vis.runtime.tools import Parser, check_size, image_size, positive
+from sparse_vis.runtime.tools import FLAGS, Parser, check_size, image_size, positive
 from sparse_vis.train.log import JSONL
 from sparse_vis.viz.figures import read_metrics
 
@@ -48,10 +48,10 @@ def main() -> None:
     of_run = "folder of images, or what else --input of other tools takes (default: the run's test split)"
     add("--images", type=paths.folder, metavar="IMAGES", help=of_run)
     add("--split", help="split, if --images is an address, e.g. train[:90%%]")
-    add("--data-dir")
+    add("--data-dir", help=FLAGS["--data-dir"]["help"].replace("--input", "--images"))
     add("--on-error")
     add("--max-pixels")
-    add("--size", type=image_size, metavar="HxW", help="size of the images (the model's image size)")
+    add("--size", type=image_size, metavar="HxW", help="size of the images (default: the model's)")
     add("--letterbox")
     add("--gallery", type=positive, default=12, help="images shown with maps and edits (%(default)s)")
     voters = "images used to find the images of each prototype and to measure health (%(default)s)"
