@@ -86,7 +86,7 @@ def check_output(path: AnyPath) -> None:
 
 
 def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The variables of page.html; a part that is absent is a string with the reason."""
+    """The variables of report.html; a part that is absent is a string with the reason."""
     found = read_model(arguments.checkpoint, arguments.name)
     config = found.config
     data_known = found.step is not None or is_shipped(arguments.checkpoint)
@@ -187,4 +187,4 @@ def render(contents: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template("page.html").render(**contents, generator=GENERATOR)
+    return environment.get_template("report.html").render(**contents, generator=GENERATOR)
