@@ -51,7 +51,7 @@ def main() -> None:
     """Command line; see --help."""
     parser = argparse.ArgumentParser(description="Run notebooks in fresh kernels and store their outputs.")
     everything = sorted(FOLDER.glob("*.ipynb"))
-    parser.add_argument("files", nargs="*", type=pathlib.Path, help="all of this folder unless given")
+    parser.add_argument("files", nargs="*", type=pathlib.Path, help="(default: all of this folder)")
     paths = parser.parse_args().files or everything
     if missing := [path for path in paths if not path.is_file()]:
         parser.error(f"{missing[0]} is no file; this folder has {', '.join(p.name for p in everything)}")

@@ -288,6 +288,8 @@ def test_help_explains_every_flag(parsed):
             assert re.search(explained, outcome["help"], re.M), f"{tool} --help does not explain {flag}"
             times = re.findall(rf"^ {{2,4}}{flag}(?![\w.-])", outcome["help"], re.M)
             assert len(times) == 1, f"{tool} --help lists {flag} {len(times)} times"
+        addressed = re.findall(r"if (--[\w-]+) is an address", " ".join(outcome["help"].split()))
+        assert {*addressed} <= {*outcome["flags"]}, f"{tool} --help names flags of other tools: {addressed}"
 
 
 @pytest.mark.parametrize("name", PAGES)

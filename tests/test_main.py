@@ -9,15 +9,15 @@ from main_process import ROOT, TINY
 QUICKSTART = "--config=configs/quickstart.py"
 
 
-def call(*arguments):
+def call(*arguments, program=("main.py",)):
     return subprocess.run(
-        [sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, *program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
 
 
-def sentence(*arguments):
-    """The error that main.py prints."""
-    done = call(*arguments)
+def sentence(*arguments, program=("main.py",)):
+    """The error that main.py, or another program, prints."""
+    done = call(*arguments, program=program)
     assert done.returncode == 1 and done.stdout == "", done
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     return done.stderr
@@ -46,6 +46,23 @@ def sentence(*arguments):
 def test_a_wrong_command_line_is_named_with_its_remedy(arguments, culprit, remedy):
     message = sentence(*arguments)
     assert culprit in message and remedy in message
+
+
+@pytest.mark.parametrize(
+    "arguments,expected",
+    [
+        (
+            ["train", "--workdri=x"],
+            "--workdri is not a flag of python -m sparse_vis train; did you mean --workdir?",
+        ),
+        (
+            ["evaluate", QUICKSTART, "--mode=train"],
+            "--mode=train is not for the tool evaluate; give it to the tool train.",
+        ),
+    ],
+)
+def test_the_tools_train_and_evaluate_are_named_as_they_were_called(arguments, expected):
+    assert sentence(*arguments, program=("-m", "sparse_vis")) == f"error: {expected}\n"
 
 
 @pytest.mark.parametrize(

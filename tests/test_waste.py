@@ -75,7 +75,7 @@ def test_only_the_images_own_rows_meet_all_prototypes_at_once():
     assert (IMAGES * 16, K) in wide and wide - known == set(), wide - known
 
 
-def test_no_assignment_is_kept_for_the_way_back():
+def test_no_assignment_is_kept_for_the_backward_pass():
     """Of what the forward pass leaves behind, prototypes and potentials alone are as long as K or a chunk."""
     loss, params, *rest = published()
     kept = jax.eval_shape(lambda p, *rest: jax.vjp(lambda p: loss(p, *rest), p)[1], params, *rest)
@@ -97,7 +97,7 @@ def test_the_encoder_runs_once_per_shape_of_view_on_visible_patches_alone():
     assert not shapes(found, "conv_general_dilated")
 
 
-def test_layers_laid_out_are_prepared_once_for_all_views():
+def test_unrolled_layers_are_prepared_once_for_all_views():
     """Cut, given their LayerNorm's scale, and joined after gradients of three shapes of views are summed."""
     layer, stack = (768, 3 * 768), (12, 768, 3 * 768)
     loss, *arguments = published(unroll=12)
@@ -109,7 +109,7 @@ def test_layers_laid_out_are_prepared_once_for_all_views():
     assert made.count("concatenate") == 1 and not {"pad", "add_any"} & set(made)
 
 
-def test_the_tokenizer_has_no_way_back():
+def test_the_tokenizer_has_no_backward_pass():
     """As many convolutions in loss and gradient together as in the codes alone."""
     loss, params, views, tokenizer = published("vq")
     forward = list(equations(jax.make_jaxpr(loss)(params, views, tokenizer).jaxpr))

@@ -71,7 +71,7 @@ def probe(
     save = None if save is None else probe_file.place_to_write(save, "save")
     if folder := extraction(data):
         if classes is not None:
-            raise UserError(f"the extraction {folder} has classes of its own; leave classes= out.")
+            raise UserError(f"classes= is not for the extraction {folder}, which has its own; leave it out.")
     else:
         source = as_source(data, classes)
         if isinstance(source, OwnSource):

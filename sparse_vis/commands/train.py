@@ -11,8 +11,8 @@
     --stopped_status=75        exit status after a SIGTERM (default 0), to make a scheduler repeat the command
 
 Started again with the same workdir, a run continues where it was. With --workdir and no --config, the
-configuration saved there is used. `python -m sparse_vis train` and `evaluate` take the same flags; other
-tools: python -m sparse_vis --help
+configuration saved there is used. `python -m sparse_vis train` takes the same flags, and so does `evaluate`,
+which is --mode=evaluate; other tools: python -m sparse_vis --help
 """
 
 import contextlib
@@ -26,6 +26,8 @@ from sparse_vis.config import arguments, settings
 from sparse_vis.runtime import host
 from sparse_vis.runtime.errors import UserError
 from sparse_vis.train.stop import StopSignal
+
+EVALUATE = " evaluate"  # how the program's name ends if it is this tool
 
 
 def define_flags() -> None:
@@ -54,6 +56,8 @@ def start(_) -> None:
             logging.set_verbosity(logging.WARNING)
         if given.config is None and given.workdir is None:
             raise UserError("give --config=configs/NAME.py, or --workdir of a run to continue.")
+        if sys.argv[0].endswith(EVALUATE) and given.mode != "evaluate":
+            raise UserError(f"--mode={given.mode} is not for the tool evaluate; give it to the tool train.")
         config = given.config or settings.read(given.workdir)
         with host.uncollected():
             from sparse_vis.commands.run import run  # slow imports, after the flags are checked
@@ -69,6 +73,6 @@ def start(_) -> None:
 def main() -> None:
     """Command line of main.py and of the tools `train` and `evaluate`; see --help."""
     define_flags()
-    if sys.argv[0].endswith(" evaluate"):
+    if sys.argv[0].endswith(EVALUATE):
         flags.FLAGS.set_default("mode", "evaluate")
     app.run(start, flags_parser=parse)

@@ -45,7 +45,9 @@ def parse(arguments: list[str]) -> list[str]:
         raise UserError(f"--config.{settings[0]} needs a configuration: add --config=NAME before it.")
     for name in settings:
         check_setting(name)
-    program = f"python {arguments[0]}"
+    program = arguments[0]  # main.py, or as __main__.py has set it: sparse-vis train
+    if program.endswith(".py"):
+        program = f"python {program}"
     try:
         rest = flags.FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:

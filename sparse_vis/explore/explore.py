@@ -55,7 +55,7 @@ def main() -> None:
         "(docs/explore.md). Example: python -m sparse_vis explore --checkpoint=runs/quickstart"
     )
     add = parser.add_argument
-    add("--checkpoint", required=False, default="pictures-tiny")
+    add("--checkpoint", required=False, default="pictures-tiny", help=f"{paths.PLACES} (%(default)s)")
     add("--name")
     add("--tokenizer")
     add("--port", type=port, default=0, help="port of the address (default: a free one)")
@@ -65,7 +65,7 @@ def main() -> None:
     add("--images", type=paths.local, metavar="FOLDER", help="images to search for similar tokens")
     static = "write the page to this folder, for a web server of any kind, and serve nothing"
     add("--export", type=paths.local, metavar="FOLDER", help=static)
-    runtime = f"with --export: folder of {static_page.PACKAGE}, unpacked (else fetched with npm)"
+    runtime = f"with --export: folder of {static_page.PACKAGE}, unpacked (default: fetched with npm)"
     add("--runtime", type=paths.local, metavar="FOLDER", help=runtime)
     given = parser.parse_args()
     if given.export is not None:

@@ -42,7 +42,7 @@ def make_cards(
     model: Stellar, params: dict, images: Images, names: list[str], found: Encoded,
     *, decodes: bool, edits: bool,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The images of a gallery as page.html shows them; pictures are data URIs. Prints progress.
+    """The images of a gallery as report.html shows them; pictures are data URIs. Prints progress.
 
     `found` begins with these images; `decodes` and `edits`: whether the model can decode, and whether its
     tokens can be edited.

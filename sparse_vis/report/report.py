@@ -30,7 +30,7 @@ from sparse_vis.runtime.files import write_whole
 from sparse_vis.runtime.names import escaped
 from sparse_vis.runtime.paths import AnyPath, in_bucket
 from sparse_vis.runtime.skipped import Skips
-from sparse_vis.runtime.tools import Parser, check_size, image_size, positive
+from sparse_vis.runtime.tools import FLAGS, Parser, check_size, image_size, positive
 from sparse_vis.train.log import JSONL
 from sparse_vis.viz.figures import read_metrics
 
@@ -48,7 +48,7 @@ def main() -> None:
     of_run = "folder of images, or anything --input of other tools takes (default: the run's test split)"
     add("--images", type=paths.folder, metavar="IMAGES", help=of_run)
     add("--split", help="split, if --images is an address, e.g. train[:90%%]")
-    add("--data-dir")
+    add("--data-dir", help=FLAGS["--data-dir"]["help"].replace("--input", "--images"))
     add("--on-error")
     add("--max-pixels")
     add("--size", type=image_size, metavar="HxW", help="size of the images (default: the model's)")
@@ -86,7 +86,7 @@ def check_output(path: AnyPath) -> None:
 
 
 def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The variables of page.html; a part that is absent is a string with the reason."""
+    """The variables of report.html; a part that is absent is a string with the reason."""
     found = read_model(arguments.checkpoint, arguments.name)
     config = found.config
     data_known = found.step is not None or is_shipped(arguments.checkpoint)
@@ -187,4 +187,4 @@ def render(contents: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template("page.html").render(**contents, generator=GENERATOR)
+    return environment.get_template("report.html").render(**contents, generator=GENERATOR)

@@ -39,8 +39,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """New state and metrics; if loss or gradient norm is not finite, parameters, optimizer and teacher stay.
 
-    `tokenizer`: its frozen parameters; None for the pixel target. `view`: batch -> views; None draws random
-    ones.
+    `tokenizer`: its frozen parameters (None: pixel target). `view`: batch -> views (None: random views).
     """
     view = view or functools.partial(make_views, step_key(seed, state.step), spec=recipe.views)
     teacher = None

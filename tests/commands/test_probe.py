@@ -240,6 +240,8 @@ def test_what_cannot_be_fitted_is_one_sentence_before_an_image_is_encoded(
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match=r"the extraction .* is not complete; repeat the command"):
         sparse_vis.probe(*loaded, tmp_path)
+    with pytest.raises(UserError, match=r"classes= is not for the extraction .*, which has its own; leave"):
+        sparse_vis.probe(*loaded, tmp_path, classes=("a", "b"))
 
 
 def test_an_image_that_cannot_be_used_stops_or_is_left_out(loaded, folder, tmp_path, capsys):

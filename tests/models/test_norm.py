@@ -1,4 +1,4 @@
-"""LayerNorm of the blocks against Flax's, and what it keeps for the way back."""
+"""LayerNorm of the blocks against Flax's, and what it keeps for the backward pass."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_efficiency_settings_change_nothing(settings):
 
 
 @pytest.mark.parametrize(("only", "tokens"), [("cls", 1), ("S", 3)])
-def test_the_last_layer_laid_out_computes_only_what_is_asked_for(only, tokens):
+def test_the_last_unrolled_layer_computes_only_the_selected_tokens(only, tokens):
     """Same values and gradients, with so many products less as the formula says."""
     whole = VisionTransformer(image_size=16, patch=4, sizes=Sizes(8, 3, 2, 16, init_std=0.3), queries=2)
     pixels, visible = (
@@ -162,8 +162,8 @@ def test_the_last_layer_laid_out_computes_only_what_is_asked_for(only, tokens):
         assert missing == (["S", "U"][tokens // 3 :] if asked else [])
         return sum((getattr(found, name) ** 3).sum() for name in kept)
 
-    laid_out = [whole.clone(compute=Compute(unroll=3, remat=x)) for x in ("none", "products", "blocks")]
-    encoders = ((whole, None), (whole, only), *((encoder, only) for encoder in laid_out))
+    unrolled = [whole.clone(compute=Compute(unroll=3, remat=x)) for x in ("none", "products", "blocks")]
+    encoders = ((whole, None), (whole, only), *((encoder, only) for encoder in unrolled))
     losses = [jax.jit(functools.partial(loss, *how)) for how in encoders]
     expected, *others = (jax.jit(jax.value_and_grad(loss))(params) for loss in losses)
     for found in others:
@@ -174,7 +174,7 @@ def test_the_last_layer_laid_out_computes_only_what_is_asked_for(only, tokens):
     assert cut == all_of_it and less == 3 * [all_of_it - saved]
 
 
-def test_layers_laid_out_start_alike_and_from_one_program_of_a_layer():
+def test_unrolled_layers_start_alike_and_from_one_program_of_a_layer():
     """Otherwise a GPU's compiler takes half a minute for twelve copies of the same draws."""
     plain = VisionTransformer(image_size=8, patch=4, sizes=Sizes(8, 3, 2, 16), queries=2)
     inputs = jax.random.key(1), jnp.ones((2, 8, 8, 3))

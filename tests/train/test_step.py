@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import json
 import os
@@ -124,6 +125,11 @@ def test_the_published_accumulation_balances_each_part_alone():
     np.testing.assert_allclose(total, (parts[0][0] + parts[1][0]) / 2, rtol=1e-6)
     assert relative(accumulated, jax.tree.map(lambda a, b: (a + b) / 2, parts[0][2], parts[1][2])) < 1e-6
     assert abs(float(total - gradients(recipe(False), 1)[0])) > 1e-4
+
+
+@pytest.mark.fast
+def test_the_step_fits_on_one_screen():
+    assert len(inspect.getsource(train_step).splitlines()) <= 40
 
 
 def test_a_bad_step_is_counted_and_not_applied():
