@@ -547,7 +547,7 @@ def test_a_file_of_another_form_is_written_anew(tmp_path, capsys):
     assert again.finished("e", "t", {"k": [1, 2]}) and not again.finished("e", "t", {"k": [1]})
     for text in ("{", "[]", path.read_text().replace('"x": 0.5', '"x": 0.7')):
         path.write_text(text)
-        with pytest.raises(UserError, match=r"evaluation\.json cannot be used .*delete it to measure everything again"):
+        with pytest.raises(UserError, match=r"evaluation\.json cannot be used .*delete it to measure"):
             Results(tmp_path)
 
 
