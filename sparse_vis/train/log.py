@@ -89,6 +89,7 @@ class RunLog:
         self.path, self.steps, self.batch, self.active = workdir / JSONL, steps, batch, active
         self.show = show
         self.last_step, self.said_waiting = first, False
+        self.probed = {}  # what the newest probe adds to the printed line
         self.start_clock()
         if active:
             with self._writing():
@@ -128,6 +129,7 @@ class RunLog:
         self.last_time += seconds
         if self.active:
             say("  ".join([f"probe at step {step}:", *(f"{name} {x:.4g}" for name, x in numbers.items())]))
+            self.probed = {"probe": f"kNN {numbers['knn']:.3f}"} if "knn" in numbers else {}
             numbers = {f"{PICTURES}/{name}": x for name, x in numbers.items()}
             with self._writing():
                 path = picture_of(self.path.parent, step)
@@ -161,9 +163,9 @@ class RunLog:
             ) from error
 
     def line(self, step: int, row: dict[str, float]) -> str:
-        """The line to print for a row, with its main numbers.
+        """The line to print for a row, with its main numbers and the newest probe's kNN.
 
-        If it is longer than WIDTH columns, the percentage is left out, then the epoch, then the tokens' rank.
+        If it is longer than WIDTH columns, the percentage is left out, then epoch, tokens' rank and kNN.
         """
         rate = row["images_per_second"]
         left = time_left((self.steps - step) * self.batch / rate)
@@ -176,8 +178,9 @@ class RunLog:
             parts["reconstruction"] = f"PSNR {row['reconstruction_psnr']:.2f} dB"
         if "health/S_rank" in row:
             parts["rank"] = f"S_rank {short(row['health/S_rank'])}"
+        parts |= self.probed
         parts |= {name: f"{name} {row[name]:.0f}" for name in ("skipped", "bad_steps") if row.get(name)}
-        for name in ("share", "epoch", "rank", ""):
+        for name in ("share", "epoch", "rank", "probe", ""):
             line = "  ".join(parts.values())
             if len(line) <= WIDTH:
                 break

@@ -28,7 +28,7 @@ class NoBoard:
     def __init__(self, folder, rows):
         self.rows, self.written = rows, []
 
-    def write(self, step, numbers):
+    def write(self, step, numbers, pictures=None):
         self.written.append((step, numbers))
 
     def close(self, failed=False):
@@ -77,10 +77,21 @@ def test_a_line_shows_what_there_is(tmp_path):
 
 
 @pytest.mark.fast
+def test_a_line_has_the_kNN_of_the_newest_probe(still, tmp_path, capsys):
+    shown = RunLog(tmp_path, steps=9, batch=8, first=0, active=True)
+    for step, knn in ((2, 0.5), (4, 0.61234)):
+        shown.add_probe(step, {"psnr": 18.0, "knn": knn}, np.zeros((8, 8, 3), np.uint8), 0.0)
+    shown.close()
+    assert shown.line(5, ROW).endswith("total 20.62  reconstruction 0.01  kNN 0.612")
+    assert "probe at step 4:  psnr 18  knn 0.6123\n" in capsys.readouterr().out
+
+
+@pytest.mark.fast
 def test_the_longest_lines_fit(tmp_path):
     """A run of weeks on many chips, at its beginning, with all that a line may show."""
     shown = RunLog(tmp_path, steps=140_750, batch=2048, first=0, active=False)
     row = ROW | MORE | {"images_per_second": 234.5, "epoch": 249.96, "health/S_rank": 1012.3}
+    shown.probed = {"probe": "kNN 0.612"}
     line = shown.line(1, row)
     assert len(line) <= 100 and "ETA 14d 5h" in line and "skipped 3  bad_steps 2" in line
 
