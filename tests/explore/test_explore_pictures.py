@@ -222,7 +222,7 @@ def test_the_recording_shows_each_edit_and_ends_with_a_replaced_token(address, m
         assert film.width == 720 and film.n_frames > 10 and film.info["loop"] == 0
     assert re.search(rf"{len(seen)} frames, \d+\.\d s", capsys.readouterr().out)
     for name in ("film.mp4", "absent/film.webp"):
-        with pytest.raises(argparse.ArgumentTypeError, match=r"is no \.webp or \.gif in a folder"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"is not a \.webp or \.gif file in a folder"):
             explore_recording.moving(str(tmp_path / name))
 
 

@@ -140,9 +140,9 @@ def test_the_program_is_named_and_a_value_of_thousands_of_characters_is_shortene
     flags.DEFINE_integer("repeats", 1, "", flag_values=values)
     monkeypatch.setattr(flags, "FLAGS", values)
     for given, sentence in (("abc", "abc: .*'abc'"), ("9" * 5000, "9{1,60}….*")):
-        sentence = f"^flag --repeats={sentence}; python -m x --help lists the flags.$"
+        sentence = f"^flag --repeats={sentence}; python x.py --help lists the flags.$"
         with pytest.raises(UserError, match=sentence) as refused:
-            parse(["-m x", f"--repeats={given}"])
+            parse(["x.py", f"--repeats={given}"])
         assert len(str(refused.value)) < 300
 
 
