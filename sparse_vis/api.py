@@ -38,8 +38,8 @@ def load(
     Args:
         path: workdir of main.py (its newest checkpoint) or one step folder; a released .safetensors
             file with its config.json beside it; a release folder; hf://microsoft/STELLAR/stellar-b16; or
-            "pictures-tiny" or "scenes-tiny", small models that come with the package. All of these may be in
-            gs://, and all but checkpoints in s3:// (docs/pods.md).
+            "pictures-tiny" or "scenes-tiny", small models that come with the package. Files and folders may
+            be in gs://, and all but checkpoints also in s3:// (docs/pods.md).
         name: which model, if a release folder holds several.
         tokenizer: weights of the VQ tokenizer (torch, safetensors or Flax file); by default the file
             that the checkpoint or manifest names, if it exists. Only `reconstruct` of VQ models needs it.

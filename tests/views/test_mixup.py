@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from sparse_vis.train.microbatches import split_batch
 from sparse_vis.types import Batch
@@ -21,7 +20,6 @@ def batch(count):
     return Batch(image=jnp.asarray(pixels), height=side, width=side, index=index, label=jnp.arange(count) - 1)
 
 
-@pytest.mark.fast
 def test_a_blend_is_the_weighted_sum_of_two_images_half_a_batch_apart():
     key, images = jax.random.key(3), batch(8)
     alone = make_views(key, images, spec=ViewSpec(**SPEC))
@@ -36,13 +34,11 @@ def test_a_blend_is_the_weighted_sum_of_two_images_half_a_batch_apart():
     assert alone.share is None and alone.other is None and len(set(share.tolist())) == 8
 
 
-@pytest.mark.fast
 def test_shares_have_the_moments_of_beta():
     share = np.asarray(make_views(jax.random.key(0), batch(4000), spec=ViewSpec(**SPEC, mixup=0.5)).share)
     assert abs(share.mean() - 0.5) < 0.02 and abs(share.var() - 1 / 8) < 0.005  # of Beta(1/2, 1/2)
 
 
-@pytest.mark.fast
 def test_microbatches_have_the_same_pairs_and_shares():
     key, images, spec = jax.random.key(1), batch(8), ViewSpec(**SPEC, mixup=0.3)
     whole = make_views(key, images, spec=spec)
