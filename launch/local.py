@@ -174,9 +174,14 @@ def main() -> None:
     if given.processes < 1 or given.devices < 1:
         sys.exit("error: --processes and --devices must be at least 1.")
     program = ["-m", "sparse_vis", given.tool] if given.tool else [str(MAIN)]
+    early = []  # signals that come while the processes are started
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *received: early.append(received))
     processes = Processes([sys.executable, *program, *given.arguments], given.processes, given.devices)
-    signal.signal(signal.SIGTERM, processes.stop)
-    signal.signal(signal.SIGINT, processes.stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, processes.stop)
+    if early:
+        processes.stop()
     if sentence := processes.outcome():
         sys.exit(f"error: {sentence}")
 

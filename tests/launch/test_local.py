@@ -12,12 +12,17 @@ import pytest
 from main_process import ROOT, gone
 
 START = """
-import importlib.util, sys
+import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("local", {path!r})
 local = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(local)
 local.MAIN, local.GRACE_SECONDS, local.SAME_SECONDS = {program!r}, 1, 0.5
 local.DEVICE_FILES = local.pathlib.Path({program!r}).parent / "dev"
+start = local.Processes.__init__
+def slow(*arguments):
+    start(*arguments)
+    local.time.sleep(float(os.environ.get("SLOW_START", 0)))
+local.Processes.__init__ = slow
 local.main()
 """
 HEADER = """
@@ -142,6 +147,23 @@ def test_a_process_that_dies_is_named_and_ends_the_others(launch, end, how, tmp_
         "command: it continues from what was saved, if anything was."
     )
     assert gone([int((tmp_path / f"{index}.pid").read_text()) for index in range(3)], seconds=5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_processes_are_started_reaches_them(launch, number, tmp_path):
+    program = """
+        def stop(*_):
+            (folder / f"{index}.stopped").touch()
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, stop)
+        (folder / f"{index}.ready").touch()
+        time.sleep(60)
+    """
+    process = launch(program, SLOW_START="3")
+    until(lambda: len(list(tmp_path.glob("*.ready"))) == 2)
+    process.send_signal(number)
+    until(lambda: len(list(tmp_path.glob("*.stopped"))) == 2)
+    assert process.wait(20) == 0
 
 
 @pytest.mark.fast
