@@ -153,11 +153,11 @@ def _fit(
     seed: int, save: AnyPath | None, batch: int, on_error: str, skip: str,
 ) -> tuple[Stellar, dict, dict[str, Any]]:  # fmt: skip
     """Fit, measure and save, as `probe`, from the folder of an extraction or from a source."""
-    how = feature, kind, holdout
+    given = feature, kind, holdout
     if isinstance(data, AnyPath):
-        images, (x, y, classes) = f"of {data}", extracted(data, params, *how)
+        images, (x, y, classes) = f"of {data}", extracted(data, params, *given)
     else:
-        images, (x, y, classes) = data.about, encoded(model, params, data, *how, batch, on_error, skip)
+        images, (x, y, classes) = data.about, encoded(model, params, data, *given, batch, on_error, skip)
     # Checked again, because images that cannot be used may have been left out.
     fitting.check_classes(y, classes, f"the {len(y)} images {images}", kind, holdout)
     fitted, held = fitting.held_out(y, holdout, seed)
