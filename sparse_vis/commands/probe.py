@@ -202,14 +202,14 @@ def parser() -> Parser:
     add("--k", type=positive, default=fitting.KS, help="neighbours that vote with --kind=knn (%(default)s)")
     part = "share of each class on which the accuracy is measured (%(default)s)"
     add("--holdout", type=float, default=HOLDOUT, help=part)
-    add("--seed", type=positive, default=1, help="seed of the choice of held-out images (%(default)s)")
+    add("--seed", type=int, default=1, help="seed of the choice of held-out images (%(default)s)")
     add("--batch", type=positive, default=64, help="images per call of the encoder (%(default)s)")
     return parser
 
 
 def main() -> None:
     given = parser().parse_args()
-    holdout = calls.share("--holdout", given.holdout)
+    holdout, seed = calls.share("--holdout", given.holdout), calls.whole("--seed", given.seed, 0)
     output = given.output or probe_file.beside(given.checkpoint)
     if output is None:
         raise UserError(f"{given.checkpoint} has no folder of its own; give --output=FOLDER for the probe.")
@@ -225,6 +225,6 @@ def main() -> None:
         announce(source)
     _fit(
         model, params, folder or source, kind=given.kind, feature=given.feature, k=given.k, holdout=holdout,
-        seed=given.seed, save=path, batch=given.batch, on_error=given.on_error, skip="--on-error=skip",
+        seed=seed, save=path, batch=given.batch, on_error=given.on_error, skip="--on-error=skip",
     )  # fmt: skip
     print(f"wrote {path}; {probe_file.how_to_load(loaded, given.checkpoint, given.name, path)}")

@@ -89,7 +89,11 @@ def test_the_command_writes_beside_the_model_what_load_finds(workdir, folder, tm
     with pytest.raises(UserError, match=r"was fitted for a model with other parameters; fit a probe"):
         sparse_vis.load(workdir / "checkpoints" / "3", probe=path)
     # Elsewhere: the printed call loads it.
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--kind=knn", f"--output={tmp_path / 'other'}"])
+    given = [*sys.argv, "--kind=knn", f"--output={tmp_path / 'other'}"]
+    monkeypatch.setattr(sys, "argv", [*given, "--seed=-1"])
+    with pytest.raises(UserError, match=r"^--seed=-1 is not a whole number of at least 0; give one"):
+        probe.main()
+    monkeypatch.setattr(sys, "argv", [*given, "--seed=0"])
     probe.main()
     (call,) = re.findall(r"; load it with sparse_vis\.(load\(.*\)), and export", capsys.readouterr().out)
     assert len(eval(call, {"load": sparse_vis.load})[1]["classifier"]["gallery"]) == 18
