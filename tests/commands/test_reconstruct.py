@@ -98,6 +98,7 @@ def test_pixel_model(tmp_path, monkeypatch, capsys, photos):
     assert len(list((tmp_path / "out").rglob("*.png"))) == 3
     shown = float(re.search(r"mean PSNR (\S+) dB", printed)[1])
     assert abs(shown - np.mean(-10 * np.log10(errors))) < 0.006
+    assert f"\nwrote 3 PNGs into {tmp_path / 'out'}\n" in printed
     assert re.search(r"^reconstructing: 3/3 images  \S+ images/s  ETA 0:00:00$", printed, re.M)
 
 
