@@ -132,8 +132,8 @@ def reconstruct_folder(model: Stellar, params: dict, source: Source, given: argp
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with whole(path) as partial:
                     (with_maps(sheet, inside, L, grid) if given.maps else sheet).save(partial, format="PNG")
-            if pixels.shape == floats.shape:  # not for VQ models that turn 224 px into 256
-                quality += list(psnr(pixels, floats))
+            if pixels.shape == seen.shape:  # not for VQ models that turn 224 px into 256
+                quality += list(psnr(pixels, seen))
             if agreement is not None:
                 kept += agreement(images) * len(images)
             done += len(images)
