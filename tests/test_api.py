@@ -1,5 +1,6 @@
 import os
 import pathlib
+import runpy
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,14 @@ def test_the_shipped_model_is_compared_with_its_checksums(tmp_path):
         with pytest.raises(UserError, match=rf"{name} is damaged.*install the package again"):
             check_shipped(folder)
         (folder / name).write_bytes(whole)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["pictures-tiny", "scenes-tiny"])
+def test_a_shipped_model_draws_first_weights_as_its_training_did(name):
+    config = runpy.run_path(str(ROOT / "configs" / f"{name.replace('-', '_')}.py"))["get_config"]()
+    model, _ = sparse_vis.load(name)
+    assert model.encoder.sizes.init_std == model.decoder.sizes.init_std == config.model.init_std
 
 
 @pytest.mark.fast

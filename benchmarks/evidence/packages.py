@@ -20,7 +20,7 @@ def folders(spec, doc: str) -> Iterator[tuple[pathlib.Path, ...]]:
     """
     parser, folder = script_parser(spec, doc), {"type": paths.path, "metavar": "FOLDER"}
     parser.add_argument("--output", required=True, **folder, help="new folder")
-    parser.add_argument("--downloads", **folder, help="where packages are, or are kept; default: removed")
+    parser.add_argument("--downloads", **folder, help="keep the packages here (default: do not keep them)")
     given = parser.parse_args()
     if given.output.exists():
         raise UserError(f"{given.output} exists already; give another --output, or remove it.")

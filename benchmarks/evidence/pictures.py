@@ -140,8 +140,10 @@ def write_objects(tree: pathlib.Path, output: pathlib.Path) -> collections.Count
             split = split_of(name)
             folder = output / "objects" / split / category
             folder.mkdir(parents=True, exist_ok=True)
-            drawn.save(folder / f"{name}.png")
-            counts[split] += 1
+            # Of drawings with one name the last is kept, as in the files on which pictures-tiny was trained.
+            written = folder / f"{name}.png"
+            counts["of the same name" if written.exists() else split] += 1
+            drawn.save(written)
         print(category, *(f"{n} {what}" for what, n in sorted(counts.items())), flush=True)
         total += counts
     return total

@@ -132,8 +132,8 @@ def reconstruct_folder(model: Stellar, params: dict, source: Source, given: argp
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with whole(path) as partial:
                     (with_maps(sheet, inside, L, grid) if given.maps else sheet).save(partial, format="PNG")
-            if pixels.shape == floats.shape:  # not for VQ models that turn 224 px into 256
-                quality += list(psnr(pixels, floats))
+            if pixels.shape == seen.shape:  # not for VQ models that turn 224 px into 256
+                quality += list(psnr(pixels, seen))
             if agreement is not None:
                 kept += agreement(images) * len(images)
             done += len(images)
@@ -144,6 +144,7 @@ def reconstruct_folder(model: Stellar, params: dict, source: Source, given: argp
         progress.add(len(skips))
         write_whole(output / skipped.FILE, "".join(skipped.lines(skips)))
         print(f"{len(skips)} images skipped; {output / skipped.FILE} lists them with the reasons")
+    print(f"wrote {done} PNGs into {given.output}")
     if quality:
         print(f"mean PSNR {np.mean(quality):.2f} dB")
     if agreement is not None:
@@ -190,7 +191,7 @@ def main() -> None:
     size = "size in pixels of the largest centre crop (default: the model's size, cropped as in extract)"
     add("--size", type=image_size, metavar="HxW", help=size)
     add("--letterbox")
-    shown = "also show the hard segmentation and the map of each token"
+    shown = "also show argmax L, and each token's map, black where it is smallest"
     add("--maps", action="store_true", help=shown)
     add("--on-error")
     add("--max-pixels")

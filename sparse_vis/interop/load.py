@@ -31,7 +31,8 @@ RELEASED = "sparse_tokens"  # a tensor that released STELLAR models have and bac
 
 # Small models in the package: a release folder with a README.md for each, and the data of their training.
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "checkpoints"
-LEARNT_FROM = {"pictures-tiny": "pictures", "scenes-tiny": "scenes"}
+# What their manifests do not say: the source of the training images, and `init_std` of the first weights.
+TRAINING = {"pictures-tiny": ("pictures", 0.1), "scenes-tiny": ("scenes", 0.02)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,9 +204,9 @@ def read_model(
             raise UserError(f"{path} has no model {name!r}; leave the name out.")
         check_shipped(SHIPPED / path)
         loaded = _read_folder(SHIPPED / path, None)
-        data, size = loaded.config.data, loaded.config.model.image_size
-        data.source = LEARNT_FROM[path.name]
-        data.scenes.size = data.pictures.size = size
+        data, of = loaded.config.data, loaded.config.model
+        data.source, of.init_std = TRAINING[path.name]
+        data.scenes.size = data.pictures.size = of.image_size
         return loaded
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist{_alike(path)}; give a {paths.PLACES}.")

@@ -89,7 +89,9 @@ def make_contents(arguments: argparse.Namespace) -> dict[str, Any]:
     """The variables of report.html; a part that is absent is a string with the reason."""
     found = read_model(arguments.checkpoint, arguments.name)
     config = found.config
-    data_known = found.step is not None or is_shipped(arguments.checkpoint)
+    # Of the models in the package, only scenes are at hand; pictures may be in any folder.
+    generated = is_shipped(arguments.checkpoint) and config.data.source == "scenes"
+    data_known = found.step is not None or generated
     source, rows, origin = find_images(
         config, arguments.images, arguments.split, arguments.data_dir, data_known=data_known,
         max_pixels=arguments.max_pixels,

@@ -27,6 +27,7 @@ def test_objects_are_cut_out_and_split_by_name(tmp_path, capsys):
     clipart, stamps = tmp_path / pictures.CLIPART, tmp_path / pictures.STAMPS
     write(clipart / "animals" / "birds" / "duck_01.png", 60, 0.5, 10)
     write(clipart / "animals" / "birds" / "duck_02.png", 60, 0.5, 20)
+    write(clipart / "animals" / "birds" / "young" / "duck_02.png", 80, 0.5, 25)
     write(clipart / "animals" / "copy.png", 60, 0.5, 10)
     write(clipart / "animals" / "scribble.png", 60, 0.1, 30)
     write(clipart / "animals" / "poster.png", 60, 1, 40)
@@ -39,10 +40,13 @@ def test_objects_are_cut_out_and_split_by_name(tmp_path, capsys):
         write(stamps / "animals" / f"{name}.png", 60, 0.5, 100 + number)
     found = pictures.write_objects(tmp_path, tmp_path / "out")
     lines = capsys.readouterr().out.splitlines()
-    left_out = {"lines": 1, "rectangle": 1, "opaque": 1, "thin": 1, "twice": 1}
+    left_out = {"lines": 1, "rectangle": 1, "opaque": 1, "thin": 1, "twice": 1, "of the same name": 1}
     assert {name: found[name] for name in left_out} == left_out
     written = {path.stem: path for path in (tmp_path / "out" / "objects").rglob("*.png")}
     assert sorted(written) == ["a", "c", "car", "duck_01", "duck_02"]
+    assert len(written) == sum(found[split] for split in ("train", "validation", "test"))
+    with Image.open(written["duck_02"]) as duck:  # the later one of this name
+        assert duck.size == (80, 80)
     assert written["duck_01"].parent == written["duck_02"].parent  # variants of one drawing
     assert written["car"].parent.name == "vehicles" and written["a"].parent.name == "animals"
     assert len(lines) == len(pictures.CATEGORIES) and lines[0].startswith("animals ")

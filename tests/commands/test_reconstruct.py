@@ -98,6 +98,7 @@ def test_pixel_model(tmp_path, monkeypatch, capsys, photos):
     assert len(list((tmp_path / "out").rglob("*.png"))) == 3
     shown = float(re.search(r"mean PSNR (\S+) dB", printed)[1])
     assert abs(shown - np.mean(-10 * np.log10(errors))) < 0.006
+    assert f"\nwrote 3 PNGs into {tmp_path / 'out'}\n" in printed
     assert re.search(r"^reconstructing: 3/3 images  \S+ images/s  ETA 0:00:00$", printed, re.M)
 
 
@@ -273,6 +274,20 @@ def test_a_size_and_a_letterbox_show_more_of_an_image(tmp_path, monkeypatch, cap
         assert (shown[:16] == [124, 116, 104]).all() and (shown[48:] == [124, 116, 104]).all()
     else:  # its middle half, twice as large: neither red nor blue
         assert shown.max() <= 2
+
+
+def test_the_psnr_is_that_of_whole_patches(tmp_path, monkeypatch, capsys, photos):
+    how = dict(checkpoint=PIXEL, input=photos, output=tmp_path / "out", size="70x64")  # patches of 16 pixels
+    code, printed = run(monkeypatch, capsys, **how)
+    assert code is None
+    model, params = sparse_vis.load(PIXEL)
+    errors = []
+    for sheet in (tmp_path / "out").rglob("*.png"):
+        seen = np.asarray(Image.open(sheet))[:64, :64]
+        pixels = sparse_vis.reconstruct(model, params, sparse_vis.encode(model, params, seen[None]))
+        errors.append(np.mean((np.asarray(pixels)[0] - seen / 255) ** 2))
+    shown = float(re.search(r"mean PSNR (\S+) dB", printed)[1])
+    assert abs(shown - np.mean(-10 * np.log10(errors))) < 0.006
 
 
 def test_a_size_below_a_patch_is_refused(tmp_path, monkeypatch, capsys, photos):

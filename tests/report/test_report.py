@@ -334,6 +334,7 @@ def test_what_is_known_of_images_is_said(tmp_path, photos):
     ("flags", "message"),
     [
         ({"checkpoint": "nothing"}, "checkpoint nothing does not exist; give a workdir"),
+        ({"checkpoint": "pictures-tiny"}, "does not say where its images are; give --images=FOLDER."),
         ({"output": "{tmp}"}, "is a folder; give the name of an HTML file"),
         ({"output": "{tmp}/no/report.html"}, "no/report.html does not exist; make it or give another"),
         ({"output": "{tmp}/mine.html"}, "mine.html exists and is not a report; give another name"),
