@@ -140,8 +140,9 @@ def write_objects(tree: pathlib.Path, output: pathlib.Path) -> collections.Count
             split = split_of(name)
             folder = output / "objects" / split / category
             folder.mkdir(parents=True, exist_ok=True)
+            # The later of two drawings of one name stays, as in the data of pictures-tiny.
+            counts["of the same name" if (folder / f"{name}.png").exists() else split] += 1
             drawn.save(folder / f"{name}.png")
-            counts[split] += 1
         print(category, *(f"{n} {what}" for what, n in sorted(counts.items())), flush=True)
         total += counts
     return total

@@ -28,6 +28,7 @@ def test_objects_are_cut_out_and_split_by_name(tmp_path, capsys):
     write(clipart / "animals" / "birds" / "duck_01.png", 60, 0.5, 10)
     write(clipart / "animals" / "birds" / "duck_02.png", 60, 0.5, 20)
     write(clipart / "animals" / "copy.png", 60, 0.5, 10)
+    write(clipart / "animals" / "fish" / "duck_02.png", 60, 0.5, 25)  # which replaces the other
     write(clipart / "animals" / "scribble.png", 60, 0.1, 30)
     write(clipart / "animals" / "poster.png", 60, 1, 40)
     write(clipart / "animals" / "photo.png", 60, 0.5, 50, mode="RGB")
@@ -39,9 +40,10 @@ def test_objects_are_cut_out_and_split_by_name(tmp_path, capsys):
         write(stamps / "animals" / f"{name}.png", 60, 0.5, 100 + number)
     found = pictures.write_objects(tmp_path, tmp_path / "out")
     lines = capsys.readouterr().out.splitlines()
-    left_out = {"lines": 1, "rectangle": 1, "opaque": 1, "thin": 1, "twice": 1}
+    left_out = {"lines": 1, "rectangle": 1, "opaque": 1, "thin": 1, "twice": 1, "of the same name": 1}
     assert {name: found[name] for name in left_out} == left_out
     written = {path.stem: path for path in (tmp_path / "out" / "objects").rglob("*.png")}
+    assert sum(found[split] for split in ("train", "validation", "test")) == len(written)
     assert sorted(written) == ["a", "c", "car", "duck_01", "duck_02"]
     assert written["duck_01"].parent == written["duck_02"].parent  # variants of one drawing
     assert written["car"].parent.name == "vehicles" and written["a"].parent.name == "animals"
