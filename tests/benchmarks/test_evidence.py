@@ -155,6 +155,7 @@ done
     def run(*arguments):
         return subprocess.run(["bash", str(script), *arguments], capture_output=True, text=True, env=env)
 
+    assert "pictures.tar is missing; run pack first" in run("train", "1").stderr
     assert run("pack").returncode == 0 and "grain==" in (tmp_path / "calls").read_text()
     with tarfile.open(tree / ".gpu" / "pictures.tar") as packed:
         assert {name.split("/")[1] for name in packed.getnames() if "/" in name} == {"train"}
