@@ -20,7 +20,8 @@ import time
 from benchmarks.evidence.experiments import GROUPS, Group
 from benchmarks.speed.command import script_parser
 from sparse_vis.runtime import paths
-from sparse_vis.runtime.errors import UserError, command_line
+from sparse_vis.runtime.errors import UserError, command_line, explained
+from sparse_vis.runtime.files import write_whole
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
@@ -53,6 +54,15 @@ def run(group: str, name: str, seed: int, workdirs: pathlib.Path) -> dict:
             for encoder, tasks in encoders.items()
         },
     }  # fmt: skip
+
+
+def read_results(folder: pathlib.Path) -> list[dict]:
+    """The results of a group's finished runs, in the order of their files' names."""
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        with explained(ValueError, f"{file} cannot be read", "delete it and run its row and seed again."):
+            found.append(json.loads(file.read_text()))
+    return found
 
 
 def number(result: dict, encoder: str, path: tuple[str, ...]) -> float | None:
@@ -99,9 +109,11 @@ def table(group: Group, results: list[dict]) -> str:
 
 def write_tables(results: pathlib.Path, pages: tuple[pathlib.Path, ...]) -> None:
     """Write each group's table between `<!-- NAME -->` and `<!-- end -->` on the page with these marks."""
+    if not results.is_dir():
+        raise UserError(f"--results={results} is no folder; give that of the result files.")
     texts = {page: page.read_text() for page in pages}
     for name, group in GROUPS.items():
-        found = [json.loads(file.read_text()) for file in sorted((results / name).glob("*.json"))]
+        found = read_results(results / name)
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         page = next((page for page, text in texts.items() if pattern.search(text)), None)
         if page is None:
@@ -110,7 +122,7 @@ def write_tables(results: pathlib.Path, pages: tuple[pathlib.Path, ...]) -> None
         body = table(group, found) if found else "*Not run yet.*"
         texts[page] = pattern.sub(lambda match, body=body: f"{match[1]}\n{body}\n\n{match[2]}", texts[page])
     for page, text in texts.items():
-        page.write_text(text)
+        write_whole(page, text)
 
 
 def main() -> None:
@@ -135,7 +147,7 @@ def main() -> None:
             print(f"{name}: {found.title}\n    {', '.join(found.rows)}")
         return None
     rows, seeds = GROUPS[group].rows, arguments.seeds.split(",")
-    wanted = arguments.rows.split(",") if arguments.rows else list(rows)
+    wanted = list(rows) if arguments.rows is None else arguments.rows.split(",")
     if unknown := [name for name in wanted if name not in rows]:
         raise UserError(f"--rows={unknown[0]} is not a row of {group}; it has {', '.join(rows)}.")
     if wrong := [seed for seed in seeds if not re.fullmatch("[0-9]+", seed)]:
@@ -149,7 +161,7 @@ def main() -> None:
         print(f"{done + 1}/{len(todo)} {name}, seed {seed} ...  ETA {left}", flush=True)
         result, file = run(group, name, seed, arguments.workdirs), files[name, seed]
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(result, indent=1) + "\n")
+        write_whole(file, json.dumps(result, indent=1) + "\n")
         print(f"    {result['seconds']:.0f} s -> {file}", flush=True)
     return None
 

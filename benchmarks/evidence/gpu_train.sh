@@ -27,6 +27,10 @@ pack() {
 train() {
   local seconds=$1 work out=${OUT:-runs/gpu_train} settings
   shift
+  if [[ ! -f $packed/pictures.tar ]]; then
+    echo "error: $packed/pictures.tar is missing; run pack first, and copy $packed too." >&2
+    exit 1
+  fi
   settings=(--config.train.batch=256 --config.data.workers=14 --config.data.threads=4 --config.efficiency.dtype=bfloat16)
   if [[ ${1:-} == --small ]]; then
     shift

@@ -8,13 +8,12 @@ it. Points are means over seeds, bars standard deviations. Encoders without a PS
 horizontal lines.
 """
 
-import json
 import statistics
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.evidence.evidence import RESULTS, TRAINED, number
+from benchmarks.evidence.evidence import RESULTS, TRAINED, number, read_results
 from benchmarks.evidence.experiments import GROUPS, NEW_DECODER, Group
 from benchmarks.speed.command import check_file, script_parser
 from sparse_vis.runtime import paths
@@ -90,13 +89,14 @@ def main() -> None:
     add("--results", type=paths.path, metavar="DIR", default=RESULTS, help="where the result files are")
     given = parser.parse_args()
     check_file(str(given.output), "--output")
-    files = sorted((given.results / given.group).glob("*.json"))
-    if not files:
+    if given.output.suffix not in (".png", ".svg"):
+        raise UserError(f"--output={given.output} ends in neither .png nor .svg; give such a file.")
+    results = read_results(given.results / given.group)
+    if not results:
         raise UserError(
             f"{given.results / given.group} has no results; first run the group with "
             f"python -m benchmarks.evidence.evidence --group={given.group}."
         )
-    results = [json.loads(file.read_text()) for file in files]
     sheet = figure(GROUPS[given.group], results)
     sheet.savefig(given.output, dpi=150)
     print(f"{len(results)} results -> {given.output}")

@@ -60,6 +60,7 @@ def main() -> None:
     add("--tokenizer")
     add("--port", type=port, default=0, help="port of the address (default: a free one)")
     add("--max-pixels")
+    add("--letterbox")
     searched = "extraction of --images (`extract`); without it, one is made and deleted at the end"
     add("--gallery", type=paths.local, metavar="EXTRACTION", help=searched)
     add("--images", type=paths.local, metavar="FOLDER", help="images to search for similar tokens")
@@ -88,7 +89,8 @@ def main() -> None:
         if given.images is not None and given.gallery is None:
             given.gallery = extracted(given, pathlib.Path(place, "features"))
         gallery = given.gallery and Extraction(given.gallery, given.images, model, params, given.max_pixels)
-        serve(Shelf(model, params, given.max_pixels, gallery), given.checkpoint, listening)
+        shelf = Shelf(model, params, given.max_pixels, gallery, letterbox=given.letterbox)
+        serve(shelf, given.checkpoint, listening)
 
 
 def extracted(given: argparse.Namespace, output: pathlib.Path) -> pathlib.Path:
@@ -98,7 +100,8 @@ def extracted(given: argparse.Namespace, output: pathlib.Path) -> pathlib.Path:
     name = [] if given.name is None else [f"--name={given.name}"]
     # An absolute path, because the folder's name may look like an address or begin with ~.
     images = f"--input={given.images.absolute()}", f"--max-pixels={given.max_pixels}", "--on-error=skip"
-    flags = [f"--checkpoint={given.checkpoint}", *name, *images, f"--output={output}"]
+    whole = ["--letterbox"] if given.letterbox else []
+    flags = [f"--checkpoint={given.checkpoint}", *name, *images, *whole, f"--output={output}"]
     with reworded(lambda sentence: sentence.replace("--input", "--images")), in_one_sentence(output):
         extract.extract(extract.parser().parse_args(flags))
     for line in (output / skipped.FILE).read_text("utf-8").splitlines()[:SHOWN]:
@@ -108,7 +111,7 @@ def extracted(given: argparse.Namespace, output: pathlib.Path) -> pathlib.Path:
 
 def export(given: argparse.Namespace) -> None:
     """Write the page that needs no server of ours, and print how to serve it."""
-    served = ("gallery", "images", "tokenizer", "port")
+    served = ("gallery", "images", "tokenizer", "port", "letterbox")
     if wrong := next((name for name in served if getattr(given, name)), None):
         raise UserError(f"--{wrong} needs the server; leave out --{wrong}, or --export.")
     static_page.check(given.export)

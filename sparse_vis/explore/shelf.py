@@ -44,8 +44,12 @@ class NotHeld(Exception):
 class Shelf:
     """Pictures by id, a checksum, so that the same picture sent twice is kept once."""
 
-    def __init__(self, model: Stellar, params: dict, max_pixels: int, gallery: Extraction | None = None):
+    def __init__(
+        self, model: Stellar, params: dict, max_pixels: int, gallery: Extraction | None = None, *,
+        letterbox: bool = False,
+    ):  # fmt: skip
         self.model, self.params, self.max_pixels, self.gallery = model, params, max_pixels, gallery
+        self.letterbox = letterbox
         self._files: collections.OrderedDict[str, bytes] = collections.OrderedDict()
         self._encoded: collections.OrderedDict[tuple[str, int], Square] = collections.OrderedDict()
         self._lock = threading.RLock()  # one computation at a time uses all cores already
@@ -62,7 +66,10 @@ class Shelf:
         return decode_file({"image": file, "name": name, "max_pixels": self.max_pixels})
 
     def encoded(self, key: str, side: int) -> Square:
-        """The picture's largest centred square on side x side patches, encoded. Raises NotHeld."""
+        """The picture's largest centred square, with `letterbox` all of it, on side x side patches, encoded.
+
+        Raises NotHeld.
+        """
         if not SIDES[0] <= side <= SIDES[1]:
             raise UserError(f"the resolution {side} is not from {SIDES[0]} to {SIDES[1]} patches; change it.")
         with self._lock:
@@ -73,7 +80,8 @@ class Shelf:
     def _encode(self, key: str, side: int) -> Square:
         if key not in self._files:
             raise NotHeld(key)
-        pixels = fitted(self._pixels(self._files[key], key), (side * self.model.patch,) * 2, letterbox=False)
+        pixels = self._pixels(self._files[key], key)
+        pixels = fitted(pixels, (side * self.model.patch,) * 2, letterbox=self.letterbox)
         found = api.encode(self.model, self.params, pixels[None])
         return Square(pixels, np.asarray(found.sparse[0]), np.asarray(found.spatial[0]))
 

@@ -168,6 +168,7 @@ def training_curves(
     for axis, name in zip(figure.subplots(lines, columns, squeeze=False).flat, names, strict=False):
         curve(axis, *metrics[name], linewidth=1.5)
         axis.set_title(name, fontsize=8)
+        axis.set_xlabel("step", fontsize=7)
         axis.tick_params(labelsize=7)
     for axis in figure.axes[len(names) :]:
         axis.set_axis_off()

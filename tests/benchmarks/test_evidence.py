@@ -65,6 +65,8 @@ def test_a_run_is_trained_evaluated_kept_and_not_run_again(groups, monkeypatch, 
 def test_a_failed_run_and_an_unknown_row_are_named(groups, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="--rows=plan is not a row of tiny; it has plain, masked, other"):
         start(monkeypatch, tmp_path, "--rows=plan")
+    with pytest.raises(UserError, match="--rows= is not a row of tiny"):
+        start(monkeypatch, tmp_path, "--rows=")
     with pytest.raises(UserError, match="'a' is not a seed; give numbers"):
         start(monkeypatch, tmp_path, "--seeds=0,a")
     with pytest.raises(UserError, match=r"tiny/other seed 0 failed: see the end of .*log\.txt"):
@@ -104,6 +106,19 @@ def test_tables_hold_mean_and_deviation_over_seeds(groups, tmp_path):
 
 
 @pytest.mark.fast
+def test_results_that_are_damaged_or_missing_leave_the_tables_as_they_are(groups, tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text("<!-- tiny -->\nold\n<!-- end -->\n")
+    with pytest.raises(UserError, match=r"--results=.*nowhere is no folder; give that"):
+        evidence.write_tables(tmp_path / "nowhere", (page,))
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "plain-seed0.json").write_text('{"row": "pla')
+    with pytest.raises(UserError, match=r"plain-seed0\.json cannot be read \(.*\); delete it and run"):
+        evidence.write_tables(tmp_path, (page,))
+    assert "old" in page.read_text()
+
+
+@pytest.mark.fast
 def test_the_page_of_results_has_a_place_for_every_group():
     text = "".join(page.read_text() for page in evidence.PAGES)
     assert all(text.count(f"<!-- {name} -->") == 1 for name in GROUPS)
@@ -140,6 +155,7 @@ done
     def run(*arguments):
         return subprocess.run(["bash", str(script), *arguments], capture_output=True, text=True, env=env)
 
+    assert "pictures.tar is missing; run pack first" in run("train", "1").stderr
     assert run("pack").returncode == 0 and "grain==" in (tmp_path / "calls").read_text()
     with tarfile.open(tree / ".gpu" / "pictures.tar") as packed:
         assert {name.split("/")[1] for name in packed.getnames() if "/" in name} == {"train"}

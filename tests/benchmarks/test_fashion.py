@@ -57,6 +57,28 @@ def test_images_lie_below_their_classes(package, tmp_path, monkeypatch):
         start(monkeypatch, f"--output={out}", f"--downloads={package}")
 
 
+def test_an_interrupted_run_leaves_nothing_that_looks_complete(package, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    out, arguments = tmp_path / "out", (f"--output={tmp_path / 'out'}", f"--downloads={package}")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fashion.Progress, "add", interrupted)  # after the first image
+        start(monkeypatch, *arguments)
+    assert not out.exists()
+    start(monkeypatch, *arguments)
+    assert len(list(out.rglob("*.png"))) == 30 and not out.with_name("out.partial").exists()
+
+
+def test_folders_that_cannot_be_made_are_named_before_any_download(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UserError, match=r"cannot be made .*; give another --output"):
+        start(monkeypatch, f"--output={file}/out", f"--downloads={tmp_path}")
+    with pytest.raises(UserError, match=r"file cannot be made .*; give another --downloads"):
+        start(monkeypatch, f"--output={tmp_path}/out", f"--downloads={file}")
+
+
 def test_a_damaged_file_is_named(tmp_path):
     whole = gzip.decompress(idx(np.zeros((3, 4), np.uint8)))
     for name, data in (("short", whole[:-1]), ("floats", whole[:2] + b"\x0d" + whole[3:])):

@@ -172,6 +172,9 @@ def test_the_plot_shows_mean_S_or_the_better_feature_and_lines_without_a_PSNR(tm
     np.testing.assert_allclose([*ours.lines[0].get_xdata(), *ours.lines[0].get_ydata()], [23.0, 0.75])
     assert dino.get_label() == "DINO" and list(line.get_ydata()) == [0.79, 0.79]
 
+    monkeypatch.setattr("sys.argv", ["plot.py", f"--output={tmp_path / 'new'}"])
+    with pytest.raises(UserError, match=r"new ends in neither \.png nor \.svg"):
+        plot.main()
     command = ["plot.py", f"--output={tmp_path / 'new.png'}", f"--results={tmp_path}"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(UserError, match="has no results; first run the group"):

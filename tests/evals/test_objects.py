@@ -110,6 +110,25 @@ def test_an_encoder_without_tokens_has_patches_alone():
     assert measured(gives=("dense",)).metrics.keys() == {"U by mask"}
 
 
+def test_scenes_without_objects_or_of_one_class_have_no_numbers_and_a_reason():
+    class Changed(Corners):
+        label = -1
+
+        def __init__(self, count, seed):
+            super().__init__(count, seed)
+            self.labels = np.full_like(self.labels, self.label)
+
+    class OneClass(Changed):
+        label = 2
+
+    for source, reason in (
+        (Changed, "0 training and 0 test objects have a class; it needs 6 and 1"),
+        (OneClass, "all training objects are of one class"),
+    ):
+        found = measured(source=source)
+        assert not found.metrics and found.absent == {"objects": reason}
+
+
 def test_reducers_give_every_object_a_row():
     images = np.stack([Corners(3, 0)[i]["image"] for i in range(3)])
     labels = np.pad(Corners(3, 0).labels, ((0, 0), (0, 2)), constant_values=-1)

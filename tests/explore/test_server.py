@@ -57,6 +57,17 @@ def pixels_of(found):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(found["picture"]))))
 
 
+def test_letterbox_shows_the_whole_picture_in_a_border(loaded):
+    shelf, file = Shelf(*loaded, max_pixels=10**6, letterbox=True), io.BytesIO()
+    wide = np.zeros((40, 120, 3), np.uint8)
+    wide[:, :20] = 255  # not in the centred square
+    Image.fromarray(wide).save(file, "PNG")
+    pixels = shelf.encoded(shelf.put(file.getvalue(), "wide"), SIDE).pixels
+    third = SIDE * PATCH // 3
+    assert (pixels[: third - 1] == (124, 116, 104)).all() and (pixels[1 - third :] == (124, 116, 104)).all()
+    assert (pixels[SIDE * PATCH // 2, :2] > 200).all() and (pixels[SIDE * PATCH // 2, -2:] < 50).all()
+
+
 def test_the_page_shows_what_python_computes(client, loaded):
     file, pixels = picture()
     key = put(client, file)

@@ -148,10 +148,12 @@ def test_a_folder_of_images_alone_is_extracted_first(extracted, workdir, tmp_pat
 
     def serve(shelf, name, listening):
         listening.close()
+        assert shelf.letterbox and shelf.gallery.manifest["letterbox"]
         served.append((shelf.gallery.search(np.ones(shelf.gallery.index.shape[1]), 99), shelf.gallery.folder))
 
     def explore(folder):
-        monkeypatch.setattr(sys, "argv", ["explore", f"--checkpoint={workdir}", f"--images={folder}"])
+        given = f"--checkpoint={workdir}", f"--images={folder}", "--letterbox"
+        monkeypatch.setattr(sys, "argv", ["explore", *given])
         tool.main()
 
     served = []

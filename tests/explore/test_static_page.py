@@ -284,6 +284,8 @@ def test_mistakes_of_the_command(monkeypatch, tmp_path, loaded):
     assert refused(monkeypatch, "--runtime=x") == "--runtime is for --export; give both, or neither."
     said = refused(monkeypatch, given, "--gallery=x", "--images=y")
     assert said == "--gallery needs the server; leave out --gallery, or --export."
+    said = refused(monkeypatch, given, "--letterbox")
+    assert said == "--letterbox needs the server; leave out --letterbox, or --export."
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else found(name))
     assert refused(monkeypatch, given) == '--export needs the package onnx; run pip install -e ".[onnx]".'

@@ -171,6 +171,7 @@ def test_metrics_file_to_curves(tmp_path):
     first, second, rest = figure.axes
     np.testing.assert_array_equal(first.lines[0].get_xydata(), [[1, 100], [5, 2]])
     assert (first.get_yscale(), second.get_yscale(), rest.axison) == ("log", "linear", False)
+    assert first.get_xlabel() == second.get_xlabel() == "step"
 
 
 def test_a_missing_or_damaged_metrics_file_is_named(tmp_path):

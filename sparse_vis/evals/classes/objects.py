@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from sparse_vis.data.records import Records
 from sparse_vis.evals.classes.knn import knn_accuracy, recall_at_k
 from sparse_vis.evals.classes.linear import SweepProtocol, sweep
+from sparse_vis.evals.dataset import no_classes
 from sparse_vis.evals.features import AnyArray, Split, square_grid
 from sparse_vis.evals.task import Bench, Reducer, Result, Task
 
@@ -77,6 +78,8 @@ def _rows(columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.nda
 def _measure(bench: Bench, config: ConfigDict) -> Result:
     (x, y, _), (test_x, test_y, numbers) = map(_rows, map(bench.columns, ("train", "test")))
     classes, protocol, k = bench.data.classes, SweepProtocol(seed=bench.seed), min(NEIGHBOURS, len(y))
+    if why := no_classes(y, test_y, protocol.least_rows):
+        return Result({}, {"objects": why.replace("images", "objects")})
     probes = sweep(x, y, test_x, test_y, classes=classes, protocol=protocol).alone
     metrics = {}
     for name in x:
