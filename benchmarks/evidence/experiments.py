@@ -183,6 +183,8 @@ GROUPS = {
             *(*SCENES, KNN, LINEAR, CLS_U),
             Column("object, S by L", ("objects", "S by L", "linear")),
             Column("object, U by mask", ("objects", "U by mask", "linear")),
+            factor("L after a move", "L after a moved map"),
+            factor("(with the original L)", "L after a moved map", "compared_with"),
             factor("S after a swap", "S after a swapped token"),
             factor("(with the original S)", "S after a swapped token", "compared_with"),
         ),
