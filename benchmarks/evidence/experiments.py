@@ -180,9 +180,11 @@ GROUPS = {
     "pictures": Group(
         "objects on photographs: tokens, classes of whole pictures and of single objects",
         (
-            *(*SCENES, KNN, LINEAR, CLS_U),
+            *(*SCENES, KNN, LINEAR),
             Column("object, S by L", ("objects", "S by L", "linear")),
             Column("object, U by mask", ("objects", "U by mask", "linear")),
+            Column("recall@1, S by L", ("objects", "S by L", "recall1")),
+            Column("recall@1, U by mask", ("objects", "U by mask", "recall1")),
             factor("L after a move", "L after a moved map"),
             factor("(with the original L)", "L after a moved map", "compared_with"),
             factor("S after a swap", "S after a swapped token"),
