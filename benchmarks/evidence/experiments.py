@@ -40,6 +40,7 @@ CLS = Column("linear CLS", ("linear", "cls", "accuracy"))
 CONCATENATED = Column("linear all of S", ("linear", "concat_S", "accuracy"))
 CLS_U = Column("linear CLS and mean U", ("linear", "cls_mean_U", "accuracy"))
 KNN_CLS = Column("kNN CLS", ("knn", "cls", "k20"))
+KNN_U = Column("kNN mean U", ("knn", "mean_U", "k20"))
 PSNR = Column("PSNR", ("reconstruction", "", "psnr"), 2)
 NEW_DECODER = Column("PSNR, new decoder", ("reconstruction_probe", "Z, centre|U, centre", "psnr"), 2)
 IOU = Column("best-token IoU", ("localization", "", "best_iou"))
@@ -160,7 +161,7 @@ GROUPS = {
     ),
     "fashion": Group(
         "classes and pixels of Fashion-MNIST, beside peers of the package lightly",
-        (KNN, LINEAR, CONCATENATED, KNN_CLS, CLS, CLS_U, NEW_DECODER, PSNR),
+        (KNN, LINEAR, CONCATENATED, KNN_CLS, KNN_U, CLS, CLS_U, NEW_DECODER, PSNR),
         {
             **compared("configs/fashion.py", "ours", ALONE),
             "DINO": peer("dino"),
