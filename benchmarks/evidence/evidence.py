@@ -21,7 +21,7 @@ from benchmarks.evidence.experiments import GROUPS, Group
 from benchmarks.speed.command import script_parser
 from sparse_vis.runtime import paths
 from sparse_vis.runtime.errors import UserError, command_line, explained
-from sparse_vis.runtime.files import write_whole
+from sparse_vis.runtime.files import read_json, write_whole
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
@@ -61,7 +61,7 @@ def read_results(folder: pathlib.Path) -> list[dict]:
     found = []
     for file in sorted(folder.glob("*.json")):
         with explained(ValueError, f"{file} cannot be read", "delete it and run its row and seed again."):
-            found.append(json.loads(file.read_text()))
+            found.append(read_json(file))
     return found
 
 

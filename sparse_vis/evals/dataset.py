@@ -214,12 +214,17 @@ def without_unlabelled(
     return {name: columns[name][known] for name in names}, columns["label"][known].astype(np.int32)
 
 
-def no_classes(train: Int[np.ndarray, " N"], test: Int[np.ndarray, " M"], least: int) -> str:
-    """Why a probe that needs `least` training images cannot be trained on these classes (-1: none), or ""."""
+def no_classes(
+    train: Int[np.ndarray, " N"], test: Int[np.ndarray, " M"], least: int, what: str = "images"
+) -> str:
+    """Why a probe that needs `least` training rows cannot be trained on these classes (-1: none), or "".
+
+    what: what the rows are, for the sentence.
+    """
     train, test = train[train >= 0], test[test >= 0]
     if len(train) < least or not len(test):
-        return f"{len(train)} training and {len(test)} test images have a class; it needs {least} and 1"
-    return "" if len(np.unique(train)) > 1 else "all training images are of one class"
+        return f"{len(train)} training and {len(test)} test {what} have a class; it needs {least} and 1"
+    return "" if len(np.unique(train)) > 1 else f"all training {what} are of one class"
 
 
 def multi_hot(labels: Int[AnyArray, "N k"], classes: int) -> Bool[np.ndarray, "N classes"]:

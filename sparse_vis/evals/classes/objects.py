@@ -78,8 +78,8 @@ def _rows(columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.nda
 def _measure(bench: Bench, config: ConfigDict) -> Result:
     (x, y, _), (test_x, test_y, numbers) = map(_rows, map(bench.columns, ("train", "test")))
     classes, protocol, k = bench.data.classes, SweepProtocol(seed=bench.seed), min(NEIGHBOURS, len(y))
-    if why := no_classes(y, test_y, protocol.least_rows):
-        return Result({}, {"objects": why.replace("images", "objects")})
+    if why := no_classes(y, test_y, protocol.least_rows, "objects"):
+        return Result({}, {"objects": why})
     probes = sweep(x, y, test_x, test_y, classes=classes, protocol=protocol).alone
     metrics = {}
     for name in x:
